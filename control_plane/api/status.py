@@ -1,0 +1,61 @@
+"""What `GET /status` tells: each function as the gateway and as its callers see it, and the engine."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+from control_plane.engine.engine import Engine
+from control_plane.errors import GatewayError
+from control_plane.faas.gateway import Gateway
+from control_plane.faas.invoker import FunctionStatistics
+from control_plane.faas.types import FunctionStatus
+from control_plane.partition.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class StatusReporter:
+    """Puts the two views together. Wakes nothing."""
+
+    manifest: Manifest
+    engine: Engine
+    gateway: Gateway
+    statistics: Mapping[str, FunctionStatistics]
+
+    async def report(self) -> dict[str, Any]:
+        """A JSON object; when the gateway is away it says so and tells what is known without it."""
+        deployed: dict[str, FunctionStatus] = {}
+        gateway_error = None
+        try:
+            deployed = {function.name: function for function in await self.gateway.functions()}
+        except GatewayError as error:
+            gateway_error = str(error)
+        return {
+            "model": self.manifest.name,
+            "fingerprint": self.manifest.fingerprint,
+            "gateway": {"url": str(self.gateway.url), "error": gateway_error},
+            "engine": asdict(self.engine.status()),
+            "memory_bytes": psutil.Process().memory_full_info().pss,
+            "functions": [
+                self._function(block.function, block.num_experts, deployed.get(block.function))
+                for block in self.manifest.blocks
+            ],
+        }
+
+    def _function(self, name: str, experts: int, deployed: FunctionStatus | None) -> dict[str, Any]:
+        statistics = asdict(self.statistics.get(name, FunctionStatistics()))
+        statistics.pop("instance")
+        awake = deployed is not None and deployed.available_replicas > 0
+        if not awake:
+            statistics.update(resident_experts=0, resident_bytes=0)
+        usage = deployed.usage if deployed else None
+        return {
+            "function": name,
+            "deployed": deployed is not None,
+            "replicas": deployed.replicas if deployed else 0,
+            "available_replicas": deployed.available_replicas if deployed else 0,
+            "experts": experts,
+            "memory_bytes": usage.total_memory_bytes if usage else 0,
+            **statistics,
+        }

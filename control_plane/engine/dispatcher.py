@@ -1,0 +1,90 @@
+"""Sends the rows of one MoE layer to the functions that hold their experts, and adds up what comes back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from control_plane.faas.invocation import ExpertInvoker
+from control_plane.partition.manifest import Manifest
+from functions.expert.wire import Invocation, InvocationResult
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of a batch that one function has experts for."""
+
+    function: str
+    rows: np.ndarray | None
+    """Their numbers; None when it is all of them."""
+    invocation: Invocation
+
+
+class Dispatcher:
+    """Knows which function holds which expert."""
+
+    def __init__(self, manifest: Manifest, invoker: ExpertInvoker) -> None:
+        self._invoker = invoker
+        self._model = manifest.fingerprint
+        self._functions = [block.function for block in manifest.blocks]
+        self._owner = {layer: np.full(manifest.num_experts, -1, np.int32) for layer in manifest.moe_layers}
+        for number, block in enumerate(manifest.blocks):
+            for layer, experts in block.experts.items():
+                self._owner[layer][list(experts)] = number
+
+    def begin(
+        self, layer: int, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> Callable[[], torch.Tensor]:
+        """Send the rows [T, H] on their way; the returned call waits for the weighted sums [T, H].
+
+        top_k_index and top_k_weights are [T, K]. The wait raises a `GatewayError`.
+        """
+        groups = self.group(
+            layer, _to_numpy(hidden_states), top_k_index.numpy(), top_k_weights.to(torch.float32).numpy()
+        )
+        answers = self._invoker.begin({group.function: group.invocation for group in groups})
+        return lambda: _add_up(groups, answers(), hidden_states)
+
+    def group(self, layer: int, hidden_states: np.ndarray, index: np.ndarray, weights: np.ndarray) -> list[Group]:
+        """One group for each function that has at least one of the rows' experts."""
+        owner = self._owner[layer][index]
+        numbers = np.unique(owner).tolist()
+        index = index.astype(np.int16)
+        groups = []
+        for number in numbers:
+            mine = owner == number
+            rows = mine.any(axis=1).nonzero()[0]
+            own_index = np.where(mine, index, np.int16(-1)) if len(numbers) > 1 else index
+            if len(rows) == len(index):
+                invocation = Invocation(layer, self._model, hidden_states, own_index, weights)
+                groups.append(Group(self._functions[number], None, invocation))
+            else:
+                invocation = Invocation(layer, self._model, hidden_states[rows], own_index[rows], weights[rows])
+                groups.append(Group(self._functions[number], rows, invocation))
+        return groups
+
+
+def _add_up(groups: list[Group], answers: dict[str, InvocationResult], like: torch.Tensor) -> torch.Tensor:
+    if len(groups) == 1:
+        return _to_torch(answers[groups[0].function].output)
+    total = torch.zeros(like.shape, dtype=torch.float32)
+    for group in groups:
+        output = _to_torch(answers[group.function].output)
+        if group.rows is None:
+            total += output
+        else:
+            total.index_add_(0, torch.from_numpy(group.rows), output.to(torch.float32))
+    return total.to(like.dtype)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's memory as NumPy sees it: bf16 as the uint16 of its bits."""
+    tensor = tensor.contiguous()
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def _to_torch(array: np.ndarray) -> torch.Tensor:
+    """The inverse of `_to_numpy`; no copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor

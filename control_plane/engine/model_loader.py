@@ -1,0 +1,90 @@
+"""Loads the part of a model that every token needs; its experts are never allocated."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
+from transformers.utils.logging import disable_progress_bar
+
+from control_plane.engine import attention
+from control_plane.engine.dispatcher import Dispatcher
+from control_plane.engine.remote_experts import REPLACEMENTS, RemoteExperts
+from control_plane.errors import PartitionError, UnsupportedModel
+from control_plane.partition.manifest import Manifest
+
+_TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> PreTrainedModel:
+    """transformers' model with ragged attention and remote experts. Raises `PartitionError`.
+
+    Its weights are mapped from the file: they are read when they are used, and shared between processes.
+    """
+    manifest.dense.verify(partition)
+    attention.register()
+    disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(partition)
+        with _patched(manifest.model_type):
+            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None,
+                config=copy.deepcopy(config),
+                state_dict=load_file(partition / manifest.dense.file),
+                dtype=_TORCH_DTYPE[manifest.dtype],
+                attn_implementation=attention.RAGGED_ATTENTION,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise PartitionError(f"cannot load the model in {partition}: {error}") from error
+    if report["missing_keys"]:
+        raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(sorted(report['missing_keys']))}")
+    for layer in manifest.moe_layers:
+        experts = model.model.layers[layer].mlp.experts
+        if not isinstance(experts, RemoteExperts):
+            raise UnsupportedModel(f"layer {layer} of {manifest.model_type} kept its experts")
+        experts.attach(layer, dispatcher)
+    return model.eval()
+
+
+def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, as it was beside the checkpoint. Raises `PartitionError`."""
+    try:
+        return AutoTokenizer.from_pretrained(partition)
+    except (OSError, ValueError) as error:
+        raise PartitionError(f"cannot load the tokenizer in {partition}: {error}") from error
+
+
+def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end an answer, as the generation config names them, or else the model's own."""
+    try:
+        eos = GenerationConfig.from_pretrained(partition).eos_token_id
+    except OSError:
+        eos = None
+    eos = model.config.eos_token_id if eos is None else eos
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+@contextmanager
+def _patched(model_type: str) -> Iterator[None]:
+    """Have transformers build our modules; its registry is global, so only for as long as it takes."""
+    replacements = REPLACEMENTS[model_type]
+    register_patch_mapping(replacements, overwrite=True)
+    try:
+        yield
+    finally:
+        unregister_patch_mapping(list(replacements))

@@ -1,0 +1,74 @@
+"""Every error that FaaSMoE raises on purpose.
+
+    FaaSMoEError
+    |-- ConfigError                 a setting, a file or an argument is wrong
+    |-- PartitionError              a checkpoint or a partition cannot be read or written
+    |   `-- UnsupportedModel        a model family that cannot be split
+    |-- GatewayError                a FaaS gateway or one of its functions
+    |   |-- FunctionNotFound        the gateway has no such function
+    |   |-- FunctionUnavailable     it stayed away after all retries
+    |   |-- InvocationTimeout       it did not answer before the deadline
+    |   `-- ProtocolError           it answered what the contract does not allow
+    |-- EngineError                 the engine could not run a request
+    |   |-- ContextLengthExceeded   prompt and output do not fit the model's context
+    |   `-- OutOfCache              the KV cache cannot hold the sequence
+    `-- BadRequest                  an API request that breaks the rules
+
+The command line prints them as one line; the HTTP API maps them to a status in one table.
+"""
+
+
+class FaaSMoEError(Exception):
+    """Base of all errors that a user can cause or has to be told about."""
+
+
+class ConfigError(FaaSMoEError):
+    """A setting, a file or an argument is wrong."""
+
+
+class PartitionError(FaaSMoEError):
+    """A checkpoint or a partition folder cannot be read or written."""
+
+
+class UnsupportedModel(PartitionError):
+    """The checkpoint's model family, or one of its options, cannot be split."""
+
+
+class GatewayError(FaaSMoEError):
+    """A gateway, or a function behind it, refused or failed."""
+
+
+class FunctionNotFound(GatewayError):
+    """The gateway has no function of that name."""
+
+
+class FunctionUnavailable(GatewayError):
+    """A function could not be reached after all retries."""
+
+
+class InvocationTimeout(GatewayError):
+    """A function did not answer before its deadline."""
+
+
+class ProtocolError(GatewayError):
+    """An answer broke the contract: garbage, a wrong shape, or another model's weights."""
+
+
+class EngineError(FaaSMoEError):
+    """The engine could not run a request."""
+
+
+class ContextLengthExceeded(EngineError):
+    """Prompt and requested output together exceed the model's context."""
+
+
+class OutOfCache(EngineError):
+    """The sequence does not fit into the KV cache, even alone."""
+
+
+class BadRequest(FaaSMoEError):
+    """An API request that breaks the rules; `param` names the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param

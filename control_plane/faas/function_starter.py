@@ -1,0 +1,58 @@
+"""Starts a function's process, again if it crashes, until it is ready to answer."""
+
+import asyncio
+from dataclasses import dataclass
+
+import aiohttp
+
+from control_plane.errors import FunctionUnavailable
+from control_plane.faas.function_log import FunctionLog
+from control_plane.faas.function_process import FunctionProcess, Timeouts
+from control_plane.faas.local_image import LocalImage
+from control_plane.faas.types import FunctionDeployment
+
+TRIES = 3
+_FIRST_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True)
+class FunctionStarter:
+    """Runs the image's command for one function after the other."""
+
+    image: LocalImage
+    timeouts: Timeouts
+
+    async def start(self, deployment: FunctionDeployment, log: FunctionLog) -> FunctionProcess:
+        """A process that is ready. Raises FunctionUnavailable; if it fails or is cancelled, none is left."""
+        name = deployment.service
+        try:
+            async with asyncio.timeout(self.timeouts.start):
+                return await self._start_patiently(deployment, log)
+        except TimeoutError:
+            raise FunctionUnavailable(f"function {name} was not ready after {self.timeouts.start:g} s") from None
+        except OSError as error:
+            raise FunctionUnavailable(f"function {name} could not be started: {error}") from error
+
+    async def _start_patiently(self, deployment: FunctionDeployment, log: FunctionLog) -> FunctionProcess:
+        last_words = ""
+        for attempt in range(TRIES):
+            if attempt:
+                await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
+            process = await FunctionProcess.spawn(
+                self.image.command, self.image.environment_of(deployment), deployment.service, log
+            )
+            if await self._becomes_ready(process):
+                return process
+            last_words = process.last_words
+        raise FunctionUnavailable(
+            f"function {deployment.service} crashed at each of {TRIES} starts, {last_words}"
+        )
+
+    async def _becomes_ready(self, process: FunctionProcess) -> bool:
+        try:
+            async with aiohttp.ClientSession() as session:
+                ready = await process.wait_ready(session)
+        except BaseException:
+            await process.kill(self.timeouts)
+            raise
+        return ready

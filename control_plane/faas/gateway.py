@@ -1,0 +1,71 @@
+"""A client of the OpenFaaS REST API, as faas-cli speaks it: to deploy and to look, not to invoke."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from control_plane.config import Credentials
+from control_plane.errors import FunctionNotFound, GatewayError
+from control_plane.faas.types import FunctionDeployment, FunctionStatus, ScaleServiceRequest
+
+
+class Gateway:
+    """One gateway. Every call raises `GatewayError` when it is away, refuses, or answers nonsense."""
+
+    def __init__(self, url: URL, session: aiohttp.ClientSession) -> None:
+        self.url = url
+        self._session = session
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: URL, credentials: Credentials | None) -> AsyncIterator["Gateway"]:
+        """A client whose connections are closed at the end of the context."""
+        auth = aiohttp.BasicAuth(credentials.user, credentials.password) if credentials else None
+        # A deployment may have to start a process or pull an image before it is answered.
+        timeout = aiohttp.ClientTimeout(total=120, connect=5)
+        async with aiohttp.ClientSession(auth=auth, timeout=timeout) as session:
+            yield cls(url, session)
+
+    async def deploy(self, deployment: FunctionDeployment) -> None:
+        """Create the function, or update it when it is there."""
+        body = deployment.to_json()
+        try:
+            await self._request("PUT", "/system/functions", body)
+        except FunctionNotFound:
+            await self._request("POST", "/system/functions", body)
+
+    async def functions(self) -> list[FunctionStatus]:
+        """All functions that are deployed."""
+        answer = await self._request("GET", "/system/functions")
+        try:
+            return [FunctionStatus.from_json(function) for function in answer]
+        except (ValueError, TypeError) as error:
+            raise GatewayError(f"the gateway at {self.url} lists functions in an unknown way: {error}") from error
+
+    async def scale(self, function: str, replicas: int) -> None:
+        """Set the number of replicas. Raises `FunctionNotFound`."""
+        body = ScaleServiceRequest(function, replicas).to_json()
+        await self._request("POST", f"/system/scale-function/{function}", body)
+
+    async def _request(self, method: str, path: str, body: object = None) -> Any:
+        """The decoded JSON of the answer, or None when it is not JSON."""
+        try:
+            async with self._session.request(method, self.url.join(URL(path)), json=body) as answer:
+                if answer.status >= 400:
+                    raise self._error(answer.status, (await answer.text()).strip()[:500])
+                return await answer.json() if answer.content_type == "application/json" else None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise GatewayError(f"no OpenFaaS gateway answers at {self.url}: {error}") from error
+        except asyncio.TimeoutError as error:
+            raise GatewayError(f"the gateway at {self.url} did not answer in time") from error
+
+    def _error(self, status: int, text: str) -> GatewayError:
+        if status == 401:
+            return GatewayError(f"the gateway at {self.url} refuses the user or password")
+        if status == 404:
+            return FunctionNotFound(f"the gateway at {self.url}: {text or 'not found'}")
+        return GatewayError(f"the gateway at {self.url} answered {status}: {text}")

@@ -1,0 +1,50 @@
+"""What the engine knows of FaaS, and no more."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from functions.expert.wire import Invocation, InvocationResult
+
+
+@dataclass(frozen=True)
+class ExpertUsage:
+    """What calling functions has cost: a running total, or the difference of two."""
+
+    invocations: int = 0
+    cold_starts: int = 0
+    wire_bytes: int = 0
+    """Bodies, both ways."""
+    seconds: float = 0.0
+    """Compute time inside the functions."""
+
+    def __add__(self, other: "ExpertUsage") -> "ExpertUsage":
+        return ExpertUsage(
+            self.invocations + other.invocations,
+            self.cold_starts + other.cold_starts,
+            self.wire_bytes + other.wire_bytes,
+            self.seconds + other.seconds,
+        )
+
+    def __sub__(self, other: "ExpertUsage") -> "ExpertUsage":
+        return self + ExpertUsage(-other.invocations, -other.cold_starts, -other.wire_bytes, -other.seconds)
+
+
+class ExpertInvoker(Protocol):
+    """Calls expert functions, from one thread."""
+
+    def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
+        """Send one invocation to each named function; the returned call waits for all the answers.
+
+        The wait raises a `GatewayError` when a function stays away.
+        """
+
+    @property
+    def usage(self) -> ExpertUsage:
+        """The total so far."""
+
+    def abort(self) -> None:
+        """From another thread: end the wait in progress, and every later one, with a `GatewayError`."""
+
+    def close(self) -> None:
+        """Release what the invoker holds."""

@@ -1,0 +1,254 @@
+"""Invokes expert functions: straight at their own address when that is known, else through the gateway.
+
+Functions are stateless, so an invocation is safe to repeat: whatever a function, its host or the way to
+it can do wrong is answered by another attempt through the gateway, which starts a function that is gone.
+Only an answer that says that the request itself is wrong, or the deadline, ends the attempts.
+"""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from control_plane.errors import (
+    FunctionNotFound,
+    FunctionUnavailable,
+    GatewayError,
+    InvocationTimeout,
+    ProtocolError,
+)
+from control_plane.faas.connection import Address, Answer, Connection, ConnectionLost
+from control_plane.faas.invocation import ExpertUsage
+from functions.expert.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
+
+_RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class InvocationPolicy:
+    """How long an invocation may take, and how its attempts are spaced. Seconds."""
+
+    attempt_timeout: float = 30.0
+    deadline: float = 60.0
+    first_backoff: float = 0.05
+    max_backoff: float = 2.0
+
+    def backoff(self, attempt: int) -> float:
+        """The wait before attempt number `attempt` (from 1): doubling, with jitter so that callers spread."""
+        return min(self.max_backoff, self.first_backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+
+
+@dataclass
+class FunctionStatistics:
+    """What has been asked of one function, as the caller sees it."""
+
+    invocations: int = 0
+    rows: int = 0
+    retries: int = 0
+    cold_starts: int = 0
+    cold_experts: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    """The function's own compute time."""
+    last_call: float = 0.0
+    """time.time() of the last answer."""
+    resident_experts: int = 0
+    resident_bytes: int = 0
+    instance: str = ""
+
+    def record(self, sent: int, received: int, result: InvocationResult) -> ExpertUsage:
+        """Count one answered invocation; returns what it has cost."""
+        cold_start = result.instance != self.instance
+        self.invocations += 1
+        self.rows += len(result.output)
+        self.bytes_sent += sent
+        self.bytes_received += received
+        self.cold_starts += cold_start
+        self.instance = result.instance
+        self.cold_experts += result.cold_experts
+        self.resident_experts = result.resident_experts
+        self.resident_bytes = result.resident_bytes
+        self.seconds += result.seconds
+        self.last_call = time.time()
+        return ExpertUsage(1, int(cold_start), sent + received, result.seconds)
+
+
+@dataclass
+class _Call:
+    """One invocation on its way."""
+
+    function: str
+    invocation: Invocation
+    body: list[bytes | memoryview]
+    connection: Connection | None = None
+    direct: bool = False
+    failure: GatewayError | None = None
+    result: InvocationResult | None = None
+
+
+@dataclass
+class Invoker:
+    """Holds the connections to the gateway and to awake functions. Used by one thread, the engine's."""
+
+    gateway: Address
+    policy: InvocationPolicy = field(default_factory=InvocationPolicy)
+    statistics: dict[str, FunctionStatistics] = field(default_factory=dict)
+    usage: ExpertUsage = ExpertUsage()
+    _addresses: dict[str, Address] = field(default_factory=dict)
+    _idle: dict[Address, list[Connection]] = field(default_factory=dict)
+    _in_flight: Sequence[_Call] = ()
+    _aborted: threading.Event = field(default_factory=threading.Event)
+
+    def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
+        """Send one invocation to each function; the returned call waits for all answers.
+
+        What the caller does in between costs no time: the functions compute meanwhile. The wait raises
+        `FunctionNotFound`, `FunctionUnavailable`, `InvocationTimeout` or `ProtocolError`.
+        """
+        calls = [_Call(name, invocation, invocation.encode()) for name, invocation in invocations.items()]
+        deadline = time.monotonic() + self.policy.deadline
+        self._in_flight = calls
+        self._send_all(calls, deadline)
+        return lambda: self._finish(calls, deadline)
+
+    def abort(self) -> None:
+        """From another thread: make the wait in progress, and every later one, raise `FunctionUnavailable`."""
+        self._aborted.set()
+        for call in list(self._in_flight):
+            if connection := call.connection:
+                connection.abort()
+
+    def close(self) -> None:
+        """Hang up everywhere."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+
+    def _finish(self, calls: list[_Call], deadline: float) -> dict[str, InvocationResult]:
+        try:
+            attempt = 0
+            while pending := self._receive_all(calls, deadline):
+                attempt += 1
+                self._wait_before_retry(attempt, pending, deadline)
+                self._send_all(pending, deadline)
+            return {call.function: call.result for call in calls if call.result}
+        finally:
+            self._in_flight = ()
+            for call in calls:
+                # Only after an error: answers that nobody has read are still on their way in these.
+                if call.connection is not None:
+                    call.connection.close()
+
+    def _wait_before_retry(self, attempt: int, pending: Sequence[_Call], deadline: float) -> None:
+        # A function that is not where it was is the gateway's to find: ask at once.
+        wait = 0.0 if all(call.direct for call in pending) else self.policy.backoff(attempt)
+        if self._aborted.wait(wait) or time.monotonic() >= deadline:
+            raise pending[0].failure or FunctionUnavailable(f"function {pending[0].function}: aborted")
+        for call in pending:
+            self._statistics(call.function).retries += 1
+
+    def _send_all(self, calls: Iterable[_Call], deadline: float) -> None:
+        for call in calls:
+            call.failure = None
+            try:
+                self._send(call, self._attempt_deadline(deadline))
+            except (ConnectionLost, TimeoutError) as error:
+                self._failed(call, FunctionUnavailable(f"function {call.function}: {error}"))
+
+    def _send(self, call: _Call, deadline: float) -> None:
+        address = self._addresses.get(call.function)
+        call.direct = address is not None
+        call.connection = self._connection(address or self.gateway, deadline)
+        target = "/" if call.direct else f"/function/{call.function}"
+        call.connection.send(target, CONTENT_TYPE, call.body, deadline)
+
+    def _receive_all(self, calls: Sequence[_Call], deadline: float) -> list[_Call]:
+        """Take the answers of all calls that were sent; returns the calls to be sent again."""
+        for call in calls:
+            if call.connection is None or call.result is not None:
+                continue
+            try:
+                answer = call.connection.receive(self._attempt_deadline(deadline))
+                self._accept(call, answer)
+            except TimeoutError:
+                self._failed(call, InvocationTimeout(f"function {call.function} did not answer in time"))
+            except ConnectionLost as error:
+                self._failed(call, FunctionUnavailable(f"function {call.function}: {error}"))
+        return [call for call in calls if call.result is None]
+
+    def _accept(self, call: _Call, answer: Answer) -> None:
+        """Take a good answer; note a failure that another attempt may mend; raise one that none will."""
+        if answer.status != 200:
+            self._refused(call, answer)
+            return
+        try:
+            result = InvocationResult.decode(answer.body)
+            expected = call.invocation.hidden_states
+            if result.output.shape != expected.shape or result.output.dtype != expected.dtype:
+                raise WireError(f"output is {result.output.dtype} {list(result.output.shape)}")
+            address = Address.parse(result.address)
+        except ValueError as error:
+            self._failed(call, ProtocolError(f"function {call.function} answered garbage: {error}"))
+            return
+        call.result = result
+        self._addresses[call.function] = address
+        sent = sum(len(part) for part in call.body)
+        self.usage += self._statistics(call.function).record(sent, len(answer.body), result)
+        self._release(call)
+
+    def _refused(self, call: _Call, answer: Answer) -> None:
+        code, message = _error_of(answer.body)
+        text = f"function {call.function} answered {answer.status}: {message}"
+        # A stale address may belong to another function by now, whose refusal says nothing about ours.
+        if call.direct or answer.status in _RETRYABLE_STATUS:
+            self._failed(call, FunctionUnavailable(text))
+        elif answer.status == 404 and code != "unknown_expert":
+            raise FunctionNotFound(
+                f"the gateway at {self.gateway} has no function {call.function}: deploy it first"
+            )
+        else:
+            raise ProtocolError(text)
+
+    def _failed(self, call: _Call, failure: GatewayError) -> None:
+        """Note the failure, and go through the gateway next time."""
+        call.failure = failure
+        if call.direct:
+            self._addresses.pop(call.function, None)
+        if call.connection is not None:
+            call.connection.close()
+            call.connection = None
+
+    def _connection(self, address: Address, deadline: float) -> Connection:
+        idle = self._idle.get(address, [])
+        while idle:
+            connection = idle.pop()
+            if not connection.stale:
+                return connection
+            connection.close()
+        return Connection(address, deadline)
+
+    def _release(self, call: _Call) -> None:
+        if call.connection is not None and call.connection.reusable:
+            self._idle.setdefault(call.connection.address, []).append(call.connection)
+        elif call.connection is not None:
+            call.connection.close()
+        call.connection = None
+
+    def _statistics(self, function: str) -> FunctionStatistics:
+        return self.statistics.setdefault(function, FunctionStatistics())
+
+    def _attempt_deadline(self, deadline: float) -> float:
+        return min(deadline, time.monotonic() + self.policy.attempt_timeout)
+
+
+def _error_of(body: bytearray) -> tuple[str, str]:
+    """Code and message of the contract's JSON error, or of whatever stands in its place."""
+    try:
+        error = json.loads(body)["error"]
+        return str(error["code"]), str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        return "", body[:200].decode(errors="replace").strip()

@@ -1,0 +1,55 @@
+"""The labels by which a function says how it scales.
+
+They are OpenFaaS' own: https://docs.openfaas.com/architecture/autoscaling/
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from control_plane.errors import ConfigError
+
+MIN_REPLICAS = "com.openfaas.scale.min"
+SCALE_TO_ZERO = "com.openfaas.scale.zero"
+IDLE_DURATION = "com.openfaas.scale.zero-duration"
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+
+
+@dataclass(frozen=True)
+class ScalingLabels:
+    """`idle_after` is in seconds; None keeps an idle function running."""
+
+    min_replicas: int
+    idle_after: float | None
+
+    @classmethod
+    def parse(cls, labels: Mapping[str, str], default_idle_after: float) -> Self:
+        """Raises ConfigError for values that make no sense here."""
+        duration = labels.get(IDLE_DURATION)
+        idle_after = default_idle_after if duration is None else parse_duration(duration)
+        may_sleep = labels.get(SCALE_TO_ZERO, "false").lower() == "true"
+        return cls(
+            min_replicas=check_replicas(labels.get(MIN_REPLICAS, "1")),
+            idle_after=idle_after if may_sleep else None,
+        )
+
+
+def check_replicas(replicas: str | int) -> int:
+    """Replicas as a number; raises ConfigError for all but 0 and 1.
+
+    A second process would map the same weights on the same cores, so nothing would run faster.
+    """
+    if str(replicas) not in ("0", "1"):
+        raise ConfigError(f"this gateway runs 0 or 1 replicas of a function, not {replicas}")
+    return int(replicas)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration in Go's notation ("90s", "1h30m"); raises ConfigError."""
+    parts = _DURATION_PART.findall(text)
+    if not parts or "".join(amount + unit for amount, unit in parts) != text:
+        raise ConfigError(f"{IDLE_DURATION}: expected a duration such as 90s or 15m, got {text!r}")
+    return sum(float(amount) * _SECONDS[unit] for amount, unit in parts)

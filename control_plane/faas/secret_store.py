@@ -1,0 +1,37 @@
+"""Secrets, one file each, as OpenFaaS mounts them."""
+
+import re
+from pathlib import Path
+
+from control_plane.errors import ConfigError
+
+_NAME = re.compile(r"[a-zA-Z0-9_](?:[-._a-zA-Z0-9]*[a-zA-Z0-9_])?")
+
+
+class SecretStore:
+    """A folder that only its owner can read. Functions find it in the variable FAASMOE_SECRETS."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).is_file()
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def write(self, name: str, value: bytes) -> None:
+        """Create or replace a secret; raises ConfigError for a name that cannot be a file's."""
+        path = self._path(name)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(value)
+
+    def remove(self, name: str) -> None:
+        """Forget a secret that is here."""
+        self._path(name).unlink()
+
+    def _path(self, name: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"not a secret's name: {name!r}")
+        return self.folder / name

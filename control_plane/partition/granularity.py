@@ -1,0 +1,79 @@
+"""How many experts of how many layers one function serves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from control_plane.errors import ConfigError
+
+COMMUNITY_FUNCTIONS = 15
+"""How many functions every edition of OpenFaaS allows."""
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """Blocks of `experts_per_function` consecutive experts x `layers_per_function` consecutive MoE layers.
+
+    Where the numbers do not divide, the last block of a layer or of the model is smaller.
+    """
+
+    experts_per_function: int
+    layers_per_function: int
+
+    def check(self, num_experts: int, num_layers: int) -> None:
+        """Raise ConfigError, with the allowed range, unless a model of these sizes can be cut so."""
+        _check_range("experts per function", self.experts_per_function, num_experts)
+        _check_range("layers per function", self.layers_per_function, num_layers)
+
+    def num_functions(self, num_experts: int, num_layers: int) -> int:
+        """Into how many functions this cuts a model."""
+        return _runs(num_experts, self.experts_per_function) * _runs(num_layers, self.layers_per_function)
+
+    def is_even(self, num_experts: int, num_layers: int) -> bool:
+        """Whether all functions get equally many experts."""
+        return num_experts % self.experts_per_function == 0 and num_layers % self.layers_per_function == 0
+
+    def cut(self, num_experts: int, moe_layers: Sequence[int]) -> list[tuple[Sequence[int], range]]:
+        """The blocks as (layers, experts), layer by layer; each expert of each layer is in one of them."""
+        return [
+            (
+                moe_layers[layer : layer + self.layers_per_function],
+                range(expert, min(expert + self.experts_per_function, num_experts)),
+            )
+            for layer in range(0, len(moe_layers), self.layers_per_function)
+            for expert in range(0, num_experts, self.experts_per_function)
+        ]
+
+
+def finest_within(max_functions: int, num_experts: int, num_layers: int) -> Granularity:
+    """The granularity that cuts a model into the most functions, `max_functions` (>= 1) at the most.
+
+    Among equals the one with the most experts per function: a token then calls fewer functions a layer.
+    """
+    candidates = (
+        Granularity(experts, layers)
+        for experts in _even_sizes(num_experts)
+        for layers in _even_sizes(num_layers)
+    )
+    return max(
+        (c for c in candidates if c.num_functions(num_experts, num_layers) <= max_functions),
+        key=lambda c: (c.num_functions(num_experts, num_layers), c.experts_per_function),
+    )
+
+
+def default_granularity(num_experts: int, num_layers: int) -> Granularity:
+    """The finest granularity that every edition of OpenFaaS can deploy."""
+    return finest_within(COMMUNITY_FUNCTIONS, num_experts, num_layers)
+
+
+def _even_sizes(count: int) -> set[int]:
+    """For each number of runs that `count` things can be cut into, the size that cuts them most evenly."""
+    return {_runs(count, runs) for runs in range(1, count + 1)}
+
+
+def _runs(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _check_range(what: str, value: int, largest: int) -> None:
+    if not 1 <= value <= largest:
+        raise ConfigError(f"{what} must be from 1 to {largest} for this model, not {value}")

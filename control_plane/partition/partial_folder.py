@@ -1,0 +1,79 @@
+"""A folder that is whole or absent: written under another name, and renamed when it is complete."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from control_plane.errors import PartitionError
+
+
+@contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty sibling of `target` to write to; a clean exit makes it `target`, any other removes it.
+
+    What a killed run left is removed first. Files must be on the disk (fsync) when the body ends; the
+    folders are then seen to here.
+    Raises PartitionError when `target` exists, another run is writing it, or the disk refuses.
+    """
+    if target.exists():
+        raise PartitionError(f"{target} exists already: remove it, or choose another folder")
+    partial = target.parent / f".{target.name}.partial"
+    try:
+        partial.mkdir(exist_ok=True)
+        with _locked(partial):
+            try:
+                _empty(partial)
+                yield partial
+                _sync_folders(partial)
+                partial.rename(target)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise PartitionError(f"cannot write {target}: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the folder itself, which the kernel drops however this process ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not _lock(descriptor, folder):
+            raise PartitionError(f"another run is writing to {folder}")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it until now may have renamed or removed the folder since it was opened here.
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync_folders(folder: Path) -> None:
+    for path, _, _ in os.walk(folder):
+        _sync_folder(Path(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,178 @@
+"""Cuts a checkpoint into its dense part and blocks of experts, with one expert in memory at a time."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.errors import PartitionError
+from control_plane.partition.checkpoint import Checkpoint
+from control_plane.partition.expert_tensors import ExpertKey
+from control_plane.partition.granularity import Granularity
+from control_plane.partition.manifest import Block, Manifest, PartitionFile
+from control_plane.partition.partial_folder import partial_folder
+from control_plane.partition.plan import BlockPlan, Plan
+from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
+from functions.expert.kernels.packing import bf16_to_f32, f32_to_bf16, pack_expert
+
+DENSE_FILE = "dense.safetensors"
+BLOCKS_FOLDER = "blocks"
+LAYOUT_VERSION = 1
+"""Of the bytes of a packed expert, as `functions.expert.kernels.packing` lays them out."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes of weights written so far, and those to be written in all."""
+
+_SPARE_NBYTES = 64 << 20
+"""For headers, config and tokenizer files, and the file system's own needs."""
+
+
+def partition(
+    model_dir: Path,
+    out_dir: Path,
+    *,
+    granularity: Granularity | None = None,
+    dtype: str = "auto",
+    name: str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Manifest:
+    """Write the partition of the checkpoint in `model_dir` to `out_dir`, which must not exist.
+
+    `granularity` is by default the finest that every edition of OpenFaaS can deploy. `dtype` "auto" is that
+    of the checkpoint's experts, for the dense part, too (float16 becomes f32: bf16 would drop three of its
+    bits, and no kernel takes float16); "f32" and "bf16" convert everything; "int8" quantises the experts and
+    leaves the dense part as "auto" does. `name`, by default that of `model_dir`, begins the functions' names.
+
+    `out_dir` is whole or absent however this ends. Raises ConfigError for a wrong argument, PartitionError
+    for a checkpoint that cannot be split or a disk that cannot take the result.
+    """
+    model_dir, out_dir = model_dir.absolute(), out_dir.absolute()
+    checkpoint = Checkpoint.open(model_dir)
+    plan = Plan.make(checkpoint, granularity, dtype, name or model_dir.name)
+    with partial_folder(out_dir) as folder:
+        _check_space(folder, plan.nbytes)
+        files = {path.name: _copy(path, folder) for path in checkpoint.companions()}
+        writer = _WeightsWriter(plan, folder, progress)
+        manifest = _manifest(plan, writer.write_dense(), writer.write_blocks(), files)
+        manifest.save(folder)
+    return manifest
+
+
+class _WeightsWriter:
+    """Writes a plan's weights to a folder, and reports how far it is."""
+
+    def __init__(self, plan: Plan, folder: Path, progress: Progress) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._progress = progress
+        self._done = 0
+
+    def write_dense(self) -> PartitionFile:
+        # In the order of names, so that shards and their order leave no trace.
+        tensors = [tensor for _, tensor in sorted(self._plan.dense.items())]
+        stored = "BF16" if self._plan.dtype == "bf16" else "F32"
+        entries = [TensorEntry(tensor.name, stored, tensor.shape) for tensor in tensors]
+        with TensorWriter(self._folder / DENSE_FILE, entries, {"format": "pt"}) as file:
+            for tensor in tensors:
+                for values in tensor.chunks():
+                    self._write(file, _cast(values, self._plan.dtype))
+        return PartitionFile(DENSE_FILE, file.nbytes, file.sha256)
+
+    def write_blocks(self) -> tuple[Block, ...]:
+        (self._folder / BLOCKS_FOLDER).mkdir()
+        return tuple(self._write_block(block) for block in self._plan.blocks())
+
+    def _write_block(self, block: BlockPlan) -> Block:
+        name = f"{BLOCKS_FOLDER}/{block.function}.safetensors"
+        entries = [
+            TensorEntry(f"layers.{layer}.experts.{expert}", "U8", (self._plan.expert_nbytes,))
+            for layer, expert in block.expert_keys()
+        ]
+        with TensorWriter(self._folder / name, entries, self._block_metadata()) as file:
+            for key in block.expert_keys():
+                self._write(file, self._packed(key))
+        experts = {layer: tuple(experts) for layer, experts in block.experts.items()}
+        return Block(name, file.nbytes, file.sha256, block.function, file.data_offset, experts)
+
+    def _block_metadata(self) -> dict[str, str]:
+        shape = self._plan.shape
+        return {
+            "format": "faasmoe",
+            "layout": str(LAYOUT_VERSION),
+            "dtype": shape.dtype,
+            "hidden_size": str(shape.hidden_size),
+            "intermediate_size": str(shape.intermediate_size),
+        }
+
+    def _packed(self, key: ExpertKey) -> NDArray[np.uint8]:
+        """An expert's bytes [expert_nbytes]: packed, then zeros to the end of the page."""
+        expert = self._plan.experts[key]
+        try:
+            packed = pack_expert(self._plan.shape, expert.gate.read(), expert.up.read(), expert.down.read())
+        except ValueError as error:
+            layer, index = key
+            raise PartitionError(
+                f"{expert.gate.tensor.path}: expert {index} of layer {layer}: {error}"
+            ) from error
+        # In place: the bytes may be hundreds of megabytes, and nobody else holds them.
+        packed.resize(self._plan.expert_nbytes, refcheck=False)
+        return packed
+
+    def _write(self, file: TensorWriter, values: NDArray[Any]) -> None:
+        file.write(values)
+        self._done += values.nbytes
+        self._progress(self._done, self._plan.nbytes)
+
+
+def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """float32 values, or bf16 bits, as `dtype`."""
+    if dtype == "bf16":
+        return f32_to_bf16(values) if values.dtype == np.float32 else values
+    return bf16_to_f32(values) if values.dtype == np.uint16 else values
+
+
+def _check_space(folder: Path, nbytes: int) -> None:
+    needed, free = nbytes + _SPARE_NBYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise PartitionError(
+            f"the partition needs {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free"
+        )
+
+
+def _copy(source: Path, folder: Path) -> str:
+    """Copy a file into a folder and through to the disk; returns its SHA-256."""
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise PartitionError(f"cannot read {source}: {error.strerror}") from error
+    with (folder / source.name).open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files: dict[str, str]) -> Manifest:
+    config, granularity = plan.config, plan.granularity
+    return Manifest(
+        name=plan.name,
+        model_type=config.family.model_type,
+        dtype=plan.dtype,
+        expert_dtype=plan.shape.dtype,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_experts=config.num_experts,
+        num_experts_per_tok=config.num_experts_per_tok,
+        experts_per_function=granularity.experts_per_function,
+        layers_per_function=granularity.layers_per_function,
+        moe_layers=config.moe_layers,
+        expert_nbytes=plan.expert_nbytes,
+        dense=dense,
+        files=files,
+        blocks=blocks,
+    )

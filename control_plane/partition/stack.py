@@ -1,0 +1,93 @@
+"""A partition as OpenFaaS deploys it: `stack.yml` for faas-cli, and the same as JSON for a gateway.
+
+Keys as in `stack/schema.go` of https://github.com/openfaas/go-sdk, which faas-cli parses with (it ignores
+keys that it does not know), and `types/function_deployment.go` of https://github.com/openfaas/faas-provider.
+"""
+
+import json
+from typing import Any
+
+from control_plane.partition.manifest import Block, Manifest
+
+TEMPLATE = "faasmoe-expert"
+SOURCES = "functions"
+"""The package that runs in the image. faas-cli copies it beside the partition from where it is started."""
+
+FUNCTION_VARIABLE = "FAASMOE_FUNCTION"
+"""The environment variable that says which block a function serves: all else is the same for all."""
+
+_MIB = 1 << 20
+_PROCESS_MIB = 64
+
+# One replica: a second copy of the weights is what sharing experts is to avoid.
+_LABELS = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.min": "1", "com.openfaas.scale.max": "1"}
+
+
+def deployments(manifest: Manifest) -> list[dict[str, Any]]:
+    """For each function, the body of `POST /system/functions`."""
+    return [
+        {
+            "service": block.function,
+            "image": manifest.image,
+            "envVars": {FUNCTION_VARIABLE: block.function},
+            "labels": dict(_LABELS),
+            "annotations": {"faasmoe.model": manifest.fingerprint},
+            "limits": {"memory": _memory_limit(block)},
+        }
+        for block in manifest.blocks
+    ]
+
+
+def stack_yaml(manifest: Manifest, gateway_url: str, handler: str) -> str:
+    """The stack.yml of a partition, to be used in the folder that holds `template/` and `functions/`.
+
+    `handler` is the partition's folder as seen from there. The first function builds the image that all use.
+    """
+    head = f"""\
+version: "1.0"
+provider:
+  name: openfaas
+  gateway: {_quoted(gateway_url)}
+configuration:
+  copy:
+    - {SOURCES}
+
+x-expert: &expert
+  lang: {TEMPLATE}
+  handler: {_quoted(handler)}
+  image: {manifest.image}
+  skip_build: true
+  labels:
+{_mapping(_LABELS)}
+  annotations:
+{_mapping({"faasmoe.model": manifest.fingerprint})}
+
+functions:
+"""
+    first, *others = manifest.blocks
+    return head + _function(first, "\n    skip_build: false") + "".join(map(_function, others))
+
+
+def _function(block: Block, build: str = "") -> str:
+    return f"""\
+  {block.function}:
+    <<: *expert{build}
+    environment:
+      {FUNCTION_VARIABLE}: {block.function}
+    limits:
+      memory: {_memory_limit(block)}
+"""
+
+
+def _memory_limit(block: Block) -> str:
+    """The whole block resident, and what the process itself needs."""
+    return f"{-(-block.nbytes // _MIB) + _PROCESS_MIB}Mi"
+
+
+def _mapping(values: dict[str, str]) -> str:
+    return "\n".join(f"    {key}: {_quoted(value)}" for key, value in values.items())
+
+
+def _quoted(value: str) -> str:
+    """A YAML string, whatever it looks like: `true` and `12e34` would be read as other types."""
+    return json.dumps(value)

@@ -1,0 +1,127 @@
+"""Reads safetensors files by offset, with every number of the header checked first.
+
+The format: https://huggingface.co/docs/safetensors (8 bytes of header length, the header as JSON, the data).
+Memory-mapping is avoided on purpose: mapped pages count as this process's memory.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.errors import PartitionError, UnsupportedModel
+
+MAX_HEADER_NBYTES = 100_000_000
+"""The safetensors library's own limit."""
+
+_CHUNK_VALUES = 1 << 20
+_STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file: its values start at byte `offset`, row after row, as `dtype` F32, F16 or BF16."""
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * _STORED[self.dtype].itemsize
+
+    def read(self, start: int, count: int) -> NDArray[Any]:
+        """Values `start` to `start + count` [count], as float32 or as uint16 holding the bits of bf16.
+
+        float16 becomes float32: bf16 would drop three of its bits, and no kernel takes float16.
+        Raises PartitionError when the file cannot be read.
+        """
+        values = np.empty(count, _STORED[self.dtype])
+        _read_into(self.path, self.offset + start * values.itemsize, values.view(np.uint8))
+        return values.astype(np.float32) if self.dtype == "F16" else values
+
+    def chunks(self) -> Iterator[NDArray[Any]]:
+        """All values in order, a few megabytes at a time, as `read` gives them."""
+        for start in range(0, self.size, _CHUNK_VALUES):
+            yield self.read(start, min(_CHUNK_VALUES, self.size - start))
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises PartitionError when the file is not whole and sound, UnsupportedModel for a dtype that is not one
+    of F32, F16 and BF16.
+    """
+    header, data_offset = _load_header(path)
+    header.pop("__metadata__", None)
+    tensors = [_tensor(path, name, entry, data_offset) for name, entry in header.items()]
+    end = data_offset
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != end:
+            raise PartitionError(f"{path}: {tensor.name} overlaps its neighbour or leaves a hole before it")
+        end += tensor.nbytes
+    size = path.stat().st_size
+    if size != end:
+        problem = "is truncated" if size < end else "has bytes too many"
+        raise PartitionError(f"{path} {problem}: its header describes {end} bytes, it has {size}")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _load_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header's object, and where the data starts."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size
+            if not 2 <= length <= min(MAX_HEADER_NBYTES, size - 8):
+                raise PartitionError(f"{path} is no safetensors file: a header of {length} bytes in {size}")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise PartitionError(f"{path} is no safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise PartitionError(f"{path} is no safetensors file: its header is not a JSON object")
+    return header, 8 + length
+
+
+def _tensor(path: Path, name: str, entry: object, data_offset: int) -> StoredTensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise PartitionError(f"{path}: the header's entry of {name} is malformed")
+    if dtype not in _STORED:
+        raise UnsupportedModel(f"{path}: {name} has dtype {dtype}; only F32, F16 and BF16 can be split")
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise PartitionError(f"{path}: {name} has the shape {shape}")
+    tensor = StoredTensor(name, path, dtype, tuple(shape), data_offset + begin)
+    if begin < 0 or end - begin != tensor.nbytes:
+        raise PartitionError(f"{path}: {name} {shape} {dtype} does not fit its bytes {begin} to {end}")
+    return tensor
+
+
+def _read_into(path: Path, offset: int, buffer: NDArray[np.uint8]) -> None:
+    filled = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while filled < buffer.size:
+                count = os.preadv(file.fileno(), [buffer[filled:].data], offset + filled)
+                if count == 0:
+                    raise PartitionError(f"{path} became shorter while it was read")
+                filled += count
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""An expert function: a stateless HTTP server for one expert block, without torch."""

@@ -1,0 +1,104 @@
+"""Runs an expert function: `python -m functions.expert`, configured by the environment.
+
+FAASMOE_FUNCTION    the function's name in the partition's manifest (required)
+FAASMOE_PARTITION   the partition's folder (default: /home/app/partition, where the image has it)
+FAASMOE_HOST        the address to bind (default: 127.0.0.1; the image sets 0.0.0.0)
+FAASMOE_PORT        the port to bind (default: 8080)
+FAASMOE_THREADS     compute threads of one invocation (default: the cores that this process may use)
+FAASMOE_LISTEN_FD   a listening socket inherited from a supervisor, instead of host and port; the function
+                    then also ends when its standard input does, so that it never outlives the supervisor
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from functions.expert.expert_block import BlockError, ExpertBlock
+from functions.expert.http import HttpServer
+from functions.expert.kernels import load_kernel
+from functions.expert.server import ExpertFunction
+
+MAX_BODY_BYTES = 256 << 20
+MAX_IN_FLIGHT = 32
+DRAIN_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The function's configuration."""
+
+    function: str
+    partition: Path
+    host: str
+    port: int
+    threads: int
+    listen_fd: int | None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
+        """Raises `ValueError` naming the variable that is missing or not a number."""
+        if not environment.get("FAASMOE_FUNCTION"):
+            raise ValueError("FAASMOE_FUNCTION is not set")
+        listen_fd = environment.get("FAASMOE_LISTEN_FD")
+        return cls(
+            function=environment["FAASMOE_FUNCTION"],
+            partition=Path(environment.get("FAASMOE_PARTITION", "/home/app/partition")),
+            host=environment.get("FAASMOE_HOST", "127.0.0.1"),
+            port=int(environment.get("FAASMOE_PORT", "8080")),
+            threads=int(environment.get("FAASMOE_THREADS", len(os.sched_getaffinity(0)))),
+            listen_fd=None if listen_fd is None else int(listen_fd),
+        )
+
+    def listener(self) -> socket.socket:
+        """The listening socket: the supervisor's, or a new one."""
+        if self.listen_fd is not None:
+            return socket.socket(fileno=self.listen_fd)
+        return socket.create_server((self.host, self.port), backlog=128)
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    try:
+        settings = Settings.from_environment(os.environ)
+        listener = settings.listener()
+    except (ValueError, OSError) as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return 1
+    function = ExpertFunction(MAX_IN_FLIGHT)
+    server = HttpServer(listener, function, MAX_BODY_BYTES)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: server.stop())
+    if settings.listen_fd is not None:
+        threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    # Health and readiness are answered while the block is being mapped.
+    serving = threading.Thread(target=server.serve, args=(DRAIN_SECONDS,), daemon=True)
+    serving.start()
+    try:
+        function.block = ExpertBlock.open(
+            settings.partition, settings.function, load_kernel(), settings.threads
+        )
+    except BlockError as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        return 1
+    print(
+        f"serving {settings.function} with the {function.block.kernel.name} kernel, "
+        f"{settings.threads} threads, {function.block.num_experts} experts",
+        flush=True,
+    )
+    serving.join()
+    return 0
+
+
+def _end_with_supervisor() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

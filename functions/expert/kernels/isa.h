@@ -1,0 +1,38 @@
+/* The instruction sets that this file was compiled for, best first. */
+
+#ifndef FAASMOE_ISA_H
+#define FAASMOE_ISA_H
+
+#include "layout.h"
+#include "tiles_c.h"
+#if defined(__x86_64__)
+#include "tiles_avx2.h"
+#include "tiles_avx512.h"
+#endif
+
+#define MAX_PANEL_ROWS 12 /* the largest max_rows below */
+
+struct isa {
+    const char *name;
+    int (*runs_here)(void);
+    int max_rows; /* of a panel */
+    tile_product product[3]; /* by enum dtype */
+    void (*swiglu)(int rows, const float *tile, float *out, int64_t stride);
+    void (*encode)(enum dtype dtype, int64_t count, const float *x, uint32_t *dwords, float *scales,
+                   int32_t *corrections);
+};
+
+#define ISA(name, max_rows) \
+    {#name, name##_runs_here, max_rows, {name##_f32, name##_bf16, name##_int8}, name##_swiglu, name##_encode}
+
+static const struct isa ISAS[] = {
+#if defined(__x86_64__)
+    ISA(avx512, AVX512_MAX_ROWS),
+    ISA(avx2, AVX2_MAX_ROWS),
+#endif
+    ISA(c, C_MAX_ROWS),
+};
+
+#define ISA_COUNT (sizeof ISAS / sizeof *ISAS)
+
+#endif

@@ -1,0 +1,75 @@
+"""The expert kernel in NumPy: slow, and the specification of the C kernel.
+
+Both read the same packed bytes and round at the same three places: activations on their way into a matrix
+product take the form that the weights ask for (see `as_operand`), sums are float32, and the output is rounded
+once, to the dtype of the hidden states.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .packing import Bytes, ExpertShape, Float32, bf16_to_f32, f32_to_bf16, unpack_expert
+
+ACTIVATION_GROUP = 128
+
+
+def gated_ffn(
+    block: Bytes,
+    offsets: NDArray[np.int64],
+    shape: ExpertShape,
+    hidden_states: NDArray[Any],
+    expert_index: NDArray[np.int16],
+    expert_weight: Float32,
+) -> NDArray[Any]:
+    """out[t] = sum over k of weight[t, k] * down_e(silu(gate_e x_t) * up_e x_t) with e = expert_index[t, k] >= 0.
+
+    Arguments as `Kernel` takes them. Sums run over the experts in ascending order.
+    Raises ValueError for an expert that is out of range or absent, and for a block that is too short.
+    """
+    from_bf16 = hidden_states.dtype == np.uint16
+    hidden = bf16_to_f32(hidden_states) if from_bf16 else hidden_states
+    out = np.zeros_like(hidden)
+    for expert in np.unique(expert_index[expert_index >= 0]):
+        rows, slots = np.nonzero(expert_index == expert)
+        gate, up, down = unpack_expert(shape, _packed(block, offsets, shape, int(expert)))
+        operand = as_operand(shape.dtype, hidden[rows])
+        intermediate = _silu(operand @ gate.T) * (operand @ up.T)
+        product = as_operand(shape.dtype, intermediate) @ down.T
+        np.add.at(out, rows, product * expert_weight[rows, slots, None])
+    return f32_to_bf16(out) if from_bf16 else out
+
+
+def as_operand(dtype: str, activations: Float32) -> Float32:
+    """Activations [T, K] as a product with weights of `dtype` sees them.
+
+    bf16 rounds them to bfloat16. int8 rounds groups of 128 (the last may be shorter) along K to multiples of
+    absmax / 127 of the group, ties to even.
+    """
+    if dtype == "f32":
+        return activations
+    if dtype == "bf16":
+        return bf16_to_f32(f32_to_bf16(activations))
+    starts = np.arange(0, activations.shape[1], ACTIVATION_GROUP)
+    scale = np.maximum.reduceat(np.abs(activations), starts, axis=1) / np.float32(127)
+    scale[scale < np.finfo(np.float32).tiny] = 0
+    per_value = np.repeat(scale, ACTIVATION_GROUP, axis=1)[:, : activations.shape[1]]
+    divisor = np.where(per_value == 0, np.float32(np.inf), per_value)
+    return np.rint(activations / divisor) * per_value
+
+
+def _packed(block: Bytes, offsets: NDArray[np.int64], shape: ExpertShape, expert: int) -> Bytes:
+    if expert >= len(offsets):
+        raise ValueError(f"expert index {expert} is out of range: the block has {len(offsets)} experts")
+    start = int(offsets[expert])
+    if start < 0:
+        raise ValueError(f"expert {expert} is absent")
+    if start + shape.nbytes > block.size:
+        raise ValueError(f"expert {expert} reaches past the end of the block")
+    return block[start : start + shape.nbytes]
+
+
+def _silu(values: Float32) -> Float32:
+    with np.errstate(over="ignore"):
+        return values / (np.float32(1) + np.exp(-values))

@@ -1,0 +1,206 @@
+"""What travels between the control plane and an expert function: safetensors bytes.
+
+The layout is that of https://github.com/huggingface/safetensors: eight bytes of header length, a JSON
+header, the tensors. It is written here, not by that library, because a message needs its metadata back,
+bf16 without torch, and no copy of a tensor on the way in.
+
+An invocation carries `hidden_states` [T, H], `expert_index` [T, K] int16 (-1: not this function's) and
+`expert_weight` [T, K] float32; its result carries `output` [T, H], one weighted sum per row.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+WIRE_VERSION = "1"
+CONTENT_TYPE = "application/vnd.safetensors"
+
+MAX_HEADER_BYTES = 65536
+
+# bf16 has no NumPy type: its 16 bits travel as uint16, which no message uses for anything else.
+_NUMPY_BY_NAME = {
+    "F32": np.dtype("<f4"),
+    "BF16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+}
+_NAME_BY_NUMPY = {dtype: name for name, dtype in _NUMPY_BY_NAME.items()}
+
+
+class WireError(ValueError):
+    """The bytes are not a message of this contract."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """Named tensors and string metadata. Decoded tensors are read-only views of the received bytes."""
+
+    tensors: Mapping[str, np.ndarray]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """The rows that one function gets of one layer's batch."""
+
+    layer: int
+    model: str
+    hidden_states: np.ndarray
+    expert_index: np.ndarray
+    expert_weight: np.ndarray
+
+    def encode(self) -> list[bytes | memoryview]:
+        """The request's body, as buffers to be sent one after the other."""
+        return encode(
+            {
+                "hidden_states": self.hidden_states,
+                "expert_index": self.expert_index,
+                "expert_weight": self.expert_weight,
+            },
+            {"layer": str(self.layer), "model": self.model, "wire": WIRE_VERSION},
+        )
+
+    @classmethod
+    def decode(cls, body: bytes | bytearray) -> "Invocation":
+        """Read and check a request's body; raises `WireError`."""
+        message = decode(body)
+        if message.metadata.get("wire") != WIRE_VERSION:
+            raise WireError(f"wire version {message.metadata.get('wire')!r}, this function speaks {WIRE_VERSION}")
+        layer = message.metadata.get("layer", "")
+        if not layer.isascii() or not layer.isdigit():
+            raise WireError(f"metadata 'layer' is {layer!r}, not a number")
+        invocation = cls(
+            layer=int(layer),
+            model=message.metadata.get("model", ""),
+            hidden_states=_tensor(message, "hidden_states", None),
+            expert_index=_tensor(message, "expert_index", np.dtype("<i2")),
+            expert_weight=_tensor(message, "expert_weight", np.dtype("<f4")),
+        )
+        invocation._check_shapes()
+        return invocation
+
+    def _check_shapes(self) -> None:
+        rows = self.hidden_states.shape[0]
+        if rows == 0 or self.expert_index.shape[0] != rows or self.expert_index.shape != self.expert_weight.shape:
+            shapes = [list(t.shape) for t in (self.hidden_states, self.expert_index, self.expert_weight)]
+            raise WireError(f"shapes of hidden_states, expert_index, expert_weight do not agree: {shapes}")
+
+
+@dataclass(frozen=True)
+class InvocationResult:
+    """A function's answer, and what it says about itself."""
+
+    output: np.ndarray
+    """[T, H] in the model's dtype."""
+    instance: str
+    """Changes whenever the function's process is a new one: how a cold start is seen."""
+    address: str
+    """host:port at which the function itself was reached, behind any gateway."""
+    seconds: float
+    cold_experts: int
+    resident_experts: int
+    resident_bytes: int
+
+    def encode(self) -> list[bytes | memoryview]:
+        """The answer's body."""
+        return encode(
+            {"output": self.output},
+            {
+                "instance": self.instance,
+                "address": self.address,
+                "seconds": f"{self.seconds:.6f}",
+                "cold_experts": str(self.cold_experts),
+                "resident_experts": str(self.resident_experts),
+                "resident_bytes": str(self.resident_bytes),
+            },
+        )
+
+    @classmethod
+    def decode(cls, body: bytes | bytearray) -> "InvocationResult":
+        """Read an answer's body; raises `WireError`."""
+        message = decode(body)
+        metadata = message.metadata
+        try:
+            return cls(
+                output=_tensor(message, "output", None),
+                instance=metadata["instance"],
+                address=metadata["address"],
+                seconds=float(metadata["seconds"]),
+                cold_experts=int(metadata["cold_experts"]),
+                resident_experts=int(metadata["resident_experts"]),
+                resident_bytes=int(metadata["resident_bytes"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise WireError(f"metadata of the answer: {error}") from None
+
+
+def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """Tensors and metadata as safetensors, in buffers to be sent one after the other; copies no tensor."""
+    # Widest type first, as safetensors itself does, so that every tensor is aligned to its type.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+    layout = tuple((name, _NAME_BY_NUMPY[tensor.dtype], tensor.shape) for name, tensor in ordered)
+    header = _header(layout, tuple(metadata.items()))
+    return [header, *(memoryview(np.ascontiguousarray(tensor)).cast("B") for _, tensor in ordered)]
+
+
+@lru_cache(maxsize=4096)
+def _header(layout: tuple[tuple[str, str, tuple[int, ...]], ...], metadata: tuple[tuple[str, str], ...]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, dtype, shape in layout:
+        start, end = end, end + math.prod(shape) * _NUMPY_BY_NAME[dtype].itemsize
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def decode(body: bytes | bytearray) -> Message:
+    """Read a message; raises `WireError` for anything that is not exactly one."""
+    if len(body) < 8:
+        raise WireError("shorter than a safetensors header")
+    (length,) = struct.unpack_from("<Q", body)
+    if length > min(MAX_HEADER_BYTES, len(body) - 8):
+        raise WireError(f"header of {length} bytes in a body of {len(body)}")
+    try:
+        header = json.loads(body[8 : 8 + length])
+        metadata = header.pop("__metadata__", {})
+        tensors, end = _views(body, 8 + length, header)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WireError(f"not a safetensors message: {error}") from None
+    if end != len(body):
+        raise WireError(f"the tensors take {end} bytes of a body of {len(body)}")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise WireError("metadata is not a map of strings")
+    return Message(tensors, metadata)
+
+
+def _views(body: bytes | bytearray, data_start: int, header: dict) -> tuple[dict[str, np.ndarray], int]:
+    """The tensors as views of `body`, which have to follow each other without a gap, and where they end."""
+    tensors = {}
+    position = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype = _NUMPY_BY_NAME[entry["dtype"]]
+        shape = entry["shape"]
+        if any(type(size) is not int or size < 0 for size in shape):
+            raise WireError(f"shape of {name} is {shape}")
+        start, end = entry["data_offsets"]
+        count = math.prod(shape)
+        if start != position or end - start != count * dtype.itemsize:
+            raise WireError(f"data_offsets of {name} are {start}, {end} for {entry['dtype']} {shape}")
+        tensors[name] = np.frombuffer(body, dtype, count, data_start + start).reshape(shape)
+        position = end
+    return tensors, data_start + position
+
+
+def _tensor(message: Message, name: str, dtype: np.dtype | None) -> np.ndarray:
+    tensor = message.tensors.get(name)
+    if tensor is None:
+        raise WireError(f"tensor {name!r} is missing")
+    if tensor.ndim != 2 or (dtype is not None and tensor.dtype != dtype):
+        raise WireError(f"tensor {name!r} is {_NAME_BY_NUMPY[tensor.dtype]} {list(tensor.shape)}")
+    return tensor

@@ -1,0 +1,189 @@
+"""Train the bundled demo model: a small Qwen2-MoE that answers in three domains.
+
+    python scripts/train_demo_model.py --out models/demo --minutes 60
+
+Runs on two CPU cores and needs a Debian system with `apt-get` (see demo_corpus.py). Downloads and the
+checkpoint live in `--work`; with `--resume` a stopped run goes on from its last checkpoint. The minutes count
+only running time, so a run that was paused or killed still gets its whole schedule.
+"""
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from demo_corpus import load_domains
+from demo_tokens import build_tokenizer, split_passages, token_stream
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2MoeConfig, Qwen2MoeForCausalLM
+from transformers.models.qwen2_moe.modeling_qwen2_moe import load_balancing_loss_func
+
+SEQUENCE_LENGTH = 512
+SEQUENCES_PER_DOMAIN = 2
+PEAK_LEARNING_RATE = 2e-3
+WARM_UP = 0.03
+FINAL_LEARNING_RATE = 0.03
+BALANCE_WEIGHT = 0.01
+# A longer gap between two steps means that the process was paused: it does not count as training.
+LONGEST_STEP_S = 10.0
+CHECKPOINT_EVERY_S = 300.0
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2MoeConfig:
+    """7.4 million parameters: 6 layers of 16 routed experts, 4 of them per token, and one shared expert."""
+    return Qwen2MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=192,
+        moe_intermediate_size=96,
+        shared_expert_intermediate_size=192,
+        num_experts=16,
+        num_experts_per_tok=4,
+        norm_topk_prob=True,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        router_aux_loss_coef=BALANCE_WEIGHT,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+
+
+def learning_rate(progress: float) -> float:
+    """Linear warm-up, then a cosine down to a small rest; `progress` is the share of the time budget."""
+    if progress < WARM_UP:
+        return PEAK_LEARNING_RATE * progress / WARM_UP
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
+    return PEAK_LEARNING_RATE * (FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * cosine)
+
+
+def mixed_batch(streams: list[Tensor], step: int) -> Tensor:
+    """Random windows of all domains, [domains * SEQUENCES_PER_DOMAIN, SEQUENCE_LENGTH]; the step is the seed."""
+    generator = torch.Generator().manual_seed(step)
+    windows = []
+    for stream in streams:
+        starts = torch.randint(len(stream) - SEQUENCE_LENGTH, (SEQUENCES_PER_DOMAIN,), generator=generator)
+        windows += [stream[start : start + SEQUENCE_LENGTH] for start in starts.tolist()]
+    return torch.stack(windows).long()
+
+
+def losses(model: Qwen2MoeForCausalLM, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean next-token loss in nats, and how unevenly experts are used (1 = evenly, number of experts = one).
+
+    Balance is taken over the whole mixed batch, so experts may still specialise in a domain, but layer by
+    layer: transformers pools all layers, which lets one layer collapse if another makes up for it.
+    """
+    output = model(input_ids=input_ids, output_router_logits=True, use_cache=False)
+    prediction = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+    config = model.config
+    balance = [
+        load_balancing_loss_func((logits,), config.num_experts, config.num_experts_per_tok)
+        for logits in output.router_logits
+    ]
+    return prediction, torch.stack(balance).mean() / config.num_experts_per_tok
+
+
+class Trainer:
+    """Owns the model, the optimizer and the run's clock, and keeps all three on disk."""
+
+    def __init__(self, model: Qwen2MoeForCausalLM, checkpoint: Path, budget_s: float) -> None:
+        self.model = model
+        self.checkpoint = checkpoint
+        self.budget_s = budget_s
+        self.step = 0
+        self.elapsed_s = 0.0
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def run(self, streams: list[Tensor]) -> None:
+        """Train until the budget is spent, saving now and then."""
+        saved_s = self.elapsed_s
+        while self.elapsed_s < self.budget_s:
+            started = time.monotonic()
+            prediction, balance = self._train_step(mixed_batch(streams, self.step))
+            self.elapsed_s += min(time.monotonic() - started, LONGEST_STEP_S)
+            self.step += 1
+            if self.step % 50 == 0:
+                print(
+                    f"{self.elapsed_s:6.0f} s  step {self.step}  loss {prediction:.3f}  balance {balance:.3f}",
+                    flush=True,
+                )
+            if self.elapsed_s - saved_s > CHECKPOINT_EVERY_S:
+                self.save()
+                saved_s = self.elapsed_s
+        self.save()
+
+    def _train_step(self, input_ids: Tensor) -> tuple[float, float]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.elapsed_s / self.budget_s)
+        prediction, balance = losses(self.model, input_ids)
+        (prediction + BALANCE_WEIGHT * balance).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return prediction.item(), balance.item()
+
+    def save(self) -> None:
+        """Write the checkpoint; a kill at any moment leaves the old one or the new one."""
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.checkpoint)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint. Raises FileNotFoundError if there is none."""
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+
+
+def export(model: Qwen2MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the model in bf16, and the tokenizer, as transformers loads them."""
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    model = model.to(torch.bfloat16)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.95, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training time, without pauses")
+    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder for text and checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    training, _ = split_passages(load_domains(arguments.work))
+    tokenizer = build_tokenizer(training)
+    streams = [token_stream(passages, tokenizer) for passages in training.values()]
+    print("tokens:", dict(zip(training, map(len, streams), strict=True)), flush=True)
+    model = Qwen2MoeForCausalLM(model_config(tokenizer))
+    model.set_experts_implementation("eager")
+    trainer = Trainer(model, arguments.work / "checkpoint.pt", arguments.minutes * 60)
+    if arguments.resume:
+        trainer.resume()
+    trainer.run(streams)
+    export(model, tokenizer, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""The C kernel is the one thing that setup.cfg cannot describe.
+
+It is optional: without a compiler the package installs, and functions run the NumPy kernel.
+"""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "functions.expert.kernels._gated_ffn",
+            sources=["functions/expert/kernels/gated_ffn.c"],
+            extra_compile_args=["-O3", "-std=c11", "-pthread"],
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+    ]
+)

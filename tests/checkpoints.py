@@ -1,0 +1,59 @@
+"""Tiny random checkpoints of every supported family, written by transformers itself."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+FAMILIES = ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe")
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_QWEN: dict[str, Any] = {"num_experts": 5, "intermediate_size": 40, "moe_intermediate_size": 20}
+_BY_FAMILY: dict[str, dict[str, Any]] = {
+    "qwen2_moe": {**_QWEN, "shared_expert_intermediate_size": 28},
+    "qwen3_moe": {**_QWEN, "head_dim": 12},
+    "mixtral": {"num_local_experts": 5, "intermediate_size": 20},
+    "olmoe": {"num_experts": 5, "intermediate_size": 20},
+}
+
+
+def tiny_config(model_type: str, **overrides: Any) -> PretrainedConfig:
+    """3 layers of 5 experts, top-2, hidden size 24 and expert width 20: sizes that fill no tile."""
+    return AutoConfig.for_model(model_type, **{**_COMMON, **_BY_FAMILY[model_type], **overrides})
+
+
+def tiny_model(
+    model_type: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
+) -> PreTrainedModel:
+    """A random model in eval mode; `overrides` are for its config."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
+    return model.to(dtype).eval()
+
+
+def save_checkpoint(model: PreTrainedModel, folder: Path, *, max_shard_size: str = "1GB") -> Path:
+    """Write a model as published ones are: a tensor per expert and matrix. Returns `folder`."""
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def save_fused_checkpoint(model: PreTrainedModel, folder: Path) -> Path:
+    """Write a model as it is in memory: two tensors per layer for all its experts. Returns `folder`."""
+    folder.mkdir()
+    model.config.save_pretrained(folder)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
