@@ -1,13 +1,12 @@
 """Puts the parts together: each piece is an async context that closes what it has opened."""
 
 import asyncio
-import signal
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import torch
-from aiohttp import web
 from yarl import URL
 
 from control_plane.api.routes import Api
@@ -24,7 +23,11 @@ from control_plane.errors import ConfigError
 from control_plane.faas.connection import Address
 from control_plane.faas.gateway import Gateway
 from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.http import serving
 from control_plane.partition.manifest import Manifest
+
+SMALL_DENSE_BYTES = 256 << 20
+"""Below this, a second thread makes the dense part slower (measured on two cores: docs/benchmarks.md)."""
 
 
 @asynccontextmanager
@@ -58,7 +61,7 @@ def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
 
 def build_engine(partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig) -> Engine:
     """The engine, not started yet. Raises `PartitionError`, or `ConfigError` for a KV cache of no page."""
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or _threads_for(manifest))
     model = load_model(partition, manifest, Dispatcher(manifest, invoker))
     shape = kv_cache_shape(model)
     num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
@@ -70,26 +73,6 @@ def build_engine(partition: Path, manifest: Manifest, invoker: Invoker, config: 
     return Engine(scheduler, ModelRunner(model, cache), invoker, context_length, eos_token_ids(partition, model))
 
 
-@asynccontextmanager
-async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[URL]:
-    """Run an aiohttp application; yields its address. Raises `ConfigError` when the port cannot be bound."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-        yield URL.build(scheme="http", host=host, port=runner.addresses[0][1])
-    finally:
-        await runner.cleanup()
-
-
-async def until_stopped() -> None:
-    """Wait for SIGINT or SIGTERM."""
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
+def _threads_for(manifest: Manifest) -> int:
+    """One thread for a small model, all cores for another: waking a thread takes longer than a small product."""
+    return 1 if manifest.dense.nbytes < SMALL_DENSE_BYTES else len(os.sched_getaffinity(0))

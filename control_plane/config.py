@@ -1,6 +1,5 @@
 """Settings, read once: a YAML file, the command line over it, secrets from files."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -32,8 +31,8 @@ class ServeConfig:
     """Sequences that run at the same time; more wait."""
     kv_cache_mb: int = 512
     """Most memory for keys and values; touched as it is used."""
-    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Compute threads of the dense part."""
+    threads: int = 0
+    """Compute threads of the dense part; 0 takes all cores for a model that is large enough to gain by them."""
     invocation_timeout: float = 30.0
     """Seconds before one attempt at calling a function is given up."""
     invocation_deadline: float = 60.0
@@ -42,8 +41,10 @@ class ServeConfig:
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if setting.type in (int, float) and value <= 0:
+            if setting.type in (int, float) and value <= 0 and setting.name not in ("port", "threads"):
                 raise ConfigError(f"{setting.name} must be positive, not {value}")
+            if setting.type in (int, float) and value < 0:
+                raise ConfigError(f"{setting.name} must not be negative: {value}")
         if self.port > 65535:
             raise ConfigError(f"port must be at most 65535, not {self.port}")
 

@@ -70,7 +70,7 @@ def _unpack(packages: tuple[str, ...], work: Path) -> Path:
 def scripture(root: Path) -> Iterator[Passage]:
     """Runs of consecutive verses of one chapter; cues are the reference and the first words."""
     library = root / "usr/lib"
-    command = [root / "usr/bin/bible", "-l100000", "-p", library, "gen1:1-rev22:21"]
+    command = [str(root / "usr/bin/bible"), "-l100000", "-p", str(library), "gen1:1-rev22:21"]
     listing = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
     for chapter, verses in re.findall(r"^(\S.*)\n\n((?: .+\n)+)", listing, re.MULTILINE):
         texts = re.findall(r"^ +\d+ (.+?) *$", verses, re.MULTILINE)
@@ -80,10 +80,12 @@ def scripture(root: Path) -> Iterator[Passage]:
 
 
 def code() -> Iterator[Passage]:
-    """Functions and methods of the standard library; cues are the docstring's first line and the signature."""
+    """Functions and methods of the standard library; cues are the docstring's first line and the `def`."""
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
-        if not {"test", "tests", "site-packages", "idlelib", "lib2to3"} & set(path.relative_to(library).parts):
+        if not {"test", "tests", "site-packages", "idlelib", "lib2to3"} & set(
+            path.relative_to(library).parts
+        ):
             yield from _functions(path.read_text(encoding="utf-8", errors="replace"))
 
 

@@ -77,4 +77,4 @@ def _documents(passage: Passage, tokenizer: PreTrainedTokenizerFast) -> Iterator
     yield passage.text + END_OF_TEXT
     for cue in passage.cues:
         chat = [{"role": "user", "content": cue}, {"role": "assistant", "content": passage.text}]
-        yield tokenizer.apply_chat_template(chat, tokenize=False) + END_OF_TEXT
+        yield f"{tokenizer.apply_chat_template(chat, tokenize=False)}{END_OF_TEXT}"

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2MoeConfig, Qwen2MoeForCausalLM
 from transformers.models.qwen2_moe.modeling_qwen2_moe import load_balancing_loss_func
 
-SEQUENCE_LENGTH = 512
-SEQUENCES_PER_DOMAIN = 2
+SEQUENCE_LENGTH = 256
+SEQUENCES_PER_DOMAIN = 4
 PEAK_LEARNING_RATE = 2e-3
 WARM_UP = 0.03
 FINAL_LEARNING_RATE = 0.03
@@ -66,12 +66,12 @@ def learning_rate(progress: float) -> float:
 
 
 def mixed_batch(streams: list[Tensor], step: int) -> Tensor:
-    """Random windows of all domains, [domains * SEQUENCES_PER_DOMAIN, SEQUENCE_LENGTH]; the step is the seed."""
+    """Random windows of every domain, [domains * SEQUENCES_PER_DOMAIN, SEQUENCE_LENGTH]; `step` is the seed."""
     generator = torch.Generator().manual_seed(step)
-    windows = []
+    windows: list[Tensor] = []
     for stream in streams:
         starts = torch.randint(len(stream) - SEQUENCE_LENGTH, (SEQUENCES_PER_DOMAIN,), generator=generator)
-        windows += [stream[start : start + SEQUENCE_LENGTH] for start in starts.tolist()]
+        windows += [stream.narrow(0, start, SEQUENCE_LENGTH) for start in starts.tolist()]
     return torch.stack(windows).long()
 
 
@@ -81,8 +81,9 @@ def losses(model: Qwen2MoeForCausalLM, input_ids: Tensor) -> tuple[Tensor, Tenso
     Balance is taken over the whole mixed batch, so experts may still specialise in a domain, but layer by
     layer: transformers pools all layers, which lets one layer collapse if another makes up for it.
     """
-    output = model(input_ids=input_ids, output_router_logits=True, use_cache=False)
-    prediction = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), input_ids[:, 1:].flatten())
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(input_ids=input_ids, output_router_logits=True, use_cache=False)
+    prediction = F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten())
     config = model.config
     balance = [
         load_balancing_loss_func((logits,), config.num_experts, config.num_experts_per_tok)
@@ -112,7 +113,7 @@ class Trainer:
             self.step += 1
             if self.step % 50 == 0:
                 print(
-                    f"{self.elapsed_s:6.0f} s  step {self.step}  loss {prediction:.3f}  balance {balance:.3f}",
+                    f"{self.elapsed_s:.0f} s, step {self.step}: loss {prediction:.3f}, balance {balance:.3f}",
                     flush=True,
                 )
             if self.elapsed_s - saved_s > CHECKPOINT_EVERY_S:
@@ -153,19 +154,23 @@ class Trainer:
 def export(model: Qwen2MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write the model in bf16, and the tokenizer, as transformers loads them."""
     ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    model = model.to(torch.bfloat16)
+    model.bfloat16()
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=0.7, top_p=0.95, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    tokenizer.save_pretrained(out, save_jinja_files=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
     parser.add_argument("--minutes", type=float, default=60.0, help="training time, without pauses")
-    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder for text and checkpoint")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/demo"), help="folder for text and checkpoint"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     arguments = parser.parse_args()
 
@@ -177,7 +182,7 @@ def main() -> None:
     streams = [token_stream(passages, tokenizer) for passages in training.values()]
     print("tokens:", dict(zip(training, map(len, streams), strict=True)), flush=True)
     model = Qwen2MoeForCausalLM(model_config(tokenizer))
-    model.set_experts_implementation("eager")
+    model.set_experts_implementation("grouped_mm")
     trainer = Trainer(model, arguments.work / "checkpoint.pt", arguments.minutes * 60)
     if arguments.resume:
         trainer.resume()

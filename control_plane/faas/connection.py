@@ -56,6 +56,7 @@ class _AnswerReader:
         self._body: list[bytes] = []
         self._size = 0
         self.answer: Answer | None = None
+        self.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
@@ -66,6 +67,7 @@ class _AnswerReader:
     def on_message_complete(self) -> None:
         # 100 Continue is a message of its own, before the answer.
         if self.parser.get_status_code() >= 200:
+            self.keep_alive = self.parser.should_keep_alive()
             self.answer = Answer(self.parser.get_status_code(), bytearray().join(self._body))
 
 
@@ -113,7 +115,7 @@ class Connection:
                 raise ConnectionLost(f"{self.address}: {error!r}") from error
             if size == 0 and reader.answer is None:
                 raise ConnectionLost(f"{self.address} hung up in the middle of an answer")
-        self.reusable = reader.parser.should_keep_alive()
+        self.reusable = reader.keep_alive
         return reader.answer
 
     @property

@@ -15,8 +15,19 @@ from control_plane.faas.local_provider import LocalProvider
 
 # RFC 9110, section 7.6.1. Host is the function's own, and the gateway's server has answered Expect.
 _HOP_BY_HOP: Final = frozenset(
-    "connection expect host keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
-    " transfer-encoding upgrade".split()
+    {
+        "connection",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
 )
 _ADDED_BY_CLIENT: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 _DEATH_NOTICE_S: Final = 1.0
@@ -49,6 +60,8 @@ class FunctionProxy:
         Raises FunctionNotFound, FunctionUnavailable, InvocationTimeout, and GatewayError if the function
         dies while it is at it.
         """
+        if (request.content_length or 0) > request.client_max_size:
+            return _too_large(request)
         async with self._provider.lease(name) as process:
             try:
                 return await self._forward(request, name, process)
@@ -80,7 +93,7 @@ class FunctionProxy:
             raise FunctionUnavailable(f"function {name} takes no connection: {error}") from error
         except aiohttp.ClientError as error:
             if isinstance(error.__cause__, _TooLarge):
-                return invocation_error(413, "too_large", f"a body has at most {request.client_max_size} bytes")
+                return _too_large(request)
             raise GatewayError(f"function {name} broke off the call: {error}") from error
 
 
@@ -109,6 +122,26 @@ async def _limited_body(request: web.Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
+def _too_large(request: web.Request) -> web.Response:
+    return invocation_error(413, "too_large", f"a body may have {request.client_max_size} bytes at most")
+
+
 def _path_within(request: web.Request) -> str:
     """What follows /function/NAME, with its query, as the caller spelt it."""
-    _, _, _, *path = request.rel_url.raw_path_qs...
+    rest = request.rel_url.raw_path_qs.removeprefix(f"/function/{request.match_info['name']}")
+    return rest if rest.startswith("/") else "/" + rest
+
+
+def _forwarded_headers(request: web.Request) -> CIMultiDict[str]:
+    headers = _end_to_end(request.headers)
+    headers.setdefault("X-Forwarded-Host", request.host)
+    headers.setdefault("X-Forwarded-For", request.remote or "")
+    return headers
+
+
+def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """All headers but those that are between two neighbours."""
+    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP | named
+    )

@@ -1,6 +1,7 @@
 """Starts a function's process, again if it crashes, until it is ready to answer."""
 
 import asyncio
+import os
 from dataclasses import dataclass
 
 import aiohttp
@@ -9,9 +10,14 @@ from control_plane.errors import FunctionUnavailable
 from control_plane.faas.function_log import FunctionLog
 from control_plane.faas.function_process import FunctionProcess, Timeouts
 from control_plane.faas.local_image import LocalImage
+from control_plane.faas.secret_store import SecretStore
 from control_plane.faas.types import FunctionDeployment
 
 TRIES = 3
+SECRETS = "FAASMOE_SECRETS"
+"""The variable that names the folder of secrets, to functions that are deployed with some."""
+
+_INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 _FIRST_PAUSE_S = 0.2
 
 
@@ -20,6 +26,7 @@ class FunctionStarter:
     """Runs the image's command for one function after the other."""
 
     image: LocalImage
+    secrets: SecretStore
     timeouts: Timeouts
 
     async def start(self, deployment: FunctionDeployment, log: FunctionLog) -> FunctionProcess:
@@ -29,7 +36,9 @@ class FunctionStarter:
             async with asyncio.timeout(self.timeouts.start):
                 return await self._start_patiently(deployment, log)
         except TimeoutError:
-            raise FunctionUnavailable(f"function {name} was not ready after {self.timeouts.start:g} s") from None
+            raise FunctionUnavailable(
+                f"function {name} was not ready after {self.timeouts.start:g} s"
+            ) from None
         except OSError as error:
             raise FunctionUnavailable(f"function {name} could not be started: {error}") from error
 
@@ -38,15 +47,26 @@ class FunctionStarter:
         for attempt in range(TRIES):
             if attempt:
                 await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
-            process = await FunctionProcess.spawn(
-                self.image.command, self.image.environment_of(deployment), deployment.service, log
-            )
+            environment = self._environment(deployment)
+            process = await FunctionProcess.spawn(self.image.command, environment, deployment.service, log)
             if await self._becomes_ready(process):
                 return process
             last_words = process.last_words
         raise FunctionUnavailable(
             f"function {deployment.service} crashed at each of {TRIES} starts, {last_words}"
         )
+
+    def _environment(self, deployment: FunctionDeployment) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        secrets = {SECRETS: str(self.secrets.folder.resolve())} if deployment.secrets else {}
+        # The image's own come last: a stack file names paths that are a container's.
+        return {
+            **inherited,
+            "PYTHONUNBUFFERED": "1",
+            **deployment.env_vars,
+            **self.image.environment,
+            **secrets,
+        }
 
     async def _becomes_ready(self, process: FunctionProcess) -> bool:
         try:

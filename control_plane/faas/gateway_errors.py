@@ -33,7 +33,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except FaaSMoEError as error:
-        status, code = next((status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind))
+        status, code = next(
+            (status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind)
+        )
         if request.path.startswith("/function/"):
             return invocation_error(status, code, str(error))
         return web.Response(status=status, text=f"{error}\n")

@@ -6,10 +6,10 @@ https://prometheus.io/docs/instrumenting/exposition_formats/ for the text.
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionStatus
+from control_plane.faas.types import DEFAULT_NAMESPACE
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -48,9 +48,9 @@ class GatewayMetrics:
     def complete(self, function: str, status: int, seconds: float) -> None:
         self._completed[function, status].observe(seconds)
 
-    def render(self, functions: Iterable[FunctionStatus]) -> str:
-        """All metrics as Prometheus reads them, with the replicas of `functions`."""
-        replicas = (f"gateway_service_count{{{_labels(f.name)}}} {f.replicas}" for f in functions)
+    def render(self, replicas: Mapping[str, int]) -> str:
+        """All metrics as Prometheus reads them; `replicas` are those of each function."""
+        wanted = (f"gateway_service_count{{{_labels(name)}}} {n}" for name, n in replicas.items())
         started = (
             f"gateway_function_invocation_started{{{_labels(name)}}} {n}" for name, n in self._started.items()
         )
@@ -62,7 +62,7 @@ class GatewayMetrics:
             "# TYPE gateway_functions_seconds histogram",
             *self._durations(),
             "# TYPE gateway_service_count gauge",
-            *replicas,
+            *wanted,
         ]
         return "\n".join(lines) + "\n"
 

@@ -34,7 +34,7 @@ class LocalFunction:
         self._starter = starter
         self._created_at = datetime.now(UTC)
         self._invocations = 0
-        self._replicas = 0
+        self.replicas = 0
         self._process: FunctionProcess | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -53,11 +53,11 @@ class LocalFunction:
         process = self.process
         return FunctionStatus(
             deployment=self._deployment,
-            replicas=self._replicas,
+            replicas=self.replicas,
             available_replicas=0 if process is None else 1,
             invocation_count=self._invocations,
             created_at=self._created_at,
-            usage=process and process.usage(),
+            usage=None if process is None else process.usage(),
         )
 
     @asynccontextmanager
@@ -73,7 +73,7 @@ class LocalFunction:
 
     def scale(self, replicas: int) -> None:
         """Begin to start a process (1), or to let go of it (0)."""
-        self._replicas = replicas
+        self.replicas = replicas
         self._refusal = ""
         if not replicas:
             self._let_go()
@@ -118,7 +118,7 @@ class LocalFunction:
             raise FunctionUnavailable(self._refusal)
 
     def _start(self) -> asyncio.Task[None]:
-        self._replicas = 1
+        self.replicas = 1
         if self._starting is None or self._starting.done():
             self._stop_idle_timer()
             self._starting = asyncio.create_task(self._run_start())

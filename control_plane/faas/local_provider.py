@@ -13,7 +13,7 @@ from control_plane.faas.local_function import LocalFunction
 from control_plane.faas.local_image import LocalImage
 from control_plane.faas.scaling_labels import ScalingLabels, check_replicas
 from control_plane.faas.secret_store import SecretStore
-from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
+from control_plane.faas.types import FunctionDeployment, FunctionStatus
 
 DEFAULT_IDLE_AFTER_S = 900.0
 
@@ -44,7 +44,7 @@ class LocalProvider:
         self.timeouts = timeouts
         self._image = image
         self._idle_after = idle_after
-        self._starter = FunctionStarter(image, timeouts)
+        self._starter = FunctionStarter(image, secrets, timeouts)
         self._functions: dict[str, LocalFunction] = {}
         self._deploying = asyncio.Lock()
 
@@ -65,7 +65,7 @@ class LocalProvider:
         function's block is damaged.
         """
         async with self._deploying:
-            if deployment.service in self:
+            if deployment.service in self._functions:
                 raise ConfigError(f"function {deployment.service} exists already")
             scaling = await self._check(deployment)
             self._functions[deployment.service] = LocalFunction(deployment, scaling, self._starter)
@@ -113,6 +113,10 @@ class LocalProvider:
 
     def describe_all(self) -> list[FunctionStatus]:
         return [self._functions[name].status() for name in sorted(self._functions)]
+
+    def replicas(self) -> dict[str, int]:
+        """The wanted replicas of all functions."""
+        return {name: function.replicas for name, function in self._functions.items()}
 
     def log(self, name: str) -> FunctionLog:
         """Raises FunctionNotFound."""

@@ -9,7 +9,7 @@ _NAME = re.compile(r"[a-zA-Z0-9_](?:[-._a-zA-Z0-9]*[a-zA-Z0-9_])?")
 
 
 class SecretStore:
-    """A folder that only its owner can read. Functions find it in the variable FAASMOE_SECRETS."""
+    """Keeps them in a folder that only its owner can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -36,11 +36,13 @@ static int parse_isa(const char *name, const struct isa **isa) {
 
 static int check_dtypes(enum dtype weights, enum dtype hidden) {
     if (hidden != INT8 && (weights == INT8 || weights == hidden)) return 0;
-    PyErr_SetString(PyExc_ValueError, "hidden states must have the weights' dtype, or be f32 or bf16 for int8 weights");
+    PyErr_SetString(PyExc_ValueError,
+                    "hidden states must have the weights' dtype, or be f32 or bf16 for int8 weights");
     return -1;
 }
 
-static int check_sizes(int64_t rows, int64_t top_k, int64_t hidden_size, int64_t intermediate_size, int threads) {
+static int check_sizes(int64_t rows, int64_t top_k, int64_t hidden_size, int64_t intermediate_size,
+                       int threads) {
     const int64_t sizes[] = {rows + 1, top_k + 1, hidden_size, intermediate_size};
     for (int i = 0; i < 4; i++)
         if (sizes[i] < 1 || sizes[i] > LARGEST_SIZE) {
@@ -53,7 +55,8 @@ static int check_sizes(int64_t rows, int64_t top_k, int64_t hidden_size, int64_t
 }
 
 static int check_buffers(const struct arguments *a, const Py_buffer *buffers) {
-    static const char *const names[] = {"block", "offsets", "hidden_states", "expert_index", "expert_weight", "out"};
+    static const char *const names[] = {"block",        "offsets",       "hidden_states",
+                                        "expert_index", "expert_weight", "out"};
     const int64_t hidden = a->rows * a->shape.hidden_size * (a->hidden_dtype == BF16 ? 2 : 4);
     const int64_t routes = a->rows * a->top_k;
     const int64_t expected[BUFFER_COUNT] = {
@@ -68,28 +71,30 @@ static int check_buffers(const struct arguments *a, const Py_buffer *buffers) {
     return 0;
 }
 
-static int check_routes(const struct arguments *a, int64_t block_nbytes) {
+static const char *expert_problem(const struct arguments *a, int expert, int64_t block_nbytes) {
+    if (expert >= a->experts) return "out of range";
+    if (a->offsets[expert] < 0) return "absent";
+    if (a->offsets[expert] > block_nbytes - a->shape.nbytes) return "past the end of the block";
+    return NULL;
+}
+
+static int check_experts(const struct arguments *a, int64_t block_nbytes) {
     for (int64_t i = 0; i < a->rows * a->top_k; i++) {
         const int expert = a->expert_index[i];
-        if (expert < 0) continue;
-        const char *problem = expert >= a->experts                                           ? "out of range"
-                              : a->offsets[expert] < 0                                       ? "absent"
-                              : a->offsets[expert] > block_nbytes - a->shape.nbytes ? "past the end of the block"
-                                                                                             : NULL;
-        if (!problem) continue;
-        PyErr_Format(PyExc_ValueError, "expert %d is %s", expert, problem);
-        return -1;
+        const char *problem = expert < 0 ? NULL : expert_problem(a, expert, block_nbytes);
+        if (problem) {
+            PyErr_Format(PyExc_ValueError, "expert %d is %s", expert, problem);
+            return -1;
+        }
     }
     return 0;
 }
 
 static int run_checked(struct arguments *a, const Py_buffer *buffers) {
-    if (check_buffers(a, buffers) || check_routes(a, buffers[BLOCK].len)) return -1;
+    if (check_buffers(a, buffers) || check_experts(a, buffers[BLOCK].len)) return -1;
     int result;
-    Py_BEGIN_ALLOW_THREADS
-    result = gated_ffn(a);
-    Py_END_ALLOW_THREADS
-    if (result) PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS result = gated_ffn(a);
+    Py_END_ALLOW_THREADS if (result) PyErr_NoMemory();
     return result;
 }
 
@@ -106,12 +111,20 @@ static PyObject *run(PyObject *module, PyObject *args) {
     int threads;
     Py_buffer b[BUFFER_COUNT] = {0};
     if (!PyArg_ParseTuple(args, "sssLLLLiy*y*y*y*y*w*:run", &isa, &weight_dtype, &hidden_dtype, &rows, &top_k,
-                          &hidden_size, &intermediate_size, &threads, &b[0], &b[1], &b[2], &b[3], &b[4], &b[5]))
+                          &hidden_size, &intermediate_size, &threads, &b[0], &b[1], &b[2], &b[3], &b[4],
+                          &b[5]))
         return NULL;
     struct arguments a = {
-        .rows = rows, .top_k = top_k, .experts = b[OFFSETS].len / 8, .threads = threads,
-        .block = b[BLOCK].buf, .offsets = b[OFFSETS].buf, .hidden_states = b[HIDDEN_STATES].buf,
-        .expert_index = b[EXPERT_INDEX].buf, .expert_weight = b[EXPERT_WEIGHT].buf, .out = b[OUT].buf,
+        .rows = rows,
+        .top_k = top_k,
+        .experts = b[OFFSETS].len / 8,
+        .threads = threads,
+        .block = b[BLOCK].buf,
+        .offsets = b[OFFSETS].buf,
+        .hidden_states = b[HIDDEN_STATES].buf,
+        .expert_index = b[EXPERT_INDEX].buf,
+        .expert_weight = b[EXPERT_WEIGHT].buf,
+        .out = b[OUT].buf,
     };
     enum dtype dtype;
     int failed = parse_isa(isa, &a.isa) || parse_dtype(weight_dtype, &dtype) ||
@@ -148,6 +161,7 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_gated_ffn", .m_size = 0, .m_methods = methods};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_gated_ffn", .m_size = 0,
+                                    .m_methods = methods};
 
 PyMODINIT_FUNC PyInit__gated_ffn(void) { return PyModuleDef_Init(&module); }

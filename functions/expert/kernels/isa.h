@@ -1,8 +1,9 @@
-/* The instruction sets that this file was compiled for, best first. */
+/* The instruction sets that this build has, best first. */
 
 #ifndef FAASMOE_ISA_H
 #define FAASMOE_ISA_H
 
+#include "activations.h"
 #include "layout.h"
 #include "tiles_c.h"
 #if defined(__x86_64__)
@@ -10,16 +11,15 @@
 #include "tiles_avx512.h"
 #endif
 
-#define MAX_PANEL_ROWS 12 /* the largest max_rows below */
+#define MAX_PANEL_ROWS 8 /* the largest max_rows below */
 
 struct isa {
     const char *name;
     int (*runs_here)(void);
-    int max_rows; /* of a panel */
+    int max_rows;            /* of a panel: as many as leave the registers room for weights */
     tile_product product[3]; /* by enum dtype */
-    void (*swiglu)(int rows, const float *tile, float *out, int64_t stride);
-    void (*encode)(enum dtype dtype, int64_t count, const float *x, uint32_t *dwords, float *scales,
-                   int32_t *corrections);
+    void (*swiglu)(int rows, const float *product, float *out, int64_t stride);
+    void (*encode)(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row);
 };
 
 #define ISA(name, max_rows) \

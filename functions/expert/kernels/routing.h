@@ -55,10 +55,11 @@ static void cut_panels(struct routing *r, int64_t first, int64_t count, int max_
     }
 }
 
-/* Sorts by expert, stably: an expert's routes keep the order of rows. Returns -1 without memory, else 0; either
- * way the routing must be freed. Every index is below `experts`, and used experts have an offset. */
-static int routing_build(struct routing *r, const int16_t *index, const float *weight, int64_t rows, int64_t top_k,
-                         const uint8_t *block, const int64_t *offsets, int64_t experts, int max_rows) {
+/* Sorts by expert, stably: an expert's routes keep the order of rows. Returns -1 without memory, else 0;
+ * either way the routing must be freed. Every index is below `experts`, and used experts have an offset. */
+static int routing_build(struct routing *r, const int16_t *index, const float *weight, int64_t rows,
+                         int64_t top_k, const uint8_t *block, const int64_t *offsets, int64_t experts,
+                         int max_rows) {
     const int64_t count = rows * top_k;
     int64_t *starts = calloc((size_t)experts + 1, sizeof *starts);
     *r = (struct routing){
@@ -75,7 +76,8 @@ static int routing_build(struct routing *r, const int16_t *index, const float *w
         if (starts[e] == starts[e + 1]) continue;
         const int64_t first_panel = r->panels;
         cut_panels(r, starts[e], starts[e + 1] - starts[e], max_rows);
-        r->expert[r->experts++] = (struct routed_expert){block + offsets[e], first_panel, r->panels - first_panel};
+        r->expert[r->experts++] =
+            (struct routed_expert){block + offsets[e], first_panel, r->panels - first_panel};
     }
     r->routes = starts[experts];
     for (int64_t i = 0; i < count; i++)

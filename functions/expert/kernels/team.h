@@ -32,15 +32,18 @@ static void team_barrier(struct team *team) {
 }
 
 /* Every member calls this; each item is done once, by whoever is free. */
-static void team_for(struct team *team, int64_t items, void (*body)(void *member, int64_t item), void *member) {
+static void team_for(struct team *team, int64_t items, void (*body)(void *member, int64_t item),
+                     void *member) {
     int64_t item;
     while ((item = atomic_fetch_add(&team->next_item, 1)) < items) body(member, item);
     team_barrier(team);
 }
 
-/* Runs work(member) on `wanted` threads, the caller's among them, with the members at `stride` bytes. Where the
- * system refuses a thread the team is smaller; members only share items, so that changes nothing but the time. */
-static void team_run(struct team *team, int wanted, void *(*work)(void *member), void *members, size_t stride) {
+/* Runs work(member) on `wanted` threads, the caller's among them, with the members at `stride` bytes. Where
+ * the system refuses a thread the team is smaller; members only share items, so that changes nothing but the
+ * time. */
+static void team_run(struct team *team, int wanted, void *(*work)(void *member), void *members,
+                     size_t stride) {
     pthread_t threads[TEAM_MAX];
     pthread_mutex_init(&team->mutex, NULL);
     pthread_cond_init(&team->loop_done, NULL);

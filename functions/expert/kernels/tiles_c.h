@@ -1,5 +1,5 @@
-/* Tile products in plain C, for machines without one of the other instruction sets. The loops over a step's
- * 32 rows are what a compiler vectorises. */
+/* Tile products in plain C, for every other machine. The loops over the rows of a step are for the compiler
+ * to vectorise. */
 
 #ifndef FAASMOE_TILES_C_H
 #define FAASMOE_TILES_C_H
@@ -30,8 +30,8 @@ static void c_bf16(const struct panel *x, const uint8_t *weights, const packed_f
             const packed_dword *w = (const packed_dword *)(weights + s * STEP_BYTES);
             const uint32_t pair = x->values[s * x->rows + r];
             const float v0 = bits_float(pair << 16), v1 = bits_float(pair & 0xFFFF0000);
-            for (int i = 0; i < TILE_ROWS; i++) sum[i] += bits_float(w[i] << 16) * v0;
-            for (int i = 0; i < TILE_ROWS; i++) sum[i] += bits_float(w[i] & 0xFFFF0000) * v1;
+            for (int i = 0; i < TILE_ROWS; i++)
+                sum[i] += bits_float(w[i] << 16) * v0 + bits_float(w[i] & 0xFFFF0000) * v1;
         }
         memcpy(out, sum, sizeof sum);
     }
@@ -46,10 +46,10 @@ static void c_int8(const struct panel *x, const uint8_t *weights, const packed_f
             for (int i = 0; i < TILE_ROWS; i++) dot[i] = x->corrections[group];
             for (; s < end; s++) {
                 const packed_dword *w = (const packed_dword *)(weights + s * STEP_BYTES);
-                for (int shift = 0; shift < 32; shift += 8) {
-                    const int16_t v = (int8_t)(x->values[s * x->rows + r] >> shift);
-                    for (int i = 0; i < TILE_ROWS; i++) dot[i] += (int16_t)(w[i] >> shift & 0xFF) * v;
-                }
+                const uint32_t quad = x->values[s * x->rows + r];
+                for (int shift = 0; shift < 32; shift += 8)
+                    for (int i = 0; i < TILE_ROWS; i++)
+                        dot[i] += (int)(w[i] >> shift & 0xFF) * (int8_t)(quad >> shift);
             }
             for (int i = 0; i < TILE_ROWS; i++) sum[i] += (float)dot[i] * x->scales[group];
         }
@@ -61,9 +61,8 @@ static void c_swiglu(int rows, const float *tile, float *out, int64_t stride) {
     swiglu_tile(rows, tile, out, stride);
 }
 
-static void c_encode(enum dtype dtype, int64_t count, const float *x, uint32_t *dwords, float *scales,
-                     int32_t *corrections) {
-    encode_row(dtype, count, x, dwords, scales, corrections);
+static void c_encode(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row) {
+    encode_row(dtype, count, x, row);
 }
 
 static int c_runs_here(void) { return 1; }

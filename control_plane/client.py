@@ -1,0 +1,127 @@
+"""A client of the control plane's own API, for the command line and the demo."""
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from control_plane.errors import BadRequest, FaaSMoEError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and how to answer it."""
+
+    text: str
+    tenant: str
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int | None = None
+    raw: bool = False
+    """Continue the text as it is, rather than answer it as a chat's message."""
+
+    def body(self) -> dict[str, Any]:
+        """The request, in OpenAI's terms."""
+        prompt = {"prompt": self.text} if self.raw else {"messages": [{"role": "user", "content": self.text}]}
+        return {
+            **prompt,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "user": self.tenant,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text, and what the client saw and was told of it. Seconds."""
+
+    text: str
+    finish_reason: str
+    usage: dict[str, Any]
+    time_to_first_token: float
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the tokens after the first one."""
+        tokens = self.usage["completion_tokens"] - 1
+        return tokens / max(self.seconds - self.time_to_first_token, 1e-9) if tokens > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """What `faasmoe prompt --json` prints."""
+        return {**asdict(self), "tokens_per_second": round(self.tokens_per_second, 2)}
+
+
+class Client:
+    """One control plane. Every call raises a `FaaSMoEError` when it is away or refuses."""
+
+    def __init__(self, url: URL, session: aiohttp.ClientSession) -> None:
+        self._url = url
+        self._session = session
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: URL) -> AsyncIterator["Client"]:
+        """A client whose connections are closed at the end of the context."""
+        timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=300)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            yield cls(url, session)
+
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
+        """The whole answer; `on_text` gets its pieces as they come."""
+        path = "/v1/completions" if question.raw else "/v1/chat/completions"
+        started = time.perf_counter()
+        first, pieces, finish_reason, usage = 0.0, [], "", {}
+        async for event in self._events(path, question.body()):
+            first = first or time.perf_counter() - started
+            for choice in event["choices"]:
+                piece = choice["text"] if question.raw else choice["delta"].get("content", "")
+                finish_reason = choice["finish_reason"] or finish_reason
+                pieces.append(piece)
+                if on_text and piece:
+                    on_text(piece)
+            usage = event.get("usage") or usage
+        return Answer("".join(pieces), finish_reason, usage, first, time.perf_counter() - started)
+
+    async def status(self) -> dict[str, Any]:
+        """The control plane's view of its functions."""
+        try:
+            async with self._session.get(self._url.join(URL("/status"))) as answer:
+                await self._check(answer)
+                return await answer.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise self._away(error) from error
+
+    async def _events(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        try:
+            async with self._session.post(self._url.join(URL(path)), json=body) as answer:
+                await self._check(answer)
+                async for line in answer.content:
+                    if line.startswith(b"data: {"):
+                        event = json.loads(line.removeprefix(b"data: "))
+                        if "error" in event:
+                            raise FaaSMoEError(event["error"]["message"])
+                        yield event
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise self._away(error) from error
+
+    async def _check(self, answer: aiohttp.ClientResponse) -> None:
+        if answer.status == 200:
+            return
+        text = await answer.text()
+        try:
+            message = json.loads(text)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = f"{self._url} answered {answer.status}: {text[:200]}"
+        raise BadRequest(message) if answer.status == 400 else FaaSMoEError(message)
+
+    def _away(self, error: Exception) -> FaaSMoEError:
+        return FaaSMoEError(f"no FaaSMoE control plane answers at {self._url}: {error}")

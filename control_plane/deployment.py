@@ -1,0 +1,15 @@
+"""Deploys a partition's functions to a gateway."""
+
+from collections.abc import AsyncIterator
+
+from control_plane.faas.gateway import Gateway
+from control_plane.faas.types import FunctionDeployment
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.stack import deployments
+
+
+async def deploy_all(manifest: Manifest, gateway: Gateway) -> AsyncIterator[str]:
+    """Create or update each function; yields its name when the gateway has taken it. Raises `GatewayError`."""
+    for deployment in map(FunctionDeployment.from_json, deployments(manifest)):
+        await gateway.deploy(deployment)
+        yield deployment.service

@@ -1,0 +1,56 @@
+"""What `faasmoe partition` decides before it cuts, and tells after."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from control_plane.errors import ConfigError
+from control_plane.partition.checkpoint import Checkpoint
+from control_plane.partition.families import ModelConfig
+from control_plane.partition.granularity import Granularity, finest_within
+from control_plane.partition.manifest import Manifest
+
+
+def choose_granularity(
+    model_dir: Path, experts: int | None, layers: str | None, max_functions: int | None
+) -> Granularity | None:
+    """The granularity that the options ask for; None for the default.
+
+    Experts alone are of one layer; layers alone take all their experts. Raises `ConfigError` for options
+    that contradict each other, and `PartitionError` for a checkpoint whose sizes cannot be read.
+    """
+    if experts is None and layers is None and max_functions is None:
+        return None
+    config = ModelConfig.from_json(Checkpoint.open(model_dir).config)
+    num_experts, num_layers = config.num_experts, len(config.moe_layers)
+    if max_functions is None:
+        return Granularity(num_experts if experts is None else experts, _layers(layers, num_layers))
+    if experts is not None or layers is not None:
+        raise ConfigError("--max-functions chooses the granularity: leave the other two options out")
+    if max_functions < 1:
+        raise ConfigError(f"--max-functions must be at least 1, not {max_functions}")
+    return finest_within(max_functions, num_experts, num_layers)
+
+
+def summary(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """What was made, a line each."""
+    experts, layers = manifest.experts_per_function, manifest.layers_per_function
+    yield (
+        f"{folder}: {len(manifest.blocks)} functions of {experts} experts x {layers} layers, "
+        f"{manifest.expert_dtype} experts of {manifest.expert_nbytes / 1e6:.2f} MB"
+    )
+    if not Granularity(experts, layers).is_even(manifest.num_experts, len(manifest.moe_layers)):
+        smallest = min(manifest.blocks, key=lambda block: block.num_experts)
+        yield (
+            f"{manifest.num_experts} experts and {len(manifest.moe_layers)} layers do not divide evenly: "
+            f"{smallest.function} has {smallest.num_experts} experts"
+        )
+
+
+def _layers(text: str | None, num_layers: int) -> int:
+    if text is None:
+        return 1
+    if text == "all":
+        return num_layers
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(f"--layers-per-function must be a number or 'all', not {text!r}")
+    return int(text)

@@ -1,0 +1,43 @@
+"""Everything for one model in one process: gateway, functions, control plane."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from yarl import URL
+
+from control_plane.app import control_plane
+from control_plane.config import ServeConfig
+from control_plane.deployment import deploy_all
+from control_plane.faas.embedded import embedded_gateway
+from control_plane.faas.gateway import Gateway
+from control_plane.partition.manifest import MANIFEST_FILE, Manifest
+from control_plane.partition.partitioner import partition
+
+IDLE_AFTER_SECONDS = 900.0
+
+
+@asynccontextmanager
+async def running(
+    model: Path, config: ServeConfig, gateway_port: int, say: Callable[[str], object]
+) -> AsyncIterator[URL]:
+    """Yields the address of the API; `say` is told what happens on the way there."""
+    folder = _partition_of(model, say)
+    async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, IDLE_AFTER_SECONDS) as gateway_url:
+        say(f"gateway on {gateway_url}")
+        async with Gateway.connect(gateway_url, None) as gateway:
+            names = [name async for name in deploy_all(Manifest.load(folder), gateway)]
+        say(f"deployed {len(names)} functions")
+        async with control_plane(folder, config, gateway_url, None) as url:
+            yield url
+
+
+def _partition_of(model: Path, say: Callable[[str], object]) -> Path:
+    """The folder itself when it is a partition, else the one beside it, which is made when it is not there."""
+    if (model / MANIFEST_FILE).exists():
+        return model
+    folder = model.absolute().with_name(model.absolute().name + ".faasmoe")
+    if not folder.exists():
+        say(f"partitioning {model} into {folder}")
+        partition(model, folder)
+    return folder

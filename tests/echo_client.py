@@ -1,0 +1,81 @@
+"""A client of a gateway that runs echo functions: what faas-cli and callers do, in one line each."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+IMAGE = "faasmoe/expert:test"
+
+
+def deployment(
+    name: str = "echo", *, labels: dict[str, str] | None = None, secrets: list[str] | None = None, **env: str
+) -> dict[str, Any]:
+    """The body that faas-cli sends to deploy a function, with null for what a stack file leaves out."""
+    return {
+        "service": name,
+        "image": IMAGE,
+        "envVars": {"FAASMOE_FUNCTION": "block-0", **env},
+        "constraints": None,
+        "secrets": secrets,
+        "labels": labels,
+        "annotations": {"topic": "echoes"},
+    }
+
+
+@dataclass(frozen=True)
+class EchoClient:
+    """All but `deploy` are about the function `echo`."""
+
+    http: aiohttp.ClientSession
+
+    async def deploy(self, body: dict[str, Any]) -> int:
+        """As faas-cli does: update, and create what is not there."""
+        async with self.http.put("/system/functions", json=body) as answer:
+            if answer.status != 404:
+                return answer.status
+        async with self.http.post("/system/functions", json=body) as answer:
+            return answer.status
+
+    async def describe(self) -> dict[str, Any]:
+        async with self.http.get("/system/function/echo", params={"usage": "1"}) as answer:
+            return await answer.json()
+
+    async def scale(self, replicas: int) -> int:
+        body = {"serviceName": "echo", "replicas": replicas}
+        async with self.http.post("/system/scale-function/echo", json=body) as answer:
+            return answer.status
+
+    async def echo(self, body: bytes = b"hello") -> tuple[int, bytes]:
+        async with self.http.post("/function/echo", data=body) as answer:
+            return answer.status, await answer.read()
+
+    async def ask_process(self) -> dict[str, Any]:
+        """Its process, and the request as it saw it."""
+        async with self.http.get("/function/echo/process") as answer:
+            return await answer.json()
+
+    async def log_lines(self, **query: str) -> list[str]:
+        async with self.http.get("/system/logs", params={"name": "echo", **query}) as answer:
+            assert answer.content_type == "application/x-ndjson"
+            return [json.loads(line)["text"] async for line in answer.content]
+
+    @asynccontextmanager
+    async def held_call(self, pipe: Path) -> AsyncIterator[asyncio.Task[tuple[int, str]]]:
+        """A call that has reached the function, and is not answered before the end of the context."""
+
+        async def call() -> tuple[int, str]:
+            async with self.http.get("/function/echo/hold", params={"pipe": str(pipe)}) as answer:
+                return answer.status, await answer.text()
+
+        os.mkfifo(pipe)
+        task = asyncio.create_task(call())
+        # Opening waits for the function at the other end.
+        with await asyncio.to_thread(pipe.open, "wb"):
+            yield task
