@@ -41,7 +41,8 @@ async def control_plane(
     manifest = Manifest.load(partition)
     invoker = build_invoker(gateway_url, config)
     # Loading takes seconds, in which the event loop may have a gateway to run.
-    engine = await asyncio.to_thread(build_engine, partition, manifest, invoker, config)
+    runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+    engine = build_engine(partition, runner, invoker, config)
     codec = TextCodec(load_tokenizer(partition))
     async with Gateway.connect(gateway_url, credentials) as gateway:
         status = StatusReporter(manifest, engine, gateway, invoker.statistics)
@@ -59,18 +60,22 @@ def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
     return Invoker(address, InvocationPolicy(config.invocation_timeout, config.invocation_deadline))
 
 
-def build_engine(partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig) -> Engine:
-    """The engine, not started yet. Raises `PartitionError`, or `ConfigError` for a KV cache of no page."""
+def build_runner(partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig) -> ModelRunner:
+    """The dense model and its cache. Raises `PartitionError`, or `ConfigError` for a KV cache of no page."""
     torch.set_num_threads(config.threads or _threads_for(manifest))
     model = load_model(partition, manifest, Dispatcher(manifest, invoker))
     shape = kv_cache_shape(model)
     num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
     if num_pages == 0:
         raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {shape.page_nbytes} bytes")
-    cache = KVCache(shape, num_pages)
-    scheduler = Scheduler(cache, config.max_batch_tokens, config.max_sequences)
-    context_length = model.config.max_position_embeddings
-    return Engine(scheduler, ModelRunner(model, cache), invoker, context_length, eos_token_ids(partition, model))
+    return ModelRunner(model, KVCache(shape, num_pages))
+
+
+def build_engine(partition: Path, runner: ModelRunner, invoker: Invoker, config: ServeConfig) -> Engine:
+    """The engine, not started yet."""
+    scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences)
+    context_length = runner.model.config.max_position_embeddings
+    return Engine(scheduler, runner, invoker, context_length, eos_token_ids(partition, runner.model))
 
 
 def _threads_for(manifest: Manifest) -> int:

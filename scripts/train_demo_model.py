@@ -20,7 +20,6 @@ from demo_tokens import build_tokenizer, split_passages, token_stream
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2MoeConfig, Qwen2MoeForCausalLM
-from transformers.models.qwen2_moe.modeling_qwen2_moe import load_balancing_loss_func
 
 SEQUENCE_LENGTH = 256
 SEQUENCES_PER_DOMAIN = 4
@@ -66,30 +65,37 @@ def learning_rate(progress: float) -> float:
 
 
 def mixed_batch(streams: list[Tensor], step: int) -> Tensor:
-    """Random windows of every domain, [domains * SEQUENCES_PER_DOMAIN, SEQUENCE_LENGTH]; `step` is the seed."""
+    """Random windows of all domains [domains * SEQUENCES_PER_DOMAIN, SEQUENCE_LENGTH]; `step` is the seed."""
     generator = torch.Generator().manual_seed(step)
     windows: list[Tensor] = []
     for stream in streams:
-        starts = torch.randint(len(stream) - SEQUENCE_LENGTH, (SEQUENCES_PER_DOMAIN,), generator=generator)
-        windows += [stream.narrow(0, start, SEQUENCE_LENGTH) for start in starts.tolist()]
-    return torch.stack(windows).long()
+        starts = torch.randint(len(stream) - SEQUENCE_LENGTH, (SEQUENCES_PER_DOMAIN, 1), generator=generator)
+        windows.append(stream[starts + torch.arange(SEQUENCE_LENGTH)])
+    return torch.cat(windows).long()
+
+
+def imbalance(router_logits: Tensor, top_k: int) -> Tensor:
+    """How unevenly a layer uses its experts: 1 if evenly, the number of experts if it uses only one.
+
+    `router_logits` is [tokens, experts]. The Switch Transformer's balancing loss (arXiv 2101.03961, eq. 4).
+    """
+    experts = router_logits.shape[-1]
+    chosen = router_logits.topk(top_k).indices.flatten()
+    shares = torch.bincount(chosen, minlength=experts) / chosen.numel()
+    return experts * (shares * router_logits.float().softmax(-1).mean(0)).sum()
 
 
 def losses(model: Qwen2MoeForCausalLM, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean next-token loss in nats, and how unevenly experts are used (1 = evenly, number of experts = one).
+    """Mean next-token loss in nats, and the layers' mean imbalance.
 
-    Balance is taken over the whole mixed batch, so experts may still specialise in a domain, but layer by
-    layer: transformers pools all layers, which lets one layer collapse if another makes up for it.
+    Imbalance is taken over the whole mixed batch, so that experts may specialise in a domain, but layer by
+    layer: transformers' own loss pools all layers, which lets one collapse if another makes up for it.
     """
     with torch.autocast("cpu", torch.bfloat16):
         output = model(input_ids=input_ids, output_router_logits=True, use_cache=False)
     prediction = F.cross_entropy(output.logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten())
-    config = model.config
-    balance = [
-        load_balancing_loss_func((logits,), config.num_experts, config.num_experts_per_tok)
-        for logits in output.router_logits
-    ]
-    return prediction, torch.stack(balance).mean() / config.num_experts_per_tok
+    layers = [imbalance(logits, model.config.num_experts_per_tok) for logits in output.router_logits]
+    return prediction, torch.stack(layers).mean()
 
 
 class Trainer:
@@ -108,12 +114,12 @@ class Trainer:
         saved_s = self.elapsed_s
         while self.elapsed_s < self.budget_s:
             started = time.monotonic()
-            prediction, balance = self._train_step(mixed_batch(streams, self.step))
+            prediction, unevenness = self._train_step(mixed_batch(streams, self.step))
             self.elapsed_s += min(time.monotonic() - started, LONGEST_STEP_S)
             self.step += 1
             if self.step % 50 == 0:
                 print(
-                    f"{self.elapsed_s:.0f} s, step {self.step}: loss {prediction:.3f}, balance {balance:.3f}",
+                    f"{self.elapsed_s:.0f} s, step {self.step}: loss {prediction:.3f}, imbalance {unevenness:.3f}",
                     flush=True,
                 )
             if self.elapsed_s - saved_s > CHECKPOINT_EVERY_S:
@@ -124,12 +130,12 @@ class Trainer:
     def _train_step(self, input_ids: Tensor) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.elapsed_s / self.budget_s)
-        prediction, balance = losses(self.model, input_ids)
-        (prediction + BALANCE_WEIGHT * balance).backward()
+        prediction, unevenness = losses(self.model, input_ids)
+        (prediction + BALANCE_WEIGHT * unevenness).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return prediction.item(), balance.item()
+        return prediction.item(), unevenness.item()
 
     def save(self) -> None:
         """Write the checkpoint; a kill at any moment leaves the old one or the new one."""

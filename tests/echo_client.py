@@ -52,6 +52,10 @@ class EchoClient:
         async with self.http.post("/system/scale-function/echo", json=body) as answer:
             return answer.status
 
+    async def remove(self) -> int:
+        async with self.http.delete("/system/functions", json={"functionName": "echo"}) as answer:
+            return answer.status
+
     async def echo(self, body: bytes = b"hello") -> tuple[int, bytes]:
         async with self.http.post("/function/echo", data=body) as answer:
             return answer.status, await answer.read()
@@ -65,6 +69,12 @@ class EchoClient:
         async with self.http.get("/system/logs", params={"name": "echo", **query}) as answer:
             assert answer.content_type == "application/x-ndjson"
             return [json.loads(line)["text"] async for line in answer.content]
+
+    async def wait_for_log_line(self, text: str) -> None:
+        async with self.http.get("/system/logs", params={"name": "echo", "follow": "true"}) as answer:
+            async for line in answer.content:
+                if json.loads(line)["text"] == text:
+                    return
 
     @asynccontextmanager
     async def held_call(self, pipe: Path) -> AsyncIterator[asyncio.Task[tuple[int, str]]]:

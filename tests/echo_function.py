@@ -5,6 +5,7 @@ exits when its stdin ends. Only the standard library, so that it starts fast.
 
     ECHO_CRASH=1            writes a line and exits before it serves
     ECHO_READY_FILE=path    is not ready before that file exists
+    ECHO_BANNER=text        writes a line when it starts
     ECHO_STUBBORN=1         ignores SIGTERM
 """
 
@@ -121,6 +122,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=exit_with_stdin, daemon=True).start()
     server = EchoServer(socket.socket(fileno=int(os.environ["FAASMOE_LISTEN_FD"])))
+    if banner := os.environ.get("ECHO_BANNER"):
+        print(banner)
     print("serving", flush=True)
     server.serve_forever()
 

@@ -50,10 +50,12 @@ async def echo_gateway(
     folder: Path,
     credentials: Credentials | None = None,
     timeouts: Timeouts = TIMEOUTS,
+    idle_after: float = 900,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> AsyncIterator[EchoClient]:
     """A client of a gateway on a port of its own, which keeps its secrets in the folder."""
-    runner = web.AppRunner(create_app(_echo_provider(folder, timeouts), credentials, max_body_bytes))
+    provider = _echo_provider(folder, timeouts, idle_after)
+    runner = web.AppRunner(create_app(provider, credentials, max_body_bytes))
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -80,7 +82,7 @@ async def wait_for_end(pid: int) -> None:
         os.close(pidfd)
 
 
-def _echo_provider(folder: Path, timeouts: Timeouts) -> LocalProvider:
+def _echo_provider(folder: Path, timeouts: Timeouts, idle_after: float) -> LocalProvider:
     image = LocalImage(
         name=IMAGE,
         command=(sys.executable, "-S", str(_ECHO_FUNCTION)),
@@ -88,7 +90,7 @@ def _echo_provider(folder: Path, timeouts: Timeouts) -> LocalProvider:
         functions=("block-0", "damaged"),
         verify=_verify,
     )
-    return LocalProvider(image, SecretStore(folder / "secrets"), timeouts=timeouts)
+    return LocalProvider(image, SecretStore(folder / "secrets"), idle_after, timeouts)
 
 
 def _verify(function: str) -> None:
@@ -100,7 +102,8 @@ def main() -> None:
     """Print the address and serve, with secrets in the folder that is given, until a signal comes."""
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    web.run_app(create_app(_echo_provider(Path(sys.argv[1]), TIMEOUTS), None), sock=listener, print=None)
+    provider = _echo_provider(Path(sys.argv[1]), TIMEOUTS, idle_after=900)
+    web.run_app(create_app(provider, credentials=None), sock=listener, print=None)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,17 @@
 """What faas-cli asks of the embedded gateway, over HTTP."""
 
+import asyncio
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from control_plane.config import Credentials
+from tests.echo_client import EchoClient, deployment
+from tests.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous
@@ -21,8 +33,7 @@ async def test_what_faas_cli_deploys_can_be_listed_described_called_and_removed(
 
         async with gateway.http.get("/system/functions") as answer:
             assert [function["name"] for function in await answer.json()] == ["echo"]
-        async with gateway.http.delete("/system/functions", json={"functionName": "echo"}) as answer:
-            assert answer.status == 200
+        assert await gateway.remove() == 200
         async with gateway.http.get("/system/functions") as answer:
             assert await answer.json() == []
 
@@ -47,7 +58,7 @@ async def test_unknown_functions_are_not_found_anywhere(tmp_path: Path) -> None:
 
 @asynchronous
 async def test_a_deployment_that_cannot_be_is_refused_with_one_clear_line(tmp_path: Path) -> None:
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"image": "other:latest"}, "no image 'other:latest' here, only 'faasmoe/expert:test'"),
         ({"service": "No_Name"}, "not a function's name: 'No_Name'"),
         ({"service": "x" * 64}, "not a function's name"),
@@ -58,7 +69,10 @@ async def test_a_deployment_that_cannot_be_is_refused_with_one_clear_line(tmp_pa
         ({"envVars": {"FAASMOE_FUNCTION": "damaged"}}, "blocks/damaged.safetensors: wrong checksum"),
         ({"envVars": {"FAASMOE_FUNCTION": "block-0", "a=b": "c"}}, "not a variable that a process can have"),
         ({"envVars": {"FAASMOE_FUNCTION": 1}}, "envVars: expected an object whose values are strings"),
-        ({"labels": {"com.openfaas.scale.min": "2"}}, "this gateway runs 0 or 1 replicas of a function, not 2"),
+        (
+            {"labels": {"com.openfaas.scale.min": "2"}},
+            "this gateway runs 0 or 1 replicas of a function, not 2",
+        ),
         ({"labels": {"com.openfaas.scale.zero-duration": "soon"}}, "expected a duration such as 90s or 15m"),
     ]
     async with echo_gateway(tmp_path) as gateway:
@@ -75,12 +89,12 @@ async def test_a_deployment_that_cannot_be_is_refused_with_one_clear_line(tmp_pa
 
 @asynchronous
 async def test_a_name_is_taken_once_also_by_creations_at_the_same_time(tmp_path: Path) -> None:
-    async def create(client: Client) -> int:
+    async def create(gateway: EchoClient) -> int:
         async with gateway.http.post("/system/functions", json=deployment()) as answer:
             return answer.status
 
     async with echo_gateway(tmp_path) as gateway:
-        assert sorted(await asyncio.gather(create(client), create(client))) == [202, 400]
+        assert sorted(await asyncio.gather(create(gateway), create(gateway))) == [202, 400]
 
 
 @asynchronous

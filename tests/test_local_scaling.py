@@ -1,5 +1,10 @@
 """Functions that sleep, wake and are replaced while calls go on."""
 
+import asyncio
+from pathlib import Path
+
+from tests.echo_client import deployment
+from tests.echo_gateway import asynchronous, echo_gateway, wait_for_end
 
 
 @asynchronous
@@ -19,13 +24,53 @@ async def test_calls_are_held_until_the_function_is_ready(tmp_path: Path) -> Non
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(ECHO_READY_FILE=str(ready)))
         call = asyncio.create_task(gateway.echo())
-        async with gateway.http.get("/system/logs", params={"name": "echo", "follow": "true"}) as answer:
-            await answer.content.readline()  # it serves
+        await gateway.wait_for_log_line("serving")
         status = await gateway.describe()
         assert (status["replicas"], status["availableReplicas"]) == (1, 0)
         assert not call.done()
         ready.touch()
         assert await call == (200, b"hello")
+
+
+@asynchronous
+async def test_a_start_goes_on_for_others_when_a_caller_goes(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment(ECHO_READY_FILE=str(ready), labels={"com.openfaas.scale.min": "0"}))
+        impatient, patient = (asyncio.create_task(gateway.echo()) for _ in range(2))
+        await gateway.wait_for_log_line("serving")
+        impatient.cancel()
+        ready.touch()
+        assert await patient == (200, b"hello")
+        assert await gateway.log_lines() == ["serving", "echo 5"]
+
+
+@asynchronous
+async def test_a_waiting_call_survives_scaling_to_zero_and_updates(tmp_path: Path) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment(ECHO_READY_FILE=str(tmp_path / "never")))
+        call = asyncio.create_task(gateway.echo())
+        await gateway.wait_for_log_line("serving")
+        assert await gateway.scale(0) == 202
+        assert not call.done()
+        assert await gateway.deploy(deployment()) == 200
+        assert await call == (200, b"hello")
+
+
+@asynchronous
+async def test_a_waiting_call_of_a_function_that_is_removed_gives_404(tmp_path: Path) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment(ECHO_READY_FILE=str(tmp_path / "never")))
+        call = asyncio.create_task(gateway.echo())
+        await gateway.wait_for_log_line("serving")
+        assert await gateway.remove() == 200
+        assert (await call)[0] == 404
+
+
+@asynchronous
+async def test_a_gateway_that_ends_while_a_function_starts_leaves_no_process(tmp_path: Path) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment(ECHO_READY_FILE=str(tmp_path / "never")))
 
 
 @asynchronous
@@ -82,6 +127,13 @@ async def test_an_idle_function_goes_to_sleep(tmp_path: Path) -> None:
         await wait_for_end(pid)
         assert (await gateway.describe())["replicas"] == 0
         assert await gateway.echo() == (200, b"hello")
+
+
+@asynchronous
+async def test_the_gateway_says_what_idle_is_where_a_label_does_not(tmp_path: Path) -> None:
+    async with echo_gateway(tmp_path, idle_after=0.2) as gateway:
+        await gateway.deploy(deployment(labels={"com.openfaas.scale.zero": "true"}))
+        await wait_for_end((await gateway.ask_process())["pid"])
 
 
 @asynchronous

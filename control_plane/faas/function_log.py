@@ -49,7 +49,7 @@ class FunctionLog:
         read = self._appended
         for message in messages[-tail:] if tail > 0 else messages:
             yield message
-        while follow and not self._closed:
+        while follow and not (self._closed and read == self._appended):
             if read == self._appended:
                 await self._changed.wait()
             unread = min(self._appended - read, len(self._messages))

@@ -22,6 +22,7 @@ LISTEN_FD = "FAASMOE_LISTEN_FD"
 _BACKLOG = 1024
 _READY_POLL_S = 0.02
 _LAST_LINES_S = 1.0
+_MAX_LINE_BYTES = 16384
 _MILLICORES_PER_PERCENT = 10
 
 _logger = logging.getLogger(__name__)
@@ -29,11 +30,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Deadlines in seconds: to become ready, to answer one call, and to exit after SIGTERM."""
+    """Deadlines in seconds: to become ready, to answer one call, and to exit after SIGTERM.
+
+    After SIGTERM an expert function takes up to 10 s to finish the calls that reached it directly.
+    """
 
     start: float = 60.0
     call: float = 60.0
-    stop: float = 10.0
+    stop: float = 15.0
 
 
 class FunctionProcess:
@@ -149,16 +153,20 @@ class FunctionProcess:
             return None
 
     async def _observe(self) -> None:
-        await self._read_lines()
+        if self._process.stdout is not None:
+            await self._read_lines(self._process.stdout)
         code = await self._process.wait()
         _logger.info("%s ended with exit code %d", self._instance, code)
 
-    async def _read_lines(self) -> None:
-        stdout = self._process.stdout
-        while stdout is not None and not stdout.at_eof():
-            try:
-                line = await stdout.readline()
-            except ValueError:  # over the reader's limit, and dropped by it
-                line = b"(a line was too long)"
-            if line:
-                self._log.append(self._instance, line.decode(errors="replace").rstrip("\r\n"))
+    async def _read_lines(self, stdout: asyncio.StreamReader) -> None:
+        unfinished = b""
+        while chunk := await stdout.read(_MAX_LINE_BYTES):
+            *lines, unfinished = (unfinished + chunk).split(b"\n")
+            for line in lines:
+                self._write_log(line)
+            unfinished = unfinished[:_MAX_LINE_BYTES]
+        if unfinished:
+            self._write_log(unfinished)
+
+    def _write_log(self, line: bytes) -> None:
+        self._log.append(self._instance, line[:_MAX_LINE_BYTES].decode(errors="replace").rstrip("\r"))

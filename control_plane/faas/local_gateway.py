@@ -33,7 +33,12 @@ def create_app(
     Without credentials everybody may deploy. A larger body than `max_body_bytes` is answered with 413.
     """
     authentication = [require_basic_auth(credentials)] if credentials else []
-    app = web.Application(client_max_size=max_body_bytes, middlewares=[*authentication, answer_errors])
+    app = web.Application(
+        client_max_size=max_body_bytes,
+        middlewares=[*authentication, answer_errors],
+        # Bodies are the functions' business: they pass as they are.
+        handler_args={"auto_decompress": False},
+    )
     app[_PROVIDER] = provider
     app[_METRICS] = GatewayMetrics()
     app.cleanup_ctx.append(_run)

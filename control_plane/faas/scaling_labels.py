@@ -48,8 +48,9 @@ def check_replicas(replicas: str | int) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration in Go's notation ("90s", "1h30m"); raises ConfigError."""
+    """Seconds of a duration in Go's notation ("90s", "1h30m"), more than zero; raises ConfigError."""
     parts = _DURATION_PART.findall(text)
-    if not parts or "".join(amount + unit for amount, unit in parts) != text:
+    seconds = sum(float(amount) * _SECONDS[unit] for amount, unit in parts)
+    if not seconds or "".join(amount + unit for amount, unit in parts) != text:
         raise ConfigError(f"{IDLE_DURATION}: expected a duration such as 90s or 15m, got {text!r}")
-    return sum(float(amount) * _SECONDS[unit] for amount, unit in parts)
+    return seconds

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import numpy_kernel
 from .packing import Bytes, ExpertShape, Float32
@@ -16,16 +16,17 @@ from .packing import Bytes, ExpertShape, Float32
 try:
     from . import _gated_ffn
 except ImportError:
-    _gated_ffn = None
+    _gated_ffn = None  # type: ignore[assignment]
 
 __all__ = ["ExpertShape", "Kernel", "available_isas", "load_kernel"]
 
 _NUMPY = "numpy"
+_HIDDEN_DTYPES = {np.dtype(np.float32): "f32", np.dtype(np.uint16): "bf16"}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The gated FFN of routed experts by one instruction set, a name from `available_isas`."""
+    """The gated FFN of routed experts on one instruction set: a name from `available_isas`."""
 
     name: str
 
@@ -47,27 +48,32 @@ class Kernel:
         hidden_states:  [T, H], float32 for f32 weights, the uint16 bits of bfloat16 for bf16, either for int8
         expert_index:   int16 [T, K]; one below zero is skipped
         expert_weight:  float32 [T, K]
-        threads:        1 to 64; does not change the result
+        threads:        1 to 64, at most; the result does not depend on it
 
-        Returns [T, H] in the dtype of hidden_states. In C a row's result is the same whatever rows are beside it.
-        Raises ValueError for a dtype or shape that does not fit, and for an expert that is out of range, absent
-        or past the end of the block; MemoryError without working memory.
+        Returns [T, H] in the dtype of hidden_states. In C, a row's result does not depend on the other rows.
+        The arrays must not change during the call: C releases the interpreter lock.
+        Raises ValueError for a dtype or shape that does not fit, and for an expert that is out of range,
+        absent or past the end of the block; MemoryError without working memory.
         """
-        _check_dtypes(block, offsets, expert_index, expert_weight)
         hidden_dtype = _hidden_dtype(shape, hidden_states)
         rows, top_k = _check_shapes(shape, hidden_states, expert_index, expert_weight)
+        inputs = (
+            _plain("block", block, np.uint8),
+            _plain("offsets", offsets, np.int64),
+            _plain("hidden_states", hidden_states, hidden_states.dtype),
+            _plain("expert_index", expert_index, np.int16),
+            _plain("expert_weight", expert_weight, np.float32),
+        )
         if self.name == _NUMPY:
-            return numpy_kernel.gated_ffn(block, offsets, shape, hidden_states, expert_index, expert_weight)
-        out = np.empty_like(hidden_states, order="C")
+            return numpy_kernel.gated_ffn(shape, *inputs)
+        out = np.empty_like(inputs[2])
         sizes = (rows, top_k, shape.hidden_size, shape.intermediate_size)
-        inputs = (block, offsets, hidden_states, expert_index, expert_weight)
-        plain = (np.require(array, requirements="CA") for array in inputs)
-        _gated_ffn.run(self.name, shape.dtype, hidden_dtype, *sizes, threads, *plain, out)
+        _gated_ffn.run(self.name, shape.dtype, hidden_dtype, *sizes, threads, *inputs, out)
         return out
 
 
 def available_isas() -> tuple[str, ...]:
-    """The kernels that this machine runs, fastest first: of "avx512", "avx2", "c", "numpy"."""
+    """The kernels that this machine runs, fastest first: of "avx512", "avx2", "c" and "numpy"."""
     return (*(_gated_ffn.isas() if _gated_ffn else ()), _NUMPY)
 
 
@@ -80,19 +86,10 @@ def load_kernel(isa: str | None = None) -> Kernel:
 
 
 def _hidden_dtype(shape: ExpertShape, hidden_states: NDArray[Any]) -> str:
-    name = {np.dtype(np.float32): "f32", np.dtype(np.uint16): "bf16"}.get(hidden_states.dtype)
+    name = _HIDDEN_DTYPES.get(hidden_states.dtype)
     if name is None or shape.dtype not in (name, "int8"):
         raise ValueError(f"hidden_states of dtype {hidden_states.dtype} do not fit {shape.dtype} weights")
     return name
-
-
-def _check_dtypes(block: Bytes, offsets: NDArray[Any], index: NDArray[Any], weight: NDArray[Any]) -> None:
-    found = (block.dtype, offsets.dtype, index.dtype, weight.dtype)
-    if found != (np.uint8, np.int64, np.int16, np.float32):
-        names = ", ".join(str(dtype) for dtype in found)
-        raise ValueError(
-            f"block, offsets, expert_index, expert_weight must be uint8, int64, int16, float32: {names}"
-        )
 
 
 def _check_shapes(
@@ -105,3 +102,10 @@ def _check_shapes(
     if hidden_states.shape != (rows, shape.hidden_size):
         raise ValueError(f"hidden_states must be [{rows}, {shape.hidden_size}], not {hidden_states.shape}")
     return rows, top_k
+
+
+def _plain(name: str, array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """The array as C reads it: of that dtype, contiguous and aligned. Copies only if it has to."""
+    if array.dtype != dtype:
+        raise ValueError(f"{name} must be {np.dtype(dtype)}, not {array.dtype}")
+    return np.require(array, requirements=["C", "A"])

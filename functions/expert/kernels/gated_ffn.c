@@ -93,15 +93,18 @@ static int check_experts(const struct arguments *a, int64_t block_nbytes) {
 static int run_checked(struct arguments *a, const Py_buffer *buffers) {
     if (check_buffers(a, buffers) || check_experts(a, buffers[BLOCK].len)) return -1;
     int result;
-    Py_BEGIN_ALLOW_THREADS result = gated_ffn(a);
-    Py_END_ALLOW_THREADS if (result) PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    result = gated_ffn(a);
+    Py_END_ALLOW_THREADS
+    if (result) PyErr_NoMemory();
     return result;
 }
 
 PyDoc_STRVAR(run_doc,
-             "run(isa, weight_dtype, hidden_dtype, top_k, hidden_size, intermediate_size, threads,\n"
+             "run(isa, weight_dtype, hidden_dtype, rows, top_k, hidden_size, intermediate_size, threads,\n"
              "    block, offsets, hidden_states, expert_index, expert_weight, out)\n\n"
-             "Writes the weighted sum of each row's experts to out. Buffers must be contiguous and aligned.\n"
+             "Writes the weighted sum of each row's experts to out. Buffers are contiguous and aligned, and\n"
+             "nobody writes to them during the call, which releases the interpreter lock.\n"
              "Raises ValueError for arguments that do not fit together, MemoryError without working memory.");
 
 static PyObject *run(PyObject *module, PyObject *args) {

@@ -16,16 +16,16 @@ ACTIVATION_GROUP = 128
 
 
 def gated_ffn(
+    shape: ExpertShape,
     block: Bytes,
     offsets: NDArray[np.int64],
-    shape: ExpertShape,
     hidden_states: NDArray[Any],
     expert_index: NDArray[np.int16],
     expert_weight: Float32,
 ) -> NDArray[Any]:
-    """out[t] = sum over k of weight[t, k] * down_e(silu(gate_e x_t) * up_e x_t) with e = expert_index[t, k] >= 0.
+    """out[t] = sum over k of weight[t, k] * down_e(silu(gate_e x_t) * up_e x_t), e = expert_index[t, k].
 
-    Arguments as `Kernel` takes them. Sums run over the experts in ascending order.
+    Takes what `Kernel` takes, with checked dtypes and shapes. Experts are added up in ascending order.
     Raises ValueError for an expert that is out of range or absent, and for a block that is too short.
     """
     from_bf16 = hidden_states.dtype == np.uint16
@@ -52,11 +52,12 @@ def as_operand(dtype: str, activations: Float32) -> Float32:
     if dtype == "bf16":
         return bf16_to_f32(f32_to_bf16(activations))
     starts = np.arange(0, activations.shape[1], ACTIVATION_GROUP)
-    scale = np.maximum.reduceat(np.abs(activations), starts, axis=1) / np.float32(127)
+    absmax: Float32 = np.maximum.reduceat(np.abs(activations), starts, axis=1)
+    scale = absmax / np.float32(127)
     scale[scale < np.finfo(np.float32).tiny] = 0
     per_value = np.repeat(scale, ACTIVATION_GROUP, axis=1)[:, : activations.shape[1]]
-    divisor = np.where(per_value == 0, np.float32(np.inf), per_value)
-    return np.rint(activations / divisor) * per_value
+    quotient = np.divide(activations, per_value, out=np.zeros_like(activations), where=per_value != 0)
+    return np.rint(quotient, out=quotient) * per_value
 
 
 def _packed(block: Bytes, offsets: NDArray[np.int64], shape: ExpertShape, expert: int) -> Bytes:
@@ -72,4 +73,5 @@ def _packed(block: Bytes, offsets: NDArray[np.int64], shape: ExpertShape, expert
 
 def _silu(values: Float32) -> Float32:
     with np.errstate(over="ignore"):
-        return values / (np.float32(1) + np.exp(-values))
+        denominator: Float32 = 1 + np.exp(-values)
+    return values / denominator

@@ -215,7 +215,8 @@ def _quantize(matrix: NDArray[Any]) -> tuple[NDArray[np.uint8], Float32]:
     values: Float32 = _cast("f32", matrix)
     scale: Float32 = np.abs(values).max(axis=1) / np.float32(127)
     scale[scale < np.finfo(np.float32).tiny] = 0
-    quotient = values / np.where(scale > 0, scale, np.float32(np.inf))[:, None]
+    divisor = scale[:, None]
+    quotient = np.divide(values, divisor, out=np.zeros_like(values), where=divisor > 0)
     np.rint(quotient, out=quotient)
     quotient += INT8_ZERO
     return quotient.astype(np.uint8), scale

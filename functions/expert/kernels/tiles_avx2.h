@@ -21,7 +21,7 @@
         case 3: body(3, __VA_ARGS__); break; \
     }
 
-AVX2_INLINE __m256i avx2_load(const uint8_t *bytes) { return _mm256_loadu_si256((const __m256i *)bytes); }
+AVX2_INLINE __m256i avx2_load(const void *bytes) { return _mm256_loadu_si256(bytes); }
 
 /* The two bfloat16 of each dword as floats: the first by a shift, the second by clearing the first. */
 AVX2_INLINE __m256 avx2_first(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
@@ -43,13 +43,14 @@ AVX2_INLINE void avx2_float_rows(const int rows, const enum dtype dtype, const s
     const uint32_t *values = x->values;
     for (int64_t s = 0; s < x->steps; s++, weights += STEP_BYTES, values += rows) {
         panel_prefetch(x, s);
-        UNROLLED(p, AVX2_PARTS) {
+        UNROLLED (p, AVX2_PARTS) {
             const __m256i w = avx2_load(weights + 32 * p);
-            UNROLLED(r, rows)
+            UNROLLED (r, rows)
                 sum[r][p] = avx2_multiply_add(dtype, w, _mm256_set1_epi32((int)values[r]), sum[r][p]);
         }
     }
-    UNROLLED(r, rows) UNROLLED(p, AVX2_PARTS) _mm256_storeu_ps(out + r * TILE_ROWS + 8 * p, sum[r][p]);
+    UNROLLED (r, rows)
+        UNROLLED (p, AVX2_PARTS) _mm256_storeu_ps(out + r * TILE_ROWS + 8 * p, sum[r][p]);
 }
 
 /* dot + the product of 4 unsigned with 4 signed bytes, in each of 8 rows. vpmaddubsw would saturate, so bytes
@@ -68,40 +69,44 @@ AVX2_INLINE void avx2_int8_rows(const int rows, const struct panel *x, const uin
     for (int64_t s = 0, group = 0; s < x->steps; group += rows) {
         const int64_t end = x->steps - s < GROUP_STEPS ? x->steps : s + GROUP_STEPS;
         __m256i dot[AVX2_MAX_ROWS][AVX2_PARTS];
-        UNROLLED(r, rows) UNROLLED(p, AVX2_PARTS) dot[r][p] = _mm256_set1_epi32(x->corrections[group + r]);
+        UNROLLED (r, rows)
+            UNROLLED (p, AVX2_PARTS) dot[r][p] = _mm256_set1_epi32(x->corrections[group + r]);
         for (; s < end; s++, weights += STEP_BYTES, values += rows) {
             panel_prefetch(x, s);
-            UNROLLED(p, AVX2_PARTS) {
+            UNROLLED (p, AVX2_PARTS) {
                 const __m256i w = avx2_load(weights + 32 * p);
-                UNROLLED(r, rows)
+                UNROLLED (r, rows)
                     dot[r][p] = avx2_multiply_add_int8(w, _mm256_set1_epi32((int)values[r]), dot[r][p]);
             }
         }
-        UNROLLED(r, rows) {
+        UNROLLED (r, rows) {
             const __m256 scale = _mm256_set1_ps(x->scales[group + r]);
-            UNROLLED(p, AVX2_PARTS)
+            UNROLLED (p, AVX2_PARTS)
                 sum[r][p] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r][p]), scale, sum[r][p]);
         }
     }
-    UNROLLED(r, rows) UNROLLED(p, AVX2_PARTS)
-        _mm256_storeu_ps(out + r * TILE_ROWS + 8 * p,
-                         _mm256_mul_ps(sum[r][p], _mm256_loadu_ps(scales + 8 * p)));
+    UNROLLED (p, AVX2_PARTS) {
+        const __m256 scale = _mm256_castsi256_ps(avx2_load(scales + 8 * p));
+        UNROLLED (r, rows) _mm256_storeu_ps(out + r * TILE_ROWS + 8 * p, _mm256_mul_ps(sum[r][p], scale));
+    }
 }
 
 AVX2 static void avx2_f32(const struct panel *x, const uint8_t *weights, const packed_float *scales,
                           float *out) {
     (void)scales;
-    AVX2_FOR_ROWS(avx2_float_rows, x->rows, F32, x, weights, out)
+    AVX2_FOR_ROWS(avx2_float_rows, x->rows, F32, x, weights, out);
 }
 
 AVX2 static void avx2_bf16(const struct panel *x, const uint8_t *weights, const packed_float *scales,
                            float *out) {
     (void)scales;
-    AVX2_FOR_ROWS(avx2_float_rows, x->rows, BF16, x, weights, out)
+    AVX2_FOR_ROWS(avx2_float_rows, x->rows, BF16, x, weights, out);
 }
 
 AVX2 static void avx2_int8(const struct panel *x, const uint8_t *weights, const packed_float *scales,
-                           float *out){AVX2_FOR_ROWS(avx2_int8_rows, x -> rows, x, weights, scales, out)}
+                           float *out) {
+    AVX2_FOR_ROWS(avx2_int8_rows, x->rows, x, weights, scales, out);
+}
 
 AVX2 static void avx2_swiglu(int rows, const float *tile, float *out, int64_t stride) {
     swiglu_tile(rows, tile, out, stride);

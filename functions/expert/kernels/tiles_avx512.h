@@ -34,69 +34,70 @@ AVX512_INLINE __m512 avx512_multiply_add(const enum dtype dtype, __m512i w, __m5
 AVX512_INLINE void avx512_float_rows(const int rows, const enum dtype dtype, const struct panel *x,
                                      const uint8_t *weights, float *out) {
     __m512 sum[AVX512_MAX_ROWS][2];
-    UNROLLED(r, rows) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    UNROLLED (r, rows) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     const uint32_t *values = x->values;
     for (int64_t s = 0; s < x->steps; s++, weights += STEP_BYTES, values += rows) {
         panel_prefetch(x, s);
         const __m512i w0 = _mm512_loadu_si512(weights), w1 = _mm512_loadu_si512(weights + 64);
-        UNROLLED(r, rows) {
+        UNROLLED (r, rows) {
             const __m512i v = _mm512_set1_epi32((int)values[r]);
             sum[r][0] = avx512_multiply_add(dtype, w0, v, sum[r][0]);
             sum[r][1] = avx512_multiply_add(dtype, w1, v, sum[r][1]);
         }
     }
-    UNROLLED(r, rows) /*OUT*/ {
-        _mm512_storeu_ps(out, sum[r][0]);
-        _mm512_storeu_ps(out + 16, sum[r][1]);
+    UNROLLED (r, rows) {
+        _mm512_storeu_ps(out + r * TILE_ROWS, sum[r][0]);
+        _mm512_storeu_ps(out + r * TILE_ROWS + 16, sum[r][1]);
     }
 }
 
 AVX512_INLINE void avx512_int8_rows(const int rows, const struct panel *x, const uint8_t *weights,
                                     const packed_float *scales, float *out) {
     __m512 sum[AVX512_MAX_ROWS][2];
-    UNROLLED(r, rows) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+    UNROLLED (r, rows) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     const uint32_t *values = x->values;
     for (int64_t s = 0, group = 0; s < x->steps; group += rows) {
         const int64_t end = x->steps - s < GROUP_STEPS ? x->steps : s + GROUP_STEPS;
         __m512i dot[AVX512_MAX_ROWS][2];
-        UNROLLED(r, rows) dot[r][0] = dot[r][1] = _mm512_set1_epi32(x->corrections[group + r]);
+        UNROLLED (r, rows) dot[r][0] = dot[r][1] = _mm512_set1_epi32(x->corrections[group + r]);
         for (; s < end; s++, weights += STEP_BYTES, values += rows) {
             panel_prefetch(x, s);
             const __m512i w0 = _mm512_loadu_si512(weights), w1 = _mm512_loadu_si512(weights + 64);
-            UNROLLED(r, rows) {
+            UNROLLED (r, rows) {
                 const __m512i v = _mm512_set1_epi32((int)values[r]);
                 dot[r][0] = _mm512_dpbusd_epi32(dot[r][0], w0, v);
                 dot[r][1] = _mm512_dpbusd_epi32(dot[r][1], w1, v);
             }
         }
-        UNROLLED(r, rows) {
+        UNROLLED (r, rows) {
             const __m512 scale = _mm512_set1_ps(x->scales[group + r]);
             sum[r][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][0]), scale, sum[r][0]);
             sum[r][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][1]), scale, sum[r][1]);
         }
     }
     const __m512 scale0 = _mm512_loadu_ps(scales), scale1 = _mm512_loadu_ps(scales + 16);
-    UNROLLED(r, rows) /*OUT*/ {
-        _mm512_storeu_ps(out, _mm512_mul_ps(sum[r][0], scale0));
-        _mm512_storeu_ps(out + 16, _mm512_mul_ps(sum[r][1], scale1));
+    UNROLLED (r, rows) {
+        _mm512_storeu_ps(out + r * TILE_ROWS, _mm512_mul_ps(sum[r][0], scale0));
+        _mm512_storeu_ps(out + r * TILE_ROWS + 16, _mm512_mul_ps(sum[r][1], scale1));
     }
 }
 
 AVX512 static void avx512_f32(const struct panel *x, const uint8_t *weights, const packed_float *scales,
                               float *out) {
     (void)scales;
-    AVX512_FOR_ROWS(avx512_float_rows, x->rows, F32, x, weights, out)
+    AVX512_FOR_ROWS(avx512_float_rows, x->rows, F32, x, weights, out);
 }
 
 AVX512 static void avx512_bf16(const struct panel *x, const uint8_t *weights, const packed_float *scales,
                                float *out) {
     (void)scales;
-    AVX512_FOR_ROWS(avx512_float_rows, x->rows, BF16, x, weights, out)
+    AVX512_FOR_ROWS(avx512_float_rows, x->rows, BF16, x, weights, out);
 }
 
 AVX512 static void avx512_int8(const struct panel *x, const uint8_t *weights, const packed_float *scales,
-                               float *out){
-    AVX512_FOR_ROWS(avx512_int8_rows, x -> rows, x, weights, scales, out)}
+                               float *out) {
+    AVX512_FOR_ROWS(avx512_int8_rows, x->rows, x, weights, scales, out);
+}
 
 AVX512 static void avx512_swiglu(int rows, const float *tile, float *out, int64_t stride) {
     swiglu_tile(rows, tile, out, stride);

@@ -1,0 +1,140 @@
+"""stack.yml and the template: what faas-cli parses, builds and sends."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from control_plane.partition.granularity import Granularity
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partitioner import partition
+from control_plane.partition.stack import deployments, stack_yaml
+from tests.checkpoints import save_checkpoint, tiny_model
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = ROOT / "template" / "faasmoe-expert"
+
+# The yaml tags of the structs in https://github.com/openfaas/go-sdk stack/schema.go, which faas-cli uses.
+SERVICES = {"version", "functions", "provider", "configuration"}
+PROVIDER = {"name", "gateway"}
+CONFIGURATION = {"templates", "copy"}
+FUNCTION = {
+    *("lang", "handler", "image", "fprocess", "environment", "secrets", "skip_build", "constraints"),
+    *("environment_file", "labels", "limits", "requests", "readonly_root_filesystem", "build_options"),
+    *("annotations", "namespace", "build_args", "platforms", "build_secrets"),
+}
+LIMITS = {"memory", "cpu"}
+LANGUAGE_TEMPLATE = {
+    *("language", "fprocess", "build_options", "welcome_message", "handler_folder", "mount_ssh"),
+}
+# The json tags in https://github.com/openfaas/faas-provider types/function_deployment.go.
+DEPLOYMENT = {
+    *("service", "image", "namespace", "envProcess", "envVars", "constraints", "secrets", "labels"),
+    *("annotations", "limits", "requests", "readOnlyRootFilesystem"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("stack")
+    checkpoint = save_checkpoint(tiny_model("mixtral"), parent / "source")
+    name = "An 8x7B model: with a name that is much too long for the functions of any gateway"
+    partition(checkpoint, parent / "partition", granularity=Granularity(3, 2), name=name)
+    return parent / "partition"
+
+
+@pytest.fixture(scope="module")
+def manifest(folder: Path) -> Manifest:
+    return Manifest.load(folder)
+
+
+@pytest.fixture(scope="module")
+def stack(manifest: Manifest) -> dict[str, Any]:
+    return yaml.safe_load(stack_yaml(manifest, "http://127.0.0.1:31112", "./models/it's: #1"))
+
+
+def test_every_key_is_in_the_schema(stack: dict[str, Any]) -> None:
+    assert {key for key in stack if not key.startswith("x-")} <= SERVICES
+    assert stack["provider"].keys() <= PROVIDER
+    assert stack["configuration"].keys() <= CONFIGURATION
+    for function in stack["functions"].values():
+        assert function.keys() <= FUNCTION
+        assert function["limits"].keys() <= LIMITS
+        for mapping in ("environment", "labels", "annotations"):
+            assert all(type(value) is str for value in function[mapping].values())
+
+
+def test_head(stack: dict[str, Any]) -> None:
+    assert stack["version"] == "1.0"
+    assert stack["provider"] == {"name": "openfaas", "gateway": "http://127.0.0.1:31112"}
+    assert stack["configuration"] == {"copy": ["functions"]}
+
+
+def test_one_image_is_built_for_all(stack: dict[str, Any], manifest: Manifest) -> None:
+    functions = list(stack["functions"].values())
+    assert [function["skip_build"] for function in functions] == [False] + [True] * (len(functions) - 1)
+    assert {function["image"] for function in functions} == {manifest.image}
+    assert {function["lang"] for function in functions} == {TEMPLATE.name}
+    assert {function["handler"] for function in functions} == {"./models/it's: #1"}
+
+
+def test_names_are_what_openfaas_takes(stack: dict[str, Any]) -> None:
+    names = list(stack["functions"])
+    assert names[0] == "an-8x7b-model-with-a-name-that-is-much-t-l00-01-e00-02"
+    assert names[-1] == "an-8x7b-model-with-a-name-that-is-much-t-l02-e03-04"
+    for name in names:
+        assert len(name) <= 63
+        assert re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
+
+
+def test_functions_differ_by_block_only(stack: dict[str, Any], manifest: Manifest, folder: Path) -> None:
+    assert list(stack["functions"]) == [block.function for block in manifest.blocks]
+    for name, function in stack["functions"].items():
+        assert function["environment"] == {"FAASMOE_FUNCTION": name}
+        assert function["annotations"] == {"faasmoe.model": manifest.fingerprint}
+        assert function["labels"]["com.openfaas.scale.zero"] == "true"
+        memory = int(function["limits"]["memory"].removesuffix("Mi")) << 20
+        block = (folder / manifest.block(name).file).stat().st_size
+        assert block + (64 << 20) <= memory < block + (65 << 20)
+
+
+def test_deployments_are_what_faas_cli_sends(stack: dict[str, Any], manifest: Manifest) -> None:
+    """`faas-cli deploy` renames environment to envVars and drops what only the build needs."""
+    bodies = deployments(manifest)
+    assert [body["service"] for body in bodies] == list(stack["functions"])
+    for body in bodies:
+        assert body.keys() <= DEPLOYMENT
+        function = stack["functions"][body["service"]]
+        assert body["envVars"] == function["environment"]
+        for key in ("image", "labels", "annotations", "limits"):
+            assert body[key] == function[key]
+
+
+def test_template_yml_is_in_the_schema() -> None:
+    template = yaml.safe_load((TEMPLATE / "template.yml").read_text())
+    assert template.keys() <= LANGUAGE_TEMPLATE
+    assert template["language"] == TEMPLATE.name
+
+
+def test_dockerfile_copies_what_is_in_the_build_context(folder: Path, tmp_path: Path) -> None:
+    """faas-cli lays the template at the root, the handler and the extra paths in `function/`."""
+    context = tmp_path / "context"
+    shutil.copytree(TEMPLATE, context)
+    shutil.copytree(folder, context / "function")
+    shutil.copytree(ROOT / "functions", context / "function" / "functions")
+    dockerfile = (context / "Dockerfile").read_text()
+    copies = re.findall(r"^COPY (?:--chown=\S+ )?(?!--)(\S+) \S+$", dockerfile, re.MULTILINE)
+    assert len(copies) == 4
+    for source in copies:
+        assert source.startswith("function/")
+        assert (context / source).exists()
+
+
+def test_image_has_the_requirements_of_the_functions() -> None:
+    installed = re.findall(r'"(\S+)"', re.search("pip install .*", (TEMPLATE / "Dockerfile").read_text())[0])
+    setup = (ROOT / "setup.cfg").read_text()
+    section = setup.split("# The routed experts' half")[1].split("# The control plane")[0]
+    assert installed == section.split("\n    ")[1:3]
