@@ -114,12 +114,12 @@ class Trainer:
         saved_s = self.elapsed_s
         while self.elapsed_s < self.budget_s:
             started = time.monotonic()
-            prediction, unevenness = self._train_step(mixed_batch(streams, self.step))
+            prediction, uneven = self._train_step(mixed_batch(streams, self.step))
             self.elapsed_s += min(time.monotonic() - started, LONGEST_STEP_S)
             self.step += 1
             if self.step % 50 == 0:
                 print(
-                    f"{self.elapsed_s:.0f} s, step {self.step}: loss {prediction:.3f}, imbalance {unevenness:.3f}",
+                    f"{self.elapsed_s:.0f} s, step {self.step}: loss {prediction:.3f}, imbalance {uneven:.3f}",
                     flush=True,
                 )
             if self.elapsed_s - saved_s > CHECKPOINT_EVERY_S:
@@ -130,12 +130,12 @@ class Trainer:
     def _train_step(self, input_ids: Tensor) -> tuple[float, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.elapsed_s / self.budget_s)
-        prediction, unevenness = losses(self.model, input_ids)
-        (prediction + BALANCE_WEIGHT * unevenness).backward()
+        prediction, uneven = losses(self.model, input_ids)
+        (prediction + BALANCE_WEIGHT * uneven).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return prediction.item(), unevenness.item()
+        return prediction.item(), uneven.item()
 
     def save(self) -> None:
         """Write the checkpoint; a kill at any moment leaves the old one or the new one."""

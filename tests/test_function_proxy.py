@@ -1,6 +1,7 @@
 """Bytes and headers on their way through the gateway."""
 
 import gzip
+import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -46,7 +47,9 @@ async def test_bodies_beyond_the_default_limit_pass_with_a_length_and_in_chunks(
 
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
-        assert await gateway.echo(b"x" * 4_000_000) == (200, b"x" * 4_000_000)
+        body = b"x" * 4_000_000
+        async with gateway.http.post("/function/echo", data=io.BytesIO(body)) as answer:
+            assert await answer.read() == body
         async with gateway.http.post("/function/echo", data=in_chunks()) as answer:
             assert await answer.read() == b"y" * 4_000_000
         async with gateway.http.post("/function/echo", data=b"z" * 100_000, expect100=True) as answer:

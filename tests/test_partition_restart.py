@@ -166,3 +166,9 @@ def test_memory_stays_near_one_expert(large_checkpoint: Path, out: Path, dtype: 
     shutil.rmtree(out)
     expert_nbytes = 3 * 512 * 1024 * 2
     assert int(result.stdout) < 5 * expert_nbytes
+
+
+def test_torch_is_not_loaded() -> None:
+    """It would cost more memory than all the rest."""
+    program = "import sys, control_plane.partition.partitioner; print('torch' in sys.modules)"
+    assert subprocess.run(command(program), capture_output=True, check=True).stdout == b"False\n"

@@ -139,6 +139,7 @@ def _usage(sequence: Sequence) -> dict[str, Any]:
         "experts": {
             "invocations": sequence.usage.invocations,
             "cold_starts": sequence.usage.cold_starts,
+            "cold_experts": sequence.usage.cold_experts,
             "wire_bytes": sequence.usage.wire_bytes,
             "seconds": round(sequence.usage.seconds, 6),
         },

@@ -13,6 +13,9 @@ class ExpertUsage:
 
     invocations: int = 0
     cold_starts: int = 0
+    """Function processes that answered for the first time."""
+    cold_experts: int = 0
+    """Experts that a function used for the first time."""
     wire_bytes: int = 0
     """Bodies, both ways."""
     seconds: float = 0.0
@@ -22,12 +25,19 @@ class ExpertUsage:
         return ExpertUsage(
             self.invocations + other.invocations,
             self.cold_starts + other.cold_starts,
+            self.cold_experts + other.cold_experts,
             self.wire_bytes + other.wire_bytes,
             self.seconds + other.seconds,
         )
 
     def __sub__(self, other: "ExpertUsage") -> "ExpertUsage":
-        return self + ExpertUsage(-other.invocations, -other.cold_starts, -other.wire_bytes, -other.seconds)
+        return ExpertUsage(
+            self.invocations - other.invocations,
+            self.cold_starts - other.cold_starts,
+            self.cold_experts - other.cold_experts,
+            self.wire_bytes - other.wire_bytes,
+            self.seconds - other.seconds,
+        )
 
 
 class ExpertInvoker(Protocol):

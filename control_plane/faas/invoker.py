@@ -73,7 +73,7 @@ class FunctionStatistics:
         self.resident_bytes = result.resident_bytes
         self.seconds += result.seconds
         self.last_call = time.time()
-        return ExpertUsage(1, int(cold_start), sent + received, result.seconds)
+        return ExpertUsage(1, int(cold_start), result.cold_experts, sent + received, result.seconds)
 
 
 @dataclass

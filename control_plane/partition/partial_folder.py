@@ -14,8 +14,7 @@ from control_plane.errors import PartitionError
 def partial_folder(target: Path) -> Iterator[Path]:
     """Yield an empty sibling of `target` to write to; a clean exit makes it `target`, any other removes it.
 
-    What a killed run left is removed first. Files must be on the disk (fsync) when the body ends; the
-    folders are then seen to here.
+    What a killed run left is removed first. All that the body wrote is on the disk (fsync) before the rename.
     Raises PartitionError when `target` exists, another run is writing it, or the disk refuses.
     """
     if target.exists():
@@ -27,12 +26,12 @@ def partial_folder(target: Path) -> Iterator[Path]:
             try:
                 _empty(partial)
                 yield partial
-                _sync_folders(partial)
+                _sync_tree(partial)
                 partial.rename(target)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
-        _sync_folder(target.parent)
+        _sync(target.parent)
     except OSError as error:
         raise PartitionError(f"cannot write {target}: {error.strerror}") from error
 
@@ -66,13 +65,15 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _sync_folders(folder: Path) -> None:
-    for path, _, _ in os.walk(folder):
-        _sync_folder(Path(path))
+def _sync_tree(folder: Path) -> None:
+    for path, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(path, name))
+        _sync(Path(path))
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

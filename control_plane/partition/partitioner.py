@@ -1,7 +1,6 @@
 """Cuts a checkpoint into its dense part and blocks of experts, with one expert in memory at a time."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,15 +144,12 @@ def _check_space(folder: Path, nbytes: int) -> None:
 
 
 def _copy(source: Path, folder: Path) -> str:
-    """Copy a file into a folder and through to the disk; returns its SHA-256."""
+    """Copy a file into a folder; returns its SHA-256."""
     try:
         data = source.read_bytes()
     except OSError as error:
         raise PartitionError(f"cannot read {source}: {error.strerror}") from error
-    with (folder / source.name).open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    (folder / source.name).write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,8 @@ class TensorEntry:
 class TensorWriter:
     """A context manager: the header is written on entry, then the tensors' values in order by `write`.
 
-    Data starts at a whole page (`data_offset`, bytes). After a clean exit the file is on the disk, and
-    `nbytes` and `sha256` are the whole file's.
+    Data starts at a whole page (`data_offset`, bytes). After the exit `nbytes` and `sha256` are the whole
+    file's.
     """
 
     def __init__(self, path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str]) -> None:
@@ -54,10 +53,7 @@ class TensorWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file:
-            if kind is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+        self._file.close()
 
     @property
     def sha256(self) -> str:

@@ -1,0 +1,39 @@
+# What a person runs is what CI runs. `make demo` to try it, `make test` and `make check` before a commit.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+KERNEL := $(wildcard functions/expert/kernels/*.c functions/expert/kernels/*.h)
+
+.PHONY: setup demo test check bench bench-kernels stack clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: setup.cfg setup.py pyproject.toml $(KERNEL)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup  ## three tenants' prompts through the bundled model's expert functions
+	$(BIN)/python scripts/demo.py
+
+test: setup  ## the whole test suite
+	$(BIN)/pytest
+
+check: setup  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## the multi-tenant workload replay
+	@echo "The multi-tenant replay is not written yet; 'make bench-kernels' measures the expert kernel."
+
+bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
+	$(BIN)/python -m bench.kernels
+
+stack: setup  ## regenerate stack.yml for the bundled model
+	$(BIN)/python scripts/write_stack.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f functions/expert/kernels/*.so
