@@ -30,8 +30,10 @@ bench: setup  ## the multi-tenant workload replay
 bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
 	$(BIN)/python -m bench.kernels
 
-stack: setup  ## regenerate stack.yml for the bundled model
-	$(BIN)/python scripts/write_stack.py
+stack: setup  ## write stack.yml and its template anew, for the bundled model
+	rm -rf partitions/demo
+	$(BIN)/faasmoe partition models/demo partitions/demo
+	$(BIN)/faasmoe stack partitions/demo -o stack.yml
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

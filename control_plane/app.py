@@ -48,7 +48,9 @@ async def control_plane(
         status = StatusReporter(manifest, engine, gateway, invoker.statistics)
         engine.start()
         try:
-            async with serving(Api(manifest.name, engine, codec, status).app(), config.host, config.port) as url:
+            async with serving(
+                Api(manifest.name, engine, codec, status).app(), config.host, config.port
+            ) as url:
                 yield url
         finally:
             await engine.stop()
@@ -60,8 +62,10 @@ def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
     return Invoker(address, InvocationPolicy(config.invocation_timeout, config.invocation_deadline))
 
 
-def build_runner(partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig) -> ModelRunner:
-    """The dense model and its cache. Raises `PartitionError`, or `ConfigError` for a KV cache of no page."""
+def build_runner(
+    partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig
+) -> ModelRunner:
+    """The dense model and its cache. Raises `PartitionError`, or `ConfigError` if the cache has no page."""
     torch.set_num_threads(config.threads or _threads_for(manifest))
     model = load_model(partition, manifest, Dispatcher(manifest, invoker))
     shape = kv_cache_shape(model)

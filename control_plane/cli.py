@@ -8,7 +8,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ DEFAULT_GATEWAY = "http://127.0.0.1:8080"
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
 PARTITION = click.Path(exists=True, file_okay=False, path_type=Path)
+PORT = click.IntRange(0, 65535)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -30,7 +33,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except FaaSMoEError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(" ".join(str(error).split())) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,7 +94,9 @@ def serve_options(command: Command) -> Command:
         click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
         click.option("--port", type=int, help="Port to listen on.  [default: 8000]"),
         click.option("--kv-cache-mb", type=int, help="Most memory for keys and values.  [default: 512]"),
-        click.option("--threads", type=int, help="Compute threads of the dense part.  [default: by the model's size]"),
+        click.option(
+            "--threads", type=int, help="Compute threads of the dense part.  [default: by the model's size]"
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -103,7 +108,9 @@ def serve_options(command: Command) -> Command:
 @click.argument("out_dir", type=click.Path(path_type=Path))
 @click.option("--experts-per-function", type=int, metavar="N", help="Experts of a layer in one function.")
 @click.option("--layers-per-function", metavar="N|all", help="MoE layers in one function.  [default: 1]")
-@click.option("--max-functions", type=int, metavar="N", help="Take the finest granularity with at most N functions.")
+@click.option(
+    "--max-functions", type=int, metavar="N", help="Take the finest granularity with at most N functions."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "f32", "bf16", "int8"]),
@@ -111,7 +118,9 @@ def serve_options(command: Command) -> Command:
     show_default=True,
     help="Of the weights: auto keeps the checkpoint's; int8 quantises the routed experts.",
 )
-@click.option("--name", help="Name of the model, which its functions' names begin with.  [default: the folder's]")
+@click.option(
+    "--name", help="Name of the model, which its functions' names begin with.  [default: the folder's]"
+)
 def partition(
     model_dir: Path,
     out_dir: Path,
@@ -128,10 +137,15 @@ def partition(
     """
     from control_plane.partition import commands, partitioner
 
-    granularity = commands.choose_granularity(model_dir, experts_per_function, layers_per_function, max_functions)
-    # SIGTERM as an exception, so that what was half written is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with click.progressbar(length=1, label="partitioning", file=sys.stderr) as bar:
+    granularity = commands.choose_granularity(
+        model_dir, experts_per_function, layers_per_function, max_functions
+    )
+    # Without a terminal the bar would be one more line above that of an error.
+    hidden = not sys.stderr.isatty()
+    with (
+        _sigterm_exits(),
+        click.progressbar(length=1, label="partitioning", file=sys.stderr, hidden=hidden) as bar,
+    ):
 
         def progress(done: int, total: int) -> None:
             bar.length = total
@@ -152,25 +166,46 @@ def verify(partition: Path) -> None:
 
     manifest = Manifest.load(partition)
     manifest.verify(partition)
-    click.echo(f"{partition} is whole: {len(manifest.blocks)} blocks, fingerprint {manifest.fingerprint[:12]}")
+    click.echo(
+        f"{partition} is whole: {len(manifest.blocks)} blocks, fingerprint {manifest.fingerprint[:12]}"
+    )
 
 
 @main.command()
 @click.argument("partition", type=PARTITION)
-@click.option("--output", "-o", default="-", type=click.File("w", atomic=True), help="File to write; - is stdout.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.  [default: stdout]",
+)
 @click.option("--gateway", default=DEFAULT_GATEWAY, show_default=True, help="Gateway to name in the file.")
-def stack(partition: Path, output: Any, gateway: str) -> None:
-    """Write the stack.yml with which faas-cli deploys the PARTITION folder."""
+def stack(partition: Path, output: Path | None, gateway: str) -> None:
+    """Write the stack.yml with which faas-cli builds and deploys the PARTITION folder.
+
+    With -o, what faas-cli needs beside it is written, too: template/faasmoe-expert, whose Dockerfile has one
+    layer per expert block, and functions/, the sources that run in the image.
+    """
+    from control_plane.partition.image import write_template
     from control_plane.partition.manifest import Manifest
     from control_plane.partition.stack import stack_yaml
 
-    output.write(stack_yaml(Manifest.load(partition), gateway))
+    manifest = Manifest.load(partition)
+    if output is None:
+        click.echo(stack_yaml(manifest, gateway, f"./{partition}"), nl=False)
+        return
+    write_template(manifest, output.absolute().parent)
+    handler = os.path.relpath(partition, output.absolute().parent)
+    with click.open_file(str(output), "w", atomic=True) as file:
+        file.write(stack_yaml(manifest, gateway, f"./{handler}"))
 
 
 @main.command()
 @click.argument("partition", type=PARTITION)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--port", type=PORT, default=8080, show_default=True, help="Port to listen on; 0 takes a free one."
+)
 @click.option("--user", default="admin", show_default=True, help="User for basic auth.")
 @click.option(
     "--password-file",
@@ -178,7 +213,11 @@ def stack(partition: Path, output: Any, gateway: str) -> None:
     help="File with the password that /system calls need; without it they need none.",
 )
 @click.option(
-    "--idle-after", default=900.0, show_default=True, help="Seconds without a call before a function goes to zero."
+    "--idle-after",
+    type=click.FloatRange(0),
+    default=900.0,
+    show_default=True,
+    help="Seconds without a call before a function goes to zero.",
 )
 def gateway(
     partition: Path, host: str, port: int, user: str, password_file: Path | None, idle_after: float
@@ -191,13 +230,8 @@ def gateway(
     from control_plane.config import read_credentials
     from control_plane.faas.embedded import embedded_gateway
 
-    async def run() -> None:
-        credentials = read_credentials(user, password_file)
-        async with embedded_gateway(partition, host, port, credentials, idle_after) as url:
-            click.echo(f"gateway on {url}; Ctrl-C stops it and its functions")
-            await _until_stopped()
-
-    asyncio.run(run())
+    credentials = read_credentials(user, password_file)
+    _serve("gateway", embedded_gateway(partition, host, port, credentials, idle_after))
 
 
 @main.command()
@@ -239,47 +273,53 @@ def serve(
     from control_plane.app import control_plane
     from control_plane.config import ServeConfig, parse_url, read_credentials
 
-    async def run() -> None:
-        config = ServeConfig.load(config_file, overrides)
-        credentials = read_credentials(gateway_user, gateway_password_file)
-        async with control_plane(partition, config, parse_url(gateway_url), credentials) as url:
-            click.echo(f"serving on {url}; Ctrl-C stops it")
-            await _until_stopped()
-
-    asyncio.run(run())
+    config = ServeConfig.load(config_file, overrides)
+    credentials = read_credentials(gateway_user, gateway_password_file)
+    _serve("serving", control_plane(partition, config, parse_url(gateway_url), credentials))
 
 
 @main.command()
 @click.argument("model", type=PARTITION)
 @serve_options
-@click.option("--gateway-port", default=8080, show_default=True, help="Port of the gateway; 0 takes a free one.")
+@click.option(
+    "--gateway-port",
+    type=PORT,
+    default=8080,
+    show_default=True,
+    help="Port of the gateway; 0 takes a free one.",
+)
 def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: Any) -> None:
     """Run everything for MODEL, until Ctrl-C: gateway, functions and control plane.
 
     MODEL is a partition, or a checkpoint, which is then partitioned beside it into MODEL.faasmoe.
     """
     from control_plane.config import ServeConfig
-    from control_plane.up import running
+    from control_plane.up import partition_of, running
 
-    async def run() -> None:
-        config = ServeConfig.load(config_file, overrides)
-        async with running(model, config, gateway_port, click.echo) as url:
-            click.echo(f"serving on {url}; Ctrl-C stops it")
-            await _until_stopped()
-
-    asyncio.run(run())
+    config = ServeConfig.load(config_file, overrides)
+    with _sigterm_exits():
+        folder = partition_of(model, click.echo)
+    _serve("serving", running(folder, config, gateway_port, click.echo))
 
 
 @main.command()
 @click.argument("text")
 @click.option("--tenant", required=True, help="Who is asking.")
-@click.option("--max-tokens", default=64, show_default=True, type=click.IntRange(1), help="Tokens to generate.")
 @click.option(
-    "--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0 always takes the likeliest."
+    "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens to generate."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="0 always takes the likeliest.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Makes a temperature above 0 repeatable.")
 @click.option("--raw", is_flag=True, help="Continue TEXT as it is, without the chat template.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of streaming.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of streaming."
+)
 @click.option(
     "--server", default=DEFAULT_SERVER, envvar="FAASMOE_URL", show_default=True, show_envvar=True,
     help="Address of the control plane.",
@@ -302,7 +342,7 @@ def prompt(
 
     async def run() -> None:
         async with Client.connect(parse_url(server)) as client:
-            answer = await client.ask(question, None if as_json else lambda piece: click.echo(piece, nl=False))
+            answer = await client.ask(question, on_text=None if as_json else partial(click.echo, nl=False))
             click.echo(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "")
 
     asyncio.run(run())
@@ -334,7 +374,7 @@ def _text(argument: str) -> str:
     text = argument
     if argument == "-":
         try:
-            text = click.get_binary_stream("stdin").read().decode()
+            text = sys.stdin.buffer.read().decode()
         except UnicodeDecodeError as error:
             raise click.UsageError(f"standard input is not UTF-8: {error}") from error
     if not text.strip():
@@ -342,9 +382,29 @@ def _text(argument: str) -> str:
     return text
 
 
-async def _until_stopped() -> None:
-    loop = asyncio.get_running_loop()
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    await stopped.wait()
+def _serve(what: str, server: AbstractAsyncContextManager[Any]) -> None:
+    """Run a server, whose context yields its address, until SIGINT or SIGTERM, be it up by then or not."""
+
+    async def run() -> None:
+        async with server as url:
+            click.echo(f"{what} on {url}; Ctrl-C stops it")
+            await asyncio.Event().wait()
+
+    async def run_until_signal() -> None:
+        task = asyncio.create_task(run())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        with suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run_until_signal())
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """SIGTERM as an exception, so that what was half written is removed."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -79,7 +79,9 @@ class Client:
         """The whole answer; `on_text` gets its pieces as they come."""
         path = "/v1/completions" if question.raw else "/v1/chat/completions"
         started = time.perf_counter()
-        first, pieces, finish_reason, usage = 0.0, [], "", {}
+        first, finish_reason = 0.0, ""
+        pieces: list[str] = []
+        usage: dict[str, Any] = {}
         async for event in self._events(path, question.body()):
             first = first or time.perf_counter() - started
             for choice in event["choices"]:

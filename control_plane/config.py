@@ -32,7 +32,7 @@ class ServeConfig:
     kv_cache_mb: int = 512
     """Most memory for keys and values; touched as it is used."""
     threads: int = 0
-    """Compute threads of the dense part; 0 takes all cores for a model that is large enough to gain by them."""
+    """Compute threads of the dense part; 0 takes all cores for a model that is large enough to gain."""
     invocation_timeout: float = 30.0
     """Seconds before one attempt at calling a function is given up."""
     invocation_deadline: float = 60.0
@@ -59,7 +59,9 @@ class ServeConfig:
             wanted = (int, float) if known[name] is float else known[name]
             if isinstance(value, bool) or not isinstance(value, wanted):  # type: ignore[arg-type]
                 raise ConfigError(f"{path}: {name} must be {known[name].__name__}, not {value!r}")  # type: ignore[union-attr]
-        return replace(cls(**settings), **{name: value for name, value in overrides.items() if value is not None})
+        return replace(
+            cls(**settings), **{name: value for name, value in overrides.items() if value is not None}
+        )
 
 
 def read_credentials(user: str, password_file: Path | None) -> Credentials | None:

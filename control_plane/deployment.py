@@ -9,7 +9,7 @@ from control_plane.partition.stack import deployments
 
 
 async def deploy_all(manifest: Manifest, gateway: Gateway) -> AsyncIterator[str]:
-    """Create or update each function; yields its name when the gateway has taken it. Raises `GatewayError`."""
+    """Create or update each function; yields its name when that is done. Raises `GatewayError`."""
     for deployment in map(FunctionDeployment.from_json, deployments(manifest)):
         await gateway.deploy(deployment)
         yield deployment.service

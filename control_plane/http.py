@@ -14,8 +14,15 @@ SHUTDOWN_SECONDS = 5.0
 
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[URL]:
-    """Yields the application's address; port 0 takes a free one. Raises `ConfigError` if it cannot be bound."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
+    """Yields the application's address; port 0 takes a free one. Raises `ConfigError` for a port in use."""
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+        # A client that goes away takes its request with it.
+        handler_cancellation=True,
+    )
     await runner.setup()
     try:
         try:

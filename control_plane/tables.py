@@ -27,8 +27,8 @@ def status_lines(report: dict[str, Any]) -> Iterator[str]:
     engine = report["engine"]
     yield f"model {report['model']}, fingerprint {report['fingerprint'][:12]}"
     yield (
-        f"control plane: {size(report['memory_bytes'])}, {engine['running']} running, {engine['waiting']} waiting, "
-        f"KV cache {engine['kv_cache_used']:.0%} used"
+        f"control plane: {size(report['memory_bytes'])}, {engine['running']} running, "
+        f"{engine['waiting']} waiting, KV cache {engine['kv_cache_used']:.0%} used"
     )
     gateway = report["gateway"]
     yield f"gateway: {gateway['error'] or gateway['url']}"
@@ -41,7 +41,9 @@ def _status_row(function: dict[str, Any]) -> list[str]:
     age = time.time() - function["last_call"]
     return [
         function["function"],
-        f"{function['available_replicas']}/{function['replicas']}" if function["deployed"] else "not deployed",
+        f"{function['available_replicas']}/{function['replicas']}"
+        if function["deployed"]
+        else "not deployed",
         f"{function['resident_experts']}/{function['experts']}",
         size(function["memory_bytes"]),
         str(function["invocations"]),

@@ -19,10 +19,12 @@ IDLE_AFTER_SECONDS = 900.0
 
 @asynccontextmanager
 async def running(
-    model: Path, config: ServeConfig, gateway_port: int, say: Callable[[str], object]
+    folder: Path, config: ServeConfig, gateway_port: int, say: Callable[[str], object]
 ) -> AsyncIterator[URL]:
-    """Yields the address of the API; `say` is told what happens on the way there."""
-    folder = _partition_of(model, say)
+    """Yields the address of the partition's API; `say` is told what happens on the way there.
+
+    Raises `PartitionError`, or `ConfigError` for a port in use.
+    """
     async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, IDLE_AFTER_SECONDS) as gateway_url:
         say(f"gateway on {gateway_url}")
         async with Gateway.connect(gateway_url, None) as gateway:
@@ -32,8 +34,11 @@ async def running(
             yield url
 
 
-def _partition_of(model: Path, say: Callable[[str], object]) -> Path:
-    """The folder itself when it is a partition, else the one beside it, which is made when it is not there."""
+def partition_of(model: Path, say: Callable[[str], object]) -> Path:
+    """The folder itself when it is a partition, else the one beside it, which is made when it is not there.
+
+    Raises `PartitionError`.
+    """
     if (model / MANIFEST_FILE).exists():
         return model
     folder = model.absolute().with_name(model.absolute().name + ".faasmoe")

@@ -29,7 +29,9 @@ STOP_SECONDS = 20.0
 
 
 @click.command()
-@click.option("--model", type=click.Path(exists=True, path_type=Path), default=MODEL, help="Another checkpoint.")
+@click.option(
+    "--model", type=click.Path(exists=True, path_type=Path), default=MODEL, help="Another checkpoint."
+)
 def main(model: Path) -> None:
     """Serve the demo model with its experts as functions, and answer three tenants' prompts."""
     try:
@@ -40,7 +42,9 @@ def main(model: Path) -> None:
 
 async def demo(model: Path) -> None:
     """The whole of it."""
-    questions = [Question(**question) for question in json.loads((MODEL / "prompts.json").read_text())["tenants"]]
+    questions = [
+        Question(**question) for question in json.loads((MODEL / "prompts.json").read_text())["tenants"]
+    ]
     with tempfile.TemporaryDirectory(prefix="faasmoe-demo-") as folder:
         target = Path(folder) / "demo"
         manifest = partition(model, target)
@@ -101,7 +105,8 @@ async def ask(client: Client, question: Question) -> Answer:
 
 def tenant_table(questions: list[Question], answers: list[Answer]) -> Iterator[str]:
     """What each tenant got and what it took."""
-    header = "tenant tokens first-token tokens/s invocations cold-starts new-experts moved".split()
+    header = ["tenant", "tokens", "first token", "tokens/s"]
+    header += ["invocations", "cold starts", "new experts", "moved"]
     rows = []
     for question, answer in zip(questions, answers, strict=True):
         experts = answer.usage["experts"]

@@ -118,10 +118,8 @@ class Trainer:
             self.elapsed_s += min(time.monotonic() - started, LONGEST_STEP_S)
             self.step += 1
             if self.step % 50 == 0:
-                print(
-                    f"{self.elapsed_s:.0f} s, step {self.step}: loss {prediction:.3f}, imbalance {uneven:.3f}",
-                    flush=True,
-                )
+                progress = f"{self.elapsed_s:.0f} s, step {self.step}"
+                print(f"{progress}: loss {prediction:.3f}, imbalance {uneven:.3f}", flush=True)
             if self.elapsed_s - saved_s > CHECKPOINT_EVERY_S:
                 self.save()
                 saved_s = self.elapsed_s

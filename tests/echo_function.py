@@ -32,6 +32,7 @@ class EchoHandler(BaseHTTPRequestHandler):
             "/crash": self._crash,
             "/half": self._half,
             "/hold": self._hold,
+            "/stream": self._stream,
             "/process": self._process,
         }.get(url.path, self._echo)
         self.body = self._read_body()
@@ -79,6 +80,15 @@ class EchoHandler(BaseHTTPRequestHandler):
         """Answer when the pipe that the query names has been opened for writing and closed."""
         Path(self.query["pipe"][0]).read_bytes()
         self._answer(str(os.getpid()).encode())
+
+    def _stream(self) -> None:
+        """Answer in two chunks, the second as late as /hold answers."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"5\r\nfirst\r\n")
+        Path(self.query["pipe"][0]).read_bytes()
+        self.wfile.write(b"6\r\nsecond\r\n0\r\n\r\n")
 
     def _answer(self, body: bytes, status: int = 200, content_type: str = "text/plain") -> None:
         self.send_response(status)

@@ -1,7 +1,9 @@
 """Bytes and headers on their way through the gateway."""
 
+import asyncio
 import gzip
 import io
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -54,6 +56,18 @@ async def test_bodies_beyond_the_default_limit_pass_with_a_length_and_in_chunks(
             assert await answer.read() == b"y" * 4_000_000
         async with gateway.http.post("/function/echo", data=b"z" * 100_000, expect100=True) as answer:
             assert await answer.read() == b"z" * 100_000
+
+
+@asynchronous
+async def test_an_answer_is_passed_on_while_it_comes(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment())
+        async with gateway.http.get("/function/echo/stream", params={"pipe": str(pipe)}) as answer:
+            assert await answer.content.readany() == b"first"
+            (await asyncio.to_thread(pipe.open, "wb")).close()
+            assert await answer.content.read() == b"second"
 
 
 @asynchronous

@@ -1,6 +1,7 @@
 """However a gateway ends, its functions end, too."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -17,7 +18,9 @@ from tests.echo_gateway import asynchronous, wait_for_end
 @asynccontextmanager
 async def gateway_process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, EchoClient]]:
     command = (sys.executable, "-m", "tests.echo_gateway", str(folder))
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
     try:
         assert process.stdout is not None
         url = (await process.stdout.readline()).decode().strip()
@@ -41,7 +44,7 @@ async def test_no_function_outlives_its_gateway(tmp_path: Path, end: signal.Sign
 
 
 @asynchronous
-async def test_a_gateway_that_is_told_to_stop_answers_the_calls_in_flight(tmp_path: Path) -> None:
+async def test_after_ctrl_c_the_calls_in_flight_are_answered(tmp_path: Path) -> None:
     async with gateway_process(tmp_path) as (process, gateway):
         await gateway.deploy(deployment())
         pid = (await gateway.ask_process())["pid"]
@@ -51,7 +54,7 @@ async def test_a_gateway_that_is_told_to_stop_answers_the_calls_in_flight(tmp_pa
             gateway.http.get("/system/logs", params=follow) as log,
         ):
             assert b"serving" in await log.content.readline()
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all that is in the foreground
             # Those who follow a log are sent away at once, or they would hold up the end.
             assert await log.content.read() == b""
             assert not held.done()

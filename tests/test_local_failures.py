@@ -4,7 +4,14 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
+from control_plane.errors import FunctionUnavailable
 from control_plane.faas.function_process import Timeouts
+from control_plane.faas.local_image import LocalImage
+from control_plane.faas.local_provider import LocalProvider
+from control_plane.faas.secret_store import SecretStore
+from control_plane.faas.types import FunctionDeployment
 from tests.echo_client import deployment
 from tests.echo_gateway import asynchronous, echo_gateway
 
@@ -77,3 +84,14 @@ async def test_a_function_that_ignores_sigterm_is_killed(tmp_path: Path) -> None
         pid = (await gateway.ask_process())["pid"]
         assert await gateway.scale(0) == 202
         assert not Path(f"/proc/{pid}").exists()
+
+
+@asynchronous
+async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+    image = LocalImage("image", ["/no/such/program"], {}, {"block-0"}, verify=lambda _: None)
+    async with LocalProvider(image, SecretStore(tmp_path)) as provider:
+        variables = {"FAASMOE_FUNCTION": "block-0"}
+        await provider.deploy(FunctionDeployment("echo", "image", env_vars=variables))
+        with pytest.raises(FunctionUnavailable, match="could not be started"):
+            async with provider.lease("echo"):
+                pass

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from control_plane.config import Credentials
 from tests.echo_client import EchoClient, deployment
@@ -23,6 +24,7 @@ async def test_what_faas_cli_deploys_can_be_listed_described_called_and_removed(
 
         status = await gateway.describe()
         assert status["name"] == "echo"
+        assert status["namespace"] == "openfaas-fn"
         assert status["image"] == "faasmoe/expert:test"
         assert status["envVars"] == {"FAASMOE_FUNCTION": "block-0"}
         assert status["labels"] == {"layer": "0"}
@@ -155,7 +157,7 @@ async def test_system_routes_want_the_password_and_functions_do_not(tmp_path: Pa
         for authorization in wrong:
             headers = {"Authorization": authorization} if authorization else {}
             for path in ("/system/functions", "/%73ystem/functions", "/system/logs?name=echo"):
-                async with gateway.http.get(path, headers=headers) as answer:
+                async with gateway.http.get(URL(path, encoded=True), headers=headers) as answer:
                     assert (authorization, answer.status) == (authorization, 401)
                     assert answer.headers["WWW-Authenticate"].startswith("Basic")
         right = aiohttp.encode_basic_auth("admin", "pass:word")

@@ -148,6 +148,20 @@ async def test_a_function_at_work_is_not_idle(tmp_path: Path) -> None:
 
 
 @asynchronous
+async def test_the_time_that_a_start_takes_is_not_idle_time(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    async with echo_gateway(tmp_path, idle_after=0.1) as gateway:
+        labels = {"com.openfaas.scale.zero": "true"}
+        await gateway.deploy(deployment(labels=labels, ECHO_READY_FILE=str(ready)))
+        call = asyncio.create_task(gateway.echo())
+        await gateway.wait_for_log_line("serving")
+        await asyncio.sleep(0.2)
+        ready.touch()
+        assert await call == (200, b"hello")
+        assert (await gateway.log_lines()).count("serving") == 1
+
+
+@asynchronous
 async def test_probes_neither_wake_a_function_nor_count_as_use(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(labels={"com.openfaas.scale.min": "0"}))

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import pytest
 import yaml
 
 from control_plane.partition.granularity import Granularity
+from control_plane.partition.image import TEMPLATE, dockerfile, write_template
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from control_plane.partition.stack import deployments, stack_yaml
 from tests.checkpoints import save_checkpoint, tiny_model
 
 ROOT = Path(__file__).parent.parent
-TEMPLATE = ROOT / "template" / "faasmoe-expert"
 
 # The yaml tags of the structs in https://github.com/openfaas/go-sdk stack/schema.go, which faas-cli uses.
 SERVICES = {"version", "functions", "provider", "configuration"}
@@ -77,7 +78,7 @@ def test_one_image_is_built_for_all(stack: dict[str, Any], manifest: Manifest) -
     functions = list(stack["functions"].values())
     assert [function["skip_build"] for function in functions] == [False] + [True] * (len(functions) - 1)
     assert {function["image"] for function in functions} == {manifest.image}
-    assert {function["lang"] for function in functions} == {TEMPLATE.name}
+    assert {function["lang"] for function in functions} == {TEMPLATE}
     assert {function["handler"] for function in functions} == {"./models/it's: #1"}
 
 
@@ -113,28 +114,45 @@ def test_deployments_are_what_faas_cli_sends(stack: dict[str, Any], manifest: Ma
             assert body[key] == function[key]
 
 
-def test_template_yml_is_in_the_schema() -> None:
-    template = yaml.safe_load((TEMPLATE / "template.yml").read_text())
+def test_template_yml_is_in_the_schema(manifest: Manifest, tmp_path: Path) -> None:
+    write_template(manifest, tmp_path)
+    template = yaml.safe_load((tmp_path / "template" / TEMPLATE / "template.yml").read_text())
     assert template.keys() <= LANGUAGE_TEMPLATE
-    assert template["language"] == TEMPLATE.name
+    assert template["language"] == TEMPLATE
 
 
-def test_dockerfile_copies_what_is_in_the_build_context(folder: Path, tmp_path: Path) -> None:
+def test_dockerfile_copies_what_is_in_the_build_context(
+    manifest: Manifest, folder: Path, tmp_path: Path
+) -> None:
     """faas-cli lays the template at the root, the handler and the extra paths in `function/`."""
-    context = tmp_path / "context"
-    shutil.copytree(TEMPLATE, context)
+    write_template(manifest, tmp_path)
+    context = tmp_path / "template" / TEMPLATE
     shutil.copytree(folder, context / "function")
-    shutil.copytree(ROOT / "functions", context / "function" / "functions")
-    dockerfile = (context / "Dockerfile").read_text()
-    copies = re.findall(r"^COPY (?:--chown=\S+ )?(?!--)(\S+) \S+$", dockerfile, re.MULTILINE)
-    assert len(copies) == 4
-    for source in copies:
+    shutil.copytree(tmp_path / "functions", context / "function" / "functions")
+    for source in copied(dockerfile(manifest)):
         assert source.startswith("function/")
         assert (context / source).exists()
 
 
-def test_image_has_the_requirements_of_the_functions() -> None:
-    installed = re.findall(r'"(\S+)"', re.search("pip install .*", (TEMPLATE / "Dockerfile").read_text())[0])
-    setup = (ROOT / "setup.cfg").read_text()
-    section = setup.split("# The routed experts' half")[1].split("# The control plane")[0]
-    assert installed == section.split("\n    ")[1:3]
+def test_each_block_is_a_layer(manifest: Manifest) -> None:
+    blocks = [source for source in copied(dockerfile(manifest)) if "/blocks/" in source]
+    assert blocks == [f"function/{block.file}" for block in manifest.blocks]
+
+
+def test_a_model_of_many_blocks_stays_within_dockers_layers(manifest: Manifest) -> None:
+    many = replace(manifest, blocks=manifest.blocks * 50)
+    text = dockerfile(many)
+    assert len(re.findall(r"^(COPY|RUN|FROM)", text, re.MULTILINE)) < 127
+    assert text.count(".safetensors") == len(many.blocks)
+
+
+def test_image_has_what_the_functions_import(manifest: Manifest) -> None:
+    assert (
+        re.search(r"pip install --no-cache-dir (.*)", dockerfile(manifest))[1]
+        == '"numpy>=2.0" "httptools>=0.6"'
+    )
+
+
+def copied(text: str) -> list[str]:
+    """The sources of the Dockerfile's single copies from the context."""
+    return re.findall(r"^COPY (?:--chown=\S+ )?(?!--)(\S+) \S+$", text, re.MULTILINE)

@@ -1,8 +1,8 @@
 """Which HTTP status each domain error has: the one table, and the middleware that applies it."""
 
-import json
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 
@@ -30,7 +30,7 @@ STATUS: dict[type[errors.FaaSMoEError], int] = {
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def describe(error: errors.FaaSMoEError) -> dict:
+def describe(error: errors.FaaSMoEError) -> dict[str, Any]:
     """OpenAI's body for a domain error."""
     kind = "invalid_request_error" if STATUS[type(error)] < 500 else "server_error"
     code = "context_length_exceeded" if isinstance(error, errors.ContextLengthExceeded) else None
@@ -47,9 +47,6 @@ async def json_errors(request: web.Request, handler: Handler) -> web.StreamRespo
     except web.HTTPException as error:
         kind = "invalid_request_error" if error.status < 500 else "server_error"
         return web.json_response(error_body(error.reason, kind, None, None), status=error.status)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        body = error_body(f"the body is not JSON: {error}", "invalid_request_error", None, None)
-        return web.json_response(body, status=400)
     except Exception:
         # The edge of a request: the next one is served.
         logger.exception("%s %s failed", request.method, request.path)

@@ -13,18 +13,28 @@ DEFAULT_COMPLETION_TOKENS = 16
 DEFAULT_TENANT = "default"
 
 _COMMON = frozenset(
-    "model max_tokens temperature top_p top_k seed stream stream_options user n".split()
+    {
+        *("model", "max_tokens", "temperature", "top_p", "top_k", "seed"),
+        *("stream", "stream_options", "user", "n"),
+    }
 )
 _CHAT = _COMMON | {"messages", "max_completion_tokens"}
 _COMPLETION = _COMMON | {"prompt"}
 
 
 @dataclass(frozen=True)
+class Chat:
+    """The messages so far, each with a role and a content."""
+
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """What both kinds of completion ask for."""
 
-    prompt: str | list[int] | list[dict[str, str]]
-    """Text, token ids, or a chat's messages."""
+    prompt: str | list[int] | Chat
+    """Text, token ids, or a chat."""
     max_tokens: int | None
     temperature: float
     top_p: float
@@ -36,8 +46,8 @@ class GenerationRequest:
 
     @property
     def is_chat(self) -> bool:
-        """Whether the prompt is a chat's messages."""
-        return isinstance(self.prompt, list) and isinstance(self.prompt[0], dict)
+        """Whether the answer is a message, too."""
+        return isinstance(self.prompt, Chat)
 
     def sampling_params(self, max_tokens: int) -> SamplingParams:
         """The engine's view of it."""
@@ -48,7 +58,9 @@ def parse_chat(body: Mapping[str, Any], model: str) -> GenerationRequest:
     """Read the body of /v1/chat/completions. Raises `BadRequest`."""
     fields = _Fields(body, _CHAT, model)
     limits = ("max_completion_tokens", "max_tokens")
-    max_tokens = next((value for name in limits if (value := fields.integer(name, None, 1)) is not None), None)
+    max_tokens = next(
+        (value for name in limits if (value := fields.integer(name, None, 1)) is not None), None
+    )
     return _request(fields, _messages(body.get("messages")), max_tokens)
 
 
@@ -59,7 +71,7 @@ def parse_completion(body: Mapping[str, Any], model: str) -> GenerationRequest:
     return _request(fields, _prompt(body.get("prompt")), max_tokens)
 
 
-def _request(fields: "_Fields", prompt: Any, max_tokens: int | None) -> GenerationRequest:
+def _request(fields: "_Fields", prompt: str | list[int] | Chat, max_tokens: int | None) -> GenerationRequest:
     if fields.integer("n", 1, 1) != 1:
         raise BadRequest("n: only one answer a request is supported", "n")
     return GenerationRequest(
@@ -122,14 +134,16 @@ class _Fields:
         return float(value)
 
 
-def _messages(messages: Any) -> list[dict[str, str]]:
+def _messages(messages: Any) -> Chat:
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages: must be a list with at least one message", "messages")
     for message in messages:
-        good = isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        good = isinstance(message, dict) and all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        )
         if not good or set(message) - {"role", "content", "name"}:
             raise BadRequest("messages: each needs a role and a content, both strings", "messages")
-    return messages
+    return Chat(messages)
 
 
 def _prompt(prompt: Any) -> str | list[int]:
@@ -150,7 +164,9 @@ class CompletionFormat:
     model: str
     is_chat: bool
 
-    def whole(self, text: str, finish_reason: FinishReason | None, usage: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(
+        self, text: str, finish_reason: FinishReason | None, usage: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The answer of a request that does not stream."""
         content = {"message": {"role": "assistant", "content": text}} if self.is_chat else {"text": text}
         name = "chat.completion" if self.is_chat else "text_completion"

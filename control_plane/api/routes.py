@@ -1,5 +1,6 @@
 """The control plane's HTTP API."""
 
+import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from control_plane.api.status import StatusReporter
 from control_plane.api.text import TextCodec
 from control_plane.engine.engine import Engine, TokenStream
 from control_plane.engine.sequence import FinishReason, Sequence
-from control_plane.errors import FaaSMoEError
+from control_plane.errors import BadRequest, FaaSMoEError
 
 MAX_BODY_BYTES = 4 << 20
 
@@ -37,7 +38,12 @@ class Api:
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[json_errors], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(
+            middlewares=[json_errors],
+            client_max_size=MAX_BODY_BYTES,
+            # A client that hangs up gives its place in the batch to the next one at once.
+            handler_args={"handler_cancellation": True},
+        )
         app.add_routes(
             [
                 web.post("/v1/chat/completions", self.chat_completions),
@@ -53,11 +59,11 @@ class Api:
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """Answer a chat."""
-        return await self._generate(request, openai.parse_chat(await request.json(), self.model))
+        return await self._generate(request, openai.parse_chat(await _read_json(request), self.model))
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Continue a text."""
-        return await self._generate(request, openai.parse_completion(await request.json(), self.model))
+        return await self._generate(request, openai.parse_completion(await _read_json(request), self.model))
 
     async def models(self, request: web.Request) -> web.Response:
         """The one model."""
@@ -117,7 +123,9 @@ class Api:
         room = self.engine.context_length - len(token_ids)
         # A chat without a limit may go on to the end of the context.
         max_tokens = asked.max_tokens if asked.max_tokens is not None else max(room, 1)
-        return Sequence(f"cmpl-{secrets.token_hex(12)}", asked.tenant, token_ids, asked.sampling_params(max_tokens))
+        return Sequence(
+            f"cmpl-{secrets.token_hex(12)}", asked.tenant, token_ids, asked.sampling_params(max_tokens)
+        )
 
     def _model_card(self) -> dict[str, Any]:
         return {
@@ -127,6 +135,15 @@ class Api:
             "owned_by": "faasmoe",
             "max_model_len": self.engine.context_length,
         }
+
+
+async def _read_json(request: web.Request) -> Any:
+    """The body, decoded. Raises `BadRequest`."""
+    try:
+        return json.loads(await request.read())
+    # Not only JSONDecodeError: text may be no UTF-8, numbers too long, and lists too deep.
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
 
 
 def _usage(sequence: Sequence) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from control_plane.api.openai import GenerationRequest
+from control_plane.api.openai import Chat, GenerationRequest
 from control_plane.errors import BadRequest
 
 
@@ -18,20 +18,29 @@ class TextCodec:
     def encode(self, request: GenerationRequest) -> list[int]:
         """The prompt's tokens. Raises `BadRequest` for one that has none, or ids the model does not know."""
         prompt = request.prompt
-        if request.is_chat:
-            if not self.tokenizer.chat_template:
-                raise BadRequest("messages: this model has no chat template; use /v1/completions", "messages")
-            token_ids = self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
+        if isinstance(prompt, Chat):
+            token_ids = self._chat_tokens(prompt)
         elif isinstance(prompt, str):
-            token_ids = self.tokenizer(prompt)["input_ids"]
+            token_ids = self.tokenizer.encode(prompt)
         else:
-            token_ids = list(prompt)
-            if not all(0 <= token < len(self.tokenizer) for token in token_ids):
-                raise BadRequest(f"prompt: token ids must be below {len(self.tokenizer)}", "prompt")
+            token_ids = self._known_tokens(prompt)
         if not token_ids:
             raise BadRequest("prompt: it is empty", "prompt")
+        return token_ids
+
+    def _chat_tokens(self, chat: Chat) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise BadRequest("messages: this model has no chat template; use /v1/completions", "messages")
+        text = str(
+            self.tokenizer.apply_chat_template(chat.messages, add_generation_prompt=True, tokenize=False)
+        )
+        # The template writes the special tokens itself.
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _known_tokens(self, token_ids: list[int]) -> list[int]:
+        size = len(self.tokenizer)
+        if not all(0 <= token < size for token in token_ids):
+            raise BadRequest(f"prompt: token ids must be from 0 to {size - 1}", "prompt")
         return token_ids
 
     def decoder(self) -> "TextDecoder":
@@ -57,5 +66,5 @@ class TextDecoder:
 
     def finish(self) -> str:
         """What was held back, at the end of the answer."""
-        whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+        whole = str(self._tokenizer.decode(self._token_ids, skip_special_tokens=True))
         return whole[self._length :]

@@ -50,12 +50,13 @@ def ragged_attention(
     window = sliding_window or getattr(module, "sliding_window", None)
     keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)
     outputs = []
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
     row = 0
     for chunk in ragged_batch.chunks:
         rows = slice(row, row + chunk.length)
         row += chunk.length
-        ragged_batch.kv_cache.write(module.layer_idx, chunk.sequence, chunk.start, keys[rows], values[rows])
-        past = ragged_batch.kv_cache.read(module.layer_idx, chunk.sequence, chunk.start + chunk.length)
+        ragged_batch.kv_cache.write(layer, chunk.sequence, chunk.start, keys[rows], values[rows])
+        past = ragged_batch.kv_cache.read(layer, chunk.sequence, chunk.start + chunk.length)
         outputs.append(_attend(query[:, :, rows], *past, chunk.start, scaling, window))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
@@ -68,7 +69,7 @@ def _attend(
     scaling: float,
     window: int | None,
 ) -> torch.Tensor:
-    """Attention of the queries [1, heads, n, d] at positions `start`... over keys and values [L, kv_heads, d]."""
+    """Queries [1, heads, n, d] from position `start` on, attending to keys and values [L, kv_heads, d]."""
     mask = None
     causal = False
     if window is not None and len(keys) > window:

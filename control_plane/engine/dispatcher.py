@@ -46,7 +46,9 @@ class Dispatcher:
         answers = self._invoker.begin({group.function: group.invocation for group in groups})
         return lambda: _add_up(groups, answers(), hidden_states)
 
-    def group(self, layer: int, hidden_states: np.ndarray, index: np.ndarray, weights: np.ndarray) -> list[Group]:
+    def group(
+        self, layer: int, hidden_states: np.ndarray, index: np.ndarray, weights: np.ndarray
+    ) -> list[Group]:
         """One group for each function that has at least one of the rows' experts."""
         owner = self._owner[layer][index]
         numbers = np.unique(owner).tolist()
@@ -60,7 +62,9 @@ class Dispatcher:
                 invocation = Invocation(layer, self._model, hidden_states, own_index, weights)
                 groups.append(Group(self._functions[number], None, invocation))
             else:
-                invocation = Invocation(layer, self._model, hidden_states[rows], own_index[rows], weights[rows])
+                invocation = Invocation(
+                    layer, self._model, hidden_states[rows], own_index[rows], weights[rows]
+                )
                 groups.append(Group(self._functions[number], rows, invocation))
         return groups
 

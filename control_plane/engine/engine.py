@@ -92,8 +92,8 @@ class Engine:
         return stream
 
     def cancel(self, sequence: Sequence) -> None:
-        """Drop a sequence before its next step; harmless for one that has ended."""
-        self._commands.put(lambda: self._remove(sequence))
+        """End a sequence and its stream before its next step; harmless for one that has ended."""
+        self._commands.put(lambda: self._end(sequence, None))
 
     def status(self) -> EngineStatus:
         """A snapshot."""
@@ -116,8 +116,8 @@ class Engine:
             raise EngineError("the prompt is empty")
         if sequence.max_length > self.context_length:
             raise ContextLengthExceeded(
-                f"the model's context is {self.context_length} tokens: {sequence.num_prompt_tokens} of the prompt "
-                f"and {sequence.params.max_tokens} to generate are {sequence.max_length}"
+                f"the model's context is {self.context_length} tokens: {sequence.num_prompt_tokens} of the "
+                f"prompt and {sequence.params.max_tokens} to generate are {sequence.max_length}"
             )
         self._scheduler.kv_cache.check_fits(sequence)
 
@@ -128,6 +128,8 @@ class Engine:
             self._obey(wait=not self._streams)
             if batch := self._scheduler.schedule():
                 self._step(batch)
+        # Sequences that were submitted before the end, but not seen yet, have a listener too.
+        self._obey(wait=False)
         for sequence in list(self._streams):
             self._end(sequence, EngineError("the server is shutting down"))
 
@@ -148,7 +150,9 @@ class Engine:
             logits = self._runner.run(batch)
             tokens = self._sampler.sample(logits, sampled) if sampled else []
         except FaaSMoEError as error:
-            self._fail(batch, error)
+            # While stopping, the failure is our own hanging up: `_run` tells the streams why.
+            if not self._stopping:
+                self._fail(batch, error)
             return
         except Exception:
             # The edge of the thread: whatever one batch does, the next one is served.
@@ -173,12 +177,7 @@ class Engine:
         self._scheduler.add(stream.sequence)
 
     def _end(self, sequence: Sequence, event: FaaSMoEError | None) -> None:
-        stream = self._streams.get(sequence)
-        self._remove(sequence)
-        if stream is not None:
-            stream.put(event)
-
-    def _remove(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
         self._sampler.forget(sequence)
-        self._streams.pop(sequence, None)
+        if stream := self._streams.pop(sequence, None):
+            stream.put(event)

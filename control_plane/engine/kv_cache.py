@@ -95,14 +95,16 @@ class KVCache:
             # In order, so that the next sequence gets neighbouring pages, whose tokens need no gathering.
             self._free = sorted([*self._free, *pages], reverse=True)
 
-    def write(self, layer: int, sequence: Sequence, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def write(
+        self, layer: int, sequence: Sequence, start: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
         """Keep the keys and values [n, kv_heads, head_dim] of the sequence's tokens from `start` on."""
         slots = self._tables[sequence].slots[start : start + len(keys)]
         self._keys[layer][slots] = keys
         self._values[layer][slots] = values
 
     def read(self, layer: int, sequence: Sequence, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [length, kv_heads, head_dim] of the sequence's first tokens; a view where it can be."""
+        """Keys and values [length, kv_heads, head_dim] of the first tokens; views where they can be."""
         table = self._tables[sequence]
         if length <= table.contiguous:
             rows = slice(table.first, table.first + length)

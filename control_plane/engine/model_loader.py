@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -39,7 +41,7 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
     try:
         config = AutoConfig.from_pretrained(partition)
         with _patched(manifest.model_type):
-            model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            model, report = _model_class(config).from_pretrained(
                 None,
                 config=copy.deepcopy(config),
                 state_dict=load_file(partition / manifest.dense.file),
@@ -48,9 +50,9 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise PartitionError(f"cannot load the model in {partition}: {error}") from error
-    if report["missing_keys"]:
-        raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(sorted(report['missing_keys']))}")
+        raise PartitionError(f"cannot load the model in {partition}: {_in_one_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(missing)}")
     for layer in manifest.moe_layers:
         experts = model.model.layers[layer].mlp.experts
         if not isinstance(experts, RemoteExperts):
@@ -64,7 +66,12 @@ def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(partition)
     except (OSError, ValueError) as error:
-        raise PartitionError(f"cannot load the tokenizer in {partition}: {error}") from error
+        raise PartitionError(f"cannot load the tokenizer in {partition}: {_in_one_line(error)}") from error
+
+
+def _model_class(config: PretrainedConfig) -> Any:
+    # Auto classes take no state dict, the model's own class does.
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
@@ -88,3 +95,8 @@ def _patched(model_type: str) -> Iterator[None]:
         yield
     finally:
         unregister_patch_mapping(list(replacements))
+
+
+def _in_one_line(error: Exception) -> str:
+    """transformers' messages can be paragraphs."""
+    return " ".join(str(error).split())

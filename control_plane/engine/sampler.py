@@ -6,10 +6,13 @@ import torch
 
 from control_plane.engine.sequence import SamplingParams, Sequence
 
+LEAST_TEMPERATURE = 1e-5
+"""Below this, sampling is greedy: dividing by less can leave float32's range. vLLM draws the same line."""
+
 
 @dataclass
 class Sampler:
-    """Greedy, or random under temperature, top-k and top-p; a seeded sequence has a generator of its own."""
+    """Greedy, or random under temperature, top-k and top-p; each sequence has a generator of its own."""
 
     _generators: dict[Sequence, torch.Generator] = field(default_factory=dict)
 
@@ -17,7 +20,7 @@ class Sampler:
         """The next token of each sequence, from its row of the logits [len(sequences), vocabulary]."""
         greedy = logits.argmax(dim=-1).tolist()
         return [
-            token if sequence.params.temperature == 0 else self._draw(row, sequence)
+            token if sequence.params.temperature < LEAST_TEMPERATURE else self._draw(row, sequence)
             for token, row, sequence in zip(greedy, logits, sequences, strict=True)
         ]
 
@@ -41,7 +44,10 @@ class Sampler:
 
 
 def token_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """The distribution [vocabulary] to draw from: temperature, then top-k, then top-p, as transformers orders them."""
+    """The distribution [vocabulary] to draw from: temperature, top-k, top-p, in transformers' order.
+
+    `params.temperature` must be at least `LEAST_TEMPERATURE`.
+    """
     logits = logits.float() / params.temperature
     if 0 < params.top_k < len(logits):
         least = logits.topk(params.top_k).values[-1]

@@ -1,6 +1,6 @@
 """One prompt on its way to becoming an answer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from control_plane.faas.invocation import ExpertUsage
@@ -15,7 +15,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in."""
+    """How a next token is chosen: `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 leave all tokens in."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -35,7 +35,7 @@ class Sequence:
     num_prompt_tokens: int = 0
     num_computed: int = 0
     """Tokens whose keys and values are in the KV cache. Only a step that succeeded moves it."""
-    usage: ExpertUsage = ExpertUsage()
+    usage: ExpertUsage = field(default_factory=ExpertUsage)
     """What the steps that it took part in have cost: alone in its batch, that is its own cost."""
     finish_reason: FinishReason | None = None
 

@@ -81,7 +81,7 @@ class Connection:
         self.reusable = False
         try:
             self._socket = socket.create_connection((address.host, address.port), _left(deadline))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a host that can be no name
             raise ConnectionLost(f"cannot connect to {address}: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -108,13 +108,13 @@ class Connection:
             try:
                 self._socket.settimeout(_left(deadline))
                 size = self._socket.recv_into(self._buffer)
-                reader.parser.feed_data(self._buffer[:size] if size else b"")
+                if size == 0:
+                    raise ConnectionLost(f"{self.address} hung up before the end of its answer")
+                reader.parser.feed_data(self._buffer[:size])
             except TimeoutError:
                 raise
-            except (OSError, httptools.HttpParserError) as error:
+            except (OSError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 raise ConnectionLost(f"{self.address}: {error!r}") from error
-            if size == 0 and reader.answer is None:
-                raise ConnectionLost(f"{self.address} hung up in the middle of an answer")
         self.reusable = reader.keep_alive
         return reader.answer
 

@@ -40,6 +40,9 @@ class Timeouts:
     stop: float = 15.0
 
 
+DEFAULT_TIMEOUTS = Timeouts()
+
+
 class FunctionProcess:
     """A function's process, from its start to its end.
 

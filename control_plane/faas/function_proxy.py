@@ -66,7 +66,7 @@ class FunctionProxy:
             try:
                 return await self._forward(request, name, process)
             except FunctionUnavailable:
-                # It has just died. Nothing was sent, so the call can go to the next process.
+                # It has just died, before the call reached it: the next process can have the call.
                 await process.wait_ended(_DEATH_NOTICE_S)
         async with self._provider.lease(name) as process:
             return await self._forward(request, name, process)

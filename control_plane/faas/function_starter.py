@@ -13,7 +13,8 @@ from control_plane.faas.local_image import LocalImage
 from control_plane.faas.secret_store import SecretStore
 from control_plane.faas.types import FunctionDeployment
 
-TRIES = 3
+START_TRIES = 3
+
 SECRETS = "FAASMOE_SECRETS"
 """The variable that names the folder of secrets, to functions that are deployed with some."""
 
@@ -34,7 +35,7 @@ class FunctionStarter:
         name = deployment.service
         try:
             async with asyncio.timeout(self.timeouts.start):
-                return await self._start_patiently(deployment, log)
+                return await self._start_with_retries(deployment, log)
         except TimeoutError:
             raise FunctionUnavailable(
                 f"function {name} was not ready after {self.timeouts.start:g} s"
@@ -42,9 +43,9 @@ class FunctionStarter:
         except OSError as error:
             raise FunctionUnavailable(f"function {name} could not be started: {error}") from error
 
-    async def _start_patiently(self, deployment: FunctionDeployment, log: FunctionLog) -> FunctionProcess:
+    async def _start_with_retries(self, deployment: FunctionDeployment, log: FunctionLog) -> FunctionProcess:
         last_words = ""
-        for attempt in range(TRIES):
+        for attempt in range(START_TRIES):
             if attempt:
                 await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
             environment = self._environment(deployment)
@@ -53,20 +54,16 @@ class FunctionStarter:
                 return process
             last_words = process.last_words
         raise FunctionUnavailable(
-            f"function {deployment.service} crashed at each of {TRIES} starts, {last_words}"
+            f"function {deployment.service} crashed at each of {START_TRIES} starts, {last_words}"
         )
 
     def _environment(self, deployment: FunctionDeployment) -> dict[str, str]:
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         secrets = {SECRETS: str(self.secrets.folder.resolve())} if deployment.secrets else {}
-        # The image's own come last: a stack file names paths that are a container's.
-        return {
-            **inherited,
-            "PYTHONUNBUFFERED": "1",
-            **deployment.env_vars,
-            **self.image.environment,
-            **secrets,
-        }
+        # So that lines are in the log as soon as they are written.
+        unbuffered = {"PYTHONUNBUFFERED": "1"}
+        # The image's own come after the deployment's: a stack file names paths of a container.
+        return {**inherited, **unbuffered, **deployment.env_vars, **self.image.environment, **secrets}
 
     async def _becomes_ready(self, process: FunctionProcess) -> bool:
         try:

@@ -1,6 +1,5 @@
 """A client of the OpenFaaS REST API, as faas-cli speaks it: to deploy and to look, not to invoke."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -44,7 +43,9 @@ class Gateway:
         try:
             return [FunctionStatus.from_json(function) for function in answer]
         except (ValueError, TypeError) as error:
-            raise GatewayError(f"the gateway at {self.url} lists functions in an unknown way: {error}") from error
+            raise GatewayError(
+                f"the gateway at {self.url} lists functions in an unknown way: {error}"
+            ) from error
 
     async def scale(self, function: str, replicas: int) -> None:
         """Set the number of replicas. Raises `FunctionNotFound`."""
@@ -60,7 +61,7 @@ class Gateway:
                 return await answer.json() if answer.content_type == "application/json" else None
         except (aiohttp.ClientError, ValueError) as error:
             raise GatewayError(f"no OpenFaaS gateway answers at {self.url}: {error}") from error
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise GatewayError(f"the gateway at {self.url} did not answer in time") from error
 
     def _error(self, status: int, text: str) -> GatewayError:

@@ -96,7 +96,7 @@ class Invoker:
     gateway: Address
     policy: InvocationPolicy = field(default_factory=InvocationPolicy)
     statistics: dict[str, FunctionStatistics] = field(default_factory=dict)
-    usage: ExpertUsage = ExpertUsage()
+    usage: ExpertUsage = field(default_factory=ExpertUsage)
     _addresses: dict[str, Address] = field(default_factory=dict)
     _idle: dict[Address, list[Connection]] = field(default_factory=dict)
     _in_flight: Sequence[_Call] = ()
@@ -110,12 +110,13 @@ class Invoker:
         """
         calls = [_Call(name, invocation, invocation.encode()) for name, invocation in invocations.items()]
         deadline = time.monotonic() + self.policy.deadline
+        self._hang_up()
         self._in_flight = calls
         self._send_all(calls, deadline)
         return lambda: self._finish(calls, deadline)
 
     def abort(self) -> None:
-        """From another thread: make the wait in progress, and every later one, raise `FunctionUnavailable`."""
+        """From another thread: make the wait in progress, and every later one, raise a `GatewayError`."""
         self._aborted.set()
         for call in list(self._in_flight):
             if connection := call.connection:
@@ -123,6 +124,7 @@ class Invoker:
 
     def close(self) -> None:
         """Hang up everywhere."""
+        self._hang_up()
         for connections in self._idle.values():
             for connection in connections:
                 connection.close()
@@ -137,16 +139,19 @@ class Invoker:
                 self._send_all(pending, deadline)
             return {call.function: call.result for call in calls if call.result}
         finally:
-            self._in_flight = ()
-            for call in calls:
-                # Only after an error: answers that nobody has read are still on their way in these.
-                if call.connection is not None:
-                    call.connection.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close what is in flight after an error: answers that nobody reads are on their way there."""
+        for call in self._in_flight:
+            if call.connection is not None:
+                call.connection.close()
+        self._in_flight = ()
 
     def _wait_before_retry(self, attempt: int, pending: Sequence[_Call], deadline: float) -> None:
         # A function that is not where it was is the gateway's to find: ask at once.
         wait = 0.0 if all(call.direct for call in pending) else self.policy.backoff(attempt)
-        if self._aborted.wait(wait) or time.monotonic() >= deadline:
+        if time.monotonic() + wait >= deadline or self._aborted.wait(wait):
             raise pending[0].failure or FunctionUnavailable(f"function {pending[0].function}: aborted")
         for call in pending:
             self._statistics(call.function).retries += 1
@@ -163,6 +168,9 @@ class Invoker:
         address = self._addresses.get(call.function)
         call.direct = address is not None
         call.connection = self._connection(address or self.gateway, deadline)
+        # Only now: `abort` ends the waits of the connections that it sees, and of none that come later.
+        if self._aborted.is_set():
+            raise ConnectionLost("aborted")
         target = "/" if call.direct else f"/function/{call.function}"
         call.connection.send(target, CONTENT_TYPE, call.body, deadline)
 
@@ -250,5 +258,5 @@ def _error_of(body: bytearray) -> tuple[str, str]:
     try:
         error = json.loads(body)["error"]
         return str(error["code"]), str(error["message"])
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, RecursionError, TypeError, ValueError):
         return "", body[:200].decode(errors="replace").strip()

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from control_plane.errors import FunctionNotFound, FunctionUnavailable
@@ -18,6 +19,14 @@ _COOL_DOWN_S = 5.0
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _StartFailure:
+    """Until `retry_at`, in the loop's time, calls get this message instead of a new round of crashes each."""
+
+    message: str
+    retry_at: float
+
+
 class LocalFunction:
     """Scales one function between zero and one process.
 
@@ -29,18 +38,17 @@ class LocalFunction:
         self, deployment: FunctionDeployment, scaling: ScalingLabels, starter: FunctionStarter
     ) -> None:
         self.log = FunctionLog(deployment.service)
+        self.replicas = 0
         self._deployment = deployment
         self._scaling = scaling
         self._starter = starter
         self._created_at = datetime.now(UTC)
         self._invocations = 0
-        self.replicas = 0
         self._process: FunctionProcess | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._refusal = ""
-        self._refuse_until = 0.0
+        self._failure: _StartFailure | None = None
         self._closed = False
         self.scale(scaling.min_replicas)
 
@@ -74,7 +82,7 @@ class LocalFunction:
     def scale(self, replicas: int) -> None:
         """Begin to start a process (1), or to let go of it (0)."""
         self.replicas = replicas
-        self._refusal = ""
+        self._failure = None
         if not replicas:
             self._let_go()
         elif self.process is None:
@@ -114,8 +122,8 @@ class LocalFunction:
     def _check_may_start(self) -> None:
         if self._closed:
             raise FunctionNotFound(f"function {self._deployment.service} was removed")
-        if self._refusal and asyncio.get_running_loop().time() < self._refuse_until:
-            raise FunctionUnavailable(self._refusal)
+        if self._failure and asyncio.get_running_loop().time() < self._failure.retry_at:
+            raise FunctionUnavailable(self._failure.message)
 
     def _start(self) -> asyncio.Task[None]:
         self.replicas = 1
@@ -131,8 +139,7 @@ class LocalFunction:
             self._process = await self._starter.start(self._deployment, self.log)
         except FunctionUnavailable as error:
             _logger.warning("%s", error)
-            # Calls that come now get this answer at once, instead of a new round of crashes each.
-            self._refusal, self._refuse_until = str(error), loop.time() + _COOL_DOWN_S
+            self._failure = _StartFailure(str(error), loop.time() + _COOL_DOWN_S)
             return
         _logger.info("%s is ready after %.2f s", self._deployment.service, loop.time() - began)
         self._sleep_if_idle()

@@ -3,17 +3,18 @@
 import asyncio
 import re
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Self
 
 from control_plane.errors import ConfigError, FunctionNotFound, FunctionUnavailable
 from control_plane.faas.function_log import FunctionLog
-from control_plane.faas.function_process import FunctionProcess, Timeouts
+from control_plane.faas.function_process import DEFAULT_TIMEOUTS, FunctionProcess, Timeouts
 from control_plane.faas.function_starter import FunctionStarter
 from control_plane.faas.local_function import LocalFunction
 from control_plane.faas.local_image import LocalImage
 from control_plane.faas.scaling_labels import ScalingLabels, check_replicas
 from control_plane.faas.secret_store import SecretStore
-from control_plane.faas.types import FunctionDeployment, FunctionStatus
+from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
 
 DEFAULT_IDLE_AFTER_S = 900.0
 
@@ -38,7 +39,7 @@ class LocalProvider:
         image: LocalImage,
         secrets: SecretStore,
         idle_after: float = DEFAULT_IDLE_AFTER_S,
-        timeouts: Timeouts = Timeouts(),  # noqa: B008
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         self.secrets = secrets
         self.timeouts = timeouts
@@ -68,13 +69,15 @@ class LocalProvider:
             if deployment.service in self._functions:
                 raise ConfigError(f"function {deployment.service} exists already")
             scaling = await self._check(deployment)
+            deployment = replace(deployment, namespace=DEFAULT_NAMESPACE)
             self._functions[deployment.service] = LocalFunction(deployment, scaling, self._starter)
 
     async def update(self, deployment: FunctionDeployment) -> None:
         """Change a function; calls in flight end as they began. Raises like deploy, and FunctionNotFound."""
         async with self._deploying:
             function = self._function(deployment.service)
-            function.update(deployment, await self._check(deployment))
+            scaling = await self._check(deployment)
+            function.update(replace(deployment, namespace=DEFAULT_NAMESPACE), scaling)
 
     async def remove(self, name: str) -> None:
         """Forget a function; returns when its process has exited. Raises FunctionNotFound."""

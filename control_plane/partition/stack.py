@@ -7,11 +7,8 @@ keys that it does not know), and `types/function_deployment.go` of https://githu
 import json
 from typing import Any
 
+from control_plane.partition.image import SOURCES, TEMPLATE
 from control_plane.partition.manifest import Block, Manifest
-
-TEMPLATE = "faasmoe-expert"
-SOURCES = "functions"
-"""The package that runs in the image. faas-cli copies it beside the partition from where it is started."""
 
 FUNCTION_VARIABLE = "FAASMOE_FUNCTION"
 """The environment variable that says which block a function serves: all else is the same for all."""

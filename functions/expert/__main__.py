@@ -4,12 +4,13 @@ FAASMOE_FUNCTION    the function's name in the partition's manifest (required)
 FAASMOE_PARTITION   the partition's folder (default: /home/app/partition, where the image has it)
 FAASMOE_HOST        the address to bind (default: 127.0.0.1; the image sets 0.0.0.0)
 FAASMOE_PORT        the port to bind (default: 8080)
-FAASMOE_THREADS     compute threads of one invocation (default: the cores that this process may use)
+FAASMOE_THREADS     compute threads of one invocation, 64 at most (default: the cores that it may use)
 FAASMOE_LISTEN_FD   a listening socket inherited from a supervisor, instead of host and port; the function
                     then also ends when its standard input does, so that it never outlives the supervisor
 """
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,6 +25,8 @@ from functions.expert.kernels import load_kernel
 from functions.expert.server import ExpertFunction
 
 MAX_BODY_BYTES = 256 << 20
+MAX_THREADS = 64
+"""As many as a kernel takes."""
 MAX_IN_FLIGHT = 32
 DRAIN_SECONDS = 10.0
 
@@ -41,17 +44,17 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Raises `ValueError` naming the variable that is missing or not a number."""
+        """Raises `ValueError` naming the variable that is missing or not a number in its range."""
         if not environment.get("FAASMOE_FUNCTION"):
             raise ValueError("FAASMOE_FUNCTION is not set")
-        listen_fd = environment.get("FAASMOE_LISTEN_FD")
+        cores = min(len(os.sched_getaffinity(0)), MAX_THREADS)
         return cls(
             function=environment["FAASMOE_FUNCTION"],
             partition=Path(environment.get("FAASMOE_PARTITION", "/home/app/partition")),
             host=environment.get("FAASMOE_HOST", "127.0.0.1"),
-            port=int(environment.get("FAASMOE_PORT", "8080")),
-            threads=int(environment.get("FAASMOE_THREADS", len(os.sched_getaffinity(0)))),
-            listen_fd=None if listen_fd is None else int(listen_fd),
+            port=_number(environment, "FAASMOE_PORT", 65535) or 8080,
+            threads=_number(environment, "FAASMOE_THREADS", MAX_THREADS) or cores,
+            listen_fd=_number(environment, "FAASMOE_LISTEN_FD", 1 << 30),
         )
 
     def listener(self) -> socket.socket:
@@ -59,6 +62,16 @@ class Settings:
         if self.listen_fd is not None:
             return socket.socket(fileno=self.listen_fd)
         return socket.create_server((self.host, self.port), backlog=128)
+
+
+def _number(environment: Mapping[str, str], name: str, largest: int) -> int | None:
+    """A variable's value from 1 to `largest`, or None where it is not set."""
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= largest:
+        raise ValueError(f"{name} is {text!r}, not a number from 1 to {largest}")
+    return int(text)
 
 
 def main() -> int:

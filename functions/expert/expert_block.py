@@ -12,7 +12,7 @@ from functions.expert.kernels import ExpertShape, Kernel
 from functions.expert.residency import Residency
 from functions.expert.wire import Invocation
 
-_ACTIVATION_DTYPE = {"f32": np.dtype("<f4"), "bf16": np.dtype("<u2")}
+_ACTIVATION_DTYPE: dict[str, np.dtype] = {"f32": np.dtype("<f4"), "bf16": np.dtype("<u2")}
 
 
 class BlockError(Exception):
@@ -51,25 +51,20 @@ class ExpertBlock:
             entry = next((block for block in manifest["blocks"] if block["function"] == function), None)
             if entry is None:
                 raise BlockError(f"{partition / 'manifest.json'} has no function {function!r}")
-            path = partition / entry["file"]
-            size = path.stat().st_size
-            if size != entry["nbytes"]:
-                raise BlockError(f"{path} has {size} bytes, its manifest says {entry['nbytes']}")
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BlockError(f"cannot read the partition in {partition}: {error!r}") from error
-        # Experts are picked by the router, not in file order: reading ahead past one would be waste.
-        mapped.madvise(mmap.MADV_RANDOM)
-        return cls(
-            model=manifest["fingerprint"],
-            dtype=_ACTIVATION_DTYPE[manifest["dtype"]],
-            shape=ExpertShape(manifest["hidden_size"], manifest["intermediate_size"], manifest["expert_dtype"]),
-            offsets=_offsets(entry, manifest["num_experts"], manifest["expert_nbytes"]),
-            residency=Residency(mapped, manifest["expert_nbytes"]),
-            kernel=kernel,
-            threads=threads,
-        )
+            sizes = manifest["hidden_size"], manifest["intermediate_size"]
+            mapped = _map(partition / entry["file"], entry["nbytes"])
+            return cls(
+                model=manifest["fingerprint"],
+                dtype=_ACTIVATION_DTYPE[manifest["dtype"]],
+                shape=ExpertShape(*sizes, manifest["expert_dtype"]),
+                offsets=_offsets(entry, manifest["num_experts"], manifest["expert_nbytes"]),
+                residency=Residency(mapped, manifest["expert_nbytes"]),
+                kernel=kernel,
+                threads=threads,
+            )
+        except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise BlockError(f"cannot read the partition in {partition}: {problem}") from error
 
     @property
     def num_experts(self) -> int:
@@ -112,7 +107,8 @@ class ExpertBlock:
         if hidden_states.dtype != self.dtype:
             raise InvocationRefused(400, "wrong_dtype", f"hidden_states is not {self.dtype_name}")
         if hidden_states.shape[1] != self.shape.hidden_size:
-            message = f"hidden_states is {list(hidden_states.shape)}, its rows must have {self.shape.hidden_size}"
+            shape = list(hidden_states.shape)
+            message = f"hidden_states is {shape}, its rows must have {self.shape.hidden_size} values"
             raise InvocationRefused(400, "wrong_shape", message)
         return offsets
 
@@ -120,6 +116,18 @@ class ExpertBlock:
     def dtype_name(self) -> str:
         """The activations' dtype as the manifest names it."""
         return next(name for name, dtype in _ACTIVATION_DTYPE.items() if dtype == self.dtype)
+
+
+def _map(path: Path, nbytes: int) -> mmap.mmap:
+    """Map a block file, which has to be as long as its manifest says."""
+    size = path.stat().st_size
+    if size != nbytes:
+        raise BlockError(f"{path} has {size} bytes, its manifest says {nbytes}")
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    # Experts are picked by the router, not in file order: reading ahead past one would be waste.
+    mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
 
 
 def _offsets(entry: dict, num_experts: int, expert_nbytes: int) -> dict[int, np.ndarray]:

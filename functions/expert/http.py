@@ -151,6 +151,9 @@ class HttpServer:
 
     def stop(self) -> None:
         """Refuse new connections; `serve` returns when the calls in flight are answered."""
+        # A second signal may come within the first one's handler, which holds the semaphore's lock.
+        if self._stopping:
+            return
         self._stopping = True
         # Whatever `serve` waits for: a place for a connection, or one to accept, which only shutdown wakes.
         self._places.release()
@@ -181,21 +184,27 @@ class HttpServer:
             size = connection.recv_into(buffer)
             if size == 0:
                 return
-            try:
-                reader.feed(buffer[:size])
-            except _TooLarge:
-                self._refuse(connection, 413, "too_large", f"more than {self._max_body_bytes} bytes")
-                return
-            except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError) as error:
-                self._refuse(connection, 400, "bad_request", f"not HTTP/1.1: {error}")
-                return
+            refusal = self._feed(reader, buffer[:size])
+            # What was complete before the refused bytes is still due an answer.
             while reader.complete:
-                request, keep_alive = reader.complete.pop(0)
-                keep_alive = self._answer(connection, request, keep_alive)
-                if not keep_alive:
+                if not self._answer(connection, *reader.complete.pop(0)):
                     return
+            if refusal is not None:
+                self._refuse(connection, refusal)
+                return
+
+    def _feed(self, reader: _RequestReader, data: memoryview) -> Response | None:
+        """Take in what has arrived; returns the answer to bytes that this server does not take."""
+        try:
+            reader.feed(data)
+        except _TooLarge:
+            return Response.error(413, "too_large", f"more than {self._max_body_bytes} bytes")
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError) as error:
+            return Response.error(400, "bad_request", f"not HTTP/1.1: {error}")
+        return None
 
     def _answer(self, connection: socket.socket, request: Request, keep_alive: bool) -> bool:
+        """Answer one call; returns whether the connection stays open."""
         with self._idle:
             self._busy += 1
         try:
@@ -209,8 +218,8 @@ class HttpServer:
                 self._idle.notify_all()
 
     @staticmethod
-    def _refuse(connection: socket.socket, status: int, code: str, message: str) -> None:
-        connection.sendall(Response.error(status, code, message).encode(keep_alive=False))
+    def _refuse(connection: socket.socket, refusal: Response) -> None:
+        connection.sendall(refusal.encode(keep_alive=False))
         # A client that is still sending would see a reset instead of the answer: take what comes, briefly.
         connection.shutdown(socket.SHUT_WR)
         connection.settimeout(1.0)

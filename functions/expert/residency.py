@@ -26,7 +26,9 @@ class Residency:
             self._resident.update(cold)
         for offset in cold:
             # One request for the whole range: faulting it in page by page reads the disk in small pieces.
-            self.mapped.madvise(mmap.MADV_WILLNEED, offset, self.expert_nbytes)
+            # Where pages are larger than 4 KB, as on some ARM boards, an expert may begin within one.
+            lead = offset % mmap.PAGESIZE
+            self.mapped.madvise(mmap.MADV_WILLNEED, offset - lead, lead + self.expert_nbytes)
         return len(cold)
 
     @property

@@ -54,7 +54,7 @@ class ExpertFunction:
 
     def _invoke(self, request: Request) -> Response:
         if not self._enter():
-            return Response.error(429, "too_many_requests", f"{self.max_in_flight} calls are in flight")
+            return self._refuse(429, "too_many_requests", f"{self.max_in_flight} calls are in flight")
         try:
             return Response(body=self._run(request).encode(), content_type=CONTENT_TYPE)
         except WireError as error:
@@ -122,6 +122,7 @@ class ExpertFunction:
         }
         lines = []
         for name, value in values.items():
-            lines.append(f"# TYPE faasmoe_function_{name} {'counter' if name.endswith('_total') else 'gauge'}")
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines.append(f"# TYPE faasmoe_function_{name} {kind}")
             lines.append(f"faasmoe_function_{name} {value}")
         return "\n".join(lines) + "\n"

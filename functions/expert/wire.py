@@ -10,10 +10,10 @@ An invocation carries `hidden_states` [T, H], `expert_index` [T, K] int16 (-1: n
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -23,7 +23,7 @@ CONTENT_TYPE = "application/vnd.safetensors"
 MAX_HEADER_BYTES = 65536
 
 # bf16 has no NumPy type: its 16 bits travel as uint16, which no message uses for anything else.
-_NUMPY_BY_NAME = {
+_NUMPY_BY_NAME: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
     "BF16": np.dtype("<u2"),
     "I16": np.dtype("<i2"),
@@ -37,7 +37,7 @@ class WireError(ValueError):
 
 @dataclass(frozen=True)
 class Message:
-    """Named tensors and string metadata. Decoded tensors are read-only views of the received bytes."""
+    """Named tensors and string metadata. Decoded tensors are views of the received bytes."""
 
     tensors: Mapping[str, np.ndarray]
     metadata: Mapping[str, str]
@@ -68,10 +68,11 @@ class Invocation:
     def decode(cls, body: bytes | bytearray) -> "Invocation":
         """Read and check a request's body; raises `WireError`."""
         message = decode(body)
-        if message.metadata.get("wire") != WIRE_VERSION:
-            raise WireError(f"wire version {message.metadata.get('wire')!r}, this function speaks {WIRE_VERSION}")
+        version = message.metadata.get("wire")
+        if version != WIRE_VERSION:
+            raise WireError(f"wire version {version!r}, this function speaks {WIRE_VERSION}")
         layer = message.metadata.get("layer", "")
-        if not layer.isascii() or not layer.isdigit():
+        if not re.fullmatch("[0-9]{1,9}", layer):
             raise WireError(f"metadata 'layer' is {layer!r}, not a number")
         invocation = cls(
             layer=int(layer),
@@ -84,8 +85,8 @@ class Invocation:
         return invocation
 
     def _check_shapes(self) -> None:
-        rows = self.hidden_states.shape[0]
-        if rows == 0 or self.expert_index.shape[0] != rows or self.expert_index.shape != self.expert_weight.shape:
+        rows, index_shape = len(self.hidden_states), self.expert_index.shape
+        if rows == 0 or index_shape[0] != rows or index_shape != self.expert_weight.shape:
             shapes = [list(t.shape) for t in (self.hidden_states, self.expert_index, self.expert_weight)]
             raise WireError(f"shapes of hidden_states, expert_index, expert_weight do not agree: {shapes}")
 
@@ -123,10 +124,11 @@ class InvocationResult:
     def decode(cls, body: bytes | bytearray) -> "InvocationResult":
         """Read an answer's body; raises `WireError`."""
         message = decode(body)
+        output = _tensor(message, "output", None)
         metadata = message.metadata
         try:
             return cls(
-                output=_tensor(message, "output", None),
+                output=output,
                 instance=metadata["instance"],
                 address=metadata["address"],
                 seconds=float(metadata["seconds"]),
@@ -142,21 +144,16 @@ def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> li
     """Tensors and metadata as safetensors, in buffers to be sent one after the other; copies no tensor."""
     # Widest type first, as safetensors itself does, so that every tensor is aligned to its type.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
-    layout = tuple((name, _NAME_BY_NUMPY[tensor.dtype], tensor.shape) for name, tensor in ordered)
-    header = _header(layout, tuple(metadata.items()))
-    return [header, *(memoryview(np.ascontiguousarray(tensor)).cast("B") for _, tensor in ordered)]
-
-
-@lru_cache(maxsize=4096)
-def _header(layout: tuple[tuple[str, str, tuple[int, ...]], ...], metadata: tuple[tuple[str, str], ...]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, dtype, shape in layout:
-        start, end = end, end + math.prod(shape) * _NUMPY_BY_NAME[dtype].itemsize
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        dtype = _NAME_BY_NUMPY[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    buffers = (np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data for _, tensor in ordered)
+    return [struct.pack("<Q", len(text)) + text, *buffers]
 
 
 def decode(body: bytes | bytearray) -> Message:
@@ -170,7 +167,7 @@ def decode(body: bytes | bytearray) -> Message:
         header = json.loads(body[8 : 8 + length])
         metadata = header.pop("__metadata__", {})
         tensors, end = _views(body, 8 + length, header)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise WireError(f"not a safetensors message: {error}") from None
     if end != len(body):
         raise WireError(f"the tensors take {end} bytes of a body of {len(body)}")
@@ -185,10 +182,10 @@ def _views(body: bytes | bytearray, data_start: int, header: dict) -> tuple[dict
     position = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         dtype = _NUMPY_BY_NAME[entry["dtype"]]
-        shape = entry["shape"]
-        if any(type(size) is not int or size < 0 for size in shape):
-            raise WireError(f"shape of {name} is {shape}")
-        start, end = entry["data_offsets"]
+        shape, (start, end) = entry["shape"], entry["data_offsets"]
+        # type() and not isinstance(): JSON's true is an int to the latter.
+        if type(shape) is not list or any(type(size) is not int or size < 0 for size in (*shape, start, end)):
+            raise WireError(f"shape and data_offsets of {name} are {shape}, {[start, end]}")
         count = math.prod(shape)
         if start != position or end - start != count * dtype.itemsize:
             raise WireError(f"data_offsets of {name} are {start}, {end} for {entry['dtype']} {shape}")

@@ -42,8 +42,8 @@ ALWAYS_INLINE int32_t round_to_int(float value) {
 ALWAYS_INLINE float exp_clamped(float x) {
     x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
     const float n = x * 1.44269504f + ROUNDING_MAGIC - ROUNDING_MAGIC;
-    const float r =
-        x - n * 0.693359375f - n * -2.12194440e-4f; /* ln(2) in two parts, the first product exact */
+    /* ln(2) in two parts, of which the first multiplies exactly. */
+    const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
     float p = 1.0f / 5040;
     p = p * r + 1.0f / 720;
     p = p * r + 1.0f / 120;
@@ -62,11 +62,11 @@ ALWAYS_INLINE void swiglu_tile(int rows, const float *product, float *out, int64
             out[i] = product[i] / (1.0f + exp_clamped(-product[i])) * product[HALF_TILE + i];
 }
 
-/* Symmetric int8, scale absmax / 127. A value that is not finite makes the scale, and so the result, not
- * finite. */
+/* Symmetric int8, scale absmax / 127. One value that is not finite makes the scale so, and with it the
+ * result. */
 ALWAYS_INLINE void quantize_group(const float *x, uint32_t *dwords, float *scale, int32_t *correction) {
-    uint32_t absmax =
-        0; /* the bits of floats without sign are in the order of their values, and NaN on top */
+    /* As integers, the bits of floats without sign are in the order of their values, with NaN on top. */
+    uint32_t absmax = 0;
     for (int i = 0; i < GROUP_VALUES; i++) {
         const uint32_t bits = float_bits(x[i]) & 0x7FFFFFFF;
         absmax = bits > absmax ? bits : absmax;

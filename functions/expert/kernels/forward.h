@@ -35,34 +35,36 @@ struct arguments {
     int threads;
 };
 
-struct forward {
-    const struct arguments *args;
-    struct routing routing;
-    struct operand hidden, intermediate;
-    int64_t stride;
-    float *activated; /* [routes][stride]: silu(gate) * up */
-    struct team team;
-};
-
-/* A thread, and its working memory. */
+/* A thread's working memory. */
 struct member {
     struct forward *forward;
     struct encoder encoder;
     float *sums; /* [rows][TILE_ROWS]: a tile of the output */
 };
 
+struct forward {
+    struct arguments args;
+    struct routing routing;
+    struct operand hidden, intermediate;
+    int64_t stride;
+    float *activated; /* [routes][stride]: silu(gate) * up */
+    struct team team;
+    struct loop encoded_hidden, gate_up_done, encoded_intermediate, down_done;
+    struct member members[TEAM_MAX];
+};
+
 static void encode_hidden(void *member, int64_t item) {
     struct member *m = member;
     struct forward *f = m->forward;
     const struct panel_routes *panel = &f->routing.panel[item];
-    const int64_t size = f->args->shape.hidden_size;
+    const int64_t size = f->args.shape.hidden_size;
     for (int r = 0; r < panel->rows; r++) {
         const int64_t first = f->routing.route[panel->first + r].row * size;
-        if (f->args->hidden_dtype == BF16)
+        if (f->args.hidden_dtype == BF16)
             for (int64_t i = 0; i < size; i++)
-                m->encoder.row[i] = bf16_to_float(((const uint16_t *)f->args->hidden_states)[first + i]);
+                m->encoder.row[i] = bf16_to_float(((const uint16_t *)f->args.hidden_states)[first + i]);
         else
-            memcpy(m->encoder.row, (const float *)f->args->hidden_states + first,
+            memcpy(m->encoder.row, (const float *)f->args.hidden_states + first,
                    (size_t)size * sizeof(float));
         operand_put(&f->hidden, panel, r, &m->encoder);
     }
@@ -91,20 +93,20 @@ static void multiply(const struct forward *f, const struct matrix *matrix, const
     panel.prefetch =
         weights + (expert->panels == 1 ? PREFETCH_AHEAD : tile_bytes + tile_bytes * i / expert->panels);
     panel.prefetch_bytes = STEP_BYTES / expert->panels;
-    f->args->isa->product[f->args->shape.dtype](&panel, weights, scales, product);
+    f->args.isa->product[f->args.shape.dtype](&panel, weights, scales, product);
 }
 
 static void gate_up_tile(void *member, int64_t item) {
     const struct forward *f = ((struct member *)member)->forward;
-    const struct matrix *matrix = &f->args->shape.gate_up;
+    const struct matrix *matrix = &f->args.shape.gate_up;
     const struct routed_expert *expert = &f->routing.expert[item / matrix->tiles];
     const int64_t tile = item % matrix->tiles;
     float product[MAX_PANEL_ROWS * TILE_ROWS];
     for (int64_t i = 0; i < expert->panels; i++) {
         const struct panel_routes *panel = &f->routing.panel[expert->first_panel + i];
         multiply(f, matrix, &f->hidden, expert, tile, i, product);
-        f->args->isa->swiglu(panel->rows, product, f->activated + panel->first * f->stride + tile * HALF_TILE,
-                             f->stride);
+        f->args.isa->swiglu(panel->rows, product, f->activated + panel->first * f->stride + tile * HALF_TILE,
+                            f->stride);
     }
 }
 
@@ -131,70 +133,81 @@ static void down_tile(void *member, int64_t tile) {
     struct member *m = member;
     const struct forward *f = m->forward;
     float product[MAX_PANEL_ROWS * TILE_ROWS];
-    memset(m->sums, 0, (size_t)(f->args->rows * TILE_ROWS) * sizeof *m->sums);
+    memset(m->sums, 0, (size_t)(f->args.rows * TILE_ROWS) * sizeof *m->sums);
     for (int64_t e = 0; e < f->routing.experts; e++) {
         const struct routed_expert *expert = &f->routing.expert[e];
         for (int64_t i = 0; i < expert->panels; i++) {
             const struct panel_routes *panel = &f->routing.panel[expert->first_panel + i];
-            multiply(f, &f->args->shape.down, &f->intermediate, expert, tile, i, product);
+            multiply(f, &f->args.shape.down, &f->intermediate, expert, tile, i, product);
             add_weighted(f->routing.route + panel->first, panel->rows, product, m->sums);
         }
     }
-    write_tile(f->args, tile, m->sums);
+    write_tile(&f->args, tile, m->sums);
 }
 
-static void *forward_member(void *member) {
+static void forward_free(struct forward *f) {
+    for (int i = 0; i < TEAM_MAX; i++) {
+        encoder_free(&f->members[i].encoder);
+        free(f->members[i].sums);
+    }
+    routing_free(&f->routing);
+    operand_free(&f->hidden);
+    operand_free(&f->intermediate);
+    free(f->activated);
+    free(f);
+}
+
+static void *forward_work(void *member) {
     struct forward *f = ((struct member *)member)->forward;
-    team_for(&f->team, f->routing.panels, encode_hidden, member);
-    team_for(&f->team, f->routing.experts * f->args->shape.gate_up.tiles, gate_up_tile, member);
-    team_for(&f->team, f->routing.panels, encode_intermediate, member);
-    team_for(&f->team, f->args->shape.down.tiles, down_tile, member);
+    const int64_t gate_up_tiles = f->routing.experts * f->args.shape.gate_up.tiles;
+    team_for(&f->team, &f->encoded_hidden, f->routing.panels, encode_hidden, member);
+    team_for(&f->team, &f->gate_up_done, gate_up_tiles, gate_up_tile, member);
+    team_for(&f->team, &f->encoded_intermediate, f->routing.panels, encode_intermediate, member);
+    team_for(&f->team, &f->down_done, f->args.shape.down.tiles, down_tile, member);
+    if (team_leave(&f->team)) forward_free(f);
     return NULL;
 }
 
-/* The allocs return -1 without memory, else 0; either way what they got is freed by their callers. */
+/* The allocs return -1 without memory, else 0; either way forward_free frees what they got. */
 static int member_alloc(struct member *m, struct forward *f) {
-    const struct arguments *a = f->args;
+    const struct arguments *a = &f->args;
     const int64_t hidden = a->shape.gate_up.inputs, intermediate = a->shape.down.inputs;
-    *m = (struct member){.forward = f, .encoder = {.isa = a->isa, .dtype = a->shape.dtype}};
+    m->forward = f;
+    m->encoder.isa = a->isa;
+    m->encoder.dtype = a->shape.dtype;
     m->sums = malloc((size_t)(a->rows * TILE_ROWS + 1) * sizeof *m->sums);
     return encoder_alloc(&m->encoder, hidden > intermediate ? hidden : intermediate) || !m->sums ? -1 : 0;
 }
 
 static int forward_alloc(struct forward *f) {
-    const struct arguments *a = f->args;
+    const struct arguments *a = &f->args;
+    if (routing_build(&f->routing, a->expert_index, a->expert_weight, a->rows, a->top_k, a->block, a->offsets,
+                      a->experts, a->isa->max_rows))
+        return -1;
     const int64_t routes = f->routing.routes;
     f->stride = a->shape.gate_up.tiles * HALF_TILE;
     f->activated = malloc((size_t)(routes * f->stride + 1) * sizeof *f->activated);
-    const int failed = operand_alloc(&f->hidden, routes, &a->shape.gate_up, a->shape.dtype) |
+    const int failed = operand_alloc(&f->hidden, routes, &a->shape.gate_up, a->shape.dtype) ||
                        operand_alloc(&f->intermediate, routes, &a->shape.down, a->shape.dtype);
     return failed || !f->activated ? -1 : 0;
 }
 
-static int forward_run(struct forward *f) {
-    const int wanted = f->routing.routes * f->args->shape.nbytes < WORTH_A_TEAM ? 1 : f->args->threads;
-    struct member members[TEAM_MAX] = {0};
-    int failed = 0;
-    for (int i = 0; i < wanted && !failed; i++) failed = member_alloc(&members[i], f);
-    if (!failed) team_run(&f->team, wanted, forward_member, members, sizeof *members);
-    for (int i = 0; i < wanted; i++) {
-        encoder_free(&members[i].encoder);
-        free(members[i].sums);
-    }
-    return failed;
-}
-
 /* For valid arguments. Returns 0, or -1 without memory. */
-static int gated_ffn(const struct arguments *a) {
-    struct forward f = {.args = a};
-    const int failed = routing_build(&f.routing, a->expert_index, a->expert_weight, a->rows, a->top_k,
-                                     a->block, a->offsets, a->experts, a->isa->max_rows) ||
-                       forward_alloc(&f) || forward_run(&f);
-    routing_free(&f.routing);
-    operand_free(&f.hidden);
-    operand_free(&f.intermediate);
-    free(f.activated);
-    return failed ? -1 : 0;
+static int gated_ffn(const struct arguments *args) {
+    struct forward *f = calloc(1, sizeof *f);
+    if (!f) return -1;
+    f->args = *args;
+    int failed = forward_alloc(f);
+    const int threads = f->routing.routes * args->shape.nbytes < WORTH_A_TEAM ? 1 : args->threads;
+    for (int i = 0; i < threads && !failed; i++) failed = member_alloc(&f->members[i], f);
+    if (failed) {
+        forward_free(f);
+        return -1;
+    }
+    team_init(&f->team);
+    team_start(&f->team, threads - 1, forward_work, f->members + 1, sizeof *f->members);
+    forward_work(f->members);
+    return 0;
 }
 
 #endif

@@ -1,0 +1,52 @@
+"""What several test files share: tiny partitions, and the processes of expert functions."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from control_plane.partition.granularity import Granularity
+from tests.expert_process import ExpertProcess, expert_process
+from tests.tiny_partition import TinyPartition
+
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.load_profile("repeatable")
+
+StartFunction = Callable[..., ExpertProcess]
+
+
+@pytest.fixture(scope="session")
+def partitions(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, TinyPartition]:
+    """A partition for each dtype. Its three functions have 2, 2 and 1 of the 5 experts, of all 3 layers."""
+    folder = tmp_path_factory.mktemp("partitions")
+    return {
+        dtype: TinyPartition.make(folder / dtype, dtype, Granularity(2, 3))
+        for dtype in ("f32", "bf16", "int8")
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny(partitions: Mapping[str, TinyPartition]) -> TinyPartition:
+    """The partition in float32."""
+    return partitions["f32"]
+
+
+@pytest.fixture(scope="session")
+def function(tiny: TinyPartition) -> Iterator[ExpertProcess]:
+    """A process of its first function, for tests that do not mind what others have asked it."""
+    with expert_process(tiny.folder, tiny.functions[0]) as process:
+        yield process
+
+
+@pytest.fixture
+def start_function() -> Iterator[StartFunction]:
+    """Starts `expert_process(...)` for one test, and ends it after."""
+    with ExitStack() as stack:
+
+        def start(partition: Path, function: str, **options: Any) -> ExpertProcess:
+            return stack.enter_context(expert_process(partition, function, **options))
+
+        yield start

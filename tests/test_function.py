@@ -1,0 +1,208 @@
+"""What an expert function answers to invocations, held against the model that its experts were cut from."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+
+import functions
+from functions.expert.wire import Invocation, InvocationResult
+from tests.conftest import StartFunction
+from tests.expert_process import ExpertProcess
+from tests.tiny_partition import TinyPartition
+
+MAX_IN_FLIGHT = 32
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
+def test_every_layer_answers_as_the_model_does(
+    partitions: Mapping[str, TinyPartition], start_function: StartFunction, dtype: str
+) -> None:
+    tiny = partitions[dtype]
+    for name in (tiny.functions[0], tiny.functions[-1]):
+        function = start_function(tiny.folder, name)
+        for layer in tiny.manifest.moe_layers:
+            for rows, top_k in ((1, 1), (1, 4), (7, 2), (70, 4)):
+                invocation = tiny.invocation(name, layer, rows=rows, top_k=top_k, seed=rows)
+                tiny.check(invocation, function.invoke(invocation).output)
+
+
+def test_rows_of_other_functions_get_zeros(function: ExpertProcess, tiny: TinyPartition) -> None:
+    invocation = tiny.invocation(function.name, rows=4)
+    invocation.expert_index[1] = -1
+    output = function.invoke(invocation).output
+    tiny.check(invocation, output)
+    assert not output[1].any()
+    assert output[0].any()
+
+
+def test_an_invocation_without_any_expert_gives_zeros(function: ExpertProcess, tiny: TinyPartition) -> None:
+    invocation = tiny.invocation(function.name, rows=2, top_k=0)
+    assert not function.invoke(invocation).output.any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("dtype", ["f32", "int8"])
+def test_a_row_without_sense_leaves_its_neighbours_alone(
+    partitions: Mapping[str, TinyPartition], start_function: StartFunction, dtype: str, value: float
+) -> None:
+    tiny = partitions[dtype]
+    function = start_function(tiny.folder, tiny.functions[0])
+    invocation = tiny.invocation(function.name, rows=3)
+    invocation.hidden_states[1] = value
+    invocation.expert_index[1] = 0
+    output = function.invoke(invocation).output
+    assert not np.isfinite(output[1]).all()
+    neighbours = slice(None, None, 2)
+    tiny.check(rows_of(invocation, neighbours), output[neighbours])
+
+
+def rows_of(invocation: Invocation, rows: slice) -> Invocation:
+    return replace(
+        invocation,
+        hidden_states=invocation.hidden_states[rows],
+        expert_index=invocation.expert_index[rows],
+        expert_weight=invocation.expert_weight[rows],
+    )
+
+
+REFUSED: dict[str, tuple[Callable[[Invocation], dict[str, Any]], int, str]] = {
+    "another model": (lambda _: {"model": "f" * 64}, 409, "wrong_model"),
+    "a layer that the model lacks": (lambda _: {"layer": 3}, 400, "wrong_layer"),
+    "an expert of another block": (lambda i: {"expert_index": i.expert_index * 0 + 4}, 404, "unknown_expert"),
+    "an expert that no layer has": (
+        lambda i: {"expert_index": i.expert_index * 0 + 99},
+        404,
+        "unknown_expert",
+    ),
+    "bf16 for f32": (lambda i: {"hidden_states": i.hidden_states.astype("<u2")}, 400, "wrong_dtype"),
+    "too few columns": (lambda i: {"hidden_states": i.hidden_states[:, 1:]}, 400, "wrong_shape"),
+    "no rows": (lambda i: vars(rows_of(i, slice(0))), 400, "bad_request"),
+    "rows that differ": (lambda i: {"hidden_states": i.hidden_states[1:]}, 400, "bad_request"),
+    "weights that differ": (lambda i: {"expert_weight": i.expert_weight[:, 1:]}, 400, "bad_request"),
+    "float experts": (lambda i: {"expert_index": i.expert_weight}, 400, "bad_request"),
+    "one dimension": (lambda i: {"hidden_states": i.hidden_states.reshape(-1)}, 400, "bad_request"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_invocation_that_is_not_for_this_block_is_refused(
+    function: ExpertProcess, tiny: TinyPartition, case: str
+) -> None:
+    change, status, code = REFUSED[case]
+    invocation = tiny.invocation(function.name)
+    before = function.metrics()
+    wrong = replace(invocation, **change(invocation))
+    assert function.error(b"".join(wrong.encode())) == (status, code)
+    after = function.metrics()
+    assert after["refused_total"] == before["refused_total"] + 1
+    assert after["invocations_total"] == before["invocations_total"]
+    tiny.check(invocation, function.invoke(invocation).output)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff" * 100, b"\0" * 100], ids=repr)
+def test_a_body_that_is_no_message_is_refused(function: ExpertProcess, body: bytes) -> None:
+    assert function.error(body) == (400, "bad_request")
+
+
+def test_an_answer_says_what_was_cold_and_what_is_in_memory(
+    start_function: StartFunction, tiny: TinyPartition
+) -> None:
+    function = start_function(tiny.folder, tiny.functions[0])
+    size = tiny.manifest.expert_nbytes
+    first, second, again = (tiny.invocation(function.name, layer) for layer in (0, 2, 0))
+    first.expert_index[first.expert_index == 1] = 0
+
+    def told(result: InvocationResult) -> tuple[int, int, int]:
+        return result.cold_experts, result.resident_experts, result.resident_bytes
+
+    assert told(function.invoke(first)) == (1, 1, size)
+    assert told(function.invoke(first)) == (0, 1, size)
+    assert told(function.invoke(second)) == (2, 3, 3 * size)
+    assert told(function.invoke(again)) == (1, 4, 4 * size)
+    metrics = function.metrics()
+    assert metrics.pop("compute_seconds_total") > 0
+    assert metrics == {
+        "invocations_total": 4,
+        "rows_total": 12,
+        "cold_experts_total": 4,
+        "refused_total": 0,
+        "in_flight": 0,
+        "experts": 6,
+        "resident_experts": 4,
+        "resident_bytes": 4 * size,
+    }
+
+
+def test_an_answer_says_which_process_gave_it_and_where(
+    function: ExpertProcess, start_function: StartFunction, tiny: TinyPartition
+) -> None:
+    other = start_function(tiny.folder, function.name)
+    invocation = tiny.invocation(function.name)
+    first, second, third = (f.invoke(invocation) for f in (function, function, other))
+    assert first.instance == second.instance != third.instance
+    assert (first.address, third.address) == (str(function.address), str(other.address))
+
+
+def test_looking_at_a_function_is_not_using_it(start_function: StartFunction, tiny: TinyPartition) -> None:
+    function = start_function(tiny.folder, tiny.functions[0])
+    before = function.metrics()
+    for path in ("/_/health", "/_/ready", "/metrics"):
+        assert function.call("GET", path)[0] == 200
+    assert function.metrics() == before
+    assert before["experts"] == 6
+    assert not any(value for name, value in before.items() if name != "experts")
+
+
+def test_concurrent_calls_get_their_own_answers(function: ExpertProcess, tiny: TinyPartition) -> None:
+    invocations = [
+        tiny.invocation(function.name, seed % 3, rows=seed % 9 + 1, seed=seed) for seed in range(64)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        for invocation, result in zip(invocations, pool.map(function.invoke, invocations), strict=True):
+            tiny.check(invocation, result.output)
+
+
+def test_more_calls_than_it_takes_at_once_are_refused(
+    start_function: StartFunction, tiny: TinyPartition
+) -> None:
+    function = start_function(tiny.folder, tiny.functions[0])
+    long = tiny.invocation(function.name, rows=1000, top_k=80)
+    body = b"".join(long.encode())
+    expected = function.invoke(long).output
+    refused = Event()
+
+    def call_until_one_is_refused(_: int) -> None:
+        for _ in range(50):
+            if refused.is_set():
+                return
+            status, answer = function.call("POST", "/", body)
+            if status == 200:
+                np.testing.assert_array_equal(InvocationResult.decode(answer).output, expected)
+            else:
+                assert (status, b"too_many_requests" in answer) == (429, True)
+                refused.set()
+
+    with ThreadPoolExecutor(MAX_IN_FLIGHT + 8) as pool:
+        list(pool.map(call_until_one_is_refused, range(MAX_IN_FLIGHT + 8)))
+    assert refused.is_set()
+    metrics = function.metrics()
+    assert metrics["refused_total"] >= 1
+    assert metrics["in_flight"] == 0
+
+
+def test_it_works_where_the_c_kernel_could_not_be_built(
+    start_function: StartFunction, tiny: TinyPartition, tmp_path: Path
+) -> None:
+    sources = Path(functions.__file__).parent
+    shutil.copytree(sources, tmp_path / "functions", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    function = start_function(tiny.folder, tiny.functions[0], sources=tmp_path)
+    assert "with the numpy kernel" in function.banner
+    invocation = tiny.invocation(function.name, rows=20)
+    tiny.check(invocation, function.invoke(invocation).output)
