@@ -29,6 +29,7 @@ bench: setup  ## the multi-tenant workload replay
 
 bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
 	$(BIN)/python -m bench.kernels
+	$(BIN)/python -m bench.cold_start
 
 stack: setup  ## write stack.yml and its template anew, for the bundled model
 	rm -rf partitions/demo

@@ -62,9 +62,7 @@ def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
     return Invoker(address, InvocationPolicy(config.invocation_timeout, config.invocation_deadline))
 
 
-def build_runner(
-    partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig
-) -> ModelRunner:
+def build_runner(partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig) -> ModelRunner:
     """The dense model and its cache. Raises `PartitionError`, or `ConfigError` if the cache has no page."""
     torch.set_num_threads(config.threads or _threads_for(manifest))
     model = load_model(partition, manifest, Dispatcher(manifest, invoker))
@@ -83,5 +81,5 @@ def build_engine(partition: Path, runner: ModelRunner, invoker: Invoker, config:
 
 
 def _threads_for(manifest: Manifest) -> int:
-    """One thread for a small model, all cores for another: waking a thread takes longer than a small product."""
+    """One thread for a small model: waking another would take longer than its small products."""
     return 1 if manifest.dense.nbytes < SMALL_DENSE_BYTES else len(os.sched_getaffinity(0))

@@ -16,11 +16,11 @@ from aiohttp import web
 
 from control_plane.config import Credentials
 from control_plane.errors import PartitionError
-from control_plane.faas.function_process import Timeouts
-from control_plane.faas.local_gateway import MAX_BODY_BYTES, create_app
-from control_plane.faas.local_image import LocalImage
-from control_plane.faas.local_provider import LocalProvider
-from control_plane.faas.secret_store import SecretStore
+from control_plane.faas.embedded.function_process import Timeouts
+from control_plane.faas.embedded.local_gateway import MAX_BODY_BYTES, create_app
+from control_plane.faas.embedded.local_image import LocalImage
+from control_plane.faas.embedded.local_provider import LocalProvider
+from control_plane.faas.embedded.secret_store import SecretStore
 from tests.echo_client import IMAGE, EchoClient
 
 P = ParamSpec("P")

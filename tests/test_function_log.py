@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.faas.function_log import FunctionLog
+from control_plane.faas.embedded.function_log import FunctionLog
 from tests.echo_client import deployment
 from tests.echo_gateway import asynchronous, echo_gateway
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from control_plane.errors import FunctionUnavailable
-from control_plane.faas.function_process import Timeouts
-from control_plane.faas.local_image import LocalImage
-from control_plane.faas.local_provider import LocalProvider
-from control_plane.faas.secret_store import SecretStore
+from control_plane.faas.embedded.function_process import Timeouts
+from control_plane.faas.embedded.local_image import LocalImage
+from control_plane.faas.embedded.local_provider import LocalProvider
+from control_plane.faas.embedded.secret_store import SecretStore
 from control_plane.faas.types import FunctionDeployment
 from tests.echo_client import deployment
 from tests.echo_gateway import asynchronous, echo_gateway

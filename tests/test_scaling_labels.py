@@ -3,7 +3,7 @@
 import pytest
 
 from control_plane.errors import ConfigError
-from control_plane.faas.scaling_labels import ScalingLabels, check_replicas, parse_duration
+from control_plane.faas.embedded.scaling_labels import ScalingLabels, check_replicas, parse_duration
 
 
 @pytest.mark.parametrize(

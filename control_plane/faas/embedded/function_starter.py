@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import aiohttp
 
 from control_plane.errors import FunctionUnavailable
-from control_plane.faas.function_log import FunctionLog
-from control_plane.faas.function_process import FunctionProcess, Timeouts
-from control_plane.faas.local_image import LocalImage
-from control_plane.faas.secret_store import SecretStore
+from control_plane.faas.embedded.function_log import FunctionLog
+from control_plane.faas.embedded.function_process import FunctionProcess, Timeouts
+from control_plane.faas.embedded.local_image import LocalImage
+from control_plane.faas.embedded.secret_store import SecretStore
 from control_plane.faas.types import FunctionDeployment
 
 START_TRIES = 3

@@ -9,10 +9,10 @@ from pathlib import Path
 from yarl import URL
 
 from control_plane.config import Credentials
-from control_plane.faas.local_gateway import create_app
-from control_plane.faas.local_image import LocalImage
-from control_plane.faas.local_provider import LocalProvider
-from control_plane.faas.secret_store import SecretStore
+from control_plane.faas.embedded.local_gateway import create_app
+from control_plane.faas.embedded.local_image import LocalImage
+from control_plane.faas.embedded.local_provider import LocalProvider
+from control_plane.faas.embedded.secret_store import SecretStore
 from control_plane.http import serving
 from control_plane.partition.manifest import Manifest
 

@@ -9,9 +9,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from control_plane.errors import FunctionUnavailable, GatewayError, InvocationTimeout
-from control_plane.faas.function_process import FunctionProcess
-from control_plane.faas.gateway_errors import invocation_error
-from control_plane.faas.local_provider import LocalProvider
+from control_plane.faas.embedded.function_process import FunctionProcess
+from control_plane.faas.embedded.gateway_errors import invocation_error
+from control_plane.faas.embedded.local_provider import LocalProvider
 
 # RFC 9110, section 7.6.1. Host is the function's own, and the gateway's server has answered Expect.
 _HOP_BY_HOP: Final = frozenset(

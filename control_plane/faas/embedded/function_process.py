@@ -13,7 +13,7 @@ from typing import Self
 import aiohttp
 import psutil
 
-from control_plane.faas.function_log import FunctionLog
+from control_plane.faas.embedded.function_log import FunctionLog
 from control_plane.faas.types import FunctionUsage
 
 LISTEN_FD = "FAASMOE_LISTEN_FD"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from control_plane.errors import FunctionNotFound, FunctionUnavailable
-from control_plane.faas.function_log import FunctionLog
-from control_plane.faas.function_process import FunctionProcess
-from control_plane.faas.function_starter import FunctionStarter
-from control_plane.faas.scaling_labels import ScalingLabels
+from control_plane.faas.embedded.function_log import FunctionLog
+from control_plane.faas.embedded.function_process import FunctionProcess
+from control_plane.faas.embedded.function_starter import FunctionStarter
+from control_plane.faas.embedded.scaling_labels import ScalingLabels
 from control_plane.faas.types import FunctionDeployment, FunctionStatus
 
 _COOL_DOWN_S = 5.0

@@ -9,12 +9,12 @@ from aiohttp import web
 
 from control_plane.config import Credentials
 from control_plane.errors import FunctionNotFound
-from control_plane.faas.basic_auth import require_basic_auth
-from control_plane.faas.function_proxy import FunctionProxy
-from control_plane.faas.gateway_errors import answer_errors
-from control_plane.faas.gateway_metrics import GatewayMetrics
-from control_plane.faas.local_provider import LocalProvider
-from control_plane.faas.system_api import NAME_IN_PATH, SystemApi, local_name
+from control_plane.faas.embedded.basic_auth import require_basic_auth
+from control_plane.faas.embedded.function_proxy import FunctionProxy
+from control_plane.faas.embedded.gateway_errors import answer_errors
+from control_plane.faas.embedded.gateway_metrics import GatewayMetrics
+from control_plane.faas.embedded.local_provider import LocalProvider
+from control_plane.faas.embedded.system_api import NAME_IN_PATH, SystemApi, local_name
 
 MAX_BODY_BYTES: Final = 512 * 2**20
 

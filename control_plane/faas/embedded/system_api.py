@@ -17,7 +17,7 @@ from aiohttp import web
 
 from control_plane.errors import ConfigError
 from control_plane.faas import json_fields
-from control_plane.faas.local_provider import LocalProvider
+from control_plane.faas.embedded.local_provider import LocalProvider
 from control_plane.faas.types import (
     DEFAULT_NAMESPACE,
     DeleteFunctionRequest,

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Self
 
 from control_plane.errors import ConfigError, FunctionNotFound, FunctionUnavailable
-from control_plane.faas.function_log import FunctionLog
-from control_plane.faas.function_process import DEFAULT_TIMEOUTS, FunctionProcess, Timeouts
-from control_plane.faas.function_starter import FunctionStarter
-from control_plane.faas.local_function import LocalFunction
-from control_plane.faas.local_image import LocalImage
-from control_plane.faas.scaling_labels import ScalingLabels, check_replicas
-from control_plane.faas.secret_store import SecretStore
+from control_plane.faas.embedded.function_log import FunctionLog
+from control_plane.faas.embedded.function_process import DEFAULT_TIMEOUTS, FunctionProcess, Timeouts
+from control_plane.faas.embedded.function_starter import FunctionStarter
+from control_plane.faas.embedded.local_function import LocalFunction
+from control_plane.faas.embedded.local_image import LocalImage
+from control_plane.faas.embedded.scaling_labels import ScalingLabels, check_replicas
+from control_plane.faas.embedded.secret_store import SecretStore
 from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
 
 DEFAULT_IDLE_AFTER_S = 900.0

@@ -1,0 +1,111 @@
+"""The next token: greedy, or drawn from transformers' distribution."""
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from control_plane.engine.sampler import Sampler, token_probabilities
+from control_plane.engine.sequence import SamplingParams, Sequence
+
+VOCABULARY = 50
+
+
+def random_logits(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+
+
+def make_sequence(temperature: float = 1.0, seed: int | None = None) -> Sequence:
+    return Sequence("test", "tenant", [0], SamplingParams(16, temperature=temperature, seed=seed))
+
+
+def draw(sampler: Sampler, sequence: Sequence, steps: int, others: int = 0) -> list[int]:
+    """A sequence's tokens over some steps, last in a batch with some others."""
+    batch = [*(make_sequence(seed=7) for _ in range(others)), sequence]
+    return [sampler.sample(random_logits(1, step).expand(len(batch), -1), batch)[-1] for step in range(steps)]
+
+
+def reference(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """The distribution [rows, vocabulary] that transformers' `generate` draws from."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
+    if params.top_k:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(params.top_p))
+    return warpers(torch.empty(0), logits).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 4.0, 100.0])
+@pytest.mark.parametrize("top_k", [0, 1, 5, VOCABULARY, 10 * VOCABULARY])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.95, 1.0])
+def test_probabilities_equal_those_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+    params = SamplingParams(1, temperature, top_k, top_p)
+    logits = random_logits(20)
+    ours = torch.stack([token_probabilities(row, params) for row in logits])
+    torch.testing.assert_close(ours, reference(logits, params))
+
+
+def test_equal_logits_stay_in_together() -> None:
+    params = SamplingParams(1, temperature=1.0, top_k=2)
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    assert token_probabilities(logits[0], params).count_nonzero() == 4
+    torch.testing.assert_close(token_probabilities(logits[0], params)[None], reference(logits, params))
+
+
+def test_probabilities_of_bf16_logits_are_exact_to_float32() -> None:
+    params = SamplingParams(1, temperature=0.7, top_k=20, top_p=0.9)
+    logits = random_logits(1).bfloat16()
+    ours = token_probabilities(logits[0], params)
+    torch.testing.assert_close(ours[None], reference(logits.float(), params))
+
+
+# Divided by the last three, float32 logits are infinite or undefined.
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-38, 1e-46, 5e-324])
+def test_greedy(temperature: float) -> None:
+    logits = random_logits(3)
+    sequences = [make_sequence(temperature) for _ in range(3)]
+    assert Sampler().sample(logits, sequences) == logits.argmax(dim=-1).tolist()
+
+
+def test_greedy_and_random_sequences_in_one_batch() -> None:
+    logits = random_logits(1).expand(2, -1)
+    sampler, greedy = Sampler(), make_sequence(0.0)
+    drawn = [sampler.sample(logits, [greedy, make_sequence(seed=seed)]) for seed in range(20)]
+    assert {token for token, _ in drawn} == {int(logits[0].argmax())}
+    assert len({token for _, token in drawn}) > 1
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Chance leaves a total variation distance of about 0.04 after 4000 draws."""
+    logits, sequence = random_logits(1), make_sequence(temperature=1.0, seed=1)
+    sampler = Sampler()
+    tokens = torch.tensor([sampler.sample(logits, [sequence])[0] for _ in range(4000)])
+    frequencies = tokens.bincount(minlength=VOCABULARY) / len(tokens)
+    expected = token_probabilities(logits[0], sequence.params)
+    assert (frequencies - expected).abs().sum() / 2 < 0.06
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    first = draw(Sampler(), make_sequence(seed=3), steps=20)
+    assert draw(Sampler(), make_sequence(seed=3), steps=20) == first
+    assert draw(Sampler(), make_sequence(seed=4), steps=20) != first
+    assert draw(Sampler(), make_sequence(), steps=20) != draw(Sampler(), make_sequence(), steps=20)
+
+
+@pytest.mark.parametrize("others", [1, 5])
+def test_others_in_the_batch_do_not_change_a_sequences_tokens(others: int) -> None:
+    alone = draw(Sampler(), make_sequence(seed=3), steps=20)
+    assert draw(Sampler(), make_sequence(seed=3), steps=20, others=others) == alone
+
+
+def test_a_sequence_that_has_ended_is_forgotten() -> None:
+    sampler, sequence = Sampler(), make_sequence(seed=3)
+    first = draw(sampler, sequence, steps=20)
+    assert draw(sampler, sequence, steps=20) != first
+    sampler.forget(sequence)
+    assert draw(sampler, sequence, steps=20) == first
+    sampler.forget(make_sequence())
