@@ -3,6 +3,8 @@
 It is optional: without a compiler the package installs, and functions run the NumPy kernel.
 """
 
+from glob import glob
+
 from setuptools import Extension, setup
 
 setup(
@@ -10,6 +12,7 @@ setup(
         Extension(
             "functions.expert.kernels._gated_ffn",
             sources=["functions/expert/kernels/gated_ffn.c"],
+            depends=glob("functions/expert/kernels/*.h"),
             extra_compile_args=["-O3", "-std=c11", "-pthread"],
             extra_link_args=["-pthread"],
             optional=True,

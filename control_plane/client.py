@@ -91,6 +91,8 @@ class Client:
                 if on_text and piece:
                     on_text(piece)
             usage = event.get("usage") or usage
+        if not usage:
+            raise FaaSMoEError(f"{self._url} ended its answer before it was whole")
         return Answer("".join(pieces), finish_reason, usage, first, time.perf_counter() - started)
 
     async def status(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Settings, read once: a YAML file, the command line over it, secrets from files."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -41,10 +42,12 @@ class ServeConfig:
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if setting.type in (int, float) and value <= 0 and setting.name not in ("port", "threads"):
+            if setting.name in ("port", "threads"):
+                if value < 0:
+                    raise ConfigError(f"{setting.name} must not be negative: {value}")
+            # Neither is a NaN between the two, nor can a wait be infinite.
+            elif setting.type in (int, float) and not 0 < value < math.inf:
                 raise ConfigError(f"{setting.name} must be positive, not {value}")
-            if setting.type in (int, float) and value < 0:
-                raise ConfigError(f"{setting.name} must not be negative: {value}")
         if self.port > 65535:
             raise ConfigError(f"port must be at most 65535, not {self.port}")
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 from control_plane.faas.connection import Address
 from functions.expert.wire import Invocation, InvocationResult
@@ -18,15 +19,20 @@ COMMAND = (sys.executable, "-m", "functions.expert")
 _SOURCES = Path(__file__).parent.parent
 
 
-@dataclass(frozen=True)
+@dataclass
 class ExpertProcess:
-    """A function that is ready."""
+    """A function's process, and where it listens."""
 
     name: str
     address: Address
     process: subprocess.Popen[str]
-    banner: str
-    """The line that it printed when its block was mapped."""
+    banner: str = ""
+    """The line that it has printed when it is ready."""
+
+    def wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        self.banner = self.process.stdout.readline()
+        assert self.banner, "the function did not start"
 
     def connect(self) -> HTTPConnection:
         return HTTPConnection(self.address.host, self.address.port, timeout=30)
@@ -59,7 +65,7 @@ class ExpertProcess:
 
 
 @contextmanager
-def expert_process(
+def starting_process(
     partition: Path, function: str, *, port: int = 0, sources: Path = _SOURCES
 ) -> Iterator[ExpertProcess]:
     """Run `function` as a supervisor does: on a socket that it inherits, until its standard input ends."""
@@ -75,10 +81,15 @@ def expert_process(
         )
         address = Address(*listener.getsockname())
     with process:
-        assert process.stdout is not None
-        banner = process.stdout.readline()
-        assert banner, "the function did not start"
-        yield ExpertProcess(function, address, process, banner)
+        yield ExpertProcess(function, address, process)
+
+
+@contextmanager
+def expert_process(partition: Path, function: str, **options: Any) -> Iterator[ExpertProcess]:
+    """The same, once it is ready."""
+    with starting_process(partition, function, **options) as process:
+        process.wait_ready()
+        yield process
 
 
 def expert_environment(partition: Path, function: str, **more: str) -> dict[str, str]:

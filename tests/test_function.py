@@ -1,23 +1,26 @@
 """What an expert function answers to invocations, held against the model that its experts were cut from."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
+from threading import Event, Semaphore
 from typing import Any
 
 import numpy as np
 import pytest
 
 import functions
+from functions.expert.expert_block import ExpertBlock
+from functions.expert.http import Request
+from functions.expert.kernels import Kernel
+from functions.expert.server import ExpertFunction
 from functions.expert.wire import Invocation, InvocationResult
 from tests.conftest import StartFunction
 from tests.expert_process import ExpertProcess
 from tests.tiny_partition import TinyPartition
-
-MAX_IN_FLIGHT = 32
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
@@ -169,32 +172,33 @@ def test_concurrent_calls_get_their_own_answers(function: ExpertProcess, tiny: T
             tiny.check(invocation, result.output)
 
 
-def test_more_calls_than_it_takes_at_once_are_refused(
-    start_function: StartFunction, tiny: TinyPartition
-) -> None:
-    function = start_function(tiny.folder, tiny.functions[0])
-    long = tiny.invocation(function.name, rows=1000, top_k=80)
-    body = b"".join(long.encode())
-    expected = function.invoke(long).output
-    refused = Event()
+@dataclass(frozen=True)
+class HeldKernel(Kernel):
+    """A kernel that computes when it is told to: what keeps a call in flight for as long as a test needs."""
 
-    def call_until_one_is_refused(_: int) -> None:
-        for _ in range(50):
-            if refused.is_set():
-                return
-            status, answer = function.call("POST", "/", body)
-            if status == 200:
-                np.testing.assert_array_equal(InvocationResult.decode(answer).output, expected)
-            else:
-                assert (status, b"too_many_requests" in answer) == (429, True)
-                refused.set()
+    entered: Semaphore = field(default_factory=lambda: Semaphore(0))
+    go_on: Event = field(default_factory=Event)
 
-    with ThreadPoolExecutor(MAX_IN_FLIGHT + 8) as pool:
-        list(pool.map(call_until_one_is_refused, range(MAX_IN_FLIGHT + 8)))
-    assert refused.is_set()
-    metrics = function.metrics()
-    assert metrics["refused_total"] >= 1
-    assert metrics["in_flight"] == 0
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.entered.release()
+        assert self.go_on.wait(30)
+        return super().__call__(*arguments, **options)
+
+
+def test_more_calls_than_it_takes_at_once_are_refused(tiny: TinyPartition) -> None:
+    name, kernel = tiny.functions[0], HeldKernel("numpy")
+    function = ExpertFunction(max_in_flight=2, block=ExpertBlock.open(tiny.folder, name, kernel, threads=1))
+    request = Request("POST", "/", b"".join(tiny.invocation(name).encode()), local_address="here:1")
+    with ThreadPoolExecutor(2) as pool:
+        in_flight = [pool.submit(function, request) for _ in range(2)]
+        assert all(kernel.entered.acquire(timeout=30) for _ in in_flight)
+        refused = function(request)
+        kernel.go_on.set()
+        assert [call.result().status for call in in_flight] == [200, 200]
+    assert refused.status == 429
+    assert json.loads(b"".join(refused.body))["error"]["code"] == "too_many_requests"
+    assert function.counters.refused == 1
+    assert function(request).status == 200
 
 
 def test_it_works_where_the_c_kernel_could_not_be_built(

@@ -84,7 +84,7 @@ class Cache(RuleBasedStateMachine):
 
 
 TestCache = Cache.TestCase
-TestCache.settings = settings(derandomize=True, max_examples=30, stateful_step_count=30, deadline=None)
+TestCache.settings = settings(max_examples=30, stateful_step_count=30)
 
 
 def test_pages_that_are_not_neighbours() -> None:

@@ -120,7 +120,7 @@ def test_steps(limits: dict[str, int], lengths: list[tuple[int, int]], steps: li
     assert run(scheduler) == steps
 
 
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10)), max_size=10),
     max_batch_tokens=st.integers(1, 16),

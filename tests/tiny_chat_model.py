@@ -1,20 +1,17 @@
-"""A tiny model that can be talked to, with its tokenizer: a checkpoint and its partition, made once a session.
-
-A test module gets the fixtures by `pytest_plugins = "tests.tiny_chat_model"`.
-"""
+"""A tiny random model that can be talked to: it has a tokenizer of bytes, and a chat template."""
 
 from pathlib import Path
 
-import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from control_plane.partition.granularity import Granularity
-from control_plane.partition.partitioner import partition
 from tests.checkpoints import save_checkpoint, tiny_model
 
 NAME = "tiny-chat"
-FUNCTIONS = 4
+GRANULARITY = Granularity(experts_per_function=3, layers_per_function=2)
+EXPERTS = [6, 4, 3, 2]
+"""Of its functions: 3 and 2 experts of two layers, then of the last one."""
 CONTEXT_LENGTH = 4096
 END = "<|end|>"
 
@@ -27,10 +24,8 @@ _CHAT_TEMPLATE = """\
 {% if add_generation_prompt %}assistant:{% endif %}"""
 
 
-@pytest.fixture(scope="session")
-def chat_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Byte-level: whatever the random weights generate is text, and most characters take several tokens."""
-    folder = tmp_path_factory.mktemp("checkpoints") / NAME
+def save_chat_checkpoint(folder: Path) -> Path:
+    """Write the checkpoint. Most characters take several tokens. Returns `folder`."""
     tokenizer = _tokenizer()
     # Large weights, so that tokens depend on every expert's part in them.
     model = tiny_model(
@@ -38,19 +33,10 @@ def chat_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         max_position_embeddings=CONTEXT_LENGTH,
-        initializer_range=0.4,
+        initializer_range=0.6,
     )
     tokenizer.save_pretrained(folder)
     return save_checkpoint(model, folder)
-
-
-@pytest.fixture(scope="session")
-def chat_partition(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5 experts and 3 layers in uneven functions of at most 3 and 2."""
-    folder = tmp_path_factory.mktemp("partitions") / NAME
-    manifest = partition(chat_checkpoint, folder, granularity=Granularity(3, 2))
-    assert len(manifest.blocks) == FUNCTIONS
-    return folder
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -1,6 +1,5 @@
 """OpenAI's request and answer bodies. https://platform.openai.com/docs/api-reference"""
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,8 +127,7 @@ class _Fields:
 
     def number(self, name: str, default: float, least: float, most: float) -> float:
         value = self._body.get(name, default)
-        good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or not least <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
             raise BadRequest(f"{name}: must be a number from {least:g} to {most:g}", name)
         return float(value)
 

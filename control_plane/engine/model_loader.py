@@ -69,11 +69,6 @@ def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
         raise PartitionError(f"cannot load the tokenizer in {partition}: {_in_one_line(error)}") from error
 
 
-def _model_class(config: PretrainedConfig) -> Any:
-    # Auto classes take no state dict, the model's own class does.
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-
 def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
     """The tokens that end an answer, as the generation config names them, or else the model's own."""
     try:
@@ -84,6 +79,11 @@ def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
     if eos is None:
         return frozenset()
     return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+def _model_class(config: PretrainedConfig) -> Any:
+    # Auto classes take no state dict, the model's own class does.
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 @contextmanager

@@ -34,6 +34,9 @@ class InvocationPolicy:
     deadline: float = 60.0
     first_backoff: float = 0.05
     max_backoff: float = 2.0
+    gateway_interval: float = 60.0
+    """One call in this time goes through the gateway, which sees no other: else it would take a busy function
+    for an idle one."""
 
     def backoff(self, attempt: int) -> float:
         """The wait before attempt number `attempt` (from 1): doubling, with jitter so that callers spread."""
@@ -77,6 +80,14 @@ class FunctionStatistics:
 
 
 @dataclass
+class _KnownAddress:
+    """Where a function was reached last, and when a call last went through the gateway."""
+
+    address: Address
+    through_gateway: float
+
+
+@dataclass
 class _Call:
     """One invocation on its way."""
 
@@ -97,7 +108,7 @@ class Invoker:
     policy: InvocationPolicy = field(default_factory=InvocationPolicy)
     statistics: dict[str, FunctionStatistics] = field(default_factory=dict)
     usage: ExpertUsage = field(default_factory=ExpertUsage)
-    _addresses: dict[str, Address] = field(default_factory=dict)
+    _addresses: dict[str, _KnownAddress] = field(default_factory=dict)
     _idle: dict[Address, list[Connection]] = field(default_factory=dict)
     _in_flight: Sequence[_Call] = ()
     _aborted: threading.Event = field(default_factory=threading.Event)
@@ -165,9 +176,14 @@ class Invoker:
                 self._failed(call, FunctionUnavailable(f"function {call.function}: {error}"))
 
     def _send(self, call: _Call, deadline: float) -> None:
-        address = self._addresses.get(call.function)
-        call.direct = address is not None
-        call.connection = self._connection(address or self.gateway, deadline)
+        known = self._addresses.get(call.function)
+        now = time.monotonic()
+        call.direct = known is not None and now - known.through_gateway < self.policy.gateway_interval
+        if known and not call.direct:
+            # Whatever becomes of this attempt, the next is direct: it may be the gateway that is away.
+            known.through_gateway = now
+        address = known.address if known and call.direct else self.gateway
+        call.connection = self._connection(address, deadline)
         # Only now: `abort` ends the waits of the connections that it sees, and of none that come later.
         if self._aborted.is_set():
             raise ConnectionLost("aborted")
@@ -203,7 +219,8 @@ class Invoker:
             self._failed(call, ProtocolError(f"function {call.function} answered garbage: {error}"))
             return
         call.result = result
-        self._addresses[call.function] = address
+        if not call.direct:
+            self._addresses[call.function] = _KnownAddress(address, time.monotonic())
         sent = sum(len(part) for part in call.body)
         self.usage += self._statistics(call.function).record(sent, len(answer.body), result)
         self._release(call)

@@ -19,14 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from functions.expert.expert_block import BlockError, ExpertBlock
+from functions.expert.expert_block import MAX_THREADS, BlockError, ExpertBlock
 from functions.expert.http import HttpServer
 from functions.expert.kernels import load_kernel
 from functions.expert.server import ExpertFunction
 
 MAX_BODY_BYTES = 256 << 20
-MAX_THREADS = 64
-"""As many as a kernel takes."""
 MAX_IN_FLIGHT = 32
 DRAIN_SECONDS = 10.0
 
@@ -39,7 +37,7 @@ class Settings:
     partition: Path
     host: str
     port: int
-    threads: int
+    threads: int | None
     listen_fd: int | None
 
     @classmethod
@@ -47,13 +45,12 @@ class Settings:
         """Raises `ValueError` naming the variable that is missing or not a number in its range."""
         if not environment.get("FAASMOE_FUNCTION"):
             raise ValueError("FAASMOE_FUNCTION is not set")
-        cores = min(len(os.sched_getaffinity(0)), MAX_THREADS)
         return cls(
             function=environment["FAASMOE_FUNCTION"],
             partition=Path(environment.get("FAASMOE_PARTITION", "/home/app/partition")),
             host=environment.get("FAASMOE_HOST", "127.0.0.1"),
             port=_number(environment, "FAASMOE_PORT", 65535) or 8080,
-            threads=_number(environment, "FAASMOE_THREADS", MAX_THREADS) or cores,
+            threads=_number(environment, "FAASMOE_THREADS", MAX_THREADS),
             listen_fd=_number(environment, "FAASMOE_LISTEN_FD", 1 << 30),
         )
 
@@ -100,7 +97,7 @@ def main() -> int:
         return 1
     print(
         f"serving {settings.function} with the {function.block.kernel.name} kernel, "
-        f"{settings.threads} threads, {function.block.num_experts} experts",
+        f"{function.block.threads} threads, {function.block.num_experts} experts",
         flush=True,
     )
     serving.join()

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,23 +45,27 @@ class ExpertBlock:
     threads: int
 
     @classmethod
-    def open(cls, partition: Path, function: str, kernel: Kernel, threads: int) -> "ExpertBlock":
-        """Map the block of `function`; raises `BlockError`."""
+    def open(cls, partition: Path, function: str, kernel: Kernel, threads: int | None) -> "ExpertBlock":
+        """Map the block of `function`; raises `BlockError`.
+
+        `threads` None is this function's share of the cores that the process may use.
+        """
         try:
             manifest = json.loads((partition / "manifest.json").read_bytes())
             entry = next((block for block in manifest["blocks"] if block["function"] == function), None)
             if entry is None:
                 raise BlockError(f"{partition / 'manifest.json'} has no function {function!r}")
             sizes = manifest["hidden_size"], manifest["intermediate_size"]
+            offsets = _offsets(entry, manifest["num_experts"], manifest["expert_nbytes"])
             mapped = _map(partition / entry["file"], entry["nbytes"])
             return cls(
                 model=manifest["fingerprint"],
                 dtype=_ACTIVATION_DTYPE[manifest["dtype"]],
                 shape=ExpertShape(*sizes, manifest["expert_dtype"]),
-                offsets=_offsets(entry, manifest["num_experts"], manifest["expert_nbytes"]),
+                offsets=offsets,
                 residency=Residency(mapped, manifest["expert_nbytes"]),
                 kernel=kernel,
-                threads=threads,
+                threads=threads or _share_of_cores(offsets),
             )
         except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
@@ -128,6 +133,13 @@ def _map(path: Path, nbytes: int) -> mmap.mmap:
     # Experts are picked by the router, not in file order: reading ahead past one would be waste.
     mapped.madvise(mmap.MADV_RANDOM)
     return mapped
+
+
+def _share_of_cores(offsets: Mapping[int, np.ndarray]) -> int:
+    """A layer's functions are called at the same time: each takes as many threads as leave the others theirs."""
+    of_layer = next(iter(offsets.values()))
+    functions = -(-len(of_layer) // max(1, int((of_layer >= 0).sum())))
+    return max(1, min(len(os.sched_getaffinity(0)), MAX_THREADS) // functions)
 
 
 def _offsets(entry: dict, num_experts: int, expert_nbytes: int) -> dict[int, np.ndarray]:

@@ -77,7 +77,7 @@ class _RequestReader:
         self.complete: list[tuple[Request, bool]] = []
 
     def feed(self, data: memoryview) -> None:
-        """Raises `_TooLarge`, or `httptools.HttpParserError` for bytes that are not HTTP."""
+        """Raises `_TooLarge`, or ValueError or an error of httptools for bytes that are not HTTP/1.1."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -117,6 +117,9 @@ class _RequestReader:
         self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._parser.should_upgrade():
+            # The parser leaves the body of such a call unread, and is about to raise HttpParserUpgrade.
+            return
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         path = self._path.decode("latin-1").partition("?")[0]
         request = Request(self._parser.get_method().decode(), path, body, self._local_address)

@@ -18,7 +18,7 @@
 #include "routing.h"
 #include "team.h"
 
-#define WORTH_A_TEAM (4 << 20)   /* bytes of weights times rows: less is done before a thread has started */
+#define WORTH_A_TEAM (16 << 20)  /* bytes of weights times rows: less is not worth starting threads for */
 #define PREFETCH_AHEAD (8 << 10) /* two pages: hardware prefetchers stop at the end of one */
 
 struct arguments {

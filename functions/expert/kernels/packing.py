@@ -23,6 +23,8 @@ TILE_ROWS = 32
 HALF_TILE = TILE_ROWS // 2
 STEP_BYTES = 4 * TILE_ROWS
 INT8_ZERO = 128
+TILES_AT_ONCE = 16
+"""How many tiles `pack_expert` converts at a time, which bounds its temporary memory."""
 
 _STORED: dict[str, type[np.generic]] = {"f32": np.float32, "bf16": np.uint16, "int8": np.uint8}
 
@@ -182,7 +184,16 @@ def _check(name: str, matrix: NDArray[Any], size: tuple[int, int]) -> None:
 
 
 def _store(dtype: str, matrix: NDArray[Any], place: _Place) -> None:
-    """Writes a matrix [rows, inputs] to its place: converted, padded, transposed within each tile."""
+    """Writes a matrix [rows, inputs] to its place, a few tiles at a time: temporaries are float32."""
+    height = place.tiles.shape[2]
+    for tile in range(0, len(place.tiles), TILES_AT_ONCE):
+        some = slice(tile, tile + TILES_AT_ONCE)
+        rows = matrix[tile * height : (tile + TILES_AT_ONCE) * height]
+        _store_tiles(dtype, rows, _Place(place.tiles[some], place.scale[some]))
+
+
+def _store_tiles(dtype: str, matrix: NDArray[Any], place: _Place) -> None:
+    """Writes rows to their tiles: converted, padded, transposed within each tile."""
     count, steps, height = place.tiles.shape
     stored, scale = _quantize(matrix) if dtype == "int8" else (_cast(dtype, matrix), None)
     size = (count * height, steps * 4 // stored.itemsize)

@@ -1,0 +1,94 @@
+"""A tiny model behind real functions, what transformers answers in its place, and a client of its engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from yarl import URL
+
+from control_plane.app import build_invoker, build_runner
+from control_plane.config import ServeConfig
+from control_plane.engine.engine import Engine, EngineStatus, TokenStream
+from control_plane.engine.scheduler import Scheduler
+from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.partition.granularity import Granularity
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partitioner import partition
+from tests.checkpoints import save_checkpoint, tiny_model
+
+IDLE = EngineStatus(running=0, waiting=0, kv_cache_used=0.0)
+MAX_BATCH_TOKENS = 8
+MAX_SEQUENCES = 4
+CONTEXT_LENGTH = 16384
+"""More than the KV cache of `tests.running.served` holds."""
+LONG = 3000
+"""More tokens than any test waits for; the cache has room for MAX_SEQUENCES of such answers."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A partition in two functions, and the model that it was cut from. No token is eos."""
+
+    folder: Path
+    manifest: Manifest
+    model: PreTrainedModel
+
+    @classmethod
+    def make(cls, folder: Path) -> "Reference":
+        """Write the partition below `folder`."""
+        model = tiny_model(
+            "qwen2_moe", initializer_range=0.2, eos_token_id=None, max_position_embeddings=CONTEXT_LENGTH
+        )
+        save_checkpoint(model, folder / "model")
+        manifest = partition(folder / "model", folder / "partition", granularity=Granularity(3, 3))
+        return cls(folder / "partition", manifest, model)
+
+    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """The greedy answer of transformers' own `generate`."""
+        inputs = torch.tensor([prompt])
+        mask = torch.ones_like(inputs)
+        output = self.model.generate(inputs, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False)
+        return output[0, len(prompt) :].tolist()
+
+
+@asynccontextmanager
+async def engine_behind(
+    port: int, reference: Reference, *, deadline: float = 60.0, eos_ids: frozenset[int] = frozenset()
+) -> AsyncIterator[Engine]:
+    """An engine whose gateway is, or is not, at a port of this machine; `deadline` of a call in seconds."""
+    config = ServeConfig(threads=1, kv_cache_mb=1, invocation_deadline=deadline)
+    invoker = build_invoker(URL.build(scheme="http", host="127.0.0.1", port=port), config)
+    runner = build_runner(reference.folder, reference.manifest, invoker, config)
+    scheduler = Scheduler(runner.kv_cache, MAX_BATCH_TOKENS, MAX_SEQUENCES)
+    engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def random_prompt(length: int) -> list[int]:
+    """The same tokens each time."""
+    return torch.randint(64, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+
+
+def make_sequence(length: int, max_tokens: int) -> Sequence:
+    """A greedy sequence of a random prompt."""
+    return Sequence("test", "tenant", random_prompt(length), SamplingParams(max_tokens))
+
+
+async def tokens_of(stream: TokenStream) -> list[int]:
+    """All its tokens, or its error."""
+    return [token async for token in stream]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
