@@ -191,13 +191,14 @@ def stack(partition: Path, output: Path | None, gateway: str) -> None:
     from control_plane.partition.stack import stack_yaml
 
     manifest = Manifest.load(partition)
+    folder = output.absolute().parent if output else Path.cwd()
+    text = stack_yaml(manifest, gateway, f"./{os.path.relpath(partition, folder)}")
     if output is None:
-        click.echo(stack_yaml(manifest, gateway, f"./{partition}"), nl=False)
+        click.echo(text, nl=False)
         return
-    write_template(manifest, output.absolute().parent)
-    handler = os.path.relpath(partition, output.absolute().parent)
+    write_template(manifest, folder)
     with click.open_file(str(output), "w", atomic=True) as file:
-        file.write(stack_yaml(manifest, gateway, f"./{handler}"))
+        file.write(text)
 
 
 @main.command()

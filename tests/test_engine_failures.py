@@ -1,4 +1,4 @@
-"""Functions and gateways that go, hang and come back: streams end with the error, and nothing stays behind."""
+"""Functions and gateways that go, hang and come back: streams get the error, and nothing stays behind."""
 
 import asyncio
 import socket
@@ -99,7 +99,7 @@ def test_a_gateway_that_comes_late(reference: Reference) -> None:
         async with engine_behind(port, reference, deadline=2.0) as engine:
             streams = [engine.submit(make_sequence(length, 5)) for length in (3, 20)]
             for stream in streams:
-                with pytest.raises(FunctionUnavailable, match="Connection refused"):
+                with pytest.raises(FunctionUnavailable, match="cannot connect to"):
                     await tokens_of(stream)
             assert engine.status() == IDLE
 
@@ -161,11 +161,11 @@ def test_a_bug_ends_its_own_batch_only(
 ) -> None:
     """A token that the model does not have stands for whatever nobody has thought of."""
 
+    sequence = Sequence("test", "tenant", [10**6], SamplingParams(max_tokens=5))
+
     async def scenario() -> None:
-        with pytest.raises(EngineError, match="^internal error$"):
-            await tokens_of(
-                serving.engine.submit(Sequence("test", "tenant", [10**6], SamplingParams(max_tokens=5)))
-            )
+        with pytest.raises(EngineError, match="internal error"):
+            await tokens_of(serving.engine.submit(sequence))
         await assert_serves(serving.engine, reference)
 
     asyncio.run(scenario())

@@ -4,7 +4,8 @@ FAASMOE_FUNCTION    the function's name in the partition's manifest (required)
 FAASMOE_PARTITION   the partition's folder (default: /home/app/partition, where the image has it)
 FAASMOE_HOST        the address to bind (default: 127.0.0.1; the image sets 0.0.0.0)
 FAASMOE_PORT        the port to bind (default: 8080)
-FAASMOE_THREADS     compute threads of one invocation, 64 at most (default: the cores that it may use)
+FAASMOE_THREADS     compute threads of one invocation, 64 at most (default: the cores, shared with the
+                    other functions of its layers)
 FAASMOE_LISTEN_FD   a listening socket inherited from a supervisor, instead of host and port; the function
                     then also ends when its standard input does, so that it never outlives the supervisor
 """

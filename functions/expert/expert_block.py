@@ -13,6 +13,9 @@ from functions.expert.kernels import ExpertShape, Kernel
 from functions.expert.residency import Residency
 from functions.expert.wire import Invocation
 
+MAX_THREADS = 64
+"""As many as a kernel takes."""
+
 _ACTIVATION_DTYPE: dict[str, np.dtype] = {"f32": np.dtype("<f4"), "bf16": np.dtype("<u2")}
 
 

@@ -1,0 +1,164 @@
+"""Settings: the file, the command line over it, and one clear error for whatever is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.config import Credentials, ServeConfig, parse_url, read_credentials
+from control_plane.errors import ConfigError
+
+NO_OVERRIDES: dict[str, Any] = {"host": None, "port": None, "kv_cache_mb": None, "threads": None}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "faasmoe.yml"
+
+
+def refusal(file: Path, text: str, overrides: dict[str, Any] = NO_OVERRIDES) -> str:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        ServeConfig.load(file, overrides)
+    return str(caught.value)
+
+
+def test_defaults() -> None:
+    assert ServeConfig.load(None, NO_OVERRIDES) == ServeConfig()
+
+
+def test_the_command_line_goes_over_the_file_over_the_defaults(file: Path) -> None:
+    file.write_text("port: 9000\nthreads: 3\ninvocation_timeout: 5\n")
+    config = ServeConfig.load(file, {**NO_OVERRIDES, "port": 9001, "threads": 0})
+    assert config == ServeConfig(port=9001, threads=0, invocation_timeout=5)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n"])
+def test_an_empty_file_sets_nothing(file: Path, text: str) -> None:
+    file.write_text(text)
+    assert ServeConfig.load(file, NO_OVERRIDES) == ServeConfig()
+
+
+@pytest.mark.parametrize("name", ["prot", "kv-cache-mb", "1"])
+def test_unknown_settings_are_named_with_the_known_ones(file: Path, name: str) -> None:
+    message = refusal(file, f"{name}: 1")
+    assert message.startswith(f"{file}: unknown setting ")
+    assert name in message
+    assert "host, port, max_batch_tokens" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("host", "5", "str"),
+        ("port", "'8000'", "int"),
+        ("port", "80.5", "int"),
+        ("port", "yes", "int"),
+        ("port", "null", "int"),
+        ("threads", "[1]", "int"),
+        ("invocation_timeout", "10s", "float"),
+        ("invocation_timeout", "true", "float"),
+    ],
+)
+def test_wrong_types(file: Path, name: str, value: str, wanted: str) -> None:
+    assert refusal(file, f"{name}: {value}").startswith(f"{file}: {name} must be {wanted}, not ")
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("port: -1", "port must not be negative: -1"),
+        ("port: 65536", "port must be at most 65535, not 65536"),
+        ("threads: -1", "threads must not be negative: -1"),
+        ("kv_cache_mb: 0", "kv_cache_mb must be positive, not 0"),
+        ("max_sequences: -2", "max_sequences must be positive, not -2"),
+        ("max_batch_tokens: 0", "max_batch_tokens must be positive, not 0"),
+        ("invocation_timeout: 0.0", "invocation_timeout must be positive, not 0.0"),
+        ("invocation_timeout: .nan", "invocation_timeout must be positive, not nan"),
+        ("invocation_deadline: .inf", "invocation_deadline must be positive, not inf"),
+    ],
+)
+def test_values_out_of_range(file: Path, setting: str, problem: str) -> None:
+    assert refusal(file, setting) == problem
+
+
+@pytest.mark.parametrize("port", [0, 65535])
+def test_ports_at_the_edge(file: Path, port: int) -> None:
+    file.write_text(f"port: {port}")
+    assert ServeConfig.load(file, NO_OVERRIDES).port == port
+
+
+def test_overrides_are_checked_too(file: Path) -> None:
+    message = refusal(file, "kv_cache_mb: 5", {**NO_OVERRIDES, "kv_cache_mb": -5})
+    assert message == "kv_cache_mb must be positive, not -5"
+
+
+@pytest.mark.parametrize("text", ["port: [", "port: 1\n\tthreads: 2", "a: b: c", "\x00"])
+def test_what_is_not_yaml_is_one_line(file: Path, text: str) -> None:
+    message = refusal(file, text)
+    assert message.startswith(f"{file} is not YAML: ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("text", ["just text", "- port", "5"])
+def test_yaml_that_holds_no_settings(file: Path, text: str) -> None:
+    assert refusal(file, text) == f"{file} must hold settings, one `name: value` a line"
+
+
+def test_a_file_that_cannot_be_read(file: Path) -> None:
+    with pytest.raises(ConfigError, match=f"cannot read {file}"):
+        ServeConfig.load(file, NO_OVERRIDES)
+    file.write_bytes(b"host: \xff")
+    with pytest.raises(ConfigError, match=f"cannot read {file}"):
+        ServeConfig.load(file, NO_OVERRIDES)
+
+
+def test_credentials_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("s3cret\n")
+    assert read_credentials("admin", path) == Credentials("admin", "s3cret")
+    assert read_credentials("admin", None) is None
+
+
+def test_a_password_is_never_shown() -> None:
+    assert "s3cret" not in repr(Credentials("admin", "s3cret"))
+
+
+@pytest.mark.parametrize("data", [None, b"", b" \n", b"\xff"])
+def test_bad_password_files(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "password"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError, match=f"password file {path}"):
+        read_credentials("admin", path)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("http://127.0.0.1:8080", "127.0.0.1", 8080),
+        ("http://gateway/", "gateway", 80),
+        ("http://[::1]:5", "::1", 5),
+    ],
+)
+def test_urls(text: str, host: str, port: int) -> None:
+    url = parse_url(text)
+    assert (url.host, url.port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "127.0.0.1:8080",
+        "gateway",
+        "https://gateway",
+        "http://",
+        "http://gateway/ui",
+        "http://a:99999",
+        "http://[",
+    ],
+)
+def test_bad_urls(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a"):
+        parse_url(text)
