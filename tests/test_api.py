@@ -1,6 +1,6 @@
 """The API over a whole system: what it generates is what transformers does, however it is asked."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
@@ -12,9 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarl import URL
 
-from control_plane.config import ServeConfig
-from control_plane.up import running
-from tests.api_server import ApiClient, in_thread
+from tests.api_server import ApiClient
 from tests.tiny_chat_model import CONTEXT_LENGTH, END, EXPERTS, NAME
 
 pytest_plugins = "tests.chat_fixtures"
@@ -25,13 +23,6 @@ MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content
 LONG = {"prompt": "the cat", "max_tokens": 1500, "temperature": 0}
 LONG_INVOCATIONS = 1500 * 3
 """At least one a layer for each token."""
-
-
-@pytest.fixture(scope="module")
-def api(chat_partition: Path) -> Iterator[ApiClient]:
-    config = ServeConfig(port=0, kv_cache_mb=1, threads=1)
-    with in_thread(running(chat_partition, config, 0, lambda line: None)) as url:
-        yield ApiClient(url)
 
 
 @pytest.fixture(scope="module")

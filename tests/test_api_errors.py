@@ -11,7 +11,6 @@ from yarl import URL
 
 from control_plane.app import control_plane
 from control_plane.config import ServeConfig
-from control_plane.up import running
 from tests.api_server import ApiClient, closed_port, in_thread
 from tests.tiny_chat_model import CONTEXT_LENGTH
 
@@ -20,13 +19,6 @@ pytest_plugins = "tests.chat_fixtures"
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture(scope="module")
-def api(chat_partition: Path) -> Iterator[ApiClient]:
-    config = ServeConfig(port=0, kv_cache_mb=1, threads=1)
-    with in_thread(running(chat_partition, config, 0, lambda line: None)) as url:
-        yield ApiClient(url)
 
 
 @pytest.fixture(scope="module")

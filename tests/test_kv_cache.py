@@ -35,7 +35,7 @@ def read(cache: KVCache, sequence: Sequence, length: int) -> torch.Tensor:
 class Cache(RuleBasedStateMachine):
     """Sequences come, write some tokens at a time, and go; beside the cache is what each has written."""
 
-    @initialize(num_pages=st.integers(1, 12))
+    @initialize(num_pages=st.integers(4, 8))
     def open(self, num_pages: int) -> None:
         torch.manual_seed(0)
         self.cache = KVCache(SHAPE, num_pages)
@@ -44,7 +44,7 @@ class Cache(RuleBasedStateMachine):
     def pick(self, number: int) -> Sequence:
         return list(self.written)[number % len(self.written)]
 
-    @rule(max_length=st.integers(1, 30))
+    @rule(max_length=st.integers(1, 16))
     def allocate(self, max_length: int) -> None:
         sequence = make_sequence(max_length)
         if self.cache.can_allocate(sequence):
@@ -52,7 +52,7 @@ class Cache(RuleBasedStateMachine):
             self.written[sequence] = random_tokens(0)
 
     @precondition(lambda self: self.written)
-    @rule(number=st.integers(0, 11), length=st.integers(1, 10))
+    @rule(number=st.integers(0, 11), length=st.integers(4, 16))
     def write(self, number: int, length: int) -> None:
         sequence = self.pick(number)
         past = self.written[sequence]
@@ -79,12 +79,12 @@ class Cache(RuleBasedStateMachine):
     @invariant()
     def everything_written_is_read(self) -> None:
         for sequence, tokens in self.written.items():
-            for length in {tokens.shape[2] // 2, tokens.shape[2]}:
+            for length in range(tokens.shape[2] + 1):
                 assert torch.equal(read(self.cache, sequence, length), tokens[:, :, :length])
 
 
 TestCache = Cache.TestCase
-TestCache.settings = settings(max_examples=30, stateful_step_count=30)
+TestCache.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 def test_pages_that_are_not_neighbours() -> None:

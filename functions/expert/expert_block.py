@@ -139,7 +139,7 @@ def _map(path: Path, nbytes: int) -> mmap.mmap:
 
 
 def _share_of_cores(offsets: Mapping[int, np.ndarray]) -> int:
-    """A layer's functions are called at the same time: each takes as many threads as leave the others theirs."""
+    """A layer's functions are called at the same time: the cores are divided among them."""
     of_layer = next(iter(offsets.values()))
     functions = -(-len(of_layer) // max(1, int((of_layer >= 0).sum())))
     return max(1, min(len(os.sched_getaffinity(0)), MAX_THREADS) // functions)

@@ -1,0 +1,122 @@
+"""The commands that serve, and `deploy`: what keeps them from it is told in one line."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from control_plane.partition.manifest import Manifest
+from tests.api_server import closed_port
+from tests.command_line import error_line, faasmoe, running_command, usage_error
+
+pytest_plugins = "tests.chat_fixtures"
+
+
+@pytest.fixture(scope="module")
+def password_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("password") / "password"
+    path.write_text("s3cret\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def gateway(chat_partition: Path, password_file: Path) -> Iterator[str]:
+    options = ("--port", 0, "--password-file", password_file, "--user", "boss")
+    with running_command("gateway", chat_partition, *options, temporary=password_file.parent) as command:
+        yield command.wait_for(r"gateway on (\S+);")
+
+
+@pytest.fixture
+def port_in_use() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_deploy_and_deploy_again(chat_partition: Path, gateway: str, password_file: Path) -> None:
+    options = ("--gateway", gateway, "--gateway-user", "boss", "--gateway-password-file", password_file)
+    names = [block.function for block in Manifest.load(chat_partition).blocks]
+    for _ in range(2):
+        result = faasmoe("deploy", chat_partition, *options)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert result.output.splitlines() == [f"deployed {name}" for name in names]
+
+
+@pytest.mark.parametrize(("user", "password"), [("boss", "guess"), ("admin", "s3cret"), (None, None)])
+def test_a_gateway_that_refuses(
+    chat_partition: Path, gateway: str, tmp_path: Path, user: str | None, password: str | None
+) -> None:
+    options: list[object] = []
+    if password is not None:
+        (tmp_path / "password").write_text(password)
+        options = ["--gateway-user", user, "--gateway-password-file", tmp_path / "password"]
+    message = error_line(faasmoe("deploy", chat_partition, "--gateway", gateway, *options))
+    assert message == f"the gateway at {gateway} refuses the user or password"
+
+
+def test_a_gateway_that_is_away(chat_partition: Path) -> None:
+    with closed_port() as port:
+        message = error_line(faasmoe("deploy", chat_partition, "--gateway", f"http://127.0.0.1:{port}"))
+    assert message.startswith(f"no OpenFaaS gateway answers at http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("command", ["deploy", "serve"])
+def test_options_for_the_gateway(chat_partition: Path, tmp_path: Path, command: str) -> None:
+    message = error_line(faasmoe(command, chat_partition, "--gateway", "127.0.0.1:8080"))
+    assert message == "not an address like http://127.0.0.1:8080: '127.0.0.1:8080'"
+    message = error_line(faasmoe(command, chat_partition, "--gateway-password-file", tmp_path / "none"))
+    assert message.startswith(f"cannot read the password file {tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize("command", ["gateway", "serve", "up"])
+def test_a_port_in_use(chat_partition: Path, port_in_use: int, command: str) -> None:
+    before = psutil.Process().children()
+    options = ["--gateway-port", 0] if command == "up" else []
+    message = error_line(faasmoe(command, chat_partition, "--port", port_in_use, *options))
+    assert message.startswith(f"cannot listen on 127.0.0.1:{port_in_use}: ")
+    assert message.endswith("address already in use")
+    assert psutil.Process().children() == before
+
+
+def test_the_gateway_s_port_in_use(chat_partition: Path, port_in_use: int) -> None:
+    message = error_line(faasmoe("up", chat_partition, "--port", 0, "--gateway-port", port_in_use))
+    assert f"cannot listen on 127.0.0.1:{port_in_use}" in message
+
+
+@pytest.mark.parametrize(("command", "option"), [("gateway", "--port"), ("up", "--gateway-port")])
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_ports_that_there_are_not(chat_partition: Path, command: str, option: str, port: str) -> None:
+    assert f"Invalid value for '{option}'" in usage_error(faasmoe(command, chat_partition, option, port))
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("prot: 1", "unknown setting 'prot'"), ("port: high", "port must be int"), ("port: [", "is not YAML")],
+)
+def test_a_bad_config_file(
+    chat_partition: Path, tmp_path: Path, command: str, text: str, problem: str
+) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    message = error_line(faasmoe(command, chat_partition, "--config", path))
+    assert message.startswith(str(path))
+    assert problem in message
+    assert "does not exist" in usage_error(faasmoe(command, chat_partition, "--config", tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [("--port=65536", "at most 65535"), ("--kv-cache-mb=0", "positive"), ("--threads=-1", "negative")],
+)
+def test_settings_out_of_range(chat_partition: Path, option: str, problem: str) -> None:
+    assert problem in error_line(faasmoe("serve", chat_partition, option))
+
+
+def test_a_partition_without_tokenizer(chat_partition: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(chat_partition, tmp_path / "partition")
+    (folder / "tokenizer.json").unlink()
+    message = error_line(faasmoe("serve", folder, "--port", 0))
+    assert message.startswith(f"cannot load the tokenizer in {folder}")
