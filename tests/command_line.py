@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from click.testing import CliRunner, Result
 
 from control_plane.cli import main
+
+WAIT_SECONDS = 60
 
 # The addresses that a developer may have set are not for tests.
 _ADDRESSES = ("OPENFAAS_URL", "FAASMOE_URL")
@@ -57,15 +59,15 @@ class RunningCommand:
                 return match[match.lastindex or 0]
         raise AssertionError(f"it ended without {pattern!r}: {''.join(seen)}")
 
-    def functions(self) -> list[psutil.Process]:
-        """The function processes that it has started."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if "functions.expert" in child.cmdline()]
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send it a signal, and wait until it has exited; returns the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(WAIT_SECONDS)
 
 
 @contextmanager
 def running_command(*arguments: object, temporary: Path) -> Iterator[RunningCommand]:
-    """Start `faasmoe`, whose temporary files go to a folder; it is killed if the test does not end it."""
+    """Start `faasmoe`, whose temporary files go to a folder; it is ended after the test, if not by it."""
     environment = {name: value for name, value in os.environ.items() if name not in _ADDRESSES}
     with subprocess.Popen(
         [sys.executable, "-m", "control_plane", *map(str, arguments)],
@@ -75,6 +77,8 @@ def running_command(*arguments: object, temporary: Path) -> Iterator[RunningComm
         env={**environment, "TMPDIR": str(temporary)},
     ) as process:
         try:
-            yield RunningCommand(process)
+            command = RunningCommand(process)
+            yield command
+            command.end()
         finally:
             process.kill()

@@ -6,6 +6,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from control_plane.engine.engine import TokenStream
 from control_plane.engine.sequence import FinishReason
 from control_plane.errors import ContextLengthExceeded, EngineError, OutOfCache
 from control_plane.faas.invocation import ExpertUsage
@@ -45,7 +46,8 @@ def test_many_sequences_at_once(serving: Served, reference: Reference) -> None:
 
 def test_sequences_that_join_a_running_one(serving: Served, reference: Reference) -> None:
     async def scenario() -> tuple[list[int], list[list[int]]]:
-        tokens, others = [], []
+        tokens: list[int] = []
+        others: list[TokenStream] = []
         async for token in serving.engine.submit(make_sequence(12, 24)):
             if len(tokens) % 6 == 0:
                 others.append(serving.engine.submit(make_sequence(20, 4)))
@@ -64,7 +66,7 @@ def test_eos_ends_an_answer(serving: Served, reference: Reference) -> None:
     eos = answers[0][4]
 
     async def scenario() -> list[list[int]]:
-        async with engine_behind(serving.gateway_url.port, reference, eos_ids=frozenset({eos})) as engine:
+        async with engine_behind(serving.gateway_url, reference, eos_ids=frozenset({eos})) as engine:
             return await asyncio.gather(*(tokens_of(engine.submit(sequence)) for sequence in sequences))
 
     for tokens, answer, sequence in zip(asyncio.run(scenario()), answers, sequences, strict=True):
@@ -153,7 +155,7 @@ def test_usage_is_what_the_functions_have_counted(serving: Served, reference: Re
         for block in reference.manifest.blocks:
             with urlopen(f"{serving.gateway_url}/function/{block.function}/metrics") as answer:
                 metrics = answer.read().decode()
-            total += int(re.search(r"^faasmoe_function_invocations_total (\d+)$", metrics, re.MULTILINE)[1])
+            total += sum(map(int, re.findall(r"^faasmoe_function_invocations_total (\d+)$", metrics, re.M)))
         return total
 
     async def usage() -> ExpertUsage:

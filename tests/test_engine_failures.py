@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from control_plane.deployment import deploy_all
 from control_plane.engine.engine import Engine, TokenStream
@@ -29,6 +30,10 @@ from tests.tiny_engine import (
 pytest_plugins = "tests.engine_fixtures"
 
 
+def address(port: int) -> URL:
+    return URL(f"http://127.0.0.1:{port}")
+
+
 @contextmanager
 def reserved_port() -> Iterator[int]:
     """A port that refuses connections until a server of ours takes it."""
@@ -39,10 +44,10 @@ def reserved_port() -> Iterator[int]:
 
 
 @contextmanager
-def silent_port() -> Iterator[int]:
-    """A port that takes connections and answers nothing."""
+def silent_gateway() -> Iterator[URL]:
+    """It takes connections and answers nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()[1]
+        yield address(server.getsockname()[1])
 
 
 async def deploy(reference: Reference, gateway: Gateway) -> None:
@@ -96,7 +101,7 @@ def test_a_function_that_is_removed_and_comes_back(serving: Served, reference: R
 
 def test_a_gateway_that_comes_late(reference: Reference) -> None:
     async def scenario(port: int) -> None:
-        async with engine_behind(port, reference, deadline=2.0) as engine:
+        async with engine_behind(address(port), reference, deadline=2.0) as engine:
             streams = [engine.submit(make_sequence(length, 5)) for length in (3, 20)]
             for stream in streams:
                 with pytest.raises(FunctionUnavailable, match="cannot connect to"):
@@ -113,14 +118,14 @@ def test_a_gateway_that_comes_late(reference: Reference) -> None:
 
 
 def test_a_gateway_that_does_not_answer(reference: Reference) -> None:
-    async def scenario(port: int) -> None:
-        async with engine_behind(port, reference, deadline=0.3) as engine:
+    async def scenario(gateway: URL) -> None:
+        async with engine_behind(gateway, reference, deadline=0.3) as engine:
             with pytest.raises(InvocationTimeout, match="did not answer in time"):
                 await tokens_of(engine.submit(make_sequence(3, 5)))
             assert engine.status() == IDLE
 
-    with silent_port() as port:
-        asyncio.run(scenario(port))
+    with silent_gateway() as gateway:
+        asyncio.run(scenario(gateway))
 
 
 async def assert_stops(engine: Engine, *streams: TokenStream) -> None:
@@ -135,20 +140,20 @@ async def assert_stops(engine: Engine, *streams: TokenStream) -> None:
 
 
 def test_stop_while_functions_hang(reference: Reference) -> None:
-    async def scenario(port: int) -> None:
-        async with engine_behind(port, reference) as engine:
+    async def scenario(gateway: URL) -> None:
+        async with engine_behind(gateway, reference) as engine:
             running = engine.submit(make_sequence(3, 5))
             await until(lambda: engine.status().running == 1)
             # The engine's thread, which waits for an answer, has not seen this one yet.
             await assert_stops(engine, running, engine.submit(make_sequence(3, 5)))
 
-    with silent_port() as port:
-        asyncio.run(scenario(port))
+    with silent_gateway() as gateway:
+        asyncio.run(scenario(gateway))
 
 
 def test_stop_in_the_middle_of_answers(serving: Served, reference: Reference) -> None:
     async def scenario() -> None:
-        async with engine_behind(serving.gateway_url.port, reference) as engine:
+        async with engine_behind(serving.gateway_url, reference) as engine:
             streams = [engine.submit(make_sequence(3, 1000)) for _ in range(2)]
             await anext(aiter(streams[0]))
             await assert_stops(engine, *streams)

@@ -49,11 +49,10 @@ def folder(tiny: TinyPartition, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_no_expert_is_allocated(family: str, dtype: str, tmp_path: Path) -> None:
+def test_no_expert_is_allocated(family: str, tmp_path: Path) -> None:
     """The parameters are the dense file's tensors, and no other."""
     save_checkpoint(tiny_model(family), tmp_path / "model")
-    manifest = partition(tmp_path / "model", tmp_path / "partition", dtype=dtype)
+    manifest = partition(tmp_path / "model", tmp_path / "partition", dtype="bf16")
     model = load(tmp_path / "partition", manifest)
 
     # Published Mixtral checkpoints name its MoE block differently from transformers' class.
@@ -62,7 +61,7 @@ def test_no_expert_is_allocated(family: str, dtype: str, tmp_path: Path) -> None
     parameters = dict(model.named_parameters())
     assert parameters.keys() == stored.keys()
     for name, parameter in parameters.items():
-        assert parameter.dtype == stored[name].dtype
+        assert parameter.dtype == torch.bfloat16
         assert torch.equal(parameter, stored[name]), name
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
 

@@ -36,7 +36,7 @@ def reference(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
         warpers.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         warpers.append(TopPLogitsWarper(params.top_p))
-    return warpers(torch.empty(0), logits).softmax(dim=-1)
+    return warpers(torch.empty(0, dtype=torch.long), logits).softmax(dim=-1)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 4.0, 100.0])

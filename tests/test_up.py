@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -12,11 +12,12 @@ import pytest
 from yarl import URL
 
 from control_plane.partition.manifest import Manifest
-from tests.command_line import RunningCommand, faasmoe, running_command
+from control_plane.up import partition_of
+from tests.command_line import WAIT_SECONDS, faasmoe, running_command
+from tests.tiny_chat_model import EXPERTS
 
 pytest_plugins = "tests.chat_fixtures"
 
-WAIT_SECONDS = 30
 UP = ("--port", 0, "--gateway-port", 0, "--kv-cache-mb", 8)
 ASK = ("prompt", "the cat", "--tenant", "me", "--max-tokens", 12)
 
@@ -28,16 +29,20 @@ def temporary(tmp_path: Path) -> Path:
     return folder
 
 
+def function_processes(partition: Path) -> list[psutil.Process]:
+    """All on this machine that serve a block of the partition, whosever children they are."""
+    mine = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("FAASMOE_PARTITION") == str(partition):
+                mine.append(process)
+    return mine
+
+
 def refuses_connections(url: str) -> bool:
     address = URL(url)
     with socket.socket() as client:
         return client.connect_ex((str(address.host), int(address.port or 0))) != 0
-
-
-def check_nothing_is_left(functions: list[psutil.Process], *urls: str) -> None:
-    _, alive = psutil.wait_procs(functions, WAIT_SECONDS)
-    assert alive == []
-    assert all(refuses_connections(url) for url in urls)
 
 
 def test_up_on_a_checkpoint(chat_checkpoint: Path, tmp_path: Path, temporary: Path) -> None:
@@ -56,11 +61,16 @@ def test_up_on_a_checkpoint(chat_checkpoint: Path, tmp_path: Path, temporary: Pa
         assert all(function["available_replicas"] for function in report["functions"])
         table = faasmoe("status", "--server", server).stdout
         assert all(function["function"] in table for function in report["functions"])
-    # The second time it finds the partition.
+
+
+def test_up_finds_the_partition_that_it_has_made(chat_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
+    said: list[str] = []
+    partition = partition_of(checkpoint, said.append)
+    assert len(said) == 1
     before = (partition / "manifest.json").stat()
-    with running_command("up", checkpoint, *UP, temporary=temporary) as system:
-        server = system.wait_for(r"serving on (\S+);")
-        assert faasmoe(*ASK, "--server", server).stdout == streamed.stdout
+    assert partition_of(checkpoint, said.append) == partition_of(partition, said.append) == partition
+    assert len(said) == 1
     assert (partition / "manifest.json").stat() == before
 
 
@@ -72,56 +82,49 @@ def test_gateway_and_control_plane_apart(chat_partition: Path, temporary: Path) 
         with running_command("serve", chat_partition, *options, temporary=temporary) as control_plane:
             server = control_plane.wait_for(r"serving on (\S+);")
             assert faasmoe(*ASK, "--server", server).exit_code == 0
-            control_plane.process.send_signal(signal.SIGTERM)
-            assert control_plane.process.wait(WAIT_SECONDS) == 0
-            # The functions are the gateway's.
-            functions = gateway.functions()
-            assert len(functions) == len(Manifest.load(chat_partition).blocks)
-        gateway.process.send_signal(signal.SIGINT)
-        assert gateway.process.wait(WAIT_SECONDS) == 0
-        check_nothing_is_left(functions, gateway_url, server)
+            assert control_plane.end() == 0
+        # The functions are the gateway's.
+        assert len(function_processes(chat_partition)) == len(EXPERTS)
+        assert gateway.end() == 0
+    assert function_processes(chat_partition) == []
+    assert all(refuses_connections(url) for url in (gateway_url, server))
     assert not list(temporary.iterdir())
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_outlives_up(chat_partition: Path, temporary: Path, end: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_of_it(chat_partition: Path, temporary: Path, number: signal.Signals) -> None:
     with running_command("up", chat_partition, *UP, temporary=temporary) as system:
         gateway = system.wait_for(r"gateway on (\S+)")
         server = system.wait_for(r"serving on (\S+);")
         assert faasmoe(*ASK, "--server", server).exit_code == 0
-        functions = system.functions()
-        assert len(functions) == len(Manifest.load(chat_partition).blocks)
-        system.process.send_signal(end)
-        assert system.process.wait(WAIT_SECONDS) == (-end if end == signal.SIGKILL else 0)
-        check_nothing_is_left(functions, gateway, server)
-    # Nobody can clean up after a SIGKILL: what is left is a folder without a secret in it.
-    assert not [path for path in temporary.rglob("*") if path.is_file()]
-    if end != signal.SIGKILL:
-        assert not list(temporary.iterdir())
-
-
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_it_starts(chat_partition: Path, temporary: Path, end: signal.Signals) -> None:
-    with running_command("up", chat_partition, *UP, temporary=temporary) as system:
-        gateway = system.wait_for(r"gateway on (\S+)")
-        # Before functions are ready, and before the model is loaded.
-        functions = system.functions()
-        system.process.send_signal(end)
-        assert system.process.wait(WAIT_SECONDS) == 0
-        check_nothing_is_left(functions, gateway)
+        assert len(function_processes(chat_partition)) == len(EXPERTS)
+        assert system.end(number) == 0
+    assert function_processes(chat_partition) == []
+    assert all(refuses_connections(url) for url in (gateway, server))
     assert not list(temporary.iterdir())
 
 
-def test_prompts_under_way_end_with_the_system(chat_partition: Path, temporary: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "number"), [("gateway on", signal.SIGINT), ("deployed 4 functions", signal.SIGTERM)]
+)
+def test_a_signal_while_it_starts(
+    chat_partition: Path, temporary: Path, line: str, number: signal.Signals
+) -> None:
     with running_command("up", chat_partition, *UP, temporary=temporary) as system:
+        system.wait_for(line)
+        assert system.end(number) == 0
+    assert function_processes(chat_partition) == []
+    assert not list(temporary.iterdir())
+
+
+def test_no_function_outlives_a_kill(chat_partition: Path, temporary: Path) -> None:
+    with running_command("up", chat_partition, *UP, temporary=temporary) as system:
+        gateway = system.wait_for(r"gateway on (\S+)")
         server = system.wait_for(r"serving on (\S+);")
-        long = ("prompt", "the cat", "--tenant", "me", "--max-tokens", 4000, "--server", server)
-        with running_command(*long, temporary=temporary) as prompt:
-            assert prompt.process.stdout is not None
-            assert prompt.process.stdout.read(1)
-            functions = system.functions()
-            system.process.send_signal(signal.SIGTERM)
-            assert system.process.wait(WAIT_SECONDS) == 0
-            check_nothing_is_left(functions, server)
-            assert prompt.process.wait(WAIT_SECONDS) == 1
-            assert prompt.wait_for("Error: ")
+        assert faasmoe(*ASK, "--server", server).exit_code == 0
+        functions = function_processes(chat_partition)
+        assert len(functions) == len(EXPERTS)
+        assert system.end(signal.SIGKILL) == -signal.SIGKILL
+        _, alive = psutil.wait_procs(functions, WAIT_SECONDS)
+        assert alive == []
+    assert all(refuses_connections(url) for url in (gateway, server))

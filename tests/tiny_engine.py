@@ -40,6 +40,8 @@ class Reference:
     @classmethod
     def make(cls, folder: Path) -> "Reference":
         """Write the partition below `folder`."""
+        # Threads that wait for each other make `generate` of so small a model far slower.
+        torch.set_num_threads(1)
         model = tiny_model(
             "qwen2_moe", initializer_range=0.2, eos_token_id=None, max_position_embeddings=CONTEXT_LENGTH
         )
@@ -57,11 +59,11 @@ class Reference:
 
 @asynccontextmanager
 async def engine_behind(
-    port: int, reference: Reference, *, deadline: float = 60.0, eos_ids: frozenset[int] = frozenset()
+    gateway: URL, reference: Reference, *, deadline: float = 60.0, eos_ids: frozenset[int] = frozenset()
 ) -> AsyncIterator[Engine]:
-    """An engine whose gateway is, or is not, at a port of this machine; `deadline` of a call in seconds."""
+    """Another engine for the partition, which gives an invocation up after `deadline` seconds."""
     config = ServeConfig(threads=1, kv_cache_mb=1, invocation_deadline=deadline)
-    invoker = build_invoker(URL.build(scheme="http", host="127.0.0.1", port=port), config)
+    invoker = build_invoker(gateway, config)
     runner = build_runner(reference.folder, reference.manifest, invoker, config)
     scheduler = Scheduler(runner.kv_cache, MAX_BATCH_TOKENS, MAX_SEQUENCES)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)

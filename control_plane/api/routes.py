@@ -38,12 +38,7 @@ class Api:
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(
-            middlewares=[json_errors],
-            client_max_size=MAX_BODY_BYTES,
-            # A client that hangs up gives its place in the batch to the next one at once.
-            handler_args={"handler_cancellation": True},
-        )
+        app = web.Application(middlewares=[json_errors], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.post("/v1/chat/completions", self.chat_completions),

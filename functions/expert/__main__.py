@@ -82,8 +82,7 @@ def main() -> int:
         return 1
     function = ExpertFunction(MAX_IN_FLIGHT)
     server = HttpServer(listener, function, MAX_BODY_BYTES)
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: server.stop())
+    _stop_at_signals(server)
     if settings.listen_fd is not None:
         threading.Thread(target=_end_with_supervisor, daemon=True).start()
     # Health and readiness are answered while the block is being mapped.
@@ -103,6 +102,25 @@ def main() -> int:
     )
     serving.join()
     return 0
+
+
+def _stop_at_signals(server: HttpServer) -> None:
+    """Have SIGTERM and SIGINT stop the server.
+
+    A thread waits for them, not a handler: the kernel may hand a signal to any thread, for example one that
+    just starts another, and then nothing wakes the main thread, the only one to run Python's handlers.
+    """
+    arrived, arrival = os.pipe()
+    os.set_blocking(arrival, False)
+    signal.set_wakeup_fd(arrival)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signal_number, lambda *_: None)
+    threading.Thread(target=_stop_after_byte, args=(arrived, server), daemon=True).start()
+
+
+def _stop_after_byte(pipe: int, server: HttpServer) -> None:
+    os.read(pipe, 1)
+    server.stop()
 
 
 def _end_with_supervisor() -> None:

@@ -128,7 +128,7 @@ class _RequestReader:
 
 
 class HttpServer:
-    """Serves `handler` on a listening socket until `stop` is called from a signal handler or a thread."""
+    """Serves `handler` on a listening socket until `stop` is called from another thread."""
 
     def __init__(self, listener: socket.socket, handler: Handler, max_body_bytes: int) -> None:
         self._listener = listener
@@ -154,9 +154,6 @@ class HttpServer:
 
     def stop(self) -> None:
         """Refuse new connections; `serve` returns when the calls in flight are answered."""
-        # A second signal may come within the first one's handler, which holds the semaphore's lock.
-        if self._stopping:
-            return
         self._stopping = True
         # Whatever `serve` waits for: a place for a connection, or one to accept, which only shutdown wakes.
         self._places.release()

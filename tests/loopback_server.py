@@ -1,0 +1,106 @@
+"""A small HTTP server on loopback whose answers a test chooses: a gateway, or a function that misbehaves."""
+
+import select
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+from control_plane.faas.connection import Address
+
+
+class Call(BaseHTTPRequestHandler):
+    """One POST, and the ways to answer it."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: "LoopbackServer"
+    body: bytes
+
+    def do_POST(self) -> None:
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.paths.append(self.path)
+        answers = self.server.answers
+        answer = answers.popleft() if answers else self.server.otherwise
+        answer(self)
+
+    def reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def forward(self, address: Address) -> None:
+        """Pass the call on, and the answer back."""
+        connection = HTTPConnection(address.host, address.port, timeout=30)
+        try:
+            connection.request("POST", "/", self.body)
+            answer = connection.getresponse()
+            self.reply(answer.status, answer.read())
+        finally:
+            connection.close()
+
+    def send_and_hang_up(self, data: bytes) -> None:
+        self.wfile.write(data)
+        self.close_connection = True
+
+    def wait_for_hang_up(self, seconds: float | None = None) -> bool:
+        """Whether the caller has hung up, within `seconds` or at all."""
+        return bool(select.select([self.connection], [], [], seconds)[0])
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: the test reads `paths`."""
+
+
+Answer = Callable[[Call], None]
+
+
+class LoopbackServer(ThreadingHTTPServer):
+    """Gives each of `answers` once, and `otherwise` when they are used up."""
+
+    def __init__(self, otherwise: Answer, *answers: Answer) -> None:
+        super().__init__(("127.0.0.1", 0), Call)
+        self.otherwise = otherwise
+        self.answers = deque(answers)
+        self.paths: list[str] = []
+        self.connections = 0
+
+    @property
+    def address(self) -> Address:
+        return Address("127.0.0.1", self.server_port)
+
+    def get_request(self) -> Any:
+        self.connections += 1
+        return super().get_request()
+
+    def handle_error(self, *_: Any) -> None:
+        """A caller that hangs up before it is answered is what some tests are about."""
+
+
+@contextmanager
+def loopback_server(otherwise: Answer, *answers: Answer) -> Iterator[LoopbackServer]:
+    """Run one for as long as the context lasts."""
+    with LoopbackServer(otherwise, *answers) as server:
+        serving = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+def gateway(routes: Mapping[str, Address]) -> Answer:
+    """Forwards `/function/<name>` to where the function is, as a gateway does; 404 for others."""
+
+    def answer(call: Call) -> None:
+        address = routes.get(call.path.removeprefix("/function/"))
+        if address is None:
+            call.reply(404, b"error finding function\n")
+        else:
+            call.forward(address)
+
+    return answer
