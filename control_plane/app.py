@@ -43,17 +43,22 @@ async def control_plane(
     # Loading takes seconds, in which the event loop may have a gateway to run.
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
     engine = build_engine(partition, runner, invoker, config)
-    codec = TextCodec(load_tokenizer(partition))
+    codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
     async with Gateway.connect(gateway_url, credentials) as gateway:
         status = StatusReporter(manifest, engine, gateway, invoker.statistics)
-        engine.start()
-        try:
-            async with serving(
-                Api(manifest.name, engine, codec, status).app(), config.host, config.port
-            ) as url:
-                yield url
-        finally:
-            await engine.stop()
+        app = Api(manifest.name, engine, codec, status).app()
+        async with serving(app, config.host, config.port) as url, _started(engine):
+            yield url
+
+
+@asynccontextmanager
+async def _started(engine: Engine) -> AsyncIterator[None]:
+    """The engine's thread. It ends before the server does: a stream that it cuts off can still say so."""
+    engine.start()
+    try:
+        yield
+    finally:
+        await engine.stop()
 
 
 def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
@@ -63,14 +68,17 @@ def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
 
 
 def build_runner(partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig) -> ModelRunner:
-    """The dense model and its cache. Raises `PartitionError`, or `ConfigError` if the cache has no page."""
+    """The dense model and its cache. Raises `PartitionError`, or `ConfigError` for an impossible cache."""
     torch.set_num_threads(config.threads or _threads_for(manifest))
     model = load_model(partition, manifest, Dispatcher(manifest, invoker))
     shape = kv_cache_shape(model)
     num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
     if num_pages == 0:
         raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {shape.page_nbytes} bytes")
-    return ModelRunner(model, KVCache(shape, num_pages))
+    try:
+        return ModelRunner(model, KVCache(shape, num_pages))
+    except (MemoryError, RuntimeError) as error:
+        raise ConfigError(f"kv_cache_mb: this machine cannot map {config.kv_cache_mb} MB") from error
 
 
 def build_engine(partition: Path, runner: ModelRunner, invoker: Invoker, config: ServeConfig) -> Engine:

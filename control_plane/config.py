@@ -1,5 +1,6 @@
 """Settings, read once: a YAML file, the command line over it, secrets from files."""
 
+import base64
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -18,6 +19,11 @@ class Credentials:
 
     user: str
     password: str = field(repr=False)
+
+    @property
+    def basic_auth(self) -> str:
+        """The value of the Authorization header."""
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
 
 @dataclass(frozen=True)

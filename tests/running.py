@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from yarl import URL
@@ -41,7 +42,7 @@ class Served:
 
 
 @asynccontextmanager
-async def served(partition: Path, **settings: int) -> AsyncIterator[Served]:
+async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
     """The partition, its functions deployed on an embedded gateway."""
     manifest = Manifest.load(partition)
     config = ServeConfig(threads=1, kv_cache_mb=8, **settings)

@@ -11,8 +11,9 @@ from yarl import URL
 
 from control_plane.app import control_plane
 from control_plane.config import ServeConfig
+from control_plane.partition.partitioner import partition
 from tests.api_server import ApiClient, closed_port, in_thread
-from tests.tiny_chat_model import CONTEXT_LENGTH
+from tests.tiny_chat_model import CONTEXT_LENGTH, GRANULARITY, NAME
 
 pytest_plugins = "tests.chat_fixtures"
 
@@ -22,11 +23,13 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture(scope="module")
-def lonely_api(chat_partition: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
+def lonely_api(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
     """Its gateway is away, and its model has no chat template."""
-    folder = tmp_path_factory.mktemp("untemplated") / "partition"
-    shutil.copytree(chat_partition, folder)
-    (folder / "chat_template.jinja").unlink()
+    parent = tmp_path_factory.mktemp("untemplated")
+    checkpoint = shutil.copytree(chat_checkpoint, parent / NAME)
+    (checkpoint / "chat_template.jinja").unlink()
+    folder = parent / "partition"
+    partition(checkpoint, folder, granularity=GRANULARITY)
     config = ServeConfig(port=0, kv_cache_mb=1, threads=1, invocation_deadline=0.2)
     with closed_port() as port:
         gateway_url = URL.build(scheme="http", host="127.0.0.1", port=port)

@@ -1,6 +1,7 @@
 """What an expert function answers to invocations, held against the model that its experts were cut from."""
 
 import json
+import mmap
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import functions
 from functions.expert.expert_block import ExpertBlock
 from functions.expert.http import Request
 from functions.expert.kernels import Kernel
+from functions.expert.residency import Residency
 from functions.expert.server import ExpertFunction
 from functions.expert.wire import Invocation, InvocationResult
 from tests.conftest import StartFunction
@@ -141,6 +143,14 @@ def test_an_answer_says_what_was_cold_and_what_is_in_memory(
         "resident_experts": 4,
         "resident_bytes": 4 * size,
     }
+
+
+def test_an_expert_may_begin_within_a_page() -> None:
+    """As it does on boards whose pages are larger than the 4 KB to which partitions align experts."""
+    with mmap.mmap(-1, 3 * mmap.PAGESIZE) as mapped:
+        residency = Residency(mapped, expert_nbytes=mmap.PAGESIZE)
+        assert residency.ensure([100, mmap.PAGESIZE + 100]) == 2
+        assert residency.resident_bytes == 2 * mmap.PAGESIZE
 
 
 def test_an_answer_says_which_process_gave_it_and_where(

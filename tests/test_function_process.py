@@ -89,7 +89,7 @@ def test_a_damaged_partition_gives_one_clear_line(
         ("FAASMOE_THREADS", "0"),
         ("FAASMOE_THREADS", "65"),
         ("FAASMOE_LISTEN_FD", "-1"),
-        ("FAASMOE_HOST", "no.such.host.invalid"),
+        ("FAASMOE_HOST", "192.0.2.1"),
     ],
 )
 def test_a_setting_without_sense_gives_one_clear_line(tiny: TinyPartition, variable: str, value: str) -> None:
@@ -197,8 +197,12 @@ def test_the_call_in_flight_is_answered_before_it_ends(
 
 def tiled(call: Invocation, times: int) -> Invocation:
     """The same rows again and again."""
-    names = ("hidden_states", "expert_index", "expert_weight")
-    return replace(call, **{name: np.tile(getattr(call, name), (times, 1)) for name in names})
+    return replace(
+        call,
+        hidden_states=np.tile(call.hidden_states, (times, 1)),
+        expert_index=np.tile(call.expert_index, (times, 1)),
+        expert_weight=np.tile(call.expert_weight, (times, 1)),
+    )
 
 
 def wait_until_refused(function: ExpertProcess) -> None:

@@ -196,7 +196,7 @@ def test_what_stands_at_a_functions_old_address_does_not_matter(target: Target, 
             assert invoker.statistics[target.name].retries == 1
 
 
-@pytest.mark.parametrize("address", ["a..b:80", "no.such.host.invalid:80", "127.0.0.1:1"])
+@pytest.mark.parametrize("address", ["a..b:80", "127.0.0.1:1"])
 def test_an_address_that_leads_nowhere_is_left_for_the_gateway(target: Target, address: str) -> None:
     first = plain(200, body_of(replace(RESULT, address=address)))
     with loopback_server(target.good, first) as gateway, invoker_of(gateway.address) as invoker:

@@ -27,6 +27,7 @@ class FunctionKiller:
     Counting tokens rather than seconds lets the work go on, however long this machine takes for a restart.
     """
 
+    partition: Path
     kills: int = 0
     _random: random.Random = field(default_factory=lambda: random.Random(0))
     _tokens_to_go: int = 1
@@ -35,17 +36,17 @@ class FunctionKiller:
         """A token has come; the next ones are being computed meanwhile."""
         self._tokens_to_go -= 1
         if not self._tokens_to_go:
-            self._random.choice(function_processes()).kill()
+            self._random.choice(function_processes(self.partition)).kill()
             self.kills += 1
             self._tokens_to_go = self._random.randint(1, 60)
 
 
-def function_processes() -> list[psutil.Process]:
-    """Those of this process that are alive."""
+def function_processes(partition: Path) -> list[psutil.Process]:
+    """Those of this process that are alive and serve the partition: a fixture may have others."""
     alive = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            if "functions.expert" in child.cmdline():
+            if child.environ().get("FAASMOE_PARTITION") == str(partition):
                 alive.append(child)
     return alive
 
@@ -77,7 +78,7 @@ async def test_killing_functions_changes_no_answer(chat_partition: Path) -> None
     async with served(chat_partition) as system:
         undisturbed = await answer_all(system.engine, on_token=lambda: None)
         assert all(undisturbed)
-        killer = FunctionKiller()
+        killer = FunctionKiller(chat_partition)
         assert await answer_all(system.engine, killer.count_token) == undisturbed
         assert killer.kills >= 20
         assert system.engine.status() == EngineStatus(running=0, waiting=0, kv_cache_used=0.0)

@@ -115,8 +115,8 @@ class Api:
 
     def _sequence(self, asked: openai.GenerationRequest) -> Sequence:
         token_ids = self.codec.encode(asked)
-        room = self.engine.context_length - len(token_ids)
-        # A chat without a limit may go on to the end of the context.
+        room = self.engine.max_length - len(token_ids)
+        # A chat without a limit may go on as long as there is room.
         max_tokens = asked.max_tokens if asked.max_tokens is not None else max(room, 1)
         return Sequence(
             f"cmpl-{secrets.token_hex(12)}", asked.tenant, token_ids, asked.sampling_params(max_tokens)

@@ -17,6 +17,8 @@ class TextCodec:
     """A model's tokenizer and chat template."""
 
     tokenizer: PreTrainedTokenizerBase
+    vocab_size: int
+    """Tokens that the model knows; a tokenizer may have more."""
 
     def encode(self, request: GenerationRequest) -> list[int]:
         """The prompt's tokens. Raises `BadRequest` for one that has none, or ids the model does not know."""
@@ -26,9 +28,11 @@ class TextCodec:
         elif isinstance(prompt, str):
             token_ids = self.tokenizer.encode(_unicode(prompt))
         else:
-            token_ids = self._known_tokens(prompt)
+            token_ids = prompt
         if not token_ids:
             raise BadRequest("prompt: it is empty", "prompt")
+        if not all(0 <= token < self.vocab_size for token in token_ids):
+            raise BadRequest(f"prompt: token ids must be from 0 to {self.vocab_size - 1}", "prompt")
         return token_ids
 
     def _chat_tokens(self, chat: Chat) -> list[int]:
@@ -42,12 +46,6 @@ class TextCodec:
             raise BadRequest(f"messages: the chat template refuses them: {error}", "messages") from error
         # The template writes the special tokens itself.
         return self.tokenizer.encode(_unicode(str(text)), add_special_tokens=False)
-
-    def _known_tokens(self, token_ids: list[int]) -> list[int]:
-        size = len(self.tokenizer)
-        if not all(0 <= token < size for token in token_ids):
-            raise BadRequest(f"prompt: token ids must be from 0 to {size - 1}", "prompt")
-        return token_ids
 
     def decoder(self) -> "TextDecoder":
         """A decoder for one answer."""

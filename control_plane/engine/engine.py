@@ -77,6 +77,11 @@ class Engine:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
+    @property
+    def max_length(self) -> int:
+        """The longest sequence that can run: what both the context and the KV cache hold."""
+        return min(self.context_length, self._scheduler.kv_cache.num_tokens)
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()

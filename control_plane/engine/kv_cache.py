@@ -66,6 +66,11 @@ class KVCache:
         """Pages that no sequence holds."""
         return len(self._free)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all pages hold."""
+        return self.num_pages * self.shape.page_size
+
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold this many tokens."""
         return -(-num_tokens // self.shape.page_size)

@@ -27,6 +27,8 @@ from control_plane.engine.remote_experts import REPLACEMENTS, RemoteExperts
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.manifest import Manifest
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
 _TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -35,7 +37,7 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
 
     Its weights are mapped from the file: they are read when they are used, and shared between processes.
     """
-    manifest.dense.verify(partition)
+    manifest.verify_dense(partition)
     attention.register()
     disable_progress_bar()
     try:
@@ -63,6 +65,9 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
 
 def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
     """The model's tokenizer, as it was beside the checkpoint. Raises `PartitionError`."""
+    # transformers makes one up where there is none.
+    if not any((partition / name).exists() for name in TOKENIZER_FILES):
+        raise PartitionError(f"{partition} has no tokenizer: {' or '.join(TOKENIZER_FILES)}")
     try:
         return AutoTokenizer.from_pretrained(partition)
     except (OSError, ValueError) as error:

@@ -23,10 +23,10 @@ class Gateway:
     @asynccontextmanager
     async def connect(cls, url: URL, credentials: Credentials | None) -> AsyncIterator["Gateway"]:
         """A client whose connections are closed at the end of the context."""
-        auth = aiohttp.BasicAuth(credentials.user, credentials.password) if credentials else None
+        headers = {"Authorization": credentials.basic_auth} if credentials else None
         # A deployment may have to start a process or pull an image before it is answered.
         timeout = aiohttp.ClientTimeout(total=120, connect=5)
-        async with aiohttp.ClientSession(auth=auth, timeout=timeout) as session:
+        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
             yield cls(url, session)
 
     async def deploy(self, deployment: FunctionDeployment) -> None:

@@ -1,0 +1,73 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+DEFAULT_GATEWAY = "http://127.0.0.1:8080"
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+PARTITION = click.Path(exists=True, file_okay=False, path_type=Path)
+PORT = click.IntRange(0, 65535)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def gateway_options(command: Command) -> Command:
+    """Where the gateway is, and who we are there."""
+    options = [
+        click.option(
+            "--gateway",
+            "gateway_url",
+            default=DEFAULT_GATEWAY,
+            envvar="OPENFAAS_URL",
+            show_default=True,
+            show_envvar=True,
+            help="Address of the OpenFaaS gateway.",
+        ),
+        click.option(
+            "--gateway-user", default="admin", show_default=True, help="User for the gateway's basic auth."
+        ),
+        click.option(
+            "--gateway-password-file",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="File with the gateway's password; without it, calls go without basic auth.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def serve_options(command: Command) -> Command:
+    """The control plane's own settings; None leaves them to the config file or the default."""
+    options = [
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="YAML file with settings; options given here override it.",
+        ),
+        click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
+        click.option("--port", type=int, help="Port to listen on.  [default: 8000]"),
+        click.option("--kv-cache-mb", type=int, help="Most memory for keys and values.  [default: 512]"),
+        click.option(
+            "--threads", type=int, help="Compute threads of the dense part.  [default: by the model's size]"
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def server_option(command: Command) -> Command:
+    """Where the control plane is."""
+    return click.option(
+        "--server",
+        default=DEFAULT_SERVER,
+        envvar="FAASMOE_URL",
+        show_default=True,
+        show_envvar=True,
+        help="Address of the control plane.",
+    )(command)

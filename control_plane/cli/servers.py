@@ -1,0 +1,112 @@
+"""`faasmoe gateway`, `deploy`, `serve` and `up`: what runs."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from control_plane.cli.options import PARTITION, PORT, gateway_options, serve_options
+from control_plane.cli.signals import serve_until_signal, sigterm_exits
+
+
+@click.command()
+@click.argument("partition", type=PARTITION)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=PORT, default=8080, show_default=True, help="Port to listen on; 0 takes a free one."
+)
+@click.option("--user", default="admin", show_default=True, help="User for basic auth.")
+@click.option(
+    "--password-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File with the password that /system calls need; without it they need none.",
+)
+@click.option(
+    "--idle-after",
+    type=click.FloatRange(0),
+    default=900.0,
+    show_default=True,
+    help="Seconds without a call before a function goes to zero.",
+)
+def gateway(
+    partition: Path, host: str, port: int, user: str, password_file: Path | None, idle_after: float
+) -> None:
+    """Run the embedded gateway: the OpenFaaS API over functions of the PARTITION folder, as processes.
+
+    faas-cli speaks to it as to any other gateway. It has one image, that of this partition. Functions
+    live as long as the gateway does.
+    """
+    from control_plane.config import read_credentials
+    from control_plane.faas.embedded import embedded_gateway
+
+    credentials = read_credentials(user, password_file)
+    serve_until_signal("gateway", embedded_gateway(partition, host, port, credentials, idle_after))
+
+
+@click.command()
+@click.argument("partition", type=PARTITION)
+@gateway_options
+def deploy(partition: Path, gateway_url: str, gateway_user: str, gateway_password_file: Path | None) -> None:
+    """Deploy the functions of the PARTITION folder to a gateway; again, and it updates them."""
+    from control_plane.config import parse_url, read_credentials
+    from control_plane.deployment import deploy_all
+    from control_plane.faas.gateway import Gateway
+    from control_plane.partition.manifest import Manifest
+
+    async def run() -> None:
+        manifest = Manifest.load(partition)
+        credentials = read_credentials(gateway_user, gateway_password_file)
+        async with Gateway.connect(parse_url(gateway_url), credentials) as client:
+            async for name in deploy_all(manifest, client):
+                click.echo(f"deployed {name}")
+
+    asyncio.run(run())
+
+
+@click.command()
+@click.argument("partition", type=PARTITION)
+@gateway_options
+@serve_options
+def serve(
+    partition: Path,
+    gateway_url: str,
+    gateway_user: str,
+    gateway_password_file: Path | None,
+    config_file: Path | None,
+    **overrides: Any,
+) -> None:
+    """Serve the model of the PARTITION folder, whose functions are deployed on a gateway.
+
+    The API is OpenAI's, on http://HOST:PORT/v1.
+    """
+    from control_plane.app import control_plane
+    from control_plane.config import ServeConfig, parse_url, read_credentials
+
+    config = ServeConfig.load(config_file, overrides)
+    credentials = read_credentials(gateway_user, gateway_password_file)
+    serve_until_signal("serving", control_plane(partition, config, parse_url(gateway_url), credentials))
+
+
+@click.command()
+@click.argument("model", type=PARTITION)
+@serve_options
+@click.option(
+    "--gateway-port",
+    type=PORT,
+    default=8080,
+    show_default=True,
+    help="Port of the gateway; 0 takes a free one.",
+)
+def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: Any) -> None:
+    """Run everything for MODEL, until Ctrl-C: gateway, functions and control plane.
+
+    MODEL is a partition, or a checkpoint, which is then partitioned beside it into MODEL.faasmoe.
+    """
+    from control_plane.config import ServeConfig
+    from control_plane.up import partition_of, running
+
+    config = ServeConfig.load(config_file, overrides)
+    with sigterm_exits():
+        folder = partition_of(model, click.echo)
+    serve_until_signal("serving", running(folder, config, gateway_port, click.echo))
