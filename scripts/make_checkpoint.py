@@ -3,7 +3,7 @@
     python scripts/make_checkpoint.py --shape qwen1.5-moe-a2.7b --layers 3 --out /path/to/checkpoint
 
 It streams: memory stays at a few megabytes beside transformers' own. The names are those of the published
-checkpoints, one tensor per expert and matrix. There is no tokenizer.
+checkpoints, one tensor per expert and matrix. The tokenizer takes a byte for a token.
 """
 
 import argparse
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from control_plane.partition.families import FAMILIES, Family
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
@@ -71,7 +72,17 @@ def main() -> None:
     model.config.architectures = [type(model).__name__]
     arguments.out.mkdir()
     model.config.save_pretrained(arguments.out)
+    byte_tokenizer().save_pretrained(arguments.out)
     write_weights(model, arguments.out / "model.safetensors", arguments.seed)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Text as its UTF-8 bytes: any will do for random weights."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def write_weights(model: PreTrainedModel, path: Path, seed: int) -> None:

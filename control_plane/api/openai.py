@@ -172,7 +172,8 @@ class CompletionFormat:
 
     def chunk(self, text: str, finish_reason: FinishReason | None = None) -> dict[str, Any]:
         """One event of a stream."""
-        delta = {"role": "assistant", "content": text} if text else {}
+        ends_without_text = finish_reason and not text
+        delta = {} if ends_without_text else {"role": "assistant", "content": text}
         content: dict[str, Any] = {"delta": delta} if self.is_chat else {"text": text}
         return self._body(self._chunk_name, [self._choice(content, finish_reason)])
 

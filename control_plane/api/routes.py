@@ -109,8 +109,8 @@ class Api:
     async def _pieces(self, stream: TokenStream) -> AsyncIterator[Piece]:
         decoder = self.codec.decoder()
         async for token in stream:
-            if text := decoder.add(token):
-                yield Piece(text)
+            # One for each token, also where its text is held back: clients time them.
+            yield Piece(decoder.add(token))
         yield Piece(decoder.finish(), stream.sequence.finish_reason)
 
     def _sequence(self, asked: openai.GenerationRequest) -> Sequence:

@@ -37,7 +37,10 @@ class TextCodec:
 
     def _chat_tokens(self, chat: Chat) -> list[int]:
         if not self.tokenizer.chat_template:
-            raise BadRequest("messages: this model has no chat template; use /v1/completions", "messages")
+            raise BadRequest(
+                "messages: this model has no chat template; use /v1/completions, or `faasmoe prompt --raw`",
+                "messages",
+            )
         try:
             text = self.tokenizer.apply_chat_template(
                 chat.messages, add_generation_prompt=True, tokenize=False
