@@ -298,8 +298,8 @@ def test_existing_folder_is_left_as_it_is(checkpoint: Path) -> None:
 
 
 def test_folder_that_cannot_be_made(checkpoint: Path) -> None:
-    with pytest.raises(PartitionError, match=r"cannot write .*No such file or directory"):
-        partition(checkpoint, checkpoint.parent / "not" / "there")
+    with pytest.raises(PartitionError, match=r"cannot write .*Not a directory"):
+        partition(checkpoint, checkpoint / "config.json" / "below-a-file")
 
 
 def test_too_little_disk_space(checkpoint: Path) -> None:

@@ -153,6 +153,16 @@ def test_image_has_what_the_functions_import(manifest: Manifest) -> None:
     )
 
 
+def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:
+    """`make stack` writes them anew."""
+    demo = partition(ROOT / "models" / "demo", tmp_path / "demo")
+    assert (ROOT / "stack.yml").read_text() == stack_yaml(demo, "http://127.0.0.1:8080", "./partitions/demo")
+    write_template(demo, tmp_path)
+    for name in ("template.yml", "Dockerfile", ".dockerignore"):
+        file = Path("template", TEMPLATE, name)
+        assert (ROOT / file).read_text() == (tmp_path / file).read_text()
+
+
 def copied(text: str) -> list[str]:
     """The sources of the Dockerfile's single copies from the context."""
     return re.findall(r"^COPY (?:--chown=\S+ )?(?!--)(\S+) \S+$", text, re.MULTILINE)

@@ -21,7 +21,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
         raise PartitionError(f"{target} exists already: remove it, or choose another folder")
     partial = target.parent / f".{target.name}.partial"
     try:
-        partial.mkdir(exist_ok=True)
+        partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
             try:
                 _empty(partial)
