@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from control_plane.errors import BadRequest, FaaSMoEError
+from control_plane.http import connection_problem
 
 
 @dataclass(frozen=True)
@@ -128,4 +129,4 @@ class Client:
         raise BadRequest(message) if answer.status == 400 else FaaSMoEError(message)
 
     def _away(self, error: Exception) -> FaaSMoEError:
-        return FaaSMoEError(f"no FaaSMoE control plane answers at {self._url}: {error}")
+        return FaaSMoEError(f"no FaaSMoE control plane answers at {self._url}: {connection_problem(error)}")

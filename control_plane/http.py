@@ -1,8 +1,10 @@
-"""Runs an aiohttp application on an address."""
+"""Runs an aiohttp application on an address; says why one cannot be reached."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import aiohttp
 from aiohttp import web
 from yarl import URL
 
@@ -28,7 +30,19 @@ async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[U
         try:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+            raise ConfigError(f"cannot listen on {host}:{port}: {_os_problem(error)}") from error
         yield URL.build(scheme="http", host=host, port=runner.addresses[0][1])
     finally:
         await runner.cleanup()
+
+
+def connection_problem(error: Exception) -> str:
+    """Why a request had no answer, in a few words: aiohttp's own are for its developers."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _os_problem(error.os_error)
+    return str(error) or type(error).__name__
+
+
+def _os_problem(error: OSError) -> str:
+    """The system's own word, without what libraries put around it; negative numbers are the resolver's."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

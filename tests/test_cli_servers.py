@@ -76,7 +76,7 @@ def test_a_port_in_use(chat_partition: Path, port_in_use: int, command: str) -> 
     options = ["--gateway-port", 0] if command == "up" else []
     message = error_line(faasmoe(command, chat_partition, "--port", port_in_use, *options))
     assert message.startswith(f"cannot listen on 127.0.0.1:{port_in_use}: ")
-    assert message.endswith("address already in use")
+    assert message.endswith("Address already in use")
     assert psutil.Process().children() == before
 
 

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from control_plane.engine import attention
 from control_plane.engine.dispatcher import Dispatcher
@@ -40,6 +40,7 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
     manifest.verify_dense(partition)
     attention.register()
     disable_progress_bar()
+    set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(partition)
         with _patched(manifest.model_type):

@@ -10,6 +10,7 @@ from yarl import URL
 from control_plane.config import Credentials
 from control_plane.errors import FunctionNotFound, GatewayError
 from control_plane.faas.types import FunctionDeployment, FunctionStatus, ScaleServiceRequest
+from control_plane.http import connection_problem
 
 
 class Gateway:
@@ -60,7 +61,9 @@ class Gateway:
                     raise self._error(answer.status, (await answer.text()).strip()[:500])
                 return await answer.json() if answer.content_type == "application/json" else None
         except (aiohttp.ClientError, ValueError) as error:
-            raise GatewayError(f"no OpenFaaS gateway answers at {self.url}: {error}") from error
+            raise GatewayError(
+                f"no OpenFaaS gateway answers at {self.url}: {connection_problem(error)}"
+            ) from error
         except TimeoutError as error:
             raise GatewayError(f"the gateway at {self.url} did not answer in time") from error
 
