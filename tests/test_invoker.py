@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -67,6 +67,15 @@ def test_the_first_call_goes_through_the_gateway_and_the_next_ones_straight(site
     for seed in range(5):
         site.invoke((name, site.tiny.invocation(name, seed % 3, seed=seed)))
     assert site.gateway.paths == [f"/function/{name}"]
+    assert site.invoker.statistics[name].retries == 0
+
+
+def test_the_gateway_gets_a_call_now_and_then(site: Site) -> None:
+    name = site.tiny.functions[0]
+    site.invoker.policy = replace(POLICY, gateway_interval=0.1)
+    while len(site.gateway.paths) < 3:
+        site.invoke((name, site.tiny.invocation(name)))
+    assert site.invoker.usage.invocations >= 3
     assert site.invoker.statistics[name].retries == 0
 
 

@@ -161,6 +161,17 @@ def test_a_failure_that_lasts_is_named(target: Target, case: str) -> None:
         assert invoker.usage.invocations == 0
 
 
+def test_a_gateway_that_goes_away_does_not_matter_while_the_function_is_there(target: Target) -> None:
+    policy = replace(PATIENT, gateway_interval=0.1)
+    with (
+        loopback_server(status(503, "starting"), target.good) as gateway,
+        invoker_of(gateway.address, policy) as invoker,
+    ):
+        while len(gateway.paths) < 2:
+            target.check(invoker)
+        assert invoker.statistics[target.name].retries >= 1
+
+
 def test_attempts_end_with_the_deadline(target: Target) -> None:
     policy = InvocationPolicy(attempt_timeout=0.2, deadline=0.5, first_backoff=0.01, max_backoff=0.02)
     with loopback_server(status(503, "starting")) as gateway, invoker_of(gateway.address, policy) as invoker:
