@@ -1,6 +1,6 @@
 # What a person runs is what CI runs. `make demo` to try it, `make test` and `make check` before a commit.
 VENV ?= .venv
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
 KERNEL := $(wildcard functions/expert/kernels/*.c functions/expert/kernels/*.h)
 
@@ -11,6 +11,7 @@ setup: $(VENV)/installed
 $(VENV)/installed: setup.cfg setup.py pyproject.toml $(KERNEL)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -c "from functions.expert.kernels import load_kernel; print('expert kernel:', load_kernel().name)"
 	touch $@
 
 demo: setup  ## three tenants' prompts through the bundled model's expert functions

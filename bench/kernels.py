@@ -150,6 +150,8 @@ def verdicts(results: Results) -> list[str]:
 
 
 def main() -> None:
+    if load_kernel().name == "numpy":
+        raise SystemExit("there is no compiled kernel to measure: install a C compiler, then `make setup`")
     torch.set_num_threads(1)
     print(f"One expert of {HIDDEN_SIZE} x {INTERMEDIATE_SIZE}, one thread, medians of {ROUNDS} rounds")
     print(

@@ -8,8 +8,8 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.stack import deployments
 
 
-async def deploy_all(manifest: Manifest, gateway: Gateway) -> AsyncIterator[str]:
+async def deploy_all(manifest: Manifest, gateway: Gateway, image_prefix: str = "") -> AsyncIterator[str]:
     """Create or update each function; yields its name when that is done. Raises `GatewayError`."""
-    for deployment in map(FunctionDeployment.from_json, deployments(manifest)):
+    for deployment in map(FunctionDeployment.from_json, deployments(manifest, image_prefix)):
         await gateway.deploy(deployment)
         yield deployment.service

@@ -9,6 +9,7 @@ from yarl import URL
 from control_plane.app import control_plane
 from control_plane.config import ServeConfig
 from control_plane.deployment import deploy_all
+from control_plane.errors import PartitionError
 from control_plane.faas.embedded import embedded_gateway
 from control_plane.faas.gateway import Gateway
 from control_plane.partition.manifest import MANIFEST_FILE, Manifest
@@ -42,7 +43,16 @@ def partition_of(model: Path, say: Callable[[str], object]) -> Path:
     if (model / MANIFEST_FILE).exists():
         return model
     folder = model.absolute().with_name(model.absolute().name + ".faasmoe")
+    if folder.exists() and _newest(model) > (folder / MANIFEST_FILE).stat().st_mtime:
+        raise PartitionError(
+            f"{model} has changed since {folder} was made of it: remove that to have it made anew"
+        )
     if not folder.exists():
         say(f"partitioning {model} into {folder}")
         partition(model, folder)
     return folder
+
+
+def _newest(model: Path) -> float:
+    """When the checkpoint's files changed last."""
+    return max((path.stat().st_mtime for path in model.iterdir()), default=0.0)

@@ -215,6 +215,19 @@ def test_an_address_that_leads_nowhere_is_left_for_the_gateway(target: Target, a
         target.check(invoker)
 
 
+def test_an_address_that_swallows_connections_is_tried_once(target: Target) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, socket.socket() as queued:
+        queued.connect(deaf.getsockname())  # takes the only place: the next connection waits for one
+        unreachable = Address(*deaf.getsockname())
+        answer = plain(200, body_of(replace(RESULT, address=str(unreachable))))
+        policy = replace(PATIENT, connect_timeout=0.1)
+        with loopback_server(answer) as gateway, invoker_of(gateway.address, policy) as invoker:
+            for _ in range(4):
+                target.invoke(invoker)
+            assert invoker.statistics[target.name].retries == 1
+            assert len(gateway.paths) == 4
+
+
 def test_only_what_failed_is_invoked_again(target: Target) -> None:
     invocations = {"a": target.invocation, "b": target.invocation, "c": target.invocation}
 

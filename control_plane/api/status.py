@@ -9,7 +9,7 @@ import psutil
 from control_plane.engine.engine import Engine
 from control_plane.errors import GatewayError
 from control_plane.faas.gateway import Gateway
-from control_plane.faas.invoker import FunctionStatistics
+from control_plane.faas.statistics import FunctionStatistics
 from control_plane.faas.types import FunctionStatus
 from control_plane.partition.manifest import Manifest
 

@@ -37,8 +37,9 @@ def main() -> None:
     \b
     On a box with faasd, or any OpenFaaS gateway:
       faasmoe partition MODEL_DIR OUT_DIR
-      faasmoe deploy OUT_DIR --gateway http://127.0.0.1:8080
-      faasmoe serve OUT_DIR --gateway http://127.0.0.1:8080
+      faasmoe stack OUT_DIR -o stack.yml --image-prefix REGISTRY/
+      faas-cli up -f stack.yml
+      faasmoe serve OUT_DIR --gateway URL --gateway-password-file FILE
     """
     # torch's idle threads would spin, on the cores that the expert functions need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -40,6 +40,14 @@ def gateway_options(command: Command) -> Command:
     return command
 
 
+image_prefix_option = click.option(
+    "--image-prefix",
+    default="",
+    metavar="REGISTRY/",
+    help="Registry that the image is in, such as host:5000/.",
+)
+
+
 def serve_options(command: Command) -> Command:
     """The control plane's own settings; None leaves them to the config file or the default."""
     options = [

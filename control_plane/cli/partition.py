@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from control_plane.cli.options import DEFAULT_GATEWAY, PARTITION
+from control_plane.cli.options import DEFAULT_GATEWAY, PARTITION, image_prefix_option
 from control_plane.cli.signals import sigterm_exits
 
 
@@ -87,7 +87,8 @@ def verify(partition: Path) -> None:
     help="File to write.  [default: stdout]",
 )
 @click.option("--gateway", default=DEFAULT_GATEWAY, show_default=True, help="Gateway to name in the file.")
-def stack(partition: Path, output: Path | None, gateway: str) -> None:
+@image_prefix_option
+def stack(partition: Path, output: Path | None, gateway: str, image_prefix: str) -> None:
     """Write the stack.yml with which faas-cli builds and deploys the PARTITION folder.
 
     With -o, what faas-cli needs beside it is written, too: template/faasmoe-expert, whose Dockerfile has one
@@ -99,7 +100,7 @@ def stack(partition: Path, output: Path | None, gateway: str) -> None:
 
     manifest = Manifest.load(partition)
     folder = output.absolute().parent if output else Path.cwd()
-    text = stack_yaml(manifest, gateway, f"./{os.path.relpath(partition, folder)}")
+    text = stack_yaml(manifest, gateway, f"./{os.path.relpath(partition, folder)}", image_prefix)
     if output is None:
         click.echo(text, nl=False)
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from control_plane.cli.options import PARTITION, PORT, gateway_options, serve_options
+from control_plane.cli.options import PARTITION, PORT, gateway_options, image_prefix_option, serve_options
 from control_plane.cli.signals import serve_until_signal, sigterm_exits
 
 
@@ -47,7 +47,14 @@ def gateway(
 @click.command()
 @click.argument("partition", type=PARTITION)
 @gateway_options
-def deploy(partition: Path, gateway_url: str, gateway_user: str, gateway_password_file: Path | None) -> None:
+@image_prefix_option
+def deploy(
+    partition: Path,
+    gateway_url: str,
+    gateway_user: str,
+    gateway_password_file: Path | None,
+    image_prefix: str,
+) -> None:
     """Deploy the functions of the PARTITION folder to a gateway; again, and it updates them."""
     from control_plane.config import parse_url, read_credentials
     from control_plane.deployment import deploy_all
@@ -58,7 +65,7 @@ def deploy(partition: Path, gateway_url: str, gateway_user: str, gateway_passwor
         manifest = Manifest.load(partition)
         credentials = read_credentials(gateway_user, gateway_password_file)
         async with Gateway.connect(parse_url(gateway_url), credentials) as client:
-            async for name in deploy_all(manifest, client):
+            async for name in deploy_all(manifest, client, image_prefix):
                 click.echo(f"deployed {name}")
 
     asyncio.run(run())

@@ -21,6 +21,10 @@ class ConnectionLost(Exception):
     """The peer could not be reached, hung up, or spoke something other than HTTP."""
 
 
+class ConnectTimeout(ConnectionLost):
+    """The peer has neither taken nor refused a connection."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where a function or a gateway listens."""
@@ -75,12 +79,14 @@ class Connection:
     """Sends one request and receives its answer, again and again. Every wait ends by the deadline."""
 
     def __init__(self, address: Address, deadline: float) -> None:
-        """Connect; `deadline` is on time.monotonic()'s clock. Raises `ConnectionLost`."""
+        """Connect by `deadline`, of time.monotonic(). Raises `ConnectionLost`, or `ConnectTimeout`."""
         self.address = address
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self.reusable = False
         try:
             self._socket = socket.create_connection((address.host, address.port), _left(deadline))
+        except TimeoutError as error:
+            raise ConnectTimeout(f"cannot connect to {address}: it does not answer") from error
         except (OSError, UnicodeError) as error:  # the latter for a host that can be no name
             raise ConnectionLost(f"cannot connect to {address}: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -19,8 +19,10 @@ from control_plane.errors import (
     InvocationTimeout,
     ProtocolError,
 )
-from control_plane.faas.connection import Address, Answer, Connection, ConnectionLost
+from control_plane.faas.address_book import AddressBook
+from control_plane.faas.connection import Address, Answer, Connection, ConnectionLost, ConnectTimeout
 from control_plane.faas.invocation import ExpertUsage
+from control_plane.faas.statistics import FunctionStatistics
 from functions.expert.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
 
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -34,57 +36,13 @@ class InvocationPolicy:
     deadline: float = 60.0
     first_backoff: float = 0.05
     max_backoff: float = 2.0
+    connect_timeout: float = 3.0
     gateway_interval: float = 60.0
-    """One call in this time goes through the gateway, which sees no other: else it would take a busy function
-    for an idle one."""
+    """As in `AddressBook`."""
 
     def backoff(self, attempt: int) -> float:
         """The wait before attempt number `attempt` (from 1): doubling, with jitter so that callers spread."""
         return min(self.max_backoff, self.first_backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-
-
-@dataclass
-class FunctionStatistics:
-    """What has been asked of one function, as the caller sees it."""
-
-    invocations: int = 0
-    rows: int = 0
-    retries: int = 0
-    cold_starts: int = 0
-    cold_experts: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    seconds: float = 0.0
-    """The function's own compute time."""
-    last_call: float = 0.0
-    """time.time() of the last answer."""
-    resident_experts: int = 0
-    resident_bytes: int = 0
-    instance: str = ""
-
-    def record(self, sent: int, received: int, result: InvocationResult) -> ExpertUsage:
-        """Count one answered invocation; returns what it has cost."""
-        cold_start = result.instance != self.instance
-        self.invocations += 1
-        self.rows += len(result.output)
-        self.bytes_sent += sent
-        self.bytes_received += received
-        self.cold_starts += cold_start
-        self.instance = result.instance
-        self.cold_experts += result.cold_experts
-        self.resident_experts = result.resident_experts
-        self.resident_bytes = result.resident_bytes
-        self.seconds += result.seconds
-        self.last_call = time.time()
-        return ExpertUsage(1, int(cold_start), result.cold_experts, sent + received, result.seconds)
-
-
-@dataclass
-class _KnownAddress:
-    """Where a function was reached last, and when a call last went through the gateway."""
-
-    address: Address
-    through_gateway: float
 
 
 @dataclass
@@ -108,10 +66,13 @@ class Invoker:
     policy: InvocationPolicy = field(default_factory=InvocationPolicy)
     statistics: dict[str, FunctionStatistics] = field(default_factory=dict)
     usage: ExpertUsage = field(default_factory=ExpertUsage)
-    _addresses: dict[str, _KnownAddress] = field(default_factory=dict)
+    _addresses: AddressBook = field(init=False)
     _idle: dict[Address, list[Connection]] = field(default_factory=dict)
     _in_flight: Sequence[_Call] = ()
     _aborted: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._addresses = AddressBook(self.policy.gateway_interval)
 
     def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
         """Send one invocation to each function; the returned call waits for all answers.
@@ -176,14 +137,14 @@ class Invoker:
                 self._failed(call, FunctionUnavailable(f"function {call.function}: {error}"))
 
     def _send(self, call: _Call, deadline: float) -> None:
-        known = self._addresses.get(call.function)
-        now = time.monotonic()
-        call.direct = known is not None and now - known.through_gateway < self.policy.gateway_interval
-        if known and not call.direct:
-            # Whatever becomes of this attempt, the next is direct: it may be the gateway that is away.
-            known.through_gateway = now
-        address = known.address if known and call.direct else self.gateway
-        call.connection = self._connection(address, deadline)
+        own = self._addresses.direct(call.function, time.monotonic())
+        call.direct = own is not None
+        try:
+            call.connection = self._connection(own or self.gateway, deadline)
+        except ConnectTimeout:
+            if own:
+                self._addresses.avoid(own, time.monotonic())
+            raise
         # Only now: `abort` ends the waits of the connections that it sees, and of none that come later.
         if self._aborted.is_set():
             raise ConnectionLost("aborted")
@@ -220,7 +181,7 @@ class Invoker:
             return
         call.result = result
         if not call.direct:
-            self._addresses[call.function] = _KnownAddress(address, time.monotonic())
+            self._addresses.learn(call.function, address, time.monotonic())
         sent = sum(len(part) for part in call.body)
         self.usage += self._statistics(call.function).record(sent, len(answer.body), result)
         self._release(call)
@@ -242,7 +203,7 @@ class Invoker:
         """Note the failure, and go through the gateway next time."""
         call.failure = failure
         if call.direct:
-            self._addresses.pop(call.function, None)
+            self._addresses.forget(call.function)
         if call.connection is not None:
             call.connection.close()
             call.connection = None
@@ -254,7 +215,7 @@ class Invoker:
             if not connection.stale:
                 return connection
             connection.close()
-        return Connection(address, deadline)
+        return Connection(address, min(deadline, time.monotonic() + self.policy.connect_timeout))
 
     def _release(self, call: _Call) -> None:
         if call.connection is not None and call.connection.reusable:

@@ -51,6 +51,6 @@ def _layers(text: str | None, num_layers: int) -> int:
         return 1
     if text == "all":
         return num_layers
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise ConfigError(f"--layers-per-function must be a number or 'all', not {text!r}")
     return int(text)

@@ -34,6 +34,7 @@ function/dense.safetensors
 """
 
 _DOCKERFILE = """\
+# syntax=docker/dockerfile:1
 # Written by `faasmoe stack`: the image of all functions of one partition.
 
 FROM python:3.11-slim AS kernel
@@ -50,11 +51,11 @@ RUN useradd --uid 10001 --create-home --home-dir /home/app app
 USER 10001
 WORKDIR /home/app
 
-# Weights before code: a new release leaves the large layers where they are.
+# --link: a layer depends on nothing below it, so one block that changes moves no other.
 {blocks}
-COPY --chown=10001 function/manifest.json partition/
-COPY --chown=10001 function/functions/ functions/
-COPY --chown=10001 --from=kernel /kernel/_gated_ffn*.so functions/expert/kernels/
+COPY --link --chown=10001 function/manifest.json partition/
+COPY --link --chown=10001 function/functions/ functions/
+COPY --link --chown=10001 --from=kernel /kernel/_gated_ffn*.so functions/expert/kernels/
 
 # No watchdog: the function is an HTTP server itself, and logs to its standard output.
 ENV FAASMOE_HOST=0.0.0.0 FAASMOE_PARTITION=/home/app/partition PYTHONUNBUFFERED=1
@@ -68,12 +69,12 @@ def dockerfile(manifest: Manifest) -> str:
     files = [f"function/{block.file}" for block in manifest.blocks]
     own, shared = files[: MAX_BLOCK_LAYERS - 1], files[MAX_BLOCK_LAYERS - 1 :]
     layers = [[file] for file in own] + ([shared] if shared else [])
-    blocks = "\n".join(f"COPY --chown=10001 {' '.join(layer)} partition/blocks/" for layer in layers)
+    blocks = "\n".join(f"COPY --link --chown=10001 {' '.join(layer)} partition/blocks/" for layer in layers)
     return _DOCKERFILE.format(requirements=_requirements(), blocks=blocks)
 
 
 def write_template(manifest: Manifest, folder: Path) -> None:
-    """Put into `folder` what faas-cli needs beside the stack file: `template/`, and `functions/` if missing.
+    """Put into `folder` what faas-cli needs beside the stack file: `template/` and `functions/`, anew.
 
     Raises `PartitionError` when it cannot be written.
     """
@@ -83,11 +84,18 @@ def write_template(manifest: Manifest, folder: Path) -> None:
         (target / "template.yml").write_text(_TEMPLATE_YML)
         (target / "Dockerfile").write_text(dockerfile(manifest))
         (target / ".dockerignore").write_text(_DOCKERIGNORE)
-        if not (folder / SOURCES).exists():
-            ignored = shutil.ignore_patterns("__pycache__", "*.so")
-            shutil.copytree(Path(functions.__path__[0]), folder / SOURCES, ignore=ignored)
+        _write_sources(folder / SOURCES)
     except OSError as error:
         raise PartitionError(f"cannot write the template in {folder}: {error}") from error
+
+
+def _write_sources(target: Path) -> None:
+    """Copy this release's function, unless that is where it runs from."""
+    own = Path(functions.__path__[0])
+    if target.exists() and target.samefile(own):
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(own, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
 
 
 def _requirements() -> str:

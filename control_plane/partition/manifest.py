@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,8 @@ class Manifest:
 
     @property
     def image(self) -> str:
-        """The container image of this partition's functions."""
-        return f"faasmoe-expert:{self.fingerprint[:12]}"
+        """The image of this partition's functions, without a registry. It depends on code and weights."""
+        return f"faasmoe-expert:{version('faasmoe')}-{self.fingerprint[:12]}"
 
     def block(self, function: str) -> Block:
         """The block that a function serves; PartitionError when there is no such function."""
@@ -124,7 +125,7 @@ class Manifest:
             data = json.loads(path.read_bytes())
         except OSError as error:
             raise PartitionError(f"{folder} is not a partition: {path}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PartitionError(f"{path} is not JSON: {error}") from error
         try:
             check_manifest(data)

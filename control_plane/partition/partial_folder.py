@@ -39,7 +39,8 @@ def partial_folder(target: Path) -> Iterator[Path]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on the folder itself, which the kernel drops however this process ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    # A link could lead to a folder that is not ours to empty.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if not _lock(descriptor, folder):
             raise PartitionError(f"another run is writing to {folder}")

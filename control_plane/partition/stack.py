@@ -14,28 +14,29 @@ FUNCTION_VARIABLE = "FAASMOE_FUNCTION"
 """The environment variable that says which block a function serves: all else is the same for all."""
 
 _MIB = 1 << 20
-_PROCESS_MIB = 64
+_PROCESS_MIB = 128
+"""The process itself, and the calls that it holds at a time."""
 
 # One replica: a second copy of the weights is what sharing experts is to avoid.
 _LABELS = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.min": "1", "com.openfaas.scale.max": "1"}
 
 
-def deployments(manifest: Manifest) -> list[dict[str, Any]]:
-    """For each function, the body of `POST /system/functions`."""
+def deployments(manifest: Manifest, image_prefix: str = "") -> list[dict[str, Any]]:
+    """For each function, the body of `POST /system/functions`; `image_prefix` is a registry's."""
     return [
         {
             "service": block.function,
-            "image": manifest.image,
+            "image": image_prefix + manifest.image,
             "envVars": {FUNCTION_VARIABLE: block.function},
             "labels": dict(_LABELS),
-            "annotations": {"faasmoe.model": manifest.fingerprint},
+            "annotations": _annotations(manifest),
             "limits": {"memory": _memory_limit(block)},
         }
         for block in manifest.blocks
     ]
 
 
-def stack_yaml(manifest: Manifest, gateway_url: str, handler: str) -> str:
+def stack_yaml(manifest: Manifest, gateway_url: str, handler: str, image_prefix: str = "") -> str:
     """The stack.yml of a partition, to be used in the folder that holds `template/` and `functions/`.
 
     `handler` is the partition's folder as seen from there. The first function builds the image that all use.
@@ -52,17 +53,22 @@ configuration:
 x-expert: &expert
   lang: {TEMPLATE}
   handler: {_quoted(handler)}
-  image: {manifest.image}
+  image: {image_prefix}{manifest.image}
   skip_build: true
   labels:
 {_mapping(_LABELS)}
   annotations:
-{_mapping({"faasmoe.model": manifest.fingerprint})}
+{_mapping(_annotations(manifest))}
 
 functions:
 """
     first, *others = manifest.blocks
     return head + _function(first, "\n    skip_build: false") + "".join(map(_function, others))
+
+
+def _annotations(manifest: Manifest) -> dict[str, str]:
+    # Kubernetes asks there (in the editions that can be told where) before it sends calls to a pod.
+    return {"faasmoe.model": manifest.fingerprint, "com.openfaas.ready.http.path": "/_/ready"}
 
 
 def _function(block: Block, build: str = "") -> str:

@@ -25,7 +25,7 @@ from functions.expert.http import HttpServer
 from functions.expert.kernels import load_kernel
 from functions.expert.server import ExpertFunction
 
-MAX_BODY_BYTES = 256 << 20
+MAX_BODY_BYTES = 64 << 20
 MAX_IN_FLIGHT = 32
 DRAIN_SECONDS = 10.0
 

@@ -43,6 +43,8 @@ class ExpertBlock:
     shape: ExpertShape
     offsets: Mapping[int, np.ndarray]
     """For each layer, the byte offset of each of its experts in the block, -1 for other blocks' experts."""
+    top_k: int
+    """The most experts that a row can have."""
     residency: Residency
     kernel: Kernel
     threads: int
@@ -66,11 +68,12 @@ class ExpertBlock:
                 dtype=_ACTIVATION_DTYPE[manifest["dtype"]],
                 shape=ExpertShape(*sizes, manifest["expert_dtype"]),
                 offsets=offsets,
+                top_k=manifest["num_experts_per_tok"],
                 residency=Residency(mapped, manifest["expert_nbytes"]),
                 kernel=kernel,
                 threads=threads or _share_of_cores(offsets),
             )
-        except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
             raise BlockError(f"cannot read the partition in {partition}: {problem}") from error
 
@@ -118,6 +121,10 @@ class ExpertBlock:
             shape = list(hidden_states.shape)
             message = f"hidden_states is {shape}, its rows must have {self.shape.hidden_size} values"
             raise InvocationRefused(400, "wrong_shape", message)
+        if invocation.expert_index.shape[1] > self.top_k:
+            # The kernel works on each of them: without this, a small body could ask for any amount of memory.
+            message = f"a row has {self.top_k} experts at most, not {invocation.expert_index.shape[1]}"
+            raise InvocationRefused(400, "wrong_shape", message)
         return offsets
 
     @property
@@ -132,10 +139,7 @@ def _map(path: Path, nbytes: int) -> mmap.mmap:
     if size != nbytes:
         raise BlockError(f"{path} has {size} bytes, its manifest says {nbytes}")
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    # Experts are picked by the router, not in file order: reading ahead past one would be waste.
-    mapped.madvise(mmap.MADV_RANDOM)
-    return mapped
+        return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 
 
 def _share_of_cores(offsets: Mapping[int, np.ndarray]) -> int:

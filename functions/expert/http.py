@@ -2,13 +2,15 @@
 
 Its clients are a handful of control planes and a gateway, each holding connections open. A thread that
 does all of a call's work needs no event loop and hands nothing over to another thread, which is most of
-a small call's latency; health checks have their own connections, so compute never delays them.
+a small call's latency. When all places for connections are taken, the one that has been silent longest
+makes room: nobody can keep health checks out by holding connections open.
 """
 
 import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -18,10 +20,12 @@ import httptools
 IDLE_SECONDS = 75.0
 """A connection without a call is closed after this; longer than a gateway keeps its own."""
 RECEIVE_SECONDS = 30.0
-"""The longest wait for more of a call that has begun to arrive."""
+"""A call that has begun to arrive has to be complete after this."""
 MAX_CONNECTIONS = 128
 MAX_HEADER_BYTES = 65536
 RECEIVE_BUFFER_BYTES = 262144
+SHORTAGE_PAUSE_SECONDS = 0.05
+"""Before trying again where the system had no room for a connection or a thread."""
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Request:
 
     method: str
     path: str
-    body: bytes
+    body: bytearray
     local_address: str
 
 
@@ -48,14 +52,15 @@ class Response:
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
         return cls(status, [body], "application/json")
 
-    def encode(self, keep_alive: bool) -> bytes:
+    def encode(self, keep_alive: bool, without_body: bool = False) -> bytes:
+        """The answer's bytes; one to a HEAD tells of a body that does not follow."""
         length = sum(len(part) for part in self.body)
         head = (
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
             f"Content-Type: {self.content_type}\r\nContent-Length: {length}\r\n"
             f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
         )
-        return b"".join([head.encode(), *self.body])
+        return b"".join([head.encode(), *([] if without_body else self.body)])
 
 
 Handler = Callable[[Request], Response]
@@ -73,56 +78,54 @@ class _RequestReader:
         self._local_address = local_address
         self._continue = continue_
         self._parser = httptools.HttpRequestParser(self)
-        self._reset()
         self.complete: list[tuple[Request, bool]] = []
+        self._reset()
 
     def feed(self, data: memoryview) -> None:
         """Raises `_TooLarge`, or ValueError or an error of httptools for bytes that are not HTTP/1.1."""
+        self._fed_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
             raise error.__context__ or error from None
+        # The parser itself would gather a header without end.
+        if not self._in_body and self._fed_bytes > MAX_HEADER_BYTES:
+            raise _TooLarge
 
     @property
     def started(self) -> bool:
         """Whether a call has begun to arrive that is not complete."""
-        return self._header_bytes > 0
+        return self._fed_bytes > 0
 
     def _reset(self) -> None:
         self._path = b""
-        self._body: list[bytes] = []
-        self._body_bytes = 0
-        self._header_bytes = 0
+        self._body = bytearray()
+        self._fed_bytes = 0
+        self._in_body = False
 
     def on_url(self, url: bytes) -> None:
         self._path += url
-        self._count_header(len(url))
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_header(len(name) + len(value))
         if name.lower() == b"content-length" and int(value) > self._max_body_bytes:
             raise _TooLarge
         if name.lower() == b"expect" and value.lower() == b"100-continue":
             self._continue()
 
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES:
-            raise _TooLarge
-
     def on_body(self, body: bytes) -> None:
-        self._body_bytes += len(body)
-        if self._body_bytes > self._max_body_bytes:
+        if len(self._body) + len(body) > self._max_body_bytes:
             raise _TooLarge
-        self._body.append(body)
+        self._body += body
 
     def on_message_complete(self) -> None:
         if self._parser.should_upgrade():
             # The parser leaves the body of such a call unread, and is about to raise HttpParserUpgrade.
             return
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         path = self._path.decode("latin-1").partition("?")[0]
-        request = Request(self._parser.get_method().decode(), path, body, self._local_address)
+        request = Request(self._parser.get_method().decode(), path, self._body, self._local_address)
         self.complete.append((request, self._parser.should_keep_alive()))
         self._reset()
 
@@ -135,6 +138,8 @@ class HttpServer:
         self._handler = handler
         self._max_body_bytes = max_body_bytes
         self._places = threading.Semaphore(MAX_CONNECTIONS)
+        self._silent: dict[socket.socket, None] = {}
+        """Connections without a call, the one that has been so longest first."""
         self._idle = threading.Condition()
         self._busy = 0
         self._stopping = False
@@ -142,15 +147,35 @@ class HttpServer:
     def serve(self, drain_seconds: float) -> None:
         """Accept until `stop`, then give the calls in flight `drain_seconds` to be answered."""
         while not self._stopping:
-            self._places.acquire()
+            self._take_place()
             try:
                 connection, _ = self._listener.accept()
+                self._start(connection)
             except OSError:
                 self._places.release()
-                continue
-            threading.Thread(target=self._serve_connection, args=(connection,), daemon=True).start()
+                if not self._stopping:
+                    time.sleep(SHORTAGE_PAUSE_SECONDS)
         with self._idle:
             self._idle.wait_for(lambda: self._busy == 0, drain_seconds)
+
+    def _take_place(self) -> None:
+        """Wait for a place for one more connection."""
+        if self._places.acquire(blocking=False):
+            return
+        with self._idle:
+            longest = next(iter(self._silent), None)
+        if longest is not None:
+            with contextlib.suppress(OSError):
+                longest.shutdown(socket.SHUT_RDWR)
+        self._places.acquire()
+
+    def _start(self, connection: socket.socket) -> None:
+        """Serve a connection on a thread of its own. Raises OSError when there can be none."""
+        try:
+            threading.Thread(target=self._serve_connection, args=(connection,), daemon=True).start()
+        except RuntimeError as error:
+            connection.close()
+            raise OSError(str(error)) from error
 
     def stop(self) -> None:
         """Refuse new connections; `serve` returns when the calls in flight are answered."""
@@ -179,9 +204,14 @@ class HttpServer:
             lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"),
         )
         buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        deadline = 0.0
         while True:
-            connection.settimeout(RECEIVE_SECONDS if reader.started else IDLE_SECONDS)
-            size = connection.recv_into(buffer)
+            if reader.started:
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                size = connection.recv_into(buffer)
+            else:
+                size = self._wait_for_call(connection, buffer)
+                deadline = time.monotonic() + RECEIVE_SECONDS
             if size == 0:
                 return
             refusal = self._feed(reader, buffer[:size])
@@ -192,6 +222,17 @@ class HttpServer:
             if refusal is not None:
                 self._refuse(connection, refusal)
                 return
+
+    def _wait_for_call(self, connection: socket.socket, buffer: memoryview) -> int:
+        """The first bytes of the next call; meanwhile the connection may have to make room for another."""
+        connection.settimeout(IDLE_SECONDS)
+        with self._idle:
+            self._silent[connection] = None
+        try:
+            return connection.recv_into(buffer)
+        finally:
+            with self._idle:
+                del self._silent[connection]
 
     def _feed(self, reader: _RequestReader, data: memoryview) -> Response | None:
         """Take in what has arrived; returns the answer to bytes that this server does not take."""
@@ -210,7 +251,7 @@ class HttpServer:
         try:
             response = self._handler(request)
             keep_alive = keep_alive and not self._stopping
-            connection.sendall(response.encode(keep_alive))
+            connection.sendall(response.encode(keep_alive, without_body=request.method == "HEAD"))
             return keep_alive
         finally:
             with self._idle:

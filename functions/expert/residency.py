@@ -1,4 +1,4 @@
-"""Which experts' weights this function has in memory.
+"""Which experts' weights this function has brought into memory.
 
 The weights are mapped pages: the kernel brings them in when an expert is first used, and may take them
 back when memory is short. What is counted here is use since the function started.
@@ -8,6 +8,9 @@ import mmap
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+READ_AHEAD_BYTES = 128 << 10
+"""Disks whose kernel settings nobody has touched allow this much at a time."""
 
 
 @dataclass
@@ -25,11 +28,15 @@ class Residency:
             cold = [offset for offset in offsets if offset not in self._resident]
             self._resident.update(cold)
         for offset in cold:
-            # One request for the whole range: faulting it in page by page reads the disk in small pieces.
-            # Where pages are larger than 4 KB, as on some ARM boards, an expert may begin within one.
-            lead = offset % mmap.PAGESIZE
-            self.mapped.madvise(mmap.MADV_WILLNEED, offset - lead, lead + self.expert_nbytes)
+            self._read_ahead(offset)
         return len(cold)
+
+    def _read_ahead(self, offset: int) -> None:
+        """Ask for an expert's pages, in pieces: of a longer range the kernel reads only the beginning."""
+        # Where pages are larger than 4 KB, as on some ARM boards, an expert may begin within one.
+        start, end = offset - offset % mmap.PAGESIZE, offset + self.expert_nbytes
+        for piece in range(start, end, READ_AHEAD_BYTES):
+            self.mapped.madvise(mmap.MADV_WILLNEED, piece, min(READ_AHEAD_BYTES, end - piece))
 
     @property
     def resident_experts(self) -> int:

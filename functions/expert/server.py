@@ -10,6 +10,8 @@ from functions.expert.expert_block import ExpertBlock, InvocationRefused
 from functions.expert.http import Request, Response
 from functions.expert.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
 
+_PROBES = frozenset({"/_/health", "/_/ready", "/metrics"})
+
 
 @dataclass
 class Counters:
@@ -35,6 +37,8 @@ class ExpertFunction:
 
     def __call__(self, request: Request) -> Response:
         """Answer one request; never raises, whatever the request holds."""
+        if request.path in _PROBES and request.method not in ("GET", "HEAD"):
+            return Response.error(405, "method_not_allowed", "ask with GET")
         if request.path == "/_/health":
             return Response(body=[b"OK"])
         if request.path == "/_/ready":
