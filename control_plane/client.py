@@ -101,9 +101,12 @@ class Client:
         try:
             async with self._session.get(self._url.join(URL("/status"))) as answer:
                 await self._check(answer)
-                return await answer.json()
+                report = await answer.json()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise self._away(error) from error
+        if not isinstance(report, dict) or not {"engine", "functions", "gateway"} <= report.keys():
+            raise FaaSMoEError(f"{self._url} answers as no FaaSMoE control plane does")
+        return report
 
     async def _events(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         try:
@@ -112,8 +115,10 @@ class Client:
                 async for line in answer.content:
                     if line.startswith(b"data: {"):
                         event = json.loads(line.removeprefix(b"data: "))
-                        if "error" in event:
-                            raise FaaSMoEError(event["error"]["message"])
+                        if error := event.get("error"):
+                            raise FaaSMoEError(error["message"])
+                        if not isinstance(event.get("choices"), list):
+                            raise FaaSMoEError(f"{self._url} answers as no FaaSMoE control plane does")
                         yield event
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise self._away(error) from error

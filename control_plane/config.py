@@ -92,7 +92,7 @@ def parse_url(text: str) -> URL:
         url = URL(text)
     except ValueError as error:
         raise ConfigError(f"not a URL: {text!r}: {error}") from error
-    if url.scheme != "http" or not url.host or url.path not in ("", "/"):
+    if url.scheme != "http" or not url.host or url.user or url.path not in ("", "/"):
         raise ConfigError(f"not an address like http://127.0.0.1:8080: {text!r}")
     return url
 

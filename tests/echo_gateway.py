@@ -27,6 +27,10 @@ P = ParamSpec("P")
 
 TIMEOUTS = Timeouts(start=20, call=20, stop=10)
 
+SETTINGS = (
+    *("FAASMOE_FUNCTION", "FAASMOE_PARTITION", "COLOUR"),
+    *("ECHO_CRASH", "ECHO_READY_FILE", "ECHO_BANNER", "ECHO_STUBBORN"),
+)
 _ECHO_FUNCTION = Path(__file__).with_name("echo_function.py")
 
 
@@ -87,6 +91,7 @@ def _echo_provider(folder: Path, timeouts: Timeouts, idle_after: float) -> Local
         name=IMAGE,
         command=(sys.executable, "-S", str(_ECHO_FUNCTION)),
         environment={"FAASMOE_PARTITION": "the provider's"},
+        settings=SETTINGS,
         functions=("block-0", "damaged"),
         verify=_verify,
     )

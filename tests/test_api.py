@@ -147,7 +147,8 @@ def test_models(api: ApiClient) -> None:
     status, models = api.ask("GET", "/v1/models")
     assert (status, models["object"]) == (200, "list")
     assert [model["id"] for model in models["data"]] == [NAME]
-    assert models["data"][0]["max_model_len"] == CONTEXT_LENGTH
+    # What the small KV cache holds, which is less than the context.
+    assert 0 < models["data"][0]["max_model_len"] < CONTEXT_LENGTH
     assert api.ask("GET", f"/v1/models/{NAME}") == (200, models["data"][0])
 
 

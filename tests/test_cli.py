@@ -105,11 +105,9 @@ def test_max_functions(chat_checkpoint: Path, tmp_path: Path, most: int, functio
     ("options", "problem"),
     [
         (["--experts-per-function", 6], "experts per function must be from 1 to 5 for this model, not 6"),
-        (["--experts-per-function", 0], "experts per function must be from 1 to 5 for this model, not 0"),
         (["--layers-per-function", "4"], "layers per function must be from 1 to 3 for this model, not 4"),
         (["--layers-per-function", "some"], "--layers-per-function must be a number or 'all', not 'some'"),
         (["--layers-per-function", "-1"], "--layers-per-function must be a number or 'all', not '-1'"),
-        (["--max-functions", 0], "--max-functions must be at least 1, not 0"),
         (
             ["--max-functions", 3, "--experts-per-function", 1],
             "--max-functions chooses the granularity: leave the other two options out",
@@ -126,7 +124,13 @@ def test_bad_granularity(chat_checkpoint: Path, tmp_path: Path, options: list[ob
 
 
 @pytest.mark.parametrize(
-    "options", [["--dtype", "fp8"], ["--experts-per-function", "many"], ["--max-functions", "1.5"]]
+    "options",
+    [
+        ["--dtype", "fp8"],
+        ["--experts-per-function", "many"],
+        ["--max-functions", "1.5"],
+        ["--max-functions", "0"],
+    ],
 )
 def test_options_of_a_wrong_type(chat_checkpoint: Path, tmp_path: Path, options: list[str]) -> None:
     assert options[0] in usage_error(faasmoe("partition", chat_checkpoint, tmp_path / "out", *options))

@@ -109,10 +109,10 @@ def test_a_bad_config_file(
 
 @pytest.mark.parametrize(
     ("option", "problem"),
-    [("--port=65536", "at most 65535"), ("--kv-cache-mb=0", "positive"), ("--threads=-1", "negative")],
+    [("--port=65536", "0<=x<=65535"), ("--kv-cache-mb=0", "x>=1"), ("--threads=-1", "x>=1")],
 )
 def test_settings_out_of_range(chat_partition: Path, option: str, problem: str) -> None:
-    assert problem in error_line(faasmoe("serve", chat_partition, option))
+    assert problem in usage_error(faasmoe("serve", chat_partition, option))
 
 
 def test_a_partition_without_tokenizer(chat_partition: Path, tmp_path: Path) -> None:
@@ -120,3 +120,11 @@ def test_a_partition_without_tokenizer(chat_partition: Path, tmp_path: Path) -> 
     (folder / "tokenizer.json").unlink()
     message = error_line(faasmoe("serve", folder, "--port", 0))
     assert message == f"cannot read {folder / 'tokenizer.json'}: No such file or directory"
+
+
+def test_serving_without_a_gateway(chat_partition: Path) -> None:
+    with closed_port() as port:
+        message = error_line(
+            faasmoe("serve", chat_partition, "--port", 0, "--gateway", f"http://127.0.0.1:{port}")
+        )
+    assert message == f"no OpenFaaS gateway answers at http://127.0.0.1:{port}: Connection refused"

@@ -88,6 +88,14 @@ REFUSED: dict[str, tuple[Callable[[Invocation], dict[str, Any]], int, str]] = {
     ),
     "bf16 for f32": (lambda i: {"hidden_states": i.hidden_states.astype("<u2")}, 400, "wrong_dtype"),
     "too few columns": (lambda i: {"hidden_states": i.hidden_states[:, 1:]}, 400, "wrong_shape"),
+    "more experts than a row can have": (
+        lambda i: {
+            "expert_index": np.repeat(i.expert_index, 2, axis=1),
+            "expert_weight": np.repeat(i.expert_weight, 2, axis=1),
+        },
+        400,
+        "wrong_shape",
+    ),
     "no rows": (lambda i: vars(rows_of(i, slice(0))), 400, "bad_request"),
     "rows that differ": (lambda i: {"hidden_states": i.hidden_states[1:]}, 400, "bad_request"),
     "weights that differ": (lambda i: {"expert_weight": i.expert_weight[:, 1:]}, 400, "bad_request"),

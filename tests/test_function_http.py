@@ -3,12 +3,12 @@
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Thread
 
 import pytest
 
-from functions.expert.http import HttpServer
+from functions.expert.http import MAX_CONNECTIONS, HttpServer
 from functions.expert.server import ExpertFunction
 from tests.expert_process import ExpertProcess
 from tests.tiny_partition import TinyPartition
@@ -80,7 +80,7 @@ def test_a_call_may_come_byte_by_byte(address: tuple[str, int], message: bytes, 
 def test_a_connection_serves_call_after_call(function: ExpertProcess, message: bytes, output: bytes) -> None:
     connection = function.connect()
     clients = set()
-    for path, status in (("/", 200), ("/_/health", 200), ("/nowhere", 404), ("/?x=1", 200)):
+    for path, status in (("/", 200), ("/_/health", 405), ("/nowhere", 404), ("/?x=1", 200)):
         connection.request("POST", path, message)
         clients.add(connection.sock.getsockname())
         answer = connection.getresponse()
@@ -207,3 +207,20 @@ def test_a_header_over_the_limit_gives_413() -> None:
     with small_server() as address:
         header = "".join(f"X-{number}: {'x' * 1000}\r\n" for number in range(70))
         assert statuses(exchange(address, post(b"", header))) == [413]
+        assert statuses(exchange(address, b"GET / HTTP/1.1\r\nX: " + b"x" * 300_000)) == [413]
+
+
+def test_silent_connections_keep_nobody_out() -> None:
+    with small_server() as address, ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS):
+            stack.enter_context(socket.create_connection(address))
+        for _ in range(3):
+            assert statuses(exchange(address, b"GET /_/health HTTP/1.1\r\n\r\n")) == [200]
+
+
+def test_the_answer_to_head_has_no_body() -> None:
+    with small_server() as address:
+        answer = exchange(address, b"HEAD /_/health HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert answer.endswith(b"\r\n\r\n")
+        assert b"Content-Length: 2\r\n" in answer
+        assert statuses(exchange(address, b"POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n")) == [405]

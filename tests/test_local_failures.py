@@ -88,7 +88,9 @@ async def test_a_function_that_ignores_sigterm_is_killed(tmp_path: Path) -> None
 
 @asynchronous
 async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
-    image = LocalImage("image", ["/no/such/program"], {}, {"block-0"}, verify=lambda _: None)
+    image = LocalImage(
+        "image", ["/no/such/program"], {}, {"block-0"}, ["FAASMOE_FUNCTION"], verify=lambda _: None
+    )
     async with LocalProvider(image, SecretStore(tmp_path)) as provider:
         variables = {"FAASMOE_FUNCTION": "block-0"}
         await provider.deploy(FunctionDeployment("echo", "image", env_vars=variables))

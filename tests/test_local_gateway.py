@@ -69,7 +69,8 @@ async def test_a_deployment_that_cannot_be_is_refused_with_one_clear_line(tmp_pa
         ({"envVars": {}}, "FAASMOE_FUNCTION: this partition has no function ''"),
         ({"envVars": {"FAASMOE_FUNCTION": "block-9"}}, "this partition has no function 'block-9'"),
         ({"envVars": {"FAASMOE_FUNCTION": "damaged"}}, "blocks/damaged.safetensors: wrong checksum"),
-        ({"envVars": {"FAASMOE_FUNCTION": "block-0", "a=b": "c"}}, "not a variable that a process can have"),
+        ({"envVars": {"FAASMOE_FUNCTION": "block-0", "a=b": "c"}}, "not a setting of this image"),
+        ({"envVars": {"FAASMOE_FUNCTION": "block-0", "LD_PRELOAD": "x"}}, "not a setting of this image"),
         ({"envVars": {"FAASMOE_FUNCTION": 1}}, "envVars: expected an object whose values are strings"),
         (
             {"labels": {"com.openfaas.scale.min": "2"}},

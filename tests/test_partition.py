@@ -248,4 +248,4 @@ def test_manifest_says_what_the_model_is(qwen: Path, tmp_path: Path) -> None:
         "my-model-v1-5-l00-02-e02-03",
         "my-model-v1-5-l00-02-e04",
     ]
-    assert manifest.image == f"faasmoe-expert:{document['fingerprint'][:12]}"
+    assert manifest.image == f"faasmoe-expert:0.1.0-{document['fingerprint'][:12]}"

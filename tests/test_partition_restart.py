@@ -172,3 +172,14 @@ def test_torch_is_not_loaded() -> None:
     """It would cost more memory than all the rest."""
     program = "import sys, control_plane.partition.partitioner; print('torch' in sys.modules)"
     assert subprocess.run(command(program), capture_output=True, check=True).stdout == b"False\n"
+
+
+def test_a_link_in_the_place_of_the_partial_folder_is_not_followed(checkpoint: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("data")
+    (tmp_path / ".out.partial").symlink_to(precious)
+    with pytest.raises(PartitionError):
+        partition(checkpoint, tmp_path / "out")
+    assert (precious / "file").read_text() == "data"
+    assert not (tmp_path / "out").exists()

@@ -95,11 +95,11 @@ def test_functions_differ_by_block_only(stack: dict[str, Any], manifest: Manifes
     assert list(stack["functions"]) == [block.function for block in manifest.blocks]
     for name, function in stack["functions"].items():
         assert function["environment"] == {"FAASMOE_FUNCTION": name}
-        assert function["annotations"] == {"faasmoe.model": manifest.fingerprint}
+        assert function["annotations"]["faasmoe.model"] == manifest.fingerprint
         assert function["labels"]["com.openfaas.scale.zero"] == "true"
         memory = int(function["limits"]["memory"].removesuffix("Mi")) << 20
         block = (folder / manifest.block(name).file).stat().st_size
-        assert block + (64 << 20) <= memory < block + (65 << 20)
+        assert block + (128 << 20) <= memory < block + (129 << 20)
 
 
 def test_deployments_are_what_faas_cli_sends(stack: dict[str, Any], manifest: Manifest) -> None:
@@ -165,4 +165,7 @@ def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:
 
 def copied(text: str) -> list[str]:
     """The sources of the Dockerfile's single copies from the context."""
-    return re.findall(r"^COPY (?:--chown=\S+ )?(?!--)(\S+) \S+$", text, re.MULTILINE)
+    found = re.findall(
+        r"^COPY --link --chown=\S+ (?!--)(\S+) \S+$|^COPY (?!--)(\S+) \S+$", text, re.MULTILINE
+    )
+    return [linked or plain for linked, plain in found]

@@ -36,7 +36,7 @@ class TinyPartition:
     def make(cls, folder: Path, dtype: str, granularity: Granularity) -> "TinyPartition":
         """Write one below `folder`; `dtype` is that of the experts."""
         source = torch.bfloat16 if dtype == "bf16" else torch.float32
-        model = tiny_model("qwen2_moe", dtype=source, initializer_range=0.5)
+        model = tiny_model("qwen2_moe", dtype=source, initializer_range=0.5, num_experts_per_tok=4)
         save_checkpoint(model, folder / "model")
         out = folder / "partition"
         manifest = partition(folder / "model", out, granularity=granularity, dtype=dtype, name="tiny")

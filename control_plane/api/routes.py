@@ -1,8 +1,10 @@
 """The control plane's HTTP API."""
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from control_plane.engine.sequence import FinishReason, Sequence
 from control_plane.errors import BadRequest, FaaSMoEError
 
 MAX_BODY_BYTES = 4 << 20
+DEFAULT_CHAT_TOKENS = 512
+"""For a chat that names no limit; the KV cache keeps room for all of them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class Api:
         return web.json_response(self._model_card())
 
     async def health(self, request: web.Request) -> web.Response:
-        """The API is up only once the engine is."""
+        """Whether prompts are answered."""
+        if not self.engine.alive:
+            raise web.HTTPServiceUnavailable(reason="the engine has stopped")
         return web.Response(text="OK")
 
     async def show_status(self, request: web.Request) -> web.Response:
@@ -79,7 +85,7 @@ class Api:
         return web.json_response(await self.status.report())
 
     async def _generate(self, request: web.Request, asked: openai.GenerationRequest) -> web.StreamResponse:
-        stream = self.engine.submit(self._sequence(asked))
+        stream = self.engine.submit(await self._sequence(asked))
         answer = openai.CompletionFormat(stream.sequence.request_id, self.model, asked.is_chat)
         try:
             if asked.stream:
@@ -94,16 +100,15 @@ class Api:
         self, request: web.Request, stream: TokenStream, answer: openai.CompletionFormat, include_usage: bool
     ) -> web.StreamResponse:
         response = await sse.open_stream(request)
-        try:
-            async for piece in self._pieces(stream):
-                await response.write(sse.event(answer.chunk(piece.text, piece.finish_reason)))
-            if include_usage:
-                await response.write(sse.event(answer.usage_chunk(_usage(stream.sequence))))
-        except FaaSMoEError as error:
-            await response.write(sse.event(describe(error)))
-        except ConnectionResetError:
-            return response
-        await response.write(sse.DONE)
+        with suppress(ConnectionResetError):  # the client has gone, and its sequence with it
+            try:
+                async for piece in self._pieces(stream):
+                    await response.write(sse.event(answer.chunk(piece.text, piece.finish_reason)))
+                if include_usage:
+                    await response.write(sse.event(answer.usage_chunk(_usage(stream.sequence))))
+            except FaaSMoEError as error:
+                await response.write(sse.event(describe(error)))
+            await response.write(sse.DONE)
         return response
 
     async def _pieces(self, stream: TokenStream) -> AsyncIterator[Piece]:
@@ -113,11 +118,11 @@ class Api:
             yield Piece(decoder.add(token))
         yield Piece(decoder.finish(), stream.sequence.finish_reason)
 
-    def _sequence(self, asked: openai.GenerationRequest) -> Sequence:
-        token_ids = self.codec.encode(asked)
-        room = self.engine.max_length - len(token_ids)
-        # A chat without a limit may go on as long as there is room.
-        max_tokens = asked.max_tokens if asked.max_tokens is not None else max(room, 1)
+    async def _sequence(self, asked: openai.GenerationRequest) -> Sequence:
+        # A long prompt takes seconds, in which other answers have to go on.
+        token_ids = await asyncio.to_thread(self.codec.encode, asked)
+        room = max(self.engine.max_length - len(token_ids), 1)
+        max_tokens = min(room, DEFAULT_CHAT_TOKENS) if asked.max_tokens is None else asked.max_tokens
         return Sequence(
             f"cmpl-{secrets.token_hex(12)}", asked.tenant, token_ids, asked.sampling_params(max_tokens)
         )
@@ -128,7 +133,7 @@ class Api:
             "object": "model",
             "created": 0,
             "owned_by": "faasmoe",
-            "max_model_len": self.engine.context_length,
+            "max_model_len": self.engine.max_length,
         }
 
 

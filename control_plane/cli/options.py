@@ -11,6 +11,7 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 
 PARTITION = click.Path(exists=True, file_okay=False, path_type=Path)
 PORT = click.IntRange(0, 65535)
+COUNT = click.IntRange(1)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -58,10 +59,14 @@ def serve_options(command: Command) -> Command:
             help="YAML file with settings; options given here override it.",
         ),
         click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
-        click.option("--port", type=int, help="Port to listen on.  [default: 8000]"),
-        click.option("--kv-cache-mb", type=int, help="Most memory for keys and values.  [default: 512]"),
+        click.option("--port", type=PORT, help="Port to listen on.  [default: 8000]"),
         click.option(
-            "--threads", type=int, help="Compute threads of the dense part.  [default: by the model's size]"
+            "--kv-cache-mb", type=click.IntRange(1), help="Most memory for keys and values.  [default: 512]"
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            help="Compute threads of the dense part.  [default: by the model's size]",
         ),
     ]
     for option in reversed(options):

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import click
 
-from control_plane.cli.options import DEFAULT_GATEWAY, PARTITION, image_prefix_option
+from control_plane.cli.options import COUNT, DEFAULT_GATEWAY, PARTITION, image_prefix_option
 from control_plane.cli.signals import sigterm_exits
 
 
 @click.command()
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=click.Path(path_type=Path))
-@click.option("--experts-per-function", type=int, metavar="N", help="Experts of a layer in one function.")
+@click.option("--experts-per-function", type=COUNT, metavar="N", help="Experts of a layer in one function.")
 @click.option("--layers-per-function", metavar="N|all", help="MoE layers in one function.  [default: 1]")
 @click.option(
-    "--max-functions", type=int, metavar="N", help="Take the finest granularity with at most N functions."
+    "--max-functions",
+    type=COUNT,
+    metavar="N",
+    help="Take the finest granularity with at most N functions.",
 )
 @click.option(
     "--dtype",

@@ -1,6 +1,8 @@
 """`faasmoe gateway`, `deploy`, `serve` and `up`: what runs."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,10 @@ from control_plane.cli.signals import serve_until_signal, sigterm_exits
 )
 @click.option(
     "--idle-after",
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, min_open=True),
     default=900.0,
     show_default=True,
-    help="Seconds without a call before a function goes to zero.",
+    help="Seconds without a call before a function goes to zero; it sees a busy one's calls every 10 s.",
 )
 def gateway(
     partition: Path, host: str, port: int, user: str, password_file: Path | None, idle_after: float
@@ -89,10 +91,20 @@ def serve(
     """
     from control_plane.app import control_plane
     from control_plane.config import ServeConfig, parse_url, read_credentials
+    from control_plane.deployment import missing_functions
 
     config = ServeConfig.load(config_file, overrides)
     credentials = read_credentials(gateway_user, gateway_password_file)
-    serve_until_signal("serving", control_plane(partition, config, parse_url(gateway_url), credentials))
+    url = parse_url(gateway_url)
+
+    @asynccontextmanager
+    async def checked() -> AsyncIterator[object]:
+        async with control_plane(partition, config, url, credentials) as address:
+            if missing := await missing_functions(partition, url, credentials):
+                click.echo(f"not deployed yet: {', '.join(missing)}", err=True)
+            yield address
+
+    serve_until_signal("serving", checked())
 
 
 @click.command()

@@ -82,6 +82,11 @@ class Engine:
         """The longest sequence that can run: what both the context and the KV cache hold."""
         return min(self.context_length, self._scheduler.kv_cache.num_tokens)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
@@ -129,10 +134,15 @@ class Engine:
     # What follows runs on the engine's thread.
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._obey(wait=not self._streams)
-            if batch := self._scheduler.schedule():
-                self._step(batch)
+        try:
+            while not self._stopping:
+                self._obey(wait=not self._streams)
+                if batch := self._scheduler.schedule():
+                    self._step(batch)
+        except Exception:
+            # The edge of the thread: nobody may wait for what will never come.
+            logger.exception("the engine has stopped")
+            self._stopping = True
         # Sequences that were submitted before the end, but not seen yet, have a listener too.
         self._obey(wait=False)
         for sequence in list(self._streams):

@@ -43,6 +43,7 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
     set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(partition)
+        _check_rope(config)
         with _patched(manifest.model_type):
             model, report = _model_class(config).from_pretrained(
                 None,
@@ -85,6 +86,13 @@ def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
     if eos is None:
         return frozenset()
     return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+def _check_rope(config: PretrainedConfig) -> None:
+    """Raises `UnsupportedModel` for frequencies that depend on the longest sequence of the batch."""
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope_type in ("dynamic", "longrope"):
+        raise UnsupportedModel(f"{rope_type} rotary embeddings would mix the sequences of a batch")
 
 
 def _model_class(config: PretrainedConfig) -> Any:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from control_plane.faas.connection import Address
 
+MAX_AVOID_SECONDS = 60.0
+
 
 @dataclass
 class _Entry:
@@ -13,14 +15,22 @@ class _Entry:
 
 
 @dataclass
+class _Failures:
+    count: int = 0
+    avoid_until: float = 0.0
+
+
+@dataclass
 class AddressBook:
     """What answers have told of functions' addresses. Times are of one monotonic clock, in seconds."""
 
     gateway_interval: float
     """A gateway sees no direct call, and would take a busy function for an idle one: one call in this time
-    goes through it. An address that cannot be reached is left alone for as long."""
+    goes through it."""
+    allow_loopback: bool = True
+    """Whether 127.0.0.1 is the functions' machine: behind a gateway elsewhere, it is not."""
     _entries: dict[str, _Entry] = field(default_factory=dict)
-    _unreachable: dict[Address, float] = field(default_factory=dict)
+    _failures: dict[Address, _Failures] = field(default_factory=dict)
 
     def direct(self, function: str, now: float) -> Address | None:
         """The function's own address, or None when the next call is the gateway's."""
@@ -33,16 +43,25 @@ class AddressBook:
             return None
         return entry.address
 
+    def known(self) -> set[Address]:
+        """All addresses that calls may go to."""
+        return {entry.address for entry in self._entries.values()}
+
     def learn(self, function: str, address: Address, now: float) -> None:
         """A call through the gateway was answered, by a function at this address."""
-        if self._unreachable.get(address, now) <= now:
-            self._unreachable.pop(address, None)
+        failures = self._failures.get(address)
+        avoided = failures is not None and now < failures.avoid_until
+        if not avoided and (self.allow_loopback or not address.is_loopback):
             self._entries[function] = _Entry(address, now)
 
-    def forget(self, function: str) -> None:
-        """A direct call failed."""
-        self._entries.pop(function, None)
+    def confirm(self, address: Address) -> None:
+        """A direct call was answered."""
+        self._failures.pop(address, None)
 
-    def avoid(self, address: Address, now: float) -> None:
-        """The address did not even refuse, as behind a router that drops: each try would cost that wait."""
-        self._unreachable[address] = now + self.gateway_interval
+    def forget(self, function: str, now: float) -> None:
+        """A direct call failed: its address is avoided for a second, then for two, four and so on."""
+        entry = self._entries.pop(function, None)
+        if entry is not None:
+            failures = self._failures.setdefault(entry.address, _Failures())
+            failures.avoid_until = now + min(2.0**failures.count, MAX_AVOID_SECONDS)
+            failures.count += 1

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import httptools
 
@@ -19,10 +20,6 @@ RECEIVE_BUFFER_BYTES = 262144
 
 class ConnectionLost(Exception):
     """The peer could not be reached, hung up, or spoke something other than HTTP."""
-
-
-class ConnectTimeout(ConnectionLost):
-    """The peer has neither taken nor refused a connection."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,14 @@ class Address:
         if not host or not 0 < int(port) < 65536:
             raise ValueError(f"not an address: {text!r}")
         return cls(host, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it leads to the machine that it is used on."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -79,14 +84,12 @@ class Connection:
     """Sends one request and receives its answer, again and again. Every wait ends by the deadline."""
 
     def __init__(self, address: Address, deadline: float) -> None:
-        """Connect by `deadline`, of time.monotonic(). Raises `ConnectionLost`, or `ConnectTimeout`."""
+        """Connect by `deadline`, of time.monotonic(). Raises `ConnectionLost`."""
         self.address = address
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self.reusable = False
         try:
             self._socket = socket.create_connection((address.host, address.port), _left(deadline))
-        except TimeoutError as error:
-            raise ConnectTimeout(f"cannot connect to {address}: it does not answer") from error
         except (OSError, UnicodeError) as error:  # the latter for a host that can be no name
             raise ConnectionLost(f"cannot connect to {address}: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -20,7 +20,7 @@ from control_plane.errors import (
     ProtocolError,
 )
 from control_plane.faas.address_book import AddressBook
-from control_plane.faas.connection import Address, Answer, Connection, ConnectionLost, ConnectTimeout
+from control_plane.faas.connection import Address, Answer, Connection, ConnectionLost
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
 from functions.expert.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
@@ -37,7 +37,7 @@ class InvocationPolicy:
     first_backoff: float = 0.05
     max_backoff: float = 2.0
     connect_timeout: float = 3.0
-    gateway_interval: float = 60.0
+    gateway_interval: float = 10.0
     """As in `AddressBook`."""
 
     def backoff(self, attempt: int) -> float:
@@ -72,7 +72,7 @@ class Invoker:
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self._addresses = AddressBook(self.policy.gateway_interval)
+        self._addresses = AddressBook(self.policy.gateway_interval, self.gateway.is_loopback)
 
     def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
         """Send one invocation to each function; the returned call waits for all answers.
@@ -84,8 +84,9 @@ class Invoker:
         deadline = time.monotonic() + self.policy.deadline
         self._hang_up()
         self._in_flight = calls
-        self._send_all(calls, deadline)
-        return lambda: self._finish(calls, deadline)
+        attempt_deadline = self._attempt_deadline(deadline)
+        self._send_all(calls, attempt_deadline)
+        return lambda: self._finish(calls, attempt_deadline, deadline)
 
     def abort(self) -> None:
         """From another thread: make the wait in progress, and every later one, raise a `GatewayError`."""
@@ -102,13 +103,17 @@ class Invoker:
                 connection.close()
         self._idle.clear()
 
-    def _finish(self, calls: list[_Call], deadline: float) -> dict[str, InvocationResult]:
+    def _finish(
+        self, calls: list[_Call], attempt_deadline: float, deadline: float
+    ) -> dict[str, InvocationResult]:
         try:
             attempt = 0
-            while pending := self._receive_all(calls, deadline):
+            while pending := self._receive_all(calls, attempt_deadline):
                 attempt += 1
                 self._wait_before_retry(attempt, pending, deadline)
-                self._send_all(pending, deadline)
+                # One for all: functions that hang do so at the same time, not one after the other.
+                attempt_deadline = self._attempt_deadline(deadline)
+                self._send_all(pending, attempt_deadline)
             return {call.function: call.result for call in calls if call.result}
         finally:
             self._hang_up()
@@ -132,19 +137,16 @@ class Invoker:
         for call in calls:
             call.failure = None
             try:
-                self._send(call, self._attempt_deadline(deadline))
+                self._send(call, deadline)
             except (ConnectionLost, TimeoutError) as error:
                 self._failed(call, FunctionUnavailable(f"function {call.function}: {error}"))
 
     def _send(self, call: _Call, deadline: float) -> None:
         own = self._addresses.direct(call.function, time.monotonic())
         call.direct = own is not None
-        try:
-            call.connection = self._connection(own or self.gateway, deadline)
-        except ConnectTimeout:
-            if own:
-                self._addresses.avoid(own, time.monotonic())
-            raise
+        if self._aborted.is_set():
+            raise ConnectionLost("aborted")
+        call.connection = self._connection(own or self.gateway, deadline)
         # Only now: `abort` ends the waits of the connections that it sees, and of none that come later.
         if self._aborted.is_set():
             raise ConnectionLost("aborted")
@@ -157,7 +159,7 @@ class Invoker:
             if call.connection is None or call.result is not None:
                 continue
             try:
-                answer = call.connection.receive(self._attempt_deadline(deadline))
+                answer = call.connection.receive(deadline)
                 self._accept(call, answer)
             except TimeoutError:
                 self._failed(call, InvocationTimeout(f"function {call.function} did not answer in time"))
@@ -182,6 +184,9 @@ class Invoker:
         call.result = result
         if not call.direct:
             self._addresses.learn(call.function, address, time.monotonic())
+            self._close_idle()
+        elif call.connection:
+            self._addresses.confirm(call.connection.address)
         sent = sum(len(part) for part in call.body)
         self.usage += self._statistics(call.function).record(sent, len(answer.body), result)
         self._release(call)
@@ -203,7 +208,7 @@ class Invoker:
         """Note the failure, and go through the gateway next time."""
         call.failure = failure
         if call.direct:
-            self._addresses.forget(call.function)
+            self._addresses.forget(call.function, time.monotonic())
         if call.connection is not None:
             call.connection.close()
             call.connection = None
@@ -216,6 +221,12 @@ class Invoker:
                 return connection
             connection.close()
         return Connection(address, min(deadline, time.monotonic() + self.policy.connect_timeout))
+
+    def _close_idle(self) -> None:
+        """Hang up where functions have been: a function that slept is somewhere else when it wakes."""
+        for address in self._idle.keys() - self._addresses.known() - {self.gateway}:
+            for connection in self._idle.pop(address):
+                connection.close()
 
     def _release(self, call: _Call) -> None:
         if call.connection is not None and call.connection.reusable:

@@ -88,7 +88,7 @@ class _RequestReader:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
             raise error.__context__ or error from None
-        # The parser itself would gather a header without end.
+        # The parser gathers a header until it is complete, however long that takes.
         if not self._in_body and self._fed_bytes > MAX_HEADER_BYTES:
             raise _TooLarge
 
@@ -101,6 +101,7 @@ class _RequestReader:
         self._path = b""
         self._body = bytearray()
         self._fed_bytes = 0
+        self._header_bytes = 0
         self._in_body = False
 
     def on_url(self, url: bytes) -> None:
@@ -110,6 +111,9 @@ class _RequestReader:
         self._in_body = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise _TooLarge
         if name.lower() == b"content-length" and int(value) > self._max_body_bytes:
             raise _TooLarge
         if name.lower() == b"expect" and value.lower() == b"100-continue":

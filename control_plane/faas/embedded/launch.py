@@ -12,11 +12,14 @@ from yarl import URL
 
 from control_plane.config import Credentials
 from control_plane.faas.embedded.local_gateway import create_app
-from control_plane.faas.embedded.local_image import LocalImage
+from control_plane.faas.embedded.local_image import FUNCTION, LocalImage
 from control_plane.faas.embedded.local_provider import LocalProvider
 from control_plane.faas.embedded.secret_store import SecretStore
 from control_plane.http import serving
 from control_plane.partition.manifest import Manifest
+
+SETTINGS = (FUNCTION, "FAASMOE_THREADS", "FAASMOE_PARTITION", "FAASMOE_HOST", "FAASMOE_PORT")
+"""What `functions.expert` reads; the last three mean nothing here, but a stack file may have them."""
 
 
 @asynccontextmanager
@@ -32,6 +35,7 @@ async def embedded_gateway(
         name=manifest.image,
         command=[sys.executable, "-m", "functions.expert"],
         environment={"FAASMOE_PARTITION": str(partition.absolute())},
+        settings=SETTINGS,
         functions=frozenset(block.function for block in manifest.blocks),
         verify=lambda function: manifest.verify(partition, function),
     )
