@@ -54,5 +54,6 @@ def partition_of(model: Path, say: Callable[[str], object]) -> Path:
 
 
 def _newest(model: Path) -> float:
-    """When the checkpoint's files changed last."""
-    return max((path.stat().st_mtime for path in model.iterdir()), default=0.0)
+    """When what a partition is made of changed last."""
+    sources = (path for pattern in ("*.safetensors", "*.json") for path in model.glob(pattern))
+    return max((path.stat().st_mtime for path in sources), default=0.0)

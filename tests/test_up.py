@@ -1,6 +1,7 @@
 """The whole system as its users run it, and how it ends: nothing of it is left, whatever ends it."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from yarl import URL
 
+from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
 from control_plane.up import partition_of
 from tests.command_line import WAIT_SECONDS, faasmoe, running_command
@@ -128,3 +130,15 @@ def test_no_function_outlives_a_kill(chat_partition: Path, temporary: Path) -> N
         _, alive = psutil.wait_procs(functions, WAIT_SECONDS)
         assert alive == []
     assert all(refuses_connections(url) for url in (gateway, server))
+
+
+def test_a_checkpoint_that_has_changed_is_not_served_from_its_old_partition(
+    chat_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
+    folder = partition_of(checkpoint, lambda line: None)
+    assert partition_of(checkpoint, lambda line: None) == folder
+    later = (folder / "manifest.json").stat().st_mtime + 1
+    os.utime(checkpoint / "model.safetensors", (later, later))
+    with pytest.raises(PartitionError, match="has changed since"):
+        partition_of(checkpoint, lambda line: None)
