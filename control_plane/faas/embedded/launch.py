@@ -12,13 +12,14 @@ from yarl import URL
 
 from control_plane.config import Credentials
 from control_plane.faas.embedded.local_gateway import create_app
-from control_plane.faas.embedded.local_image import FUNCTION, LocalImage
+from control_plane.faas.embedded.local_image import LocalImage
 from control_plane.faas.embedded.local_provider import LocalProvider
 from control_plane.faas.embedded.secret_store import SecretStore
 from control_plane.http import serving
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.stack import FUNCTION_VARIABLE
 
-SETTINGS = (FUNCTION, "FAASMOE_THREADS", "FAASMOE_PARTITION", "FAASMOE_HOST", "FAASMOE_PORT")
+SETTINGS = (FUNCTION_VARIABLE, "FAASMOE_THREADS", "FAASMOE_PARTITION", "FAASMOE_HOST", "FAASMOE_PORT")
 """What `functions.expert` reads; the last three mean nothing here, but a stack file may have them."""
 
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from control_plane.errors import ConfigError
 from control_plane.faas.types import FunctionDeployment
-
-FUNCTION = "FAASMOE_FUNCTION"
-"""The variable that says which expert block a function serves."""
+from control_plane.partition.stack import FUNCTION_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,11 @@ class LocalImage:
 
     async def check(self, deployment: FunctionDeployment) -> None:
         """Raises ConfigError for what this image cannot run, PartitionError for a damaged block."""
-        function = deployment.env_vars.get(FUNCTION, "")
+        function = deployment.env_vars.get(FUNCTION_VARIABLE, "")
         if deployment.image != self.name:
             raise ConfigError(f"no image {deployment.image!r} here, only {self.name!r}")
         if function not in self.functions:
-            raise ConfigError(f"{FUNCTION}: this partition has no function {function!r}")
+            raise ConfigError(f"{FUNCTION_VARIABLE}: this partition has no function {function!r}")
         for name, value in deployment.env_vars.items():
             # Others could have the process run anything: LD_PRELOAD, PYTHONPATH and their like.
             if name not in self.settings or "\0" in value:
