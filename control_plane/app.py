@@ -1,7 +1,9 @@
 """Puts the parts together: each piece is an async context that closes what it has opened."""
 
 import asyncio
+import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,12 +11,16 @@ from pathlib import Path
 import torch
 from yarl import URL
 
+from control_plane.api.authentication import Authentication
+from control_plane.api.drain import Drain
+from control_plane.api.generation import Generations
 from control_plane.api.routes import Api
 from control_plane.api.status import StatusReporter
 from control_plane.api.text import TextCodec
-from control_plane.config import Credentials, ServeConfig
+from control_plane.config import Credentials, ServeConfig, database_path
 from control_plane.engine.dispatcher import Dispatcher
 from control_plane.engine.engine import Engine
+from control_plane.engine.interruption import Interruption
 from control_plane.engine.kv_cache import KVCache
 from control_plane.engine.model_loader import eos_token_ids, load_model, load_tokenizer
 from control_plane.engine.model_runner import ModelRunner, kv_cache_shape
@@ -24,10 +30,20 @@ from control_plane.faas.connection import Address
 from control_plane.faas.gateway import Gateway
 from control_plane.faas.invoker import InvocationPolicy, Invoker
 from control_plane.http import serving
+from control_plane.metrics import Metrics
 from control_plane.partition.manifest import Manifest
+from control_plane.tenancy.admission import Admission
+from control_plane.tenancy.ledger import Ledger
+from control_plane.tenancy.store import TenantStore
+
+logger = logging.getLogger(__name__)
 
 SMALL_DENSE_BYTES = 256 << 20
 """Below this, a second thread makes the dense part slower (measured on two cores: docs/benchmarks.md)."""
+
+LANES_PER_SEQUENCE = 2
+"""Sequences that may have memory for each that a step computes: the others pause, so that newcomers of
+other tenants need not wait for one to end. A lane costs nothing before it is used."""
 
 
 @asynccontextmanager
@@ -44,11 +60,43 @@ async def control_plane(
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
     engine = build_engine(partition, runner, invoker, config)
     codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
-    async with Gateway.connect(gateway_url, credentials) as gateway:
-        status = StatusReporter(manifest, engine, gateway, invoker.statistics)
-        app = Api(manifest.name, engine, codec, status).app()
-        async with serving(app, config.host, config.port) as url, _started(engine):
-            yield url
+    metrics = Metrics(manifest.name, engine.status, invoker.statistics)
+    admission = Admission(config.max_queued, config.max_queued_per_tenant)
+    database = database_path(config.database)
+    drain = Drain()
+    with TenantStore.open(database) as store:
+        store.declare(config.tenants)
+        async with Ledger.open(database) as ledger, Gateway.connect(gateway_url, credentials) as gateway:
+            api = Api(
+                model=manifest.name,
+                fingerprint=manifest.fingerprint,
+                started=int(time.time()),
+                authentication=Authentication(store, config.open),
+                generations=Generations(
+                    engine, codec, admission, ledger, metrics, config.request_timeout, config.log_prompts
+                ),
+                drain=drain,
+                status=StatusReporter(manifest, engine, gateway, invoker.statistics),
+                metrics=metrics,
+            )
+            async with (
+                serving(api.app(), config.host, config.port) as url,
+                _started(engine),
+                _drained(drain, config.drain_seconds),
+            ):
+                yield url
+
+
+@asynccontextmanager
+async def _drained(drain: Drain, seconds: float) -> AsyncIterator[None]:
+    """At the end, running requests have so many seconds to come to theirs, or until a second signal."""
+    try:
+        yield
+    finally:
+        if drain.in_progress:
+            logger.warning("finishing %d requests, for up to %g s", drain.in_progress, seconds)
+        if not await drain.finish(seconds):
+            logger.warning("%d requests are cut off", drain.in_progress)
 
 
 @asynccontextmanager
@@ -70,20 +118,27 @@ def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
 def build_runner(partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig) -> ModelRunner:
     """The dense model and its cache. Raises `PartitionError`, or `ConfigError` for an impossible cache."""
     torch.set_num_threads(config.threads or _threads_for(manifest))
-    model = load_model(partition, manifest, Dispatcher(manifest, invoker))
+    interruption = Interruption()
+    model = load_model(partition, manifest, Dispatcher(manifest, invoker, interruption))
     shape = kv_cache_shape(model)
     num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
     if num_pages == 0:
         raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {shape.page_nbytes} bytes")
+    lanes = LANES_PER_SEQUENCE * config.max_sequences
     try:
-        return ModelRunner(model, KVCache(shape, num_pages))
-    except (MemoryError, RuntimeError) as error:
-        raise ConfigError(f"kv_cache_mb: this machine cannot map {config.kv_cache_mb} MB") from error
+        cache = KVCache(shape, num_pages, lanes, model.config.max_position_embeddings)
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"max_sequences: this machine has no addresses for {lanes} sequences of "
+            f"{model.config.max_position_embeddings} tokens: {error}"
+        ) from error
+    return ModelRunner(model, cache, interruption)
 
 
 def build_engine(partition: Path, runner: ModelRunner, invoker: Invoker, config: ServeConfig) -> Engine:
     """The engine, not started yet."""
-    scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences)
+    fair = config.scheduling == "fair"
+    scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences, fair)
     context_length = runner.model.config.max_position_embeddings
     return Engine(scheduler, runner, invoker, context_length, eos_token_ids(partition, runner.model))
 

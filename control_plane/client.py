@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from control_plane.errors import BadRequest, FaaSMoEError
+from control_plane.errors import BadRequest, FaaSMoEError, InvalidApiKey, RetryLater
 from control_plane.http import connection_problem
 
 
@@ -20,6 +20,7 @@ class Question:
 
     text: str
     tenant: str
+    """Who asks a server that takes requests without keys; with a key, it is the key's."""
     max_tokens: int
     temperature: float = 0.0
     seed: int | None = None
@@ -70,10 +71,11 @@ class Client:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, url: URL) -> AsyncIterator["Client"]:
-        """A client whose connections are closed at the end of the context."""
+    async def connect(cls, url: URL, key: str | None = None) -> AsyncIterator["Client"]:
+        """A client, with a tenant's key, whose connections are closed at the end of the context."""
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=300)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
             yield cls(url, session)
 
     async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
@@ -131,7 +133,24 @@ class Client:
             message = json.loads(text)["error"]["message"]
         except (ValueError, KeyError, TypeError):
             message = f"{self._url} answered {answer.status}: {text[:200]}"
-        raise BadRequest(message) if answer.status == 400 else FaaSMoEError(message)
+        raise _refusal(answer, message)
 
     def _away(self, error: Exception) -> FaaSMoEError:
         return FaaSMoEError(f"no FaaSMoE control plane answers at {self._url}: {connection_problem(error)}")
+
+
+def _refusal(answer: aiohttp.ClientResponse, message: str) -> FaaSMoEError:
+    """The error that an answer tells, and what can be done about it."""
+    if answer.status == 400:
+        return BadRequest(message)
+    if answer.status == 401:
+        return InvalidApiKey(f"{message} (a key is given by --key-file or $FAASMOE_API_KEY)")
+    if answer.status not in (429, 503):
+        return FaaSMoEError(message)
+    seconds = answer.headers.get("Retry-After", "")
+    # It may also be a date, but is none where FaaSMoE answers.
+    if seconds.isdecimal():
+        return RetryLater(f"{message}; try again in {seconds} s", float(seconds))
+    if answer.headers.get("x-should-retry") == "false":
+        return RetryLater(f"{message}; trying again is no use", None)
+    return FaaSMoEError(message)

@@ -1,9 +1,11 @@
 """Settings, read once: a YAML file, the command line over it, secrets from files."""
 
 import base64
+import ipaddress
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,13 @@ import yaml
 from yarl import URL
 
 from control_plane.errors import ConfigError
+from control_plane.tenancy.declared import DeclaredTenant, read_declared
+
+SCHEDULINGS = ("fair", "fcfs")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+_MAY_BE_ZERO = ("port", "threads", "drain_seconds")
+_CHOICES = {"scheduling": SCHEDULINGS, "log_level": LOG_LEVELS}
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,12 @@ class ServeConfig:
     """Rows of one engine step: longer prompts are computed in chunks of this size."""
     max_sequences: int = 32
     """Sequences that run at the same time; more wait."""
+    max_queued: int = 1024
+    """Sequences of all tenants that wait or run; requests for more are refused."""
+    max_queued_per_tenant: int = 128
+    """Of one tenant."""
+    scheduling: str = "fair"
+    """Whose turn it is: "fair" across tenants, or "fcfs": first come, first served."""
     kv_cache_mb: int = 512
     """Most memory for keys and values; touched as it is used."""
     threads: int = 0
@@ -44,33 +59,69 @@ class ServeConfig:
     """Seconds before one attempt at calling a function is given up."""
     invocation_deadline: float = 60.0
     """Seconds before a call, with all its attempts, is given up and the request fails."""
+    request_timeout: float = 600.0
+    """Seconds before a request is given up, waiting included."""
+    drain_seconds: float = 30.0
+    """How long running answers may take once the server is told to stop."""
+    open: bool = False
+    """Serve requests without a key, too, as the tenant that their `user` field names; on loopback only."""
+    database: str = ""
+    """File with tenants and usage; see `database_path` for where it is by default."""
+    tenants: tuple[DeclaredTenant, ...] = ()
+    """Added to the database, or updated there, when the server starts."""
+    log_level: str = "info"
+    log_prompts: bool = False
+    """Whether what tenants ask is logged."""
 
     def __post_init__(self) -> None:
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if setting.name in ("port", "threads"):
-                if value < 0:
-                    raise ConfigError(f"{setting.name} must not be negative: {value}")
-            # Neither is a NaN between the two, nor can a wait be infinite.
-            elif setting.type in (int, float) and not 0 < value < math.inf:
-                raise ConfigError(f"{setting.name} must be positive, not {value}")
+            if setting.name in _CHOICES and value not in _CHOICES[setting.name]:
+                allowed = ", ".join(_CHOICES[setting.name])
+                raise ConfigError(f"{setting.name} must be one of {allowed}, not {value!r}")
+            if setting.type in (int, float):
+                _check_number(setting.name, value)
         if self.port > 65535:
             raise ConfigError(f"port must be at most 65535, not {self.port}")
+        if self.open and not is_loopback(self.host):
+            raise ConfigError(f"open: whoever reaches {self.host} would be served; it needs a loopback host")
 
     @classmethod
-    def load(cls, path: Path | None, overrides: Mapping[str, Any]) -> "ServeConfig":
-        """The settings of the file, if there is one, under the overrides that are not None."""
-        settings = _read_yaml(path) if path else {}
-        known = {setting.name: setting.type for setting in fields(cls)}
-        for name, value in settings.items():
-            if name not in known:
-                raise ConfigError(f"{path}: unknown setting {name!r}; there are {', '.join(known)}")
-            wanted = (int, float) if known[name] is float else known[name]
-            if isinstance(value, bool) or not isinstance(value, wanted):  # type: ignore[arg-type]
-                raise ConfigError(f"{path}: {name} must be {known[name].__name__}, not {value!r}")  # type: ignore[union-attr]
-        return replace(
-            cls(**settings), **{name: value for name, value in overrides.items() if value is not None}
-        )
+    def load(
+        cls, path: Path | None, overrides: Mapping[str, Any], open_on_loopback: bool = False
+    ) -> "ServeConfig":
+        """The settings of the file, if there is one, under the overrides that are not None.
+
+        `open_on_loopback` is for a server that, unless it is told otherwise, is open where it may be.
+        """
+        settings = _typed(path, _read_yaml(path)) if path else {}
+        settings |= {name: value for name, value in overrides.items() if value is not None}
+        if open_on_loopback:
+            settings.setdefault("open", is_loopback(settings.get("host", cls.host)))
+        return cls(**settings)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server on that host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def database_path(setting: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where tenants and usage are: the setting; else $FAASMOE_DATABASE; else the user's state folder.
+
+    That is $XDG_STATE_HOME (https://specifications.freedesktop.org/basedir-spec), or ~/.local/state.
+    Raises `ConfigError` for a user without a home.
+    """
+    try:
+        if chosen := setting or environment.get("FAASMOE_DATABASE"):
+            return Path(chosen).expanduser()
+        state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"database: {error}") from error
+    return Path(state, "faasmoe", "faasmoe.db")
 
 
 def read_credentials(user: str, password_file: Path | None) -> Credentials | None:
@@ -107,3 +158,30 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold settings, one `name: value` a line")
     return settings
+
+
+def _typed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """A file's settings, all known and of their types; the tenants are read."""
+    known = {setting.name: setting.type for setting in fields(ServeConfig)}
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"{path}: unknown setting {name!r}; there are {', '.join(known)}")
+        kind = known[name]
+        wanted = (int, float) if kind is float else (kind,)
+        # What is no plain type is the list of tenants, which is read below. A bool is no int here.
+        if isinstance(kind, type) and type(value) not in wanted:
+            raise ConfigError(f"{path}: {name} must be {kind.__name__}, not {value!r}")
+    if "tenants" not in settings:
+        return settings
+    try:
+        return {**settings, "tenants": read_declared(settings["tenants"], path.parent)}
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_number(name: str, value: float) -> None:
+    if value < 0 and name in _MAY_BE_ZERO:
+        raise ConfigError(f"{name} must not be negative: {value}")
+    # Neither is a NaN between the two, nor can a wait be infinite.
+    if not 0 <= value < math.inf or (value == 0 and name not in _MAY_BE_ZERO):
+        raise ConfigError(f"{name} must be positive, not {value}")

@@ -11,8 +11,18 @@
     |   `-- ProtocolError           it answered what the contract does not allow
     |-- EngineError                 the engine could not run a request
     |   |-- ContextLengthExceeded   prompt and output do not fit the model's context
-    |   `-- OutOfCache              the KV cache cannot hold the sequence
-    `-- BadRequest                  an API request that breaks the rules
+    |   |-- OutOfCache              the KV cache cannot hold the sequence
+    |   `-- ShuttingDown            the server is about to end
+    |-- TenancyError                a tenant is wrong, or may not do that
+    |   |-- UnknownTenant           no tenant of that name
+    |   |-- InvalidApiKey           no key, or none that belongs to a tenant
+    |   `-- RetryLater              refused now, perhaps granted later
+    |       |-- QuotaExceeded       a limit of the tenant's is reached
+    |       |-- QueueFull           the tenant has too many sequences in the queue
+    |       `-- Overloaded          all tenants together have
+    |-- BadRequest                  an API request that breaks the rules
+    |   `-- UnknownModel            it names a model that is not served
+    `-- RequestTimeout              a request took longer than it may
 
 The command line prints them as one line; the HTTP API maps them to a status in one table.
 """
@@ -66,9 +76,59 @@ class OutOfCache(EngineError):
     """The sequence does not fit into the KV cache, even alone."""
 
 
+class ShuttingDown(EngineError):
+    """The server is about to end, and takes nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class TenancyError(FaaSMoEError):
+    """A tenant is wrong, or may not do what it asks for."""
+
+
+class UnknownTenant(TenancyError):
+    """There is no tenant of that name."""
+
+
+class InvalidApiKey(TenancyError):
+    """A request without a key, or with one that belongs to no tenant."""
+
+
+class RetryLater(TenancyError):
+    """What is refused now and may be granted after `retry_after` seconds; None when waiting is no use."""
+
+    def __init__(self, message: str, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QuotaExceeded(RetryLater):
+    """A limit of the tenant's is reached."""
+
+
+class QueueFull(RetryLater):
+    """The tenant has too many sequences in the queue."""
+
+
+class Overloaded(RetryLater):
+    """All tenants together have too many sequences in the queue."""
+
+
 class BadRequest(FaaSMoEError):
     """An API request that breaks the rules; `param` names the field at fault."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class UnknownModel(BadRequest):
+    """It names a model that is not served here."""
+
+    def __init__(self, asked: str, served: str) -> None:
+        super().__init__(f"model: there is no model {asked!r}, only {served!r}", "model")
+
+
+class RequestTimeout(FaaSMoEError):
+    """A request took longer than it may."""

@@ -1,16 +1,13 @@
-"""The demo: the bundled model in expert functions, and a prompt for each of three tenants.
+"""The demo: the bundled model in expert functions, and a prompt of each of three tenants at the same time.
 
 Everything is started as a user would start it, in processes of its own, and stopped at the end:
-`faasmoe gateway`, `faasmoe deploy`, `faasmoe serve`. `make demo` calls this.
+`faasmoe gateway`, `deploy`, `tenants add`, `serve`. `make demo` calls this.
 """
 
 import asyncio
 import json
-import re
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,14 @@ import click
 import psutil
 from yarl import URL
 
+from bench.processes import output, running
 from control_plane.client import Answer, Client, Question
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.partitioner import partition
 from control_plane.tables import size, table
 
 MODEL = Path(__file__).parent.parent / "models" / "demo"
-START_SECONDS = 120.0
-STOP_SECONDS = 20.0
+LINE_WIDTH = 72
 
 
 @click.command()
@@ -49,58 +46,66 @@ async def demo(model: Path) -> None:
         target = Path(folder) / "demo"
         manifest = partition(model, target)
         click.echo(f"partitioned {manifest.name} into {len(manifest.blocks)} expert functions")
-        async with command("gateway", target, "--port", "0") as (gateway, gateway_url):
+        settings = Path(folder) / "serve.yml"
+        database = Path(folder) / "faasmoe.db"
+        settings.write_text(f"database: {database}\nlog_level: warning\n")
+        async with running("gateway", target, "--port", "0") as (gateway, gateway_url):
             click.echo(f"embedded OpenFaaS gateway on {gateway_url}")
-            async with command("deploy", target, "--gateway", gateway_url, url=False):
-                click.echo("deployed the functions")
-            async with command("serve", target, "--gateway", gateway_url, "--port", "0") as (server, url):
+            await output("deploy", target, "--gateway", gateway_url)
+            click.echo("deployed the functions")
+            keys = [
+                await output("tenants", "add", question.tenant, "--database", database)
+                for question in questions
+            ]
+            click.echo(f"added the tenants {', '.join(question.tenant for question in questions)}")
+            serve = ("serve", target, "--gateway", gateway_url, "--port", "0", "--config", settings)
+            async with running(*serve) as (server, url):
                 click.echo(f"control plane on {url}\n")
+                answers = await asyncio.gather(
+                    *(ask(URL(url), key, question) for key, question in zip(keys, questions, strict=True))
+                )
                 async with Client.connect(URL(url)) as client:
-                    answers = [await ask(client, question) for question in questions]
                     report = await client.status()
-                for line in (*tenant_table(questions, answers), "", *memory_table(server, gateway, report)):
-                    click.echo(line)
+                usage = await output("usage", "--database", database)
+                lines = [*tenant_table(questions, answers), "", *memory_table(server, gateway, report)]
+                click.echo("\n".join(["", *lines, "", "faasmoe usage", usage]))
     click.echo("\nall stopped")
 
 
-@asynccontextmanager
-async def command(*arguments: object, url: bool = True) -> AsyncIterator[tuple[int, str]]:
-    """Run a faasmoe command; yields its process id and the address that it prints. Ended afterwards."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "control_plane",
-        *map(str, arguments),
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        yield process.pid, await asyncio.wait_for(_address(process, url), START_SECONDS)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+async def ask(url: URL, key: str, question: Question) -> Answer:
+    """One tenant's prompt; its answer comes line by line, between the others'."""
+    width = max(len(question.tenant), 9)
 
+    def say(line: str, bold: bool = False) -> None:
+        click.echo(click.style(f"{question.tenant:<{width}} | ", dim=True) + click.style(line, bold=bold))
 
-async def _address(process: asyncio.subprocess.Process, wanted: bool) -> str:
-    """The first address that the process prints; or, where none is wanted, wait for it to end."""
-    if process.stdout is None:
-        raise FaaSMoEError("the process has no output")
-    async for line in process.stdout:
-        found = re.search(rb"http://[\w.:]+", line)
-        if wanted and found:
-            return found.group().decode()
-    if wanted or await process.wait() != 0:
-        raise FaaSMoEError("a part of the demo did not start, see above")
-    return ""
+    pending = ""
 
+    def on_text(text: str) -> None:
+        nonlocal pending
+        pending += text
+        *lines, pending = wrapped(pending)
+        for line in lines:
+            say(line)
 
-async def ask(client: Client, question: Question) -> Answer:
-    """One tenant's prompt, its answer streamed to the terminal."""
-    click.secho(f"{question.tenant}> {question.text}", bold=True)
-    answer = await client.ask(question, lambda text: click.echo(text, nl=False))
-    click.echo("\n")
+    say(question.text, bold=True)
+    async with Client.connect(url, key) as client:
+        answer = await client.ask(question, on_text)
+    say(pending)
     return answer
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of the text that are complete, and what is left."""
+    lines = []
+    *whole, text = text.split("\n")
+    for line in [*whole, text]:
+        while len(line) > LINE_WIDTH:
+            cut = line.rfind(" ", 0, LINE_WIDTH) + 1 or LINE_WIDTH
+            lines.append(line[:cut].rstrip())
+            line = line[cut:]
+        lines.append(line)
+    return lines
 
 
 def tenant_table(questions: list[Question], answers: list[Answer]) -> Iterator[str]:
@@ -116,9 +121,9 @@ def tenant_table(questions: list[Question], answers: list[Answer]) -> Iterator[s
                 f"{answer.usage['prompt_tokens']}+{answer.usage['completion_tokens']}",
                 f"{answer.time_to_first_token * 1000:.0f} ms",
                 f"{answer.tokens_per_second:.1f}",
-                str(experts["invocations"]),
-                str(experts["cold_starts"]),
-                str(experts["cold_experts"]),
+                f"{experts['invocations']:.0f}",
+                f"{experts['cold_starts']:.0f}",
+                f"{experts['cold_experts']:.0f}",
                 size(experts["wire_bytes"]),
             ]
         )

@@ -36,7 +36,8 @@ class Served:
         scheduler = Scheduler(self.runner.kv_cache, max_batch_tokens=prompt.numel(), max_sequences=1)
         scheduler.add(alone)
         try:
-            return self.runner.run(scheduler.schedule())[0]
+            batch = scheduler.schedule()
+            return self.runner.next_logits(self.runner.run(batch), batch)[0]
         finally:
             scheduler.remove(alone)
 

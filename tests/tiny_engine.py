@@ -12,15 +12,15 @@ from yarl import URL
 
 from control_plane.app import build_invoker, build_runner
 from control_plane.config import ServeConfig
-from control_plane.engine.engine import Engine, EngineStatus, TokenStream
+from control_plane.engine.engine import Engine
 from control_plane.engine.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.stream import TokenStream
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from tests.checkpoints import save_checkpoint, tiny_model
 
-IDLE = EngineStatus(running=0, waiting=0, kv_cache_used=0.0)
 MAX_BATCH_TOKENS = 8
 MAX_SEQUENCES = 4
 CONTEXT_LENGTH = 16384
@@ -74,6 +74,12 @@ async def engine_behind(
         await engine.stop()
 
 
+def idle(engine: Engine) -> bool:
+    """Whether nothing of any sequence is left in it."""
+    status = engine.status()
+    return (status.running, status.waiting, status.kv_cache_used) == (0, 0, 0.0)
+
+
 def random_prompt(length: int) -> list[int]:
     """The same tokens each time."""
     return torch.randint(64, (length,), generator=torch.Generator().manual_seed(length)).tolist()
@@ -85,8 +91,8 @@ def make_sequence(length: int, max_tokens: int) -> Sequence:
 
 
 async def tokens_of(stream: TokenStream) -> list[int]:
-    """All its tokens, or its error."""
-    return [token async for token in stream]
+    """All tokens of the stream's one sequence, or its error."""
+    return [generated.token_id async for _, generated in stream if generated.token_id is not None]
 
 
 async def until(condition: Callable[[], bool]) -> None:

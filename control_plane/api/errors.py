@@ -1,53 +1,81 @@
-"""Which HTTP status each domain error has: the one table, and the middleware that applies it."""
+"""Which HTTP status each domain error has: the one table, and the answers made of it."""
 
-import logging
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from control_plane import errors
-from control_plane.api.openai import error_body
+from control_plane.api.error_body import error_body
 
-logger = logging.getLogger(__name__)
+LONG_SECONDS = 60.0
+"""A client had better not wait for longer than this."""
 
-STATUS: dict[type[errors.FaaSMoEError], int] = {
-    errors.FaaSMoEError: 500,
-    errors.ConfigError: 500,
-    errors.PartitionError: 500,
-    errors.UnsupportedModel: 500,
-    errors.GatewayError: 502,
-    errors.FunctionNotFound: 503,
-    errors.FunctionUnavailable: 503,
-    errors.InvocationTimeout: 504,
-    errors.ProtocolError: 502,
-    errors.EngineError: 500,
-    errors.ContextLengthExceeded: 400,
-    errors.OutOfCache: 400,
-    errors.BadRequest: 400,
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """An error's status, and OpenAI's words for it."""
+
+    status: int
+    code: str | None = None
+    type: str = ""
+
+    def __post_init__(self) -> None:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        object.__setattr__(self, "type", self.type or kind)
+
+
+_LIMITED = ErrorKind(429, "rate_limit_exceeded", "rate_limit_error")
+
+KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
+    errors.FaaSMoEError: ErrorKind(500),
+    errors.ConfigError: ErrorKind(500),
+    errors.PartitionError: ErrorKind(500),
+    errors.UnsupportedModel: ErrorKind(500),
+    errors.GatewayError: ErrorKind(502),
+    errors.FunctionNotFound: ErrorKind(503, "function_not_found"),
+    errors.FunctionUnavailable: ErrorKind(503, "function_unavailable"),
+    errors.InvocationTimeout: ErrorKind(504, "function_timeout"),
+    errors.ProtocolError: ErrorKind(502),
+    errors.EngineError: ErrorKind(500),
+    errors.ContextLengthExceeded: ErrorKind(400, "context_length_exceeded"),
+    errors.OutOfCache: ErrorKind(400, "context_length_exceeded"),
+    errors.ShuttingDown: ErrorKind(503, "shutting_down"),
+    errors.TenancyError: ErrorKind(500),
+    errors.UnknownTenant: ErrorKind(404),
+    errors.InvalidApiKey: ErrorKind(401, "invalid_api_key"),
+    errors.RetryLater: _LIMITED,
+    errors.QuotaExceeded: _LIMITED,
+    errors.QueueFull: ErrorKind(429, "queue_full", "rate_limit_error"),
+    errors.Overloaded: ErrorKind(503, "overloaded"),
+    errors.BadRequest: ErrorKind(400),
+    errors.UnknownModel: ErrorKind(404, "model_not_found"),
+    errors.RequestTimeout: ErrorKind(504, "timeout"),
 }
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def describe(error: errors.FaaSMoEError) -> dict[str, Any]:
     """OpenAI's body for a domain error."""
-    kind = "invalid_request_error" if STATUS[type(error)] < 500 else "server_error"
-    code = "context_length_exceeded" if isinstance(error, errors.ContextLengthExceeded) else None
-    return error_body(str(error), kind, getattr(error, "param", None), code)
+    kind = KINDS[type(error)]
+    return error_body(str(error), kind.type, getattr(error, "param", None), kind.code)
 
 
-@web.middleware
-async def json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error as OpenAI's JSON, with its status."""
-    try:
-        return await handler(request)
-    except errors.FaaSMoEError as error:
-        return web.json_response(describe(error), status=STATUS[type(error)])
-    except web.HTTPException as error:
-        kind = "invalid_request_error" if error.status < 500 else "server_error"
-        return web.json_response(error_body(error.reason, kind, None, None), status=error.status)
-    except Exception:
-        # The edge of a request: the next one is served.
-        logger.exception("%s %s failed", request.method, request.path)
-        return web.json_response(error_body("internal error", "server_error", None, None), status=500)
+def error_response(error: errors.FaaSMoEError) -> web.Response:
+    """The whole answer, with headers that say whether and when to try again."""
+    status = KINDS[type(error)].status
+    return web.json_response(describe(error), status=status, headers=_headers(error))
+
+
+def _headers(error: errors.FaaSMoEError) -> Mapping[str, str]:
+    if isinstance(error, errors.InvalidApiKey):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, errors.ShuttingDown):
+        return {"Retry-After": "1"}
+    if not isinstance(error, errors.RetryLater):
+        return {}
+    if error.retry_after is None:
+        return {"x-should-retry": "false"}
+    headers = {"Retry-After": str(math.ceil(error.retry_after))}
+    return headers if error.retry_after <= LONG_SECONDS else {**headers, "x-should-retry": "false"}

@@ -1,34 +1,36 @@
-"""The control plane's HTTP API."""
+"""The control plane's HTTP API: which path does what."""
 
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import suppress
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-from control_plane.api import openai, sse
-from control_plane.api.errors import describe, json_errors
+from control_plane.api import generation_request, sse
+from control_plane.api.answers import AnswerFormat, detokenize_body, tokenize_body
+from control_plane.api.authentication import Authentication
+from control_plane.api.drain import Drain
+from control_plane.api.errors import KINDS, describe
+from control_plane.api.generation import Caller, Generation, Generations
+from control_plane.api.generation_request import GenerationRequest
+from control_plane.api.middleware import REQUEST_ID, TIMING, request_middleware
+from control_plane.api.rate_limits import rate_limit_headers
 from control_plane.api.status import StatusReporter
-from control_plane.api.text import TextCodec
-from control_plane.engine.engine import Engine, TokenStream
-from control_plane.engine.sequence import FinishReason, Sequence
-from control_plane.errors import BadRequest, FaaSMoEError
+from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, UnknownModel
+from control_plane.metrics import CONTENT_TYPE, Metrics
+from control_plane.tenancy.tenants import Tenant
 
 MAX_BODY_BYTES = 4 << 20
-DEFAULT_CHAT_TOKENS = 512
-"""For a chat that names no limit; the KV cache keeps room for all of them."""
+BODY_SECONDS = 30.0
+"""How long a request's body may take to arrive."""
 
+TENANT = web.RequestKey("tenant", Tenant)
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer's text; the last one says why the answer ends."""
-
-    text: str
-    finish_reason: FinishReason | None = None
+Parser = Callable[[Any, str], GenerationRequest]
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,31 @@ class Api:
     """The routes, and what they need."""
 
     model: str
-    engine: Engine
-    codec: TextCodec
+    fingerprint: str
+    """Of the partition: answers of the same one are comparable."""
+    started: int
+    """Seconds since 1970: since when the model is served."""
+    authentication: Authentication
+    generations: Generations
+    drain: Drain
     status: StatusReporter
+    metrics: Metrics
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[json_errors], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(middlewares=[request_middleware], client_max_size=MAX_BODY_BYTES)
+        app.on_response_prepare.append(self._prepare)
         app.add_routes(
             [
                 web.post("/v1/chat/completions", self.chat_completions),
                 web.post("/v1/completions", self.completions),
                 web.get("/v1/models", self.models),
                 web.get("/v1/models/{model}", self.model_card),
+                web.post("/tokenize", self.tokenize),
+                web.post("/detokenize", self.detokenize),
                 web.get("/health", self.health),
-                web.get("/ready", self.health),
+                web.get("/ready", self.ready),
+                web.get("/metrics", self.show_metrics),
                 web.get("/status", self.show_status),
             ]
         )
@@ -58,106 +70,134 @@ class Api:
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """Answer a chat."""
-        return await self._generate(request, openai.parse_chat(await _read_json(request), self.model))
+        return await self._generate(request, generation_request.parse_chat)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Continue a text."""
-        return await self._generate(request, openai.parse_completion(await _read_json(request), self.model))
+        return await self._generate(request, generation_request.parse_completion)
 
     async def models(self, request: web.Request) -> web.Response:
         """The one model."""
+        self.authentication.tenant(request)
         return web.json_response({"object": "list", "data": [self._model_card()]})
 
     async def model_card(self, request: web.Request) -> web.Response:
         """The model, by its name."""
+        self.authentication.tenant(request)
         if request.match_info["model"] != self.model:
-            raise web.HTTPNotFound(reason=f"there is no model {request.match_info['model']!r}")
+            raise UnknownModel(request.match_info["model"], self.model)
         return web.json_response(self._model_card())
 
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """A prompt's tokens, as vLLM tells them."""
+        self.authentication.tenant(request)
+        asked = generation_request.parse_tokenize(await _read_json(request), self.model)
+        token_ids = await self.generations.encode(asked.prompt, asked.add_special_tokens)
+        return web.json_response(tokenize_body(token_ids, self.generations.engine.max_length))
+
+    async def detokenize(self, request: web.Request) -> web.Response:
+        """The text of tokens, as vLLM tells it."""
+        self.authentication.tenant(request)
+        token_ids = generation_request.parse_detokenize(await _read_json(request), self.model)
+        return web.json_response(detokenize_body(await self.generations.decode(token_ids)))
+
     async def health(self, request: web.Request) -> web.Response:
-        """Whether prompts are answered."""
-        if not self.engine.alive:
+        """Whether the engine lives."""
+        if not self.generations.engine.alive:
             raise web.HTTPServiceUnavailable(reason="the engine has stopped")
         return web.Response(text="OK")
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """Whether new requests are answered."""
+        if self.drain.ending:
+            raise ShuttingDown
+        return await self.health(request)
+
+    async def show_metrics(self, request: web.Request) -> web.Response:
+        """For Prometheus; what concerns single tenants only for an operator's key."""
+        body = self.metrics.render(with_tenants=self.authentication.is_operator(request))
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def show_status(self, request: web.Request) -> web.Response:
         """The functions and the engine, for people and `faasmoe status`."""
         return web.json_response(await self.status.report())
 
-    async def _generate(self, request: web.Request, asked: openai.GenerationRequest) -> web.StreamResponse:
-        stream = self.engine.submit(await self._sequence(asked))
-        answer = openai.CompletionFormat(stream.sequence.request_id, self.model, asked.is_chat)
-        try:
+    async def _generate(self, request: web.Request, parse: Parser) -> web.StreamResponse:
+        tenant = self.authentication.tenant(request)
+        asked = parse(await _read_json(request), self.model)
+        tenant = request[TENANT] = tenant or self.authentication.named(asked.user)
+        caller = Caller(tenant, request[REQUEST_ID], request.path, request[TIMING])
+        fingerprint = f"fp_{self.fingerprint[:12]}"
+        answer = AnswerFormat(asked, secrets.token_hex(12), self.model, int(time.time()), fingerprint)
+        with self.drain.request():
             if asked.stream:
-                return await self._stream(request, stream, answer, asked.include_usage)
-            pieces = [piece async for piece in self._pieces(stream)]
-            text = "".join(piece.text for piece in pieces)
-            return web.json_response(answer.whole(text, pieces[-1].finish_reason, _usage(stream.sequence)))
-        finally:
-            self.engine.cancel(stream.sequence)
+                return await self._stream(request, asked, caller, answer)
+            async with self.generations.start(asked, caller) as generation:
+                pieces: list[list[Any]] = [[] for _ in generation.choices]
+                async for index, piece in generation.pieces():
+                    pieces[index].append(piece)
+                whole = answer.whole(pieces, generation.usage())
+            return web.json_response(whole)
 
     async def _stream(
-        self, request: web.Request, stream: TokenStream, answer: openai.CompletionFormat, include_usage: bool
+        self, request: web.Request, asked: GenerationRequest, caller: Caller, answer: AnswerFormat
     ) -> web.StreamResponse:
-        response = await sse.open_stream(request)
-        with suppress(ConnectionResetError):  # the client has gone, and its sequence with it
-            try:
-                async for piece in self._pieces(stream):
-                    await response.write(sse.event(answer.chunk(piece.text, piece.finish_reason)))
-                if include_usage:
-                    await response.write(sse.event(answer.usage_chunk(_usage(stream.sequence))))
-            except FaaSMoEError as error:
-                await response.write(sse.event(describe(error)))
-            await response.write(sse.DONE)
+        response = sse.event_stream()
+        try:
+            async with self.generations.start(asked, caller) as generation:
+                await self._send_pieces(request, response, generation, answer)
+        except FaaSMoEError as error:
+            # Before the first piece it is an answer of its own, with its status.
+            if not response.prepared:
+                raise
+            self.metrics.failed(KINDS[type(error)].status)
+            await response.write(sse.event(describe(error)))
+        else:
+            if asked.include_usage:
+                await response.write(answer.usage_event(generation.usage()))
+        await response.write(sse.DONE)
         return response
 
-    async def _pieces(self, stream: TokenStream) -> AsyncIterator[Piece]:
-        decoder = self.codec.decoder()
-        async for token in stream:
-            # One for each token, also where its text is held back: clients time them.
-            yield Piece(decoder.add(token))
-        yield Piece(decoder.finish(), stream.sequence.finish_reason)
+    async def _send_pieces(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        generation: Generation,
+        answer: AnswerFormat,
+    ) -> None:
+        streams = [answer.choice_stream(index) for index in range(len(generation.choices))]
+        async for index, piece in generation.pieces():
+            if not response.prepared:
+                await response.prepare(request)
+            await response.write(streams[index].event(piece, generation.continuous_usage()))
 
-    async def _sequence(self, asked: openai.GenerationRequest) -> Sequence:
-        # A long prompt takes seconds, in which other answers have to go on.
-        token_ids = await asyncio.to_thread(self.codec.encode, asked)
-        room = max(self.engine.max_length - len(token_ids), 1)
-        max_tokens = min(room, DEFAULT_CHAT_TOKENS) if asked.max_tokens is None else asked.max_tokens
-        return Sequence(
-            f"cmpl-{secrets.token_hex(12)}", asked.tenant, token_ids, asked.sampling_params(max_tokens)
-        )
+    async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """The last word on every answer's headers."""
+        if response.status >= 400:
+            self.metrics.failed(response.status)
+        # A request that aiohttp itself could not read has neither.
+        response.headers["x-request-id"] = request.get(REQUEST_ID, "")
+        if tenant := request.get(TENANT):
+            quota = self.generations.admission.quota(tenant, time.monotonic())
+            response.headers.update(rate_limit_headers(quota))
 
     def _model_card(self) -> dict[str, Any]:
         return {
             "id": self.model,
             "object": "model",
-            "created": 0,
+            "created": self.started,
             "owned_by": "faasmoe",
-            "max_model_len": self.engine.max_length,
+            "max_model_len": self.generations.engine.max_length,
         }
 
 
 async def _read_json(request: web.Request) -> Any:
     """The body, decoded. Raises `BadRequest`."""
     try:
-        return json.loads(await request.read())
+        async with asyncio.timeout(BODY_SECONDS):
+            return json.loads(await request.read())
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from error
     # Not only JSONDecodeError: text may be no UTF-8, numbers too long, and lists too deep.
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
-
-
-def _usage(sequence: Sequence) -> dict[str, Any]:
-    """OpenAI's usage, and beside it what the request's experts have cost."""
-    output_tokens = len(sequence.output_ids)
-    return {
-        "prompt_tokens": sequence.num_prompt_tokens,
-        "completion_tokens": output_tokens,
-        "total_tokens": sequence.num_prompt_tokens + output_tokens,
-        "experts": {
-            "invocations": sequence.usage.invocations,
-            "cold_starts": sequence.usage.cold_starts,
-            "cold_experts": sequence.usage.cold_experts,
-            "wire_bytes": sequence.usage.wire_bytes,
-            "seconds": round(sequence.usage.seconds, 6),
-        },
-    }

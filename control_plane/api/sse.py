@@ -11,13 +11,11 @@ DONE = b"data: [DONE]\n\n"
 
 def event(data: Mapping[str, Any]) -> bytes:
     """One event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def open_stream(request: web.Request) -> web.StreamResponse:
-    """Start an answer that events are written to."""
-    response = web.StreamResponse(
+def event_stream() -> web.StreamResponse:
+    """An answer that events are written to, once it is prepared."""
+    return web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
-    await response.prepare(request)
-    return response

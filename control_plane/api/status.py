@@ -1,5 +1,6 @@
 """What `GET /status` tells: each function as the gateway and as its callers see it, and the engine."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class StatusReporter:
             "gateway": {"url": str(self.gateway.url), "error": gateway_error},
             "engine": asdict(self.engine.status()),
             "memory_bytes": psutil.Process().memory_full_info().pss,
+            "open": await _open_counts(),
             "functions": [
                 self._function(block.function, block.num_experts, deployed.get(block.function))
                 for block in self.manifest.blocks
@@ -45,7 +47,8 @@ class StatusReporter:
 
     def _function(self, name: str, experts: int, deployed: FunctionStatus | None) -> dict[str, Any]:
         statistics = asdict(self.statistics.get(name, FunctionStatistics()))
-        statistics.pop("instance")
+        for internal in ("instance", "layers"):
+            statistics.pop(internal)
         awake = deployed is not None and deployed.available_replicas > 0
         if not awake:
             statistics.update(resident_experts=0, resident_bytes=0)
@@ -59,3 +62,15 @@ class StatusReporter:
             "memory_bytes": usage.total_memory_bytes if usage else 0,
             **statistics,
         }
+
+
+async def _open_counts() -> dict[str, int]:
+    """What this process holds open: with as many clients and functions as before, these are as before."""
+    process = psutil.Process()
+    # In a thread: the system's list of connections may be long.
+    connections = await asyncio.to_thread(process.net_connections, "tcp")
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "connections": sum(connection.status != psutil.CONN_LISTEN for connection in connections),
+        "file_descriptors": process.num_fds(),
+    }

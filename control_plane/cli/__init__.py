@@ -11,6 +11,8 @@ import click
 from control_plane.cli.client import prompt, status
 from control_plane.cli.partition import partition, stack, verify
 from control_plane.cli.servers import deploy, gateway, serve, up
+from control_plane.cli.tenants import tenants
+from control_plane.cli.usage import usage
 from control_plane.errors import FaaSMoEError
 
 
@@ -32,18 +34,19 @@ def main() -> None:
     \b
     Try it at once, with everything in one process:
       faasmoe up models/demo
-      faasmoe prompt --tenant me "Write a function that sorts a list"
+      faasmoe prompt "Write a function that sorts a list"
 
     \b
     On a box with faasd, or any OpenFaaS gateway:
       faasmoe partition MODEL_DIR OUT_DIR
       faasmoe stack OUT_DIR -o stack.yml --image-prefix REGISTRY/
       faas-cli up -f stack.yml
+      faasmoe tenants add NAME
       faasmoe serve OUT_DIR --gateway URL --gateway-password-file FILE
     """
     # torch's idle threads would spin, on the cores that the expert functions need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-for command in (partition, verify, stack, gateway, deploy, serve, up, prompt, status):
+for command in (partition, verify, stack, gateway, deploy, serve, up, tenants, usage, prompt, status):
     main.add_command(command)

@@ -2,17 +2,31 @@
 
 import asyncio
 import json
+import os
 import sys
 from functools import partial
+from pathlib import Path
 
 import click
 
 from control_plane.cli.options import server_option
 
+KEY_VARIABLE = "FAASMOE_API_KEY"
+
 
 @click.command()
 @click.argument("text")
-@click.option("--tenant", required=True, help="Who is asking.")
+@click.option(
+    "--tenant",
+    default="default",
+    show_default=True,
+    help="Who is asking, where the server takes requests without keys.",
+)
+@click.option(
+    "--key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help=f"File with the tenant's key.  [default: the key in ${KEY_VARIABLE}, if any]",
+)
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens to generate."
 )
@@ -32,6 +46,7 @@ from control_plane.cli.options import server_option
 def prompt(
     text: str,
     tenant: str,
+    key_file: Path | None,
     max_tokens: int,
     temperature: float,
     seed: int | None,
@@ -39,14 +54,19 @@ def prompt(
     as_json: bool,
     server: str,
 ) -> None:
-    """Ask the model, and print its answer as it comes. TEXT "-" is read from standard input."""
+    """Ask the model, and print its answer as it comes. TEXT "-" is read from standard input.
+
+    The key that `faasmoe tenants add` has printed says who is asking. It is read from a file or from
+    $FAASMOE_API_KEY, and has no option of its own: other users of the machine can read command lines.
+    """
     from control_plane.client import Client, Question
     from control_plane.config import parse_url
 
+    key = _key(key_file)
     question = Question(_text(text), tenant, max_tokens, temperature, seed, raw)
 
     async def run() -> None:
-        async with Client.connect(parse_url(server)) as client:
+        async with Client.connect(parse_url(server), key) as client:
             answer = await client.ask(question, on_text=None if as_json else partial(click.echo, nl=False))
             click.echo(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "")
 
@@ -69,6 +89,16 @@ def status(as_json: bool, server: str) -> None:
             click.echo(line)
 
     asyncio.run(run())
+
+
+def _key(file: Path | None) -> str | None:
+    """The key of the file, or else of the environment, if there is one."""
+    from control_plane.tenancy.keys import checked_key, read_key
+
+    if file is not None:
+        return read_key(file)
+    key = os.environ.get(KEY_VARIABLE)
+    return checked_key(key, f"the key in ${KEY_VARIABLE}") if key else None
 
 
 def _text(argument: str) -> str:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from control_plane.config import LOG_LEVELS
+
 DEFAULT_GATEWAY = "http://127.0.0.1:8080"
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
@@ -49,6 +51,16 @@ image_prefix_option = click.option(
 )
 
 
+def database_option(command: Command) -> Command:
+    """Where tenants and usage are; None leaves it to the config file or the default."""
+    return click.option(
+        "--database",
+        metavar="FILE",
+        help="Where tenants and usage are.  [default: $FAASMOE_DATABASE, or "
+        "faasmoe/faasmoe.db in $XDG_STATE_HOME or ~/.local/state]",
+    )(command)
+
+
 def serve_options(command: Command) -> Command:
     """The control plane's own settings; None leaves them to the config file or the default."""
     options = [
@@ -67,6 +79,16 @@ def serve_options(command: Command) -> Command:
             "--threads",
             type=click.IntRange(1),
             help="Compute threads of the dense part.  [default: by the model's size]",
+        ),
+        click.option(
+            "--open/--keys-only",
+            default=None,
+            help="Whether requests without a key are served, too, as the tenant that their user field names "
+            "(on loopback only).  [default: keys only; open for `up` on loopback]",
+        ),
+        database_option,
+        click.option(
+            "--log-level", type=click.Choice(LOG_LEVELS), help="Least of what is logged.  [default: info]"
         ),
     ]
     for option in reversed(options):

@@ -87,7 +87,7 @@ def serve(
 ) -> None:
     """Serve the model of the PARTITION folder, whose functions are deployed on a gateway.
 
-    The API is OpenAI's, on http://HOST:PORT/v1.
+    The API is OpenAI's, on http://HOST:PORT/v1. Clients need a tenant's key, of `faasmoe tenants add`.
     """
     from control_plane.app import control_plane
     from control_plane.config import ServeConfig, parse_url, read_credentials
@@ -102,6 +102,10 @@ def serve(
         async with control_plane(partition, config, url, credentials) as address:
             if missing := await missing_functions(partition, url, credentials):
                 click.echo(f"not deployed yet: {', '.join(missing)}", err=True)
+            if not config.open and not _has_tenants(config.database):
+                click.echo(
+                    "nobody has a key yet: `faasmoe tenants add NAME` adds a tenant and prints its key", err=True
+                )
             yield address
 
     serve_until_signal("serving", checked())
@@ -120,12 +124,21 @@ def serve(
 def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: Any) -> None:
     """Run everything for MODEL, until Ctrl-C: gateway, functions and control plane.
 
-    MODEL is a partition, or a checkpoint, which is then partitioned beside it into MODEL.faasmoe.
+    MODEL is a partition, or a checkpoint, which is then partitioned beside it into MODEL.faasmoe. On
+    loopback, anybody on this machine is served, with or without a key.
     """
     from control_plane.config import ServeConfig
     from control_plane.up import partition_of, running
 
-    config = ServeConfig.load(config_file, overrides)
+    config = ServeConfig.load(config_file, overrides, open_on_loopback=True)
     with sigterm_exits():
         folder = partition_of(model, click.echo)
     serve_until_signal("serving", running(folder, config, gateway_port, click.echo))
+
+
+def _has_tenants(database: str) -> bool:
+    from control_plane.config import database_path
+    from control_plane.tenancy.store import TenantStore
+
+    with TenantStore.open(database_path(database)) as store:
+        return bool(store.list())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from control_plane.engine.interruption import Interruption
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
 from functions.expert.wire import Invocation, InvocationResult
@@ -24,8 +25,11 @@ class Group:
 class Dispatcher:
     """Knows which function holds which expert."""
 
-    def __init__(self, manifest: Manifest, invoker: ExpertInvoker) -> None:
+    def __init__(
+        self, manifest: Manifest, invoker: ExpertInvoker, interruption: Interruption | None = None
+    ) -> None:
         self._invoker = invoker
+        self._interruption = interruption or Interruption()
         self._model = manifest.fingerprint
         self._functions = [block.function for block in manifest.blocks]
         self._owner = {layer: np.full(manifest.num_experts, -1, np.int32) for layer in manifest.moe_layers}
@@ -38,8 +42,10 @@ class Dispatcher:
     ) -> Callable[[], torch.Tensor]:
         """Send the rows [T, H] on their way; the returned call waits for the weighted sums [T, H].
 
-        top_k_index and top_k_weights are [T, K]. The wait raises a `GatewayError`.
+        top_k_index and top_k_weights are [T, K]. The wait raises a `GatewayError`. Raises `Interrupted`
+        when the step is to give way; nothing is on its way then.
         """
+        self._interruption.check()
         groups = self.group(
             layer, _to_numpy(hidden_states), top_k_index.numpy(), top_k_weights.to(torch.float32).numpy()
         )

@@ -8,14 +8,18 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from control_plane.engine.interruption import Interrupted
 from control_plane.engine.model_runner import ModelRunner
 from control_plane.engine.sampler import Sampler
 from control_plane.engine.scheduler import Chunk, Scheduler
-from control_plane.engine.sequence import Sequence
-from control_plane.errors import ContextLengthExceeded, EngineError, FaaSMoEError
+from control_plane.engine.sequence import FinishReason, Generated, Sequence
+from control_plane.engine.step import Step, StepResult
+from control_plane.engine.stream import Outbox, TokenStream
+from control_plane.errors import ContextLengthExceeded, EngineError, FaaSMoEError, ShuttingDown
 from control_plane.faas.invocation import ExpertInvoker
 
 logger = logging.getLogger(__name__)
@@ -28,31 +32,20 @@ class EngineStatus:
     """How much the engine has to do."""
 
     running: int
+    """Sequences that have memory."""
     waiting: int
     kv_cache_used: float
     """Share of the KV cache's pages that sequences hold, 0 to 1."""
+    preemptions: int
+    """How often a sequence had to give its memory up, since the start."""
 
 
-@dataclass(eq=False)
-class TokenStream:
-    """The tokens of one sequence as they are generated; raises the error that ended it, if one did."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a sequence's tokens go."""
 
-    sequence: Sequence
-    _loop: asyncio.AbstractEventLoop
-    _events: asyncio.Queue[int | FaaSMoEError | None] = field(default_factory=asyncio.Queue)
-
-    def put(self, event: int | FaaSMoEError | None) -> None:
-        """From the engine's thread: a token, an error, or None at the end."""
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:
-            logger.debug("%s: the listener's event loop is gone", self.sequence.request_id)
-
-    async def __aiter__(self) -> AsyncIterator[int]:
-        while (event := await self._events.get()) is not None:
-            if isinstance(event, FaaSMoEError):
-                raise event
-            yield event
+    stream: TokenStream
+    number: int
 
 
 class Engine:
@@ -67,12 +60,14 @@ class Engine:
         eos_ids: frozenset[int],
     ) -> None:
         self._scheduler = scheduler
-        self._runner = runner
         self._invoker = invoker
         self._sampler = Sampler()
+        self._interruption = runner.interruption
+        self._model = Step(runner, self._sampler)
         self.context_length = context_length
         self._eos_ids = eos_ids
-        self._streams: dict[Sequence, TokenStream] = {}
+        self._places: dict[Sequence, _Place] = {}
+        self._outbox = Outbox()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -80,7 +75,7 @@ class Engine:
     @property
     def max_length(self) -> int:
         """The longest sequence that can run: what both the context and the KV cache hold."""
-        return min(self.context_length, self._scheduler.kv_cache.num_tokens)
+        return min(self.context_length, self._scheduler.kv_cache.max_length)
 
     @property
     def alive(self) -> bool:
@@ -91,37 +86,22 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
-    def submit(self, sequence: Sequence) -> TokenStream:
-        """Queue a sequence and return its tokens as they come.
+    def submit(self, sequences: list[Sequence]) -> TokenStream:
+        """Queue a request's sequences and return their tokens as they come.
 
-        Raises `ContextLengthExceeded` or `OutOfCache` for a sequence that could never run.
+        Raises `ContextLengthExceeded` or `OutOfCache` if one could never run, and then queues none.
         """
-        self._check(sequence)
-        stream = TokenStream(sequence, asyncio.get_running_loop())
+        for sequence in sequences:
+            self.check(sequence)
+        stream = TokenStream(sequences, asyncio.get_running_loop())
         self._commands.put(lambda: self._add(stream))
+        self._interruption.ask(sequences[0].tenant)
         return stream
 
-    def cancel(self, sequence: Sequence) -> None:
-        """End a sequence and its stream before its next step; harmless for one that has ended."""
-        self._commands.put(lambda: self._end(sequence, None))
-
-    def status(self) -> EngineStatus:
-        """A snapshot."""
-        cache = self._scheduler.kv_cache
-        used = 1 - cache.num_free_pages / cache.num_pages
-        return EngineStatus(len(self._scheduler.running), len(self._scheduler.waiting), used)
-
-    async def stop(self) -> None:
-        """End the thread, and what is still running with an error; raises nothing."""
-        self._stopping = True
-        self._commands.put(lambda: None)
-        self._invoker.abort()
-        await asyncio.to_thread(self._thread.join)
-        self._invoker.close()
-
-    def _check(self, sequence: Sequence) -> None:
+    def check(self, sequence: Sequence) -> None:
+        """Raises `ContextLengthExceeded` or `OutOfCache` for a sequence that could never run."""
         if self._stopping:
-            raise EngineError("the server is shutting down")
+            raise ShuttingDown
         if not sequence.num_prompt_tokens:
             raise EngineError("the prompt is empty")
         if sequence.max_length > self.context_length:
@@ -131,22 +111,43 @@ class Engine:
             )
         self._scheduler.kv_cache.check_fits(sequence)
 
+    def cancel(self, sequences: list[Sequence]) -> None:
+        """End sequences before their next step; harmless for those that have ended."""
+        self._commands.put(lambda: self._end_all(sequences))
+
+    def status(self) -> EngineStatus:
+        """A snapshot."""
+        scheduler = self._scheduler
+        pages = scheduler.kv_cache.pages
+        used = 1 - pages.num_free_pages / pages.num_pages
+        return EngineStatus(scheduler.num_running, scheduler.num_waiting, used, scheduler.num_preemptions)
+
+    async def stop(self) -> None:
+        """End the thread, and what is still running with an error; raises nothing."""
+        self._stopping = True
+        self._commands.put(lambda: None)
+        self._invoker.abort()
+        await asyncio.to_thread(self._thread.join)
+        self._invoker.close()
+
     # What follows runs on the engine's thread.
 
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self._obey(wait=not self._streams)
+                self._obey(wait=not self._places)
                 if batch := self._scheduler.schedule():
                     self._step(batch)
+                self._outbox.flush()
         except Exception:
             # The edge of the thread: nobody may wait for what will never come.
             logger.exception("the engine has stopped")
             self._stopping = True
         # Sequences that were submitted before the end, but not seen yet, have a listener too.
         self._obey(wait=False)
-        for sequence in list(self._streams):
-            self._end(sequence, EngineError("the server is shutting down"))
+        for sequence in list(self._places):
+            self._fail(sequence, ShuttingDown())
+        self._outbox.flush()
 
     def _obey(self, wait: bool) -> None:
         """Carry out the commands that have come, waiting for one when there is nothing else to do."""
@@ -158,41 +159,81 @@ class Engine:
             return
 
     def _step(self, batch: list[Chunk]) -> None:
-        """Compute, sample, commit, emit. A step that fails has changed nothing but ends its sequences."""
-        sampled = [chunk.sequence for chunk in batch if chunk.is_last]
+        """Compute, commit, tell. A step that fails has changed nothing but ends its sequences."""
         before = self._invoker.usage
+        now = time.monotonic()
+        self._interruption.begin(self._interruptible(batch))
         try:
-            logits = self._runner.run(batch)
-            tokens = self._sampler.sample(logits, sampled) if sampled else []
+            results = self._model.run(batch)
+        except Interrupted:
+            return
         except FaaSMoEError as error:
             # While stopping, the failure is our own hanging up: `_run` tells the streams why.
             if not self._stopping:
-                self._fail(batch, error)
+                self._fail_all(batch, error)
             return
         except Exception:
             # The edge of the thread: whatever one batch does, the next one is served.
             logger.exception("a step failed")
-            self._fail(batch, EngineError("internal error"))
+            self._fail_all(batch, EngineError("internal error"))
             return
+        self._interruption.end()
         self._scheduler.commit(batch)
-        for chunk in batch:
-            chunk.sequence.usage += self._invoker.usage - before
-        for sequence, token in zip(sampled, tokens, strict=True):
-            sequence.append(token, self._eos_ids)
-            self._streams[sequence].put(token)
-            if sequence.finish_reason:
-                self._end(sequence, None)
+        cost = self._invoker.usage - before
+        rows = sum(chunk.length for chunk in batch)
+        for chunk, result in zip(batch, results, strict=True):
+            # Each row has the same number of experts, so rows are what a step's cost is shared by.
+            chunk.sequence.usage += cost.share(chunk.length / rows)
+            chunk.sequence.started = chunk.sequence.started or now
+            self._tell(result)
 
-    def _fail(self, batch: list[Chunk], error: FaaSMoEError) -> None:
-        for chunk in batch:
-            self._end(chunk.sequence, error)
+    def _interruptible(self, batch: list[Chunk]) -> frozenset[str]:
+        """Whose batch it is, if a newcomer's turn would be before theirs."""
+        fair = self._scheduler.fair
+        return frozenset(chunk.sequence.tenant for chunk in batch) if fair else frozenset()
+
+    def _tell(self, result: StepResult) -> None:
+        """Append what the step brought to the sequence, and send it on its way."""
+        sequence = result.sequence
+        sequence.prompt_logprobs += result.prompt_logprobs
+        if not result.is_last:
+            return
+        if sequence.params.max_tokens == 0:
+            sequence.finish_reason = FinishReason.LENGTH
+            generated = Generated(None, None, sequence.finish_reason)
+        elif result.token_id is None:
+            self._fail(sequence, EngineError("the model's output is not a number"))
+            return
+        else:
+            sequence.append(result.token_id, self._eos_ids)
+            generated = Generated(result.token_id, result.logprob, sequence.finish_reason)
+        place = self._places[sequence]
+        self._outbox.add(place.stream, (place.number, generated))
+        if sequence.finish_reason:
+            self._end(sequence)
 
     def _add(self, stream: TokenStream) -> None:
-        self._streams[stream.sequence] = stream
-        self._scheduler.add(stream.sequence)
+        for number, sequence in enumerate(stream.sequences):
+            self._places[sequence] = _Place(stream, number)
+            self._scheduler.add(sequence)
 
-    def _end(self, sequence: Sequence, event: FaaSMoEError | None) -> None:
+    def _end_all(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        if place := self._remove(sequence):
+            self._outbox.add(place.stream, (place.number, None))
+
+    def _fail(self, sequence: Sequence, error: FaaSMoEError) -> None:
+        if place := self._remove(sequence):
+            self._outbox.add(place.stream, error)
+
+    def _fail_all(self, batch: list[Chunk], error: FaaSMoEError) -> None:
+        for chunk in batch:
+            self._fail(chunk.sequence, error)
+
+    def _remove(self, sequence: Sequence) -> _Place | None:
         self._scheduler.remove(sequence)
         self._sampler.forget(sequence)
-        if stream := self._streams.pop(sequence, None):
-            stream.put(event)
+        return self._places.pop(sequence, None)

@@ -1,11 +1,24 @@
-"""The keys and values of all running sequences, in pages."""
+"""The memory for the keys and values of all running sequences.
 
+Each sequence has a lane: a range of addresses as long as any sequence may get, of which only what has been
+written takes memory. The operating system's page table is thus the cache's, too, and a sequence's keys lie
+in one piece, however it grows (vAttention, arXiv 2405.04437, does so on GPUs). `KVPages` counts what is
+taken; a lane that is freed gives its memory back, so no sequence can find another's in it.
+"""
+
+import math
+import mmap
 from dataclasses import dataclass, field
 
 import torch
 
+from control_plane.engine.kv_pages import KVPages
 from control_plane.engine.sequence import Sequence
 from control_plane.errors import OutOfCache
+
+_MAP_NORESERVE = 0x4000
+"""Linux's; Python's mmap has a name for it from 3.13 on."""
+_LEAST_PAGE_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -16,103 +29,81 @@ class KVCacheShape:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
-    page_size: int = 16
-    """Tokens in a page."""
+
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page: so many that the values of one head fill a page of memory."""
+        return max(_LEAST_PAGE_SIZE, mmap.PAGESIZE // self._row_nbytes)
 
     @property
     def page_nbytes(self) -> int:
         """Bytes of one page over all layers, keys and values."""
-        token = 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
-        return token * self.page_size
+        return 2 * self.num_layers * self.num_kv_heads * self._row_nbytes * self.page_size
 
+    def lane_length(self, num_tokens: int) -> int:
+        """The least length of a lane, in tokens, that holds so many and ends where a page of memory does."""
+        step = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, self._row_nbytes)
+        return -(-num_tokens // step) * step
 
-@dataclass(frozen=True)
-class _PageTable:
-    """Where one sequence's tokens are kept: the slot of each, in order."""
-
-    slots: torch.Tensor
-    first: int
-    contiguous: int
-    """How many slots follow each other from the first on."""
-
-    @classmethod
-    def of_pages(cls, pages: list[int], page_size: int) -> "_PageTable":
-        breaks = (i for i in range(1, len(pages)) if pages[i] != pages[0] + i)
-        contiguous = next(breaks, len(pages)) * page_size
-        slots = (torch.tensor(pages)[:, None] * page_size + torch.arange(page_size)).flatten()
-        return cls(slots, pages[0] * page_size, contiguous)
+    @property
+    def _row_nbytes(self) -> int:
+        return self.head_dim * self.dtype.itemsize
 
 
 @dataclass
 class KVCache:
-    """Pages of `shape.page_size` tokens; a sequence holds whole pages, in the order of its tokens.
-
-    A page's memory is touched when its first token is written, so the bound costs nothing in advance.
-    """
+    """Lanes of memory, bounded by `num_pages` in all and by `max_length` tokens each."""
 
     shape: KVCacheShape
     num_pages: int
-    _free: list[int] = field(init=False)
-    _tables: dict[Sequence, _PageTable] = field(init=False, default_factory=dict)
+    num_lanes: int
+    max_length: int
+    """Tokens of the longest sequence."""
+    pages: KVPages = field(init=False)
+    _memory: mmap.mmap = field(init=False)
+    _lanes: torch.Tensor = field(init=False)
+    """[lanes, layers, keys and values, kv_heads, tokens, head_dim]"""
 
     def __post_init__(self) -> None:
-        self._free = list(range(self.num_pages - 1, -1, -1))
-        size = (self.num_pages * self.shape.page_size, self.shape.num_kv_heads, self.shape.head_dim)
-        self._keys = [torch.empty(size, dtype=self.shape.dtype) for _ in range(self.shape.num_layers)]
-        self._values = [torch.empty(size, dtype=self.shape.dtype) for _ in range(self.shape.num_layers)]
-
-    @property
-    def num_free_pages(self) -> int:
-        """Pages that no sequence holds."""
-        return len(self._free)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that all pages hold."""
-        return self.num_pages * self.shape.page_size
-
-    def pages_for(self, num_tokens: int) -> int:
-        """Pages that hold this many tokens."""
-        return -(-num_tokens // self.shape.page_size)
+        """Raises `OSError` or `OverflowError` where so many addresses cannot be had."""
+        self.pages = KVPages(self.num_pages, self.shape.page_size, self.num_lanes)
+        self.max_length = min(self.max_length, self.pages.num_tokens)
+        shape = self.shape
+        length = shape.lane_length(self.max_length)
+        size = (self.num_lanes, shape.num_layers, 2, shape.num_kv_heads, length, shape.head_dim)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._memory = mmap.mmap(-1, math.prod(size) * shape.dtype.itemsize, flags=flags)
+        # A huge page would take memory for tokens that nobody has counted.
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._lanes = torch.frombuffer(self._memory, dtype=shape.dtype).view(size)
 
     def check_fits(self, sequence: Sequence) -> None:
         """Raises `OutOfCache` when the sequence could not run even alone."""
-        if self.pages_for(sequence.max_length) > self.num_pages:
+        if sequence.max_length > self.max_length:
             raise OutOfCache(
-                f"{sequence.max_length} tokens do not fit into the KV cache of "
-                f"{self.num_pages * self.shape.page_size}"
+                f"{sequence.max_length} tokens do not fit into the KV cache of {self.pages.num_tokens}"
             )
 
-    def can_allocate(self, sequence: Sequence) -> bool:
-        """Whether the sequence, at its full length, fits beside those that run."""
-        return self.pages_for(sequence.max_length) <= len(self._free)
-
-    def allocate(self, sequence: Sequence) -> None:
-        """Reserve the pages of the sequence at its full length, so that it never has to stop half-way."""
-        pages = [self._free.pop() for _ in range(self.pages_for(sequence.max_length))]
-        self._tables[sequence] = _PageTable.of_pages(pages, self.shape.page_size)
-
     def free(self, sequence: Sequence) -> None:
-        """Give the sequence's pages back; harmless for one that holds none."""
-        table = self._tables.pop(sequence, None)
-        if table is not None:
-            pages = (table.slots[:: self.shape.page_size] // self.shape.page_size).tolist()
-            # In order, so that the next sequence gets neighbouring pages, whose tokens need no gathering.
-            self._free = sorted([*self._free, *pages], reverse=True)
+        """Give the sequence's lane and memory back; harmless for one that holds none."""
+        lane = self.pages.free(sequence)
+        if lane is not None:
+            nbytes = self._lanes[lane].nbytes
+            self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
 
     def write(
-        self, layer: int, sequence: Sequence, start: int, keys: torch.Tensor, values: torch.Tensor
+        self,
+        layer: int,
+        lanes: torch.Tensor,
+        positions: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
     ) -> None:
-        """Keep the keys and values [n, kv_heads, head_dim] of the sequence's tokens from `start` on."""
-        slots = self._tables[sequence].slots[start : start + len(keys)]
-        self._keys[layer][slots] = keys
-        self._values[layer][slots] = values
+        """Keep keys and values [n, kv_heads, head_dim], each in the lane and at the position [n] given."""
+        self._lanes[:, layer, 0].transpose(1, 2)[lanes, positions] = keys
+        self._lanes[:, layer, 1].transpose(1, 2)[lanes, positions] = values
 
-    def read(self, layer: int, sequence: Sequence, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [length, kv_heads, head_dim] of the first tokens; views where they can be."""
-        table = self._tables[sequence]
-        if length <= table.contiguous:
-            rows = slice(table.first, table.first + length)
-            return self._keys[layer][rows], self._values[layer][rows]
-        slots = table.slots[:length]
-        return self._keys[layer][slots], self._values[layer][slots]
+    def read(self, layer: int, lane: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the keys and values [kv_heads, length, head_dim] of the lane's first tokens."""
+        keys, values = self._lanes[lane, layer, :, :, :length].unbind()
+        return keys, values

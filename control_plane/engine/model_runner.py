@@ -1,13 +1,18 @@
 """Runs the model over one ragged batch."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
 
 from control_plane.engine.attention import RaggedBatch
+from control_plane.engine.interruption import Interruption
 from control_plane.engine.kv_cache import KVCache, KVCacheShape
 from control_plane.engine.scheduler import Chunk
+
+LOGITS_ROWS = 64
+"""Rows of prompts whose logits are computed at a time: each is as wide as the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -16,24 +21,41 @@ class ModelRunner:
 
     model: PreTrainedModel
     kv_cache: KVCache
+    interruption: Interruption = field(default_factory=Interruption)
+    """Asked between layers whether to go on."""
 
     @torch.inference_mode()
     def run(self, batch: list[Chunk]) -> torch.Tensor:
-        """Logits [n, vocabulary] of the last row of each of the n chunks that reach their sequence's end.
+        """The hidden states [N, hidden] of all rows of the chunks, one chunk's after the other's.
 
-        Raises a `GatewayError` when an expert function stays away; the step can then be run again.
+        Raises a `GatewayError` when an expert function stays away, `Interrupted` when the step is to give
+        way; it can then be run again.
         """
-        token_ids = torch.tensor([[token for chunk in batch for token in chunk.token_ids]])
-        positions = [torch.arange(chunk.start, chunk.start + chunk.length) for chunk in batch]
+        ragged_batch = RaggedBatch.of_chunks(batch, self.kv_cache)
+        token_ids = torch.tensor([token for chunk in batch for token in chunk.token_ids])
         output = self.model.model(
-            input_ids=token_ids,
-            position_ids=torch.cat(positions)[None],
+            input_ids=token_ids[None],
+            position_ids=ragged_batch.positions[None],
             use_cache=False,
-            ragged_batch=RaggedBatch(batch, self.kv_cache),
+            ragged_batch=ragged_batch,
         )
-        ends = torch.tensor([chunk.length for chunk in batch]).cumsum(0) - 1
-        last = [int(end) for end, chunk in zip(ends, batch, strict=True) if chunk.is_last]
-        return self.model.lm_head(output.last_hidden_state[0, last])
+        return output.last_hidden_state[0]
+
+    @torch.inference_mode()
+    def next_logits(self, hidden_states: torch.Tensor, batch: list[Chunk]) -> torch.Tensor:
+        """Logits [n, vocabulary] of the last row of each of the n chunks that reach their sequence's end."""
+        ends, end = [], 0
+        for chunk in batch:
+            end += chunk.length
+            if chunk.is_last:
+                ends.append(end - 1)
+        return self.model.lm_head(hidden_states[ends])
+
+    @torch.inference_mode()
+    def all_logits(self, hidden_states: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits of all rows [n, hidden], in parts that fit into memory."""
+        for rows in hidden_states.split(LOGITS_ROWS):
+            yield self.model.lm_head(rows)
 
 
 def kv_cache_shape(model: PreTrainedModel) -> KVCacheShape:

@@ -1,10 +1,11 @@
 """Picks the next token of each sequence."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 
-from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.sequence import SamplingParams, Sequence, TokenLogprob
 
 LEAST_TEMPERATURE = 1e-5
 """Below this, sampling is greedy: dividing by less can leave float32's range. vLLM draws the same line."""
@@ -12,24 +13,34 @@ LEAST_TEMPERATURE = 1e-5
 
 @dataclass
 class Sampler:
-    """Greedy, or random under temperature, top-k and top-p; each sequence has a generator of its own."""
+    """Greedy, or random under temperature and the like; each sequence has a generator of its own."""
 
     _generators: dict[Sequence, torch.Generator] = field(default_factory=dict)
 
-    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-        """The next token of each sequence, from its row of the logits [len(sequences), vocabulary]."""
-        greedy = logits.argmax(dim=-1).tolist()
+    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
+        """The next token of each sequence, from its row of the logits [len(sequences), vocabulary].
+
+        None for a row that holds no numbers: its sequence cannot go on, the others can.
+        """
+        best, tokens = logits.max(dim=-1)
+        greedy = zip(tokens.tolist(), best.tolist(), strict=True)
         return [
-            token if sequence.params.temperature < LEAST_TEMPERATURE else self._draw(row, sequence)
-            for token, row, sequence in zip(greedy, logits, sequences, strict=True)
+            None if not math.isfinite(logit) else self._next(token, row, sequence)
+            for (token, logit), row, sequence in zip(greedy, logits, sequences, strict=True)
         ]
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence has ended."""
         self._generators.pop(sequence, None)
 
-    def _draw(self, logits: torch.Tensor, sequence: Sequence) -> int:
-        probabilities = token_probabilities(logits, sequence.params)
+    def _next(self, likeliest: int, logits: torch.Tensor, sequence: Sequence) -> int:
+        params = sequence.params
+        if params.repetition_penalty != 1:
+            logits = penalised(logits, sequence.token_ids, params.repetition_penalty)
+            likeliest = int(logits.argmax())
+        if params.temperature < LEAST_TEMPERATURE:
+            return likeliest
+        probabilities = token_probabilities(logits, params)
         return int(torch.multinomial(probabilities, 1, generator=self._generator(sequence)))
 
     def _generator(self, sequence: Sequence) -> torch.Generator:
@@ -43,8 +54,15 @@ class Sampler:
         return self._generators[sequence]
 
 
+def penalised(logits: torch.Tensor, token_ids: list[int], penalty: float) -> torch.Tensor:
+    """The logits [vocabulary], those of tokens that are there already made less likely (arXiv 1909.05858)."""
+    seen = torch.tensor(token_ids).unique()
+    scores = logits[seen].float()
+    return logits.float().index_copy(0, seen, torch.where(scores < 0, scores * penalty, scores / penalty))
+
+
 def token_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """The distribution [vocabulary] to draw from: temperature, top-k, top-p, in transformers' order.
+    """The distribution [vocabulary] to draw from: temperature, top-k, top-p, min-p, in transformers' order.
 
     `params.temperature` must be at least `LEAST_TEMPERATURE`.
     """
@@ -58,5 +76,20 @@ def token_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.T
         # A token stays while those before it have not yet reached top_p: the most likely one always does.
         beyond = ordered.cumsum(dim=-1) - ordered >= params.top_p
         probabilities = probabilities.scatter(0, index, ordered.masked_fill(beyond, 0.0))
-        probabilities /= probabilities.sum()
-    return probabilities
+    if params.min_p > 0:
+        unlikely = probabilities < params.min_p * probabilities.max()
+        probabilities = probabilities.masked_fill(unlikely, 0.0)
+    return probabilities / probabilities.sum()
+
+
+def token_logprobs(logits: torch.Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprob]:
+    """How likely each of the tokens was, by its row of the logits [len(token_ids), vocabulary]."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
+    values, indices = logprobs.topk(min(num_top, logprobs.shape[1]), dim=-1)
+    return [
+        TokenLogprob(token_id, logprob, tuple(zip(index, value, strict=True)))
+        for token_id, logprob, index, value in zip(
+            token_ids, chosen, indices.tolist(), values.tolist(), strict=True
+        )
+    ]

@@ -1,9 +1,13 @@
 """Which tokens of which sequences the next step computes."""
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
+from control_plane.engine.fairness import OUTPUT_COST, PROMPT_COST, VirtualTokenCounters, interleave
 from control_plane.engine.kv_cache import KVCache
+from control_plane.engine.preemption import Holder, victims_of_admission, victims_of_growth
 from control_plane.engine.sequence import Sequence
 
 
@@ -16,60 +20,217 @@ class Chunk:
     length: int
 
     @property
+    def end(self) -> int:
+        """The sequence's tokens after this chunk."""
+        return self.start + self.length
+
+    @property
     def token_ids(self) -> list[int]:
         """The chunk's tokens."""
-        return self.sequence.token_ids[self.start : self.start + self.length]
+        return self.sequence.token_ids[self.start : self.end]
 
     @property
     def is_last(self) -> bool:
         """Whether the sequence's next token can be sampled after this chunk."""
-        return self.start + self.length == len(self.sequence.token_ids)
+        return self.end == len(self.sequence.token_ids)
+
+    @property
+    def service(self) -> float:
+        """What computing it is worth, in the units of `fairness`."""
+        prompt = max(min(self.end, self.sequence.num_prompt_tokens) - self.start, 0)
+        return prompt * PROMPT_COST + (self.length - prompt) * OUTPUT_COST
+
+
+@dataclass
+class TenantQueue:
+    """One tenant's sequences, the oldest first: those that have memory, then those that wait for it."""
+
+    weight: float
+    running: list[Sequence] = field(default_factory=list)
+    waiting: deque[Sequence] = field(default_factory=deque)
+
+    def __len__(self) -> int:
+        return len(self.running) + len(self.waiting)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return chain(self.running, self.waiting)
 
 
 @dataclass
 class Scheduler:
-    """First come, first served. Holds the sequences, and the KV pages of those that run."""
+    """Holds the sequences. Each step serves tenants by their virtual token counters, and each tenant's
+    sequences in the order in which they came; without `fair`, all sequences in that order.
+    """
 
     kv_cache: KVCache
     max_batch_tokens: int
     max_sequences: int
-    waiting: deque[Sequence] = field(default_factory=deque)
-    running: list[Sequence] = field(default_factory=list)
+    """Sequences of one step. More may have memory: they pause, and go on when it is their turn."""
+    fair: bool = True
+    num_running: int = 0
+    num_waiting: int = 0
+    num_preemptions: int = 0
+    counters: VirtualTokenCounters = field(default_factory=VirtualTokenCounters)
+    _queues: dict[str, TenantQueue] = field(default_factory=dict)
+    _behind: set[str] = field(default_factory=set)
+    """Tenants with work that the last step left undone."""
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        self.waiting.append(sequence)
+        owner = self._owner(sequence)
+        queue = self._queues.setdefault(owner, TenantQueue(sequence.weight))
+        queue.weight = sequence.weight
+        queue.waiting.append(sequence)
+        if owner not in self._behind:
+            self.counters.begins_to_wait(owner, self._behind)
+            self._behind.add(owner)
+        self._count()
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or not, and free its pages."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-        if sequence in self.running:
-            self.running.remove(sequence)
+        """Forget a sequence, finished or not, and free its memory; harmless for one that is not here."""
+        owner = self._owner(sequence)
+        if queue := self._queues.get(owner):
+            if sequence in queue.running:
+                queue.running.remove(sequence)
+            elif sequence in queue.waiting:
+                queue.waiting.remove(sequence)
+            if not queue:
+                del self._queues[owner]
+                self._settle(behind=self._behind - {owner})
+                self.counters.retain(self._queues.keys())
         self.kv_cache.free(sequence)
+        self._count()
 
     def schedule(self) -> list[Chunk]:
-        """The next step's chunks: one token of every sequence that decodes, then parts of prompts."""
-        self._admit()
-        batch: list[Chunk] = []
-        budget = self.max_batch_tokens
-        # Sorting is stable: decoding sequences come first, prompts stay in their order.
-        for sequence in sorted(self.running, key=lambda sequence: sequence.num_uncomputed > 1):
-            length = min(sequence.num_uncomputed, budget)
-            if length > 0:
-                batch.append(Chunk(sequence, sequence.num_computed, length))
-                budget -= length
+        """The next step's chunks: a token of each sequence that generates, and parts of prompts.
+
+        Admits and preempts sequences as memory allows. Empty only when there are no sequences.
+        """
+        # Of tenants with equal counters, the one that has least at work goes first.
+        queues = sorted(self._queues.items(), key=lambda item: len(item[1].running))
+        counters = {owner: self.counters[owner] for owner in self._queues}
+        batch = self._fill(interleave({owner: list(queue) for owner, queue in queues}, counters, self._price))
+        served = Counter(self._owner(chunk.sequence) for chunk in batch)
+        self._settle({owner for owner, queue in self._queues.items() if len(queue) > served[owner]})
+        self._count()
         return batch
 
     def commit(self, batch: list[Chunk]) -> None:
         """The step succeeded: its tokens are in the KV cache."""
         for chunk in batch:
-            chunk.sequence.num_computed += chunk.length
+            sequence = chunk.sequence
+            # What a preempted sequence has lost is computed again at nobody's expense.
+            new = max(chunk.end - max(chunk.start, sequence.num_charged), 0)
+            service = Chunk(sequence, chunk.end - new, new).service
+            self.counters.charge(self._owner(sequence), service, sequence.weight)
+            sequence.num_computed = chunk.end
+            sequence.num_charged += new
 
-    def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_sequences:
-            if not self.kv_cache.can_allocate(self.waiting[0]):
-                return
-            sequence = self.waiting.popleft()
-            self.kv_cache.allocate(sequence)
-            self.running.append(sequence)
+    def _fill(self, order: Iterator[Sequence]) -> list[Chunk]:
+        """One row for each sequence that generates, the other rows for prompts, as far as memory goes."""
+        batch: dict[Sequence, Chunk] = {}
+        left = self.max_batch_tokens
+        limit = min(self.max_sequences, self.max_batch_tokens)
+        generating = min(limit, sum(sequence.num_uncomputed == 1 for sequence in self._running()))
+        preempted: set[Sequence] = set()
+        full = False
+        for sequence in order:
+            if len(batch) == limit or left == 0:
+                break
+            generates = sequence.num_uncomputed == 1
+            length = 1 if generates else min(sequence.num_uncomputed, left - generating)
+            if length <= 0 or sequence in preempted:
+                continue
+            chunk = Chunk(sequence, sequence.num_computed, length)
+            if self.kv_cache.pages.holds(sequence):
+                generating -= generates
+                victims = self._grow(chunk)
+            elif full or (admitted := self._admit(sequence)) is None:
+                # Nobody whose turn is later takes the memory that this one waits for.
+                full = True
+                continue
+            else:
+                victims = admitted
+            preempted.update(victims)
+            for victim in victims:
+                batch.pop(victim, None)
+            if sequence not in victims:
+                batch[sequence] = chunk
+                left -= length
+        return list(batch.values())
+
+    def _grow(self, chunk: Chunk) -> list[Sequence]:
+        """Give a running sequence room for the chunk; returns who was preempted, perhaps itself."""
+        pages = self.kv_cache.pages
+        missing = pages.missing(chunk.sequence, chunk.end) - pages.num_free_pages
+        victims = victims_of_growth(self._holders(pages.held), missing) if missing > 0 else []
+        for victim in victims:
+            self._preempt(victim)
+        if chunk.sequence not in victims:
+            pages.allocate(chunk.sequence, chunk.end)
+        return victims
+
+    def _admit(self, sequence: Sequence) -> list[Sequence] | None:
+        """Let a waiting sequence run; returns who was preempted for it, or None when it has to wait on."""
+        pages = self.kv_cache.pages
+        # Each that runs may need another page before one is free again.
+        wanted = pages.pages_for(len(sequence.token_ids)) + self.num_running
+        victims = self._make_room(sequence, pages.held, wanted, wanted - pages.num_free_pages)
+        if victims == []:
+            victims = self._make_room(sequence, lambda _: 1, 1, 1 - pages.num_free_lanes)
+        if victims is None:
+            return None
+        for victim in victims:
+            self._preempt(victim)
+        queue = self._queues[self._owner(sequence)]
+        queue.waiting.remove(sequence)
+        queue.running.append(sequence)
+        self.num_running += 1
+        pages.allocate(sequence, len(sequence.token_ids))
+        return victims
+
+    def _make_room(
+        self, sequence: Sequence, held: Callable[[Sequence], int], wanted: int, missing: int
+    ) -> list[Sequence] | None:
+        if missing <= 0:
+            return []
+        owner = self._owner(sequence)
+        return victims_of_admission(self._holders(held), owner, sequence.weight, wanted, missing)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take the sequence's memory; it goes on later, from its first token, ahead of those that wait."""
+        queue = self._queues[self._owner(sequence)]
+        queue.running.remove(sequence)
+        queue.waiting.appendleft(sequence)
+        self.kv_cache.free(sequence)
+        sequence.num_computed = 0
+        self.num_running -= 1
+        self.num_preemptions += 1
+
+    def _running(self) -> Iterator[Sequence]:
+        return chain.from_iterable(queue.running for queue in self._queues.values())
+
+    def _holders(self, held: Callable[[Sequence], int]) -> dict[str, Holder[Sequence]]:
+        return {
+            owner: Holder([(sequence, held(sequence)) for sequence in queue.running], queue.weight)
+            for owner, queue in self._queues.items()
+            if queue.running
+        }
+
+    def _price(self, sequence: Sequence) -> float:
+        """What the sequence's next step would add to its tenant's counter."""
+        length = min(sequence.num_uncomputed, self.max_batch_tokens)
+        return Chunk(sequence, sequence.num_computed, length).service / sequence.weight
+
+    def _owner(self, sequence: Sequence) -> str:
+        return sequence.tenant if self.fair else ""
+
+    def _settle(self, behind: set[str]) -> None:
+        """Note who has work left undone, and who has not any more."""
+        for owner in self._behind - behind:
+            self.counters.stops_waiting(owner)
+        self._behind = behind
+
+    def _count(self) -> None:
+        self.num_running = sum(len(queue.running) for queue in self._queues.values())
+        self.num_waiting = sum(len(queue.waiting) for queue in self._queues.values())

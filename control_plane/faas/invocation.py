@@ -9,14 +9,14 @@ from functions.expert.wire import Invocation, InvocationResult
 
 @dataclass(frozen=True)
 class ExpertUsage:
-    """What calling functions has cost: a running total, or the difference of two."""
+    """What calling functions has cost: a running total, the difference of two, or a share of it."""
 
-    invocations: int = 0
-    cold_starts: int = 0
+    invocations: float = 0
+    cold_starts: float = 0
     """Function processes that answered for the first time."""
-    cold_experts: int = 0
+    cold_experts: float = 0
     """Experts that a function used for the first time."""
-    wire_bytes: int = 0
+    wire_bytes: float = 0
     """Bodies, both ways."""
     seconds: float = 0.0
     """Compute time inside the functions."""
@@ -37,6 +37,16 @@ class ExpertUsage:
             self.cold_experts - other.cold_experts,
             self.wire_bytes - other.wire_bytes,
             self.seconds - other.seconds,
+        )
+
+    def share(self, part: float) -> "ExpertUsage":
+        """That part of it, from 0 to 1."""
+        return ExpertUsage(
+            self.invocations * part,
+            self.cold_starts * part,
+            self.cold_experts * part,
+            self.wire_bytes * part,
+            self.seconds * part,
         )
 
 

@@ -9,6 +9,7 @@ import json
 import random
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -64,7 +65,7 @@ class Invoker:
 
     gateway: Address
     policy: InvocationPolicy = field(default_factory=InvocationPolicy)
-    statistics: dict[str, FunctionStatistics] = field(default_factory=dict)
+    statistics: defaultdict[str, FunctionStatistics] = field(init=False)
     usage: ExpertUsage = field(default_factory=ExpertUsage)
     _addresses: AddressBook = field(init=False)
     _idle: dict[Address, list[Connection]] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Invoker:
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        self.statistics = defaultdict(FunctionStatistics)
         self._addresses = AddressBook(self.policy.gateway_interval, self.gateway.is_loopback)
 
     def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
@@ -131,7 +133,7 @@ class Invoker:
         if time.monotonic() + wait >= deadline or self._aborted.wait(wait):
             raise pending[0].failure or FunctionUnavailable(f"function {pending[0].function}: aborted")
         for call in pending:
-            self._statistics(call.function).retries += 1
+            self.statistics[call.function].retries += 1
 
     def _send_all(self, calls: Iterable[_Call], deadline: float) -> None:
         for call in calls:
@@ -188,7 +190,8 @@ class Invoker:
         elif call.connection:
             self._addresses.confirm(call.connection.address)
         sent = sum(len(part) for part in call.body)
-        self.usage += self._statistics(call.function).record(sent, len(answer.body), result)
+        counted = self.statistics[call.function]
+        self.usage += counted.record(call.invocation.layer, sent, len(answer.body), result)
         self._release(call)
 
     def _refused(self, call: _Call, answer: Answer) -> None:
@@ -234,9 +237,6 @@ class Invoker:
         elif call.connection is not None:
             call.connection.close()
         call.connection = None
-
-    def _statistics(self, function: str) -> FunctionStatistics:
-        return self.statistics.setdefault(function, FunctionStatistics())
 
     def _attempt_deadline(self, deadline: float) -> float:
         return min(deadline, time.monotonic() + self.policy.attempt_timeout)

@@ -1,0 +1,108 @@
+"""Starts what is measured, as a user would: `faasmoe` commands in processes of their own."""
+
+import asyncio
+import re
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from control_plane.errors import FaaSMoEError
+from control_plane.partition.partitioner import partition
+
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A control plane with its functions, and the keys of its tenants."""
+
+    url: str
+    keys: Mapping[str, str]
+    pid: int
+    gateway_pid: int
+
+
+@asynccontextmanager
+async def server(
+    folder: Path, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> AsyncIterator[Server]:
+    """Serve the partition in `folder` to new tenants; all is stopped at the end of the context.
+
+    `settings` are those of the server's YAML file. Raises `FaaSMoEError` when a part does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
+        database = Path(temporary) / "faasmoe.db"
+        config = Path(temporary) / "serve.yml"
+        config.write_text(
+            yaml.safe_dump({"database": str(database), "log_level": "warning", **(settings or {})})
+        )
+        keys = {name: await output("tenants", "add", name, "--database", str(database)) for name in tenants}
+        async with (
+            running("gateway", folder, "--port", "0") as (gateway_pid, gateway),
+            _deployed(folder, gateway),
+            running("serve", folder, "--gateway", gateway, "--port", "0", "--config", config) as (pid, url),
+        ):
+            yield Server(url, keys, pid, gateway_pid)
+
+
+@asynccontextmanager
+async def served_model(
+    model: Path, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> AsyncIterator[Server]:
+    """The same for a checkpoint, which is partitioned first."""
+    with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
+        folder = Path(temporary) / model.name
+        await asyncio.to_thread(partition, model, folder)
+        async with server(folder, tenants, settings) as served:
+            yield served
+
+
+@asynccontextmanager
+async def running(*arguments: object) -> AsyncIterator[tuple[int, str]]:
+    """Run a faasmoe command that serves; yields its process id and the address that it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *_command(arguments), stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    try:
+        yield process.pid, await asyncio.wait_for(_address(process), START_SECONDS)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+
+
+async def output(*arguments: object) -> str:
+    """What a faasmoe command prints. Raises `FaaSMoEError` when it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *_command(arguments), stdout=asyncio.subprocess.PIPE, start_new_session=True
+    )
+    printed, _ = await asyncio.wait_for(process.communicate(), START_SECONDS)
+    if process.returncode:
+        raise FaaSMoEError(f"`faasmoe {arguments[0]}` has failed, see above")
+    return printed.decode().strip()
+
+
+@asynccontextmanager
+async def _deployed(folder: Path, gateway: str) -> AsyncIterator[None]:
+    await output("deploy", folder, "--gateway", gateway)
+    yield
+
+
+def _command(arguments: Sequence[object]) -> list[str]:
+    return [sys.executable, "-m", "control_plane", *map(str, arguments)]
+
+
+async def _address(process: asyncio.subprocess.Process) -> str:
+    """The first address that the process prints."""
+    if process.stdout is not None:
+        async for line in process.stdout:
+            if found := re.search(rb"http://[\w.:]+", line):
+                return found.group().decode()
+    raise FaaSMoEError("a part did not start, see above")

@@ -1,0 +1,71 @@
+"""Requests to an OpenAI server, timed from outside."""
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from control_plane.errors import FaaSMoEError
+
+REQUEST_SECONDS = 300.0
+
+
+@dataclass
+class Timing:
+    """What the client of one streamed answer saw; seconds of time.perf_counter()."""
+
+    sent: float
+    tokens: list[float] = field(default_factory=list)
+    """When each token came."""
+
+    @property
+    def time_to_first_token(self) -> float:
+        """Seconds."""
+        return self.tokens[0] - self.sent
+
+
+def session() -> aiohttp.ClientSession:
+    """A client without a limit of its own on connections."""
+    timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+
+
+def random_prompt(length: int, seed: int, vocab_size: int) -> list[int]:
+    """Token ids, the same for the same arguments; the first ids, which are often special, are left out."""
+    generator = random.Random(seed)
+    return [generator.randrange(16, vocab_size) for _ in range(length)]
+
+
+async def stream(
+    client: aiohttp.ClientSession,
+    url: str,
+    key: str,
+    prompt: list[int],
+    max_tokens: int,
+    on_token: Callable[[], None] = lambda: None,
+) -> Timing:
+    """Have exactly `max_tokens` generated. Raises `FaaSMoEError` when the server refuses or falls short."""
+    body = {
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    timing = Timing(time.perf_counter())
+    headers = {"Authorization": f"Bearer {key}"}
+    async with client.post(f"{url}/v1/completions", json=body, headers=headers) as answer:
+        if answer.status != 200:
+            raise FaaSMoEError(f"{url} answered {answer.status}: {await answer.text()}")
+        async for line in answer.content:
+            if line.startswith(b'data: {"error"'):
+                raise FaaSMoEError(json.loads(line.removeprefix(b"data: "))["error"]["message"])
+            if line.startswith(b"data: {"):
+                timing.tokens.append(time.perf_counter())
+                on_token()
+    if len(timing.tokens) < max_tokens:
+        raise FaaSMoEError(f"{url} generated {len(timing.tokens)} of {max_tokens} tokens")
+    return timing

@@ -1,0 +1,74 @@
+"""What one step of the engine brings: computed first, told afterwards."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from control_plane.engine.model_runner import ModelRunner
+from control_plane.engine.sampler import Sampler, token_logprobs
+from control_plane.engine.scheduler import Chunk
+from control_plane.engine.sequence import Sequence, TokenLogprob
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found out about one of its sequences."""
+
+    sequence: Sequence
+    prompt_logprobs: list[TokenLogprob]
+    """Of the prompt's tokens that the step has brought within sight."""
+    is_last: bool
+    """Whether the chunk reached the sequence's end, so that the next token is known."""
+    token_id: int | None
+    """The next token; None where there is none to be generated, or no number to choose it by."""
+    logprob: TokenLogprob | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Runs a batch through the model and the sampler."""
+
+    runner: ModelRunner
+    sampler: Sampler
+
+    def run(self, batch: list[Chunk]) -> list[StepResult]:
+        """A result for each chunk. Raises a `GatewayError` when an expert function stays away."""
+        hidden_states = self.runner.run(batch)
+        tokens = dict(self._next_tokens(hidden_states, batch))
+        results = []
+        row = 0
+        for chunk in batch:
+            rows = hidden_states[row : row + chunk.length]
+            row += chunk.length
+            token_id, logprob = tokens.get(chunk.sequence, (None, None))
+            prompt_logprobs = list(self._prompt_logprobs(rows, chunk))
+            results.append(StepResult(chunk.sequence, prompt_logprobs, chunk.is_last, token_id, logprob))
+        return results
+
+    def _next_tokens(
+        self, hidden_states: torch.Tensor, batch: list[Chunk]
+    ) -> Iterator[tuple[Sequence, tuple[int | None, TokenLogprob | None]]]:
+        sequences = [chunk.sequence for chunk in batch if chunk.is_last]
+        if not sequences:
+            return
+        logits = self.runner.next_logits(hidden_states, batch)
+        tokens = self.sampler.sample(logits, sequences)
+        for sequence, row, token_id in zip(sequences, logits, tokens, strict=True):
+            num_top = sequence.params.logprobs
+            logprob = None
+            if token_id is not None and num_top is not None:
+                (logprob,) = token_logprobs(row[None], [token_id], num_top)
+            yield sequence, (token_id, logprob)
+
+    def _prompt_logprobs(self, rows: torch.Tensor, chunk: Chunk) -> Iterator[TokenLogprob]:
+        """Each row tells of the token after it. What was told before a preemption is not told again."""
+        sequence = chunk.sequence
+        if not sequence.params.prompt_logprobs:
+            return
+        start = max(chunk.start, len(sequence.prompt_logprobs))
+        token_ids = sequence.token_ids[start + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)]
+        first = start - chunk.start
+        for logits in self.runner.all_logits(rows[first : first + len(token_ids)]) if token_ids else ():
+            yield from token_logprobs(logits, token_ids[: len(logits)], sequence.params.logprobs or 0)
+            token_ids = token_ids[len(logits) :]
