@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
 KERNEL := $(wildcard functions/expert/kernels/*.c functions/expert/kernels/*.h)
 
-.PHONY: setup demo test check bench bench-kernels stack clean
+.PHONY: setup demo test check bench bench-kernels bench-batch bench-fairness stack clean
 
 setup: $(VENV)/installed
 
@@ -14,7 +14,7 @@ $(VENV)/installed: setup.cfg setup.py pyproject.toml $(KERNEL)
 	@$(BIN)/python -c "from functions.expert.kernels import load_kernel; print('expert kernel:', load_kernel().name)"
 	touch $@
 
-demo: setup  ## three tenants' prompts through the bundled model's expert functions
+demo: setup  ## three tenants' prompts at the same time, through the bundled model's expert functions
 	$(BIN)/python scripts/demo.py
 
 test: setup  ## the whole test suite
@@ -26,11 +26,17 @@ check: setup  ## lint, format, types
 	$(BIN)/mypy
 
 bench: setup  ## the multi-tenant workload replay
-	@echo "The multi-tenant replay is not written yet; 'make bench-kernels' measures the expert kernel."
+	@echo "The multi-tenant replay is not written yet; there are bench-kernels, bench-batch and bench-fairness."
 
 bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
 	$(BIN)/python -m bench.kernels
 	$(BIN)/python -m bench.cold_start
+
+bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
+	$(BIN)/python -m bench.batch
+
+bench-fairness: setup  ## two tenants, one of them flooding: fair scheduling and first come, first served
+	$(BIN)/python -m bench.fairness
 
 stack: setup  ## write stack.yml and its template anew, for the bundled model
 	rm -rf partitions/demo

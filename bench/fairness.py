@@ -26,6 +26,9 @@ PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 """Of a token, in units of service: the paper's, and the server's."""
 MAX_SEQUENCES = 8
 MAX_BATCH_TOKENS = 512
+FLOOD_AT_ONCE = 10 * MAX_SEQUENCES
+MEASURED_SECONDS = 30.0
+LEAST_REQUESTS = 5
 POLICIES = {"fair": "virtual token counters", "fcfs": "first come, first served"}
 FLOOD, MODEST = "flood", "modest"
 
@@ -93,7 +96,7 @@ async def share_service(load: Load, seconds: float) -> tuple[Service, Service, f
     flood, modest = Service(), Service()
     started = time.perf_counter()
     async with (
-        load.backlog(FLOOD, 10 * MAX_SEQUENCES, flood),
+        load.backlog(FLOOD, FLOOD_AT_ONCE, flood),
         load.backlog(MODEST, MAX_SEQUENCES, modest),
     ):
         await asyncio.sleep(seconds)
@@ -106,12 +109,20 @@ async def share_service(load: Load, seconds: float) -> tuple[Service, Service, f
 
 async def first_tokens(load: Load, flood: Load | None, count: int) -> list[float]:
     """Times to first token of the modest tenant, which asks one thing at a time."""
-    ask = partial(load.ask, MODEST)
     if flood is None:
-        return [(await ask(seed)).time_to_first_token for seed in range(count)]
-    async with flood.backlog(FLOOD, 10 * MAX_SEQUENCES):
+        return await _first_tokens(load, count)
+    async with flood.backlog(FLOOD, FLOOD_AT_ONCE):
         await asyncio.sleep(2)
-        return [(await ask(seed)).time_to_first_token for seed in range(count)]
+        return await _first_tokens(load, count)
+
+
+async def _first_tokens(load: Load, count: int) -> list[float]:
+    """Of as many requests as fit into the time, but not of too few to tell."""
+    times: list[float] = []
+    deadline = time.perf_counter() + MEASURED_SECONDS
+    while len(times) < count and (time.perf_counter() < deadline or len(times) < LEAST_REQUESTS):
+        times.append((await load.ask(MODEST, len(times))).time_to_first_token)
+    return times
 
 
 @click.command()
@@ -143,23 +154,23 @@ async def bench(model: Path, seconds: float, count: int) -> None:
             )
             for prompt_tokens in (32, 256, 512):
                 small = load(prompt_tokens, 8)
-                alone = p95(await first_tokens(small, None, count))
-                flooded = p95(await first_tokens(small, load(64, 32), count))
-                times.append(
-                    [
-                        name,
-                        str(prompt_tokens),
-                        f"{alone * 1000:.0f} ms",
-                        f"{flooded * 1000:.0f} ms",
-                        f"{flooded / alone:.2f}",
-                    ]
-                )
+                alone = await first_tokens(small, None, count)
+                flooded = await first_tokens(small, load(64, 32), count)
+                times.append([name, str(prompt_tokens), *latency_cells(alone, flooded)])
     click.echo(f"service in {seconds:.0f} s, both tenants backlogged (prompt tokens + 2 x generated ones)")
     for line in table(["scheduling", "flood", "modest", "widest gap", "VTC's bound"], shared):
         click.echo(line)
-    click.echo(f"\nthe modest tenant's time to first token, p95 of {count}")
-    for line in table(["scheduling", "prompt tokens", "alone", "under the flood", "ratio"], times):
+    click.echo("\nthe modest tenant's time to first token, p95")
+    header = ["scheduling", "prompt tokens", "alone", "under the flood", "ratio", "requests"]
+    for line in table(header, times):
         click.echo(line)
+
+
+def latency_cells(alone: list[float], flooded: list[float]) -> list[str]:
+    """Both p95, their ratio, and of how many requests."""
+    before, after = p95(alone), p95(flooded)
+    counts = f"{len(alone)}, {len(flooded)}"
+    return [f"{before * 1000:.0f} ms", f"{after * 1000:.0f} ms", f"{after / before:.2f}", counts]
 
 
 def bound(prompt_tokens: int, output_tokens: int) -> float:

@@ -1,8 +1,13 @@
-"""Tables for people."""
+"""Tables for people, and the same as objects for programs."""
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
+
+from control_plane.tenancy.tenants import BOUNDS, Tenant
+from control_plane.tenancy.usage import Usage
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -49,4 +54,51 @@ def _status_row(function: dict[str, Any]) -> list[str]:
         str(function["invocations"]),
         str(function["cold_starts"]),
         f"{age:.0f} s ago" if function["last_call"] else "never",
+    ]
+
+
+def tenant_lines(tenants: Sequence[Tenant]) -> Iterator[str]:
+    """What `faasmoe tenants list` prints; a dash is no limit."""
+    yield from table(
+        ["tenant", "weight", *BOUNDS, "operator", "created"], [_tenant_row(tenant) for tenant in tenants]
+    )
+
+
+def tenant_object(tenant: Tenant) -> dict[str, Any]:
+    """What `faasmoe tenants show --json` prints; null is no limit."""
+    return {
+        "name": tenant.name,
+        **asdict(tenant.limits),
+        "operator": tenant.operator,
+        "created": datetime.fromtimestamp(tenant.created, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def usage_lines(usage: Sequence[Usage]) -> Iterator[str]:
+    """What `faasmoe usage` prints."""
+    header = ["tenant", "requests", "prompt tokens", "generated tokens", "invocations", "expert seconds"]
+    yield from table(
+        header,
+        [
+            [
+                of.tenant,
+                str(of.requests),
+                str(of.prompt_tokens),
+                str(of.generated_tokens),
+                f"{of.expert_invocations:.1f}",
+                f"{of.expert_seconds:.3f}",
+            ]
+            for of in usage
+        ],
+    )
+
+
+def _tenant_row(tenant: Tenant) -> list[str]:
+    bounds = [getattr(tenant.limits, name) for name in BOUNDS]
+    return [
+        tenant.name,
+        f"{tenant.limits.weight:g}",
+        *("-" if bound is None else str(bound) for bound in bounds),
+        "yes" if tenant.operator else "no",
+        f"{datetime.fromtimestamp(tenant.created):%Y-%m-%d %H:%M}",
     ]

@@ -46,7 +46,7 @@ class Served:
 async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
     """The partition, its functions deployed on an embedded gateway."""
     manifest = Manifest.load(partition)
-    config = ServeConfig(threads=1, kv_cache_mb=8, **settings)
+    config = ServeConfig(threads=1, kv_cache_mb=32, **settings)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, idle_after=900.0) as url:
         async with Gateway.connect(url, None) as gateway:
             assert [name async for name in deploy_all(manifest, gateway)]

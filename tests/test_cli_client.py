@@ -4,10 +4,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
+from click.testing import CliRunner
 
+from control_plane.cli import main
 from tests.api_server import ApiClient, closed_port
 from tests.command_line import error_line, faasmoe, usage_error
 from tests.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
@@ -15,17 +18,26 @@ from tests.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
 pytest_plugins = "tests.chat_fixtures"
 
 ASK = ("--tenant", "me", "--max-tokens", 8)
+KEY = "fm-a-key-of-a-tenant"
 
 
 @contextmanager
-def server_that_answers(body: bytes) -> Iterator[str]:
-    """The address of a server that is no control plane, or one that dies: this is all that it ever says."""
+def server_that_answers(body: bytes, status: int = 200, **headers: str) -> Iterator[str]:
+    """The address of a server that is no control plane, or one that dies: this is all that it ever says.
+
+    In the body, AUTHORIZATION and USER stand for what the request has of them.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.send_response(200)
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            authorization = self.headers.get("Authorization", "no key")
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            self.wfile.write(body)
+            said = body.replace(b"AUTHORIZATION", authorization.encode())
+            self.wfile.write(said.replace(b"USER", asked["user"].encode()))
 
         def log_message(self, *_: object) -> None:
             """Keep stderr clean."""
@@ -76,8 +88,64 @@ def test_a_prompt_that_is_not_utf_8() -> None:
     assert "standard input is not UTF-8" in usage_error(faasmoe("prompt", "-", *ASK, stdin=b"caf\xe9"))
 
 
-def test_a_prompt_without_a_tenant() -> None:
-    assert usage_error(faasmoe("prompt", "hello")) == "Missing option '--tenant'."
+def heard(*options: object, **environment: str) -> str:
+    """Key and tenant as a server gets them."""
+    event = {
+        "choices": [{"delta": {"content": "AUTHORIZATION, USER"}, "finish_reason": "stop"}],
+        "usage": {"n": 1},
+    }
+    with server_that_answers(f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode()) as url:
+        arguments = ["prompt", "hello", "--server", url, *map(str, options)]
+        result = CliRunner(env={"FAASMOE_API_KEY": None, **environment}).invoke(main, arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout.strip()
+
+
+def test_who_is_asking(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    assert heard() == "no key, default"
+    assert heard("--tenant", "me") == "no key, me"
+    assert heard("--key-file", file) == f"Bearer {KEY}, default"
+    assert heard(FAASMOE_API_KEY=KEY[::-1]) == f"Bearer {KEY[::-1]}, default"
+    assert heard("--key-file", file, FAASMOE_API_KEY=KEY[::-1]) == f"Bearer {KEY}, default"
+    assert heard(FAASMOE_API_KEY="") == "no key, default"
+
+
+@pytest.mark.parametrize("key", ["", "short", "with a space in its midst", "kéy-that-is-not-all-ascii"])
+def test_keys_that_cannot_be(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(key)
+    assert error_line(faasmoe("prompt", "hello", "--key-file", file)).startswith(f"the key in {file} ")
+    if key:
+        result = CliRunner(env={"FAASMOE_API_KEY": key}).invoke(main, ["prompt", "hello"])
+        assert error_line(result).startswith("the key in $FAASMOE_API_KEY ")
+
+
+def test_a_key_file_that_is_not_there(tmp_path: Path) -> None:
+    message = error_line(faasmoe("prompt", "hello", "--key-file", tmp_path / "none"))
+    assert message.startswith(f"cannot read the key file {tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "hint"),
+    [
+        (401, {}, " (a key is given by --key-file or $FAASMOE_API_KEY)"),
+        (429, {"Retry_After": "7"}, "; try again in 7 s"),
+        (503, {"Retry_After": "1"}, "; try again in 1 s"),
+        (429, {"x_should_retry": "false"}, "; trying again is no use"),
+        (429, {"Retry_After": "soon"}, ""),
+        (503, {}, ""),
+        (400, {"Retry_After": "1"}, ""),
+        (404, {}, ""),
+        (500, {}, ""),
+    ],
+)
+def test_refusals_are_one_line_with_what_to_do(status: int, headers: dict[str, str], hint: str) -> None:
+    body = json.dumps({"error": {"message": "not now", "type": "t", "param": None, "code": None}}).encode()
+    with server_that_answers(body, status, **headers) as url:
+        message = error_line(faasmoe("prompt", "hello", "--server", url))
+    assert message == f"not now{hint}"
 
 
 @pytest.mark.parametrize(

@@ -128,3 +128,36 @@ def test_serving_without_a_gateway(chat_partition: Path) -> None:
             faasmoe("serve", chat_partition, "--port", 0, "--gateway", f"http://127.0.0.1:{port}")
         )
     assert message == f"no OpenFaaS gateway answers at http://127.0.0.1:{port}: Connection refused"
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_a_server_for_anybody_that_everybody_reaches(chat_partition: Path, command: str) -> None:
+    message = error_line(faasmoe(command, chat_partition, "--host", "0.0.0.0", "--open"))
+    assert message == "open: whoever reaches 0.0.0.0 would be served; it needs a loopback host"
+
+
+@pytest.mark.parametrize("command", ["serve", "up"])
+def test_log_levels_that_there_are_not(chat_partition: Path, command: str) -> None:
+    message = usage_error(faasmoe(command, chat_partition, "--log-level", "loud"))
+    assert message.startswith("Invalid value for '--log-level': 'loud' is not one of")
+
+
+def test_a_database_that_cannot_be(chat_partition: Path, tmp_path: Path) -> None:
+    message = error_line(faasmoe("serve", chat_partition, "--port", 0, "--database", tmp_path))
+    assert message == f"cannot open the database {tmp_path}: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("tenants", "said"),
+    [([], "nobody has a key yet: `faasmoe tenants add NAME` "), (["acme"], "serving on ")],
+)
+def test_a_hint_where_nobody_could_ask(
+    chat_partition: Path, gateway: str, password_file: Path, tmp_path: Path, tenants: list[str], said: str
+) -> None:
+    database = tmp_path / "faasmoe.db"
+    for name in tenants:
+        assert faasmoe("tenants", "add", name, "--database", database).exit_code == 0
+    at_gateway = ("--gateway", gateway, "--gateway-user", "boss", "--gateway-password-file", password_file)
+    arguments = ("serve", chat_partition, "--port", 0, "--database", database, *at_gateway)
+    with running_command(*arguments, temporary=tmp_path) as server:
+        assert said in server.wait_for(r".*(?:nobody has a key|serving on).*")

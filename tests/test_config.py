@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.config import Credentials, ServeConfig, parse_url, read_credentials
+from control_plane.config import Credentials, ServeConfig, database_path, parse_url, read_credentials
 from control_plane.errors import ConfigError
 
 NO_OVERRIDES: dict[str, Any] = {"host": None, "port": None, "kv_cache_mb": None, "threads": None}
@@ -58,6 +58,9 @@ def test_unknown_settings_are_named_with_the_known_ones(file: Path, name: str) -
         ("threads", "[1]", "int"),
         ("invocation_timeout", "10s", "float"),
         ("invocation_timeout", "true", "float"),
+        ("open", "1", "bool"),
+        ("log_prompts", "'no'", "bool"),
+        ("database", "5", "str"),
     ],
 )
 def test_wrong_types(file: Path, name: str, value: str, wanted: str) -> None:
@@ -76,6 +79,13 @@ def test_wrong_types(file: Path, name: str, value: str, wanted: str) -> None:
         ("invocation_timeout: 0.0", "invocation_timeout must be positive, not 0.0"),
         ("invocation_timeout: .nan", "invocation_timeout must be positive, not nan"),
         ("invocation_deadline: .inf", "invocation_deadline must be positive, not inf"),
+        ("max_queued: 0", "max_queued must be positive, not 0"),
+        ("max_queued_per_tenant: 0", "max_queued_per_tenant must be positive, not 0"),
+        ("request_timeout: 0", "request_timeout must be positive, not 0"),
+        ("drain_seconds: -0.5", "drain_seconds must not be negative: -0.5"),
+        ("drain_seconds: .inf", "drain_seconds must be positive, not inf"),
+        ("scheduling: random", "scheduling must be one of fair, fcfs, not 'random'"),
+        ("log_level: loud", "log_level must be one of debug, info, warning, error, not 'loud'"),
     ],
 )
 def test_values_out_of_range(file: Path, setting: str, problem: str) -> None:
@@ -91,6 +101,76 @@ def test_ports_at_the_edge(file: Path, port: int) -> None:
 def test_overrides_are_checked_too(file: Path) -> None:
     message = refusal(file, "kv_cache_mb: 5", {**NO_OVERRIDES, "kv_cache_mb": -5})
     assert message == "kv_cache_mb must be positive, not -5"
+
+
+def test_all_settings_of_many_tenants(file: Path) -> None:
+    file.write_text(
+        "open: true\ndatabase: /var/lib/faasmoe.db\nmax_queued: 9\nmax_queued_per_tenant: 3\n"
+        "scheduling: fcfs\nrequest_timeout: 5\ndrain_seconds: 0\nlog_level: debug\nlog_prompts: true\n"
+    )
+    assert ServeConfig.load(file, NO_OVERRIDES) == ServeConfig(
+        open=True,
+        database="/var/lib/faasmoe.db",
+        max_queued=9,
+        max_queued_per_tenant=3,
+        scheduling="fcfs",
+        request_timeout=5,
+        drain_seconds=0,
+        log_level="debug",
+        log_prompts=True,
+    )
+
+
+LOOPBACK = ["127.0.0.1", "127.8.9.10", "::1", "localhost"]
+REACHABLE = ["0.0.0.0", "::", "192.168.1.5", "edge.example", ""]
+
+
+@pytest.mark.parametrize("host", LOOPBACK)
+def test_a_server_may_be_open_on_loopback(host: str) -> None:
+    assert ServeConfig(host=host, open=True).open
+
+
+@pytest.mark.parametrize("host", REACHABLE)
+def test_a_server_may_not_be_open_elsewhere(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"^open: .*loopback"):
+        ServeConfig(host=host, open=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "open_"),
+    [
+        ("", {}, True),
+        ("host: 0.0.0.0", {}, False),
+        ("host: 0.0.0.0", {"host": "::1"}, True),
+        ("", {"host": "0.0.0.0"}, False),
+        ("open: false", {}, False),
+        ("open: false", {"open": True}, True),
+        ("", {"open": False}, False),
+        ("open: true", {"host": "0.0.0.0", "open": False}, False),
+    ],
+)
+def test_open_unless_told_otherwise(file: Path, text: str, overrides: dict[str, Any], open_: bool) -> None:
+    file.write_text(text)
+    assert ServeConfig.load(file, overrides, open_on_loopback=True).open is open_
+
+
+@pytest.mark.parametrize(
+    ("setting", "environment", "path"),
+    [
+        ("/a/b.db", {"FAASMOE_DATABASE": "/c.db"}, "/a/b.db"),
+        ("~/b.db", {}, "HOME/b.db"),
+        ("", {"FAASMOE_DATABASE": "/c.db", "XDG_STATE_HOME": "/state"}, "/c.db"),
+        ("", {"FAASMOE_DATABASE": "", "XDG_STATE_HOME": "/state"}, "/state/faasmoe/faasmoe.db"),
+        ("", {}, "HOME/.local/state/faasmoe/faasmoe.db"),
+    ],
+)
+def test_where_the_database_is(setting: str, environment: dict[str, str], path: str) -> None:
+    assert database_path(setting, environment) == Path(path.replace("HOME", str(Path.home())))
+
+
+def test_a_database_of_a_user_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match="database: "):
+        database_path("~no-such-user/b.db", {})
 
 
 @pytest.mark.parametrize("text", ["port: [", "port: 1\n\tthreads: 2", "a: b: c", "\x00"])

@@ -6,18 +6,18 @@ from urllib.request import urlopen
 
 import pytest
 
-from control_plane.engine.engine import TokenStream
-from control_plane.engine.sequence import FinishReason
+from control_plane.engine.stream import TokenStream
+from control_plane.engine.sequence import FinishReason, Generated
 from control_plane.errors import ContextLengthExceeded, EngineError, OutOfCache
 from control_plane.faas.invocation import ExpertUsage
 from tests.running import Served
 from tests.tiny_engine import (
     CONTEXT_LENGTH,
-    IDLE,
     LONG,
     MAX_SEQUENCES,
     Reference,
     engine_behind,
+    idle,
     make_sequence,
     random_prompt,
     tokens_of,
@@ -34,29 +34,61 @@ def test_many_sequences_at_once(serving: Served, reference: Reference) -> None:
     sequences = [make_sequence(*request) for request in REQUESTS]
 
     async def scenario() -> list[list[int]]:
-        streams = [serving.engine.submit(sequence) for sequence in sequences]
+        streams = [serving.engine.submit([sequence]) for sequence in sequences]
         return await asyncio.gather(*map(tokens_of, streams))
 
     tokens = asyncio.run(scenario())
     assert tokens == [reference.answer(random_prompt(length), max_tokens) for length, max_tokens in REQUESTS]
     assert tokens == [sequence.output_ids for sequence in sequences]
     assert {sequence.finish_reason for sequence in sequences} == {FinishReason.LENGTH}
-    assert serving.engine.status() == IDLE
+    assert idle(serving.engine)
 
 
 def test_sequences_that_join_a_running_one(serving: Served, reference: Reference) -> None:
-    async def scenario() -> tuple[list[int], list[list[int]]]:
-        tokens: list[int] = []
+    async def scenario() -> tuple[list[int | None], list[list[int]]]:
+        tokens: list[int | None] = []
         others: list[TokenStream] = []
-        async for token in serving.engine.submit(make_sequence(12, 24)):
+        async for _, generated in serving.engine.submit([make_sequence(12, 24)]):
             if len(tokens) % 6 == 0:
-                others.append(serving.engine.submit(make_sequence(20, 4)))
-            tokens.append(token)
+                others.append(serving.engine.submit([make_sequence(20, 4)]))
+            tokens.append(generated.token_id)
         return tokens, await asyncio.gather(*map(tokens_of, others))
 
     tokens, others = asyncio.run(scenario())
     assert tokens == reference.answer(random_prompt(12), 24)
     assert others == [reference.answer(random_prompt(20), 4)] * 4
+
+
+def test_the_sequences_of_one_request(serving: Served, reference: Reference) -> None:
+    """More than run at the same time, and one of them is cancelled."""
+    lengths = [3, 10, 20, 12, 7, 5, 30]
+    sequences = [make_sequence(length, 5) for length in lengths]
+    long = make_sequence(4, LONG)
+
+    async def scenario() -> dict[int, list[int]]:
+        tokens: dict[int, list[int]] = {number: [] for number in range(len(lengths) + 1)}
+        async for number, generated in serving.engine.submit([*sequences, long]):
+            assert generated.token_id is not None
+            tokens[number].append(generated.token_id)
+            if number == len(lengths):
+                serving.engine.cancel([long])
+        return tokens
+
+    tokens = asyncio.run(scenario())
+    assert tokens.pop(len(lengths)) == long.output_ids
+    assert 0 < len(long.output_ids) < LONG
+    assert list(tokens.values()) == [reference.answer(random_prompt(length), 5) for length in lengths]
+    assert idle(serving.engine)
+
+
+def test_a_prompt_alone(serving: Served) -> None:
+    """Nothing is generated, and the stream says that it has ended."""
+
+    async def scenario() -> list[tuple[int, Generated]]:
+        return [event async for event in serving.engine.submit([make_sequence(20, 0)])]
+
+    assert asyncio.run(scenario()) == [(0, Generated(None, None, FinishReason.LENGTH))]
+    assert idle(serving.engine)
 
 
 def test_eos_ends_an_answer(serving: Served, reference: Reference) -> None:
@@ -67,7 +99,7 @@ def test_eos_ends_an_answer(serving: Served, reference: Reference) -> None:
 
     async def scenario() -> list[list[int]]:
         async with engine_behind(serving.gateway_url, reference, eos_ids=frozenset({eos})) as engine:
-            return await asyncio.gather(*(tokens_of(engine.submit(sequence)) for sequence in sequences))
+            return await asyncio.gather(*(tokens_of(engine.submit([sequence])) for sequence in sequences))
 
     for tokens, answer, sequence in zip(asyncio.run(scenario()), answers, sequences, strict=True):
         stops = eos in answer
@@ -81,20 +113,20 @@ def test_cancel_running_and_waiting_sequences(serving: Served) -> None:
     sequences = [make_sequence(3, LONG) for _ in range(MAX_SEQUENCES + 1)]
 
     async def scenario() -> None:
-        *running, waiting = [engine.submit(sequence) for sequence in sequences]
+        *running, waiting = [engine.submit([sequence]) for sequence in sequences]
         for stream in running:
             await anext(aiter(stream))
         await until(lambda: engine.status().waiting == 1)
         assert engine.status().running == MAX_SEQUENCES
 
-        engine.cancel(waiting.sequence)
+        engine.cancel(waiting.sequences)
         assert await tokens_of(waiting) == []
         assert (engine.status().running, engine.status().waiting) == (MAX_SEQUENCES, 0)
 
         for stream in running:
-            engine.cancel(stream.sequence)
+            engine.cancel(stream.sequences)
             await tokens_of(stream)
-        assert engine.status() == IDLE
+        assert idle(engine)
 
     asyncio.run(scenario())
     assert all(len(sequence.output_ids) < LONG for sequence in sequences)
@@ -102,28 +134,28 @@ def test_cancel_running_and_waiting_sequences(serving: Served) -> None:
 
 def test_cancelling_makes_room(serving: Served, reference: Reference) -> None:
     async def scenario() -> list[int]:
-        streams = [serving.engine.submit(make_sequence(3, LONG)) for _ in range(MAX_SEQUENCES)]
-        waiting = serving.engine.submit(make_sequence(20, 4))
+        streams = [serving.engine.submit([make_sequence(3, LONG)]) for _ in range(MAX_SEQUENCES)]
+        waiting = serving.engine.submit([make_sequence(20, 4)])
         await until(lambda: serving.engine.status().waiting == 1)
-        serving.engine.cancel(streams[0].sequence)
+        serving.engine.cancel(streams[0].sequences)
         tokens = await tokens_of(waiting)
         for stream in streams:
-            serving.engine.cancel(stream.sequence)
+            serving.engine.cancel(stream.sequences)
             await tokens_of(stream)
         return tokens
 
     assert asyncio.run(scenario()) == reference.answer(random_prompt(20), 4)
-    assert serving.engine.status() == IDLE
+    assert idle(serving.engine)
 
 
 def test_cancelling_what_does_not_run_is_harmless(serving: Served, reference: Reference) -> None:
     ended, unknown = make_sequence(5, 2), make_sequence(5, 2)
 
     async def scenario() -> list[int]:
-        await tokens_of(serving.engine.submit(ended))
+        await tokens_of(serving.engine.submit([ended]))
         for sequence in (ended, ended, unknown):
-            serving.engine.cancel(sequence)
-        return await tokens_of(serving.engine.submit(make_sequence(5, 2)))
+            serving.engine.cancel([sequence])
+        return await tokens_of(serving.engine.submit([make_sequence(5, 2)]))
 
     assert asyncio.run(scenario()) == reference.answer(random_prompt(5), 2)
 
@@ -134,19 +166,19 @@ def test_cancelling_what_does_not_run_is_harmless(serving: Served, reference: Re
         (0, 5, EngineError, "the prompt is empty"),
         (CONTEXT_LENGTH, 1, ContextLengthExceeded, "16384 of the prompt and 1 to generate are 16385"),
         (5, CONTEXT_LENGTH, ContextLengthExceeded, "5 of the prompt and 16384 to generate are 16389"),
-        (CONTEXT_LENGTH - 1, 1, OutOfCache, "16384 tokens do not fit into the KV cache of 14560"),
+        (CONTEXT_LENGTH - 1, 1, OutOfCache, "16384 tokens do not fit into the KV cache of 10912"),
     ],
 )
 def test_a_sequence_that_could_never_run_is_refused(
     serving: Served, length: int, max_tokens: int, error: type[EngineError], message: str
 ) -> None:
     async def scenario() -> None:
-        serving.engine.submit(make_sequence(length, max_tokens))
+        serving.engine.submit([make_sequence(length, max_tokens)])
 
     with pytest.raises(error, match=message) as caught:
         asyncio.run(scenario())
     assert caught.type is error
-    assert serving.engine.status() == IDLE
+    assert idle(serving.engine)
 
 
 def test_usage_is_what_the_functions_have_counted(serving: Served, reference: Reference) -> None:
@@ -159,9 +191,9 @@ def test_usage_is_what_the_functions_have_counted(serving: Served, reference: Re
         return total
 
     async def usage() -> ExpertUsage:
-        stream = serving.engine.submit(make_sequence(20, 6))
+        stream = serving.engine.submit([make_sequence(20, 6)])
         await tokens_of(stream)
-        return stream.sequence.usage
+        return stream.sequences[0].usage
 
     asyncio.run(usage())
     before = invocations()

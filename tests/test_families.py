@@ -12,6 +12,7 @@ from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from tests.checkpoints import FAMILIES, save_checkpoint, tiny_model
 from tests.running import sequence, served
+from tests.tiny_engine import tokens_of
 
 MAX_TOKENS = 24
 PROMPT_LENGTHS = (1, 7, 30)
@@ -53,8 +54,8 @@ def test_greedy_tokens_and_logits_equal_the_unsplit_models(
     async def answers() -> tuple[list[torch.Tensor], list[list[int]]]:
         async with served(tmp_path / "partition") as serving:
             logits = [await asyncio.to_thread(serving.prompt_logits, prompt) for prompt in prompts()]
-            streams = [serving.engine.submit(sequence(prompt, MAX_TOKENS)) for prompt in prompts()]
-            return logits, [[token async for token in stream] for stream in streams]
+            streams = [serving.engine.submit([sequence(prompt, MAX_TOKENS)]) for prompt in prompts()]
+            return logits, [await tokens_of(stream) for stream in streams]
 
     logits, tokens = asyncio.run(answers())
 

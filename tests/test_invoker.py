@@ -108,7 +108,7 @@ def test_connections_are_used_again(site: Site) -> None:
 
 def test_what_was_asked_and_answered_is_counted(site: Site) -> None:
     first, second = site.tiny.functions[:2]
-    invocations = [site.tiny.invocation(first, rows=rows) for rows in (1, 5, 3)]
+    invocations = [site.tiny.invocation(first, layer, rows=rows) for layer, rows in ((0, 1), (2, 5), (2, 3))]
     other = site.tiny.invocation(second, rows=2)
     before = time.time()
     site.invoke((first, invocations[0]), (second, other))
@@ -119,6 +119,8 @@ def test_what_was_asked_and_answered_is_counted(site: Site) -> None:
     assert (counted.invocations, counted.rows, counted.cold_starts, counted.retries) == (3, 9, 1, 0)
     assert counted.bytes_sent == sum(len(b"".join(invocation.encode())) for invocation in invocations)
     assert counted.bytes_received > 9 * 24 * 4
+    layers = {layer: (asked.invocations, asked.rows) for layer, asked in counted.layers.items()}
+    assert layers == {0: (1, 1), 2: (2, 8)}
     assert before <= counted.last_call <= time.time()
     assert counted.resident_bytes == counted.resident_experts * site.tiny.manifest.expert_nbytes > 0
     usage = site.invoker.usage

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import psutil
 
-from control_plane.engine.engine import Engine, EngineStatus
+from control_plane.engine.engine import Engine
 from control_plane.engine.sequence import SamplingParams, Sequence
 from tests.echo_gateway import asynchronous
 from tests.running import served
+from tests.tiny_engine import idle
 
 pytest_plugins = "tests.chat_fixtures"
 
@@ -58,15 +59,15 @@ def prompt(number: int) -> Sequence:
     return Sequence(str(number), f"tenant {number % 3}", token_ids, SamplingParams(dice.randint(4, 8)))
 
 
-async def answer_all(engine: Engine, on_token: Callable[[], None]) -> list[list[int]]:
+async def answer_all(engine: Engine, on_token: Callable[[], None]) -> list[list[int | None]]:
     """The answers to all prompts, of which several are always under way."""
     turn = asyncio.Semaphore(AT_ONCE)
 
-    async def answer(number: int) -> list[int]:
+    async def answer(number: int) -> list[int | None]:
         async with turn:
             tokens = []
-            async for token in engine.submit(prompt(number)):
-                tokens.append(token)
+            async for _, generated in engine.submit([prompt(number)]):
+                tokens.append(generated.token_id)
                 on_token()
             return tokens
 
@@ -81,4 +82,4 @@ async def test_killing_functions_changes_no_answer(chat_partition: Path) -> None
         killer = FunctionKiller(chat_partition)
         assert await answer_all(system.engine, killer.count_token) == undisturbed
         assert killer.kills >= 20
-        assert system.engine.status() == EngineStatus(running=0, waiting=0, kv_cache_used=0.0)
+        assert idle(system.engine)

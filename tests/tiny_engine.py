@@ -10,9 +10,14 @@ import torch
 from transformers import PreTrainedModel
 from yarl import URL
 
-from control_plane.app import build_invoker, build_runner
+from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
+from control_plane.engine.dispatcher import Dispatcher
 from control_plane.engine.engine import Engine
+from control_plane.engine.interruption import Interruption
+from control_plane.engine.kv_cache import KVCache
+from control_plane.engine.model_loader import load_model
+from control_plane.engine.model_runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
@@ -25,7 +30,9 @@ MAX_BATCH_TOKENS = 8
 MAX_SEQUENCES = 4
 CONTEXT_LENGTH = 16384
 """More than the KV cache of `tests.running.served` holds."""
-LONG = 3000
+NUM_PAGES = 200
+"""Of 16 tokens."""
+LONG = 2500
 """More tokens than any test waits for; the cache has room for MAX_SEQUENCES of such answers."""
 
 
@@ -42,8 +49,13 @@ class Reference:
         """Write the partition below `folder`."""
         # Threads that wait for each other make `generate` of so small a model far slower.
         torch.set_num_threads(1)
+        # Heads are wide so that a page has few tokens.
         model = tiny_model(
-            "qwen2_moe", initializer_range=0.2, eos_token_id=None, max_position_embeddings=CONTEXT_LENGTH
+            "qwen2_moe",
+            initializer_range=0.2,
+            head_dim=64,
+            eos_token_id=None,
+            max_position_embeddings=CONTEXT_LENGTH,
         )
         save_checkpoint(model, folder / "model")
         manifest = partition(folder / "model", folder / "partition", granularity=Granularity(3, 3))
@@ -59,13 +71,24 @@ class Reference:
 
 @asynccontextmanager
 async def engine_behind(
-    gateway: URL, reference: Reference, *, deadline: float = 60.0, eos_ids: frozenset[int] = frozenset()
+    gateway: URL,
+    reference: Reference,
+    *,
+    deadline: float = 60.0,
+    eos_ids: frozenset[int] = frozenset(),
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_sequences: int = MAX_SEQUENCES,
+    num_pages: int = NUM_PAGES,
+    interruption: Interruption | None = None,
 ) -> AsyncIterator[Engine]:
     """Another engine for the partition, which gives an invocation up after `deadline` seconds."""
-    config = ServeConfig(threads=1, kv_cache_mb=1, invocation_deadline=deadline)
-    invoker = build_invoker(gateway, config)
-    runner = build_runner(reference.folder, reference.manifest, invoker, config)
-    scheduler = Scheduler(runner.kv_cache, MAX_BATCH_TOKENS, MAX_SEQUENCES)
+    interruption = interruption or Interruption()
+    invoker = build_invoker(gateway, ServeConfig(invocation_deadline=deadline))
+    dispatcher = Dispatcher(reference.manifest, invoker, interruption)
+    model = load_model(reference.folder, reference.manifest, dispatcher)
+    cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH)
+    scheduler = Scheduler(cache, max_batch_tokens, max_sequences)
+    runner = ModelRunner(model, cache, interruption)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
     engine.start()
     try:
@@ -92,7 +115,17 @@ def make_sequence(length: int, max_tokens: int) -> Sequence:
 
 async def tokens_of(stream: TokenStream) -> list[int]:
     """All tokens of the stream's one sequence, or its error."""
-    return [generated.token_id async for _, generated in stream if generated.token_id is not None]
+    (tokens,) = await all_tokens_of(stream)
+    return tokens
+
+
+async def all_tokens_of(stream: TokenStream) -> list[list[int]]:
+    """All tokens of each of the stream's sequences, or their error."""
+    tokens: list[list[int]] = [[] for _ in stream.sequences]
+    async for number, generated in stream:
+        assert generated.token_id is not None
+        tokens[number].append(generated.token_id)
+    return tokens
 
 
 async def until(condition: Callable[[], bool]) -> None:

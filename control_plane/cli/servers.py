@@ -10,6 +10,7 @@ import click
 
 from control_plane.cli.options import PARTITION, PORT, gateway_options, image_prefix_option, serve_options
 from control_plane.cli.signals import serve_until_signal, sigterm_exits
+from control_plane.cli.tenants import opened_store
 
 
 @click.command()
@@ -104,7 +105,8 @@ def serve(
                 click.echo(f"not deployed yet: {', '.join(missing)}", err=True)
             if not config.open and not _has_tenants(config.database):
                 click.echo(
-                    "nobody has a key yet: `faasmoe tenants add NAME` adds a tenant and prints its key", err=True
+                    "nobody has a key yet: `faasmoe tenants add NAME` adds a tenant and prints its key",
+                    err=True,
                 )
             yield address
 
@@ -137,8 +139,5 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
 
 
 def _has_tenants(database: str) -> bool:
-    from control_plane.config import database_path
-    from control_plane.tenancy.store import TenantStore
-
-    with TenantStore.open(database_path(database)) as store:
+    with opened_store(database) as store:
         return bool(store.list())

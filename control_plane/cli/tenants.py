@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
-from control_plane.cli.options import Command, database_option
+from control_plane.cli.options import COUNT, Command, database_option
+from control_plane.config import database_path
 from control_plane.errors import ConfigError
+from control_plane.tables import tenant_lines, tenant_object
 from control_plane.tenancy.store import TenantStore
-from control_plane.tenancy.tenants import BOUNDS, check_name
+from control_plane.tenancy.tenants import BOUNDS, Limits, check_name
 
 UNLIMITED = "none"
 
@@ -32,10 +34,10 @@ class _Name(click.ParamType):
 class _Bound(click.ParamType):
     """A whole number above zero, or `none`."""
 
-    name = "N|none"
+    name = "bound"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
-        return value if value == UNLIMITED else int(click.IntRange(1).convert(value, param, ctx))
+        return value if value == UNLIMITED else int(COUNT(value, param, ctx))
 
 
 NAME = _Name()
@@ -48,11 +50,15 @@ def limit_options(command: Command) -> Command:
         click.option(
             "--weight", type=float, metavar="X", help="Share when tenants compete: 2 gets twice what 1 gets."
         ),
-        click.option("--rpm", type=BOUND, help="Most requests per minute."),
-        click.option("--tpm", type=BOUND, help="Most tokens per minute, of prompts and answers."),
-        click.option("--max-concurrency", type=BOUND, help="Most requests at once."),
-        click.option("--max-context", type=BOUND, help="Most tokens of one prompt and its answer."),
-        click.option("--max-output", type=BOUND, help="Most tokens of one answer."),
+        click.option("--rpm", type=BOUND, metavar="N|none", help="Most requests per minute."),
+        click.option(
+            "--tpm", type=BOUND, metavar="N|none", help="Most tokens per minute, of prompts and answers."
+        ),
+        click.option("--max-concurrency", type=BOUND, metavar="N|none", help="Most requests at once."),
+        click.option(
+            "--max-context", type=BOUND, metavar="N|none", help="Most tokens of one prompt and its answer."
+        ),
+        click.option("--max-output", type=BOUND, metavar="N|none", help="Most tokens of one answer."),
         click.option(
             "--operator/--no-operator", default=None, help="Whether its key may read all tenants' metrics."
         ),
@@ -88,9 +94,7 @@ def add(name: str, operator: bool | None, database: str | None, **limits: Any) -
 
     NAME has up to 64 letters, digits, dots, dashes and underscores.
     """
-    from control_plane.tenancy.tenants import Limits
-
-    with _opened(database) as store:
+    with opened_store(database) as store:
         key = store.add(name, replace(Limits(), **_given(limits)), bool(operator))
     click.echo(f"added {name}; this is its key, which is not shown again:", err=True)
     click.echo(key)
@@ -101,9 +105,7 @@ def add(name: str, operator: bool | None, database: str | None, **limits: Any) -
 @database_option
 def list_(as_json: bool, database: str | None) -> None:
     """List all tenants with their limits."""
-    from control_plane.tables import tenant_lines, tenant_object
-
-    with _opened(database) as store:
+    with opened_store(database) as store:
         found = store.list()
     if as_json:
         click.echo(json.dumps([tenant_object(tenant) for tenant in found], indent=2))
@@ -118,9 +120,7 @@ def list_(as_json: bool, database: str | None) -> None:
 @database_option
 def show(name: str, as_json: bool, database: str | None) -> None:
     """Show the tenant NAME."""
-    from control_plane.tables import tenant_lines, tenant_object
-
-    with _opened(database) as store:
+    with opened_store(database) as store:
         tenant = store.get(name)
     for line in [json.dumps(tenant_object(tenant), indent=2)] if as_json else tenant_lines([tenant]):
         click.echo(line)
@@ -134,7 +134,7 @@ def set_(name: str, operator: bool | None, database: str | None, **limits: Any) 
     changes = _given(limits)
     if not changes and operator is None:
         raise click.UsageError("nothing to set: give at least one limit")
-    with _opened(database) as store:
+    with opened_store(database) as store:
         tenant = store.get(name)
         store.update(
             name, replace(tenant.limits, **changes), tenant.operator if operator is None else operator
@@ -145,8 +145,11 @@ def set_(name: str, operator: bool | None, database: str | None, **limits: Any) 
 @click.argument("name", type=NAME)
 @database_option
 def rotate_key(name: str, database: str | None) -> None:
-    """Print a new key for the tenant NAME; the one before is refused from now on."""
-    with _opened(database) as store:
+    """Print a new key for the tenant NAME; the one before is refused from now on.
+
+    Where the server's config file has a key_file for it, that key counts again when the server starts.
+    """
+    with opened_store(database) as store:
         key = store.rotate_key(name)
     click.echo(f"this is the new key of {name}, which is not shown again:", err=True)
     click.echo(key)
@@ -160,14 +163,13 @@ def remove(name: str, database: str | None) -> None:
 
     A tenant that the server's config file declares comes back when the server starts.
     """
-    with _opened(database) as store:
+    with opened_store(database) as store:
         store.remove(name)
 
 
 @contextmanager
-def _opened(database: str | None) -> Iterator[TenantStore]:
-    from control_plane.config import database_path
-
+def opened_store(database: str | None) -> Iterator[TenantStore]:
+    """The store of an option, or the default one. Raises `ConfigError`."""
     with TenantStore.open(database_path(database or "")) as store:
         yield store
 

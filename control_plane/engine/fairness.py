@@ -45,7 +45,7 @@ class VirtualTokenCounters:
 
     def retain(self, tenants: Collection[str]) -> None:
         """Forget all other tenants, but for those that have had more than a newcomer would start with."""
-        floor = self[self._last]
+        floor = min(self[tenant] for tenant in (self._last, *tenants))
         self._service = {
             tenant: service
             for tenant, service in self._service.items()

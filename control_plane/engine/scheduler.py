@@ -106,14 +106,13 @@ class Scheduler:
 
         Admits and preempts sequences as memory allows. Empty only when there are no sequences.
         """
-        # Of tenants with equal counters, the one that has least at work goes first.
-        queues = sorted(self._queues.items(), key=lambda item: len(item[1].running))
-        counters = {owner: self.counters[owner] for owner in self._queues}
-        batch = self._fill(interleave({owner: list(queue) for owner, queue in queues}, counters, self._price))
-        served = Counter(self._owner(chunk.sequence) for chunk in batch)
+        paused = self._paused()
+        batch = self._generating(paused)
+        self._add_prompts(batch, paused)
+        served = Counter(self._owner(sequence) for sequence in batch)
         self._settle({owner for owner, queue in self._queues.items() if len(queue) > served[owner]})
         self._count()
-        return batch
+        return list(batch.values())
 
     def commit(self, batch: list[Chunk]) -> None:
         """The step succeeded: its tokens are in the KV cache."""
@@ -126,38 +125,53 @@ class Scheduler:
             sequence.num_computed = chunk.end
             sequence.num_charged += new
 
-    def _fill(self, order: Iterator[Sequence]) -> list[Chunk]:
-        """One row for each sequence that generates, the other rows for prompts, as far as memory goes."""
+    def _generating(self, paused: set[Sequence]) -> dict[Sequence, Chunk]:
+        """One row for each sequence that generates and does not pause."""
         batch: dict[Sequence, Chunk] = {}
-        left = self.max_batch_tokens
-        limit = min(self.max_sequences, self.max_batch_tokens)
-        generating = min(limit, sum(sequence.num_uncomputed == 1 for sequence in self._running()))
-        preempted: set[Sequence] = set()
-        full = False
-        for sequence in order:
-            if len(batch) == limit or left == 0:
-                break
-            generates = sequence.num_uncomputed == 1
-            length = 1 if generates else min(sequence.num_uncomputed, left - generating)
-            if length <= 0 or sequence in preempted:
+        for sequence in list(self._running()):
+            # One that grew before this one may have taken its memory.
+            if sequence.num_uncomputed > 1 or sequence in paused or not self.kv_cache.pages.holds(sequence):
                 continue
-            chunk = Chunk(sequence, sequence.num_computed, length)
-            if self.kv_cache.pages.holds(sequence):
-                generating -= generates
-                victims = self._grow(chunk)
-            elif full or (admitted := self._admit(sequence)) is None:
-                # Nobody whose turn is later takes the memory that this one waits for.
-                full = True
-                continue
-            else:
-                victims = admitted
-            preempted.update(victims)
+            chunk = Chunk(sequence, sequence.num_computed, 1)
+            victims = self._grow(chunk)
             for victim in victims:
                 batch.pop(victim, None)
             if sequence not in victims:
                 batch[sequence] = chunk
-                left -= length
-        return list(batch.values())
+        return batch
+
+    def _add_prompts(self, batch: dict[Sequence, Chunk], paused: set[Sequence]) -> None:
+        """The step's other rows go to prompts; waiting sequences begin to run as memory allows."""
+        left = self.max_batch_tokens - len(batch)
+        full = False
+        for sequence in self._prompts():
+            if left == 0:
+                return
+            if not self.kv_cache.pages.holds(sequence):
+                if full or not self._admit(sequence, batch, paused):
+                    # Nobody whose turn is later takes what this one waits for.
+                    full = True
+                    continue
+            elif sequence in paused:
+                continue
+            length = min(sequence.num_uncomputed, left)
+            batch[sequence] = Chunk(sequence, sequence.num_computed, length)
+            left -= length
+
+    def _prompts(self) -> Iterator[Sequence]:
+        """Sequences with prompts to compute, in the order of their tenants' counters."""
+        # Of tenants with equal counters, the one that has least at work goes first.
+        queues = sorted(self._queues.items(), key=lambda item: len(item[1].running) / item[1].weight)
+        prompts = {
+            owner: [*(one for one in queue.running if one.num_uncomputed > 1), *queue.waiting]
+            for owner, queue in queues
+        }
+        counters = {owner: self.counters[owner] for owner in self._queues}
+        return interleave(prompts, counters, self._price)
+
+    def _paused(self) -> set[Sequence]:
+        """Running sequences beyond those that one step computes: the newest of whoever has most."""
+        return set(victims_of_growth(self._holders(lambda _: 1), self.num_running - self._limit))
 
     def _grow(self, chunk: Chunk) -> list[Sequence]:
         """Give a running sequence room for the chunk; returns who was preempted, perhaps itself."""
@@ -170,32 +184,55 @@ class Scheduler:
             pages.allocate(chunk.sequence, chunk.end)
         return victims
 
-    def _admit(self, sequence: Sequence) -> list[Sequence] | None:
-        """Let a waiting sequence run; returns who was preempted for it, or None when it has to wait on."""
+    def _admit(self, sequence: Sequence, batch: dict[Sequence, Chunk], paused: set[Sequence]) -> bool:
+        """Let a waiting sequence run, if need be in others' place and memory; or have it wait on."""
         pages = self.kv_cache.pages
+        num_tokens = len(sequence.token_ids)
+        wanted = pages.pages_for(num_tokens)
         # Each that runs may need another page before one is free again.
-        wanted = pages.pages_for(len(sequence.token_ids)) + self.num_running
-        victims = self._make_room(sequence, pages.held, wanted, wanted - pages.num_free_pages)
-        if victims == []:
-            victims = self._make_room(sequence, lambda _: 1, 1, 1 - pages.num_free_lanes)
-        if victims is None:
-            return None
+        missing = wanted + self.num_running - pages.num_free_pages
+        places = 1 if self.num_running >= self._limit else 0
+        pausing = self._make_room(sequence, lambda one: one not in paused, 1, places, in_turn=True)
+        victims = self._make_room(sequence, pages.held, wanted, missing)
+        if victims == [] and not pages.num_free_lanes:
+            victims = self._make_room(sequence, lambda _: 1, 1, 1)
+        if pausing is None or victims is None:
+            return False
         for victim in victims:
             self._preempt(victim)
+        for victim in (*victims, *pausing):
+            batch.pop(victim, None)
+        paused.update(pausing)
         queue = self._queues[self._owner(sequence)]
         queue.waiting.remove(sequence)
         queue.running.append(sequence)
         self.num_running += 1
-        pages.allocate(sequence, len(sequence.token_ids))
-        return victims
+        pages.allocate(sequence, num_tokens)
+        return True
 
     def _make_room(
-        self, sequence: Sequence, held: Callable[[Sequence], int], wanted: int, missing: int
+        self,
+        sequence: Sequence,
+        held: Callable[[Sequence], int],
+        wanted: int,
+        missing: int,
+        in_turn: bool = False,
     ) -> list[Sequence] | None:
+        """Whose share of something scarce the sequence gets; None when it has to wait.
+
+        `in_turn`: nobody gives way to a tenant that has been served more.
+        """
         if missing <= 0:
             return []
         owner = self._owner(sequence)
-        return victims_of_admission(self._holders(held), owner, sequence.weight, wanted, missing)
+        holders = self._holders(held)
+        if in_turn:
+            holders = {
+                other: holder
+                for other, holder in holders.items()
+                if other == owner or self.counters[other] >= self.counters[owner]
+            }
+        return victims_of_admission(holders, owner, sequence.weight, wanted, missing)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the sequence's memory; it goes on later, from its first token, ahead of those that wait."""
@@ -221,6 +258,11 @@ class Scheduler:
         """What the sequence's next step would add to its tenant's counter."""
         length = min(sequence.num_uncomputed, self.max_batch_tokens)
         return Chunk(sequence, sequence.num_computed, length).service / sequence.weight
+
+    @property
+    def _limit(self) -> int:
+        """Sequences of one step, each of which may have a row."""
+        return min(self.max_sequences, self.max_batch_tokens)
 
     def _owner(self, sequence: Sequence) -> str:
         return sequence.tenant if self.fair else ""
