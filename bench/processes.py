@@ -81,11 +81,14 @@ async def running(*arguments: object) -> AsyncIterator[tuple[int, str]]:
 async def output(*arguments: object) -> str:
     """What a faasmoe command prints. Raises `FaaSMoEError` when it fails."""
     process = await asyncio.create_subprocess_exec(
-        *_command(arguments), stdout=asyncio.subprocess.PIPE, start_new_session=True
+        *_command(arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
-    printed, _ = await asyncio.wait_for(process.communicate(), START_SECONDS)
+    printed, problem = await asyncio.wait_for(process.communicate(), START_SECONDS)
     if process.returncode:
-        raise FaaSMoEError(f"`faasmoe {arguments[0]}` has failed, see above")
+        raise FaaSMoEError(f"`faasmoe {arguments[0]}` has failed: {problem.decode().strip()}")
     return printed.decode().strip()
 
 

@@ -127,7 +127,7 @@ def build_runner(partition: Path, manifest: Manifest, invoker: Invoker, config: 
     lanes = LANES_PER_SEQUENCE * config.max_sequences
     try:
         cache = KVCache(shape, num_pages, lanes, model.config.max_position_embeddings)
-    except (OSError, OverflowError, ValueError) as error:
+    except (MemoryError, OSError, OverflowError, ValueError) as error:
         raise ConfigError(
             f"max_sequences: this machine has no addresses for {lanes} sequences of "
             f"{model.config.max_position_embeddings} tokens: {error}"

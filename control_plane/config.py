@@ -81,6 +81,11 @@ class ServeConfig:
                 raise ConfigError(f"{setting.name} must be one of {allowed}, not {value!r}")
             if setting.type in (int, float):
                 _check_number(setting.name, value)
+        if self.max_batch_tokens <= self.max_sequences:
+            raise ConfigError(
+                f"max_batch_tokens must be more than max_sequences ({self.max_sequences}), not "
+                f"{self.max_batch_tokens}: a step has a row for each sequence that runs, and some for prompts"
+            )
         if self.port > 65535:
             raise ConfigError(f"port must be at most 65535, not {self.port}")
         if self.open and not is_loopback(self.host):

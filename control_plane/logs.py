@@ -9,25 +9,18 @@ from typing import TYPE_CHECKING
 
 from pythonjsonlogger.json import JsonFormatter
 
-from control_plane.errors import ConfigError
-
 if TYPE_CHECKING:
     # The gateway logs, too, and has no need of torch, which that module brings in.
     from control_plane.metrics import RequestRecord
-
-LEVELS = ("debug", "info", "warning", "error")
 
 _logger = logging.getLogger(__name__)
 
 
 def configure(level: str) -> None:
-    """Log this program's events of a level (one of LEVELS) and above, and warnings of its libraries.
+    """Log this program's events of a level (of `config.LOG_LEVELS`) and above, and its libraries' warnings.
 
-    At `debug` the libraries tell everything, too. In place of what was configured before. Raises
-    `ConfigError` for another level.
+    At `debug` the libraries tell everything, too. In place of what was configured before.
     """
-    if level not in LEVELS:
-        raise ConfigError(f"log_level: {level!r} is not one of {', '.join(LEVELS)}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonFormatter(

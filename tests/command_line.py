@@ -16,13 +16,10 @@ from control_plane.cli import main
 
 WAIT_SECONDS = 60
 
-# The addresses that a developer may have set are not for tests.
-_ADDRESSES = ("OPENFAAS_URL", "FAASMOE_URL")
-
 
 def faasmoe(*arguments: object, stdin: bytes | None = None) -> Result:
     """Run a command that ends by itself."""
-    return CliRunner(env=dict.fromkeys(_ADDRESSES)).invoke(main, [str(a) for a in arguments], input=stdin)
+    return CliRunner().invoke(main, [str(a) for a in arguments], input=stdin)
 
 
 def error_line(result: Result) -> str:
@@ -68,13 +65,12 @@ class RunningCommand:
 @contextmanager
 def running_command(*arguments: object, temporary: Path) -> Iterator[RunningCommand]:
     """Start `faasmoe`, whose temporary files go to a folder; it is ended after the test, if not by it."""
-    environment = {name: value for name, value in os.environ.items() if name not in _ADDRESSES}
     with subprocess.Popen(
         [sys.executable, "-m", "control_plane", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**environment, "TMPDIR": str(temporary)},
+        env={**os.environ, "TMPDIR": str(temporary)},
     ) as process:
         try:
             command = RunningCommand(process)

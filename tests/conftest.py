@@ -15,7 +15,20 @@ from tests.tiny_partition import TinyPartition
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
+# What a developer may have set is not for tests.
+SETTINGS = ("OPENFAAS_URL", "FAASMOE_URL", "FAASMOE_API_KEY")
+
 StartFunction = Callable[..., ExpertProcess]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For this process and all that tests start: no address or key, and tenants in a file of the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SETTINGS:
+            patch.delenv(name, raising=False)
+        patch.setenv("FAASMOE_DATABASE", str(tmp_path_factory.mktemp("tenants") / "faasmoe.db"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,14 @@
 """The API over a whole system: what it generates is what transformers does, however it is asked."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarl import URL
 
-from tests.api_server import ApiClient
+from tests.api_server import IDLE, ApiClient, eventually
 from tests.tiny_chat_model import CONTEXT_LENGTH, END, EXPERTS, NAME
 
 pytest_plugins = "tests.chat_fixtures"
@@ -23,23 +19,6 @@ MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content
 LONG = {"prompt": "the cat", "max_tokens": 1500, "temperature": 0}
 LONG_INVOCATIONS = 1500 * 3
 """At least one a layer for each token."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer(chat_checkpoint: Path) -> Any:
-    return AutoTokenizer.from_pretrained(chat_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def expected(chat_checkpoint: Path, tokenizer: Any) -> Callable[[list[int], int], str]:
-    """The greedy text of the unsplit model."""
-    model: Any = AutoModelForCausalLM.from_pretrained(chat_checkpoint)
-
-    def generate(token_ids: list[int], max_tokens: int) -> str:
-        output = model.generate(torch.tensor([token_ids]), max_new_tokens=max_tokens, do_sample=False)
-        return tokenizer.decode(output[0, len(token_ids) :], skip_special_tokens=True)
-
-    return generate
 
 
 def test_a_completion_is_what_transformers_generates(api: ApiClient, tokenizer: Any, expected: Any) -> None:
@@ -93,8 +72,8 @@ def test_usage(api: ApiClient, tokenizer: Any) -> None:
     *events, last = api.stream(COMPLETION, **asked, stream_options={"include_usage": True})
     assert last["choices"] == []
     assert last["usage"]["total_tokens"] == usage["total_tokens"]
-    assert not any("usage" in event for event in events)
-    assert all(event["choices"] for event in api.stream(COMPLETION, **asked))
+    assert all(event["choices"] and event["usage"] is None for event in events)
+    assert all(event["choices"] and "usage" not in event for event in api.stream(COMPLETION, **asked))
 
 
 def test_a_seed_makes_an_answer_repeatable(api: ApiClient) -> None:
@@ -107,11 +86,20 @@ def test_a_seed_makes_an_answer_repeatable(api: ApiClient) -> None:
 
 
 def test_an_answer_ends_with_the_end_token(api: ApiClient) -> None:
-    # So hot that each of the 280 tokens comes as often: without the end token among 1500 once in 200 times.
-    answer = api.post(COMPLETION, prompt="the cat", max_tokens=1500, temperature=100, seed=1)
-    assert answer["choices"][0]["finish_reason"] == "stop"
-    assert answer["usage"]["completion_tokens"] < 1500
-    assert END not in answer["choices"][0]["text"]
+    answer = api.post(COMPLETION, prompt="the cat", max_tokens=200, temperature=2, seed=1, n=3)
+    ended = [choice for choice in answer["choices"] if choice["finish_reason"] == "stop"]
+    assert ended
+    assert answer["usage"]["completion_tokens"] < 3 * 200
+    assert not any(END in choice["text"] for choice in answer["choices"])
+    # The same tokens, and beyond.
+    longer = api.post(
+        COMPLETION, prompt="the cat", max_tokens=200, temperature=2, seed=1, n=3, ignore_eos=True
+    )
+    assert longer["usage"]["completion_tokens"] == 3 * 200
+    for choice in ended:
+        # The end may have come within a character.
+        text = choice["text"].rstrip("\N{REPLACEMENT CHARACTER}")
+        assert longer["choices"][choice["index"]]["text"].startswith(text)
 
 
 def test_answers_do_not_depend_on_who_else_asks(api: ApiClient) -> None:
@@ -135,21 +123,36 @@ def test_a_client_that_hangs_up_frees_its_sequence(api: ApiClient, stream: bool)
     with closing(api.send("POST", COMPLETION, {**LONG, "stream": stream})) as connection:
         if stream:
             assert read_event(connection)
-        while not api.status()["engine"]["running"]:
-            pass
-    while api.status()["engine"]["running"]:
-        pass
-    assert api.status()["engine"]["kv_cache_used"] == 0
+        eventually(lambda: api.engine()["running"], 1)
+    eventually(api.engine, IDLE)
     assert 0 < invocations(api) - before < LONG_INVOCATIONS / 2
 
 
 def test_models(api: ApiClient) -> None:
     status, models = api.ask("GET", "/v1/models")
     assert (status, models["object"]) == (200, "list")
-    assert [model["id"] for model in models["data"]] == [NAME]
+    assert [(model["id"], model["object"]) for model in models["data"]] == [(NAME, "model")]
     # What the small KV cache holds, which is less than the context.
     assert 0 < models["data"][0]["max_model_len"] < CONTEXT_LENGTH
     assert api.ask("GET", f"/v1/models/{NAME}") == (200, models["data"][0])
+
+
+def test_tokens_and_back(api: ApiClient, tokenizer: Any) -> None:
+    token_ids = tokenizer("the cat, naïve")["input_ids"]
+    answer = api.post("/tokenize", prompt="the cat, naïve")
+    assert (answer["tokens"], answer["count"]) == (token_ids, len(token_ids))
+    assert api.post("/detokenize", tokens=token_ids) == {"prompt": "the cat, naïve"}
+    chat = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+    assert api.post("/tokenize", messages=MESSAGES)["tokens"] == chat
+
+
+def test_a_request_has_an_id(api: ApiClient) -> None:
+    own = [api.answer("GET", path).headers["x-request-id"] for path in ("/health", "/status", "/nowhere")]
+    assert all(own)
+    assert len(set(own)) == len(own)
+    for given, taken in (("my-id.1", True), ("a" * 129, False), ("a b", False)):
+        headers = api.answer("POST", COMPLETION, {"prompt": "a"}, **{"X-Request-Id": given}).headers
+        assert (headers["x-request-id"] == given) == taken
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])
@@ -163,7 +166,9 @@ def test_status_tells_what_runs(api: ApiClient) -> None:
     report = api.status()
     assert report["model"] == NAME
     assert report["gateway"]["error"] is None
-    assert report["engine"] == {"running": 0, "waiting": 0, "kv_cache_used": 0}
+    assert report["engine"] == {**IDLE, "preemptions": 0}
+    assert set(report["open"]) == {"tasks", "connections", "file_descriptors"}
+    assert all(count > 0 for count in report["open"].values())
     assert report["memory_bytes"] > 0
     assert [function["experts"] for function in report["functions"]] == EXPERTS
     for function in report["functions"]:

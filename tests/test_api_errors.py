@@ -12,7 +12,7 @@ from yarl import URL
 from control_plane.app import control_plane
 from control_plane.config import ServeConfig
 from control_plane.partition.partitioner import partition
-from tests.api_server import ApiClient, closed_port, in_thread
+from tests.api_server import IDLE, ApiClient, closed_port, eventually, in_thread, serving
 from tests.tiny_chat_model import CONTEXT_LENGTH, GRANULARITY, NAME
 
 pytest_plugins = "tests.chat_fixtures"
@@ -30,7 +30,9 @@ def lonely_api(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     (checkpoint / "chat_template.jinja").unlink()
     folder = parent / "partition"
     partition(checkpoint, folder, granularity=GRANULARITY)
-    config = ServeConfig(port=0, kv_cache_mb=1, threads=1, invocation_deadline=0.2)
+    config = ServeConfig(
+        port=0, kv_cache_mb=1, threads=1, invocation_deadline=0.2, open=True, database=str(parent / "db")
+    )
     with closed_port() as port:
         gateway_url = URL.build(scheme="http", host="127.0.0.1", port=port)
         with in_thread(control_plane(folder, config, gateway_url, None)) as url:
@@ -39,10 +41,10 @@ def lonely_api(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
     """The error with which a request is refused."""
-    answered, answer = api.ask("POST", path, body)
-    assert (answered, list(answer)) == (status, ["error"]), answer
-    error = answer["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+    answer = api.answer("POST", path, body)
+    assert answer.status == status, answer
+    assert answer.headers["x-request-id"]
+    error = answer.error
     assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
     return error
 
@@ -51,7 +53,6 @@ def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
     ("wrong", "param"),
     [
         ({"logit_bias": {"5": 100}}, "logit_bias"),
-        ({"model": "gpt-4"}, "model"),
         ({"model": 4}, "model"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
@@ -59,7 +60,7 @@ def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": 1 << 63}, "max_tokens"),
         ({"temperature": -0.1}, "temperature"),
-        ({"temperature": 101}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
@@ -67,12 +68,24 @@ def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
         ({"temperature": 10**400}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"seed": -1}, "seed"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"seed": 1 << 63}, "seed"),
         ({"seed": 1.5}, "seed"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"logprobs": "yes"}, "logprobs"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"stream": 1}, "stream"),
-        ({"stream_options": []}, "stream_options"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"stream": True, "stream_options": {"more": True}}, "stream_options.more"),
         ({"user": 7}, "user"),
     ],
 )
@@ -86,7 +99,25 @@ def test_a_wrong_field_is_named(
 
 
 @pytest.mark.parametrize(
-    "prompt", [..., None, "", [], [[]], ["a", "b"], 5, {"text": "a"}, [1.5], [True], [-1], [280], [1 << 70]]
+    "prompt",
+    [
+        ...,
+        None,
+        "",
+        [],
+        [[]],
+        ["a", ""],
+        ["a", 5],
+        [5, "a"],
+        ["a"] * 257,
+        5,
+        {"text": "a"},
+        [1.5],
+        [True],
+        [-1],
+        [280],
+        [1 << 70],
+    ],
 )
 def test_wrong_prompts(api: ApiClient, prompt: Any) -> None:
     body = {} if prompt is ... else {"prompt": prompt}
@@ -105,8 +136,8 @@ def test_wrong_prompts(api: ApiClient, prompt: Any) -> None:
         [{"role": "user"}],
         [{"content": "hello"}],
         [{"role": "user", "content": None}],
-        [{"role": "user", "content": [{"type": "text", "text": "hello"}]}],
-        [{"role": "user", "content": "hello", "tool_calls": []}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}],
+        [{"role": "user", "content": "hello", "tool_calls": [{}]}],
         [{"role": "wizard", "content": "hello"}],
     ],
 )
@@ -116,8 +147,20 @@ def test_wrong_messages(api: ApiClient, messages: Any) -> None:
 
 
 def test_what_the_chat_template_refuses_is_told(api: ApiClient) -> None:
-    error = refusal(api, CHAT, {"messages": [{"role": "wizard", "content": "hello"}]})
-    assert error["message"] == "messages: the chat template refuses them: unknown role"
+    error = refusal(api, CHAT, {"messages": [{"role": "assistant", "content": "hello"}]})
+    assert error["message"] == "messages: the chat template refuses them: who asks?"
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, {"messages": HELLO}), (COMPLETION, {"prompt": "hello"})])
+def test_a_model_that_is_not_served(api: ApiClient, path: str, body: Any) -> None:
+    error = refusal(api, path, {**body, "model": "gpt-4"}, status=404)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+def test_more_answers_than_a_request_may_have(api: ApiClient) -> None:
+    """Refused before there are lists of tokens for all of them."""
+    error = refusal(api, COMPLETION, {"prompt": [[5] * 10] * 20, "n": 7, "max_tokens": 1})
+    assert error["param"] == "n"
 
 
 @pytest.mark.parametrize(
@@ -181,9 +224,9 @@ def test_what_is_not_there(api: ApiClient, method: str, path: str, status: int) 
 
 
 def test_refusals_leave_nothing_behind(api: ApiClient) -> None:
-    for body in ({"prompt": ""}, {"prompt": "a", "max_tokens": 2000}, {"prompt": "a", "n": 2}):
+    for body in ({"prompt": ""}, {"prompt": "a", "max_tokens": 2000}, {"prompt": "a", "n": 0}):
         refusal(api, COMPLETION, body)
-    assert api.status()["engine"] == {"running": 0, "waiting": 0, "kv_cache_used": 0}
+    assert api.engine() == IDLE
     assert api.post(COMPLETION, prompt="a", max_tokens=3)["usage"]["completion_tokens"] == 3
 
 
@@ -194,11 +237,24 @@ def test_a_model_without_a_chat_template(lonely_api: ApiClient) -> None:
 
 
 def test_functions_that_stay_away(lonely_api: ApiClient) -> None:
-    error = refusal(lonely_api, COMPLETION, {"prompt": "a"}, status=503)
-    assert error["message"].startswith("function tiny-chat-")
-    (event,) = lonely_api.stream(COMPLETION, prompt="a")
-    assert event["error"]["type"] == "server_error"
-    assert lonely_api.status()["engine"] == {"running": 0, "waiting": 0, "kv_cache_used": 0}
+    # Also to a client that wants a stream: nothing of that has begun.
+    for stream in (False, True):
+        error = refusal(lonely_api, COMPLETION, {"prompt": "a", "stream": stream}, status=503)
+        assert error["message"].startswith("function tiny-chat-")
+        assert error["code"] == "function_unavailable"
+    assert lonely_api.engine() == IDLE
+
+
+def test_a_request_that_takes_too_long(chat_partition: Path, tmp_path: Path) -> None:
+    endless = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True}
+    with serving(chat_partition, tmp_path / "db", open=True, request_timeout=0.5) as api:
+        error = refusal(api, COMPLETION, endless, status=504)
+        assert error["code"] == "timeout"
+        *events, last = api.stream(COMPLETION, **endless)
+        assert events
+        assert all(event["choices"] for event in events)
+        assert last == {"error": error}
+        eventually(api.engine, IDLE)
 
 
 def test_status_without_a_gateway(lonely_api: ApiClient) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ PROMPT_LENGTHS = (1, 2, 7, 16, 40, 80, 84, 120)
 MAX_TOKENS = 64
 NUM_SEQUENCES = 64
 NUM_TENANTS = 9
-SMALL = {"max_batch_tokens": 48, "max_sequences": 12, "num_pages": 24}
+SMALL: dict[str, Any] = {"max_batch_tokens": 48, "max_sequences": 12, "num_pages": 24}
 """Pages of 16 tokens are not enough for all that run: some are preempted."""
 
 

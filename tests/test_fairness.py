@@ -1,15 +1,12 @@
 """Virtual token counters by cases, and what tenants get of a scheduler, against the bounds of the paper."""
 
-from collections import Counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.engine.fairness import OUTPUT_COST, PROMPT_COST, VirtualTokenCounters, interleave
-from control_plane.engine.scheduler import Chunk, Scheduler
 from control_plane.engine.sequence import Sequence
-from tests.scheduling import PAGE, advance, make_scheduler, make_sequence
+from tests.scheduling import PAGE, Simulation, make_scheduler
 
 
 def counters(**service: float) -> VirtualTokenCounters:
@@ -118,47 +115,6 @@ def test_interleave(queues: dict[str, str], served: dict[str, float], order: str
     assert "".join(interleave(queues, served, lambda letter: 1 + letter.isupper())) == order
 
 
-class Simulation:
-    """Steps of a scheduler, and what the tenants have had: each token counts once, however often computed."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
-        self.service: Counter[str] = Counter()
-        self._seen: Counter[Sequence] = Counter()
-        self._unseen: Counter[str] = Counter()
-
-    def add(self, number: int, tenant: str, prompt: int, output: int, weight: float = 1.0) -> list[Sequence]:
-        sequences = [make_sequence(prompt, output, tenant, weight) for _ in range(number)]
-        for sequence in sequences:
-            self.scheduler.add(sequence)
-        self._unseen[tenant] += number
-        return sequences
-
-    def step(self) -> list[Chunk]:
-        batch = advance(self.scheduler)
-        for chunk in batch:
-            sequence = chunk.sequence
-            seen = self._seen[sequence]
-            self._unseen[sequence.tenant] -= seen == 0
-            for position in range(max(chunk.start, seen), chunk.end):
-                is_prompt = position < sequence.num_prompt_tokens
-                self.service[sequence.tenant] += PROMPT_COST if is_prompt else OUTPUT_COST
-            self._seen[sequence] = max(chunk.end, seen)
-        return batch
-
-    def backlogged(self, tenant: str) -> bool:
-        """Whether something of the tenant's has had nothing yet."""
-        return self._unseen[tenant] > 0
-
-    def run(self, backlogged: str) -> list[tuple[int, int]]:
-        """What the flooding and the steady tenant have had, after each step that leaves `backlogged` so."""
-        had = []
-        while self.backlogged(backlogged):
-            self.step()
-            had.append((self.service["flood"], self.service["steady"]))
-        return had
-
-
 MEMORY = 16 * PAGE
 LONGEST = 40
 BOUND = 2 * max(PROMPT_COST * LONGEST, OUTPUT_COST * MEMORY)
@@ -231,7 +187,7 @@ def test_who_comes_back_has_its_share_and_no_more() -> None:
     back = simulation.service.copy()
     simulation.add(10, "steady", LONGEST, 8)
     simulation.run("steady")
-    had = simulation.service - back
+    had = {tenant: simulation.service[tenant] - back[tenant] for tenant in back}
     assert had["steady"] == pytest.approx(had["flood"], rel=0.2)
 
 

@@ -33,7 +33,7 @@ def write(cache: KVCache, rows: list[tuple[int, int, torch.Tensor]]) -> None:
     """Write several sequences' tokens at once, each given by lane, first position and tokens."""
     lanes = [lane for lane, _, tokens in rows for _ in range(tokens.shape[2])]
     positions = [start + offset for _, start, tokens in rows for offset in range(tokens.shape[2])]
-    index = torch.tensor([lanes, positions], dtype=torch.long)
+    index = torch.tensor(lanes, dtype=torch.long), torch.tensor(positions, dtype=torch.long)
     for layer in range(SHAPE.num_layers):
         keys, values = torch.cat([tokens[layer] for _, _, tokens in rows], dim=1)
         cache.write(layer, *index, keys, values)

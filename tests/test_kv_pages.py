@@ -62,11 +62,10 @@ class Pages(RuleBasedStateMachine):
         assert len(lanes) == len(self.room) == self.pages.num_lanes - self.pages.num_free_lanes
 
     def teardown(self) -> None:
-        for sequence in getattr(self, "room", ()):
+        for sequence in self.room:
             self.pages.free(sequence)
-        if hasattr(self, "pages"):
-            assert self.pages.num_free_pages == self.pages.num_pages
-            assert self.pages.num_free_lanes == self.pages.num_lanes
+        assert self.pages.num_free_pages == self.pages.num_pages
+        assert self.pages.num_free_lanes == self.pages.num_lanes
 
 
 TestPages = Pages.TestCase

@@ -11,7 +11,7 @@ Holders = dict[str, Holder[str]]
 
 def holders(**amounts: list[int]) -> Holders:
     """Each tenant's items are named by it and by their age: a0 is tenant a's oldest. Weights are 1."""
-    return weighted({tenant: 1.0 for tenant in amounts}, **amounts)
+    return weighted(dict.fromkeys(amounts, 1.0), **amounts)
 
 
 def weighted(weights: dict[str, float], **amounts: list[int]) -> Holders:

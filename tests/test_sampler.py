@@ -1,5 +1,7 @@
 """The next token: greedy, or drawn from transformers' distribution."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -61,8 +63,8 @@ def test_probabilities_equal_those_of_transformers(temperature: float, top_k: in
 @pytest.mark.parametrize("min_p", [0.001, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("others", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 10, "top_p": 0.8}], ids=str)
 @pytest.mark.parametrize("temperature", [0.7, 4.0])
-def test_min_p_equals_that_of_transformers(min_p: float, others: dict[str, float], temperature: float) -> None:
-    params = SamplingParams(1, temperature, min_p=min_p, **others)  # type: ignore[arg-type]
+def test_min_p_equals_that_of_transformers(min_p: float, others: dict[str, Any], temperature: float) -> None:
+    params = SamplingParams(1, temperature, min_p=min_p, **others)
     logits = random_logits(20)
     ours = torch.stack([token_probabilities(row, params) for row in logits])
     torch.testing.assert_close(ours, reference(logits, params))
@@ -139,7 +141,9 @@ def test_logprobs_are_those_of_the_logits(num_top: int) -> None:
     logits = random_logits(4)
     expected = logits.log_softmax(dim=-1)
     token_ids = [3, 0, 49, 3]
-    for row, token_id, told in zip(expected, token_ids, token_logprobs(logits, token_ids, num_top), strict=True):
+    for row, token_id, told in zip(
+        expected, token_ids, token_logprobs(logits, token_ids, num_top), strict=True
+    ):
         assert told.token_id == token_id
         assert told.logprob == pytest.approx(float(row[token_id]))
         order = row.argsort(descending=True)[:num_top].tolist()

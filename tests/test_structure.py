@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from control_plane import errors
-from control_plane.api.errors import STATUS
+from control_plane.api.errors import KINDS
 
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    ("control_plane.errors", "control_plane.config", "control_plane.http", "control_plane.tables"),
+    ("control_plane.errors", "control_plane.http"),
     ("functions",),
+    ("control_plane.tenancy", "control_plane.config", "control_plane.tables"),
     ("control_plane.partition", "control_plane.faas", "control_plane.client"),
     ("control_plane.engine", "control_plane.deployment"),
+    ("control_plane.metrics", "control_plane.logs"),
     ("control_plane.api",),
     ("control_plane.app",),
     ("control_plane.up",),
@@ -96,7 +98,7 @@ def error_classes() -> list[type]:
 
 
 def test_every_error_has_a_status() -> None:
-    assert set(STATUS) == set(error_classes())
+    assert set(KINDS) == set(error_classes())
 
 
 def test_the_errors_are_drawn_as_they_are() -> None:

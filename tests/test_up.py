@@ -20,7 +20,7 @@ from tests.tiny_chat_model import EXPERTS
 
 pytest_plugins = "tests.chat_fixtures"
 
-UP = ("--port", 0, "--gateway-port", 0, "--kv-cache-mb", 8)
+UP = ("--port", 0, "--gateway-port", 0, "--kv-cache-mb", 8, "--database")
 ASK = ("prompt", "the cat", "--tenant", "me", "--max-tokens", 12)
 
 
@@ -29,6 +29,11 @@ def temporary(tmp_path: Path) -> Path:
     folder = tmp_path / "temporary"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "faasmoe.db"
 
 
 def function_processes(partition: Path) -> list[psutil.Process]:
@@ -47,10 +52,10 @@ def refuses_connections(url: str) -> bool:
         return client.connect_ex((str(address.host), int(address.port or 0))) != 0
 
 
-def test_up_on_a_checkpoint(chat_checkpoint: Path, tmp_path: Path, temporary: Path) -> None:
+def test_up_on_a_checkpoint(chat_checkpoint: Path, tmp_path: Path, temporary: Path, database: Path) -> None:
     checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
     partition = tmp_path / "chat.faasmoe"
-    with running_command("up", checkpoint, *UP, temporary=temporary) as system:
+    with running_command("up", checkpoint, *UP, database, temporary=temporary) as system:
         assert system.wait_for(r"partitioning .* into (.*)") == str(partition)
         server = system.wait_for(r"serving on (\S+);")
         Manifest.load(partition).verify(partition)
@@ -76,11 +81,11 @@ def test_up_finds_the_partition_that_it_has_made(chat_checkpoint: Path, tmp_path
     assert (partition / "manifest.json").stat() == before
 
 
-def test_gateway_and_control_plane_apart(chat_partition: Path, temporary: Path) -> None:
+def test_gateway_and_control_plane_apart(chat_partition: Path, temporary: Path, database: Path) -> None:
     with running_command("gateway", chat_partition, "--port", 0, temporary=temporary) as gateway:
         gateway_url = gateway.wait_for(r"gateway on (\S+);")
         assert faasmoe("deploy", chat_partition, "--gateway", gateway_url).exit_code == 0
-        options = ("--gateway", gateway_url, "--port", 0)
+        options = ("--gateway", gateway_url, "--port", 0, "--open", "--database", database)
         with running_command("serve", chat_partition, *options, temporary=temporary) as control_plane:
             server = control_plane.wait_for(r"serving on (\S+);")
             assert faasmoe(*ASK, "--server", server).exit_code == 0
@@ -94,8 +99,10 @@ def test_gateway_and_control_plane_apart(chat_partition: Path, temporary: Path) 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_of_it(chat_partition: Path, temporary: Path, number: signal.Signals) -> None:
-    with running_command("up", chat_partition, *UP, temporary=temporary) as system:
+def test_a_signal_ends_all_of_it(
+    chat_partition: Path, temporary: Path, database: Path, number: signal.Signals
+) -> None:
+    with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
         gateway = system.wait_for(r"gateway on (\S+)")
         server = system.wait_for(r"serving on (\S+);")
         assert faasmoe(*ASK, "--server", server).exit_code == 0
@@ -110,17 +117,17 @@ def test_a_signal_ends_all_of_it(chat_partition: Path, temporary: Path, number: 
     ("line", "number"), [("gateway on", signal.SIGINT), ("deployed 4 functions", signal.SIGTERM)]
 )
 def test_a_signal_while_it_starts(
-    chat_partition: Path, temporary: Path, line: str, number: signal.Signals
+    chat_partition: Path, temporary: Path, database: Path, line: str, number: signal.Signals
 ) -> None:
-    with running_command("up", chat_partition, *UP, temporary=temporary) as system:
+    with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
         system.wait_for(line)
         assert system.end(number) == 0
     assert function_processes(chat_partition) == []
     assert not list(temporary.iterdir())
 
 
-def test_no_function_outlives_a_kill(chat_partition: Path, temporary: Path) -> None:
-    with running_command("up", chat_partition, *UP, temporary=temporary) as system:
+def test_no_function_outlives_a_kill(chat_partition: Path, temporary: Path, database: Path) -> None:
+    with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
         gateway = system.wait_for(r"gateway on (\S+)")
         server = system.wait_for(r"serving on (\S+);")
         assert faasmoe(*ASK, "--server", server).exit_code == 0

@@ -18,7 +18,7 @@ END = "<|end|>"
 _CORPUS = "the cat sat on the mat, and the dog ran after the cat; then the rat ate what was left on the mat"
 _CHAT_TEMPLATE = """\
 {% for message in messages %}\
-{% if message.role not in ("system", "user", "assistant") %}{{ raise_exception("unknown role") }}{% endif %}\
+{% if loop.first and message.role == "assistant" %}{{ raise_exception("who asks?") }}{% endif %}\
 {{ message.role }}: {{ message.content }}<|end|>\
 {% endfor %}\
 {% if add_generation_prompt %}assistant:{% endif %}"""

@@ -154,7 +154,7 @@ def _request(
     return GenerationRequest(
         prompts=prompts,
         max_tokens=max_tokens,
-        n=fields.integer("n", 1, MAX_CHOICES) or 1,
+        n=fields.integer("n", 1, max(MAX_CHOICES // len(prompts), 1)) or 1,
         stop=_stop(fields),
         temperature=fields.number("temperature", 1.0, 0.0, 2.0),
         top_p=fields.number("top_p", 1.0, _ALMOST_ZERO, 1.0),

@@ -93,8 +93,10 @@ def serve(
     from control_plane.app import control_plane
     from control_plane.config import ServeConfig, parse_url, read_credentials
     from control_plane.deployment import missing_functions
+    from control_plane.logs import configure
 
     config = ServeConfig.load(config_file, overrides)
+    configure(config.log_level)
     credentials = read_credentials(gateway_user, gateway_password_file)
     url = parse_url(gateway_url)
 
@@ -130,9 +132,11 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
     loopback, anybody on this machine is served, with or without a key.
     """
     from control_plane.config import ServeConfig
+    from control_plane.logs import configure
     from control_plane.up import partition_of, running
 
     config = ServeConfig.load(config_file, overrides, open_on_loopback=True)
+    configure(config.log_level)
     with sigterm_exits():
         folder = partition_of(model, click.echo)
     serve_until_signal("serving", running(folder, config, gateway_port, click.echo))

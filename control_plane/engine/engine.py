@@ -20,7 +20,7 @@ from control_plane.engine.sequence import FinishReason, Generated, Sequence
 from control_plane.engine.step import Step, StepResult
 from control_plane.engine.stream import Outbox, TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, FaaSMoEError, ShuttingDown
-from control_plane.faas.invocation import ExpertInvoker
+from control_plane.faas.invocation import ExpertInvoker, ExpertUsage
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +160,7 @@ class Engine:
 
     def _step(self, batch: list[Chunk]) -> None:
         """Compute, commit, tell. A step that fails has changed nothing but ends its sequences."""
-        before = self._invoker.usage
-        now = time.monotonic()
+        before, now = self._invoker.usage, time.monotonic()
         self._interruption.begin(self._interruptible(batch))
         try:
             results = self._model.run(batch)
@@ -177,15 +176,19 @@ class Engine:
             logger.exception("a step failed")
             self._fail_all(batch, EngineError("internal error"))
             return
+        finally:
+            self._book(batch, self._invoker.usage - before)
         self._interruption.end()
         self._scheduler.commit(batch)
-        cost = self._invoker.usage - before
-        rows = sum(chunk.length for chunk in batch)
-        for chunk, result in zip(batch, results, strict=True):
-            # Each row has the same number of experts, so rows are what a step's cost is shared by.
-            chunk.sequence.usage += cost.share(chunk.length / rows)
-            chunk.sequence.started = chunk.sequence.started or now
+        for result in results:
+            result.sequence.started = result.sequence.started or now
             self._tell(result)
+
+    def _book(self, batch: list[Chunk], cost: ExpertUsage) -> None:
+        """Each row has the same number of experts, so rows are what a step's cost is shared by."""
+        rows = sum(chunk.length for chunk in batch)
+        for chunk in batch:
+            chunk.sequence.usage += cost.share(chunk.length / rows)
 
     def _interruptible(self, batch: list[Chunk]) -> frozenset[str]:
         """Whose batch it is, if a newcomer's turn would be before theirs."""
@@ -228,6 +231,9 @@ class Engine:
     def _fail(self, sequence: Sequence, error: FaaSMoEError) -> None:
         if place := self._remove(sequence):
             self._outbox.add(place.stream, error)
+            # Nobody listens to the request's other sequences any more.
+            for other in place.stream.sequences:
+                self._remove(other)
 
     def _fail_all(self, batch: list[Chunk], error: FaaSMoEError) -> None:
         for chunk in batch:

@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 from control_plane.engine.fairness import OUTPUT_COST, PROMPT_COST, VirtualTokenCounters, interleave
 from control_plane.engine.kv_cache import KVCache
@@ -163,7 +163,10 @@ class Scheduler:
         # Of tenants with equal counters, the one that has least at work goes first.
         queues = sorted(self._queues.items(), key=lambda item: len(item[1].running) / item[1].weight)
         prompts = {
-            owner: [*(one for one in queue.running if one.num_uncomputed > 1), *queue.waiting]
+            owner: chain(
+                [sequence for sequence in queue.running if sequence.num_uncomputed > 1],
+                list(islice(queue.waiting, self._limit)),
+            )
             for owner, queue in queues
         }
         counters = {owner: self.counters[owner] for owner in self._queues}

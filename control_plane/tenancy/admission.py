@@ -101,13 +101,16 @@ class Admission:
         return ticket
 
     def release(self, ticket: Ticket, used_tokens: int, now: float) -> None:
-        """A request has ended, and needed only so many tokens. Again, for the same one, it does nothing."""
+        """A request has ended, and needed so many tokens, be it fewer or more than it was let in for.
+
+        Again, for the same one, it does nothing.
+        """
         account = self._accounts.get(ticket.tenant)
         if account is None or ticket not in account.live:
             return
         charge = account.live.pop(ticket)
         if charge and account.tokens:
-            account.tokens.settle(charge, max(0, ticket.tokens - used_tokens), now)
+            account.tokens.settle(charge, ticket.tokens - used_tokens, now)
         account.sequences -= ticket.sequences
         self._live_sequences -= ticket.sequences
         if account.is_fresh(now):

@@ -52,7 +52,10 @@ class Bucket:
         return charge
 
     def settle(self, charge: Charge, unused: int, now: float) -> None:
-        """End a charge, and give back of it what was not used and has not been refilled meanwhile."""
+        """End a charge, and give back of it what was not used and has not been refilled meanwhile.
+
+        A negative amount is what was used besides, even if there was not so much.
+        """
         self._advance(now)
         charge.amount -= min(charge.amount, unused)
         charge.settled = True

@@ -159,7 +159,7 @@ class FunctionProcess:
         if self._process.stdout is not None:
             await self._read_lines(self._process.stdout)
         code = await self._process.wait()
-        _logger.info("%s ended with exit code %d", self._instance, code)
+        _logger.log(logging.DEBUG if code == 0 else logging.INFO, "%s ended with exit code %d", self._instance, code)
 
     async def _read_lines(self, stdout: asyncio.StreamReader) -> None:
         unfinished = b""

@@ -141,7 +141,7 @@ class LocalFunction:
             _logger.warning("%s", error)
             self._failure = _StartFailure(str(error), loop.time() + _COOL_DOWN_S)
             return
-        _logger.info("%s is ready after %.2f s", self._deployment.service, loop.time() - began)
+        _logger.debug("%s is ready after %.2f s", self._deployment.service, loop.time() - began)
         self._sleep_if_idle()
 
     def _let_go(self) -> None:
@@ -164,7 +164,7 @@ class LocalFunction:
         loop = asyncio.get_running_loop()
         idle = 0.0 if process.calls else loop.time() - process.last_used
         if idle >= idle_after:
-            _logger.info("%s sleeps after %.0f s without a call", self._deployment.service, idle)
+            _logger.debug("%s sleeps after %.0f s without a call", self._deployment.service, idle)
             self.scale(0)
         else:
             self._idle_timer = loop.call_later(idle_after - idle, self._sleep_if_idle)
