@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
+import openai
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
@@ -216,3 +217,10 @@ def holding(api: ApiClient, sequences: int = 1, **fields: Any) -> Iterator[None]
 def completion(api: ApiClient, **changes: Any) -> Answer:
     """The answer to `ASK`, with other fields."""
     return api.answer("POST", COMPLETION, {**ASK, **changes})
+
+
+def openai_client(api: ApiClient, key: str, retries: int = 0) -> openai.OpenAI:
+    """The official client of the same control plane."""
+    return openai.OpenAI(
+        base_url=str(api.url / "v1"), api_key=key, max_retries=retries, timeout=TIMEOUT_SECONDS
+    )

@@ -1,6 +1,16 @@
 """What tenants see of each other: nothing; and who is a tenant where no key is needed."""
 
-IMPORTS
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api_server import ASK, COMPLETION, ApiClient, add_tenant, completion, holding, serving, usage_of
+from tests.chat_fixtures import NewTenant
+from tests.tiny_chat_model import NAME
+
 pytest_plugins = "tests.chat_fixtures"
 
 
@@ -100,5 +110,3 @@ def test_a_registered_tenant_needs_its_key_on_an_open_server(
 def test_what_cannot_be_a_tenant_s_name(open_server: ApiClient, name: str) -> None:
     refused = completion(open_server, user=name)
     assert (refused.status, refused.error["param"]) == (400, "user")
-
-

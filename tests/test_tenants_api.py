@@ -1,10 +1,7 @@
 """Tenants at the API: who is let in, and for how much."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,16 +10,19 @@ from control_plane.tenancy.store import TenantStore
 from control_plane.tenancy.tenants import Limits
 from control_plane.up import running
 from tests.api_server import (
-    IDLE,
-    Answer,
+    ASK,
+    ASK_TOKENS,
+    COMPLETION,
     ApiClient,
     add_tenant,
+    completion,
     eventually,
     holding,
     in_thread,
     serving,
     usage_of,
 )
+from tests.chat_fixtures import NewTenant
 from tests.tiny_chat_model import NAME
 
 pytest_plugins = "tests.chat_fixtures"

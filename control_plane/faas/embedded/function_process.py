@@ -159,7 +159,8 @@ class FunctionProcess:
         if self._process.stdout is not None:
             await self._read_lines(self._process.stdout)
         code = await self._process.wait()
-        _logger.log(logging.DEBUG if code == 0 else logging.INFO, "%s ended with exit code %d", self._instance, code)
+        level = logging.INFO if code else logging.DEBUG
+        _logger.log(level, "%s ended with exit code %d", self._instance, code)
 
     async def _read_lines(self, stdout: asyncio.StreamReader) -> None:
         unfinished = b""
