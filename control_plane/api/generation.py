@@ -249,16 +249,17 @@ class Generations:
             expert_invocations=record.expert_invocations,
             expert_seconds=record.expert_seconds,
         )
+        # All that does not wait comes first: a client that goes away now ends this at the booking.
+        self.metrics.request_finished(record)
+        if record.status == CLIENT_GONE:
+            self.metrics.failed(record.status)
+        log_request(record, self._prompt_text(generation) if self.log_prompts else None)
         try:
             # Also when the client has gone: what was served is booked.
             await asyncio.shield(self.ledger.book(booking))
         except TenancyError:
             # The tenant has its answer; that it is not in the books is the operator's to know.
             logger.exception("not booked: %s", booking)
-        self.metrics.request_finished(record)
-        if record.status == CLIENT_GONE:
-            self.metrics.failed(record.status)
-        log_request(record, self._prompt_text(generation) if self.log_prompts else None)
 
     def _prompt_text(self, generation: Generation) -> str:
         return "\n".join(

@@ -1,5 +1,6 @@
 """Opens the SQLite file that the tenants are in."""
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -21,8 +22,7 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives the files that it puts beside it the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        _make(path)
         # Autocommit: transactions are begun by name.
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     except (OSError, ValueError, sqlite3.Error) as error:
@@ -37,6 +37,21 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
         except sqlite3.Error as error:
             raise ConfigError(f"cannot open the database {path}: {error}") from error
         yield connection
+
+
+def _make(path: Path) -> None:
+    """An empty file for its owner only, where there is none. Raises `OSError` where it cannot be written.
+
+    A file that is there is not opened: to close it would give up all locks that this process has on it, and
+    SQLite in another process would take the database for its own and remove what is not merged yet.
+    """
+    try:
+        # SQLite gives the files that it puts beside it the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        if path.is_dir() or not os.access(path, os.R_OK | os.W_OK):
+            number = errno.EISDIR if path.is_dir() else errno.EACCES
+            raise OSError(number, os.strerror(number)) from None
 
 
 @contextmanager
