@@ -13,7 +13,7 @@ from yarl import URL
 
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
-from control_plane.api.generation import Generations
+from control_plane.api.generations import Generations
 from control_plane.api.routes import Api
 from control_plane.api.status import StatusReporter
 from control_plane.api.text import TextCodec

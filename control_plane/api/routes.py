@@ -15,8 +15,9 @@ from control_plane.api.answers import AnswerFormat, detokenize_body, tokenize_bo
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
 from control_plane.api.errors import KINDS, describe
-from control_plane.api.generation import Caller, Generation, Generations
+from control_plane.api.generation import Caller, Generation
 from control_plane.api.generation_request import GenerationRequest
+from control_plane.api.generations import Generations
 from control_plane.api.middleware import REQUEST_ID, TIMING, request_middleware
 from control_plane.api.rate_limits import rate_limit_headers
 from control_plane.api.status import StatusReporter

@@ -37,6 +37,7 @@ class TextCodec:
     vocab_size: int
     """Tokens that the model knows; a tokenizer may have more, or fewer."""
     _texts: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _bytes: dict[int, bytes | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
         """The prompt's tokens. Raises `BadRequest` for one that has none, or ids the model does not know.
@@ -71,13 +72,20 @@ class TextCodec:
 
     def token_bytes(self, token_id: int, text: str) -> bytes:
         """The bytes of a token that reads as `text`: the vocabulary's, also of a part of a character."""
+        if token_id not in self._bytes:
+            self._bytes[token_id] = self._vocabulary_bytes(token_id)
+        known = self._bytes[token_id]
+        return text.encode() if known is None else known
+
+    def _vocabulary_bytes(self, token_id: int) -> bytes | None:
+        """What the vocabulary tells; None where the text is all that there is."""
         if token_id in self._added_ids or not 0 <= token_id < len(self.tokenizer):
-            return text.encode()
+            return None
         token = str(self.tokenizer.convert_ids_to_tokens(token_id))
         if self._alphabet and all(character in self._alphabet for character in token):
             return bytes(self._alphabet[character] for character in token)
         fallback = None if self._alphabet else _FALLBACK_BYTE.fullmatch(token)
-        return bytes([int(fallback[1], 16)]) if fallback else text.encode()
+        return bytes([int(fallback[1], 16)]) if fallback else None
 
     @cached_property
     def _added_ids(self) -> frozenset[int]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from control_plane.engine.sequence import Generated, Sequence
@@ -22,19 +23,29 @@ class TokenStream:
     sequences: list[Sequence]
     loop: asyncio.AbstractEventLoop
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    _running: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._running = len(self.sequences)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Generated]]:
-        """Each with the number of its sequence, until all have ended; raises the error that ended one."""
-        running = len(self.sequences)
-        while running:
+        """Each with the number of its sequence, until all have ended; raises the error that ended them."""
+        while self._running:
             event = await self._events.get()
             if isinstance(event, FaaSMoEError):
+                self._running = 0
                 raise event
             number, generated = event
             if generated is None:
-                running -= 1
+                self._running -= 1
             else:
                 yield number, generated
+
+    async def ended(self) -> None:
+        """Wait until nothing more happens to the sequences, whatever ends them."""
+        with suppress(FaaSMoEError):
+            async for _ in self:
+                pass
 
     def put(self, event: Event) -> None:
         """On the loop's thread."""

@@ -1,0 +1,168 @@
+"""Starts requests for text, and ends them: admission before, the books after."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from control_plane.api.choice import Choice
+from control_plane.api.errors import KINDS
+from control_plane.api.generation import CLIENT_GONE, Caller, Generation
+from control_plane.api.generation_request import GenerationRequest, Prompt
+from control_plane.api.text import TextCodec
+from control_plane.engine.engine import Engine
+from control_plane.engine.sequence import Sequence
+from control_plane.errors import (
+    BadRequest,
+    ContextLengthExceeded,
+    FaaSMoEError,
+    RequestTimeout,
+    RetryLater,
+    TenancyError,
+)
+from control_plane.logs import log_request
+from control_plane.metrics import Metrics
+from control_plane.tenancy.admission import Admission
+from control_plane.tenancy.ledger import Ledger
+from control_plane.tenancy.usage import Booking
+
+logger = logging.getLogger(__name__)
+
+OPEN_ANSWER_TOKENS = 512
+"""Counted against a tenant's tokens per minute for an answer that names no limit, until its end is known."""
+CANCEL_SECONDS = 10.0
+"""How long a step may hold up the end of a request that was cancelled in it."""
+
+
+@dataclass(frozen=True)
+class Generations:
+    """Starts and ends requests."""
+
+    engine: Engine
+    codec: TextCodec
+    admission: Admission
+    ledger: Ledger
+    metrics: Metrics
+    request_timeout: float
+    """Seconds."""
+    log_prompts: bool
+
+    @asynccontextmanager
+    async def start(self, request: GenerationRequest, caller: Caller) -> AsyncIterator[Generation]:
+        """Admit the request; at the context's end nothing of it is left, and it is booked.
+
+        Raises `BadRequest`, `ContextLengthExceeded`, `OutOfCache` or a `RetryLater`, and `RequestTimeout`
+        when it takes too long.
+        """
+        prompts = [await self.encode(prompt) for prompt in request.prompts]
+        sequences = [
+            self._sequence(token_ids, request, caller, choice)
+            for token_ids in prompts
+            for choice in range(request.n)
+        ]
+        generation = self._admit(request, caller, sequences)
+        try:
+            async with asyncio.timeout(self.request_timeout):
+                yield generation
+        except TimeoutError as error:
+            generation.status = KINDS[RequestTimeout].status
+            raise RequestTimeout(f"the request took more than {self.request_timeout:g} s") from error
+        except FaaSMoEError as error:
+            generation.status = KINDS[type(error)].status
+            raise
+        finally:
+            self.engine.cancel(sequences)
+            await self._ended(generation)
+            await self._settle(generation)
+
+    async def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
+        """The prompt's tokens; a long one takes seconds, in which other answers have to go on."""
+        return await asyncio.to_thread(self.codec.encode, prompt, add_special_tokens)
+
+    async def decode(self, token_ids: list[int]) -> str:
+        """The tokens' text. Raises `BadRequest`."""
+        return await asyncio.to_thread(self.codec.decode, token_ids)
+
+    def _sequence(
+        self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int
+    ) -> Sequence:
+        """Raises `BadRequest`, `ContextLengthExceeded` or `OutOfCache` when it is longer than it may be."""
+        limits = caller.tenant.limits
+        most = min(limits.max_context or self.engine.max_length, self.engine.max_length)
+        room = max(most - len(token_ids), 1)
+        if request.max_tokens is None:
+            max_tokens = min(room, limits.max_output or room)
+        else:
+            max_tokens = request.max_tokens
+        if limits.max_output is not None and max_tokens > limits.max_output:
+            raise BadRequest(f"max_tokens: at most {limits.max_output} for this tenant", "max_tokens")
+        params = request.sampling_params(max_tokens, choice)
+        sequence = Sequence(
+            caller.request_id, caller.tenant.name, list(token_ids), params, weight=limits.weight
+        )
+        if limits.max_context is not None and sequence.max_length > limits.max_context:
+            raise ContextLengthExceeded(
+                f"this tenant's context is {limits.max_context} tokens: {len(token_ids)} of the prompt and "
+                f"{max_tokens} to generate are {sequence.max_length}"
+            )
+        self.engine.check(sequence)
+        return sequence
+
+    def _admit(self, request: GenerationRequest, caller: Caller, sequences: list[Sequence]) -> Generation:
+        """Raises a `RetryLater`."""
+        prompt_tokens = sum(sequence.num_prompt_tokens for sequence in sequences[:: request.n])
+        answer_tokens = sum(
+            sequence.params.max_tokens
+            if request.max_tokens is not None
+            else min(sequence.params.max_tokens, OPEN_ANSWER_TOKENS)
+            for sequence in sequences
+        )
+        now = time.monotonic()
+        try:
+            ticket = self.admission.admit(caller.tenant, len(sequences), prompt_tokens + answer_tokens, now)
+        except RetryLater as error:
+            self.metrics.refused(caller.tenant.name, str(KINDS[type(error)].code))
+            raise
+        choices = [Choice(self.codec, request, sequence, index) for index, sequence in enumerate(sequences)]
+        return Generation(request, caller, sequences, choices, ticket, self.engine, now)
+
+    async def _ended(self, generation: Generation) -> None:
+        """Wait for the step in which sequences are cancelled: it costs something, too."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CANCEL_SECONDS):
+                if generation.stream:
+                    await generation.stream.ended()
+
+    async def _settle(self, generation: Generation) -> None:
+        """Give back what the request held, and tell what it was."""
+        record = generation.record()
+        used = record.prompt_tokens + record.generated_tokens
+        self.admission.release(generation.ticket, used, time.monotonic())
+        booking = Booking(
+            tenant=record.tenant,
+            at=time.time(),
+            requests=1,
+            prompt_tokens=record.prompt_tokens,
+            generated_tokens=record.generated_tokens,
+            expert_invocations=record.expert_invocations,
+            expert_seconds=record.expert_seconds,
+        )
+        # All that does not wait comes first: a client that goes away now ends this at the booking.
+        self.metrics.request_finished(record)
+        if record.status == CLIENT_GONE:
+            self.metrics.failed(record.status)
+        log_request(record, self._prompt_text(generation) if self.log_prompts else None)
+        try:
+            # Also when the client has gone: what was served is booked.
+            await asyncio.shield(self.ledger.book(booking))
+        except TenancyError:
+            # The tenant has its answer; that it is not in the books is the operator's to know.
+            logger.exception("not booked: %s", booking)
+
+    def _prompt_text(self, generation: Generation) -> str:
+        return "\n".join(
+            self.codec.decode(sequence.token_ids[: sequence.num_prompt_tokens])
+            for sequence in generation.sequences[:: generation.request.n]
+        )
