@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from control_plane.engine.fairness import OUTPUT_COST, PROMPT_COST, VirtualTokenCounters, interleave
 from control_plane.engine.sequence import Sequence
-from tests.scheduling import PAGE, Simulation, make_scheduler
+from tests.scheduling import PAGE, Simulation, advance, make_scheduler, make_sequence
 
 
 def counters(**service: float) -> VirtualTokenCounters:
@@ -234,3 +234,21 @@ def test_first_come_first_served_within_a_tenant(num_pages: int) -> None:
     for tenant, order in begun.items():
         assert order == [sequence for sequence in sequences if sequence.tenant == tenant]
     assert bool(simulation.scheduler.num_preemptions) == (num_pages == 10)
+
+
+def test_who_stalls_others_and_gives_up_is_not_next_again() -> None:
+    """A prompt as large as the memory, cancelled before it gets any and sent again, for ever."""
+    scheduler = make_scheduler(16, 4, num_pages=8, num_lanes=8)
+    scheduler.add(make_sequence(16, 1000, "running"))
+    advance(scheduler)
+    served = 0
+    for _ in range(40):
+        huge = make_sequence(7 * PAGE, 1, "huge")
+        scheduler.add(huge)
+        small = make_sequence(8, 1, "small")
+        scheduler.add(small)
+        for _ in range(3):
+            served += any(chunk.sequence is small for chunk in advance(scheduler))
+        scheduler.remove(huge)
+        scheduler.remove(small)
+    assert served > 20

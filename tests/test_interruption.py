@@ -36,7 +36,6 @@ def test_a_newcomer_interrupts() -> None:
     interruption.ask("newcomer")
     with pytest.raises(Interrupted):
         interruption.check()
-    interruption.check()  # it is not raised twice
 
 
 def test_a_tenant_of_the_step_does_not_interrupt() -> None:
@@ -46,12 +45,24 @@ def test_a_tenant_of_the_step_does_not_interrupt() -> None:
     interruption.check()
 
 
-def test_nobody_interrupts_between_steps_or_a_step_of_nobody() -> None:
+def test_a_newcomer_while_the_step_was_planned_interrupts_it() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.ask("newcomer")
     interruption.begin({"running"})
+    with pytest.raises(Interrupted):
+        interruption.check()
+
+
+def test_who_was_heard_before_the_step_does_not_interrupt() -> None:
+    interruption, _ = after_a_step(1.0)
+    interruption.ask("newcomer")
+    interruption.heard("newcomer")
+    interruption.begin({"running"})
     interruption.check()
-    interruption.end()
+
+
+def test_a_step_of_nobody_is_not_interrupted() -> None:
+    interruption, _ = after_a_step(1.0)
     interruption.begin(set())
     interruption.ask("newcomer")
     interruption.check()

@@ -161,6 +161,8 @@ class Engine:
     def _step(self, batch: list[Chunk]) -> None:
         """Compute, commit, tell. A step that fails has changed nothing but ends its sequences."""
         before, now = self._invoker.usage, time.monotonic()
+        for chunk in batch:
+            chunk.sequence.started = chunk.sequence.started or now
         self._interruption.begin(self._interruptible(batch))
         try:
             results = self._model.run(batch)
@@ -181,7 +183,6 @@ class Engine:
         self._interruption.end()
         self._scheduler.commit(batch)
         for result in results:
-            result.sequence.started = result.sequence.started or now
             self._tell(result)
 
     def _book(self, batch: list[Chunk], cost: ExpertUsage) -> None:
@@ -199,7 +200,9 @@ class Engine:
         """Append what the step brought to the sequence, and send it on its way."""
         sequence = result.sequence
         sequence.prompt_logprobs += result.prompt_logprobs
-        if not result.is_last:
+        place = self._places.get(sequence)
+        # Another sequence of its request may just have failed, and this one with it.
+        if not result.is_last or place is None:
             return
         if sequence.params.max_tokens == 0:
             sequence.finish_reason = FinishReason.LENGTH
@@ -210,12 +213,12 @@ class Engine:
         else:
             sequence.append(result.token_id, self._eos_ids)
             generated = Generated(result.token_id, result.logprob, sequence.finish_reason)
-        place = self._places[sequence]
         self._outbox.add(place.stream, (place.number, generated))
         if sequence.finish_reason:
             self._end(sequence)
 
     def _add(self, stream: TokenStream) -> None:
+        self._interruption.heard(stream.sequences[0].tenant)
         for number, sequence in enumerate(stream.sequences):
             self._places[sequence] = _Place(stream, number)
             self._scheduler.add(sequence)
@@ -240,6 +243,8 @@ class Engine:
             self._fail(chunk.sequence, error)
 
     def _remove(self, sequence: Sequence) -> _Place | None:
-        self._scheduler.remove(sequence)
-        self._sampler.forget(sequence)
-        return self._places.pop(sequence, None)
+        place = self._places.pop(sequence, None)
+        if place:
+            self._scheduler.remove(sequence)
+            self._sampler.forget(sequence)
+        return place

@@ -27,25 +27,27 @@ class Interruption:
     """Seconds that may yet be wasted."""
     _tenants: Set[str] = field(default_factory=frozenset)
     """Those with rows in the current step."""
-    _asked: bool = False
+    _newcomers: set[str] = field(default_factory=set)
+    """Those who have asked, and whom the engine's thread has not heard yet."""
     _started: float = 0.0
 
     def ask(self, tenant: str) -> None:
         """From another thread: the tenant has work now."""
-        if self._tenants and tenant not in self._tenants:
-            self._asked = True
+        self._newcomers.add(tenant)
+
+    def heard(self, tenant: str) -> None:
+        """The tenant's work is part of what the next step is planned from."""
+        self._newcomers.discard(tenant)
 
     def begin(self, tenants: Set[str]) -> None:
         """A step with rows of these tenants begins; with none of them it is not to be interrupted."""
-        self._asked = False
         self._started = self.clock()
         self._tenants = tenants
 
     def check(self) -> None:
-        """Raises `Interrupted` when somebody has asked and there is credit for what has been done so far."""
-        if not self._asked:
+        """Raises `Interrupted` for a newcomer, if there is credit for what has been done so far."""
+        if not self._tenants or self._newcomers <= self._tenants:
             return
-        self._asked = False
         elapsed = self.clock() - self._started
         if elapsed <= self.credit:
             self.credit -= elapsed

@@ -49,6 +49,11 @@ class TenantQueue:
     running: list[Sequence] = field(default_factory=list)
     waiting: deque[Sequence] = field(default_factory=deque)
 
+    @property
+    def precedence(self) -> tuple[float, int]:
+        """Of tenants with equal counters, who has least at work goes first, then who wants least."""
+        return len(self.running) / self.weight, self.waiting[0].num_uncomputed if self.waiting else 0
+
     def __len__(self) -> int:
         return len(self.running) + len(self.waiting)
 
@@ -94,6 +99,10 @@ class Scheduler:
                 queue.running.remove(sequence)
             elif sequence in queue.waiting:
                 queue.waiting.remove(sequence)
+                if sequence.stalls:
+                    # Others have waited for it: it is not the next again for nothing.
+                    prompt = Chunk(sequence, 0, sequence.num_prompt_tokens)
+                    self.counters.charge(owner, prompt.service, sequence.weight)
             if not queue:
                 del self._queues[owner]
                 self._settle(behind=self._behind - {owner})
@@ -142,26 +151,24 @@ class Scheduler:
 
     def _add_prompts(self, batch: dict[Sequence, Chunk], paused: set[Sequence]) -> None:
         """The step's other rows go to prompts; waiting sequences begin to run as memory allows."""
-        left = self.max_batch_tokens - len(batch)
         full = False
         for sequence in self._prompts():
+            left = self.max_batch_tokens - sum(chunk.length for chunk in batch.values())
             if left == 0:
                 return
-            if not self.kv_cache.pages.holds(sequence):
-                if full or not self._admit(sequence, batch, paused):
-                    # Nobody whose turn is later takes what this one waits for.
-                    full = True
-                    continue
-            elif sequence in paused:
+            if sequence in paused:
                 continue
+            if not self.kv_cache.pages.holds(sequence):
+                # Nobody whose turn is later takes what another waits for.
+                full = full or not self._admit(sequence, batch, paused)
+                if full:
+                    continue
             length = min(sequence.num_uncomputed, left)
             batch[sequence] = Chunk(sequence, sequence.num_computed, length)
-            left -= length
 
     def _prompts(self) -> Iterator[Sequence]:
         """Sequences with prompts to compute, in the order of their tenants' counters."""
-        # Of tenants with equal counters, the one that has least at work goes first.
-        queues = sorted(self._queues.items(), key=lambda item: len(item[1].running) / item[1].weight)
+        queues = sorted(self._queues.items(), key=lambda item: item[1].precedence)
         prompts = {
             owner: chain(
                 [sequence for sequence in queue.running if sequence.num_uncomputed > 1],
@@ -199,7 +206,10 @@ class Scheduler:
         victims = self._make_room(sequence, pages.held, wanted, missing)
         if victims == [] and not pages.num_free_lanes:
             victims = self._make_room(sequence, lambda _: 1, 1, 1)
-        if pausing is None or victims is None:
+        if pausing is None:
+            return False
+        if victims is None:
+            sequence.stalls = True
             return False
         for victim in victims:
             self._preempt(victim)

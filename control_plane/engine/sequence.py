@@ -61,7 +61,8 @@ class Sequence:
 
     request_id: str
     tenant: str
-    token_ids: list[int]
+    token_ids: list[int] = field(repr=False)
+    """Not in what is logged of it: they are what a tenant wrote."""
     params: SamplingParams
     weight: float = 1.0
     """The tenant's, when tenants compete: twice the weight is twice the service."""
@@ -70,6 +71,8 @@ class Sequence:
     """Tokens whose keys and values are in the KV cache. Only a step that succeeded moves it."""
     num_charged: int = 0
     """Tokens that the tenant's counter has been charged for; computing them again is free."""
+    stalls: bool = False
+    """Whether it was its turn and there was no memory for it, so that others had to wait, too."""
     started: float | None = None
     """time.monotonic() of its first step."""
     usage: ExpertUsage = field(default_factory=ExpertUsage)

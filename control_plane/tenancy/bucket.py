@@ -81,6 +81,7 @@ class Bucket:
         for charge in self._charges:
             if charge.settled and merged and merged[-1].settled:
                 charge.amount += merged.pop().amount
-            if charge.amount:
+            # One that is not settled may turn out to have been larger.
+            if charge.amount or not charge.settled:
                 merged.append(charge)
         self._charges = merged

@@ -67,7 +67,8 @@ class Ledger:
                 together, self._waiting = self._waiting, []
                 await self._settle(together)
         finally:
-            self._writer = None
+            # Those who came while one could not be written are not left waiting.
+            self._writer = asyncio.create_task(self._write_waiting()) if self._waiting else None
 
     async def _settle(self, together: Sequence[tuple[Booking, asyncio.Future[None]]]) -> None:
         """Write bookings, and tell those who wait for them how it went."""

@@ -21,6 +21,8 @@ WIRE_VERSION = "1"
 CONTENT_TYPE = "application/vnd.safetensors"
 
 MAX_HEADER_BYTES = 65536
+MAX_SECONDS = 1e6
+"""No invocation takes longer; whoever says so would spoil the accounts."""
 
 # bf16 has no NumPy type: its 16 bits travel as uint16, which no message uses for anything else.
 _NUMPY_BY_NAME: dict[str, np.dtype] = {
@@ -131,13 +133,20 @@ class InvocationResult:
                 output=output,
                 instance=metadata["instance"],
                 address=metadata["address"],
-                seconds=float(metadata["seconds"]),
+                seconds=_seconds(metadata["seconds"]),
                 cold_experts=int(metadata["cold_experts"]),
                 resident_experts=int(metadata["resident_experts"]),
                 resident_bytes=int(metadata["resident_bytes"]),
             )
         except (KeyError, ValueError) as error:
             raise WireError(f"metadata of the answer: {error}") from None
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < MAX_SECONDS:
+        raise ValueError(f"seconds: {text}")
+    return seconds
 
 
 def encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
