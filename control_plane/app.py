@@ -63,7 +63,7 @@ async def control_plane(
     metrics = Metrics(manifest.name, engine.status, invoker.statistics)
     admission = Admission(config.max_queued, config.max_queued_per_tenant)
     database = database_path(config.database)
-    drain = Drain()
+    drain = Drain(config.max_queued_per_tenant)
     with TenantStore.open(database) as store:
         store.declare(config.tenants)
         async with Ledger.open(database) as ledger, Gateway.connect(gateway_url, credentials) as gateway:

@@ -306,3 +306,13 @@ class AnyRun(RuleBasedStateMachine):
 
 
 test_any_run = AnyRun.TestCase
+
+
+def test_what_was_used_beyond_the_ticket_is_owed_also_after_a_refill(admission: Admission) -> None:
+    """An answer without a limit of its own is let in for less than it takes."""
+    who = tenant(tpm=1000)
+    ticket = admission.admit(who, 1, 500, now=0.0)
+    admission.release(ticket, used_tokens=5000, now=61.0)
+    # 500 have come back by then; of the 4500 others a minute brings 1000.
+    assert retry_after(admission, who, 1, now=61.0) == pytest.approx(60 * 3501 / 1000)
+    assert retry_after(admission, who, 1000, now=61.0 + 60 * 4.6) == 0

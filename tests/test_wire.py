@@ -149,3 +149,11 @@ def test_an_invocation_needs_all_its_tensors(name: str) -> None:
     left = {key: value for key, value in message.tensors.items() if key != name}
     with pytest.raises(WireError, match=name):
         Invocation.decode(joined(encode(left, message.metadata)))
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e300", "1e6"])
+def test_a_time_that_cannot_be_is_refused(seconds: str) -> None:
+    """It would be added up in tenants' accounts."""
+    message = decode(joined(RESULT.encode()))
+    with pytest.raises(WireError, match="seconds"):
+        InvocationResult.decode(joined(encode(message.tensors, {**message.metadata, "seconds": seconds})))

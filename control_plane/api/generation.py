@@ -1,5 +1,6 @@
 """One request for text that was let in: its sequences in the engine, and the answers that become of them."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,9 @@ class Generation:
             choice = self.choices[index]
             if choice.stopped:
                 continue
-            piece = choice.add(generated)
+            # What a long echo says of its tokens takes a while; other answers go on meanwhile.
+            aside = choice.num_tokens == 0 and self.request.echo and self.request.logprobs is not None
+            piece = await asyncio.to_thread(choice.add, generated) if aside else choice.add(generated)
             self.caller.timing.token(index)
             if piece.finish_reason:
                 self.finish_reasons[index] = str(piece.finish_reason)

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from control_plane.api.choice import Choice
 from control_plane.api.errors import KINDS
@@ -30,6 +32,8 @@ from control_plane.tenancy.usage import Booking
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 OPEN_ANSWER_TOKENS = 512
 """Counted against a tenant's tokens per minute for an answer that names no limit, until its end is known."""
 CANCEL_SECONDS = 10.0
@@ -48,6 +52,7 @@ class Generations:
     request_timeout: float
     """Seconds."""
     log_prompts: bool
+    _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     @asynccontextmanager
     async def start(self, request: GenerationRequest, caller: Caller) -> AsyncIterator[Generation]:
@@ -56,7 +61,7 @@ class Generations:
         Raises `BadRequest`, `ContextLengthExceeded`, `OutOfCache` or a `RetryLater`, and `RequestTimeout`
         when it takes too long.
         """
-        prompts = [await self.encode(prompt) for prompt in request.prompts]
+        prompts = [await self.encode(prompt, caller.tenant.name) for prompt in request.prompts]
         sequences = [
             self._sequence(token_ids, request, caller, choice)
             for token_ids in prompts
@@ -74,16 +79,36 @@ class Generations:
             raise
         finally:
             self.engine.cancel(sequences)
-            await self._ended(generation)
-            await self._settle(generation)
+            try:
+                await self._ended(generation)
+            finally:
+                await self._settle(generation)
 
-    async def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
-        """The prompt's tokens; a long one takes seconds, in which other answers have to go on."""
-        return await asyncio.to_thread(self.codec.encode, prompt, add_special_tokens)
+    async def encode(self, prompt: Prompt, tenant: str, add_special_tokens: bool = True) -> list[int]:
+        """The prompt's tokens. Raises `BadRequest`, or `ContextLengthExceeded` for a text that cannot fit."""
+        least = self.codec.least_tokens(prompt)
+        if least > self.engine.max_length:
+            raise ContextLengthExceeded(
+                f"the prompt has at least {least} tokens, and there is room for {self.engine.max_length}"
+            )
+        return await self._aside(tenant, lambda: self.codec.encode(prompt, add_special_tokens))
 
-    async def decode(self, token_ids: list[int]) -> str:
+    async def decode(self, token_ids: list[int], tenant: str) -> str:
         """The tokens' text. Raises `BadRequest`."""
-        return await asyncio.to_thread(self.codec.decode, token_ids)
+        return await self._aside(tenant, lambda: self.codec.decode(token_ids))
+
+    async def _aside(self, tenant: str, work: Callable[[], Result]) -> Result:
+        """Do what may take seconds beside the event loop: for each tenant one thing at a time.
+
+        A client that goes away does not make room for the next one's before its own is done.
+        """
+        lock = self._locks.setdefault(tenant, asyncio.Lock())
+
+        async def locked() -> Result:
+            async with lock:
+                return await asyncio.to_thread(work)
+
+        return await asyncio.shield(asyncio.create_task(locked()))
 
     def _sequence(
         self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int
@@ -119,13 +144,13 @@ class Generations:
             else min(sequence.params.max_tokens, OPEN_ANSWER_TOKENS)
             for sequence in sequences
         )
+        choices = [Choice(self.codec, request, sequence, index) for index, sequence in enumerate(sequences)]
         now = time.monotonic()
         try:
             ticket = self.admission.admit(caller.tenant, len(sequences), prompt_tokens + answer_tokens, now)
         except RetryLater as error:
             self.metrics.refused(caller.tenant.name, str(KINDS[type(error)].code))
             raise
-        choices = [Choice(self.codec, request, sequence, index) for index, sequence in enumerate(sequences)]
         return Generation(request, caller, sequences, choices, ticket, self.engine, now)
 
     async def _ended(self, generation: Generation) -> None:

@@ -13,19 +13,23 @@ from aiohttp import web
 from control_plane.api import generation_request, sse
 from control_plane.api.answers import AnswerFormat, detokenize_body, tokenize_body
 from control_plane.api.authentication import Authentication
+from control_plane.api.choice import Piece
 from control_plane.api.drain import Drain
 from control_plane.api.errors import KINDS, describe
-from control_plane.api.generation import Caller, Generation
+from control_plane.api.generation import Caller
 from control_plane.api.generation_request import GenerationRequest
 from control_plane.api.generations import Generations
 from control_plane.api.middleware import REQUEST_ID, TIMING, request_middleware
 from control_plane.api.rate_limits import rate_limit_headers
+from control_plane.api.sending import send_part, send_whole
 from control_plane.api.status import StatusReporter
 from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, UnknownModel
 from control_plane.metrics import CONTENT_TYPE, Metrics
 from control_plane.tenancy.tenants import Tenant
 
 MAX_BODY_BYTES = 4 << 20
+LARGE_BODY_BYTES = 64 << 10
+"""To be decoded beside the event loop."""
 BODY_SECONDS = 30.0
 """How long a request's body may take to arrive."""
 
@@ -91,16 +95,21 @@ class Api:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """A prompt's tokens, as vLLM tells them."""
-        self.authentication.tenant(request)
-        asked = generation_request.parse_tokenize(await _read_json(request), self.model)
-        token_ids = await self.generations.encode(asked.prompt, asked.add_special_tokens)
+        tenant = self.authentication.tenant(request)
+        name = tenant.name if tenant else ""
+        with self.drain.request(name):
+            asked = generation_request.parse_tokenize(await _read_json(request), self.model)
+            token_ids = await self.generations.encode(asked.prompt, name, asked.add_special_tokens)
         return web.json_response(tokenize_body(token_ids, self.generations.engine.max_length))
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """The text of tokens, as vLLM tells it."""
-        self.authentication.tenant(request)
-        token_ids = generation_request.parse_detokenize(await _read_json(request), self.model)
-        return web.json_response(detokenize_body(await self.generations.decode(token_ids)))
+        tenant = self.authentication.tenant(request)
+        name = tenant.name if tenant else ""
+        with self.drain.request(name):
+            token_ids = generation_request.parse_detokenize(await _read_json(request), self.model)
+            text = await self.generations.decode(token_ids, name)
+        return web.json_response(detokenize_body(text))
 
     async def health(self, request: web.Request) -> web.Response:
         """Whether the engine lives."""
@@ -125,52 +134,42 @@ class Api:
 
     async def _generate(self, request: web.Request, parse: Parser) -> web.StreamResponse:
         tenant = self.authentication.tenant(request)
-        asked = parse(await _read_json(request), self.model)
-        tenant = request[TENANT] = tenant or self.authentication.named(asked.user)
-        caller = Caller(tenant, request[REQUEST_ID], request.path, request[TIMING])
-        fingerprint = f"fp_{self.fingerprint[:12]}"
-        answer = AnswerFormat(asked, secrets.token_hex(12), self.model, int(time.time()), fingerprint)
-        with self.drain.request():
+        with self.drain.request(tenant.name if tenant else ""):
+            asked = parse(await _read_json(request), self.model)
+            tenant = request[TENANT] = tenant or self.authentication.named(asked.user)
+            caller = Caller(tenant, request[REQUEST_ID], request.path, request[TIMING])
+            fingerprint = f"fp_{self.fingerprint[:12]}"
+            answer = AnswerFormat(asked, secrets.token_hex(12), self.model, int(time.time()), fingerprint)
             if asked.stream:
-                return await self._stream(request, asked, caller, answer)
+                return await self._stream(request, caller, answer)
             async with self.generations.start(asked, caller) as generation:
-                pieces: list[list[Any]] = [[] for _ in generation.choices]
+                pieces: list[list[Piece]] = [[] for _ in generation.choices]
                 async for index, piece in generation.pieces():
                     pieces[index].append(piece)
-                whole = answer.whole(pieces, generation.usage())
-            return web.json_response(whole)
+            # An answer with log-probabilities can have megabytes; other answers go on meanwhile.
+            body = await asyncio.to_thread(lambda: json.dumps(answer.whole(pieces, generation.usage())))
+            return await send_whole(request, web.Response(text=body, content_type="application/json"))
 
-    async def _stream(
-        self, request: web.Request, asked: GenerationRequest, caller: Caller, answer: AnswerFormat
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, caller: Caller, answer: AnswerFormat) -> web.StreamResponse:
         response = sse.event_stream()
+        ending = b""
         try:
-            async with self.generations.start(asked, caller) as generation:
-                await self._send_pieces(request, response, generation, answer)
+            async with self.generations.start(answer.request, caller) as generation:
+                streams = [answer.choice_stream(index) for index in range(len(generation.choices))]
+                async for index, piece in generation.pieces():
+                    event = streams[index].event(piece, generation.continuous_usage())
+                    await send_part(request, response, event)
         except FaaSMoEError as error:
             # Before the first piece it is an answer of its own, with its status.
             if not response.prepared:
                 raise
             self.metrics.failed(KINDS[type(error)].status)
-            await response.write(sse.event(describe(error)))
+            ending = sse.event(describe(error))
         else:
-            if asked.include_usage:
-                await response.write(answer.usage_event(generation.usage()))
-        await response.write(sse.DONE)
+            if answer.request.include_usage:
+                ending = answer.usage_event(generation.usage())
+        await send_part(request, response, ending + sse.DONE)
         return response
-
-    async def _send_pieces(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        generation: Generation,
-        answer: AnswerFormat,
-    ) -> None:
-        streams = [answer.choice_stream(index) for index in range(len(generation.choices))]
-        async for index, piece in generation.pieces():
-            if not response.prepared:
-                await response.prepare(request)
-            await response.write(streams[index].event(piece, generation.continuous_usage()))
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """The last word on every answer's headers."""
@@ -196,7 +195,8 @@ async def _read_json(request: web.Request) -> Any:
     """The body, decoded. Raises `BadRequest`."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return json.loads(await request.read())
+            body = await request.read()
+        return await asyncio.to_thread(json.loads, body) if len(body) > LARGE_BODY_BYTES else json.loads(body)
     except TimeoutError as error:
         raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from error
     # Not only JSONDecodeError: text may be no UTF-8, numbers too long, and lists too deep.

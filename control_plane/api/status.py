@@ -15,17 +15,23 @@ from control_plane.faas.types import FunctionStatus
 from control_plane.partition.manifest import Manifest
 
 
-@dataclass(frozen=True)
+@dataclass
 class StatusReporter:
-    """Puts the two views together. Wakes nothing."""
+    """Puts the two views together. Wakes nothing; those who ask at the same time share one report."""
 
     manifest: Manifest
     engine: Engine
     gateway: Gateway
     statistics: Mapping[str, FunctionStatistics]
+    _reporting: asyncio.Task[dict[str, Any]] | None = None
 
     async def report(self) -> dict[str, Any]:
         """A JSON object; when the gateway is away it says so and tells what is known without it."""
+        if self._reporting is None or self._reporting.done():
+            self._reporting = asyncio.create_task(self._report())
+        return await asyncio.shield(self._reporting)
+
+    async def _report(self) -> dict[str, Any]:
         deployed: dict[str, FunctionStatus] = {}
         gateway_error = None
         try:

@@ -176,7 +176,8 @@ def _resized(bucket: Bucket | None, limit: int | None, now: float) -> Bucket | N
         return None
     if bucket is None:
         return Bucket(limit, now)
-    bucket.resize(limit, now)
+    if bucket.capacity != limit:
+        bucket.resize(limit, now)
     return bucket
 
 
