@@ -127,7 +127,7 @@ class UnknownModel(BadRequest):
     """It names a model that is not served here."""
 
     def __init__(self, asked: str, served: str) -> None:
-        super().__init__(f"model: there is no model {asked!r}, only {served!r}", "model")
+        super().__init__(f"model: there is no model {asked[:80]!r}, only {served!r}", "model")
 
 
 class RequestTimeout(FaaSMoEError):

@@ -7,6 +7,8 @@ from typing import Any
 from control_plane.errors import BadRequest
 
 MAX_INTEGER = (1 << 63) - 1
+MAX_QUOTED = 80
+"""Characters of a client's own that an error repeats, at most."""
 
 _COMMON = frozenset(
     {
@@ -74,7 +76,7 @@ class Fields:
 
     def error(self, name: str, problem: str) -> BadRequest:
         """What is wrong with a field."""
-        param = self._prefix + name
+        param = self._prefix + name[:MAX_QUOTED]
         return BadRequest(f"{param}: {problem}", param)
 
     def raw(self, name: str) -> Any:
@@ -86,6 +88,8 @@ class Fields:
         value = self.raw(name)
         if value is not None and not isinstance(value, str):
             raise self.error(name, "must be a string")
+        if value is not None and not is_unicode(value):
+            raise self.error(name, "is not Unicode: it has half of a surrogate pair")
         return value
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -121,3 +125,12 @@ class Fields:
         same_kind = (good for good in neutral[name] if isinstance(value, bool) == isinstance(good, bool))
         if value not in same_kind:
             raise self.error(name, "this value is not supported; leave the field out")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether no half of a surrogate pair stands alone in it: JSON can have one, and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

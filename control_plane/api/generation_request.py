@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from control_plane.api import fields as known
-from control_plane.api.fields import MAX_INTEGER, Fields
+from control_plane.api.fields import MAX_INTEGER, MAX_QUOTED, Fields, is_unicode
 from control_plane.engine.sequence import SamplingParams
 from control_plane.errors import BadRequest, UnknownModel
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 256
+MAX_TOKEN_IDS = 1_000_000
+"""Of all prompts together."""
+MAX_MESSAGES = 2048
+MAX_PARTS = 64
+"""Of one message."""
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
@@ -133,9 +138,11 @@ def parse_tokenize(body: Any, model: str) -> TokenizeRequest:
 def parse_detokenize(body: Any, model: str) -> list[int]:
     """Read the body of /detokenize: token ids."""
     fields = _served(Fields(body, known.DETOKENIZE), model)
-    if not _is_token_ids(tokens := fields.raw("tokens")):
+    tokens = fields.raw("tokens")
+    if not isinstance(tokens, list):
         raise fields.error("tokens", "must be a list of token ids")
-    return list(tokens)
+    _check_token_ids(fields, "tokens", [tokens])
+    return tokens
 
 
 def _served(fields: Fields, model: str) -> Fields:
@@ -185,10 +192,17 @@ def _stream_options(fields: Fields) -> tuple[bool, bool]:
 def _stop(fields: Fields) -> tuple[str, ...]:
     value = fields.raw("stop")
     stops = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+    if not isinstance(stops, list):
         raise fields.error("stop", "must be a string or a list of strings")
-    if len(stops) > MAX_STOPS or not all(1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
-        raise fields.error("stop", f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters")
+    bound = f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+    if len(stops) > MAX_STOPS:
+        raise fields.error("stop", bound)
+    if not all(isinstance(stop, str) for stop in stops):
+        raise fields.error("stop", "must be a string or a list of strings")
+    if not all(1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
+        raise fields.error("stop", bound)
+    if not all(map(is_unicode, stops)):
+        raise fields.error("stop", "is not Unicode: it has half of a surrogate pair")
     return tuple(stops)
 
 
@@ -204,20 +218,29 @@ def _prompts(fields: Fields) -> tuple[Prompt, ...]:
     prompts = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
     if len(prompts) > MAX_PROMPTS:
         raise fields.error("prompt", f"must be at most {MAX_PROMPTS} prompts")
-    if not all(isinstance(prompt, str) for prompt in prompts) and not all(map(_is_token_ids, prompts)):
+    kinds = set(map(type, prompts))
+    if kinds not in ({str}, {list}):
         raise fields.error("prompt", "must be a string, a list of token ids, or a list of one of these")
+    if kinds == {list}:
+        _check_token_ids(fields, "prompt", prompts)
     if not all(prompts):
         raise fields.error("prompt", "it is empty")
     return tuple(prompts)
 
 
-def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(token) is int for token in value)
+def _check_token_ids(fields: Fields, name: str, lists: list[list[Any]]) -> None:
+    """Whether they are whole numbers, and not too many; the vocabulary is not known here."""
+    if sum(map(len, lists)) > MAX_TOKEN_IDS:
+        raise fields.error(name, f"must be at most {MAX_TOKEN_IDS} token ids")
+    if not all(set(map(type, token_ids)) <= {int} for token_ids in lists):
+        raise fields.error(name, "must be a list of token ids")
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
         raise BadRequest("messages: must be a list with at least one message", "messages")
+    if len(value) > MAX_MESSAGES:
+        raise BadRequest(f"messages: must be at most {MAX_MESSAGES} messages", "messages")
     return [_message(message, f"messages[{number}]") for number, message in enumerate(value)]
 
 
@@ -226,11 +249,12 @@ def _message(value: Any, place: str) -> dict[str, str]:
         raise BadRequest(f"{place}: must be an object", "messages")
     message = {name: part for name, part in value.items() if part is not None}
     for name in message.keys() - {"role", "content", "name"}:
-        raise BadRequest(f"{place}.{name}: this field is not supported", "messages")
+        raise BadRequest(f"{place}.{name[:MAX_QUOTED]}: this field is not supported", "messages")
     if message.get("role") not in tuple(_ROLES):
         raise BadRequest(f"{place}.role: must be one of {', '.join(_ROLES)}", "messages")
-    if not isinstance(message.get("name", ""), str):
-        raise BadRequest(f"{place}.name: must be a string", "messages")
+    name = message.get("name", "")
+    if not isinstance(name, str) or not is_unicode(name):
+        raise BadRequest(f"{place}.name: must be a string of Unicode", "messages")
     content = _content(message.get("content"), f"{place}.content")
     return {**message, "role": _ROLES[message["role"]], "content": content}
 
@@ -241,10 +265,13 @@ def _content(value: Any, place: str) -> str:
         return value
     if not isinstance(value, list) or not value:
         raise BadRequest(f"{place}: must be a string or a list of text parts", "messages")
+    if len(value) > MAX_PARTS:
+        raise BadRequest(f"{place}: must be at most {MAX_PARTS} parts", "messages")
     for number, part in enumerate(value):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
-            raise BadRequest(f"{place}[{number}].type: {kind!r} is not supported, only 'text'", "messages")
+            told = f"{kind[:MAX_QUOTED]!r} is not supported" if isinstance(kind, str) else "it is missing"
+            raise BadRequest(f"{place}[{number}].type: {told}, only 'text'", "messages")
         if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
             raise BadRequest(f"{place}[{number}]: must have a type and a text, a string", "messages")
     return "".join(part["text"] for part in value)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 
 from control_plane.errors import ConfigError
 
+MIN_WEIGHT = 0.001
+"""Counters of service are floats: what a smaller one would add to them could be lost."""
 MAX_WEIGHT = 1000.0
 MAX_BOUND = 10**12
 """Of the limits that are counts; far above all that is meant, and within a database's integers."""
@@ -30,8 +32,8 @@ class Limits:
     """Tokens of output, of one sequence."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight <= MAX_WEIGHT:
-            raise ConfigError(f"weight must be above 0 and at most {MAX_WEIGHT:g}, not {self.weight}")
+        if not MIN_WEIGHT <= self.weight <= MAX_WEIGHT:
+            raise ConfigError(f"weight must be from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, not {self.weight}")
         for name in BOUNDS:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MAX_BOUND:
