@@ -141,6 +141,13 @@ class _Handler(web.RequestHandler):
             raise ConnectionError("an answer has begun already")
         return _refusal(status, "malformed HTTP" if status < 500 else "internal error")
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        # Raised once more where an answer did without the body.
+        if isinstance(error := kw.get("exc_info"), web.RequestPayloadError):
+            logger.debug("a malformed body: %s", type(error.__cause__).__name__)
+        else:
+            super().log_exception(*args, **kw)
+
 
 def _refusal(status: int, message: str) -> web.Response:
     """An error as OpenAI's API tells it, and the connection's last answer."""
@@ -154,13 +161,12 @@ def _refusal(status: int, message: str) -> web.Response:
 def _max_connections() -> int:
     """How many a server may have; raises the process's limit of open files, as far as that is allowed."""
     wanted = _SERVERS * MAX_CONNECTIONS + _RESERVED_FILES
-    files, most = (
-        wanted if limit == resource.RLIM_INFINITY else limit
-        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
-    )
-    if files < (reachable := min(wanted, most)):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-        files = reachable
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    if files < wanted:
+        files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
     return max(_LEAST_CONNECTIONS, min(MAX_CONNECTIONS, (files - _RESERVED_FILES) // _SERVERS))
 
 

@@ -134,7 +134,31 @@ def test_list(database: Path) -> None:
     }
 
 
+READING = [
+    ["tenants", "list"],
+    ["tenants", "show", "acme"],
+    ["tenants", "set", "acme", "--rpm", 5],
+    ["tenants", "rotate-key", "acme"],
+    ["tenants", "remove", "acme"],
+    ["usage"],
+]
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda command: " ".join(map(str, command)))
+def test_a_database_that_is_not_there_is_not_made(database: Path, command: list[object]) -> None:
+    problem = "No such file or directory"
+    assert refused(database, *command) == f"cannot open the database {database}: {problem}"
+    assert not database.parent.exists()
+
+
+@pytest.mark.parametrize("command", [["tenants", "add", "acme"], *READING])
+def test_a_database_without_a_name(command: list[object]) -> None:
+    assert usage_error(faasmoe(*command, "--database", "")).startswith("--database: ")
+
+
 def test_an_empty_list(database: Path) -> None:
+    run(database, "tenants", "add", "acme")
+    run(database, "tenants", "remove", "acme")
     assert len(run(database, "tenants", "list").splitlines()) == 1
     assert json.loads(run(database, "tenants", "list", "--json")) == []
 
@@ -142,6 +166,7 @@ def test_an_empty_list(database: Path) -> None:
 @pytest.mark.parametrize("command", ["show", "set", "rotate-key", "remove"])
 def test_tenants_that_there_are_not(database: Path, command: str) -> None:
     options = ["--rpm", 5] if command == "set" else []
+    run(database, "tenants", "add", "acme")
     assert refused(database, "tenants", command, "eve", *options) == "there is no tenant 'eve'"
 
 
@@ -175,9 +200,13 @@ def test_limits_that_cannot_be(database: Path, option: str, value: str, problem:
 
 
 def test_weights_that_cannot_be(database: Path) -> None:
-    for weight in (0, -1, 1001, "nan", "inf"):
-        assert "weight must be above 0" in refused(database, "tenants", "add", "acme", f"--weight={weight}")
-    assert json.loads(run(database, "tenants", "list", "--json")) == []
+    for weight in (0, -1, 0.0009, 1e-300, 1001, "nan", "inf"):
+        assert "weight must be from 0.001" in refused(
+            database, "tenants", "add", "acme", f"--weight={weight}"
+        )
+    assert not database.exists()
+    run(database, "tenants", "add", "acme", "--weight", 0.001)
+    assert shown(database, "acme")["weight"] == 0.001
 
 
 def test_nothing_to_set(database: Path) -> None:

@@ -323,3 +323,57 @@ def test_what_evaluation_harnesses_and_load_tools_send() -> None:
                 "stream_options": {"include_usage": true, "continuous_usage_stats": true}}"""
     request = parse_chat(json.loads(load), MODEL)
     assert (request.ignore_eos, request.max_tokens, request.continuous_usage) == (True, 9, True)
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("parse", "body"),
+    [
+        (completion, {LONG: 1}),
+        (completion, {"model": LONG}),
+        (completion, {"stream": True, "stream_options": {LONG: 1}}),
+        (chat, {"messages": [{"role": LONG, "content": "a"}]}),
+        (chat, {"messages": [{**HELLO[0], LONG: 1}]}),
+        (chat, {"messages": [{"role": "user", "content": [{"type": LONG}]}]}),
+        (chat, {"messages": [{"role": "user", "content": [{"type": [LONG]}]}]}),
+    ],
+)
+def test_little_of_what_is_refused_is_repeated(parse: Any, body: dict[str, Any]) -> None:
+    refusal = refused(parse, **body)
+    assert str(refusal).count("x") <= 90
+    assert len(refusal.param or "") <= 100
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize("half", ["\ud83d", "a\ude00"])
+def test_text_that_is_not_unicode(parse: Any, half: str) -> None:
+    for field, value in (("user", half), ("stop", half), ("stop", ["a", half]), ("model", half)):
+        refusal = refused(parse, **{field: value})
+        assert refusal.param == field
+        assert "Unicode" in str(refusal)
+    refusal = refused(chat, messages=[{**HELLO[0], "name": half}])
+    assert str(refusal).startswith("messages[0].name: ")
+    assert parse(user="\U0001f600", stop="\U0001f600").stop == ("\U0001f600",)
+
+
+def test_as_many_messages_and_parts_as_there_may_be() -> None:
+    parts = [{"type": "text", "text": "a"}] * 64
+    messages = [{"role": "user", "content": parts}] * 2048
+    (prompt,) = chat(messages=messages).prompts
+    assert isinstance(prompt, Chat)
+    assert [message["content"] for message in prompt.messages] == ["a" * 64] * 2048
+    # What is too many is not looked at.
+    assert "at most 2048 messages" in str(refused(chat, messages=[*messages, None]))
+    many = [{"role": "user", "content": [*parts, None]}]
+    assert str(refused(chat, messages=many)) == "messages[0].content: must be at most 64 parts"
+
+
+def test_as_many_token_ids_as_there_may_be() -> None:
+    half = [5] * 500_000
+    assert completion(prompt=[half, half]).prompts == (half, half)
+    for prompt in ([half, half, [1]], [*half, *half, 1], [*half, *half, None]):
+        assert "at most 1000000 token ids" in str(refused(completion, prompt=prompt))
+    tokens = {"tokens": [*half, *half, 1]}
+    assert "at most 1000000" in str(refused(lambda **fields: parse_detokenize(fields, MODEL), **tokens))

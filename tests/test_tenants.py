@@ -42,7 +42,7 @@ def test_what_is_no_name(name: str) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1000.1, float("nan"), float("inf")])
 def test_weights_out_of_range(weight: float) -> None:
-    with pytest.raises(ConfigError, match="weight must be above 0 and at most 1000"):
+    with pytest.raises(ConfigError, match="weight must be from 0.001 to 1000"):
         Limits(weight=weight)
 
 
@@ -94,7 +94,7 @@ def test_a_key_file_elsewhere(file: Path, tmp_path: Path) -> None:
         ("{name: acme, rpm: true}", "tenant acme: rpm must be int, not True"),
         ("{name: acme, rpm: }", "tenant acme: rpm must be int, not None"),
         ("{name: acme, weight: heavy}", "tenant acme: weight must be float, not 'heavy'"),
-        ("{name: acme, weight: .nan}", "tenant acme: weight must be above 0"),
+        ("{name: acme, weight: .nan}", "tenant acme: weight must be from 0.001"),
         ("{name: acme, operator: 1}", "tenant acme: operator must be bool, not 1"),
         ("{name: acme, key_file: 5}", "tenant acme: key_file must be str, not 5"),
         ("{name: acme, key_file: none}", "tenant acme: cannot read the key file"),

@@ -7,33 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from control_plane.api import fields as known
-from control_plane.api.fields import MAX_INTEGER, MAX_QUOTED, Fields, is_unicode
+from control_plane.api.fields import MAX_INTEGER, Fields, is_unicode
+from control_plane.api.messages import Chat, parse_messages
 from control_plane.engine.sequence import SamplingParams
-from control_plane.errors import BadRequest, UnknownModel
+from control_plane.errors import UnknownModel
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 256
 MAX_TOKEN_IDS = 1_000_000
 """Of all prompts together."""
-MAX_MESSAGES = 2048
-MAX_PARTS = 64
-"""Of one message."""
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 _ALMOST_ZERO = 1e-6
 """For numbers above 0: less can leave float32's range."""
-
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""Who may speak, and as what the chat template knows them."""
-
-
-@dataclass(frozen=True)
-class Chat:
-    """The messages so far, each with a role, a content and perhaps a name."""
-
-    messages: list[dict[str, str]]
 
 
 Prompt = str | list[int] | Chat
@@ -102,7 +90,7 @@ def parse_chat(body: Any, model: str) -> GenerationRequest:
     limits = [fields.integer(name, 1) for name in ("max_completion_tokens", "max_tokens")]
     return _request(
         fields,
-        prompts=(Chat(_messages(fields.raw("messages"))),),
+        prompts=(parse_messages(fields.raw("messages")),),
         max_tokens=next((limit for limit in limits if limit is not None), None),
         logprobs=_chat_logprobs(fields),
     )
@@ -129,7 +117,7 @@ def parse_tokenize(body: Any, model: str) -> TokenizeRequest:
     text = fields.text("prompt")
     if (text is None) == ("messages" not in fields):
         raise fields.error("prompt", "either it or messages must be there")
-    prompt = Chat(_messages(fields.raw("messages"))) if text is None else text
+    prompt = parse_messages(fields.raw("messages")) if text is None else text
     if text is None and fields.raw("add_special_tokens") is True:
         raise fields.error("add_special_tokens", "the chat template adds them to messages")
     return TokenizeRequest(prompt, fields.flag("add_special_tokens", True))
@@ -234,44 +222,3 @@ def _check_token_ids(fields: Fields, name: str, lists: list[list[Any]]) -> None:
         raise fields.error(name, f"must be at most {MAX_TOKEN_IDS} token ids")
     if not all(set(map(type, token_ids)) <= {int} for token_ids in lists):
         raise fields.error(name, "must be a list of token ids")
-
-
-def _messages(value: Any) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise BadRequest("messages: must be a list with at least one message", "messages")
-    if len(value) > MAX_MESSAGES:
-        raise BadRequest(f"messages: must be at most {MAX_MESSAGES} messages", "messages")
-    return [_message(message, f"messages[{number}]") for number, message in enumerate(value)]
-
-
-def _message(value: Any, place: str) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise BadRequest(f"{place}: must be an object", "messages")
-    message = {name: part for name, part in value.items() if part is not None}
-    for name in message.keys() - {"role", "content", "name"}:
-        raise BadRequest(f"{place}.{name[:MAX_QUOTED]}: this field is not supported", "messages")
-    if message.get("role") not in tuple(_ROLES):
-        raise BadRequest(f"{place}.role: must be one of {', '.join(_ROLES)}", "messages")
-    name = message.get("name", "")
-    if not isinstance(name, str) or not is_unicode(name):
-        raise BadRequest(f"{place}.name: must be a string of Unicode", "messages")
-    content = _content(message.get("content"), f"{place}.content")
-    return {**message, "role": _ROLES[message["role"]], "content": content}
-
-
-def _content(value: Any, place: str) -> str:
-    """The text of a message, in one piece or in parts."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list) or not value:
-        raise BadRequest(f"{place}: must be a string or a list of text parts", "messages")
-    if len(value) > MAX_PARTS:
-        raise BadRequest(f"{place}: must be at most {MAX_PARTS} parts", "messages")
-    for number, part in enumerate(value):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            told = f"{kind[:MAX_QUOTED]!r} is not supported" if isinstance(kind, str) else "it is missing"
-            raise BadRequest(f"{place}[{number}].type: {told}, only 'text'", "messages")
-        if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-            raise BadRequest(f"{place}[{number}]: must have a type and a text, a string", "messages")
-    return "".join(part["text"] for part in value)

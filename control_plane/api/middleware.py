@@ -56,10 +56,14 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
 
 
 def _refusal(request: web.Request, error: FaaSMoEError) -> web.Response:
-    """The answer; its message may quote the client, and is not logged."""
+    """The answer. A client's own error may quote it, and is not logged."""
     response, kind = error_response(error), KINDS[type(error)]
     told = {"status": kind.status, "code": kind.code, "param": getattr(error, "param", None)}
-    logger.info("not served", extra=_logged(request) | told)
+    if kind.status >= 500:
+        # What the server itself has to say, with nothing of the client's in it.
+        logger.warning("not served: %s", error, extra=_logged(request) | told)
+    else:
+        logger.info("not served", extra=_logged(request) | told)
     return response
 
 

@@ -19,21 +19,18 @@ from control_plane.api.errors import KINDS, describe
 from control_plane.api.generation import Caller
 from control_plane.api.generation_request import GenerationRequest
 from control_plane.api.generations import Generations
-from control_plane.api.middleware import REQUEST_ID, TIMING, request_middleware
+from control_plane.api.middleware import REQUEST_ID, TENANT, TIMING, request_middleware
 from control_plane.api.rate_limits import rate_limit_headers
 from control_plane.api.sending import send_part, send_whole
 from control_plane.api.status import StatusReporter
 from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, UnknownModel
 from control_plane.metrics import CONTENT_TYPE, Metrics
-from control_plane.tenancy.tenants import Tenant
 
 MAX_BODY_BYTES = 4 << 20
 LARGE_BODY_BYTES = 64 << 10
 """To be decoded beside the event loop."""
 BODY_SECONDS = 30.0
 """How long a request's body may take to arrive."""
-
-TENANT = web.RequestKey("tenant", Tenant)
 
 Parser = Callable[[Any, str], GenerationRequest]
 
@@ -83,20 +80,19 @@ class Api:
 
     async def models(self, request: web.Request) -> web.Response:
         """The one model."""
-        self.authentication.tenant(request)
+        self._authenticate(request)
         return web.json_response({"object": "list", "data": [self._model_card()]})
 
     async def model_card(self, request: web.Request) -> web.Response:
         """The model, by its name."""
-        self.authentication.tenant(request)
+        self._authenticate(request)
         if request.match_info["model"] != self.model:
             raise UnknownModel(request.match_info["model"], self.model)
         return web.json_response(self._model_card())
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """A prompt's tokens, as vLLM tells them."""
-        tenant = self.authentication.tenant(request)
-        name = tenant.name if tenant else ""
+        name = self._authenticate(request)
         with self.drain.request(name):
             asked = generation_request.parse_tokenize(await _read_json(request), self.model)
             token_ids = await self.generations.encode(asked.prompt, name, asked.add_special_tokens)
@@ -104,8 +100,7 @@ class Api:
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """The text of tokens, as vLLM tells it."""
-        tenant = self.authentication.tenant(request)
-        name = tenant.name if tenant else ""
+        name = self._authenticate(request)
         with self.drain.request(name):
             token_ids = generation_request.parse_detokenize(await _read_json(request), self.model)
             text = await self.generations.decode(token_ids, name)
@@ -132,11 +127,21 @@ class Api:
         """The functions and the engine, for people and `faasmoe status`."""
         return web.json_response(await self.status.report())
 
-    async def _generate(self, request: web.Request, parse: Parser) -> web.StreamResponse:
+    def _authenticate(self, request: web.Request) -> str:
+        """The name of the key's tenant, who is noted; "" where none is needed. Raises `InvalidApiKey`."""
         tenant = self.authentication.tenant(request)
-        with self.drain.request(tenant.name if tenant else ""):
+        if tenant is None:
+            return ""
+        request[TENANT] = tenant
+        return tenant.name
+
+    async def _generate(self, request: web.Request, parse: Parser) -> web.StreamResponse:
+        name = self._authenticate(request)
+        with self.drain.request(name):
             asked = parse(await _read_json(request), self.model)
-            tenant = request[TENANT] = tenant or self.authentication.named(asked.user)
+            if TENANT not in request:
+                request[TENANT] = self.authentication.named(asked.user)
+            tenant = request[TENANT]
             caller = Caller(tenant, request[REQUEST_ID], request.path, request[TIMING])
             fingerprint = f"fp_{self.fingerprint[:12]}"
             answer = AnswerFormat(asked, secrets.token_hex(12), self.model, int(time.time()), fingerprint)

@@ -12,6 +12,7 @@ from control_plane.cli.options import COUNT, Command, database_option
 from control_plane.config import database_path
 from control_plane.errors import ConfigError
 from control_plane.tables import tenant_lines, tenant_object
+from control_plane.tenancy.database import check_exists
 from control_plane.tenancy.store import TenantStore
 from control_plane.tenancy.tenants import BOUNDS, Limits, check_name
 
@@ -94,8 +95,9 @@ def add(name: str, operator: bool | None, database: str | None, **limits: Any) -
 
     NAME has up to 64 letters, digits, dots, dashes and underscores.
     """
-    with opened_store(database) as store:
-        key = store.add(name, replace(Limits(), **_given(limits)), bool(operator))
+    wanted = replace(Limits(), **_given(limits))
+    with opened_store(database, make=True) as store:
+        key = store.add(name, wanted, bool(operator))
     click.echo(f"added {name}; this is its key, which is not shown again:", err=True)
     click.echo(key)
 
@@ -168,9 +170,14 @@ def remove(name: str, database: str | None) -> None:
 
 
 @contextmanager
-def opened_store(database: str | None) -> Iterator[TenantStore]:
-    """The store of an option, or the default one. Raises `ConfigError`."""
-    with TenantStore.open(database_path(database or "")) as store:
+def opened_store(database: str | None, make: bool = False) -> Iterator[TenantStore]:
+    """The store of an option, or the default one; where there is none, it is made or `ConfigError` raised."""
+    if database == "":
+        raise click.UsageError("--database: a file's name cannot be empty")
+    path = database_path(database or "")
+    if not make:
+        check_exists(path)
+    with TenantStore.open(path) as store:
         yield store
 
 

@@ -39,6 +39,15 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def check_exists(path: Path) -> None:
+    """Raises `ConfigError` where there is no file."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot open the database {path}: {problem}") from error
+
+
 def _make(path: Path) -> None:
     """An empty file for its owner only, where there is none. Raises `OSError` where it cannot be written.
 
