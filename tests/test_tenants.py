@@ -42,7 +42,7 @@ def test_what_is_no_name(name: str) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1000.1, float("nan"), float("inf")])
 def test_weights_out_of_range(weight: float) -> None:
-    with pytest.raises(ConfigError, match="weight must be from 0.001 to 1000"):
+    with pytest.raises(ConfigError, match=r"weight must be from 0\.001 to 1000"):
         Limits(weight=weight)
 
 
