@@ -3,29 +3,28 @@
 One thread runs one expert of Qwen1.5-MoE-A2.7B at a time, and walks over so many copies of it that none is
 still cached when its turn comes again. The contestants take turns in every round, so that other load on the
 machine meets them alike, and their medians are compared. "read" is what a single row could reach at best:
-NumPy reads as many bytes as the expert has, in order, and does no more with them than it must.
+NumPy reads as many bytes as the expert has, in order, and does no more with them than it must. Linear layers
+follow (linear.py).
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from bench import linear
+from bench.contest import Runs, TorchMatrix, measure
 from functions.expert.kernels import ExpertShape, available_isas, load_kernel
-from functions.expert.kernels.packing import f32_to_bf16, pack_expert
+from functions.expert.kernels.bfloat16 import f32_to_bf16
+from functions.expert.kernels.packing import pack_expert
 
 HIDDEN_SIZE, INTERMEDIATE_SIZE = 2048, 1408
 DTYPES = ("bf16", "int8", "f32")
 ROWS = (1, 4, 16, 64)
 ROUNDS = 31
 UNCACHED_BYTES = 450_000_000
-
-Runs = dict[str, Callable[[int], object]]
-"""By contestant: what runs copy number i of the expert once."""
 
 Results = dict[tuple[str, int], dict[str, float]]
 """By (weight dtype, rows): each contestant's median time for one expert, in seconds."""
@@ -38,7 +37,7 @@ class Experts:
     shape: ExpertShape
     block: np.ndarray
     offsets: np.ndarray
-    torch_weights: list[tuple["TorchMatrix", "TorchMatrix"]]
+    torch_weights: list[tuple[TorchMatrix, TorchMatrix]]
 
     @classmethod
     def random(cls, dtype: str) -> "Experts":
@@ -91,39 +90,6 @@ class Experts:
         return run
 
 
-@dataclass(frozen=True)
-class TorchMatrix:
-    """A weight matrix [N, K] as torch multiplies it: int8 with a bfloat16 scale for each row, or floats."""
-
-    weight: torch.Tensor
-    scale: torch.Tensor | None
-
-    @classmethod
-    def of(cls, dtype: str, matrix: torch.Tensor) -> "TorchMatrix":
-        if dtype != "int8":
-            return cls(matrix.bfloat16() if dtype == "bf16" else matrix.clone(), None)
-        scale = matrix.abs().amax(dim=1) / 127
-        return cls((matrix / scale[:, None]).round().to(torch.int8), scale.bfloat16())
-
-    def times(self, states: torch.Tensor) -> torch.Tensor:
-        if self.scale is None:
-            return functional.linear(states, self.weight)
-        return torch._weight_int8pack_mm(states, self.weight, self.scale)
-
-
-def measure(runs: Runs, copies: int) -> dict[str, float]:
-    """Each contestant's median time for one expert, in seconds. They walk over the copies far apart, because
-    some share them, and none may find warm what another has just read."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    apart = copies // len(runs)
-    for round_number in range(ROUNDS):
-        for place, (name, run) in enumerate(runs.items()):
-            start = time.perf_counter()
-            run((round_number + place * apart) % copies)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: median(times) for name, times in seconds.items()}
-
-
 def table_line(shape: ExpertShape, rows: int, name: str, times: dict[str, float]) -> str:
     seconds = times[name]
     flops = 6 * rows * shape.hidden_size * shape.intermediate_size
@@ -161,11 +127,12 @@ def main() -> None:
     for dtype in DTYPES:
         experts = Experts.random(dtype)
         for rows in ROWS:
-            results[dtype, rows] = measure(experts.runs(rows), len(experts.offsets))
+            results[dtype, rows] = measure(experts.runs(rows), len(experts.offsets), ROUNDS)
             for name in results[dtype, rows]:
                 print(table_line(experts.shape, rows, name, results[dtype, rows]))
             print()
     print("\n".join(verdicts(results)))
+    linear.main()
 
 
 if __name__ == "__main__":

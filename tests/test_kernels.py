@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 import functions
 from functions.expert.kernels import ExpertShape, available_isas, load_kernel
-from functions.expert.kernels.packing import bf16_to_f32, f32_to_bf16, pack_expert, unpack_expert
+from functions.expert.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.expert.kernels.packing import pack_expert, unpack_expert
 
 PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("int8", "f32"), ("int8", "bf16")]
 COMPILED = [isa for isa in available_isas() if isa != "numpy"]
@@ -160,6 +162,38 @@ def test_threads_do_not_change_a_bit(isa: str, pair: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("cuts", [(), (2,), (1, 3), (1, 2, 3), (0, 0, 4)], ids=str)
+def test_calls_that_carry_on_each_others_sums_equal_one_call(
+    isa: str, pair: tuple[str, str], cuts: tuple[int, ...]
+) -> None:
+    """Each call gets the experts up to the next cut; some rows have none there, and some calls have none."""
+    call = random_call(pair, 200, 150, rows=20, top_k=3)
+    carry = None
+    for first, end in pairwise((0, *cuts, 5)):
+        given = None if carry is None else carry.copy()
+        mine = (call.expert_index >= first) & (call.expert_index < end)
+        index = np.where(mine, call.expert_index, np.int16(-1))
+        carry = call.run(isa, expert_index=index, carry=carry, partial=end < 5, threads=1 + first % 2)
+        if end < 5:
+            assert carry.dtype == np.float32
+            untouched = (index < 0).all(axis=1)
+            np.testing.assert_array_equal(carry[untouched], 0 if given is None else given[untouched])
+    np.testing.assert_array_equal(carry, call.run(isa))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", COMPILED)
+def test_the_order_of_experts_in_the_block_does_not_change_a_bit(isa: str, pair: tuple[str, str]) -> None:
+    call = random_call(pair, 200, 150, rows=20)
+    offsets = call.offsets[[3, 1, 0, 2, 4]]
+    block = call.block.copy()
+    for there, here in zip(offsets[:-1], call.offsets[:-1], strict=True):
+        block[there : there + call.shape.nbytes] = call.block[here : here + call.shape.nbytes]
+    np.testing.assert_array_equal(call.run(isa, block=block, offsets=offsets), call.run(isa))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 @pytest.mark.parametrize("isa", COMPILED)
 def test_a_row_does_not_depend_on_the_rows_beside_it(isa: str, pair: tuple[str, str]) -> None:
     call = random_call(pair, 200, 150, rows=30)
@@ -231,6 +265,8 @@ def test_arrays_that_are_strided_or_not_aligned_are_fine(isa: str) -> None:
         ({"hidden_states": np.zeros((3, 95), np.float32)}, "hidden_states must be"),
         ({"hidden_states": np.zeros((3, 96))}, "do not fit f32 weights"),
         ({"hidden_states": np.zeros((3, 96), np.uint16)}, "do not fit f32 weights"),
+        ({"carry": np.zeros((3, 95), np.float32)}, "carry must be"),
+        ({"carry": np.zeros((3, 96))}, "carry must be float32"),
     ],
 )
 def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message: str) -> None:

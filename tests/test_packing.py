@@ -5,7 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from functions.expert.kernels.packing import ExpertShape, bf16_to_f32, f32_to_bf16, pack_expert, unpack_expert
+from functions.expert.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.expert.kernels.packing import ExpertShape, pack_expert, unpack_expert
 
 SIZES = [(1, 1), (24, 20), (130, 33), (64, 48)]
 DTYPES = ["f32", "bf16", "int8"]

@@ -1,6 +1,6 @@
 """Messages are safetensors, as the safetensors library itself reads and writes it."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from functions.expert.wire import Invocation, InvocationResult, WireError, decode, encode
+from functions.expert.wire import Invocation, InvocationResult, ResidencyReport, WireError, decode, encode
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 ARRAYS = st.one_of([hnp.arrays(np.dtype(name), SHAPES) for name in ("<f4", "<i2", "<u2")])
@@ -33,8 +33,9 @@ RESULT = InvocationResult(
     address="10.0.0.1:8080",
     seconds=0.25,
     cold_experts=1,
-    resident_experts=2,
-    resident_bytes=8192,
+    residency=ResidencyReport(
+        **{report_field.name: number for number, report_field in enumerate(fields(ResidencyReport))}
+    ),
 )
 
 
@@ -107,6 +108,7 @@ def test_tensors_of_any_memory_order_are_encoded() -> None:
 def test_an_invocation_and_its_result_are_read_as_they_were_written() -> None:
     invocation = Invocation.decode(joined(INVOCATION.encode()))
     assert (invocation.layer, invocation.model) == (7, "f" * 64)
+    assert (invocation.resident_limit, invocation.prefetch) == (None, {})
     for name in ("hidden_states", "expert_index", "expert_weight"):
         assert same(getattr(invocation, name), getattr(INVOCATION, name))
     result = InvocationResult.decode(joined(RESULT.encode()))
@@ -124,6 +126,13 @@ def test_an_invocation_and_its_result_are_read_as_they_were_written() -> None:
         {"layer": ""},
         {"layer": "²"},
         {"layer": "9" * 5000},
+        {"resident_limit": "-1"},
+        {"resident_limit": "many"},
+        {"prefetch": "5"},
+        {"prefetch": "5:"},
+        {"prefetch": "5:1;"},
+        {"prefetch": "5:1,x"},
+        {"prefetch": "a:1"},
     ],
     ids=lambda change: str(change)[:20],
 )
@@ -133,8 +142,25 @@ def test_an_invocation_needs_metadata_that_makes_sense(change: dict[str, str]) -
         Invocation.decode(joined(encode(message.tensors, {**message.metadata, **change})))
 
 
+def test_an_invocation_can_carry_a_limit_and_what_to_expect() -> None:
+    sent = replace(INVOCATION, resident_limit=0, prefetch={7: [2, 0], 11: [59]})
+    received = Invocation.decode(joined(sent.encode()))
+    assert (received.resident_limit, received.prefetch) == (0, {7: [2, 0], 11: [59]})
+
+
+def test_an_invocation_without_rows_is_for_its_prefetch() -> None:
+    nothing = {
+        name: getattr(INVOCATION, name)[:0] for name in ("hidden_states", "expert_index", "expert_weight")
+    }
+    advice = replace(INVOCATION, **nothing, prefetch={8: [1]})
+    assert Invocation.decode(joined(advice.encode())).prefetch == {8: [1]}
+    with pytest.raises(WireError, match="shapes"):
+        Invocation.decode(joined(replace(advice, prefetch={}).encode()))
+
+
 @pytest.mark.parametrize(
-    "name", ["instance", "address", "seconds", "cold_experts", "resident_experts", "resident_bytes"]
+    "name",
+    ["instance", "address", "seconds", "cold_experts", *(f.name for f in fields(ResidencyReport))],
 )
 def test_a_result_needs_all_its_metadata(name: str) -> None:
     message = decode(joined(RESULT.encode()))

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.expert.wire import MAX_HEADER_BYTES, Invocation, InvocationResult, WireError, decode, encode
+from functions.expert.wire import (
+    MAX_HEADER_BYTES,
+    Invocation,
+    InvocationResult,
+    ResidencyReport,
+    WireError,
+    decode,
+    encode,
+)
 
 
 def raw(header: Any, data: bytes = b"") -> bytes:
@@ -135,8 +143,8 @@ MESSAGE = b"".join(
             "address": "10.0.0.1:8080",
             "seconds": "0.25",
             "cold_experts": "1",
-            "resident_experts": "2",
-            "resident_bytes": "8192",
+            "prefetch": "8:1,2",
+            **dict.fromkeys(ResidencyReport().to_json(), "2"),
         },
     )
 )

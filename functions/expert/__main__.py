@@ -85,7 +85,7 @@ def main() -> int:
     _stop_at_signals(server)
     if settings.listen_fd is not None:
         threading.Thread(target=_end_with_supervisor, daemon=True).start()
-    # Health and readiness are answered while the block is being mapped.
+    # Health and readiness are answered while the block is being opened.
     serving = threading.Thread(target=server.serve, args=(DRAIN_SECONDS,), daemon=True)
     serving.start()
     try:

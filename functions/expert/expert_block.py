@@ -1,21 +1,28 @@
-"""The expert block that a function serves: mapped weights, and the answer to an invocation."""
+"""The expert block that a function serves, and the answer to an invocation."""
 
 import json
-import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from functions.expert.block_file import BlockFile, BlockReadError
 from functions.expert.kernels import ExpertShape, Kernel
+from functions.expert.machine import machine_memory, memory_limit
 from functions.expert.residency import Residency
 from functions.expert.wire import Invocation
 
 MAX_THREADS = 64
 """As many as a kernel takes."""
 
+_CONTROL_PLANE_NBYTES = 512 << 20
+_FUNCTION_NBYTES = 32 << 20
+"""What the processes take beside weights."""
+
+_NOTHING = np.empty(0, np.int64)
 _ACTIVATION_DTYPE: dict[str, np.dtype] = {"f32": np.dtype("<f4"), "bf16": np.dtype("<u2")}
 
 
@@ -41,8 +48,8 @@ class ExpertBlock:
     dtype: np.dtype
     """Of the activations: float32, or uint16 for the bits of bf16."""
     shape: ExpertShape
-    offsets: Mapping[int, np.ndarray]
-    """For each layer, the byte offset of each of its experts in the block, -1 for other blocks' experts."""
+    positions: Mapping[int, np.ndarray]
+    """For each layer, the position of each of its experts in the block, -1 for other blocks' experts."""
     top_k: int
     """The most experts that a row can have."""
     residency: Residency
@@ -50,28 +57,34 @@ class ExpertBlock:
     threads: int
 
     @classmethod
-    def open(cls, partition: Path, function: str, kernel: Kernel, threads: int | None) -> "ExpertBlock":
-        """Map the block of `function`; raises `BlockError`.
+    def open(
+        cls, partition: Path, function: str, kernel: Kernel, threads: int | None, limit: int | None = None
+    ) -> "ExpertBlock":
+        """Open the block of `function`; raises `BlockError`.
 
-        `threads` None is this function's share of the cores that the process may use.
+        `threads` None is this function's share of the cores that the process may use, `limit` None (of bytes
+        of weights to be held) its share of the memory.
         """
         try:
             manifest = json.loads((partition / "manifest.json").read_bytes())
             entry = next((block for block in manifest["blocks"] if block["function"] == function), None)
             if entry is None:
                 raise BlockError(f"{partition / 'manifest.json'} has no function {function!r}")
-            sizes = manifest["hidden_size"], manifest["intermediate_size"]
-            offsets = _offsets(entry, manifest["num_experts"], manifest["expert_nbytes"])
-            mapped = _map(partition / entry["file"], entry["nbytes"])
+            positions = _positions(entry, manifest["num_experts"])
+            layer_of = np.repeat(list(positions), [len(experts) for experts in entry["experts"].values()])
+            limit = _share_of_memory(manifest, entry) if limit is None else limit
+            file = _open(partition / entry["file"], entry["nbytes"])
             return cls(
                 model=manifest["fingerprint"],
                 dtype=_ACTIVATION_DTYPE[manifest["dtype"]],
-                shape=ExpertShape(*sizes, manifest["expert_dtype"]),
-                offsets=offsets,
+                shape=ExpertShape(
+                    manifest["hidden_size"], manifest["intermediate_size"], manifest["expert_dtype"]
+                ),
+                positions=positions,
                 top_k=manifest["num_experts_per_tok"],
-                residency=Residency(mapped, manifest["expert_nbytes"]),
+                residency=Residency(file, entry["offset"], layer_of, manifest["expert_nbytes"], limit),
                 kernel=kernel,
-                threads=threads or _share_of_cores(offsets),
+                threads=threads or _share_of_cores(positions),
             )
         except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
@@ -80,39 +93,55 @@ class ExpertBlock:
     @property
     def num_experts(self) -> int:
         """How many experts this block has, over all its layers."""
-        return sum(int((offsets >= 0).sum()) for offsets in self.offsets.values())
+        return sum(int((positions >= 0).sum()) for positions in self.positions.values())
 
     def run(self, invocation: Invocation) -> tuple[np.ndarray, int]:
         """The weighted sum [T, H] over this block's experts, and how many of them were cold.
 
         Raises `InvocationRefused`.
         """
-        offsets = self._offsets_for(invocation)
-        experts = np.unique(invocation.expert_index)
-        experts = experts[experts >= 0]
-        absent = experts[(experts >= len(offsets)) | (offsets[np.minimum(experts, len(offsets) - 1)] < 0)]
+        layer_positions = self._positions_for(invocation)
+        if invocation.resident_limit is not None:
+            self.residency.set_limit(invocation.resident_limit)
+        if invocation.prefetch:
+            self.residency.expect(list(self._expected(invocation)))
+        experts, rows_of = np.unique(invocation.expert_index, return_counts=True)
+        routed = experts >= 0
+        experts, rows_of = experts[routed], rows_of[routed]
+        absent = experts[
+            (experts >= len(layer_positions))
+            | (layer_positions[np.minimum(experts, len(layer_positions) - 1)] < 0)
+        ]
         if absent.size:
             message = f"experts {absent.tolist()} of layer {invocation.layer} are not in this block"
             raise InvocationRefused(404, "unknown_expert", message)
-        cold = self.residency.ensure(offsets[experts].tolist())
-        output = self.kernel(
-            np.frombuffer(self.residency.mapped, np.uint8),
-            offsets,
-            self.shape,
-            invocation.hidden_states,
-            invocation.expert_index,
-            invocation.expert_weight,
-            threads=self.threads,
-        )
-        return output, cold
+        if not experts.size:
+            return np.zeros_like(invocation.hidden_states), 0
+        sums = _Sums(self, invocation, experts)
+        try:
+            positions = layer_positions[experts].tolist()
+            cold = self.residency.call(positions, rows_of, len(invocation.hidden_states), sums.add)
+        except BlockReadError as error:
+            raise InvocationRefused(500, "unreadable", str(error)) from error
+        except TimeoutError as error:
+            raise InvocationRefused(503, "busy", str(error)) from error
+        return sums.output, cold
 
-    def _offsets_for(self, invocation: Invocation) -> np.ndarray:
+    def _expected(self, invocation: Invocation) -> Iterator[int]:
+        """The positions of a prefetch; what this block does not have is none of its business."""
+        for layer, experts in invocation.prefetch.items():
+            positions = self.positions.get(layer, _NOTHING)
+            for expert in experts:
+                if expert < len(positions) and positions[expert] >= 0:
+                    yield int(positions[expert])
+
+    def _positions_for(self, invocation: Invocation) -> np.ndarray:
         if invocation.model != self.model:
             message = f"this block is of model {self.model}, not {invocation.model!r}"
             raise InvocationRefused(409, "wrong_model", message)
-        offsets = self.offsets.get(invocation.layer)
-        if offsets is None:
-            message = f"this block has layers {sorted(self.offsets)}, not {invocation.layer}"
+        positions = self.positions.get(invocation.layer)
+        if positions is None:
+            message = f"this block has layers {sorted(self.positions)}, not {invocation.layer}"
             raise InvocationRefused(400, "wrong_layer", message)
         hidden_states = invocation.hidden_states
         if hidden_states.dtype != self.dtype:
@@ -125,7 +154,7 @@ class ExpertBlock:
             # The kernel works on each of them: without this, a small body could ask for any amount of memory.
             message = f"a row has {self.top_k} experts at most, not {invocation.expert_index.shape[1]}"
             raise InvocationRefused(400, "wrong_shape", message)
-        return offsets
+        return positions
 
     @property
     def dtype_name(self) -> str:
@@ -133,29 +162,79 @@ class ExpertBlock:
         return next(name for name, dtype in _ACTIVATION_DTYPE.items() if dtype == self.dtype)
 
 
-def _map(path: Path, nbytes: int) -> mmap.mmap:
-    """Map a block file, which has to be as long as its manifest says."""
-    size = path.stat().st_size
-    if size != nbytes:
-        raise BlockError(f"{path} has {size} bytes, its manifest says {nbytes}")
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+class _Sums:
+    """The weighted sums of one invocation, over those of its ascending experts that have had their turn."""
+
+    def __init__(self, block: ExpertBlock, invocation: Invocation, experts: np.ndarray) -> None:
+        self._block = block
+        self._invocation = invocation
+        self._experts = experts
+        self._done = 0
+        self._offsets = np.full(len(block.positions[invocation.layer]), -1, np.int64)
+        self.output: Any = None
+
+    def add(self, wave: Sequence[int], is_last: bool) -> None:
+        """Run the experts at these positions, which are the next ones."""
+        block, invocation = self._block, self._invocation
+        experts = self._experts[self._done : self._done + len(wave)]
+        self._offsets[experts] = block.residency.offsets(wave)
+        self.output = block.kernel(
+            block.residency.weights,
+            self._offsets,
+            block.shape,
+            invocation.hidden_states,
+            invocation.expert_index if len(wave) == len(self._experts) else self._only(experts),
+            invocation.expert_weight,
+            threads=block.threads,
+            carry=self.output,
+            partial=not is_last,
+        )
+        self._done += len(wave)
+
+    def _only(self, experts: np.ndarray) -> np.ndarray:
+        """The invocation's expert_index without all others."""
+        chosen = np.zeros(len(self._offsets) + 1, bool)
+        chosen[experts] = True
+        index = self._invocation.expert_index
+        # An index of -1 finds the last of them, which is never chosen.
+        return np.where(chosen[index], index, np.int16(-1))
 
 
-def _share_of_cores(offsets: Mapping[int, np.ndarray]) -> int:
+def _open(path: Path, nbytes: int) -> BlockFile:
+    """Open a block file, which has to be as long as its manifest says."""
+    file = BlockFile(path)
+    if file.nbytes != nbytes:
+        file.close()
+        raise BlockError(f"{path} has {file.nbytes} bytes, its manifest says {nbytes}")
+    return file
+
+
+def _share_of_cores(positions: Mapping[int, np.ndarray]) -> int:
     """A layer's functions are called at the same time: the cores are divided among them."""
-    of_layer = next(iter(offsets.values()))
+    of_layer = next(iter(positions.values()))
     functions = -(-len(of_layer) // max(1, int((of_layer >= 0).sum())))
     return max(1, min(len(os.sched_getaffinity(0)), MAX_THREADS) // functions)
 
 
-def _offsets(entry: dict, num_experts: int, expert_nbytes: int) -> dict[int, np.ndarray]:
+def _share_of_memory(manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
+    """Bytes of weights to be held, when nobody says so: as if the whole model ran on this machine.
+
+    A control group that is smaller than the machine is taken for this function's alone.
+    """
+    model = sum(block["nbytes"] for block in manifest["blocks"])
+    others = manifest["dense"]["nbytes"] + _CONTROL_PLANE_NBYTES + len(manifest["blocks"]) * _FUNCTION_NBYTES
+    of_machine = (machine_memory() * 9 // 10 - others) * entry["nbytes"] // model
+    of_group = memory_limit() - _FUNCTION_NBYTES
+    return max(0, min(of_machine, of_group, entry["nbytes"] - entry["offset"]))
+
+
+def _positions(entry: Mapping[str, Any], num_experts: int) -> dict[int, np.ndarray]:
     """A block's experts lie one after the other, in the order in which the manifest lists them."""
-    offset = entry["offset"]
+    first = 0
     table = {}
     for layer, experts in entry["experts"].items():
-        offsets = np.full(num_experts, -1, np.int64)
-        offsets[experts] = offset + np.arange(len(experts)) * expert_nbytes
-        offset += len(experts) * expert_nbytes
-        table[int(layer)] = offsets
+        positions = np.full(num_experts, -1, np.int64)
+        positions[experts] = first + np.arange(len(experts))
+        first += len(experts)
+        table[int(layer)] = positions
     return table

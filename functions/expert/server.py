@@ -1,5 +1,6 @@
-"""The expert function: `POST /` runs an invocation; health, readiness and metrics beside it."""
+"""The expert function: `POST /` runs an invocation; health, readiness, metrics and residency beside it."""
 
+import json
 import secrets
 import sys
 import threading
@@ -8,9 +9,12 @@ from dataclasses import dataclass, field
 
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
 from functions.expert.http import Request, Response
-from functions.expert.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
+from functions.expert.wire import CONTENT_TYPE, Invocation, InvocationResult, ResidencyReport, WireError
 
 _PROBES = frozenset({"/_/health", "/_/ready", "/metrics"})
+_RESIDENCY = "/_/residency"
+_GAUGES = frozenset({"limit_bytes", "resident_experts", "resident_bytes", "overhead_bytes"})
+"""Of a residency report; the rest are counters."""
 
 
 @dataclass
@@ -45,6 +49,8 @@ class ExpertFunction:
             return self._ready()
         if request.path == "/metrics":
             return Response(body=[self._metrics().encode()])
+        if request.path == _RESIDENCY:
+            return self._residency(request)
         if request.path != "/":
             return Response.error(404, "not_found", f"no such path: {request.path}")
         if request.method != "POST":
@@ -53,8 +59,25 @@ class ExpertFunction:
 
     def _ready(self) -> Response:
         if self.block is None:
-            return Response.error(503, "starting", "the expert block is not mapped yet")
+            return Response.error(503, "starting", "the expert block is not open yet")
         return Response(body=[b"OK"])
+
+    def _residency(self, request: Request) -> Response:
+        """GET tells what is held, PUT changes the limit, DELETE drops what is not in use."""
+        if self.block is None:
+            return Response.error(503, "starting", "the expert block is not open yet")
+        residency = self.block.residency
+        if request.method == "PUT":
+            limit = _limit_in(request.body)
+            if limit is None:
+                return Response.error(400, "bad_request", 'expected {"limit_bytes": a number, 0 or more}')
+            residency.set_limit(limit)
+        elif request.method == "DELETE":
+            residency.drop_idle()
+        elif request.method != "GET":
+            return Response.error(405, "method_not_allowed", "use GET, PUT or DELETE")
+        body = json.dumps(residency.report().to_json()).encode()
+        return Response(body=[body], content_type="application/json")
 
     def _invoke(self, request: Request) -> Response:
         if not self._enter():
@@ -75,13 +98,14 @@ class ExpertFunction:
     def _run(self, request: Request) -> InvocationResult:
         block = self.block
         if block is None:
-            raise InvocationRefused(503, "starting", "the expert block is not mapped yet")
+            raise InvocationRefused(503, "starting", "the expert block is not open yet")
         invocation = Invocation.decode(request.body)
         started = time.perf_counter()
         output, cold = block.run(invocation)
         seconds = time.perf_counter() - started
         with self._lock:
-            self.counters.invocations += 1
+            # One without rows has only told what to expect.
+            self.counters.invocations += len(output) > 0
             self.counters.rows += len(output)
             self.counters.seconds += seconds
             self.counters.cold_experts += cold
@@ -91,8 +115,7 @@ class ExpertFunction:
             address=request.local_address,
             seconds=seconds,
             cold_experts=cold,
-            resident_experts=block.residency.resident_experts,
-            resident_bytes=block.residency.resident_bytes,
+            residency=block.residency.report(),
         )
 
     def _enter(self) -> bool:
@@ -112,7 +135,7 @@ class ExpertFunction:
         return Response.error(status, code, message)
 
     def _metrics(self) -> str:
-        residency = self.block.residency if self.block else None
+        residency = self.block.residency.report() if self.block else ResidencyReport()
         values = {
             "invocations_total": self.counters.invocations,
             "rows_total": self.counters.rows,
@@ -121,8 +144,10 @@ class ExpertFunction:
             "refused_total": self.counters.refused,
             "in_flight": self._in_flight,
             "experts": self.block.num_experts if self.block else 0,
-            "resident_experts": residency.resident_experts if residency else 0,
-            "resident_bytes": residency.resident_bytes if residency else 0,
+            **{
+                name if name in _GAUGES else f"{name}_total": value
+                for name, value in residency.to_json().items()
+            },
         }
         lines = []
         for name, value in values.items():
@@ -130,3 +155,13 @@ class ExpertFunction:
             lines.append(f"# TYPE faasmoe_function_{name} {kind}")
             lines.append(f"faasmoe_function_{name} {value}")
         return "\n".join(lines) + "\n"
+
+
+def _limit_in(body: bytes | bytearray) -> int | None:
+    """The limit that a PUT asks for, or None for a body that is no such request."""
+    try:
+        limit = json.loads(body)["limit_bytes"]
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return None
+    # type() and not isinstance(): JSON's true is an int to the latter.
+    return limit if type(limit) is int and limit >= 0 else None

@@ -5,15 +5,16 @@ header, the tensors. It is written here, not by that library, because a message 
 bf16 without torch, and no copy of a tensor on the way in.
 
 An invocation carries `hidden_states` [T, H], `expert_index` [T, K] int16 (-1: not this function's) and
-`expert_weight` [T, K] float32; its result carries `output` [T, H], one weighted sum per row.
+`expert_weight` [T, K] float32; its result carries `output` [T, H], one weighted sum per row. Beside the rows,
+an invocation can tell which experts are likely next, and how many bytes of weights the function may hold.
 """
 
 import json
 import math
 import re
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
@@ -30,6 +31,8 @@ _NUMPY_BY_NAME: dict[str, np.dtype] = {
     "BF16": np.dtype("<u2"),
     "I16": np.dtype("<i2"),
 }
+_NUMBER = re.compile("[0-9]{1,18}")
+_PREFETCH = re.compile("[0-9]{1,9}:[0-9]{1,5}(,[0-9]{1,5})*(;[0-9]{1,9}:[0-9]{1,5}(,[0-9]{1,5})*)*")
 _NAME_BY_NUMPY = {dtype: name for name, dtype in _NUMPY_BY_NAME.items()}
 
 
@@ -45,25 +48,37 @@ class Message:
     metadata: Mapping[str, str]
 
 
+Prefetch = Mapping[int, Sequence[int]]
+"""Layers, and those of a function's experts there that are likely to be called next, the likeliest first."""
+
+
 @dataclass(frozen=True)
 class Invocation:
-    """The rows that one function gets of one layer's batch."""
+    """The rows that one function gets of one layer's batch; none, if it is for its prefetch alone."""
 
     layer: int
     model: str
     hidden_states: np.ndarray
     expert_index: np.ndarray
     expert_weight: np.ndarray
+    resident_limit: int | None = None
+    """The most bytes of expert weights that the function may hold from now on; None changes nothing."""
+    prefetch: Prefetch = field(default_factory=dict)
 
     def encode(self) -> list[bytes | memoryview]:
         """The request's body, as buffers to be sent one after the other."""
+        metadata = {"layer": str(self.layer), "model": self.model, "wire": WIRE_VERSION}
+        if self.resident_limit is not None:
+            metadata["resident_limit"] = str(self.resident_limit)
+        if self.prefetch:
+            metadata["prefetch"] = _prefetch_text(self.prefetch)
         return encode(
             {
                 "hidden_states": self.hidden_states,
                 "expert_index": self.expert_index,
                 "expert_weight": self.expert_weight,
             },
-            {"layer": str(self.layer), "model": self.model, "wire": WIRE_VERSION},
+            metadata,
         )
 
     @classmethod
@@ -73,24 +88,62 @@ class Invocation:
         version = message.metadata.get("wire")
         if version != WIRE_VERSION:
             raise WireError(f"wire version {version!r}, this function speaks {WIRE_VERSION}")
-        layer = message.metadata.get("layer", "")
-        if not re.fullmatch("[0-9]{1,9}", layer):
-            raise WireError(f"metadata 'layer' is {layer!r}, not a number")
+        limit = message.metadata.get("resident_limit")
         invocation = cls(
-            layer=int(layer),
+            layer=_number(message.metadata, "layer"),
             model=message.metadata.get("model", ""),
             hidden_states=_tensor(message, "hidden_states", None),
             expert_index=_tensor(message, "expert_index", np.dtype("<i2")),
             expert_weight=_tensor(message, "expert_weight", np.dtype("<f4")),
+            resident_limit=None if limit is None else _number(message.metadata, "resident_limit"),
+            prefetch=_prefetch_of(message.metadata.get("prefetch", "")),
         )
         invocation._check_shapes()
         return invocation
 
     def _check_shapes(self) -> None:
         rows, index_shape = len(self.hidden_states), self.expert_index.shape
-        if rows == 0 or index_shape[0] != rows or index_shape != self.expert_weight.shape:
+        empty = rows == 0 and not self.prefetch
+        if empty or index_shape[0] != rows or index_shape != self.expert_weight.shape:
             shapes = [list(t.shape) for t in (self.hidden_states, self.expert_index, self.expert_weight)]
             raise WireError(f"shapes of hidden_states, expert_index, expert_weight do not agree: {shapes}")
+
+
+@dataclass(frozen=True)
+class ResidencyReport:
+    """What a function says of the weights that it holds. Counts are since its process started."""
+
+    limit_bytes: int = 0
+    """The most bytes of expert weights that it may hold."""
+    resident_experts: int = 0
+    resident_bytes: int = 0
+    overhead_bytes: int = 0
+    """The process's own memory, beside expert weights."""
+    read_bytes: int = 0
+    """From disk."""
+    prefetched_experts: int = 0
+    prefetch_hits: int = 0
+    """Prefetched experts that were called before they were dropped."""
+    prefetch_wasted_bytes: int = 0
+    """Read ahead, and dropped without having been called."""
+    evicted_for_room: int = 0
+    """Experts that made room for others."""
+    evicted_for_limit: int = 0
+    """Experts dropped because the limit was lowered."""
+    evicted_for_idleness: int = 0
+    """Experts dropped because nobody called."""
+
+    def to_json(self) -> dict[str, int]:
+        """Field by field."""
+        return asdict(self)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "ResidencyReport":
+        """Read it from an answer's metadata; raises `WireError`."""
+        return cls(**{name: _number(metadata, name) for name in _REPORTED})
+
+
+_REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
 
 
 @dataclass(frozen=True)
@@ -105,8 +158,8 @@ class InvocationResult:
     """host:port at which the function itself was reached, behind any gateway."""
     seconds: float
     cold_experts: int
-    resident_experts: int
-    resident_bytes: int
+    """Experts of this call that had to be waited for."""
+    residency: ResidencyReport = field(default_factory=ResidencyReport)
 
     def encode(self) -> list[bytes | memoryview]:
         """The answer's body."""
@@ -117,8 +170,7 @@ class InvocationResult:
                 "address": self.address,
                 "seconds": f"{self.seconds:.6f}",
                 "cold_experts": str(self.cold_experts),
-                "resident_experts": str(self.resident_experts),
-                "resident_bytes": str(self.resident_bytes),
+                **{name: str(getattr(self.residency, name)) for name in _REPORTED},
             },
         )
 
@@ -134,12 +186,31 @@ class InvocationResult:
                 instance=metadata["instance"],
                 address=metadata["address"],
                 seconds=_seconds(metadata["seconds"]),
-                cold_experts=int(metadata["cold_experts"]),
-                resident_experts=int(metadata["resident_experts"]),
-                resident_bytes=int(metadata["resident_bytes"]),
+                cold_experts=_number(metadata, "cold_experts"),
+                residency=ResidencyReport.from_metadata(metadata),
             )
         except (KeyError, ValueError) as error:
             raise WireError(f"metadata of the answer: {error}") from None
+
+
+def _number(metadata: Mapping[str, str], name: str) -> int:
+    text = metadata.get(name, "")
+    if not _NUMBER.fullmatch(text):
+        raise WireError(f"metadata {name!r} is {text!r}, not a number")
+    return int(text)
+
+
+def _prefetch_text(prefetch: Prefetch) -> str:
+    """ "5:1,2;6:4": experts 1 and 2 of layer 5, and 4 of layer 6."""
+    return ";".join(f"{layer}:{','.join(map(str, experts))}" for layer, experts in prefetch.items())
+
+
+def _prefetch_of(text: str) -> dict[int, list[int]]:
+    """The inverse of `_prefetch_text`."""
+    if text and not _PREFETCH.fullmatch(text):
+        raise WireError(f"metadata 'prefetch' is {text[:80]!r}, not layers with experts")
+    layers = (part.split(":") for part in text.split(";") if part)
+    return {int(layer): [int(expert) for expert in experts.split(",")] for layer, experts in layers}
 
 
 def _seconds(text: str) -> float:

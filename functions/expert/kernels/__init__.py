@@ -1,4 +1,4 @@
-"""The gated FFN of routed experts, from packed weights: C where it is built, NumPy everywhere.
+"""The gated FFN of experts and linear layers, from packed weights: C where it is built, NumPy everywhere.
 
 `load_kernel()` picks the fastest that this machine runs. The C extension is optional: without it there is one
 kernel, "numpy".
@@ -11,22 +11,27 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import numpy_kernel
-from .packing import Bytes, ExpertShape, Float32
+from .bfloat16 import Float32
+from .matrix import Bytes, LinearShape
+from .packing import ExpertShape
 
 try:
     from . import _gated_ffn
 except ImportError:
     _gated_ffn = None  # type: ignore[assignment]
 
-__all__ = ["ExpertShape", "Kernel", "available_isas", "load_kernel"]
+__all__ = ["MAX_THREADS", "ExpertShape", "Kernel", "LinearShape", "available_isas", "load_kernel"]
+
+MAX_THREADS = 64
+"""As many as a kernel takes."""
 
 _NUMPY = "numpy"
-_HIDDEN_DTYPES = {np.dtype(np.float32): "f32", np.dtype(np.uint16): "bf16"}
+_ACTIVATION_DTYPES = {np.dtype(np.float32): "f32", np.dtype(np.uint16): "bf16"}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The gated FFN of routed experts on one instruction set: a name from `available_isas`."""
+    """The gated FFN of experts, and linear layers, on one instruction set: a name from `available_isas`."""
 
     name: str
 
@@ -40,6 +45,8 @@ class Kernel:
         expert_weight: Float32,
         *,
         threads: int = 1,
+        carry: Float32 | None = None,
+        partial: bool = False,
     ) -> NDArray[Any]:
         """out[t] = sum over k of weight[t, k] * down_e(silu(gate_e x_t) * up_e x_t), e = expert_index[t, k].
 
@@ -49,14 +56,20 @@ class Kernel:
         expert_index:   int16 [T, K]; one below zero is skipped
         expert_weight:  float32 [T, K]
         threads:        1 to 64, at most; the result does not depend on it
+        carry:          float32 [T, H], to which out is added; None for nothing
+        partial:        to return the float32 sums as they are, for another call to carry on
 
-        Returns [T, H] in the dtype of hidden_states. In C, a row's result does not depend on the other rows.
+        Returns [T, H] in the dtype of hidden_states, or float32 if partial. In C, a row's result does not
+        depend on the other rows. Calls with some of the experts each, in ascending order, of which all but
+        the last are partial and all but the first carry on the one before, give the bits of one with all.
         The arrays must not change during the call: C releases the interpreter lock.
         Raises ValueError for a dtype or shape that does not fit, and for an expert that is out of range,
         absent or past the end of the block; MemoryError without working memory.
         """
-        hidden_dtype = _hidden_dtype(shape, hidden_states)
+        hidden_dtype = _activation_dtype("hidden_states", hidden_states, shape.dtype)
         rows, top_k = _check_shapes(shape, hidden_states, expert_index, expert_weight)
+        if carry is not None and carry.shape != hidden_states.shape:
+            raise ValueError(f"carry must be {hidden_states.shape}, not {carry.shape}")
         inputs = (
             _plain("block", block, np.uint8),
             _plain("offsets", offsets, np.int64),
@@ -64,11 +77,49 @@ class Kernel:
             _plain("expert_index", expert_index, np.int16),
             _plain("expert_weight", expert_weight, np.float32),
         )
+        carried = None if carry is None else _plain("carry", carry, np.float32)
         if self.name == _NUMPY:
-            return numpy_kernel.gated_ffn(shape, *inputs)
-        out = np.empty_like(inputs[2])
+            return numpy_kernel.gated_ffn(shape, *inputs, carried, partial)
+        out = np.empty(hidden_states.shape, np.float32 if partial else hidden_states.dtype)
+        dtypes = (shape.dtype, hidden_dtype, "f32" if partial else hidden_dtype)
         sizes = (rows, top_k, shape.hidden_size, shape.intermediate_size)
-        _gated_ffn.run(self.name, shape.dtype, hidden_dtype, *sizes, threads, *inputs, out)
+        _gated_ffn.run(self.name, *dtypes, *sizes, threads, *inputs, carried, out)
+        return out
+
+    def linear(
+        self,
+        shape: LinearShape,
+        weights: Bytes,
+        x: NDArray[Any],
+        bias: Float32 | None = None,
+        *,
+        threads: int = 1,
+    ) -> NDArray[Any]:
+        """out = x W^T + bias.
+
+        weights:  uint8 [shape.nbytes], the packed W [N, K]
+        x:        [T, K], float32 for f32 weights, the uint16 bits of bfloat16 for bf16, either for int8
+        bias:     float32 [N], or None
+        threads:  1 to 64, at most; the result does not depend on it
+
+        Returns [T, N] in the dtype of x. In C, a row's result does not depend on the other rows.
+        The arrays must not change during the call: C releases the interpreter lock.
+        Raises ValueError for a dtype or shape that does not fit, MemoryError without working memory.
+        """
+        dtype = _activation_dtype("x", x, shape.dtype)
+        if x.ndim != 2 or x.shape[1] != shape.inputs:
+            raise ValueError(f"x must be [T, {shape.inputs}], not {x.shape}")
+        if weights.shape != (shape.nbytes,):
+            raise ValueError(f"weights must be [{shape.nbytes}], not {weights.shape}")
+        if bias is not None and bias.shape != (shape.outputs,):
+            raise ValueError(f"bias must be [{shape.outputs}], not {bias.shape}")
+        packed, states = _plain("weights", weights, np.uint8), _plain("x", x, x.dtype)
+        added = None if bias is None else _plain("bias", bias, np.float32)
+        if self.name == _NUMPY:
+            return numpy_kernel.linear(shape, packed, states, added)
+        out = np.empty((len(x), shape.outputs), x.dtype)
+        sizes = (len(x), shape.inputs, shape.outputs)
+        _gated_ffn.linear(self.name, shape.dtype, dtype, *sizes, threads, packed, states, added, out)
         return out
 
 
@@ -85,11 +136,11 @@ def load_kernel(isa: str | None = None) -> Kernel:
     return Kernel(isa or isas[0])
 
 
-def _hidden_dtype(shape: ExpertShape, hidden_states: NDArray[Any]) -> str:
-    name = _HIDDEN_DTYPES.get(hidden_states.dtype)
-    if name is None or shape.dtype not in (name, "int8"):
-        raise ValueError(f"hidden_states of dtype {hidden_states.dtype} do not fit {shape.dtype} weights")
-    return name
+def _activation_dtype(name: str, activations: NDArray[Any], weight_dtype: str) -> str:
+    dtype = _ACTIVATION_DTYPES.get(activations.dtype)
+    if dtype is None or weight_dtype not in (dtype, "int8"):
+        raise ValueError(f"{name} of dtype {activations.dtype} do not fit {weight_dtype} weights")
+    return dtype
 
 
 def _check_shapes(

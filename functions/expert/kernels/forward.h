@@ -2,7 +2,8 @@
  *
  * The threads of a team share four loops: encode the hidden states, gate_up tiles, encode the intermediate,
  * down tiles. An item is always computed by one thread, and a down tile adds up its experts in ascending
- * order, so the result depends neither on the number of threads nor on which other rows are in the call. */
+ * order, so the result depends neither on the number of threads nor on which other rows are in the call, and
+ * several calls that carry on each other's sums, experts in ascending order, give the same bits as one. */
 
 #ifndef FAASMOE_FORWARD_H
 #define FAASMOE_FORWARD_H
@@ -14,12 +15,10 @@
 #include "activations.h"
 #include "isa.h"
 #include "layout.h"
+#include "multiply.h"
 #include "operand.h"
 #include "routing.h"
 #include "team.h"
-
-#define WORTH_A_TEAM (16 << 20)  /* bytes of weights times rows: less is not worth starting threads for */
-#define PREFETCH_AHEAD (8 << 10) /* two pages: hardware prefetchers stop at the end of one */
 
 struct arguments {
     const struct isa *isa;
@@ -31,7 +30,9 @@ struct arguments {
     const void *hidden_states;   /* [rows][hidden_size] */
     const int16_t *expert_index; /* [rows][top_k] */
     const float *expert_weight;  /* [rows][top_k] */
-    void *out;                   /* [rows][hidden_size] */
+    const float *carry;          /* [rows][hidden_size], which the sums begin with; NULL for zeros */
+    enum dtype out_dtype;
+    void *out; /* [rows][hidden_size] */
     int threads;
 };
 
@@ -57,16 +58,10 @@ static void encode_hidden(void *member, int64_t item) {
     struct member *m = member;
     struct forward *f = m->forward;
     const struct panel_routes *panel = &f->routing.panel[item];
-    const int64_t size = f->args.shape.hidden_size;
     for (int r = 0; r < panel->rows; r++) {
-        const int64_t first = f->routing.route[panel->first + r].row * size;
-        if (f->args.hidden_dtype == BF16)
-            for (int64_t i = 0; i < size; i++)
-                m->encoder.row[i] = bf16_to_float(((const uint16_t *)f->args.hidden_states)[first + i]);
-        else
-            memcpy(m->encoder.row, (const float *)f->args.hidden_states + first,
-                   (size_t)size * sizeof(float));
-        operand_put(&f->hidden, panel, r, &m->encoder);
+        encoder_read(&m->encoder, f->args.hidden_states, f->args.hidden_dtype,
+                     f->routing.route[panel->first + r].row, f->args.shape.hidden_size);
+        operand_put(&f->hidden, item, r, &m->encoder);
     }
 }
 
@@ -77,23 +72,8 @@ static void encode_intermediate(void *member, int64_t item) {
     for (int r = 0; r < panel->rows; r++) {
         const float *activated = f->activated + (panel->first + r) * f->stride;
         memcpy(m->encoder.row, activated, (size_t)f->intermediate.length * sizeof *activated);
-        operand_put(&f->intermediate, panel, r, &m->encoder);
+        operand_put(&f->intermediate, item, r, &m->encoder);
     }
-}
-
-/* product[rows][TILE_ROWS] = an expert's i-th panel x a tile of one of its matrices. */
-static void multiply(const struct forward *f, const struct matrix *matrix, const struct operand *x,
-                     const struct routed_expert *expert, int64_t tile, int64_t i, float *product) {
-    const int64_t tile_bytes = matrix->steps * STEP_BYTES;
-    const uint8_t *weights = expert->weights + matrix->weights + tile * tile_bytes;
-    const packed_float *scales = (const packed_float *)(expert->weights + matrix->scales) + tile * TILE_ROWS;
-    struct panel panel = operand_panel(x, &f->routing.panel[expert->first_panel + i]);
-    /* A lone panel waits for memory, and reads ahead. Several find the tile in cache from the second on, and
-     * each fetches its share of the next one. */
-    panel.prefetch =
-        weights + (expert->panels == 1 ? PREFETCH_AHEAD : tile_bytes + tile_bytes * i / expert->panels);
-    panel.prefetch_bytes = STEP_BYTES / expert->panels;
-    f->args.isa->product[f->args.shape.dtype](&panel, weights, scales, product);
 }
 
 static void gate_up_tile(void *member, int64_t item) {
@@ -104,7 +84,7 @@ static void gate_up_tile(void *member, int64_t item) {
     float product[MAX_PANEL_ROWS * TILE_ROWS];
     for (int64_t i = 0; i < expert->panels; i++) {
         const struct panel_routes *panel = &f->routing.panel[expert->first_panel + i];
-        multiply(f, matrix, &f->hidden, expert, tile, i, product);
+        multiply(f->args.isa, matrix, &f->hidden, expert, tile, i, product);
         f->args.isa->swiglu(panel->rows, product, f->activated + panel->first * f->stride + tile * HALF_TILE,
                             f->stride);
     }
@@ -116,29 +96,31 @@ static void add_weighted(const struct route *routes, int count, const float *pro
             sums[routes[r].row * TILE_ROWS + i] += routes[r].weight * product[r * TILE_ROWS + i];
 }
 
-/* Writes the tile's columns of the output; the last tile may stand over. */
+/* Begins the sums of a tile's columns, with what earlier calls have added up or with zeros. */
+static void begin_tile(const struct arguments *a, int64_t tile, float *sums) {
+    const int64_t width = tile_width(a->shape.hidden_size, tile);
+    memset(sums, 0, (size_t)(a->rows * TILE_ROWS) * sizeof *sums);
+    for (int64_t row = 0; a->carry && row < a->rows; row++)
+        memcpy(sums + row * TILE_ROWS, a->carry + row * a->shape.hidden_size + tile * TILE_ROWS,
+               (size_t)width * sizeof *sums);
+}
+
 static void write_tile(const struct arguments *a, int64_t tile, const float *sums) {
-    const int64_t size = a->shape.hidden_size, first = tile * TILE_ROWS;
-    const int64_t width = size - first < TILE_ROWS ? size - first : TILE_ROWS;
-    for (int64_t row = 0; row < a->rows; row++, sums += TILE_ROWS) {
-        const int64_t start = row * size + first;
-        if (a->hidden_dtype == BF16)
-            for (int64_t i = 0; i < width; i++) ((uint16_t *)a->out)[start + i] = float_to_bf16(sums[i]);
-        else
-            memcpy((float *)a->out + start, sums, (size_t)width * sizeof *sums);
-    }
+    const int64_t size = a->shape.hidden_size, first = tile * TILE_ROWS, width = tile_width(size, tile);
+    for (int64_t row = 0; row < a->rows; row++)
+        write_values(a->out, a->out_dtype, row * size + first, sums + row * TILE_ROWS, width);
 }
 
 static void down_tile(void *member, int64_t tile) {
     struct member *m = member;
     const struct forward *f = m->forward;
     float product[MAX_PANEL_ROWS * TILE_ROWS];
-    memset(m->sums, 0, (size_t)(f->args.rows * TILE_ROWS) * sizeof *m->sums);
+    begin_tile(&f->args, tile, m->sums);
     for (int64_t e = 0; e < f->routing.experts; e++) {
         const struct routed_expert *expert = &f->routing.expert[e];
         for (int64_t i = 0; i < expert->panels; i++) {
             const struct panel_routes *panel = &f->routing.panel[expert->first_panel + i];
-            multiply(f, &f->args.shape.down, &f->intermediate, expert, tile, i, product);
+            multiply(f->args.isa, &f->args.shape.down, &f->intermediate, expert, tile, i, product);
             add_weighted(f->routing.route + panel->first, panel->rows, product, m->sums);
         }
     }
@@ -157,7 +139,7 @@ static void forward_free(struct forward *f) {
     free(f);
 }
 
-static void *forward_work(void *member) {
+static void forward_work(void *member) {
     struct forward *f = ((struct member *)member)->forward;
     const int64_t gate_up_tiles = f->routing.experts * f->args.shape.gate_up.tiles;
     team_for(&f->team, &f->encoded_hidden, f->routing.panels, encode_hidden, member);
@@ -165,18 +147,16 @@ static void *forward_work(void *member) {
     team_for(&f->team, &f->encoded_intermediate, f->routing.panels, encode_intermediate, member);
     team_for(&f->team, &f->down_done, f->args.shape.down.tiles, down_tile, member);
     if (team_leave(&f->team)) forward_free(f);
-    return NULL;
 }
 
 /* The allocs return -1 without memory, else 0; either way forward_free frees what they got. */
 static int member_alloc(struct member *m, struct forward *f) {
     const struct arguments *a = &f->args;
     const int64_t hidden = a->shape.gate_up.inputs, intermediate = a->shape.down.inputs;
+    const int64_t longest = hidden > intermediate ? hidden : intermediate;
     m->forward = f;
-    m->encoder.isa = a->isa;
-    m->encoder.dtype = a->shape.dtype;
     m->sums = malloc((size_t)(a->rows * TILE_ROWS + 1) * sizeof *m->sums);
-    return encoder_alloc(&m->encoder, hidden > intermediate ? hidden : intermediate) || !m->sums ? -1 : 0;
+    return encoder_alloc(&m->encoder, a->isa, a->shape.down.dtype, longest) || !m->sums ? -1 : 0;
 }
 
 static int forward_alloc(struct forward *f) {
@@ -187,8 +167,8 @@ static int forward_alloc(struct forward *f) {
     const int64_t routes = f->routing.routes;
     f->stride = a->shape.gate_up.tiles * HALF_TILE;
     f->activated = malloc((size_t)(routes * f->stride + 1) * sizeof *f->activated);
-    const int failed = operand_alloc(&f->hidden, routes, &a->shape.gate_up, a->shape.dtype) ||
-                       operand_alloc(&f->intermediate, routes, &a->shape.down, a->shape.dtype);
+    const int failed = operand_alloc(&f->hidden, &f->routing, &a->shape.gate_up) ||
+                       operand_alloc(&f->intermediate, &f->routing, &a->shape.down);
     return failed || !f->activated ? -1 : 0;
 }
 
@@ -198,13 +178,12 @@ static int gated_ffn(const struct arguments *args) {
     if (!f) return -1;
     f->args = *args;
     int failed = forward_alloc(f);
-    const int threads = f->routing.routes * args->shape.nbytes < WORTH_A_TEAM ? 1 : args->threads;
+    const int threads = team_size(f->routing.routes * args->shape.nbytes, args->threads);
     for (int i = 0; i < threads && !failed; i++) failed = member_alloc(&f->members[i], f);
     if (failed) {
         forward_free(f);
         return -1;
     }
-    team_init(&f->team);
     team_start(&f->team, threads - 1, forward_work, f->members + 1, sizeof *f->members);
     forward_work(f->members);
     return 0;

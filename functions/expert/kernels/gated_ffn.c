@@ -1,74 +1,22 @@
-/* _gated_ffn: the expert kernel as a Python module. `Kernel` in __init__.py is its face, numpy_kernel.py says
- * what it computes, and packing.py how weights lie. Here arguments are checked; forward.h does the work. */
+/* _gated_ffn: the kernels as a Python module. `Kernel` in __init__.py is its face, numpy_kernel.py says what
+ * they compute, matrix.py and packing.py how weights lie. Here, and in linear_call.h, arguments are checked;
+ * forward.h and linear.h do the work. */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <string.h>
-
+#include "arguments.h"
 #include "forward.h"
-
-#define LARGEST_SIZE (1 << 24) /* keeps products of sizes far from overflow */
+#include "linear_call.h"
 
 /* The buffers of a call, in the order of Python's arguments. */
-enum { BLOCK, OFFSETS, HIDDEN_STATES, EXPERT_INDEX, EXPERT_WEIGHT, OUT, BUFFER_COUNT };
+enum { BLOCK, OFFSETS, HIDDEN_STATES, EXPERT_INDEX, EXPERT_WEIGHT, CARRY, OUT, BUFFER_COUNT };
 
-static int parse_dtype(const char *name, enum dtype *dtype) {
-    static const char *const names[] = {[F32] = "f32", [BF16] = "bf16", [INT8] = "int8"};
-    for (int i = 0; i < 3; i++)
-        if (strcmp(name, names[i]) == 0) {
-            *dtype = (enum dtype)i;
-            return 0;
-        }
-    PyErr_Format(PyExc_ValueError, "unknown dtype %s", name);
-    return -1;
-}
-
-static int parse_isa(const char *name, const struct isa **isa) {
-    for (size_t i = 0; i < ISA_COUNT; i++)
-        if (strcmp(name, ISAS[i].name) == 0 && ISAS[i].runs_here()) {
-            *isa = &ISAS[i];
-            return 0;
-        }
-    PyErr_Format(PyExc_ValueError, "this machine has no instruction set %s", name);
-    return -1;
-}
-
-static int check_dtypes(enum dtype weights, enum dtype hidden) {
-    if (hidden != INT8 && (weights == INT8 || weights == hidden)) return 0;
-    PyErr_SetString(PyExc_ValueError,
-                    "hidden states must have the weights' dtype, or be f32 or bf16 for int8 weights");
-    return -1;
-}
-
-static int check_sizes(int64_t rows, int64_t top_k, int64_t hidden_size, int64_t intermediate_size,
-                       int threads) {
-    const int64_t sizes[] = {rows + 1, top_k + 1, hidden_size, intermediate_size};
-    for (int i = 0; i < 4; i++)
-        if (sizes[i] < 1 || sizes[i] > LARGEST_SIZE) {
-            PyErr_SetString(PyExc_ValueError, "a size is out of range");
-            return -1;
-        }
-    if (threads >= 1 && threads <= TEAM_MAX) return 0;
-    PyErr_Format(PyExc_ValueError, "threads must be from 1 to %d, not %d", TEAM_MAX, threads);
-    return -1;
-}
-
-static int check_buffers(const struct arguments *a, const Py_buffer *buffers) {
-    static const char *const names[] = {"block",        "offsets",       "hidden_states",
-                                        "expert_index", "expert_weight", "out"};
-    const int64_t hidden = a->rows * a->shape.hidden_size * (a->hidden_dtype == BF16 ? 2 : 4);
-    const int64_t routes = a->rows * a->top_k;
-    const int64_t expected[BUFFER_COUNT] = {
-        buffers[BLOCK].len, a->experts * 8, hidden, routes * 2, routes * 4, hidden,
-    };
-    for (int i = 0; i < BUFFER_COUNT; i++)
-        if (buffers[i].len != expected[i]) {
-            PyErr_Format(PyExc_ValueError, "%s has %zd bytes, not %lld", names[i], buffers[i].len,
-                         (long long)expected[i]);
-            return -1;
-        }
-    return 0;
+static int check_buffers(const struct arguments *a, const Py_buffer *b) {
+    const int64_t values = a->rows * a->shape.hidden_size, routes = a->rows * a->top_k;
+    return check_buffer("offsets", &b[OFFSETS], a->experts * 8) ||
+           check_buffer("hidden_states", &b[HIDDEN_STATES], values * nbytes_of(a->hidden_dtype)) ||
+           check_buffer("expert_index", &b[EXPERT_INDEX], routes * 2) ||
+           check_buffer("expert_weight", &b[EXPERT_WEIGHT], routes * 4) ||
+           check_buffer("carry", &b[CARRY], a->carry ? values * 4 : 0) ||
+           check_buffer("out", &b[OUT], values * nbytes_of(a->out_dtype));
 }
 
 static const char *expert_problem(const struct arguments *a, int expert, int64_t block_nbytes) {
@@ -101,21 +49,22 @@ static int run_checked(struct arguments *a, const Py_buffer *buffers) {
 }
 
 PyDoc_STRVAR(run_doc,
-             "run(isa, weight_dtype, hidden_dtype, rows, top_k, hidden_size, intermediate_size, threads,\n"
-             "    block, offsets, hidden_states, expert_index, expert_weight, out)\n\n"
-             "Writes the weighted sum of each row's experts to out. Buffers are contiguous and aligned, and\n"
-             "nobody writes to them during the call, which releases the interpreter lock.\n"
+             "run(isa, weight_dtype, hidden_dtype, out_dtype, rows, top_k, hidden_size, intermediate_size,\n"
+             "    threads, block, offsets, hidden_states, expert_index, expert_weight, carry, out)\n\n"
+             "Writes the weighted sum of each row's experts, plus carry if that is not None, to out.\n"
+             "Buffers are contiguous and aligned, and nobody writes to them during the call, which\n"
+             "releases the interpreter lock.\n"
              "Raises ValueError for arguments that do not fit together, MemoryError without working memory.");
 
 static PyObject *run(PyObject *module, PyObject *args) {
     (void)module;
-    const char *isa, *weight_dtype, *hidden_dtype;
+    const char *isa, *weight_dtype, *hidden_dtype, *out_dtype;
     long long rows, top_k, hidden_size, intermediate_size;
     int threads;
     Py_buffer b[BUFFER_COUNT] = {0};
-    if (!PyArg_ParseTuple(args, "sssLLLLiy*y*y*y*y*w*:run", &isa, &weight_dtype, &hidden_dtype, &rows, &top_k,
-                          &hidden_size, &intermediate_size, &threads, &b[0], &b[1], &b[2], &b[3], &b[4],
-                          &b[5]))
+    if (!PyArg_ParseTuple(args, "ssssLLLLiy*y*y*y*y*z*w*:run", &isa, &weight_dtype, &hidden_dtype, &out_dtype,
+                          &rows, &top_k, &hidden_size, &intermediate_size, &threads, &b[0], &b[1], &b[2],
+                          &b[3], &b[4], &b[5], &b[6]))
         return NULL;
     struct arguments a = {
         .rows = rows,
@@ -127,17 +76,20 @@ static PyObject *run(PyObject *module, PyObject *args) {
         .hidden_states = b[HIDDEN_STATES].buf,
         .expert_index = b[EXPERT_INDEX].buf,
         .expert_weight = b[EXPERT_WEIGHT].buf,
+        .carry = b[CARRY].buf,
         .out = b[OUT].buf,
     };
     enum dtype dtype;
     int failed = parse_isa(isa, &a.isa) || parse_dtype(weight_dtype, &dtype) ||
-                 parse_dtype(hidden_dtype, &a.hidden_dtype) || check_dtypes(dtype, a.hidden_dtype) ||
-                 check_sizes(rows, top_k, hidden_size, intermediate_size, threads);
+                 parse_dtype(hidden_dtype, &a.hidden_dtype) || parse_dtype(out_dtype, &a.out_dtype) ||
+                 check_dtypes(dtype, a.hidden_dtype, a.out_dtype) ||
+                 check_size(rows, 0) || check_size(top_k, 0) || check_size(hidden_size, 1) ||
+                 check_size(intermediate_size, 1) || check_threads(threads);
     if (!failed) {
         a.shape = shape_of(dtype, hidden_size, intermediate_size);
         failed = run_checked(&a, b);
     }
-    for (int i = 0; i < BUFFER_COUNT; i++) PyBuffer_Release(&b[i]);
+    release_buffers(b, BUFFER_COUNT);
     if (failed) return NULL;
     Py_RETURN_NONE;
 }
@@ -160,6 +112,7 @@ static PyObject *isas(PyObject *module, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"run", run, METH_VARARGS, run_doc},
+    {"linear", linear_call, METH_VARARGS, linear_doc},
     {"isas", isas, METH_NOARGS, isas_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -167,4 +120,7 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_gated_ffn", .m_size = 0,
                                     .m_methods = methods};
 
-PyMODINIT_FUNC PyInit__gated_ffn(void) { return PyModuleDef_Init(&module); }
+PyMODINIT_FUNC PyInit__gated_ffn(void) {
+    pool_init();
+    return PyModuleDef_Init(&module);
+}

@@ -25,12 +25,12 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* A packed matrix: tiles of [steps][TILE_ROWS] dwords. Places are in bytes from the expert's start. */
 struct matrix {
+    enum dtype dtype;
     int64_t inputs, tiles, steps;
     int64_t weights, scales, end;
 };
 
 struct shape {
-    enum dtype dtype;
     int64_t hidden_size;
     struct matrix gate_up, down;
     int64_t nbytes;
@@ -38,7 +38,8 @@ struct shape {
 
 static inline struct matrix matrix_at(int64_t start, enum dtype dtype, int64_t inputs, int64_t tiles) {
     const int64_t values_per_step = dtype == F32 ? 1 : dtype == BF16 ? 2 : 4;
-    struct matrix m = {.inputs = inputs, .tiles = tiles, .steps = ceil_div(inputs, values_per_step)};
+    struct matrix m = {.dtype = dtype, .inputs = inputs, .tiles = tiles};
+    m.steps = ceil_div(inputs, values_per_step);
     m.weights = start;
     m.scales = start + tiles * m.steps * STEP_BYTES;
     m.end = m.scales + (dtype == INT8 ? tiles * TILE_ROWS * (int64_t)sizeof(float) : 0);
@@ -46,7 +47,7 @@ static inline struct matrix matrix_at(int64_t start, enum dtype dtype, int64_t i
 }
 
 static inline struct shape shape_of(enum dtype dtype, int64_t hidden_size, int64_t intermediate_size) {
-    struct shape s = {.dtype = dtype, .hidden_size = hidden_size};
+    struct shape s = {.hidden_size = hidden_size};
     s.gate_up = matrix_at(0, dtype, hidden_size, ceil_div(intermediate_size, HALF_TILE));
     s.down = matrix_at(s.gate_up.end, dtype, intermediate_size, ceil_div(hidden_size, TILE_ROWS));
     s.nbytes = s.down.end;

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import Bytes, ExpertShape, Float32, bf16_to_f32, f32_to_bf16, unpack_expert
+from .bfloat16 import Float32, bf16_to_f32, f32_to_bf16
+from .matrix import Bytes, LinearShape, unpack_matrix
+from .packing import ExpertShape, unpack_expert
 
 ACTIVATION_GROUP = 128
 
@@ -22,6 +24,8 @@ def gated_ffn(
     hidden_states: NDArray[Any],
     expert_index: NDArray[np.int16],
     expert_weight: Float32,
+    carry: Float32 | None,
+    partial: bool,
 ) -> NDArray[Any]:
     """out[t] = sum over k of weight[t, k] * down_e(silu(gate_e x_t) * up_e x_t), e = expert_index[t, k].
 
@@ -30,7 +34,7 @@ def gated_ffn(
     """
     from_bf16 = hidden_states.dtype == np.uint16
     hidden = bf16_to_f32(hidden_states) if from_bf16 else hidden_states
-    out = np.zeros_like(hidden)
+    out = np.zeros_like(hidden) if carry is None else carry.copy()
     for expert in np.unique(expert_index[expert_index >= 0]):
         rows, slots = np.nonzero(expert_index == expert)
         gate, up, down = unpack_expert(shape, _packed(block, offsets, shape, int(expert)))
@@ -38,6 +42,16 @@ def gated_ffn(
         intermediate = _silu(operand @ gate.T) * (operand @ up.T)
         product = as_operand(shape.dtype, intermediate) @ down.T
         np.add.at(out, rows, product * expert_weight[rows, slots, None])
+    return f32_to_bf16(out) if from_bf16 and not partial else out
+
+
+def linear(shape: LinearShape, weights: Bytes, x: NDArray[Any], bias: Float32 | None) -> NDArray[Any]:
+    """out = x W^T + bias. Takes what `Kernel.linear` takes, with checked dtypes and shapes."""
+    from_bf16 = x.dtype == np.uint16
+    rows = as_operand(shape.dtype, bf16_to_f32(x) if from_bf16 else x)
+    out = rows @ unpack_matrix(shape, weights).T
+    if bias is not None:
+        out += bias
     return f32_to_bf16(out) if from_bf16 else out
 
 

@@ -14,6 +14,7 @@
 
 /* The activations of all routes. The panel of routes [first, first + rows) starts at value first * steps. */
 struct operand {
+    const struct routing *routing;
     int64_t length; /* of a row */
     int64_t steps, groups;
     uint32_t *values;
@@ -32,10 +33,12 @@ struct encoder {
 static int64_t whole_groups(int64_t values) { return ceil_div(values, GROUP_VALUES) * GROUP_VALUES; }
 
 /* Both allocs return -1 without memory, else 0, and want their free either way. */
-static int operand_alloc(struct operand *x, int64_t routes, const struct matrix *m, enum dtype dtype) {
+static int operand_alloc(struct operand *x, const struct routing *routing, const struct matrix *m) {
+    const int64_t routes = routing->routes;
+    x->routing = routing;
     x->length = m->inputs;
     x->steps = m->steps;
-    x->groups = dtype == INT8 ? ceil_div(m->steps, GROUP_STEPS) : 0;
+    x->groups = m->dtype == INT8 ? ceil_div(m->steps, GROUP_STEPS) : 0;
     x->values = malloc((size_t)(routes * x->steps + 1) * sizeof *x->values);
     x->scales = malloc((size_t)(routes * x->groups + 1) * sizeof *x->scales);
     x->corrections = malloc((size_t)(routes * x->groups + 1) * sizeof *x->corrections);
@@ -48,8 +51,10 @@ static void operand_free(struct operand *x) {
     free(x->corrections);
 }
 
-static int encoder_alloc(struct encoder *e, int64_t longest_row) {
+static int encoder_alloc(struct encoder *e, const struct isa *isa, enum dtype dtype, int64_t longest_row) {
     const size_t length = (size_t)whole_groups(longest_row);
+    e->isa = isa;
+    e->dtype = dtype;
     e->row = malloc(length * sizeof *e->row);
     e->encoded.dwords = malloc(length * sizeof *e->encoded.dwords);
     e->encoded.scales = malloc(length / GROUP_VALUES * sizeof *e->encoded.scales);
@@ -64,8 +69,18 @@ static void encoder_free(struct encoder *e) {
     free(e->encoded.corrections);
 }
 
-/* Encodes the encoder's row, and puts it at place r of a panel. */
-static void operand_put(struct operand *x, const struct panel_routes *panel, int r, struct encoder *e) {
+/* Makes row number `row` of x [rows][length], float32 or bfloat16, the encoder's row. */
+static void encoder_read(struct encoder *e, const void *x, enum dtype dtype, int64_t row, int64_t length) {
+    if (dtype == BF16)
+        for (int64_t i = 0; i < length; i++)
+            e->row[i] = bf16_to_float(((const uint16_t *)x)[row * length + i]);
+    else
+        memcpy(e->row, (const float *)x + row * length, (size_t)length * sizeof *e->row);
+}
+
+/* Encodes the encoder's row, and puts it at place r of panel number p. */
+static void operand_put(struct operand *x, int64_t p, int r, struct encoder *e) {
+    const struct panel_routes *panel = &x->routing->panel[p];
     const int64_t padded = whole_groups(x->length);
     memset(e->row + x->length, 0, (size_t)(padded - x->length) * sizeof *e->row);
     e->isa->encode(e->dtype, padded, e->row, &e->encoded);
@@ -78,7 +93,8 @@ static void operand_put(struct operand *x, const struct panel_routes *panel, int
     }
 }
 
-static struct panel operand_panel(const struct operand *x, const struct panel_routes *panel) {
+static struct panel operand_panel(const struct operand *x, int64_t p) {
+    const struct panel_routes *panel = &x->routing->panel[p];
     const int64_t group = panel->first * x->groups;
     return (struct panel){
         .rows = panel->rows,

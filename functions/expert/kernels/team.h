@@ -1,8 +1,8 @@
 /* A few threads that share the items of one loop after another, for the length of one call.
  *
- * Only items that somebody has begun are waited for. A thread that the system starts late, as on a busy
- * machine, finds nothing left to do and leaves; by then the call may have returned. So threads are detached,
- * and who leaves last frees what they share. */
+ * The caller works itself, and offers the rest to the pool's threads (pool.h). Only items that somebody has
+ * begun are waited for: who comes late, as on a busy machine, finds nothing left to do. By then the call may
+ * have returned, so who leaves last frees what the team shares. */
 
 #ifndef FAASMOE_TEAM_H
 #define FAASMOE_TEAM_H
@@ -12,41 +12,34 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TEAM_MAX 64
+#include "pool.h"
+
+#define WORTH_A_TEAM (2 << 20) /* bytes of weights times rows: less takes no longer than waking a thread */
 
 struct loop {
-    atomic_int_fast64_t begun; /* items */
-    int64_t finished;          /* items; under the team's mutex */
+    atomic_int_fast64_t begun, finished; /* items */
 };
 
 struct team {
+    struct offer offer;
     pthread_mutex_t mutex;
     pthread_cond_t loop_finished;
     atomic_int members;
 };
 
-static void team_init(struct team *team) {
+/* How many members a call that multiplies so many bytes of weights with a row each keeps busy. */
+static int team_size(int64_t bytes, int threads) { return bytes < WORTH_A_TEAM ? 1 : threads; }
+
+/* Has up to `count` other threads call work(member), each with a member of its own, `stride` bytes apart.
+ * Members only share items, so how many come changes nothing but the time. */
+static void team_start(struct team *team, int count, void (*work)(void *member), void *members,
+                       size_t stride) {
     pthread_mutex_init(&team->mutex, NULL);
     pthread_cond_init(&team->loop_finished, NULL);
     atomic_init(&team->members, 1);
-}
-
-/* Starts `count` threads, each with its member, `stride` bytes apart. Where the system refuses one the team
- * is smaller; members only share items, so that changes nothing but the time. */
-static void team_start(struct team *team, int count, void *(*work)(void *member), void *members,
-                       size_t stride) {
-    pthread_attr_t detached;
-    pthread_attr_init(&detached);
-    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
-    for (int i = 0; i < count; i++) {
-        pthread_t thread;
-        atomic_fetch_add(&team->members, 1);
-        if (pthread_create(&thread, &detached, work, (char *)members + (size_t)i * stride) != 0) {
-            atomic_fetch_sub(&team->members, 1);
-            break;
-        }
-    }
-    pthread_attr_destroy(&detached);
+    team->offer = (struct offer){
+        .work = work, .members = members, .stride = stride, .places = count, .taken = &team->members};
+    if (count > 0) pool_offer(&team->offer);
 }
 
 /* Every member calls this; each item is done once, by whoever is free. Returns when all are done. */
@@ -54,15 +47,23 @@ static void team_for(struct team *team, struct loop *loop, int64_t items,
                      void (*body)(void *member, int64_t item), void *member) {
     int64_t item, mine = 0;
     for (; (item = atomic_fetch_add(&loop->begun, 1)) < items; mine++) body(member, item);
+    if (atomic_fetch_add(&loop->finished, mine) + mine == items) {
+        pthread_mutex_lock(&team->mutex);
+        pthread_cond_broadcast(&team->loop_finished);
+        pthread_mutex_unlock(&team->mutex);
+        return;
+    }
+    /* The others are busy with one item each, which mostly takes less time than going to sleep. */
+    for (int64_t end = now_ns() + SPIN_NS; now_ns() < end; cpu_relax())
+        if (atomic_load(&loop->finished) == items) return;
     pthread_mutex_lock(&team->mutex);
-    loop->finished += mine;
-    if (loop->finished == items) pthread_cond_broadcast(&team->loop_finished);
-    while (loop->finished < items) pthread_cond_wait(&team->loop_finished, &team->mutex);
+    while (atomic_load(&loop->finished) < items) pthread_cond_wait(&team->loop_finished, &team->mutex);
     pthread_mutex_unlock(&team->mutex);
 }
 
-/* Whether the caller, who has left, was the last. */
+/* To be called after the last loop. Whether the caller was the last member, who frees what they share. */
 static int team_leave(struct team *team) {
+    if (team->offer.places > 0) pool_withdraw(&team->offer);
     if (atomic_fetch_sub(&team->members, 1) > 1) return 0;
     pthread_cond_destroy(&team->loop_finished);
     pthread_mutex_destroy(&team->mutex);

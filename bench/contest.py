@@ -1,0 +1,45 @@
+"""Contestants that compute the same thing in turns, and torch's way to multiply with int8 weights."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch.nn import functional
+
+Runs = dict[str, Callable[[int], object]]
+"""By contestant: what runs copy number i of the weights once."""
+
+
+def measure(runs: Runs, copies: int, rounds: int) -> dict[str, float]:
+    """Each contestant's median time for one run, in seconds. They walk over the copies far apart, because
+    some share them, and none may find warm what another has just read."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    apart = copies // len(runs)
+    for round_number in range(rounds):
+        for place, (name, run) in enumerate(runs.items()):
+            start = time.perf_counter()
+            run((round_number + place * apart) % copies)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(times) for name, times in seconds.items()}
+
+
+@dataclass(frozen=True)
+class TorchMatrix:
+    """A weight matrix [N, K] as torch multiplies it: int8 with a bfloat16 scale for each row, or floats."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor | None
+
+    @classmethod
+    def of(cls, dtype: str, matrix: torch.Tensor) -> "TorchMatrix":
+        if dtype != "int8":
+            return cls(matrix.bfloat16() if dtype == "bf16" else matrix.clone(), None)
+        scale = matrix.abs().amax(dim=1) / 127
+        return cls((matrix / scale[:, None]).round().to(torch.int8), scale.bfloat16())
+
+    def times(self, states: torch.Tensor) -> torch.Tensor:
+        if self.scale is None:
+            return functional.linear(states, self.weight)
+        return torch._weight_int8pack_mm(states, self.weight, self.scale)

@@ -1,0 +1,79 @@
+"""A block file: read past the page cache, and not read at all once it is not what it was."""
+
+import errno
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+
+class BlockReadError(Exception):
+    """The block's file cannot be read, or has changed since it was opened."""
+
+
+class _Stamp(NamedTuple):
+    """What changes when somebody writes to a file."""
+
+    size: int
+    modified_ns: int
+
+
+class BlockFile:
+    """One open block file. It stays readable when its name is removed or given to another file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self.path = path
+        self._file, self.direct = _open(path)
+        self._stamp = self._look()
+
+    @property
+    def nbytes(self) -> int:
+        return self._stamp.size
+
+    def read_into(self, place: memoryview, offset: int) -> None:
+        """Fill `place` with the bytes from `offset` on; both are whole pages. Raises `BlockReadError`."""
+        try:
+            if self._look() != self._stamp:
+                raise BlockReadError(f"{self.path} has changed since it was opened")
+            self._fill(place, offset)
+        except OSError as error:
+            raise BlockReadError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _fill(self, place: memoryview, offset: int) -> None:
+        while place:
+            count = self._read(place, offset)
+            if count == 0:
+                raise BlockReadError(f"{self.path} ends at byte {offset}, within an expert")
+            place, offset = place[count:], offset + count
+
+    def _read(self, place: memoryview, offset: int) -> int:
+        try:
+            count = os.preadv(self._file, [place], offset)
+        except OSError as error:
+            if not self.direct or error.errno != errno.EINVAL:
+                raise
+            # Some file systems take the flag and then refuse the reads.
+            os.close(self._file)
+            self._file, self.direct = os.open(self.path, os.O_RDONLY), False
+            return self._read(place, offset)
+        if not self.direct:
+            # Weights are held once, in our own memory; the page cache need not have them, too.
+            os.posix_fadvise(self._file, offset, count, os.POSIX_FADV_DONTNEED)
+        return count
+
+    def _look(self) -> _Stamp:
+        status = os.fstat(self._file)
+        return _Stamp(status.st_size, status.st_mtime_ns)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """The file, and whether its reads go past the page cache, which not every file system can."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECT), True
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, os.O_RDONLY), False

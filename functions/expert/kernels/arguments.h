@@ -1,0 +1,70 @@
+/* Arguments from Python that several functions have in common. Who returns -1 has raised. */
+
+#ifndef FAASMOE_ARGUMENTS_H
+#define FAASMOE_ARGUMENTS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <string.h>
+
+#include "isa.h"
+#include "layout.h"
+#include "team.h"
+
+#define LARGEST_SIZE (1 << 24) /* keeps products of sizes far from overflow */
+
+static int parse_dtype(const char *name, enum dtype *dtype) {
+    static const char *const names[] = {[F32] = "f32", [BF16] = "bf16", [INT8] = "int8"};
+    for (int i = 0; i < 3; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *dtype = (enum dtype)i;
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "unknown dtype %s", name);
+    return -1;
+}
+
+static int parse_isa(const char *name, const struct isa **isa) {
+    for (size_t i = 0; i < ISA_COUNT; i++)
+        if (strcmp(name, ISAS[i].name) == 0 && ISAS[i].runs_here()) {
+            *isa = &ISAS[i];
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "this machine has no instruction set %s", name);
+    return -1;
+}
+
+static int check_dtypes(enum dtype weights, enum dtype hidden, enum dtype out) {
+    if (hidden != INT8 && (weights == INT8 || weights == hidden) && (out == F32 || out == hidden)) return 0;
+    PyErr_SetString(PyExc_ValueError,
+                    "activations must have the weights' dtype, or be f32 or bf16 for int8 weights; the "
+                    "output has theirs, or f32");
+    return -1;
+}
+
+static int check_size(int64_t size, int64_t least) {
+    if (size >= least && size <= LARGEST_SIZE) return 0;
+    PyErr_SetString(PyExc_ValueError, "a size is out of range");
+    return -1;
+}
+
+static int check_threads(int threads) {
+    if (threads >= 1 && threads <= TEAM_MAX) return 0;
+    PyErr_Format(PyExc_ValueError, "threads must be from 1 to %d, not %d", TEAM_MAX, threads);
+    return -1;
+}
+
+static int check_buffer(const char *name, const Py_buffer *buffer, int64_t nbytes) {
+    if (buffer->len == nbytes) return 0;
+    PyErr_Format(PyExc_ValueError, "%s has %zd bytes, not %lld", name, buffer->len, (long long)nbytes);
+    return -1;
+}
+
+static int64_t nbytes_of(enum dtype dtype) { return dtype == F32 ? 4 : dtype == BF16 ? 2 : 1; }
+
+static void release_buffers(Py_buffer *buffers, int count) {
+    for (int i = 0; i < count; i++) PyBuffer_Release(&buffers[i]);
+}
+
+#endif

@@ -1,0 +1,143 @@
+/* The threads that help callers out: they start when they are first needed, and stay for the next call, since
+ * starting a thread takes longer than the work of a small layer.
+ *
+ * After a call a thread looks out for the next one for a moment before it sleeps. A process that was forked
+ * begins with none. */
+
+#ifndef FAASMOE_POOL_H
+#define FAASMOE_POOL_H
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#define TEAM_MAX 64   /* members, with the caller */
+#define SPIN_NS 10000 /* less than a thread takes to wake */
+
+#if defined(__x86_64__)
+static inline void cpu_relax(void) { __builtin_ia32_pause(); }
+#elif defined(__aarch64__)
+static inline void cpu_relax(void) { __asm__ volatile("yield"); }
+#else
+static inline void cpu_relax(void) {}
+#endif
+
+static inline int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* Work for up to `places` threads. Whoever takes a place is counted in `taken`, and `members` are theirs in
+ * turn. Who offers must withdraw; what the members share lives until all who took a place are done. */
+struct offer {
+    void (*work)(void *member);
+    char *members;
+    size_t stride;
+    int places; /* as they were offered */
+    int left;   /* of them; under the pool's mutex, as the rest */
+    atomic_int *taken;
+    struct offer *next;
+};
+
+struct pool {
+    pthread_mutex_t mutex;
+    pthread_cond_t offered;
+    struct offer *offers;
+    atomic_int places; /* left in all offers */
+    int threads, idle; /* idle: without work, awake or not */
+};
+
+static struct pool pool = {.mutex = PTHREAD_MUTEX_INITIALIZER, .offered = PTHREAD_COND_INITIALIZER};
+
+/* A forked child has only the thread that forked: none of ours, and the mutex perhaps locked by another. */
+static void pool_after_fork(void) {
+    pthread_mutex_init(&pool.mutex, NULL);
+    pthread_cond_init(&pool.offered, NULL);
+    pool.offers = NULL;
+    atomic_store(&pool.places, 0);
+    pool.threads = pool.idle = 0;
+}
+
+static void pool_register(void) { pthread_atfork(NULL, NULL, pool_after_fork); }
+
+/* To be called before anything else, as often as one likes. */
+static void pool_init(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, pool_register);
+}
+
+/* These four are called with the mutex held. */
+static void pool_unlink(struct offer *offer) {
+    struct offer **link = &pool.offers;
+    while (*link && *link != offer) link = &(*link)->next;
+    if (*link) *link = offer->next;
+}
+
+static void *pool_take(struct offer *offer) {
+    void *member = offer->members + (size_t)(offer->places - offer->left) * offer->stride;
+    atomic_fetch_add(offer->taken, 1);
+    atomic_fetch_sub(&pool.places, 1);
+    if (--offer->left == 0) pool_unlink(offer);
+    return member;
+}
+
+static void pool_wait(void) {
+    pthread_mutex_unlock(&pool.mutex);
+    for (int64_t end = now_ns() + SPIN_NS; !atomic_load(&pool.places) && now_ns() < end;) cpu_relax();
+    pthread_mutex_lock(&pool.mutex);
+    while (!pool.offers) pthread_cond_wait(&pool.offered, &pool.mutex);
+}
+
+static void *pool_thread(void *unused) {
+    pthread_mutex_lock(&pool.mutex);
+    for (;; pool.idle++) {
+        if (!pool.offers) pool_wait();
+        pool.idle--;
+        void (*work)(void *member) = pool.offers->work;
+        void *member = pool_take(pool.offers);
+        pthread_mutex_unlock(&pool.mutex);
+        work(member);
+        pthread_mutex_lock(&pool.mutex);
+    }
+    return unused;
+}
+
+/* Signals stay with the threads that Python knows. Where the system refuses a thread there are fewer. */
+static void pool_grow(int count) {
+    pthread_attr_t detached;
+    sigset_t all, before;
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (pthread_t thread; count > 0; count--, pool.threads++, pool.idle++)
+        if (pool.threads == TEAM_MAX || pthread_create(&thread, &detached, pool_thread, NULL) != 0) break;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&detached);
+}
+
+static void pool_offer(struct offer *offer) {
+    offer->left = offer->places;
+    pthread_mutex_lock(&pool.mutex);
+    offer->next = pool.offers;
+    pool.offers = offer;
+    const int places = atomic_fetch_add(&pool.places, offer->places) + offer->places;
+    pool_grow(places - pool.idle);
+    for (int i = 0; i < offer->places; i++) pthread_cond_signal(&pool.offered);
+    pthread_mutex_unlock(&pool.mutex);
+}
+
+/* Nobody takes a place from here on. May be called again. */
+static void pool_withdraw(struct offer *offer) {
+    pthread_mutex_lock(&pool.mutex);
+    atomic_fetch_sub(&pool.places, offer->left);
+    if (offer->left > 0) pool_unlink(offer);
+    offer->left = 0;
+    pthread_mutex_unlock(&pool.mutex);
+}
+
+#endif

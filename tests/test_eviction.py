@@ -1,0 +1,220 @@
+"""The eviction policy on the demo model's recorded routing, between plain LRU and Belady's optimum.
+
+`pytest -s tests/test_eviction.py -k beats` prints the share of calls' experts that were there.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pytest
+
+from control_plane.partition.granularity import Granularity, default_granularity
+from functions.expert.eviction import NextUse
+
+LAYERS, EXPERTS = 6, 16
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+STEPS = 250
+CUTS = {
+    "whole model": Granularity(EXPERTS, LAYERS),
+    "3 layers": Granularity(8, 3),
+    "default": default_granularity(EXPERTS, LAYERS),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one function is asked for at once; experts are ascending positions in its block."""
+
+    layer: int
+    experts: np.ndarray
+    rows_of: np.ndarray
+    rows: int
+
+
+class Policy(Protocol):
+    def record(self, layer: int, experts: np.ndarray, rows_of: np.ndarray, rows: int) -> None: ...
+
+    def victim(self, candidates: np.ndarray) -> int: ...
+
+
+class LeastRecentlyUsed:
+    def __init__(self, layer_of: np.ndarray, calls: Sequence[Call]) -> None:
+        self._used = np.zeros(len(layer_of), np.int64)
+        self._calls = 0
+
+    def record(self, layer: int, experts: np.ndarray, rows_of: np.ndarray, rows: int) -> None:
+        self._calls += 1
+        self._used[experts] = self._calls
+
+    def victim(self, candidates: np.ndarray) -> int:
+        return int(candidates[self._used[candidates].argmin()])
+
+
+class LeastFrequentlyUsed(LeastRecentlyUsed):
+    def record(self, layer: int, experts: np.ndarray, rows_of: np.ndarray, rows: int) -> None:
+        self._used[experts] += rows_of
+
+
+class Belady:
+    """Knows the future: drops what is needed last."""
+
+    def __init__(self, layer_of: np.ndarray, calls: Sequence[Call]) -> None:
+        self._uses: list[list[int]] = [[] for _ in layer_of]
+        for number, call in enumerate(calls):
+            for expert in call.experts:
+                self._uses[expert].append(number)
+        self._now = -1
+
+    def record(self, layer: int, experts: np.ndarray, rows_of: np.ndarray, rows: int) -> None:
+        self._now += 1
+
+    def victim(self, candidates: np.ndarray) -> int:
+        return int(max(candidates, key=self._next_use))
+
+    def _next_use(self, expert: int) -> float:
+        uses = self._uses[expert]
+        following = bisect_right(uses, self._now)
+        return uses[following] if following < len(uses) else float("inf")
+
+
+MakePolicy = Callable[[np.ndarray, Sequence[Call]], Policy]
+POLICIES: dict[str, MakePolicy] = {
+    "LRU": LeastRecentlyUsed,
+    "LFU": LeastFrequentlyUsed,
+    "NextUse": lambda layer_of, calls: NextUse(layer_of),
+    "Belady": Belady,
+}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """As scripts/record_routing.py writes it."""
+
+    experts: np.ndarray
+    sequence: np.ndarray
+    domain: np.ndarray
+    generated: np.ndarray
+
+    def single(self) -> list[np.ndarray]:
+        """Steps of one row: some sequences of each domain, one after the other."""
+        chosen = self.generated & np.isin(self.sequence, range(3))
+        return [self.experts[row][None] for row in np.flatnonzero(chosen)][:STEPS]
+
+    def tenants(self) -> list[np.ndarray]:
+        """Steps of three rows, one of each domain."""
+        rows = [np.flatnonzero(self.generated & (self.domain == domain)) for domain in range(3)]
+        return [self.experts[list(step)] for step in zip(*rows, strict=False)][:STEPS]
+
+    def prefills(self) -> list[np.ndarray]:
+        """The tenants, and at times a chunk of a long prompt."""
+        prompts = self.experts[~self.generated]
+        steps = self.tenants()
+        for number, start in enumerate(range(0, 600, 100)):
+            steps.insert(25 + 40 * number, prompts[start : start + 100])
+        return steps[:STEPS]
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    with np.load(Path(__file__).parent / "data" / "demo_routing.npz") as arrays:
+        return Recording(**arrays)
+
+
+def functions_calls(
+    steps: Sequence[np.ndarray], granularity: Granularity
+) -> list[tuple[np.ndarray, list[Call]]]:
+    """For each function the layer of each of its positions, and its calls."""
+    functions = []
+    for layers, experts in granularity.cut(EXPERTS, range(LAYERS)):
+        calls = []
+        for step in steps:
+            for layer, chosen in enumerate(step[:, layers].swapaxes(0, 1)):
+                mine = np.isin(chosen, experts)
+                used, rows_of = np.unique(chosen[mine], return_counts=True)
+                positions = used.astype(np.int64) - experts[0] + layer * len(experts)
+                if len(used):
+                    calls.append(Call(layer, positions, rows_of, int(mine.any(axis=1).sum())))
+        functions.append((np.repeat(np.arange(len(layers)), len(experts)), calls))
+    return functions
+
+
+def hits(policy: Policy, calls: Sequence[Call], capacity: int) -> int:
+    """How many experts were there when they were called; what a call uses is not dropped for it."""
+    resident: set[int] = set()
+    found = 0
+    for call in calls:
+        policy.record(call.layer, call.experts, call.rows_of, call.rows)
+        wanted = set(call.experts.tolist())
+        found += len(wanted & resident)
+        for expert in sorted(wanted - resident):
+            if len(resident) >= capacity:
+                idle = sorted(resident - wanted)
+                if not idle:
+                    break
+                resident.remove(policy.victim(np.array(idle)))
+            resident.add(expert)
+    return found
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("mix", ["single", "tenants", "prefills"])
+def test_it_beats_lru_at_every_size(recording: Recording, mix: str, cut: str) -> None:
+    """It may tie where nearly all that a function can hold is in use by each call."""
+    functions = functions_calls(getattr(recording, mix)(), CUTS[cut])
+    total = sum(len(call.experts) for _, calls in functions for call in calls)
+    ahead = 0
+    for share in SHARES:
+        found = {
+            name: sum(
+                hits(make(*function), function[1], round(share * len(function[0]))) for function in functions
+            )
+            for name, make in POLICIES.items()
+        }
+        missed = 1 - (found["NextUse"] - found["LRU"]) / max(1, found["Belady"] - found["LRU"])
+        rates = "  ".join(f"{name} {count / total:6.1%}" for name, count in found.items())
+        print(f"{mix:9}{cut:12}{share:4.0%}  {rates}  to Belady {missed:4.0%} of the way left")
+        assert found["LRU"] <= found["NextUse"] <= found["Belady"]
+        ahead += found["LRU"] < found["NextUse"]
+    assert ahead >= 4
+
+
+def test_a_scan_does_not_flush_what_is_hot() -> None:
+    """Two experts of each layer are hot; then a prefill of a few chunks uses all."""
+    layer_of = np.repeat(np.arange(LAYERS), EXPERTS)
+    policy = NextUse(layer_of)
+    hot = [layer * EXPERTS + expert for layer in range(LAYERS) for expert in (3, 9)]
+    one = np.ones(2, np.int64)
+    for _ in range(50):
+        for layer in range(LAYERS):
+            policy.record(layer, np.array(hot[2 * layer : 2 * layer + 2]), one, 1)
+    for _ in range(4):
+        for layer in range(LAYERS):
+            everyone = np.arange(layer * EXPERTS, (layer + 1) * EXPERTS)
+            policy.record(layer, everyone, np.full(EXPERTS, 128), 512)
+    left = set(range(len(layer_of)))
+    while len(left) > len(hot):
+        left.remove(policy.victim(np.array(sorted(left))))
+    assert left == set(hot)
+
+
+def test_among_equals_the_layer_that_comes_last_goes() -> None:
+    """All are used in every round: the layer just computed is the one whose turn is farthest."""
+    policy = NextUse(np.array([0, 1, 2]))
+    for _ in range(20):
+        for layer in range(3):
+            policy.record(layer, np.array([layer]), np.array([1]), 1)
+    policy.record(0, np.array([0]), np.array([1]), 1)
+    assert policy.victim(np.array([0, 1, 2])) == 0
+    assert policy.victim(np.array([1, 2])) == 2
+
+
+def test_what_was_never_used_goes_first() -> None:
+    policy = NextUse(np.array([0, 0, 1, 1]))
+    policy.record(0, np.array([0]), np.array([1]), 1)
+    policy.record(1, np.array([2]), np.array([1]), 1)
+    assert policy.victim(np.array([0, 2, 3])) == 3
+    assert policy.victim(np.array([0, 1, 2])) == 1
