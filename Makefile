@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
 KERNEL := $(wildcard functions/expert/kernels/*.c functions/expert/kernels/*.h)
 
-.PHONY: setup demo test check bench bench-kernels bench-batch bench-fairness stack clean
+.PHONY: setup demo test check bench bench-kernels bench-batch bench-fairness bench-memory bench-budget stack clean
 
 setup: $(VENV)/installed
 
@@ -37,6 +37,14 @@ bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
 
 bench-fairness: setup  ## two tenants, one of them flooding: fair scheduling and first come, first served
 	$(BIN)/python -m bench.fairness
+
+PARTITION ?= partitions/qwen1.5-moe-a2.7b
+
+bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--help" tells its options
+	$(BIN)/python -m bench.memory $(PARTITION) $(ARGS)
+
+bench-budget: setup  ## whether a memory budget is held, in ten minutes of mixed traffic
+	$(BIN)/python -m bench.budget $(ARGS)
 
 stack: setup  ## write stack.yml and its template anew, for the bundled model
 	rm -rf partitions/demo

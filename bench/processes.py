@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from bench.cgroup import Cgroup
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.partitioner import partition
 
@@ -65,13 +66,39 @@ async def served_model(
 
 
 @asynccontextmanager
-async def running(*arguments: object) -> AsyncIterator[tuple[int, str]]:
-    """Run a faasmoe command that serves; yields its process id and the address that it prints."""
+async def up(
+    folder: Path,
+    settings: Mapping[str, Any],
+    options: Sequence[str] = (),
+    group: Cgroup | None = None,
+    start_seconds: float = START_SECONDS,
+) -> AsyncIterator[tuple[int, str]]:
+    """Serve the partition by `faasmoe up`, to whoever asks; yields its process id and address.
+
+    `settings` are those of its YAML file, `options` those of its command line. With a group, it runs in that.
+    """
+    with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
+        database = Path(temporary) / "faasmoe.db"
+        config = Path(temporary) / "up.yml"
+        config.write_text(yaml.safe_dump({"database": str(database), "log_level": "warning", **settings}))
+        arguments = (folder, "--open", "--port", "0", "--gateway-port", "0", "--config", config, *options)
+        async with running("up", *arguments, group=group, start_seconds=start_seconds) as served:
+            yield served
+
+
+@asynccontextmanager
+async def running(
+    *arguments: object, group: Cgroup | None = None, start_seconds: float = START_SECONDS
+) -> AsyncIterator[tuple[int, str]]:
+    """Run a faasmoe command that serves; yields its process id and the address that it serves on."""
+    command = _command(arguments)
     process = await asyncio.create_subprocess_exec(
-        *_command(arguments), stdout=asyncio.subprocess.PIPE, start_new_session=True
+        *(group.command(command) if group else command),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     try:
-        yield process.pid, await asyncio.wait_for(_address(process), START_SECONDS)
+        yield process.pid, await asyncio.wait_for(_address(process), start_seconds)
     finally:
         if process.returncode is None:
             process.terminate()
@@ -103,9 +130,10 @@ def _command(arguments: Sequence[object]) -> list[str]:
 
 
 async def _address(process: asyncio.subprocess.Process) -> str:
-    """The first address that the process prints."""
+    """The address that the process prints once it serves."""
     if process.stdout is not None:
         async for line in process.stdout:
-            if found := re.search(rb"http://[\w.:]+", line):
-                return found.group().decode()
+            if found := re.search(rb"(http://[\w.:]+); Ctrl-C stops it", line):
+                return found[1].decode()
+    await process.wait()
     raise FaaSMoEError("a part did not start, see above")

@@ -10,7 +10,7 @@ import aiohttp
 
 from control_plane.errors import FaaSMoEError
 
-REQUEST_SECONDS = 300.0
+REQUEST_SECONDS = 600.0
 
 
 @dataclass
@@ -42,21 +42,30 @@ def random_prompt(length: int, seed: int, vocab_size: int) -> list[int]:
 async def stream(
     client: aiohttp.ClientSession,
     url: str,
-    key: str,
+    key: str | None,
     prompt: list[int],
     max_tokens: int,
     on_token: Callable[[], None] = lambda: None,
+    *,
+    user: str | None = None,
+    seed: int | None = None,
 ) -> Timing:
-    """Have exactly `max_tokens` generated. Raises `FaaSMoEError` when the server refuses or falls short."""
+    """Have exactly `max_tokens` generated. Raises `FaaSMoEError` when the server refuses or falls short.
+
+    A server without keys is told the user instead. Without a seed, the likeliest tokens are taken; with one,
+    they are sampled at temperature 1.
+    """
     body = {
         "prompt": prompt,
         "max_tokens": max_tokens,
-        "temperature": 0,
+        "temperature": 0 if seed is None else 1,
+        "seed": seed,
+        "user": user,
         "ignore_eos": True,
         "stream": True,
     }
     timing = Timing(time.perf_counter())
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with client.post(f"{url}/v1/completions", json=body, headers=headers) as answer:
         if answer.status != 200:
             raise FaaSMoEError(f"{url} answered {answer.status}: {await answer.text()}")

@@ -17,19 +17,25 @@ from control_plane.api.generations import Generations
 from control_plane.api.routes import Api
 from control_plane.api.status import StatusReporter
 from control_plane.api.text import TextCodec
+from control_plane.autoscaling.autoscaler import Autoscaler
+from control_plane.autoscaling.footprint import HEAP_BYTES, Footprint, StepShape, block_sizes, check_limit
 from control_plane.config import Credentials, ServeConfig, database_path
 from control_plane.engine.dispatcher import Dispatcher
-from control_plane.engine.engine import Engine
+from control_plane.engine.engine import Engine, EngineStatus
+from control_plane.engine.forecast import Forecast
 from control_plane.engine.interruption import Interruption
 from control_plane.engine.kv_cache import KVCache
 from control_plane.engine.model_loader import eos_token_ids, load_model, load_tokenizer
-from control_plane.engine.model_runner import ModelRunner, kv_cache_shape
+from control_plane.engine.model_runner import LOGITS_ROWS, ModelRunner, kv_cache_shape
+from control_plane.engine.prefetcher import Prefetcher
 from control_plane.engine.scheduler import Scheduler
+from control_plane.engine.stored_embedding import StoredEmbedding
 from control_plane.errors import ConfigError
 from control_plane.faas.connection import Address
 from control_plane.faas.gateway import Gateway
 from control_plane.faas.invoker import InvocationPolicy, Invoker
 from control_plane.http import serving
+from control_plane.memory import OwnMemory, give_back, memory_limit, unread_bytes, used_bytes
 from control_plane.metrics import Metrics
 from control_plane.partition.manifest import Manifest
 from control_plane.tenancy.admission import Admission
@@ -54,34 +60,56 @@ async def control_plane(
 
     Raises `PartitionError` for a bad partition, `ConfigError` for a port in use.
     """
+    if config.memory_budget is not None:
+        check_limit(config.memory_budget, memory_limit())
     manifest = Manifest.load(partition)
     invoker = build_invoker(gateway_url, config)
     # Loading takes seconds, in which the event loop may have a gateway to run.
-    runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+    runner, dispatcher = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
     engine = build_engine(partition, runner, invoker, config)
     codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
-    metrics = Metrics(manifest.name, engine.status, invoker.statistics)
     admission = Admission(config.max_queued, config.max_queued_per_tenant)
     database = database_path(config.database)
     drain = Drain(config.max_queued_per_tenant)
     with TenantStore.open(database) as store:
         store.declare(config.tenants)
         async with Ledger.open(database) as ledger, Gateway.connect(gateway_url, credentials) as gateway:
+            autoscaler = Autoscaler(
+                gateway,
+                invoker.statistics,
+                build_footprint(partition, manifest, runner, config),
+                config.memory_budget,
+                config.idle_timeout,
+                own_bytes=OwnMemory.measure().used,
+                busy=lambda: _busy(engine.status()),
+                tell=lambda limits: setattr(dispatcher, "resident_limits", limits),
+            )
+            metrics = Metrics(
+                manifest.name, engine.status, invoker.statistics, autoscaler.memory, autoscaler.actions
+            )
             api = Api(
                 model=manifest.name,
                 fingerprint=manifest.fingerprint,
                 started=int(time.time()),
                 authentication=Authentication(store, config.open),
                 generations=Generations(
-                    engine, codec, admission, ledger, metrics, config.request_timeout, config.log_prompts
+                    engine=engine,
+                    codec=codec,
+                    admission=admission,
+                    ledger=ledger,
+                    metrics=metrics,
+                    request_timeout=config.request_timeout,
+                    log_prompts=config.log_prompts,
+                    admitted=autoscaler.prompted,
                 ),
                 drain=drain,
-                status=StatusReporter(manifest, engine, gateway, invoker.statistics),
+                status=StatusReporter(manifest, engine, gateway, invoker.statistics, autoscaler.memory),
                 metrics=metrics,
             )
             async with (
                 serving(api.app(), config.host, config.port) as url,
                 _started(engine),
+                autoscaler.running(),
                 _drained(drain, config.drain_seconds),
             ):
                 yield url
@@ -112,14 +140,30 @@ async def _started(engine: Engine) -> AsyncIterator[None]:
 def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
     """The way to the functions behind a gateway."""
     address = Address(gateway_url.host or "", gateway_url.port or 80)
-    return Invoker(address, InvocationPolicy(config.invocation_timeout, config.invocation_deadline))
+    policy = InvocationPolicy(
+        config.invocation_timeout, config.invocation_deadline, gateway_interval=gateway_interval(config)
+    )
+    return Invoker(address, policy)
 
 
-def build_runner(partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig) -> ModelRunner:
-    """The dense model and its cache. Raises `PartitionError`, or `ConfigError` for an impossible cache."""
+def gateway_interval(config: ServeConfig) -> float:
+    """How often a call of a busy function goes through the gateway, which might take it for idle. Seconds."""
+    return min(InvocationPolicy.gateway_interval, config.idle_timeout / 3)
+
+
+def build_runner(
+    partition: Path, manifest: Manifest, invoker: Invoker, config: ServeConfig
+) -> tuple[ModelRunner, Dispatcher]:
+    """The dense model with its cache, and what sends its rows to the functions.
+
+    Raises `PartitionError`, or `ConfigError` for an impossible cache.
+    """
     torch.set_num_threads(config.threads or _threads_for(manifest))
     interruption = Interruption()
-    model = load_model(partition, manifest, Dispatcher(manifest, invoker, interruption))
+    dispatcher = Dispatcher(manifest, invoker, interruption)
+    model = load_model(partition, manifest, dispatcher)
+    if config.prefetch:
+        dispatcher.prefetcher = Prefetcher(manifest, Forecast.of(model, manifest), invoker)
     shape = kv_cache_shape(model)
     num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
     if num_pages == 0:
@@ -132,7 +176,39 @@ def build_runner(partition: Path, manifest: Manifest, invoker: Invoker, config: 
             f"max_sequences: this machine has no addresses for {lanes} sequences of "
             f"{model.config.max_position_embeddings} tokens: {error}"
         ) from error
-    return ModelRunner(model, cache, interruption)
+    return ModelRunner(model, cache, interruption, dispatcher.prefetcher), dispatcher
+
+
+def build_footprint(
+    partition: Path, manifest: Manifest, runner: ModelRunner, config: ServeConfig
+) -> Footprint:
+    """What serving takes of memory, now that all is loaded. Raises `ConfigError` for a budget below it."""
+    give_back()
+    model, cache = runner.model.config, runner.kv_cache
+    step = StepShape(
+        rows=config.max_batch_tokens,
+        hidden_size=manifest.hidden_size,
+        intermediate_size=getattr(model, "shared_expert_intermediate_size", model.intermediate_size),
+        experts_per_row=manifest.num_experts_per_tok,
+        logits_rows=max(LOGITS_ROWS, config.max_sequences),
+        vocabulary=model.vocab_size,
+        context=cache.max_length,
+    )
+    embedding = runner.model.model.embed_tokens
+    never_read = embedding.nbytes if isinstance(embedding, StoredEmbedding) else 0
+    footprint = Footprint(
+        used_bytes()
+        + unread_bytes(partition / manifest.dense.file)
+        - never_read
+        + cache.num_pages * cache.shape.page_nbytes
+        + step.nbytes
+        + HEAP_BYTES,
+        manifest.expert_nbytes,
+        block_sizes(manifest),
+    )
+    if config.memory_budget is not None:
+        footprint.check(config.memory_budget)
+    return footprint
 
 
 def build_engine(partition: Path, runner: ModelRunner, invoker: Invoker, config: ServeConfig) -> Engine:
@@ -141,6 +217,10 @@ def build_engine(partition: Path, runner: ModelRunner, invoker: Invoker, config:
     scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences, fair)
     context_length = runner.model.config.max_position_embeddings
     return Engine(scheduler, runner, invoker, context_length, eos_token_ids(partition, runner.model))
+
+
+def _busy(status: EngineStatus) -> bool:
+    return bool(status.running or status.waiting)
 
 
 def _threads_for(manifest: Manifest) -> int:

@@ -4,7 +4,7 @@ import base64
 import ipaddress
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from yarl import URL
 
 from control_plane.errors import ConfigError
+from control_plane.quantities import parse_bytes, parse_seconds
 from control_plane.tenancy.declared import DeclaredTenant, read_declared
 
 SCHEDULINGS = ("fair", "fcfs")
@@ -20,6 +21,11 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _MAY_BE_ZERO = ("port", "threads", "drain_seconds")
 _CHOICES = {"scheduling": SCHEDULINGS, "log_level": LOG_LEVELS}
+_READERS: Mapping[str, Callable[[str], float]] = {
+    "memory_budget": parse_bytes,
+    "idle_timeout": parse_seconds,
+}
+"""Of settings that a file may also have as text with a unit."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,14 @@ class ServeConfig:
     """Of one tenant."""
     scheduling: str = "fair"
     """Whose turn it is: "fair" across tenants, or "fcfs": first come, first served."""
+    prefetch: bool = True
+    """Whether functions are told which experts to expect next, while they have less memory than experts."""
     kv_cache_mb: int = 512
     """Most memory for keys and values; touched as it is used."""
+    memory_budget: int | None = None
+    """Bytes that the control plane and all functions together may use; None is no limit."""
+    idle_timeout: float = 900.0
+    """Seconds without a call after which a function goes to zero."""
     threads: int = 0
     """Compute threads of the dense part; 0 takes all cores for a model that is large enough to gain."""
     invocation_timeout: float = 30.0
@@ -79,7 +91,7 @@ class ServeConfig:
             if setting.name in _CHOICES and value not in _CHOICES[setting.name]:
                 allowed = ", ".join(_CHOICES[setting.name])
                 raise ConfigError(f"{setting.name} must be one of {allowed}, not {value!r}")
-            if setting.type in (int, float):
+            if setting.type in (int, float) or (setting.name in _READERS and value is not None):
                 _check_number(setting.name, value)
         if self.max_batch_tokens <= self.max_sequences:
             raise ConfigError(
@@ -173,15 +185,28 @@ def _typed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{path}: unknown setting {name!r}; there are {', '.join(known)}")
         kind = known[name]
         wanted = (int, float) if kind is float else (kind,)
-        # What is no plain type is the list of tenants, which is read below. A bool is no int here.
-        if isinstance(kind, type) and type(value) not in wanted:
+        # What is no plain type is read below. A bool is no int here.
+        if isinstance(kind, type) and name not in _READERS and type(value) not in wanted:
             raise ConfigError(f"{path}: {name} must be {kind.__name__}, not {value!r}")
-    if "tenants" not in settings:
-        return settings
     try:
-        return {**settings, "tenants": read_declared(settings["tenants"], path.parent)}
+        read: dict[str, Any] = {
+            name: _quantity(name, settings[name]) for name in _READERS if name in settings
+        }
+        if "tenants" in settings:
+            read["tenants"] = read_declared(settings["tenants"], path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return {**settings, **read}
+
+
+def _quantity(name: str, value: object) -> float:
+    """A setting that is text with a unit, or a plain number."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(f"{name}: expected an amount, not {value!r}")
+    try:
+        return _READERS[name](str(value))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _check_number(name: str, value: float) -> None:

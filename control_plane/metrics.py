@@ -3,21 +3,18 @@
 See https://docs.vllm.ai/en/latest/design/metrics/ for the names and their meaning.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.engine import EngineStatus
 from control_plane.faas.statistics import FunctionStatistics
+from control_plane.live_metrics import PREFIX, LiveCollector, ScalingCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of what `Metrics.render` gives."""
-
-_PREFIX = "faasmoe:"
 
 _FIRST_TOKEN_BUCKETS_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0),
@@ -30,33 +27,6 @@ _INTER_TOKEN_BUCKETS_S = (
 _REQUEST_BUCKETS_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
-
-_Table = tuple[tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, str, attrgetter], ...]
-
-_OF_ENGINE: _Table = (
-    (GaugeMetricFamily, "num_requests_running", "Sequences in the batch.", attrgetter("running")),
-    (GaugeMetricFamily, "num_requests_waiting", "Sequences in the queue.", attrgetter("waiting")),
-    (GaugeMetricFamily, "kv_cache_usage_perc", "Share of pages in use, 0 to 1.", attrgetter("kv_cache_used")),
-    (CounterMetricFamily, "num_preemptions", "Sequences sent back to the queue.", attrgetter("preemptions")),
-)
-_OF_FUNCTION: _Table = (
-    (
-        CounterMetricFamily,
-        "function_cold_starts",
-        "Processes' first answers.",
-        attrgetter("cold_starts"),
-    ),
-    (CounterMetricFamily, "function_retries", "Attempts after an invocation's first.", attrgetter("retries")),
-    (CounterMetricFamily, "function_sent_bytes", "Bodies of invocations.", attrgetter("bytes_sent")),
-    (CounterMetricFamily, "function_received_bytes", "Bodies of answers.", attrgetter("bytes_received")),
-    (GaugeMetricFamily, "function_resident_experts", "At its last answer.", attrgetter("resident_experts")),
-    (GaugeMetricFamily, "function_resident_bytes", "At its last answer.", attrgetter("resident_bytes")),
-)
-_OF_LAYER: _Table = (
-    (CounterMetricFamily, "function_invocations", "Answered invocations.", attrgetter("invocations")),
-    (CounterMetricFamily, "function_rows", "Rows of answered invocations.", attrgetter("rows")),
-    (CounterMetricFamily, "function_seconds", "Compute time in the function.", attrgetter("seconds")),
 )
 
 
@@ -89,7 +59,7 @@ class RequestRecord:
 
 
 class Metrics:
-    """Counts requests as they end, and reads at scrape time what engine and invoker hold anyway.
+    """Counts requests as they end, and reads at scrape time what engine, invoker and autoscaler hold anyway.
 
     A scrape calls no function and no gateway.
     """
@@ -99,12 +69,15 @@ class Metrics:
         model_name: str,
         engine_status: Callable[[], EngineStatus],
         functions: Mapping[str, FunctionStatistics],
+        memory: Callable[[], MemoryUse],
+        scale_actions: Mapping[str, int],
     ) -> None:
         self._registry = CollectorRegistry()
         self._tenant_registry = CollectorRegistry()
         self._requests = _RequestMetrics(self._registry, model_name)
         self._tenants = _TenantMetrics(self._tenant_registry, model_name)
-        self._registry.register(_LiveCollector(model_name, engine_status, functions))
+        self._registry.register(LiveCollector(model_name, engine_status, functions))
+        self._registry.register(ScalingCollector(model_name, memory, scale_actions))
         ProcessCollector(registry=self._registry)
 
     def request_finished(self, record: RequestRecord) -> None:
@@ -132,10 +105,10 @@ class _RequestMetrics:
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(_PREFIX + name, text, ("model_name", *labels), registry=registry)
+            return Counter(PREFIX + name, text, ("model_name", *labels), registry=registry)
 
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
-            family = Histogram(_PREFIX + name, text, ("model_name",), registry=registry, buckets=buckets)
+            family = Histogram(PREFIX + name, text, ("model_name",), registry=registry, buckets=buckets)
             return family.labels(model_name)
 
         self._model = model_name
@@ -182,7 +155,7 @@ class _TenantMetrics:
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
             names = ("model_name", "tenant", *labels)
-            return Counter(f"{_PREFIX}tenant_{name}", text, names, registry=registry)
+            return Counter(f"{PREFIX}tenant_{name}", text, names, registry=registry)
 
         self._model = model_name
         self._requests = counter("requests", "Ended requests, failed ones among them.")
@@ -202,39 +175,3 @@ class _TenantMetrics:
 
     def refused(self, tenant: str, reason: str) -> None:
         self._refusals.labels(self._model, tenant, reason).inc()
-
-
-class _LiveCollector(Collector):
-    """What others count, read when it is asked for."""
-
-    def __init__(
-        self,
-        model_name: str,
-        engine_status: Callable[[], EngineStatus],
-        functions: Mapping[str, FunctionStatistics],
-    ) -> None:
-        self._model = model_name
-        self._engine_status = engine_status
-        self._functions = functions
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._families(_OF_ENGINE, (), [((), self._engine_status())])
-        # A copy: the engine's thread adds functions meanwhile.
-        functions = dict(self._functions)
-        by_name = [((function,), statistics) for function, statistics in functions.items()]
-        yield from self._families(_OF_FUNCTION, ("function",), by_name)
-        by_layer = [
-            ((function, str(layer)), counted)
-            for function, statistics in functions.items()
-            for layer, counted in statistics.layers.items()
-        ]
-        yield from self._families(_OF_LAYER, ("function", "layer"), by_layer)
-
-    def _families(
-        self, table: _Table, labels: tuple[str, ...], sources: Sequence[tuple[tuple[str, ...], object]]
-    ) -> Iterator[Metric]:
-        for kind, name, text, value in table:
-            family = kind(_PREFIX + name, text, labels=("model_name", *labels))
-            for label_values, source in sources:
-                family.add_metric((self._model, *label_values), value(source))
-            yield family

@@ -37,9 +37,20 @@ def status_lines(report: dict[str, Any]) -> Iterator[str]:
     )
     gateway = report["gateway"]
     yield f"gateway: {gateway['error'] or gateway['url']}"
+    yield _memory_line(report["memory"])
     yield ""
-    header = ["function", "replicas", "resident experts", "memory", "calls", "cold starts", "last call"]
+    header = ["function", "replicas", "resident", "limit", "memory", "calls", "cold starts", "cold experts"]
+    header += ["read", "prefetch hits", "wasted", "evicted", "last call"]
     yield from table(header, [_status_row(function) for function in report["functions"]])
+
+
+def _memory_line(memory: dict[str, Any]) -> str:
+    budget = "no budget" if memory["budget"] is None else f"budget {size(memory['budget'])}"
+    return (
+        f"memory: {size(memory['total'])} used of {budget} (least {size(memory['least'])}): "
+        f"{size(memory['control_plane'])} control plane, {size(memory['overhead'])} functions, "
+        f"{size(memory['experts'])} experts"
+    )
 
 
 def _status_row(function: dict[str, Any]) -> list[str]:
@@ -50,11 +61,23 @@ def _status_row(function: dict[str, Any]) -> list[str]:
         if function["deployed"]
         else "not deployed",
         f"{function['resident_experts']}/{function['experts']}",
+        size(function["limit_bytes"]) if function["limit_bytes"] else "-",
         size(function["memory_bytes"]),
         str(function["invocations"]),
         str(function["cold_starts"]),
+        str(function["cold_experts"]),
+        size(function["read_bytes"]),
+        f"{function['prefetch_hits']}/{function['prefetched_experts']}",
+        size(function["prefetch_wasted_bytes"]),
+        _evicted(function),
         f"{age:.0f} s ago" if function["last_call"] else "never",
     ]
+
+
+def _evicted(function: dict[str, Any]) -> str:
+    """How many experts, and why: for room, by a lower limit, for idleness."""
+    reasons = {reason: function[f"evicted_for_{reason}"] for reason in ("room", "limit", "idleness")}
+    return ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number) or "0"
 
 
 def tenant_lines(tenants: Sequence[Tenant]) -> Iterator[str]:

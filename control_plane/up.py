@@ -6,7 +6,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from control_plane.app import control_plane
+from control_plane.app import control_plane, gateway_interval
 from control_plane.config import ServeConfig
 from control_plane.deployment import deploy_all
 from control_plane.errors import PartitionError
@@ -14,8 +14,6 @@ from control_plane.faas.embedded import embedded_gateway
 from control_plane.faas.gateway import Gateway
 from control_plane.partition.manifest import MANIFEST_FILE, Manifest
 from control_plane.partition.partitioner import partition
-
-IDLE_AFTER_SECONDS = 900.0
 
 
 @asynccontextmanager
@@ -26,7 +24,9 @@ async def running(
 
     Raises `PartitionError`, or `ConfigError` for a port in use.
     """
-    async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, IDLE_AFTER_SECONDS) as gateway_url:
+    # The gateway misses the calls that go straight to a function: it is not to be the first to think it idle.
+    idle_after = config.idle_timeout + gateway_interval(config)
+    async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, idle_after) as gateway_url:
         say(f"gateway on {gateway_url}")
         async with Gateway.connect(gateway_url, None) as gateway:
             names = [name async for name in deploy_all(Manifest.load(folder), gateway)]

@@ -51,7 +51,7 @@ async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
         async with Gateway.connect(url, None) as gateway:
             assert [name async for name in deploy_all(manifest, gateway)]
         invoker = build_invoker(url, config)
-        runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+        runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()
         try:

@@ -190,9 +190,11 @@ def test_status_as_a_table(api: ApiClient) -> None:
     assert lines[0].startswith(f"model {NAME}, fingerprint ")
     assert "0 running, 0 waiting, KV cache 0% used" in lines[1]
     assert lines[2].startswith("gateway: http://127.0.0.1:")
-    assert lines[4].split("  ")[0] == "function"
-    assert len({len(line) for line in lines[4:]}) <= 2
-    for line, experts in zip(lines[5:], EXPERTS, strict=True):
+    assert lines[3].startswith("memory: ")
+    assert " used of no budget (least " in lines[3]
+    assert lines[5].split("  ")[0] == "function"
+    assert len({len(line) for line in lines[5:]}) <= 2
+    for line, experts in zip(lines[6:], EXPERTS, strict=True):
         assert line.startswith(f"{NAME}-l")
         assert line.split()[1] == "1/1"
         assert line.split()[2].endswith(f"/{experts}")

@@ -115,6 +115,34 @@ def test_settings_out_of_range(chat_partition: Path, option: str, problem: str) 
     assert problem in usage_error(faasmoe("serve", chat_partition, option))
 
 
+@pytest.mark.parametrize("command", ["serve", "up"])
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [("--memory-budget=lots", "expected bytes, such as 6GB"), ("--idle-timeout=soon", "expected a duration")],
+)
+def test_amounts_that_there_are_not(chat_partition: Path, command: str, option: str, problem: str) -> None:
+    message = usage_error(faasmoe(command, chat_partition, option))
+    assert message.startswith(f"Invalid value for '{option.split('=')[0]}': {problem}")
+
+
+def test_a_budget_that_is_too_little_is_refused_with_one_that_would_do(chat_partition: Path) -> None:
+    def told(budget: str) -> str:
+        ports = ("--port", 0, "--gateway-port", 0, "--kv-cache-mb", 8)
+        return error_line(faasmoe("up", chat_partition, *ports, "--memory-budget", budget))
+
+    message = told("10MB")
+    assert message.startswith("memory_budget: 10.0 MB is too little; at least ")
+    assert "for the control plane" in message
+    least = message.split("at least ")[1].split()[0]
+    assert 100 < int(least.removesuffix("MB")) < 5000
+
+
+def test_a_budget_above_what_there_is_is_refused(chat_partition: Path) -> None:
+    message = error_line(faasmoe("serve", chat_partition, "--port", 0, "--memory-budget", "900TB"))
+    assert message.startswith("memory_budget: 900000.0 GB is more than the ")
+    assert message.endswith(" allows")
+
+
 def test_a_partition_without_tokenizer(chat_partition: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(chat_partition, tmp_path / "partition")
     (folder / "tokenizer.json").unlink()

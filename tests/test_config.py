@@ -82,6 +82,8 @@ def test_wrong_types(file: Path, name: str, value: str, wanted: str) -> None:
         ("max_queued: 0", "max_queued must be positive, not 0"),
         ("max_queued_per_tenant: 0", "max_queued_per_tenant must be positive, not 0"),
         ("request_timeout: 0", "request_timeout must be positive, not 0"),
+        ("memory_budget: 0", "memory_budget must be positive, not 0"),
+        ("idle_timeout: 0", "idle_timeout must be positive, not 0.0"),
         ("drain_seconds: -0.5", "drain_seconds must not be negative: -0.5"),
         ("drain_seconds: .inf", "drain_seconds must be positive, not inf"),
         ("scheduling: random", "scheduling must be one of fair, fcfs, not 'random'"),
@@ -90,6 +92,36 @@ def test_wrong_types(file: Path, name: str, value: str, wanted: str) -> None:
 )
 def test_values_out_of_range(file: Path, setting: str, problem: str) -> None:
     assert refusal(file, setting) == problem
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "timeout"),
+    [
+        ("memory_budget: 6GB\nidle_timeout: 60s", 6 * 10**9, 60.0),
+        ("memory_budget: 6000000000\nidle_timeout: 60", 6 * 10**9, 60.0),
+        ("memory_budget: '1.5GiB'\nidle_timeout: 0.5", 3 * 2**29, 0.5),
+        ("", None, 900.0),
+    ],
+)
+def test_amounts_may_have_a_unit(file: Path, text: str, budget: int | None, timeout: float) -> None:
+    file.write_text(text)
+    config = ServeConfig.load(file, NO_OVERRIDES)
+    assert (config.memory_budget, config.idle_timeout) == (budget, timeout)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("memory_budget: lots", "memory_budget: expected bytes, such as 6GB"),
+        ("memory_budget: -5", "memory_budget: expected bytes, such as 6GB"),
+        ("memory_budget: true", "memory_budget: expected an amount, not True"),
+        ("memory_budget: null", "memory_budget: expected an amount, not None"),
+        ("idle_timeout: .inf", "idle_timeout: expected a duration such as 90s"),
+        ("idle_timeout: [60]", "idle_timeout: expected an amount, not [60]"),
+    ],
+)
+def test_amounts_that_there_are_not(file: Path, setting: str, problem: str) -> None:
+    assert refusal(file, setting).startswith(f"{file}: {problem}")
 
 
 @pytest.mark.parametrize("port", [0, 65535])

@@ -41,7 +41,10 @@ class LocalInvoker:
     def _run(self, function: str, invocation: Invocation) -> InvocationResult:
         received = Invocation.decode(bytearray().join(invocation.encode()))
         output, cold = self._blocks[function].run(received)
-        return InvocationResult(output, function, "here:1", 0.0, cold, 0, 0)
+        return InvocationResult(output, function, "here:1", 0.0, cold)
+
+    def advise(self, invocations: Mapping[str, Invocation]) -> None:
+        """Nobody prefetches here."""
 
     def abort(self) -> None:
         """Nothing waits."""

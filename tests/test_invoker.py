@@ -122,7 +122,8 @@ def test_what_was_asked_and_answered_is_counted(site: Site) -> None:
     layers = {layer: (asked.invocations, asked.rows) for layer, asked in counted.layers.items()}
     assert layers == {0: (1, 1), 2: (2, 8)}
     assert before <= counted.last_call <= time.time()
-    assert counted.resident_bytes == counted.resident_experts * site.tiny.manifest.expert_nbytes > 0
+    report = counted.residency.last
+    assert report.resident_bytes == report.resident_experts * site.tiny.manifest.expert_nbytes > 0
     usage = site.invoker.usage
     assert (usage.invocations, usage.cold_starts) == (4, 2)
     assert usage.wire_bytes == sum(s.bytes_sent + s.bytes_received for s in statistics.values())

@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.echo_client import deployment
 from tests.echo_gateway import asynchronous, echo_gateway, wait_for_end
 
@@ -165,24 +167,28 @@ async def test_the_time_that_a_start_takes_is_not_idle_time(tmp_path: Path) -> N
 async def test_probes_neither_wake_a_function_nor_count_as_use(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(labels={"com.openfaas.scale.min": "0"}))
-        for path in ("_/health", "_/ready", "metrics"):
-            async with gateway.http.get(f"/function/echo/{path}") as answer:
-                assert answer.status == 503
+        for path in ("_/health", "_/ready", "metrics", "_/residency"):
+            for method in ("GET", "PUT", "DELETE"):
+                async with gateway.http.request(method, f"/function/echo/{path}") as answer:
+                    assert answer.status == 503
         assert (await gateway.describe())["replicas"] == 0
         await gateway.echo()
         async with gateway.http.get("/function/echo/_/ready") as answer:
             assert answer.status == 200
+        async with gateway.http.put("/function/echo/_/residency", data=b"limit") as answer:
+            assert (answer.status, await answer.read()) == (200, b"limit")
         assert (await gateway.describe())["invocationCount"] == 1
 
 
+@pytest.mark.parametrize("path", ["metrics", "_/residency"])
 @asynchronous
-async def test_probes_do_not_keep_a_function_awake(tmp_path: Path) -> None:
+async def test_probes_do_not_keep_a_function_awake(tmp_path: Path, path: str) -> None:
     labels = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.zero-duration": "100ms"}
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(labels=labels))
         await gateway.echo()
         status = 200
         while status == 200:
-            async with gateway.http.get("/function/echo/metrics") as answer:
+            async with gateway.http.get(f"/function/echo/{path}") as answer:
                 status = answer.status
         assert (await gateway.describe())["replicas"] == 0

@@ -9,12 +9,27 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.engine import EngineStatus
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.metrics import Metrics, RequestRecord
-from functions.expert.wire import InvocationResult
+from functions.expert.wire import InvocationResult, ResidencyReport
 
 STATUS = EngineStatus(running=2, waiting=3, kv_cache_used=0.25, preemptions=4)
+
+MEMORY = MemoryUse(budget=None, least=900, control_plane=500, overhead=200, experts=100)
+REPORT = ResidencyReport(
+    limit_bytes=800,
+    resident_experts=6,
+    resident_bytes=600,
+    read_bytes=1000,
+    prefetched_experts=5,
+    prefetch_hits=3,
+    prefetch_wasted_bytes=200,
+    evicted_for_room=4,
+    evicted_for_limit=2,
+    evicted_for_idleness=1,
+)
 
 RECORD = RequestRecord(
     tenant="acme",
@@ -53,9 +68,11 @@ class Scraped:
 
     status: EngineStatus = STATUS
     functions: dict[str, FunctionStatistics] = field(default_factory=dict)
+    memory: MemoryUse = MEMORY
+    actions: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics("demo", lambda: self.status, self.functions)
+        self.metrics = Metrics("demo", lambda: self.status, self.functions, lambda: self.memory, self.actions)
 
     def value(self, name: str, with_tenants: bool = False, **labels: str) -> float | None:
         """Of the sample with that name and these labels beside the model's; None when there is none."""
@@ -74,7 +91,7 @@ class Scraped:
 
 
 def answer(rows: int, seconds: float, instance: str = "one") -> InvocationResult:
-    return InvocationResult(np.zeros((rows, 4), np.float32), instance, "127.0.0.1:1", seconds, 0, 6, 600)
+    return InvocationResult(np.zeros((rows, 4), np.float32), instance, "127.0.0.1:1", seconds, 0, REPORT)
 
 
 @pytest.mark.parametrize("name", VLLM_TYPES)
@@ -179,9 +196,33 @@ def test_functions_are_counted_by_layer_as_they_answer() -> None:
         "received_bytes_total": 200,
         "resident_experts": 6,
         "resident_bytes": 600,
+        "resident_limit_bytes": 800,
+        # Those that only grow count the process before it, too.
+        "read_bytes_total": 2000,
+        "prefetched_experts_total": 10,
+        "prefetch_hits_total": 6,
+        "prefetch_wasted_bytes_total": 400,
     }
     found = {name: scraped.value(f"faasmoe:function_{name}", function="experts-0") for name in of_function}
     assert found == of_function
+    evicted = {
+        reason: scraped.value("faasmoe:function_evicted_experts_total", function="experts-0", reason=reason)
+        for reason in ("room", "limit", "idleness")
+    }
+    assert evicted == {"room": 8, "limit": 4, "idleness": 2}
+
+
+def test_memory_and_what_was_scaled_are_read_at_each_scrape() -> None:
+    scraped = Scraped()
+    assert scraped.value("faasmoe:memory_used_bytes", part="control_plane") == 500
+    assert scraped.value("faasmoe:memory_used_bytes", part="overhead") == 200
+    assert scraped.value("faasmoe:memory_used_bytes", part="experts") == 100
+    assert scraped.labels("faasmoe:memory_budget_bytes") == []
+    assert scraped.labels("faasmoe:scale_actions_total") == []
+    scraped.memory = replace(MEMORY, budget=1000)
+    scraped.actions["wake"] = 12
+    assert scraped.value("faasmoe:memory_budget_bytes") == 1000
+    assert scraped.value("faasmoe:scale_actions_total", action="wake") == 12
 
 
 def test_layers_add_up_to_the_function() -> None:

@@ -16,7 +16,7 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qw
 from transformers.monkey_patching import get_patch_mapping
 
 from control_plane.engine.dispatcher import Dispatcher
-from control_plane.engine.model_loader import eos_token_ids, load_model, load_tokenizer
+from control_plane.engine.model_loader import EMBEDDING, eos_token_ids, load_model, load_tokenizer
 from control_plane.errors import PartitionError
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
@@ -50,7 +50,7 @@ def folder(tiny: TinyPartition, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_expert_is_allocated(family: str, tmp_path: Path) -> None:
-    """The parameters are the dense file's tensors, and no other."""
+    """The parameters are the dense file's tensors, and no other; embeddings stay in the file."""
     save_checkpoint(tiny_model(family), tmp_path / "model")
     manifest = partition(tmp_path / "model", tmp_path / "partition", dtype="bf16")
     model = load(tmp_path / "partition", manifest)
@@ -59,6 +59,8 @@ def test_no_expert_is_allocated(family: str, tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "partition" / DENSE)
     stored = {name.replace(".block_sparse_moe.", ".mlp."): tensor for name, tensor in tensors.items()}
     parameters = dict(model.named_parameters())
+    embedding = stored.pop(EMBEDDING)
+    assert torch.equal(model.model.embed_tokens(torch.arange(len(embedding))), embedding)
     assert parameters.keys() == stored.keys()
     for name, parameter in parameters.items():
         assert parameter.dtype == torch.bfloat16

@@ -126,6 +126,7 @@ DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
     (put("num_experts", value=True), "num_experts is True, not int"),
     (put("hidden_size", value=0), "hidden_size is 0, not positive"),
     (put("dtype", value="f16"), "dtype is 'f16', not f32 or bf16"),
+    (put("dense_dtype", value="bf16"), "dense_dtype is 'bf16', not f32 or int8"),
     (put("expert_dtype", value="bf16"), "expert_dtype is 'bf16', not f32 or int8"),
     (put("expert_nbytes", value=5000), "expert_nbytes is no multiple of 4096"),
     (put("moe_layers", value=[1, 0, 2]), "moe_layers are not ascending"),

@@ -1,9 +1,9 @@
-"""Labels and durations, by cases."""
+"""Labels, by cases."""
 
 import pytest
 
 from control_plane.errors import ConfigError
-from control_plane.faas.embedded.scaling_labels import ScalingLabels, check_replicas, parse_duration
+from control_plane.faas.embedded.scaling_labels import ScalingLabels, check_replicas
 
 
 @pytest.mark.parametrize(
@@ -25,17 +25,9 @@ def test_labels_say_how_a_function_scales(labels: dict[str, str], expected: Scal
     assert ScalingLabels.parse(labels, default_idle_after=900.0) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90.0), ("15m", 900.0), ("1h30m", 5400.0), ("1.5s", 1.5), ("250ms", 0.25)]
-)
-def test_durations_are_those_of_go(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "15", "m", "-5m", "5 m", "5m!", "1d", "0s"])
-def test_other_durations_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected a duration"):
-        parse_duration(text)
+def test_a_label_that_is_no_duration_is_named() -> None:
+    with pytest.raises(ConfigError, match="^com.openfaas.scale.zero-duration: expected a duration"):
+        ScalingLabels.parse({"com.openfaas.scale.zero-duration": "15"}, default_idle_after=900.0)
 
 
 @pytest.mark.parametrize("replicas", ["2", "-1", "one", "", " 1", "1.0", 2])

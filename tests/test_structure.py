@@ -15,12 +15,12 @@ from control_plane.api.errors import KINDS
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    ("control_plane.errors", "control_plane.http"),
+    ("control_plane.errors", "control_plane.http", "control_plane.memory", "control_plane.quantities"),
     ("functions",),
     ("control_plane.tenancy", "control_plane.config", "control_plane.tables"),
     ("control_plane.partition", "control_plane.faas", "control_plane.client"),
-    ("control_plane.engine", "control_plane.deployment"),
-    ("control_plane.metrics", "control_plane.logs"),
+    ("control_plane.engine", "control_plane.autoscaling", "control_plane.deployment"),
+    ("control_plane.metrics", "control_plane.live_metrics", "control_plane.logs"),
     ("control_plane.api",),
     ("control_plane.app",),
     ("control_plane.up",),

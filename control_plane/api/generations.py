@@ -52,6 +52,8 @@ class Generations:
     request_timeout: float
     """Seconds."""
     log_prompts: bool
+    admitted: Callable[[], None]
+    """Told of each request that is let in, before its first step."""
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     @asynccontextmanager
@@ -68,6 +70,7 @@ class Generations:
             for choice in range(request.n)
         ]
         generation = self._admit(request, caller, sequences)
+        self.admitted()
         try:
             async with asyncio.timeout(self.request_timeout):
                 yield generation

@@ -1,18 +1,23 @@
 """What `GET /status` tells: each function as the gateway and as its callers see it, and the engine."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 
+from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.engine import Engine
 from control_plane.errors import GatewayError
 from control_plane.faas.gateway import Gateway
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.faas.types import FunctionStatus
+from control_plane.memory import used_bytes
 from control_plane.partition.manifest import Manifest
+
+_INTERNAL = ("instance", "layers", "residency")
+"""What is kept of a function, and is not told as it is."""
 
 
 @dataclass
@@ -23,6 +28,8 @@ class StatusReporter:
     engine: Engine
     gateway: Gateway
     statistics: Mapping[str, FunctionStatistics]
+    memory: Callable[[Collection[str] | None], MemoryUse]
+    """Given the functions that take calls, or None where that is not known."""
     _reporting: asyncio.Task[dict[str, Any]] | None = None
 
     async def report(self) -> dict[str, Any]:
@@ -38,12 +45,15 @@ class StatusReporter:
             deployed = {function.name: function for function in await self.gateway.functions()}
         except GatewayError as error:
             gateway_error = str(error)
+        awake = [name for name, function in deployed.items() if function.available_replicas]
+        memory = self.memory(None if gateway_error else awake)
         return {
             "model": self.manifest.name,
             "fingerprint": self.manifest.fingerprint,
             "gateway": {"url": str(self.gateway.url), "error": gateway_error},
             "engine": asdict(self.engine.status()),
-            "memory_bytes": psutil.Process().memory_full_info().pss,
+            "memory_bytes": used_bytes(),
+            "memory": {**asdict(memory), "total": memory.total},
             "open": await _open_counts(),
             "functions": [
                 self._function(block.function, block.num_experts, deployed.get(block.function))
@@ -52,12 +62,12 @@ class StatusReporter:
         }
 
     def _function(self, name: str, experts: int, deployed: FunctionStatus | None) -> dict[str, Any]:
-        statistics = asdict(self.statistics.get(name, FunctionStatistics()))
-        for internal in ("instance", "layers"):
-            statistics.pop(internal)
+        known = self.statistics.get(name, FunctionStatistics())
+        counted = {name: value for name, value in vars(known).items() if name not in _INTERNAL}
         awake = deployed is not None and deployed.available_replicas > 0
+        residency = asdict(known.residency.totals)
         if not awake:
-            statistics.update(resident_experts=0, resident_bytes=0)
+            residency.update(limit_bytes=0, resident_experts=0, resident_bytes=0, overhead_bytes=0)
         usage = deployed.usage if deployed else None
         return {
             "function": name,
@@ -66,7 +76,8 @@ class StatusReporter:
             "available_replicas": deployed.available_replicas if deployed else 0,
             "experts": experts,
             "memory_bytes": usage.total_memory_bytes if usage else 0,
-            **statistics,
+            **counted,
+            **residency,
         }
 
 

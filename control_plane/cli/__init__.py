@@ -10,6 +10,7 @@ import click
 
 from control_plane.cli.client import prompt, status
 from control_plane.cli.partition import partition, stack, verify
+from control_plane.cli.profile import profile
 from control_plane.cli.servers import deploy, gateway, serve, up
 from control_plane.cli.tenants import tenants
 from control_plane.cli.usage import usage
@@ -48,5 +49,18 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-for command in (partition, verify, stack, gateway, deploy, serve, up, tenants, usage, prompt, status):
+for command in (
+    partition,
+    profile,
+    verify,
+    stack,
+    gateway,
+    deploy,
+    serve,
+    up,
+    tenants,
+    usage,
+    prompt,
+    status,
+):
     main.add_command(command)

@@ -7,13 +7,32 @@ from typing import Any, TypeVar
 import click
 
 from control_plane.config import LOG_LEVELS
+from control_plane.errors import ConfigError
+from control_plane.quantities import parse_bytes, parse_seconds
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8080"
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
+
+class _Quantity(click.ParamType):
+    """An amount with a unit."""
+
+    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return self._parse(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
 PARTITION = click.Path(exists=True, file_okay=False, path_type=Path)
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
+BYTES = _Quantity("bytes", parse_bytes)
+SECONDS = _Quantity("duration", parse_seconds)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -74,6 +93,21 @@ def serve_options(command: Command) -> Command:
         click.option("--port", type=PORT, help="Port to listen on.  [default: 8000]"),
         click.option(
             "--kv-cache-mb", type=click.IntRange(1), help="Most memory for keys and values.  [default: 512]"
+        ),
+        click.option(
+            "--memory-budget",
+            type=BYTES,
+            metavar="BYTES",
+            help="Most memory for control plane and functions together, such as 6GB (10^9 bytes each), 6GiB "
+            "or 500MB: experts are then read from disk when they are needed, and the busiest functions hold "
+            "most. Too little is refused with the least that would do.  [default: no limit]",
+        ),
+        click.option(
+            "--idle-timeout",
+            type=SECONDS,
+            metavar="DURATION",
+            help="How long after its last call a function goes to zero, such as 60s, 15m or 60; where the "
+            "gateway does not scale to zero, it drops its weights. The next prompt wakes it.  [default: 15m]",
         ),
         click.option(
             "--threads",

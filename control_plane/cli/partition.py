@@ -29,7 +29,21 @@ from control_plane.cli.signals import sigterm_exits
     help="Of the weights: auto keeps the checkpoint's; int8 quantises the routed experts.",
 )
 @click.option(
+    "--dense-dtype",
+    type=click.Choice(["auto", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Of the dense part: auto leaves it as it is; int8 quantises attention, shared experts and head.",
+)
+@click.option(
     "--name", help="Name of the model, which its functions' names begin with.  [default: the folder's]"
+)
+@click.option(
+    "--profile",
+    "profile_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Pack experts that are used together, as `faasmoe profile` has recorded, into the same functions.",
 )
 def partition(
     model_dir: Path,
@@ -38,7 +52,9 @@ def partition(
     layers_per_function: str | None,
     max_functions: int | None,
     dtype: str,
+    dense_dtype: str,
     name: str | None,
+    profile_file: Path | None,
 ) -> None:
     """Cut the checkpoint in MODEL_DIR into a dense part and expert blocks in OUT_DIR.
 
@@ -46,10 +62,12 @@ def partition(
     the granularity is the finest that every edition of OpenFaaS can deploy (15 functions).
     """
     from control_plane.partition import commands, partitioner
+    from control_plane.partition.profile import Profile
 
     granularity = commands.choose_granularity(
         model_dir, experts_per_function, layers_per_function, max_functions
     )
+    profile = None if profile_file is None else Profile.load(profile_file)
     # Without a terminal the bar would be one more line above that of an error.
     hidden = not sys.stderr.isatty()
     with (
@@ -62,7 +80,14 @@ def partition(
             bar.update(done - bar.pos)
 
         manifest = partitioner.partition(
-            model_dir, out_dir, granularity=granularity, dtype=dtype, name=name, progress=progress
+            model_dir,
+            out_dir,
+            granularity=granularity,
+            dtype=dtype,
+            dense_dtype=dense_dtype,
+            name=name,
+            profile=profile,
+            progress=progress,
         )
     for line in commands.summary(manifest, out_dir):
         click.echo(line)

@@ -1,12 +1,13 @@
 """Sends the rows of one MoE layer to the functions that hold their experts, and adds up what comes back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from control_plane.engine.interruption import Interruption
+from control_plane.engine.prefetcher import Prefetcher
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
 from functions.expert.wire import Invocation, InvocationResult
@@ -23,7 +24,11 @@ class Group:
 
 
 class Dispatcher:
-    """Knows which function holds which expert."""
+    """Knows which function holds which expert.
+
+    `resident_limits` are the most bytes of weights that functions may hold: whoever shares memory out
+    replaces it as a whole, from any thread. `prefetcher` is set once the model is there.
+    """
 
     def __init__(
         self, manifest: Manifest, invoker: ExpertInvoker, interruption: Interruption | None = None
@@ -36,6 +41,8 @@ class Dispatcher:
         for number, block in enumerate(manifest.blocks):
             for layer, experts in block.experts.items():
                 self._owner[layer][list(experts)] = number
+        self.resident_limits: Mapping[str, int] = {}
+        self.prefetcher: Prefetcher | None = None
 
     def begin(
         self, layer: int, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -46,17 +53,21 @@ class Dispatcher:
         when the step is to give way; nothing is on its way then.
         """
         self._interruption.check()
-        groups = self.group(
-            layer, _to_numpy(hidden_states), top_k_index.numpy(), top_k_weights.to(torch.float32).numpy()
-        )
+        index = top_k_index.numpy()
+        groups = self.group(layer, _to_numpy(hidden_states), index, top_k_weights.to(torch.float32).numpy())
         answers = self._invoker.begin({group.function: group.invocation for group in groups})
-        return lambda: _add_up(groups, answers(), hidden_states)
+        prefetcher = self.prefetcher
+        if prefetcher is None:
+            return lambda: _add_up(groups, answers(), hidden_states)
+        prefetcher.foretell(layer, hidden_states, index)
+        return lambda: _add_up(groups, prefetcher.observed(answers()), hidden_states)
 
     def group(
         self, layer: int, hidden_states: np.ndarray, index: np.ndarray, weights: np.ndarray
     ) -> list[Group]:
         """One group for each function that has at least one of the rows' experts."""
         owner = self._owner[layer][index]
+        limits = self.resident_limits
         numbers = np.unique(owner).tolist()
         index = index.astype(np.int16)
         groups = []
@@ -64,18 +75,17 @@ class Dispatcher:
             mine = owner == number
             rows = mine.any(axis=1).nonzero()[0]
             own_index = np.where(mine, index, np.int16(-1)) if len(numbers) > 1 else index
-            if len(rows) == len(index):
-                invocation = Invocation(layer, self._model, hidden_states, own_index, weights)
-                groups.append(Group(self._functions[number], None, invocation))
-            else:
-                invocation = Invocation(
-                    layer, self._model, hidden_states[rows], own_index[rows], weights[rows]
-                )
-                groups.append(Group(self._functions[number], rows, invocation))
+            inputs = hidden_states, own_index, weights
+            some = None if len(rows) == len(index) else rows
+            if some is not None:
+                inputs = hidden_states[rows], own_index[rows], weights[rows]
+            function = self._functions[number]
+            invocation = Invocation(layer, self._model, *inputs, resident_limit=limits.get(function))
+            groups.append(Group(function, some, invocation))
         return groups
 
 
-def _add_up(groups: list[Group], answers: dict[str, InvocationResult], like: torch.Tensor) -> torch.Tensor:
+def _add_up(groups: list[Group], answers: Mapping[str, InvocationResult], like: torch.Tensor) -> torch.Tensor:
     if len(groups) == 1:
         return _to_torch(answers[groups[0].function].output)
     total = torch.zeros(like.shape, dtype=torch.float32)

@@ -1,14 +1,13 @@
 """Loads the part of a model that every token needs; its experts are never allocated."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -23,10 +22,14 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from control_plane.engine import attention
 from control_plane.engine.dispatcher import Dispatcher
+from control_plane.engine.packed_linear import check_packed, replace_packed
 from control_plane.engine.remote_experts import REPLACEMENTS, RemoteExperts
+from control_plane.engine.stored_embedding import StoredEmbedding
 from control_plane.errors import PartitionError, UnsupportedModel
+from control_plane.partition.dense import PACKED, packed_shapes
 from control_plane.partition.manifest import Manifest
 
+EMBEDDING = "model.embed_tokens.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -44,11 +47,12 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
     try:
         config = AutoConfig.from_pretrained(partition)
         _check_rope(config)
+        state_dict, shapes = _read_dense(partition / manifest.dense.file)
         with _patched(manifest.model_type):
-            model, report = _model_class(config).from_pretrained(
+            model, report = _model_class(config, state_dict).from_pretrained(
                 None,
                 config=copy.deepcopy(config),
-                state_dict=load_file(partition / manifest.dense.file),
+                state_dict=state_dict,
                 dtype=_TORCH_DTYPE[manifest.dtype],
                 attn_implementation=attention.RAGGED_ATTENTION,
                 output_loading_info=True,
@@ -57,6 +61,9 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
         raise PartitionError(f"cannot load the model in {partition}: {_in_one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(missing)}")
+    check_packed(model, shapes)
+    if not model.config.tie_word_embeddings:
+        model.model.embed_tokens = StoredEmbedding(partition / manifest.dense.file, EMBEDDING)
     for layer in manifest.moe_layers:
         experts = model.model.layers[layer].mlp.experts
         if not isinstance(experts, RemoteExperts):
@@ -95,9 +102,29 @@ def _check_rope(config: PretrainedConfig) -> None:
         raise UnsupportedModel(f"{rope_type} rotary embeddings would mix the sequences of a batch")
 
 
-def _model_class(config: PretrainedConfig) -> Any:
+def _read_dense(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]:
+    """The tensors of the dense part, mapped, and the shapes of the weights that are packed in them."""
+    with safe_open(path, "pt") as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, packed_shapes(file.metadata() or {})
+
+
+def _model_class(config: PretrainedConfig, state_dict: Iterable[str]) -> Any:
+    """The model's own class, with our modules where its weights are packed.
+
+    They are put in while the model is built, when no weight has memory yet.
+    """
     # Auto classes take no state dict, the model's own class does.
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    own: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    modules = [name.removesuffix(PACKED) for name in state_dict if name.endswith(PACKED)]
+
+    class PackedModel(own):
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            # Nothing may be raised here: transformers would stay patched.
+            replace_packed(self, modules)
+
+    return PackedModel if modules else own
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
@@ -9,10 +10,14 @@ from transformers import PreTrainedModel
 from control_plane.engine.attention import RaggedBatch
 from control_plane.engine.interruption import Interruption
 from control_plane.engine.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.packed_linear import PackedLinear
+from control_plane.engine.prefetcher import Prefetcher
 from control_plane.engine.scheduler import Chunk
 
-LOGITS_ROWS = 64
+LOGITS_ROWS = 16
 """Rows of prompts whose logits are computed at a time: each is as wide as the vocabulary."""
+FEW_ROWS = 32
+"""So few that what torch still computes is done before another thread has woken."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,14 @@ class ModelRunner:
     kv_cache: KVCache
     interruption: Interruption = field(default_factory=Interruption)
     """Asked between layers whether to go on."""
+    prefetcher: Prefetcher | None = None
+    """Told whose rows a batch has."""
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    @cached_property
+    def is_packed(self) -> bool:
+        """Whether all large products are the kernel's, which has threads of its own."""
+        return isinstance(self.model.lm_head, PackedLinear)
 
     @torch.inference_mode()
     def run(self, batch: list[Chunk]) -> torch.Tensor:
@@ -32,13 +45,20 @@ class ModelRunner:
         way; it can then be run again.
         """
         ragged_batch = RaggedBatch.of_chunks(batch, self.kv_cache)
+        if self.prefetcher is not None:
+            self.prefetcher.begin_step((chunk.sequence.tenant, chunk.length) for chunk in batch)
         token_ids = torch.tensor([token for chunk in batch for token in chunk.token_ids])
-        output = self.model.model(
-            input_ids=token_ids[None],
-            position_ids=ragged_batch.positions[None],
-            use_cache=False,
-            ragged_batch=ragged_batch,
-        )
+        few = self.is_packed and len(token_ids) <= FEW_ROWS
+        torch.set_num_threads(1 if few else self.threads)
+        try:
+            output = self.model.model(
+                input_ids=token_ids[None],
+                position_ids=ragged_batch.positions[None],
+                use_cache=False,
+                ragged_batch=ragged_batch,
+            )
+        finally:
+            torch.set_num_threads(self.threads)
         return output.last_hidden_state[0]
 
     @torch.inference_mode()

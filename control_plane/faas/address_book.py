@@ -43,6 +43,11 @@ class AddressBook:
             return None
         return entry.address
 
+    def awake(self, function: str) -> Address | None:
+        """Where the function was when it last answered, for what is worth no detour."""
+        entry = self._entries.get(function)
+        return entry.address if entry else None
+
     def known(self) -> set[Address]:
         """All addresses that calls may go to."""
         return {entry.address for entry in self._entries.values()}

@@ -128,8 +128,11 @@ class Connection:
         return reader.answer
 
     @property
-    def stale(self) -> bool:
-        """Whether the peer has hung up since the last answer (or sent what nobody asked for)."""
+    def readable(self) -> bool:
+        """Whether something has come, or the peer has hung up.
+
+        Of a connection that waits for no answer, that means that it cannot be used any more.
+        """
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))

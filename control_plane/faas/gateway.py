@@ -1,16 +1,30 @@
-"""A client of the OpenFaaS REST API, as faas-cli speaks it: to deploy and to look, not to invoke."""
+"""A client of the OpenFaaS REST API, as faas-cli speaks it: to deploy, look and scale, not to invoke."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
 from control_plane.config import Credentials
-from control_plane.errors import FunctionNotFound, GatewayError
+from control_plane.errors import FunctionNotFound, GatewayError, ProtocolError
+from control_plane.faas.json_fields import as_object, count
 from control_plane.faas.types import FunctionDeployment, FunctionStatus, ScaleServiceRequest
 from control_plane.http import connection_problem
+from functions.expert.wire import ResidencyReport
+
+_REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
+_REFUSES_REPLICAS = frozenset({400, 403, 405, 409, 422, 501})
+
+
+class _Refusal(GatewayError):
+    """An answer that is an error, with its status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Gateway:
@@ -48,10 +62,36 @@ class Gateway:
                 f"the gateway at {self.url} lists functions in an unknown way: {error}"
             ) from error
 
-    async def scale(self, function: str, replicas: int) -> None:
-        """Set the number of replicas. Raises `FunctionNotFound`."""
+    async def scale(self, function: str, replicas: int) -> bool:
+        """Set the number of replicas; False when the gateway does not want so many, or so few.
+
+        Raises `FunctionNotFound`.
+        """
         body = ScaleServiceRequest(function, replicas).to_json()
-        await self._request("POST", f"/system/scale-function/{function}", body)
+        try:
+            await self._request("POST", f"/system/scale-function/{function}", body)
+        except _Refusal as refusal:
+            if refusal.status in _REFUSES_REPLICAS:
+                return False
+            raise
+        return True
+
+    async def limit_residency(self, function: str, nbytes: int) -> ResidencyReport:
+        """Have a function that is awake hold at most so many bytes of weights; its report, after that."""
+        return await self._residency("PUT", function, {"limit_bytes": nbytes})
+
+    async def release_residency(self, function: str) -> ResidencyReport:
+        """Have a function that is awake drop the weights that no call is using; its report, after that."""
+        return await self._residency("DELETE", function)
+
+    async def _residency(self, method: str, function: str, body: object = None) -> ResidencyReport:
+        answer = await self._request(method, f"/function/{function}/_/residency", body)
+        try:
+            return ResidencyReport(**{name: count(as_object(answer, "report"), name) for name in _REPORTED})
+        except ValueError as error:
+            raise ProtocolError(
+                f"function {function} reports its weights in an unknown way: {error}"
+            ) from error
 
     async def _request(self, method: str, path: str, body: object = None) -> Any:
         """The decoded JSON of the answer, or None when it is not JSON."""
@@ -72,4 +112,4 @@ class Gateway:
             return GatewayError(f"the gateway at {self.url} refuses the user or password")
         if status == 404:
             return FunctionNotFound(f"the gateway at {self.url}: {text or 'not found'}")
-        return GatewayError(f"the gateway at {self.url} answered {status}: {text}")
+        return _Refusal(f"the gateway at {self.url} answered {status}: {text}", status)

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from control_plane.errors import (
     FunctionNotFound,
@@ -26,6 +27,8 @@ from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
 from functions.expert.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
 
+ADVICE_SECONDS = 0.1
+"""Advice that takes longer is not worth it."""
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -70,6 +73,8 @@ class Invoker:
     _addresses: AddressBook = field(init=False)
     _idle: dict[Address, list[Connection]] = field(default_factory=dict)
     _in_flight: Sequence[_Call] = ()
+    _advised: dict[Address, Connection] = field(default_factory=dict)
+    """Connections of their own for advice: the answers may come while others are waited for."""
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -90,6 +95,16 @@ class Invoker:
         self._send_all(calls, attempt_deadline)
         return lambda: self._finish(calls, attempt_deadline, deadline)
 
+    def advise(self, invocations: Mapping[str, Invocation]) -> None:
+        """Tell functions that are awake what they can expect, by invocations without rows.
+
+        Waits for no answer, and forgets whatever goes wrong: it is only advice.
+        """
+        for function, invocation in invocations.items():
+            address = self._addresses.awake(function)
+            if address is not None:
+                self._advise(address, invocation)
+
     def abort(self) -> None:
         """From another thread: make the wait in progress, and every later one, raise a `GatewayError`."""
         self._aborted.set()
@@ -100,10 +115,28 @@ class Invoker:
     def close(self) -> None:
         """Hang up everywhere."""
         self._hang_up()
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.close()
+        for connection in chain(*self._idle.values(), self._advised.values()):
+            connection.close()
         self._idle.clear()
+        self._advised.clear()
+
+    def _advise(self, address: Address, invocation: Invocation) -> None:
+        deadline = time.monotonic() + ADVICE_SECONDS
+        connection = self._advised.pop(address, None)
+        try:
+            if connection is None:
+                connection = Connection(address, deadline)
+            elif not connection.readable:
+                # It has not even taken in what it was told last.
+                self._advised[address] = connection
+                return
+            else:
+                connection.receive(deadline)
+            connection.send("/", CONTENT_TYPE, invocation.encode(), deadline)
+            self._advised[address] = connection
+        except (ConnectionLost, TimeoutError):
+            if connection is not None:
+                connection.close()
 
     def _finish(
         self, calls: list[_Call], attempt_deadline: float, deadline: float
@@ -220,16 +253,19 @@ class Invoker:
         idle = self._idle.get(address, [])
         while idle:
             connection = idle.pop()
-            if not connection.stale:
+            if not connection.readable:
                 return connection
             connection.close()
         return Connection(address, min(deadline, time.monotonic() + self.policy.connect_timeout))
 
     def _close_idle(self) -> None:
         """Hang up where functions have been: a function that slept is somewhere else when it wakes."""
-        for address in self._idle.keys() - self._addresses.known() - {self.gateway}:
+        awake = self._addresses.known() | {self.gateway}
+        for address in self._idle.keys() - awake:
             for connection in self._idle.pop(address):
                 connection.close()
+        for address in self._advised.keys() - awake:
+            self._advised.pop(address).close()
 
     def _release(self, call: _Call) -> None:
         if call.connection is not None and call.connection.reusable:

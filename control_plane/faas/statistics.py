@@ -1,10 +1,16 @@
 """What is known of each function from its answers."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from control_plane.faas.invocation import ExpertUsage
-from functions.expert.wire import InvocationResult
+from functions.expert.wire import InvocationResult, ResidencyReport
+
+_COUNTED = (
+    *("read_bytes", "prefetched_experts", "prefetch_hits", "prefetch_wasted_bytes"),
+    *("evicted_for_room", "evicted_for_limit", "evicted_for_idleness"),
+)
+"""Of a report, what only grows as long as its process lives."""
 
 
 @dataclass(slots=True)
@@ -15,6 +21,35 @@ class LayerStatistics:
     rows: int = 0
     seconds: float = 0.0
     """The function's own compute time."""
+
+
+@dataclass(frozen=True)
+class ResidencyHistory:
+    """What a function's processes, one after the other, have reported of the weights that they held."""
+
+    last: ResidencyReport = field(default_factory=ResidencyReport)
+    """The last process's last one."""
+    ended: ResidencyReport = field(default_factory=ResidencyReport)
+    """What the processes before it had counted, added up."""
+
+    @property
+    def totals(self) -> ResidencyReport:
+        """The last report, with its counts over all processes."""
+        return replace(
+            self.last, **{name: getattr(self.last, name) + getattr(self.ended, name) for name in _COUNTED}
+        )
+
+    def after(self, report: ResidencyReport, new_process: bool) -> "ResidencyHistory":
+        """With one report more."""
+        return ResidencyHistory(report, self.totals if new_process else self.ended)
+
+    def beside(self, report: ResidencyReport) -> "ResidencyHistory":
+        """With one that came beside the invocations, and not in their order: an older one is left out.
+
+        One of a process that has answered no invocation yet looks like an old one.
+        """
+        older = any(getattr(report, name) < getattr(self.last, name) for name in _COUNTED)
+        return self if older else self.after(report, new_process=False)
 
 
 @dataclass
@@ -32,8 +67,7 @@ class FunctionStatistics:
     """The function's own compute time."""
     last_call: float = 0.0
     """time.time() of the last answer."""
-    resident_experts: int = 0
-    resident_bytes: int = 0
+    residency: ResidencyHistory = field(default_factory=ResidencyHistory)
     instance: str = ""
     layers: dict[int, LayerStatistics] = field(default_factory=dict)
 
@@ -49,8 +83,7 @@ class FunctionStatistics:
         self.cold_starts += cold_start
         self.instance = result.instance
         self.cold_experts += result.cold_experts
-        self.resident_experts = result.resident_experts
-        self.resident_bytes = result.resident_bytes
+        self.residency = self.residency.after(result.residency, cold_start)
         self.seconds += result.seconds
         self.last_call = time.time()
         return ExpertUsage(1, int(cold_start), result.cold_experts, sent + received, result.seconds)

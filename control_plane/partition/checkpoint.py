@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.errors import PartitionError
-from control_plane.partition.tensor_file import StoredTensor, read_header
+from control_plane.partition.tensor_file import StoredTensor, Tensor, read_header
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -32,7 +32,7 @@ class Checkpoint:
 
     folder: Path
     config: Mapping[str, Any]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, Tensor]
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint import Checkpoint
 from control_plane.partition.families import Family, ModelConfig
-from control_plane.partition.tensor_file import StoredTensor
+from control_plane.partition.tensor_file import Tensor
 
 
 @dataclass(frozen=True)
 class Matrix:
     """`rows` x `columns` values of a tensor, from row `first_row` of all its rows on."""
 
-    tensor: StoredTensor
+    tensor: Tensor
     first_row: int
     rows: int
     columns: int
@@ -48,14 +48,14 @@ ExpertKey = tuple[int, int]
 
 def split_tensors(
     config: ModelConfig, checkpoint: Checkpoint
-) -> tuple[dict[ExpertKey, ExpertTensors], dict[str, StoredTensor]]:
+) -> tuple[dict[ExpertKey, ExpertTensors], dict[str, Tensor]]:
     """The routed experts of all MoE layers, and the tensors that belong to none: the dense part.
 
     Raises PartitionError when an expert's tensor is missing, has another shape than config.json says, or
     is one that this package does not know.
     """
     pattern = _expert_pattern(config.family)
-    layers: dict[int, dict[str, StoredTensor]] = {layer: {} for layer in config.moe_layers}
+    layers: dict[int, dict[str, Tensor]] = {layer: {} for layer in config.moe_layers}
     dense = {}
     for name, tensor in checkpoint.tensors.items():
         match = pattern.fullmatch(name)
@@ -84,7 +84,7 @@ class _Layer:
 
     folder: Path
     layer: int
-    found: dict[str, StoredTensor]
+    found: dict[str, Tensor]
 
     def experts(self, config: ModelConfig) -> list[ExpertTensors]:
         fused = "gate_up_proj" in self.found or "down_proj" in self.found
@@ -121,7 +121,7 @@ class _Layer:
             for expert in range(config.num_experts)
         ]
 
-    def _take(self, key: str, shape: tuple[int, ...]) -> StoredTensor:
+    def _take(self, key: str, shape: tuple[int, ...]) -> Tensor:
         tensor = self.found.pop(key, None)
         if tensor is None:
             raise PartitionError(f"{self.folder}: layer {self.layer} has no tensor experts.{key}")

@@ -78,14 +78,16 @@ class Block(PartitionFile):
 class Manifest:
     """A partition of one model.
 
-    `dtype` ("f32" or "bf16") is that of the dense tensors and of the activations on the wire,
-    `expert_dtype` ("f32", "bf16" or "int8") that of the packed experts. `expert_nbytes` is one packed
-    expert, rounded up to whole pages. `files` maps config and tokenizer files to their SHA-256.
+    `dtype` ("f32" or "bf16") is that of the activations on the wire and of the dense part; when `dense_dtype`
+    differs from it, it is "int8", and the dense part's large matrices are packed in that. `expert_dtype`
+    ("f32", "bf16" or "int8") is that of the packed experts. `expert_nbytes` is one packed expert, rounded up
+    to whole pages. `files` maps config and tokenizer files to their SHA-256.
     """
 
     name: str
     model_type: str
     dtype: str
+    dense_dtype: str
     expert_dtype: str
     hidden_size: int
     intermediate_size: int

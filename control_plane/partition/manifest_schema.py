@@ -25,6 +25,7 @@ _MANIFEST_FIELDS: Mapping[str, type] = {
     "model_type": str,
     "fingerprint": str,
     "dtype": str,
+    "dense_dtype": str,
     "expert_dtype": str,
     **dict.fromkeys(_SIZES, int),
     "moe_layers": list,
@@ -51,9 +52,10 @@ def check_manifest(data: object) -> None:
 
 
 def _check_model(manifest: Mapping[str, Any]) -> None:
-    dtype, expert_dtype = manifest["dtype"], manifest["expert_dtype"]
+    dtype = manifest["dtype"]
     _hold(dtype in ("f32", "bf16"), f"dtype is {dtype!r}, not f32 or bf16")
-    _hold(expert_dtype in (dtype, "int8"), f"expert_dtype is {expert_dtype!r}, not {dtype} or int8")
+    for part in ("dense_dtype", "expert_dtype"):
+        _hold(manifest[part] in (dtype, "int8"), f"{part} is {manifest[part]!r}, not {dtype} or int8")
     for size in _SIZES:
         _hold(manifest[size] >= 1, f"{size} is {manifest[size]}, not positive")
     _hold(manifest["expert_nbytes"] % PAGE_NBYTES == 0, f"expert_nbytes is no multiple of {PAGE_NBYTES}")

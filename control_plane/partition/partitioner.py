@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint import Checkpoint
+from control_plane.partition.dense import dense_metadata
 from control_plane.partition.expert_tensors import ExpertKey
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Block, Manifest, PartitionFile
 from control_plane.partition.partial_folder import partial_folder
 from control_plane.partition.plan import BlockPlan, Plan
+from control_plane.partition.profile import Profile
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
-from functions.expert.kernels.packing import bf16_to_f32, f32_to_bf16, pack_expert
+from functions.expert.kernels.packing import pack_expert
 
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
@@ -32,27 +34,31 @@ _SPARE_NBYTES = 64 << 20
 
 
 def partition(
-    model_dir: Path,
+    model: Path | Checkpoint,
     out_dir: Path,
     *,
     granularity: Granularity | None = None,
     dtype: str = "auto",
+    dense_dtype: str = "auto",
     name: str | None = None,
+    profile: Profile | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Manifest:
-    """Write the partition of the checkpoint in `model_dir` to `out_dir`, which must not exist.
+    """Write the partition of a checkpoint, or of the one in a folder, to `out_dir`, which must not exist.
 
     `granularity` is by default the finest that every edition of OpenFaaS can deploy. `dtype` "auto" is that
     of the checkpoint's experts, for the dense part, too (float16 becomes f32: bf16 would drop three of its
     bits, and no kernel takes float16); "f32" and "bf16" convert everything; "int8" quantises the experts and
-    leaves the dense part as "auto" does. `name`, by default that of `model_dir`, begins the functions' names.
+    leaves the dense part as "auto" does. `dense_dtype` "int8" quantises what of the dense
+    part every token reads in full; "auto" does not. `name`, by default the folder's, begins the functions'
+    names. With a `profile` a function's experts are not consecutive ones, but those that tokens use together.
 
     `out_dir` is whole or absent however this ends. Raises ConfigError for a wrong argument, PartitionError
     for a checkpoint that cannot be split or a disk that cannot take the result.
     """
-    model_dir, out_dir = model_dir.absolute(), out_dir.absolute()
-    checkpoint = Checkpoint.open(model_dir)
-    plan = Plan.make(checkpoint, granularity, dtype, name or model_dir.name)
+    out_dir = out_dir.absolute()
+    checkpoint = Checkpoint.open(model.absolute()) if isinstance(model, Path) else model
+    plan = Plan.make(checkpoint, granularity, dtype, dense_dtype, name or checkpoint.folder.name, profile)
     with partial_folder(out_dir) as folder:
         _check_space(folder, plan.nbytes)
         files = {path.name: _copy(path, folder) for path in checkpoint.companions()}
@@ -72,14 +78,12 @@ class _WeightsWriter:
         self._done = 0
 
     def write_dense(self) -> PartitionFile:
-        # In the order of names, so that shards and their order leave no trace.
-        tensors = [tensor for _, tensor in sorted(self._plan.dense.items())]
-        stored = "BF16" if self._plan.dtype == "bf16" else "F32"
-        entries = [TensorEntry(tensor.name, stored, tensor.shape) for tensor in tensors]
-        with TensorWriter(self._folder / DENSE_FILE, entries, {"format": "pt"}) as file:
+        tensors = self._plan.dense
+        entries = [tensor.entry for tensor in tensors]
+        with TensorWriter(self._folder / DENSE_FILE, entries, dense_metadata(tensors)) as file:
             for tensor in tensors:
                 for values in tensor.chunks():
-                    self._write(file, _cast(values, self._plan.dtype))
+                    self._write(file, values)
         return PartitionFile(DENSE_FILE, file.nbytes, file.sha256)
 
     def write_blocks(self) -> tuple[Block, ...]:
@@ -128,13 +132,6 @@ class _WeightsWriter:
         self._progress(self._done, self._plan.nbytes)
 
 
-def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """float32 values, or bf16 bits, as `dtype`."""
-    if dtype == "bf16":
-        return f32_to_bf16(values) if values.dtype == np.float32 else values
-    return bf16_to_f32(values) if values.dtype == np.uint16 else values
-
-
 def _check_space(folder: Path, nbytes: int) -> None:
     needed, free = nbytes + _SPARE_NBYTES, shutil.disk_usage(folder).free
     if free < needed:
@@ -159,6 +156,7 @@ def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files
         name=plan.name,
         model_type=config.family.model_type,
         dtype=plan.dtype,
+        dense_dtype=plan.dense_dtype,
         expert_dtype=plan.shape.dtype,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 from control_plane.errors import ConfigError
 from control_plane.partition.checkpoint import Checkpoint
+from control_plane.partition.dense import DenseTensor, dense_tensors
 from control_plane.partition.expert_tensors import ExpertKey, ExpertTensors, split_tensors
 from control_plane.partition.families import ModelConfig
 from control_plane.partition.granularity import Granularity, default_granularity
 from control_plane.partition.manifest_schema import PAGE_NBYTES
-from control_plane.partition.tensor_file import StoredTensor
+from control_plane.partition.packing import pack
+from control_plane.partition.profile import Profile
 from functions.expert.kernels.packing import ExpertShape
 
 DTYPES = ("auto", "f32", "bf16", "int8")
+DENSE_DTYPES = ("auto", "int8")
 
 _MAX_NAME_LENGTH = 40
-_DENSE_ITEM_NBYTES = {"f32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,48 @@ class Plan:
     config: ModelConfig
     granularity: Granularity
     dtype: str
+    dense_dtype: str
     shape: ExpertShape
     experts: Mapping[ExpertKey, ExpertTensors]
-    dense: Mapping[str, StoredTensor]
+    dense: Sequence[DenseTensor]
+    profile: Profile | None
 
     @classmethod
-    def make(cls, checkpoint: Checkpoint, granularity: Granularity | None, dtype: str, name: str) -> "Plan":
+    def make(
+        cls,
+        checkpoint: Checkpoint,
+        granularity: Granularity | None,
+        dtype: str,
+        dense_dtype: str,
+        name: str,
+        profile: Profile | None = None,
+    ) -> "Plan":
         """Arguments as `partition` takes them.
 
         Raises ConfigError for a wrong dtype or granularity, PartitionError for a checkpoint that does not
-        hold what its config.json says.
+        hold what its config.json says, or another model's profile.
         """
         config = ModelConfig.from_json(checkpoint.config)
         sizes = (config.num_experts, len(config.moe_layers))
         granularity = granularity or default_granularity(*sizes)
         granularity.check(*sizes)
-        experts, dense = split_tensors(config, checkpoint)
-        dense_dtype, expert_dtype = _dtypes(dtype, next(iter(experts.values())))
-        shape = ExpertShape(config.hidden_size, config.intermediate_size, expert_dtype)
-        return cls(model_slug(name), config, granularity, dense_dtype, shape, experts, dense)
+        if profile is not None:
+            profile.check(*reversed(sizes))
+        experts, tensors = split_tensors(config, checkpoint)
+        dtype, expert_dtype = _dtypes(dtype, next(iter(experts.values())))
+        dense_dtype = _dense_dtype(dense_dtype, dtype)
+        tied_head = checkpoint.config.get("tie_word_embeddings") is True
+        return cls(
+            name=model_slug(name),
+            config=config,
+            granularity=granularity,
+            dtype=dtype,
+            dense_dtype=dense_dtype,
+            shape=ExpertShape(config.hidden_size, config.intermediate_size, expert_dtype),
+            experts=experts,
+            dense=dense_tensors(tensors, dtype, dense_dtype, tied_head),
+            profile=profile,
+        )
 
     @property
     def expert_nbytes(self) -> int:
@@ -67,21 +92,38 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights that will be written."""
-        dense = sum(tensor.size for tensor in self.dense.values()) * _DENSE_ITEM_NBYTES[self.dtype]
-        return dense + len(self.experts) * self.expert_nbytes
+        return sum(tensor.entry.nbytes for tensor in self.dense) + len(self.experts) * self.expert_nbytes
 
     def blocks(self) -> list[BlockPlan]:
-        cut = self.granularity.cut(self.config.num_experts, self.config.moe_layers)
-        # As many digits for all, so that names sort by layer, then by expert.
+        """The functions, in the order of their names."""
+        # As many digits for all, so that names sort by layer, then by expert or group.
         layer_width = max(2, len(str(self.config.moe_layers[-1])))
         expert_width = max(2, len(str(self.config.num_experts - 1)))
+        if self.profile is None:
+            return [
+                BlockPlan(
+                    f"{self.name}-l{_span(layers, layer_width)}-e{_span(experts, expert_width)}",
+                    dict.fromkeys(layers, experts),
+                )
+                for layers, experts in self.granularity.cut(self.config.num_experts, self.config.moe_layers)
+            ]
         return [
-            BlockPlan(
-                f"{self.name}-l{_span(layers, layer_width)}-e{_span(experts, expert_width)}",
-                dict.fromkeys(layers, experts),
-            )
-            for layers, experts in cut
+            BlockPlan(f"{self.name}-l{_span(list(experts), layer_width)}-g{group:0{expert_width}}", experts)
+            for group, experts in self._packed(self.profile)
         ]
+
+    def _packed(self, profile: Profile) -> Iterator[tuple[int, dict[int, Sequence[int]]]]:
+        """Each function's number among those of the same layers, and its experts by layer."""
+        config, granularity = self.config, self.granularity
+        groups = [
+            pack(use, together, granularity.experts_per_function)
+            for use, together in zip(profile.use, profile.together, strict=True)
+        ]
+        for start in range(0, len(groups), granularity.layers_per_function):
+            stop = start + granularity.layers_per_function
+            layers = config.moe_layers[start:stop]
+            for number, parts in enumerate(zip(*groups[start:stop], strict=True)):
+                yield number, dict(zip(layers, parts, strict=True))
 
 
 def model_slug(name: str) -> str:
@@ -100,7 +142,7 @@ def _span(numbers: Sequence[int], width: int) -> str:
 
 
 def _dtypes(dtype: str, expert: ExpertTensors) -> tuple[str, str]:
-    """The dtypes of the dense part and of the experts."""
+    """The dtypes of the activations, and of the dense part unless it is packed; and of the experts."""
     source = "bf16" if expert.gate.tensor.dtype == "BF16" else "f32"
     match dtype:
         case "auto":
@@ -110,3 +152,9 @@ def _dtypes(dtype: str, expert: ExpertTensors) -> tuple[str, str]:
         case "f32" | "bf16":
             return dtype, dtype
     raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+
+
+def _dense_dtype(dense_dtype: str, dtype: str) -> str:
+    if dense_dtype not in DENSE_DTYPES:
+        raise ConfigError(f"dense dtype must be one of {', '.join(DENSE_DTYPES)}, not {dense_dtype!r}")
+    return dtype if dense_dtype == "auto" else dense_dtype

@@ -1,4 +1,6 @@
-"""Reads safetensors files by offset, with every number of the header checked first.
+"""Tensors that are read a piece at a time; those of safetensors files, read by offset.
+
+Every number of a file's header is checked first.
 
 The format: https://huggingface.co/docs/safetensors (8 bytes of header length, the header as JSON, the data).
 Memory-mapping is avoided on purpose: mapped pages count as this process's memory.
@@ -7,6 +9,7 @@ Memory-mapping is avoided on purpose: mapped pages count as this process's memor
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,31 +23,48 @@ from control_plane.errors import PartitionError, UnsupportedModel
 MAX_HEADER_NBYTES = 100_000_000
 """The safetensors library's own limit."""
 
-_CHUNK_VALUES = 1 << 20
+CHUNK_VALUES = 1 << 20
+"""How many values `chunks` gives at a time."""
+
 _STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor in a file: its values start at byte `offset`, row after row, as `dtype` F32, F16 or BF16."""
+@dataclass(frozen=True)
+class Tensor(ABC):
+    """A tensor of a model, as `dtype` F32, F16 or BF16; `path` tells a person where it is from."""
 
     name: str
     path: Path
     dtype: str
     shape: tuple[int, ...]
-    offset: int
 
     @property
     def size(self) -> int:
         """How many values it has."""
         return math.prod(self.shape)
 
+    @abstractmethod
+    def read(self, start: int, count: int) -> NDArray[Any]:
+        """Values `start` to `start + count` [count], as float32 or as uint16 holding the bits of bf16."""
+
+    def chunks(self) -> Iterator[NDArray[Any]]:
+        """All values in order, a few megabytes at a time, as `read` gives them."""
+        for start in range(0, self.size, CHUNK_VALUES):
+            yield self.read(start, min(CHUNK_VALUES, self.size - start))
+
+
+@dataclass(frozen=True)
+class StoredTensor(Tensor):
+    """A tensor in a file: its values start at byte `offset`, row after row."""
+
+    offset: int
+
     @property
     def nbytes(self) -> int:
         return self.size * _STORED[self.dtype].itemsize
 
     def read(self, start: int, count: int) -> NDArray[Any]:
-        """Values `start` to `start + count` [count], as float32 or as uint16 holding the bits of bf16.
+        """As every tensor's.
 
         float16 becomes float32: bf16 would drop three of its bits, and no kernel takes float16.
         Raises PartitionError when the file cannot be read.
@@ -52,11 +72,6 @@ class StoredTensor:
         values = np.empty(count, _STORED[self.dtype])
         _read_into(self.path, self.offset + start * values.itemsize, values.view(np.uint8))
         return values.astype(np.float32) if self.dtype == "F16" else values
-
-    def chunks(self) -> Iterator[NDArray[Any]]:
-        """All values in order, a few megabytes at a time, as `read` gives them."""
-        for start in range(0, self.size, _CHUNK_VALUES):
-            yield self.read(start, min(_CHUNK_VALUES, self.size - start))
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -72,7 +72,7 @@ class FunctionProxy:
             return await self._forward(request, name, process)
 
     async def probe(self, request: web.Request, name: str) -> web.StreamResponse:
-        """Answer a question about a function that runs; raises FunctionUnavailable if it does not."""
+        """Answer what is no invocation, for a function that runs; raises FunctionUnavailable if none does."""
         return await self._forward(request, name, self._provider.peek(name))
 
     async def _forward(self, request: web.Request, name: str, process: FunctionProcess) -> web.StreamResponse:

@@ -22,7 +22,9 @@ _PROVIDER: Final = web.AppKey("provider", LocalProvider)
 _PROXY: Final = web.AppKey("proxy", FunctionProxy)
 _METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 
-_PROBES: Final = frozenset({"_/health", "_/ready", "metrics"})
+_METRICS_PATH: Final = "metrics"
+_BESIDE_INVOCATIONS: Final = "_/"
+"""What functions tell about themselves, and how much they may hold, is below this."""
 
 
 def create_app(
@@ -76,8 +78,9 @@ async def _metrics(request: web.Request) -> web.Response:
 
 async def _invoke(request: web.Request) -> web.StreamResponse:
     name, proxy = local_name(request), request.app[_PROXY]
-    # Asking how a function is must neither wake it nor keep it awake.
-    if request.match_info.get("path") in _PROBES:
+    path = request.match_info.get("path", "")
+    # Asking how a function is, or telling it what it may hold, must neither wake it nor keep it awake.
+    if path == _METRICS_PATH or path.startswith(_BESIDE_INVOCATIONS):
         return await proxy.probe(request, name)
     # Only functions that exist are counted: the names that callers can make up have no end.
     if name not in request.app[_PROVIDER]:

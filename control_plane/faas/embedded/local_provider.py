@@ -101,7 +101,7 @@ class LocalProvider:
         return self._function(name).lease()
 
     def peek(self, name: str) -> FunctionProcess:
-        """The process that is there, for a probe: it starts nothing and counts as no use.
+        """The process that is there, for what is no invocation: it starts nothing and counts as no use.
 
         Raises FunctionNotFound, and FunctionUnavailable if there is none.
         """

@@ -3,19 +3,16 @@
 They are OpenFaaS' own: https://docs.openfaas.com/architecture/autoscaling/
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from control_plane.errors import ConfigError
+from control_plane.quantities import parse_duration
 
 MIN_REPLICAS = "com.openfaas.scale.min"
 SCALE_TO_ZERO = "com.openfaas.scale.zero"
 IDLE_DURATION = "com.openfaas.scale.zero-duration"
-
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,10 @@ class ScalingLabels:
     def parse(cls, labels: Mapping[str, str], default_idle_after: float) -> Self:
         """Raises ConfigError for values that make no sense here."""
         duration = labels.get(IDLE_DURATION)
-        idle_after = default_idle_after if duration is None else parse_duration(duration)
+        try:
+            idle_after = default_idle_after if duration is None else parse_duration(duration)
+        except ConfigError as error:
+            raise ConfigError(f"{IDLE_DURATION}: {error}") from error
         may_sleep = labels.get(SCALE_TO_ZERO, "false").lower() == "true"
         return cls(
             min_replicas=check_replicas(labels.get(MIN_REPLICAS, "1")),
@@ -45,12 +45,3 @@ def check_replicas(replicas: str | int) -> int:
     if str(replicas) not in ("0", "1"):
         raise ConfigError(f"this gateway runs 0 or 1 replicas of a function, not {replicas}")
     return int(replicas)
-
-
-def parse_duration(text: str) -> float:
-    """Seconds of a duration in Go's notation ("90s", "1h30m"), more than zero; raises ConfigError."""
-    parts = _DURATION_PART.findall(text)
-    seconds = sum(float(amount) * _SECONDS[unit] for amount, unit in parts)
-    if not seconds or "".join(amount + unit for amount, unit in parts) != text:
-        raise ConfigError(f"{IDLE_DURATION}: expected a duration such as 90s or 15m, got {text!r}")
-    return seconds

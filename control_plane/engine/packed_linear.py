@@ -1,0 +1,114 @@
+"""Modules that compute with packed weights, in the place of a model's own.
+
+Their weights are a partition's bytes as they lie in the file, and activations pass without a copy.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from control_plane.errors import PartitionError
+from functions.expert.kernels import MAX_THREADS, ExpertShape, Kernel, LinearShape, load_kernel
+
+
+class PackedLinear(nn.Module):
+    """A linear layer; takes and gives [..., K] and [..., N] in float32 or bfloat16."""
+
+    def __init__(self, linear: nn.Linear, kernel: Kernel) -> None:
+        super().__init__()
+        self._kernel = kernel
+        self._threads = _threads()
+        self._shape = LinearShape(linear.out_features, linear.in_features, "int8")
+        self.packed = _packed_parameter(self._shape.nbytes)
+        self.bias = linear.bias
+
+    def sources(self) -> dict[str, tuple[int, ...]]:
+        """The weights that are packed, by their names in the module's own place, and their shapes."""
+        return {"weight": (self._shape.outputs, self._shape.inputs)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.detach().float().numpy()
+        rows = _as_rows(x)
+        out = self._kernel.linear(self._shape, self.packed.numpy(), rows, bias, threads=self._threads)
+        return _as_tensor(out, x)
+
+
+class PackedGatedFFN(nn.Module):
+    """down(silu(gate(x)) * up(x)); takes and gives [..., H] in float32 or bfloat16."""
+
+    def __init__(self, module: nn.Module, kernel: Kernel) -> None:
+        super().__init__()
+        self._kernel = kernel
+        self._threads = _threads()
+        down: Any = module.down_proj
+        self._shape = ExpertShape(down.out_features, down.in_features, "int8")
+        self.packed = _packed_parameter(self._shape.nbytes)
+
+    def sources(self) -> dict[str, tuple[int, ...]]:
+        """Likewise."""
+        inward = self._shape.intermediate_size, self._shape.hidden_size
+        return {"gate_proj.weight": inward, "up_proj.weight": inward, "down_proj.weight": inward[::-1]}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = _as_rows(x)
+        index, weight = np.zeros((len(rows), 1), np.int16), np.ones((len(rows), 1), np.float32)
+        offsets = np.zeros(1, np.int64)
+        packed = self.packed.numpy()
+        out = self._kernel(packed, offsets, self._shape, rows, index, weight, threads=self._threads)
+        return _as_tensor(out, x)
+
+
+def replace_packed(model: nn.Module, modules: Iterable[str]) -> None:
+    """Put our modules in the place of those of these names, before anything is loaded; others stay."""
+    kernel = load_kernel()
+    own = dict(model.named_modules())
+    for name in modules:
+        parent, _, attribute = name.rpartition(".")
+        match own.get(name):
+            case nn.Linear() as linear:
+                setattr(own[parent], attribute, PackedLinear(linear, kernel))
+            case nn.Module() as gated:
+                setattr(own[parent], attribute, PackedGatedFFN(gated, kernel))
+
+
+def check_packed(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise PartitionError unless the model wants what was packed: weights of these shapes, by name.
+
+    The packed bytes do not tell, and may be as many for another shape.
+    """
+    wanted = {
+        f"{name}.{source}": shape
+        for name, module in model.named_modules()
+        if isinstance(module, PackedLinear | PackedGatedFFN)
+        for source, shape in module.sources().items()
+    }
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if wanted.get(name) != shapes.get(name):
+            raise PartitionError(
+                f"{name} was packed as {shapes.get(name)}, the model's is {wanted.get(name)}"
+            )
+
+
+def _packed_parameter(nbytes: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(nbytes, dtype=torch.uint8), requires_grad=False)
+
+
+def _threads() -> int:
+    """As many as torch has while the model is loaded; a step may have torch use fewer."""
+    return min(torch.get_num_threads(), MAX_THREADS)
+
+
+def _as_rows(x: torch.Tensor) -> NDArray[Any]:
+    """[T, K] as the kernels take it: float32, or the bits of bfloat16."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def _as_tensor(rows: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
+    """The tensor [..., N] that rows stand for, shaped as `like` but for its last dimension."""
+    tensor = torch.from_numpy(rows).view(like.dtype)
+    return tensor.view(*like.shape[:-1], rows.shape[1])

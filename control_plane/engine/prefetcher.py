@@ -1,0 +1,77 @@
+"""Tells functions which experts to expect next, as long as that is of use to them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from control_plane.engine.forecast import Forecast
+from control_plane.faas.invocation import ExpertInvoker
+from control_plane.partition.manifest import Manifest
+from functions.expert.wire import Invocation, InvocationResult
+
+PATIENCE = 64
+"""How many answers in a row without an expert that was cold or read ahead end what a function is told."""
+MOST_EXPERTS = 32
+"""That one function is told of at a time."""
+
+
+class Prefetcher:
+    """Used by the engine's thread, between the sending of a layer's rows and the wait for what comes back."""
+
+    def __init__(self, manifest: Manifest, forecast: Forecast, invoker: ExpertInvoker) -> None:
+        self._model = manifest.fingerprint
+        self._dtype = np.uint16 if manifest.dtype == "bf16" else np.float32
+        self._invoker = invoker
+        self._forecast = forecast
+        layers = manifest.moe_layers
+        self._next_layer = dict(zip(layers, layers[1:] + layers[:1], strict=True))
+        self._owner = {
+            (layer, expert): block.function
+            for block in manifest.blocks
+            for layer, experts in block.experts.items()
+            for expert in experts
+        }
+        self._patience: defaultdict[str, int] = defaultdict(lambda: PATIENCE)
+        self._hits: defaultdict[str, int] = defaultdict(int)
+
+    def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
+        """As of `Forecast`."""
+        self._forecast.begin_step(tenants)
+
+    def foretell(self, layer: int, hidden_states: torch.Tensor, index: NDArray[np.int64]) -> None:
+        """The rows [T, H] of `layer` go to the experts [T, K] of index: say what the next layer will call."""
+        if not any(self._patience.values()) and self._patience:
+            return
+        self._forecast.record(layer, index)
+        following = self._next_layer[layer]
+        expected: defaultdict[str, list[int]] = defaultdict(list)
+        for expert in self._forecast.experts(following, hidden_states):
+            function = self._owner[following, expert]
+            if self._patience[function] and len(expected[function]) < MOST_EXPERTS:
+                expected[function].append(expert)
+        self._invoker.advise(
+            {
+                function: self._advice(following, experts, hidden_states.shape[1])
+                for function, experts in expected.items()
+                if experts
+            }
+        )
+
+    def _advice(self, layer: int, experts: list[int], hidden_size: int) -> Invocation:
+        nothing = np.empty((0, 0), np.int16), np.empty((0, 0), np.float32)
+        no_rows = np.empty((0, hidden_size), self._dtype)
+        return Invocation(layer, self._model, no_rows, *nothing, prefetch={layer: experts})
+
+    def observed(self, answers: Mapping[str, InvocationResult]) -> Mapping[str, InvocationResult]:
+        """The answers of a layer, which tell who can use a forecast."""
+        for function, answer in answers.items():
+            hits = answer.residency.prefetch_hits
+            if answer.cold_experts or hits != self._hits[function]:
+                self._hits[function] = hits
+                self._patience[function] = PATIENCE
+            elif self._patience[function]:
+                self._patience[function] -= 1
+        return answers

@@ -1,0 +1,209 @@
+"""The dense part of a partition: which of its tensors are stored packed, and the bytes of each.
+
+With int8, the matrices that every token reads in full are packed as the kernels read them: those of
+attention, of shared experts and of layers without experts, and the head. A linear layer's is stored under
+its module's name and `.packed`, and so are the three of a gated FFN, as one expert. Router, norms, biases and
+embeddings stay as they are.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.errors import PartitionError
+from control_plane.partition.tensor_file import Tensor
+from control_plane.partition.tensor_writer import TensorEntry
+from functions.expert.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.expert.kernels.matrix import TILE_ROWS, LinearShape, pack_matrix
+from functions.expert.kernels.packing import HALF_TILE, ExpertShape
+
+PACKED = ".packed"
+"""How the name of a packed tensor ends, after its module's."""
+
+_ROWS_AT_ONCE = 16 * TILE_ROWS
+_LINEAR = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkvo]_proj|lm_head)\.weight")
+_GATED = re.compile(r"(?P<module>model\.layers\.\d+\.mlp(\.shared_expert)?)\.gate_proj\.weight")
+
+Rows = Callable[[int, int], NDArray[Any]]
+"""Reads rows [start, stop) of a matrix: [stop - start, K], float32 or the bits of bf16."""
+
+
+@dataclass(frozen=True)
+class KeptTensor:
+    """A tensor that keeps its name and shape; `dtype` is "f32" or "bf16"."""
+
+    tensor: Tensor
+    dtype: str
+
+    @property
+    def entry(self) -> TensorEntry:
+        return TensorEntry(self.tensor.name, "BF16" if self.dtype == "bf16" else "F32", self.tensor.shape)
+
+    def chunks(self) -> Iterator[NDArray[Any]]:
+        """Its values in the order of the file, a few megabytes at a time. Raises PartitionError."""
+        for values in self.tensor.chunks():
+            yield _cast(values, self.dtype)
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A matrix [N, K] in int8."""
+
+    module: str
+    weight: Tensor
+
+    @property
+    def shape(self) -> LinearShape:
+        outputs, inputs = self.weight.shape
+        return LinearShape(outputs, inputs, "int8")
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    @property
+    def entry(self) -> TensorEntry:
+        return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """Likewise."""
+        yield from _packed(self.module, self.shape, _rows_of(self.weight))
+
+
+@dataclass(frozen=True)
+class PackedGated:
+    """gate and up [I, H] and down [H, I] in int8, as one expert."""
+
+    module: str
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+    @property
+    def shape(self) -> ExpertShape:
+        hidden_size, intermediate_size = self.down.shape
+        return ExpertShape(hidden_size, intermediate_size, "int8")
+
+    @property
+    def sources(self) -> tuple[Tensor, ...]:
+        return self.gate, self.up, self.down
+
+    @property
+    def entry(self) -> TensorEntry:
+        return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """Likewise."""
+        gate, up = _rows_of(self.gate), _rows_of(self.up)
+        width = self.shape.intermediate_size
+
+        def gate_up(start: int, stop: int) -> NDArray[Any]:
+            first, end = start // 2, min(stop // 2, width)
+            return _interleaved(gate(first, end), up(first, end))
+
+        yield from _packed(self.module, self.shape.gate_up, gate_up)
+        yield from _packed(self.module, self.shape.down, _rows_of(self.down))
+
+
+DenseTensor = KeptTensor | PackedLinear | PackedGated
+
+
+def dense_tensors(
+    tensors: Mapping[str, Tensor], dtype: str, dense_dtype: str, tied_head: bool
+) -> list[DenseTensor]:
+    """What is written of the dense part, in the order of the file.
+
+    `dtype` is that of what is not packed. `dense_dtype` "int8" packs; `tied_head` says that the head is the
+    embeddings, too, which stay. Raises PartitionError for shapes that do not fit together.
+    """
+    packed = list(_packable(tensors, tied_head)) if dense_dtype == "int8" else []
+    gone = {source.name for tensor in packed for source in tensor.sources}
+    # In the order of names, so that shards and their order leave no trace. What is packed comes first, since
+    # all of it ends at a multiple of 128 bytes: the rest then lies as it has to.
+    kept = [KeptTensor(tensor, dtype) for name, tensor in sorted(tensors.items()) if name not in gone]
+    return [*packed, *kept]
+
+
+def dense_metadata(tensors: Sequence[DenseTensor]) -> dict[str, str]:
+    """For the file's header: the shapes of the tensors that were packed, which their bytes do not tell."""
+    shapes = {
+        source.name: source.shape
+        for tensor in tensors
+        if not isinstance(tensor, KeptTensor)
+        for source in tensor.sources
+    }
+    return {"format": "pt", "packed": json.dumps(shapes)} if shapes else {"format": "pt"}
+
+
+def packed_shapes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """By name, the shapes that `dense_metadata` tells."""
+    return {name: tuple(shape) for name, shape in json.loads(metadata.get("packed", "{}")).items()}
+
+
+def _packable(tensors: Mapping[str, Tensor], tied_head: bool) -> Iterator[PackedLinear | PackedGated]:
+    for name, tensor in sorted(tensors.items()):
+        if (linear := _LINEAR.fullmatch(name)) and not (tied_head and name.startswith("lm_head")):
+            _check_matrix(tensor)
+            yield PackedLinear(linear[1], tensor)
+        elif gated := _GATED.fullmatch(name):
+            yield _gated(gated["module"], tensors)
+
+
+def _gated(module: str, tensors: Mapping[str, Tensor]) -> PackedGated:
+    names = [f"{module}.{part}_proj.weight" for part in ("gate", "up", "down")]
+    for name in names:
+        if name not in tensors:
+            raise PartitionError(f"{tensors[names[0]].path} has {names[0]}, but no {name}")
+        _check_matrix(tensors[name])
+    gate, up, down = (tensors[name] for name in names)
+    for other in (gate, up):
+        if other.shape != down.shape[::-1]:
+            raise PartitionError(
+                f"{other.path}: {other.name} is {list(other.shape)}, {down.name} is {list(down.shape)}"
+            )
+    return PackedGated(module, gate, up, down)
+
+
+def _check_matrix(tensor: Tensor) -> None:
+    if len(tensor.shape) != 2 or 0 in tensor.shape:
+        raise PartitionError(f"{tensor.path}: {tensor.name} is {list(tensor.shape)}, not a matrix")
+
+
+def _rows_of(tensor: Tensor) -> Rows:
+    columns = tensor.shape[1]
+    return lambda start, stop: tensor.read(start * columns, (stop - start) * columns).reshape(-1, columns)
+
+
+def _packed(module: str, shape: LinearShape, rows: Rows) -> Iterator[NDArray[np.uint8]]:
+    """The packed bytes of a matrix, some tiles at a time, and the row scales at the end."""
+    scales = []
+    for start in range(0, shape.outputs, _ROWS_AT_ONCE):
+        some = rows(start, min(start + _ROWS_AT_ONCE, shape.outputs))
+        part = LinearShape(len(some), shape.inputs, shape.dtype)
+        try:
+            packed = pack_matrix(part, some)
+        except ValueError as error:
+            raise PartitionError(f"{module}: {error}") from error
+        tiles, scale = np.split(packed, [part.section_nbytes[0]])
+        scales.append(scale.copy())  # a view would keep the tiles, too
+        yield tiles
+    yield np.concatenate(scales)
+
+
+def _interleaved(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
+    """Rows of gate and up in the order of gate_up's: half tiles in turn, the last filled up with zeros."""
+    padding = ((0, -len(gate) % HALF_TILE), (0, 0))
+    halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, half.shape[1]) for half in (gate, up)]
+    return np.concatenate(halves, axis=1).reshape(-1, gate.shape[1])
+
+
+def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """float32 values, or bf16 bits, as `dtype`."""
+    if dtype == "bf16":
+        return f32_to_bf16(values) if values.dtype == np.float32 else values
+    return bf16_to_f32(values) if values.dtype == np.uint16 else values

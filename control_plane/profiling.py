@@ -1,0 +1,107 @@
+"""Runs prompts through a partition, to see which experts they use."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from control_plane.api.generation_request import Chat, Prompt
+from control_plane.api.text import TextCodec
+from control_plane.app import build_engine, build_invoker, build_runner
+from control_plane.config import ServeConfig
+from control_plane.deployment import deploy_all
+from control_plane.engine import sequence
+from control_plane.engine.engine import Engine
+from control_plane.engine.model_loader import load_tokenizer
+from control_plane.engine.model_runner import ModelRunner
+from control_plane.engine.routing_recorder import RoutingRecorder
+from control_plane.errors import ConfigError, FaaSMoEError
+from control_plane.faas.embedded import embedded_gateway
+from control_plane.faas.gateway import Gateway
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.profile import Profile
+
+IDLE_AFTER = 900.0
+"""Seconds; the functions are to stay for as long as it takes."""
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file: its lines, or the "prompt" of each when its name ends with .jsonl.
+
+    Empty lines do not count. Raises `ConfigError`, which names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}") from error
+    told = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not told:
+        raise ConfigError(f"{path} has no prompts")
+    if path.suffix != ".jsonl":
+        return [line for _, line in told]
+    return [_prompt_of(line, where) for where, line in told]
+
+
+async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> Profile:
+    """What the prompts and sampled answers of `max_tokens` at most use of the partition's model.
+
+    Each prompt is a chat of its own, or is continued where the model has no chat template. Raises
+    `PartitionError`, `ConfigError` for a prompt that cannot run, `GatewayError`.
+    """
+    manifest = Manifest.load(partition)
+    async with _engine(partition, manifest) as (runner, engine):
+        codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
+        sequences = [_sequence(codec, engine, prompt, n, max_tokens) for n, prompt in enumerate(prompts, 1)]
+        recorder = RoutingRecorder(runner.model, manifest.moe_layers, manifest.num_experts)
+        await asyncio.gather(*(_answered(engine, each) for each in sequences))
+    return Profile(manifest.name, recorder.use, recorder.together)
+
+
+@asynccontextmanager
+async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[ModelRunner, Engine]]:
+    """The engine, started, with its functions behind a gateway of its own."""
+    config = ServeConfig(prefetch=False)
+    async with embedded_gateway(partition, "127.0.0.1", 0, None, IDLE_AFTER) as url:
+        async with Gateway.connect(url, None) as gateway:
+            async for _ in deploy_all(manifest, gateway):
+                pass
+        invoker = build_invoker(url, config)
+        runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+        engine = build_engine(partition, runner, invoker, config)
+        engine.start()
+        try:
+            yield runner, engine
+        finally:
+            await engine.stop()
+
+
+def _sequence(codec: TextCodec, engine: Engine, text: str, number: int, max_tokens: int) -> sequence.Sequence:
+    prompt: Prompt = text
+    if codec.tokenizer.chat_template:
+        prompt = Chat([{"role": "user", "content": text}])
+    params = sequence.SamplingParams(max_tokens, temperature=1.0, seed=number)
+    try:
+        made = sequence.Sequence(f"prompt-{number}", "profile", codec.encode(prompt), params)
+        engine.check(made)
+    except FaaSMoEError as error:
+        raise ConfigError(f"prompt {number}: {error}") from error
+    return made
+
+
+async def _answered(engine: Engine, prompt: sequence.Sequence) -> None:
+    async for _ in engine.submit([prompt]):
+        pass
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: it is not JSON: {error}") from error
+    prompt = entry.get("prompt") if isinstance(entry, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ConfigError(f"{where}: prompt: it must be a string with text")
+    return prompt
