@@ -1,0 +1,78 @@
+"""How fast this machine reads: memory, by one process for each core, and disk, by direct reads."""
+
+import mmap
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import Iterable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from control_plane.errors import ConfigError, FaaSMoEError
+
+MEMORY_BYTES = 512 << 20
+"""Of each process, and more than caches hold."""
+PASSES = 7
+PIECE_BYTES = 8 << 20
+DISK_SECONDS = 4.0
+DEADLINE_SECONDS = 60.0
+
+
+def memory_bandwidth(processes: int = os.cpu_count() or 1, nbytes: int = MEMORY_BYTES) -> float:
+    """Bytes per second of all processes together, each of which reads `nbytes` of its own, over and over.
+
+    They take the maximum of 32-bit integers with NumPy, which does little more than to read them.
+    Raises `FaaSMoEError` when that takes a minute.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier, speeds = context.Barrier(processes), context.Queue()
+    readers = [context.Process(target=_read_memory, args=(barrier, speeds, nbytes)) for _ in range(processes)]
+    for reader in readers:
+        reader.start()
+    try:
+        return sum(speeds.get(timeout=DEADLINE_SECONDS) for _ in readers)
+    except queue.Empty:
+        raise FaaSMoEError("could not measure the memory: its readers did not end") from None
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.join()
+
+
+def disk_bandwidth(files: Iterable[Path], seconds: float = DISK_SECONDS) -> float:
+    """Bytes per second of reads of 8 MB each, past the page cache, of the files, until the time is over.
+
+    Raises `ConfigError` where the file system has no direct reads.
+    """
+    piece = mmap.mmap(-1, PIECE_BYTES)
+    total, started = 0, time.perf_counter()
+    for path in files:
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        except OSError as error:
+            raise ConfigError(f"cannot read {path} past the page cache: {error.strerror}") from error
+        try:
+            nbytes = PIECE_BYTES
+            while nbytes == PIECE_BYTES and time.perf_counter() < started + seconds:
+                nbytes = os.readv(file, [piece])
+                total += nbytes
+        finally:
+            os.close(file)
+    return total / (time.perf_counter() - started)
+
+
+def _read_memory(barrier: Barrier, speeds: "Queue[float]", nbytes: int) -> None:
+    """Puts this process's bytes per second, the median of its passes, which begin with the others'."""
+    numbers = np.ones(nbytes // 4, np.int32)
+    seconds = []
+    for _ in range(PASSES):
+        barrier.wait(DEADLINE_SECONDS)
+        started = time.perf_counter()
+        np.maximum.reduce(numbers)
+        seconds.append(time.perf_counter() - started)
+    speeds.put(nbytes / median(seconds))

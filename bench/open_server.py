@@ -1,0 +1,42 @@
+"""A server that serves without keys, and the process tree that it is."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+
+from bench import metrics, requests
+from bench.process_tree import ProcessTree
+
+
+@dataclass(frozen=True)
+class OpenServer:
+    """What is asked of it, is sampled at temperature 1."""
+
+    client: aiohttp.ClientSession
+    url: str
+    vocab_size: int
+    tree: ProcessTree
+
+    async def ask(
+        self,
+        tenant: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        seed: int,
+        on_token: Callable[[], None] = lambda: None,
+    ) -> requests.Timing:
+        """One request, whose prompt and answer follow from the seed."""
+        prompt = requests.random_prompt(prompt_tokens, seed, self.vocab_size)
+        return await requests.stream(
+            self.client, self.url, None, prompt, output_tokens, on_token, user=tenant, seed=seed
+        )
+
+    async def total(self, metric: str) -> float:
+        """One of its metrics, over all labels. Raises `FaaSMoEError` when it has no such."""
+        return await metrics.total(self.client, self.url, metric)
+
+    async def disk_bytes(self) -> int:
+        """What all its processes have had read from disk."""
+        return await asyncio.to_thread(self.tree.read_bytes)

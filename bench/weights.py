@@ -1,0 +1,66 @@
+"""How many bytes of weights a step of a model uses."""
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from control_plane.errors import ConfigError
+from control_plane.partition.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class StepWeights:
+    """The weights that one decode step of a partition's model uses."""
+
+    dense_bytes: int
+    expert_nbytes: int
+    likelihood: NDArray[np.float64]
+    """[layers, experts]: how likely it is that a token is routed there."""
+
+    @classmethod
+    def of(cls, folder: Path, profile: Path | None) -> "StepWeights":
+        """Of a partition. Without a profile of its routing, all experts are taken for equally likely.
+
+        Raises `PartitionError`, or `ConfigError` for a profile that is not this model's.
+        """
+        manifest = Manifest.load(folder)
+        shape = (len(manifest.moe_layers), manifest.num_experts)
+        use = np.ones(shape) if profile is None else _use(profile, shape)
+        likelihood = use / use.sum(axis=1, keepdims=True) * manifest.num_experts_per_tok
+        dense = used_dense_bytes(folder / manifest.dense.file)
+        return cls(dense, manifest.expert_nbytes, np.minimum(likelihood, 1.0))
+
+    def nbytes(self, sequences: int) -> float:
+        """Of a step with a token of each sequence: the dense part, and the experts that they likely use."""
+        experts = (1 - (1 - self.likelihood) ** sequences).sum()
+        return self.dense_bytes + experts * self.expert_nbytes
+
+
+def used_dense_bytes(file: Path) -> int:
+    """All but the embeddings, of which a token uses one row; those that are the head, too, it uses whole."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    has_head = any(name.startswith("lm_head") for name in header)
+    used = [
+        entry for name, entry in header.items() if not (has_head and name.endswith("embed_tokens.weight"))
+    ]
+    return sum(end - begin for begin, end in (entry["data_offsets"] for entry in used))
+
+
+def _use(profile: Path, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """How often each expert was used [layers, experts], from a file of `faasmoe profile`."""
+    try:
+        with safe_open(profile, framework="numpy") as tensors:
+            use = tensors.get_tensor("use").astype(np.float64)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{profile} is not a profile: {error}") from error
+    if use.shape != shape or (use.sum(axis=1) == 0).any():
+        raise ConfigError(f"{profile} is the profile of another model: use of {use.shape}, not {shape}")
+    return use
