@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
 KERNEL := $(wildcard functions/expert/kernels/*.c functions/expert/kernels/*.h)
 
-.PHONY: setup demo test check bench bench-kernels bench-batch bench-fairness bench-memory bench-budget stack clean
+.PHONY: setup demo test check bench bench-kernels bench-batch bench-fairness bench-memory bench-budget bench-packing bench-residency stack clean
 
 setup: $(VENV)/installed
 
@@ -45,6 +45,12 @@ bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--he
 
 bench-budget: setup  ## whether a memory budget is held, in ten minutes of mixed traffic
 	$(BIN)/python -m bench.budget $(ARGS)
+
+bench-packing: setup  ## calls per token and memory held, with experts packed by a profile and without
+	$(BIN)/python -m bench.packing $(ARGS)
+
+bench-residency: setup  ## mapped pages against an arena: what bringing an expert in takes
+	$(BIN)/python -m bench.residency
 
 stack: setup  ## write stack.yml and its template anew, for the bundled model
 	rm -rf partitions/demo

@@ -1,6 +1,5 @@
 """How fast this machine reads: memory, by one process for each core, and disk, by direct reads."""
 
-import mmap
 import multiprocessing
 import os
 import queue
@@ -14,6 +13,7 @@ from statistics import median
 import numpy as np
 
 from control_plane.errors import ConfigError, FaaSMoEError
+from functions.expert.arena import Arena
 
 MEMORY_BYTES = 512 << 20
 """Of each process, and more than caches hold."""
@@ -49,7 +49,7 @@ def disk_bandwidth(files: Iterable[Path], seconds: float = DISK_SECONDS) -> floa
 
     Raises `ConfigError` where the file system has no direct reads.
     """
-    piece = mmap.mmap(-1, PIECE_BYTES)
+    piece = Arena(1, PIECE_BYTES).place(0, 0, PIECE_BYTES)
     total, started = 0, time.perf_counter()
     for path in files:
         try:

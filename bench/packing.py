@@ -1,4 +1,4 @@
-"""Functions called per token and memory held, with experts packed by a profile and without: `make bench-packing`.
+"""Functions called per token and memory held, with experts packed and without: `make bench-packing`.
 
 The profile is made of one half of the prompts, the other half is asked, one prompt after the other.
 """
@@ -121,7 +121,7 @@ async def bench(
     model: Path, granularities: Sequence[Granularity], dtype: str, prompts: Path, traffic: Traffic
 ) -> None:
     """Profile, then measure each granularity both ways; prints a table."""
-    rows = []
+    rows: list[list[str]] = []
     with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
         work = Path(temporary)
         profiled = work / "profiled"
@@ -155,7 +155,7 @@ async def bench(
     default=ROOT / "bench" / "demo_prompts.jsonl",
     help='A JSON object a line, with a "prompt".  [default: the demo model\'s]',
 )
-@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(1), default=48, show_default=True)
 @click.option("--idle-timeout", type=float, default=2.0, show_default=True, help="Of functions, in seconds.")
 @click.option("--raw", is_flag=True, help="Continue prompts, for a model without a chat template.")
 def main(

@@ -17,13 +17,14 @@ from statistics import median
 
 import numpy as np
 
+from functions.expert.arena import Arena
+
 EXPERT_NBYTES = 8_654_848
 """One int8 expert of the Qwen1.5-MoE-A2.7B shape, in whole pages."""
 EXPERTS = 200
 KEPT = 30
 """Experts that are held at a time."""
 READ_AHEAD_BYTES = 128 << 10
-PIECE_BYTES = 2 << 20
 
 Bring = Callable[[int], None]
 """Brings the expert of that number into memory and reads all of it once."""
@@ -51,21 +52,32 @@ def mapped(path: Path) -> Iterator[Bring]:
 
 
 @contextmanager
-def arena(path: Path) -> Iterator[Bring]:
-    """Places of one expert in memory of our own, filled by direct reads."""
+def small_pages(path: Path) -> Iterator[Bring]:
+    """An arena on the system's small pages."""
+    memory = memoryview(mmap.mmap(-1, KEPT * EXPERT_NBYTES))
+    with _filled(path, lambda slot, start, end: memory[slot * EXPERT_NBYTES :][start:end]) as bring:
+        yield bring
+
+
+@contextmanager
+def huge_pages(path: Path) -> Iterator[Bring]:
+    """The functions' own arena."""
+    with _filled(path, Arena(KEPT, EXPERT_NBYTES).place) as bring:
+        yield bring
+
+
+@contextmanager
+def _filled(path: Path, place: Callable[[int, int, int], memoryview]) -> Iterator[Bring]:
+    """Slots of one expert in memory of our own, filled by direct reads."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    places = mmap.mmap(-1, KEPT * EXPERT_NBYTES)
-    view = memoryview(places)
     brought = 0
 
     def bring(expert: int) -> None:
         nonlocal brought
-        place = brought % KEPT * EXPERT_NBYTES
+        slot = place(brought % KEPT, 0, EXPERT_NBYTES)
         brought += 1
-        for piece in range(0, EXPERT_NBYTES, PIECE_BYTES):
-            end = min(piece + PIECE_BYTES, EXPERT_NBYTES)
-            os.preadv(file, [view[place + piece : place + end]], expert * EXPERT_NBYTES + piece)
-        _read(np.frombuffer(places, np.uint8, EXPERT_NBYTES, place))
+        os.preadv(file, [slot], expert * EXPERT_NBYTES)
+        _read(np.frombuffer(slot, np.uint8))
 
     try:
         yield bring
@@ -112,7 +124,7 @@ def main() -> None:
         file.flush()
         print("| way | an expert | bytes/s | CPU s/GB |\n|---|---|---|---|")
         for _ in range(arguments.repeats):
-            for way in (mapped, arena):
+            for way in (mapped, small_pages, huge_pages):
                 milliseconds, speed, cpu = measure(way, Path(file.name), order)
                 figures = f"{milliseconds:.1f} ms | {speed / 1e9:.2f} GB/s | {cpu:.2f}"
                 print(f"| {way.__name__} | {figures} |", flush=True)

@@ -35,12 +35,13 @@ from control_plane.faas.connection import Address
 from control_plane.faas.gateway import Gateway
 from control_plane.faas.invoker import InvocationPolicy, Invoker
 from control_plane.http import serving
-from control_plane.memory import OwnMemory, give_back, memory_limit, unread_bytes, used_bytes
+from control_plane.memory import OwnMemory, give_back, unread_bytes, used_bytes
 from control_plane.metrics import Metrics
 from control_plane.partition.manifest import Manifest
 from control_plane.tenancy.admission import Admission
 from control_plane.tenancy.ledger import Ledger
 from control_plane.tenancy.store import TenantStore
+from functions.expert.machine import memory_limit
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What this process uses of memory, and what machine and control group allow."""
+"""What this process uses of memory."""
 
 import ctypes
 import mmap
@@ -7,20 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
-_CGROUPS = Path("/sys/fs/cgroup")
 
 _KIB = 1024
-_NO_LIMIT = 1 << 60
-"""Version 1 of control groups writes "none" as a number just below 2^63."""
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
-
-
-@dataclass(frozen=True)
-class MemoryLimit:
-    """The most that this process and its kin may use, and who says so."""
-
-    nbytes: int
-    source: str
 
 
 def used_bytes(proc: Path = _PROC) -> int:
@@ -64,20 +53,6 @@ def unread_bytes(file: Path, proc: Path = _PROC) -> int:
     return unread * _KIB
 
 
-def memory_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> MemoryLimit:
-    """The least of the machine's memory and the limits of this process's control groups, v1 or v2."""
-    machine = _field((proc / "meminfo").read_text(), "MemTotal") * _KIB
-    limits = [MemoryLimit(machine, "this machine")]
-    for file in _limit_files((proc / "self" / "cgroup").read_text(), cgroups):
-        try:
-            text = file.read_text().strip()
-        except OSError:
-            continue
-        if text.isdecimal() and int(text) < _NO_LIMIT:
-            limits.append(MemoryLimit(int(text), f"the control group, by {file},"))
-    return min(limits, key=lambda limit: limit.nbytes)
-
-
 def give_back() -> None:
     """Give the kernel what the heap holds and does not use, where the C library can (glibc's)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -87,25 +62,6 @@ def give_back() -> None:
 
 def _resident_bytes() -> int:
     return int((_PROC / "self" / "statm").read_text().split()[1]) * mmap.PAGESIZE
-
-
-def _limit_files(membership: str, cgroups: Path) -> list[Path]:
-    """Where the limits of a process's groups are, and of those that these are in.
-
-    Seen from inside a container the outer names may lead nowhere: then the root is the container's own.
-    """
-    files = []
-    for line in membership.splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            folder, name = cgroups, "memory.max"
-        elif "memory" in controllers.split(","):
-            folder, name = cgroups / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        path = Path(group.lstrip("/"))
-        files += [folder / part / name for part in (path, *path.parents)]
-    return files
 
 
 def _field(text: str, name: str) -> int:

@@ -23,10 +23,12 @@ from tests.tiny_engine import (
     MAX_SEQUENCES,
     Reference,
     all_tokens_of,
+    embedded_as,
     engine_behind,
     idle,
     make_sequence,
     random_prompt,
+    token_apart_from,
     tokens_of,
     until,
 )
@@ -168,26 +170,27 @@ def test_stop_in_the_middle_of_answers(serving: Served, reference: Reference) ->
 def test_a_bug_ends_its_own_batch_only(
     serving: Served, reference: Reference, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A token that the model does not have stands for whatever nobody has thought of."""
-
-    sequence = Sequence("test", "tenant", [10**6], SamplingParams(max_tokens=5))
+    """Whatever nobody has thought of."""
+    poison = token_apart_from(*random_prompt(3), *reference.answer(random_prompt(3), 8))
+    sequence = Sequence("test", "tenant", [poison], SamplingParams(max_tokens=5))
 
     async def scenario() -> None:
         with pytest.raises(EngineError, match="internal error"):
             await tokens_of(serving.engine.submit([sequence]))
         await assert_serves(serving.engine, reference)
 
-    asyncio.run(scenario())
+    with embedded_as(serving.runner.model, poison, a_bug):
+        asyncio.run(scenario())
     assert "IndexError" in caplog.text
 
 
 def test_an_error_ends_the_whole_request(serving: Served, reference: Reference) -> None:
     """Also those of its sequences that were not in the batch that failed: nobody listens to them any more."""
-    bad = Sequence("test", "tenant", [10**6], SamplingParams(max_tokens=5))
+    bad = Sequence("test", "tenant", [10**6], SamplingParams(max_tokens=5))  # there is no such token
     others = [make_sequence(3, LONG) for _ in range(MAX_SEQUENCES)]
 
     async def scenario() -> None:
-        with pytest.raises(EngineError, match="internal error"):
+        with pytest.raises(EngineError, match="vocabulary"):
             await all_tokens_of(serving.engine.submit([bad, *others]))
         try:
             async with asyncio.timeout(3):
@@ -205,7 +208,7 @@ def test_output_that_is_not_a_number_ends_its_own_sequence_only(
 ) -> None:
     """Rows of the same batch are not touched, whoever's they are."""
     answer = reference.answer(random_prompt(3), 8)
-    poison = min(set(range(64)) - {*random_prompt(3), *answer})
+    poison = token_apart_from(*random_prompt(3), *answer)
     bad = Sequence("test", "other", [4, poison], SamplingParams(max_tokens=5))
 
     async def scenario() -> list[int]:
@@ -214,18 +217,14 @@ def test_output_that_is_not_a_number_ends_its_own_sequence_only(
             await tokens_of(streams[1])
         return await tokens_of(streams[0])
 
-    with not_a_number(serving.runner.model.get_input_embeddings().weight[poison]):
+    with embedded_as(serving.runner.model, poison, not_a_number):
         assert asyncio.run(scenario()) == answer
     assert idle(serving.engine)
 
 
-@contextmanager
-@torch.no_grad()
-def not_a_number(values: torch.Tensor) -> Iterator[None]:
-    """Nothing but NaN, until the context ends."""
-    before = values.clone()
-    values.fill_(torch.nan)
-    try:
-        yield
-    finally:
-        values.copy_(before)
+def not_a_number(rows: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(rows, torch.nan)
+
+
+def a_bug(rows: torch.Tensor) -> torch.Tensor:
+    raise IndexError(f"rows of {tuple(rows.shape)}")

@@ -10,7 +10,16 @@ from control_plane.engine.sequence import Generated, SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import EngineError
 from tests.running import Served
-from tests.tiny_engine import Reference, all_tokens_of, idle, random_prompt, tokens_of, until
+from tests.tiny_engine import (
+    Reference,
+    all_tokens_of,
+    embedded_as,
+    idle,
+    random_prompt,
+    token_apart_from,
+    tokens_of,
+    until,
+)
 
 pytest_plugins = ["tests.engine_fixtures"]
 
@@ -25,14 +34,10 @@ async def first_of(stream: TokenStream) -> AsyncIterator[tuple[int, Generated]]:
         return
 
 
-def test_others_go_on(serving: Served, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_go_on(serving: Served, reference: Reference) -> None:
     prompt = random_prompt(12)
     expected = reference.answer(prompt, 30)
-    embedding = serving.runner.model.model.embed_tokens.weight
-    poison = next(token for token in range(len(embedding)) if token not in {*prompt, *expected})
-    poisoned = embedding.detach().clone()
-    poisoned[poison] = torch.nan
-    monkeypatch.setattr(embedding, "data", poisoned)
+    poison = token_apart_from(*prompt, *expected)
 
     async def run() -> list[int]:
         stream = serving.engine.submit([sequence("good", prompt, 30)])
@@ -44,6 +49,7 @@ def test_others_go_on(serving: Served, reference: Reference, monkeypatch: pytest
             await all_tokens_of(serving.engine.submit(bad))
         return [*first, *await good]
 
-    assert asyncio.run(run()) == expected
+    with embedded_as(serving.runner.model, poison, lambda rows: torch.full_like(rows, torch.nan)):
+        assert asyncio.run(run()) == expected
     assert serving.engine.alive
     asyncio.run(until(lambda: idle(serving.engine)))

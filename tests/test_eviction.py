@@ -3,7 +3,6 @@
 `pytest -s tests/test_eviction.py -k beats` prints the share of calls' experts that were there.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,14 @@ from functions.expert.eviction import NextUse
 
 LAYERS, EXPERTS = 6, 16
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-STEPS = 250
+STEPS = 150
 CUTS = {
     "whole model": Granularity(EXPERTS, LAYERS),
     "3 layers": Granularity(8, 3),
     "default": default_granularity(EXPERTS, LAYERS),
 }
+TIES = {("default", 0.2), ("default", 0.3)}
+"""Room for two of a layer's eight experts, and a call uses about as many: even Belady is hardly ahead."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,19 @@ class Belady:
     """Knows the future: drops what is needed last."""
 
     def __init__(self, layer_of: np.ndarray, calls: Sequence[Call]) -> None:
-        self._uses: list[list[int]] = [[] for _ in layer_of]
-        for number, call in enumerate(calls):
-            for expert in call.experts:
-                self._uses[expert].append(number)
-        self._now = -1
+        self._next_use = np.full(len(layer_of), len(calls))
+        following = self._next_use.copy()
+        self._following: list[np.ndarray] = []
+        """For each call that is still to come, the last first, when each of its experts is used again."""
+        for number in reversed(range(len(calls))):
+            self._following.append(following[calls[number].experts])
+            following[calls[number].experts] = number
 
     def record(self, layer: int, experts: np.ndarray, rows_of: np.ndarray, rows: int) -> None:
-        self._now += 1
+        self._next_use[experts] = self._following.pop()
 
     def victim(self, candidates: np.ndarray) -> int:
-        return int(max(candidates, key=self._next_use))
-
-    def _next_use(self, expert: int) -> float:
-        uses = self._uses[expert]
-        following = bisect_right(uses, self._now)
-        return uses[following] if following < len(uses) else float("inf")
+        return int(candidates[self._next_use[candidates].argmax()])
 
 
 MakePolicy = Callable[[np.ndarray, Sequence[Call]], Policy]
@@ -100,9 +98,9 @@ class Recording:
     generated: np.ndarray
 
     def single(self) -> list[np.ndarray]:
-        """Steps of one row: some sequences of each domain, one after the other."""
-        chosen = self.generated & np.isin(self.sequence, range(3))
-        return [self.experts[row][None] for row in np.flatnonzero(chosen)][:STEPS]
+        """Steps of one row: a sequence of each domain, one after the other."""
+        sequences = [np.flatnonzero(self.generated & (self.sequence == number)) for number in range(3)]
+        return [self.experts[row][None] for rows in sequences for row in rows[: STEPS // 3]]
 
     def tenants(self) -> list[np.ndarray]:
         """Steps of three rows, one of each domain."""
@@ -114,7 +112,7 @@ class Recording:
         prompts = self.experts[~self.generated]
         steps = self.tenants()
         for number, start in enumerate(range(0, 600, 100)):
-            steps.insert(25 + 40 * number, prompts[start : start + 100])
+            steps.insert(25 * (number + 1), prompts[start : start + 100])
         return steps[:STEPS]
 
 
@@ -142,44 +140,51 @@ def functions_calls(
     return functions
 
 
-def hits(policy: Policy, calls: Sequence[Call], capacity: int) -> int:
+def hits(policy: Policy, calls: Sequence[Call], experts: int, capacity: int) -> int:
     """How many experts were there when they were called; what a call uses is not dropped for it."""
-    resident: set[int] = set()
-    found = 0
+    resident = np.zeros(experts, bool)
+    found = held = 0
     for call in calls:
         policy.record(call.layer, call.experts, call.rows_of, call.rows)
-        wanted = set(call.experts.tolist())
-        found += len(wanted & resident)
-        for expert in sorted(wanted - resident):
-            if len(resident) >= capacity:
-                idle = sorted(resident - wanted)
-                if not idle:
-                    break
-                resident.remove(policy.victim(np.array(idle)))
-            resident.add(expert)
+        missing = call.experts[~resident[call.experts]]
+        found += len(call.experts) - len(missing)
+        idle = resident.copy()
+        idle[call.experts] = False
+        for expert in missing:
+            if held < capacity:
+                held += 1
+            elif idle.any():
+                victim = policy.victim(np.flatnonzero(idle))
+                resident[victim] = idle[victim] = False
+            else:
+                break
+            resident[expert] = True
     return found
 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("mix", ["single", "tenants", "prefills"])
 def test_it_beats_lru_at_every_size(recording: Recording, mix: str, cut: str) -> None:
-    """It may tie where nearly all that a function can hold is in use by each call."""
     functions = functions_calls(getattr(recording, mix)(), CUTS[cut])
     total = sum(len(call.experts) for _, calls in functions for call in calls)
-    ahead = 0
     for share in SHARES:
-        found = {
-            name: sum(
-                hits(make(*function), function[1], round(share * len(function[0]))) for function in functions
-            )
-            for name, make in POLICIES.items()
-        }
-        missed = 1 - (found["NextUse"] - found["LRU"]) / max(1, found["Belady"] - found["LRU"])
+        found = {name: found_of(make, functions, share) for name, make in POLICIES.items()}
         rates = "  ".join(f"{name} {count / total:6.1%}" for name, count in found.items())
-        print(f"{mix:9}{cut:12}{share:4.0%}  {rates}  to Belady {missed:4.0%} of the way left")
-        assert found["LRU"] <= found["NextUse"] <= found["Belady"]
-        ahead += found["LRU"] < found["NextUse"]
-    assert ahead >= 4
+        distance = (found["Belady"] - found["NextUse"]) / total
+        print(f"{mix:9}{cut:12}{share:4.0%}  {rates}  distance to Belady {distance:5.1%}")
+        assert found["NextUse"] <= found["Belady"]
+        if (cut, share) in TIES:
+            assert abs(found["NextUse"] - found["LRU"]) < 0.005 * total
+        else:
+            assert found["NextUse"] > found["LRU"]
+
+
+def found_of(make: MakePolicy, functions: Sequence[tuple[np.ndarray, list[Call]]], share: float) -> int:
+    """The hits of all functions, which may each hold a share of their experts."""
+    return sum(
+        hits(make(layer_of, calls), calls, len(layer_of), round(share * len(layer_of)))
+        for layer_of, calls in functions
+    )
 
 
 def test_a_scan_does_not_flush_what_is_hot() -> None:

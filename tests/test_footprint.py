@@ -11,9 +11,9 @@ from control_plane.autoscaling.footprint import (
     check_limit,
 )
 from control_plane.errors import ConfigError
-from control_plane.memory import MemoryLimit
 from control_plane.partition.granularity import Granularity
 from control_plane.quantities import parse_bytes
+from functions.expert.machine import MemoryLimit
 from tests.tiny_partition import TinyPartition
 
 EXPERT = 10_000_000

@@ -37,7 +37,7 @@ class TwoAttempts(InvocationPolicy):
 
 
 PATIENT = InvocationPolicy(attempt_timeout=20, deadline=30, first_backoff=0.01)
-RESULT = InvocationResult(np.zeros((3, 24), np.float32), "an instance", "127.0.0.1:9", 0.0, 0, 0, 0)
+RESULT = InvocationResult(np.zeros((3, 24), np.float32), "an instance", "127.0.0.1:9", 0.0, 0)
 
 
 def body_of(result: InvocationResult) -> bytes:

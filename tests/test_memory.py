@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.memory import MemoryLimit, OwnMemory, give_back, memory_limit, unread_bytes, used_bytes
+from control_plane.memory import OwnMemory, give_back, unread_bytes, used_bytes
+from functions.expert.machine import MemoryLimit, machine_memory, memory_limit
 
 MB = 1 << 20
-MACHINE = 8 << 30
+MACHINE = machine_memory()
 
 
 def machine(folder: Path, membership: str, limits: dict[str, str]) -> MemoryLimit:
-    """The limit of a process of these groups on a machine of 8 GiB, whose control groups say that."""
+    """The limit of a process of these groups, whose control groups say that."""
     proc, cgroups = folder / "proc", folder / "cgroup"
     (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text(f"MemTotal:       {MACHINE // 1024} kB\nMemFree:        1 kB\n")
     (proc / "self" / "cgroup").write_text(membership)
     for name, text in limits.items():
         (cgroups / name).parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def test_labels_say_how_a_function_scales(labels: dict[str, str], expected: Scal
 
 
 def test_a_label_that_is_no_duration_is_named() -> None:
-    with pytest.raises(ConfigError, match="^com.openfaas.scale.zero-duration: expected a duration"):
+    with pytest.raises(ConfigError, match=r"^com\.openfaas\.scale\.zero-duration: expected a duration"):
         ScalingLabels.parse({"com.openfaas.scale.zero-duration": "15"}, default_idle_after=900.0)
 
 

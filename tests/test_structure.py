@@ -23,7 +23,7 @@ LAYERS = (
     ("control_plane.metrics", "control_plane.live_metrics", "control_plane.logs"),
     ("control_plane.api",),
     ("control_plane.app",),
-    ("control_plane.up",),
+    ("control_plane.up", "control_plane.profiling"),
     ("control_plane.cli", "control_plane.__main__"),
 )
 """Each may import itself and what stands above it."""

@@ -1,8 +1,8 @@
 """A tiny model behind real functions, what transformers answers in its place, and a client of its engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,30 @@ async def engine_behind(
         yield engine
     finally:
         await engine.stop()
+
+
+def token_apart_from(*tokens: int) -> int:
+    """One of the tiny model's that is none of these."""
+    return min(set(range(64)) - {*tokens})
+
+
+@contextmanager
+def embedded_as(
+    model: PreTrainedModel, token: int, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Until the context ends, what `change` makes of the token's embeddings [n, H] takes their place."""
+
+    def changed(_: object, inputs: tuple[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        chosen = inputs[0] == token
+        if chosen.any():
+            rows[chosen] = change(rows[chosen])
+        return rows
+
+    hook = model.model.embed_tokens.register_forward_hook(changed)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def idle(engine: Engine) -> bool:

@@ -1,9 +1,17 @@
-"""Memory for experts, in slots of one expert each. Addresses are free; memory comes with the first write."""
+"""Memory for experts, in slots of one expert each. Addresses are free; memory comes with the first write.
 
+Slots lie on huge pages where the system has them: kernels read those a fifth faster, and direct reads fill
+them twice as fast (docs/benchmarks.md). What is left of a slot beyond its last whole huge page has small
+ones, so that a slot takes no more memory than its expert.
+"""
+
+import contextlib
 import mmap
 
 import numpy as np
 from numpy.typing import NDArray
+
+HUGE_PAGE_NBYTES = 2 << 20
 
 _MAP_NORESERVE = 0x4000
 """Python has no name for it before 3.13."""
@@ -14,16 +22,24 @@ class Arena:
 
     def __init__(self, num_slots: int, slot_nbytes: int) -> None:
         """Raises OSError or ValueError when there are no addresses for them."""
-        self.slot_nbytes = -(-slot_nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.slot_nbytes = _rounded_up(slot_nbytes, mmap.PAGESIZE)
+        """Memory that a slot in use takes."""
+        huge = slot_nbytes >= HUGE_PAGE_NBYTES
+        self._stride = _rounded_up(slot_nbytes, HUGE_PAGE_NBYTES if huge else mmap.PAGESIZE)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._memory = mmap.mmap(-1, num_slots * self.slot_nbytes, flags=flags)
-        self._view = memoryview(self._memory)
+        nbytes = num_slots * self._stride
+        self._memory = mmap.mmap(-1, nbytes + HUGE_PAGE_NBYTES, flags=flags)
+        address = np.frombuffer(self._memory, np.uint8).ctypes.data
+        self._start = -address % HUGE_PAGE_NBYTES
+        self._view = memoryview(self._memory)[self._start : self._start + nbytes]
         self._free = list(reversed(range(num_slots)))
+        if huge:
+            self._ask_for_huge_pages(num_slots)
 
     @property
     def buffer(self) -> NDArray[np.uint8]:
-        """All slots, one after the other."""
-        return np.frombuffer(self._memory, np.uint8)
+        """All slots."""
+        return np.frombuffer(self._view, np.uint8)
 
     def take(self) -> int:
         """A slot that nobody uses."""
@@ -31,13 +47,24 @@ class Arena:
 
     def give_back(self, slot: int) -> None:
         """Its memory is the system's again."""
-        self._memory.madvise(mmap.MADV_DONTNEED, self.offset(slot), self.slot_nbytes)
+        self._memory.madvise(mmap.MADV_DONTNEED, self._start + self.offset(slot), self.slot_nbytes)
         self._free.append(slot)
 
     def offset(self, slot: int) -> int:
         """Where the slot begins in the buffer."""
-        return slot * self.slot_nbytes
+        return slot * self._stride
 
     def place(self, slot: int, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop` of the slot, to be written to."""
         return self._view[self.offset(slot) + start : self.offset(slot) + stop]
+
+    def _ask_for_huge_pages(self, num_slots: int) -> None:
+        whole = self.slot_nbytes - self.slot_nbytes % HUGE_PAGE_NBYTES
+        # Not every system has them.
+        with contextlib.suppress(OSError):
+            for slot in range(num_slots):
+                self._memory.madvise(mmap.MADV_HUGEPAGE, self._start + self.offset(slot), whole)
+
+
+def _rounded_up(nbytes: int, step: int) -> int:
+    return -(-nbytes // step) * step

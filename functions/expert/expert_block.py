@@ -105,18 +105,13 @@ class ExpertBlock:
             self.residency.set_limit(invocation.resident_limit)
         if invocation.prefetch:
             self.residency.expect(list(self._expected(invocation)))
-        experts, rows_of = np.unique(invocation.expert_index, return_counts=True)
-        routed = experts >= 0
-        experts, rows_of = experts[routed], rows_of[routed]
-        absent = experts[
-            (experts >= len(layer_positions))
-            | (layer_positions[np.minimum(experts, len(layer_positions) - 1)] < 0)
-        ]
-        if absent.size:
-            message = f"experts {absent.tolist()} of layer {invocation.layer} are not in this block"
-            raise InvocationRefused(404, "unknown_expert", message)
+        # An index of -1, for another function's expert, is counted first, and left out.
+        counts = np.bincount(invocation.expert_index.ravel().astype(np.int64) + 1)[1:]
+        experts = counts.nonzero()[0]
+        _refuse_absent(invocation.layer, experts, layer_positions)
         if not experts.size:
             return np.zeros_like(invocation.hidden_states), 0
+        rows_of = counts[experts]
         sums = _Sums(self, invocation, experts)
         try:
             positions = layer_positions[experts].tolist()
@@ -160,6 +155,15 @@ class ExpertBlock:
     def dtype_name(self) -> str:
         """The activations' dtype as the manifest names it."""
         return next(name for name, dtype in _ACTIVATION_DTYPE.items() if dtype == self.dtype)
+
+
+def _refuse_absent(layer: int, experts: np.ndarray, positions: np.ndarray) -> None:
+    """Raise `InvocationRefused` for experts that the block does not have."""
+    known = experts[experts < len(positions)]
+    if len(known) < len(experts) or (positions[known] < 0).any():
+        absent = [int(expert) for expert in experts if expert not in known or positions[expert] < 0]
+        message = f"experts {absent} of layer {layer} are not in this block"
+        raise InvocationRefused(404, "unknown_expert", message)
 
 
 class _Sums:
@@ -224,7 +228,7 @@ def _share_of_memory(manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> i
     model = sum(block["nbytes"] for block in manifest["blocks"])
     others = manifest["dense"]["nbytes"] + _CONTROL_PLANE_NBYTES + len(manifest["blocks"]) * _FUNCTION_NBYTES
     of_machine = (machine_memory() * 9 // 10 - others) * entry["nbytes"] // model
-    of_group = memory_limit() - _FUNCTION_NBYTES
+    of_group = memory_limit().nbytes - _FUNCTION_NBYTES
     return max(0, min(of_machine, of_group, entry["nbytes"] - entry["offset"]))
 
 

@@ -1,11 +1,22 @@
 """How much memory this process may use: what the machine has, or its control groups allow."""
 
 import os
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-_UNLIMITED = 1 << 62
-"""Version 1 writes a number close to this where there is no limit, version 2 the word max."""
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+_NO_LIMIT = 1 << 60
+"""Version 1 of control groups writes "none" as a number just below 2^63."""
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """The most that this process and its kin may use, and who says so."""
+
+    nbytes: int
+    source: str
 
 
 def machine_memory() -> int:
@@ -13,35 +24,37 @@ def machine_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def memory_limit(cgroups: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self")) -> int:
-    """Bytes: the machine's memory, or less where a control group of version 1 or 2 says so."""
-    return min([machine_memory(), *_cgroup_limits(cgroups, process)])
-
-
-def _cgroup_limits(cgroups: Path, process: Path) -> Iterator[int]:
-    """The limits of this process's group and of those around it, as far as they can be seen."""
-    try:
-        lines = (process / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            yield from _limits_above(cgroups, path, "memory.max")
-            yield from _limits_above(cgroups / "unified", path, "memory.max")
-        elif "memory" in controllers.split(","):
-            yield from _limits_above(cgroups / "memory", path, "memory.limit_in_bytes")
-
-
-def _limits_above(root: Path, path: str, name: str) -> Iterator[int]:
-    group = root / path.strip("/")
-    # In a container the group's own path can be that of the host, and its files are at the root.
-    for folder in (group, *group.parents):
-        if not folder.is_relative_to(root):
-            return
+def memory_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> MemoryLimit:
+    """The least of the machine's memory and the limits of this process's control groups, v1 or v2."""
+    limits = [MemoryLimit(machine_memory(), "this machine")]
+    for file in _limit_files(proc, cgroups):
         try:
-            text = (folder / name).read_text().strip()
+            text = file.read_text().strip()
         except OSError:
             continue
-        if text.isdecimal() and int(text) < _UNLIMITED:
-            yield int(text)
+        if text.isdecimal() and int(text) < _NO_LIMIT:
+            limits.append(MemoryLimit(int(text), f"the control group, by {file},"))
+    return min(limits, key=lambda limit: limit.nbytes)
+
+
+def _limit_files(proc: Path, cgroups: Path) -> list[Path]:
+    """Where the limits of a process's groups are, and of those that these are in.
+
+    Seen from inside a container the outer names may lead nowhere: then the root is the container's own.
+    """
+    try:
+        membership = (proc / "self" / "cgroup").read_text()
+    except OSError:
+        return []
+    files = []
+    for line in membership.splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            folder, name = cgroups, "memory.max"
+        elif "memory" in controllers.split(","):
+            folder, name = cgroups / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        path = Path(group.lstrip("/"))
+        files += [folder / part / name for part in (path, *path.parents)]
+    return files

@@ -107,6 +107,8 @@ class Invocation:
         if empty or index_shape[0] != rows or index_shape != self.expert_weight.shape:
             shapes = [list(t.shape) for t in (self.hidden_states, self.expert_index, self.expert_weight)]
             raise WireError(f"shapes of hidden_states, expert_index, expert_weight do not agree: {shapes}")
+        if self.expert_index.size and self.expert_index.min() < -1:
+            raise WireError(f"expert_index has {self.expert_index.min()}, less than -1")
 
 
 @dataclass(frozen=True)
