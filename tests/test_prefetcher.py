@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from control_plane.engine.forecast import Forecast
-from control_plane.engine.prefetcher import PATIENCE, Prefetcher
+from control_plane.engine.prefetcher import MOST_ROWS, PATIENCE, Prefetcher
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
@@ -78,6 +78,16 @@ def test_those_that_have_the_next_layers_experts_are_told(fine: TinyPartition) -
         assert layer == 1
         assert set(expected[1]) <= set(fine.manifest.block(function).experts[1])
     assert sum(len(expected[1]) for expected in told.values()) >= TOP_K
+
+
+def test_of_a_long_prompt_nothing_is_told(fine: TinyPartition) -> None:
+    recorder = Recorder()
+    prefetcher = Prefetcher(fine.manifest, sure(fine), recorder)
+    rows = MOST_ROWS + 1
+    prefetcher.begin_step([("a", rows)])
+    hidden_states = torch.from_numpy(fine.hidden_states(rows))
+    prefetcher.foretell(0, hidden_states, np.array([[0, 1, 2, 3]] * rows))
+    assert recorder.told == []
 
 
 def test_who_has_all_it_needs_is_told_nothing_until_it_misses_again(fine: TinyPartition) -> None:

@@ -14,6 +14,8 @@ from functions.expert.wire import Invocation, InvocationResult
 
 PATIENCE = 64
 """How many answers in a row without an expert that was cold or read ahead end what a function is told."""
+MOST_ROWS = 64
+"""A step of more calls nearly all experts: reading some of them earlier than others gains nothing."""
 MOST_EXPERTS = 32
 """That one function is told of at a time."""
 
@@ -43,7 +45,7 @@ class Prefetcher:
 
     def foretell(self, layer: int, hidden_states: torch.Tensor, index: NDArray[np.int64]) -> None:
         """The rows [T, H] of `layer` go to the experts [T, K] of index: say what the next layer will call."""
-        if not any(self._patience.values()) and self._patience:
+        if len(index) > MOST_ROWS or (self._patience and not any(self._patience.values())):
             return
         self._forecast.record(layer, index)
         following = self._next_layer[layer]
