@@ -91,6 +91,8 @@ def opened(gguf: Path, threads: int, sequences: int, length: int) -> Iterator[Ll
     with ExitStack() as stack:
         model_params = library.llama_model_default_params()
         model_params.load_mode = library.LLAMA_LOAD_MODE_MMAP
+        # Weights stay where they are mapped: repacked, as for AMX, they would be in memory a second time.
+        model_params.use_extra_bufts = False
         model = library.llama_model_load_from_file(os.fsencode(gguf), model_params)
         if not model:
             raise RuntimeError(f"cannot load {gguf}, see above")

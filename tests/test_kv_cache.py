@@ -3,13 +3,14 @@
 import mmap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from control_plane.engine.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.kv_cache import CacheRows, KVCache, KVCacheShape
 from control_plane.engine.sequence import Sequence
 from control_plane.errors import OutOfCache
 from tests.scheduling import make_sequence
@@ -33,10 +34,10 @@ def write(cache: KVCache, rows: list[tuple[int, int, torch.Tensor]]) -> None:
     """Write several sequences' tokens at once, each given by lane, first position and tokens."""
     lanes = [lane for lane, _, tokens in rows for _ in range(tokens.shape[2])]
     positions = [start + offset for _, start, tokens in rows for offset in range(tokens.shape[2])]
-    index = torch.tensor(lanes, dtype=torch.long), torch.tensor(positions, dtype=torch.long)
+    places = CacheRows(np.array(lanes, int), np.array(positions, int), attending=np.array([], int))
     for layer in range(SHAPE.num_layers):
         keys, values = torch.cat([tokens[layer] for _, _, tokens in rows], dim=1)
-        cache.write(layer, *index, keys, values)
+        cache.attend(layer, keys, keys, values, places, scaling=1.0)
 
 
 def read(cache: KVCache, lane: int, length: int) -> torch.Tensor:
@@ -110,8 +111,9 @@ def test_memory_is_taken_when_it_is_written_and_goes_back_when_it_is_free() -> N
     cache.pages.allocate(sequence, length)
     assert resident_nbytes() - before < 8 << 20
     for layer in range(shape.num_layers):
-        lanes = torch.full((length,), cache.pages.lane(sequence))
-        cache.write(layer, lanes, torch.arange(length), keys, keys)
+        lanes = np.full(length, cache.pages.lane(sequence))
+        rows = CacheRows(lanes, np.arange(length), attending=np.array([], int))
+        cache.attend(layer, keys, keys, keys, rows, scaling=1.0)
     assert 56 << 20 < resident_nbytes() - before < 72 << 20
     cache.free(sequence)
     assert resident_nbytes() - before < 8 << 20

@@ -6,12 +6,13 @@ embedding stay the family's own, only the step from queries, keys and values to 
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from control_plane.engine.kv_cache import KVCache
+from control_plane.engine.kv_cache import CacheRows, KVCache
 from control_plane.engine.scheduler import Chunk
 
 RAGGED_ATTENTION = "faasmoe_ragged"
@@ -27,9 +28,14 @@ class Span:
     end: int
 
     @property
+    def length(self) -> int:
+        """How many rows."""
+        return self.end - self.start
+
+    @property
     def rows(self) -> slice:
         """The chunk's rows."""
-        return slice(self.first_row, self.first_row + self.end - self.start)
+        return slice(self.first_row, self.first_row + self.length)
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,8 @@ class RaggedBatch:
 
     kv_cache: KVCache
     spans: list[Span]
-    positions: torch.Tensor
-    """[N]: of each row in its sequence."""
-    lanes: torch.Tensor
-    """[N]: where each row's sequence has its past."""
+    rows: CacheRows
+    """The rows that are alone in their chunk attend by themselves."""
     _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -52,9 +56,17 @@ class RaggedBatch:
         for chunk in chunks:
             spans.append(Span(row, kv_cache.pages.lane(chunk.sequence), chunk.start, chunk.end))
             row += chunk.length
-        positions = [position for span in spans for position in range(span.start, span.end)]
-        lanes = [span.lane for span in spans for _ in range(span.start, span.end)]
-        return cls(kv_cache, spans, torch.tensor(positions), torch.tensor(lanes))
+        rows = CacheRows(
+            lanes=np.repeat([span.lane for span in spans], [span.length for span in spans]),
+            positions=np.concatenate([np.arange(span.start, span.end) for span in spans]),
+            attending=np.array([span.first_row for span in spans if span.length == 1], np.int64),
+        )
+        return cls(kv_cache, spans, rows)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[N]: of each row in its sequence."""
+        return torch.from_numpy(self.rows.positions)
 
     def mask(self, span: Span, window: int | None) -> torch.Tensor:
         """[rows, end]: True where a row may look at a position. The layers of a step share it."""
@@ -91,42 +103,20 @@ def ragged_attention(
     """
     window = sliding_window or getattr(module, "sliding_window", None)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    cache = ragged_batch.kv_cache
-    cache.write(
-        layer, ragged_batch.lanes, ragged_batch.positions, key[0].transpose(0, 1), value[0].transpose(0, 1)
-    )
+    cache, rows = ragged_batch.kv_cache, ragged_batch.rows
     query = query[0]
-    output = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
+    row_query, row_key, row_value = (states.transpose(0, 1) for states in (query, key[0], value[0]))
+    attended = cache.attend(layer, row_query, row_key, row_value, rows, scaling, window)
+    if len(attended) == len(row_query):
+        return attended[None], None
+    output = torch.empty_like(row_query, memory_format=torch.contiguous_format)
+    output[rows.attending] = attended
     for span in ragged_batch.spans:
-        rows = span.rows
-        keys, values = cache.read(layer, span.lane, span.end)
-        if span.end - span.start == 1:
-            output[rows.start] = _decode(query[:, rows.start], keys, values, scaling, window)
-        else:
+        if span.length > 1:
+            keys, values = cache.read(layer, span.lane, span.end)
             mask = ragged_batch.mask(span, window)
-            output[rows] = _prefill(query[:, rows], keys, values, scaling, mask)
+            output[span.rows] = _prefill(query[:, span.rows], keys, values, scaling, mask)
     return output[None], None
-
-
-def _decode(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, window: int | None
-) -> torch.Tensor:
-    """One row [heads, d] over the past [kv_heads, n, d] that it ends: [heads, d].
-
-    The heads that share keys are rows of one product: so each key is read once.
-    """
-    if window is not None:
-        keys, values = keys[:, -window:], values[:, -window:]
-    query = query.view(keys.shape[0], -1, query.shape[-1])
-    if query.shape[1] == 1:
-        # Two products take a seventh of the time of torch's fused attention for one row of bf16. Scores are
-        # summed in float32, which torch does four times as fast as in bf16, and keys come first, as they lie.
-        scores = torch.bmm(keys.float(), query.float().transpose(1, 2)).transpose(1, 2)
-        weights = scores.mul_(scaling).softmax(dim=-1).to(query.dtype)
-        return torch.bmm(weights, values).flatten(0, 1)
-    return F.scaled_dot_product_attention(query[None], keys[None], values[None], scale=scaling)[0].flatten(
-        0, 1
-    )
 
 
 def _prefill(

@@ -8,6 +8,7 @@ import torch
 
 from control_plane.engine.interruption import Interruption
 from control_plane.engine.prefetcher import Prefetcher
+from control_plane.engine.tensors import to_numpy, to_torch
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
 from functions.expert.wire import Invocation, InvocationResult
@@ -54,7 +55,7 @@ class Dispatcher:
         """
         self._interruption.check()
         index = top_k_index.numpy()
-        groups = self.group(layer, _to_numpy(hidden_states), index, top_k_weights.to(torch.float32).numpy())
+        groups = self.group(layer, to_numpy(hidden_states), index, top_k_weights.to(torch.float32).numpy())
         answers = self._invoker.begin({group.function: group.invocation for group in groups})
         prefetcher = self.prefetcher
         if prefetcher is None:
@@ -87,24 +88,12 @@ class Dispatcher:
 
 def _add_up(groups: list[Group], answers: Mapping[str, InvocationResult], like: torch.Tensor) -> torch.Tensor:
     if len(groups) == 1:
-        return _to_torch(answers[groups[0].function].output)
+        return to_torch(answers[groups[0].function].output)
     total = torch.zeros(like.shape, dtype=torch.float32)
     for group in groups:
-        output = _to_torch(answers[group.function].output)
+        output = to_torch(answers[group.function].output)
         if group.rows is None:
             total += output
         else:
             total.index_add_(0, torch.from_numpy(group.rows), output.to(torch.float32))
     return total.to(like.dtype)
-
-
-def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's memory as NumPy sees it: bf16 as the uint16 of its bits."""
-    tensor = tensor.contiguous()
-    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-
-
-def _to_torch(array: np.ndarray) -> torch.Tensor:
-    """The inverse of `_to_numpy`; no copy."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor

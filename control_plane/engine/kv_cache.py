@@ -10,11 +10,14 @@ import math
 import mmap
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from control_plane.engine.kv_pages import KVPages
 from control_plane.engine.sequence import Sequence
+from control_plane.engine.tensors import to_numpy, to_torch
 from control_plane.errors import OutOfCache
+from functions.expert.kernels import MAX_THREADS, Kernel, load_kernel
 
 _MAP_NORESERVE = 0x4000
 """Linux's; Python's mmap has a name for it from 3.13 on."""
@@ -50,6 +53,18 @@ class KVCacheShape:
         return self.head_dim * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class CacheRows:
+    """Where the rows of a batch have their keys and values, and which of them attend by themselves."""
+
+    lanes: np.ndarray
+    """int64 [T]: the lane of each row's sequence."""
+    positions: np.ndarray
+    """int64 [T]: of each row in its sequence."""
+    attending: np.ndarray
+    """int64 [N], in ascending order."""
+
+
 @dataclass
 class KVCache:
     """Lanes of memory, bounded by `num_pages` in all and by `max_length` tokens each."""
@@ -59,10 +74,14 @@ class KVCache:
     num_lanes: int
     max_length: int
     """Tokens of the longest sequence."""
+    kernel: Kernel = field(default_factory=load_kernel)
+    threads: int = field(default_factory=lambda: min(torch.get_num_threads(), MAX_THREADS))
     pages: KVPages = field(init=False)
     _memory: mmap.mmap = field(init=False)
     _lanes: torch.Tensor = field(init=False)
     """[lanes, layers, keys and values, kv_heads, tokens, head_dim]"""
+    _array: np.ndarray = field(init=False)
+    """The same, as NumPy sees it."""
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` where so many addresses cannot be had."""
@@ -76,6 +95,7 @@ class KVCache:
         # A huge page would take memory for tokens that nobody has counted.
         self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self._lanes = torch.frombuffer(self._memory, dtype=shape.dtype).view(size)
+        self._array = to_numpy(self._lanes)
 
     def check_fits(self, sequence: Sequence) -> None:
         """Raises `OutOfCache` when the sequence could not run even alone."""
@@ -91,17 +111,35 @@ class KVCache:
             nbytes = self._lanes[lane].nbytes
             self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
 
-    def write(
+    def attend(
         self,
         layer: int,
-        lanes: torch.Tensor,
-        positions: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-    ) -> None:
-        """Keep keys and values [n, kv_heads, head_dim], each in the lane and at the position [n] given."""
-        self._lanes[:, layer, 0].transpose(1, 2)[lanes, positions] = keys
-        self._lanes[:, layer, 1].transpose(1, 2)[lanes, positions] = values
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rows: "CacheRows",
+        scaling: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Keep keys and values [T, kv_heads, head_dim], then have some rows of query [T, heads, head_dim] see
+        their past: [N, heads, head_dim] for the N that attend.
+
+        `window` is how many tokens a row sees at most, itself among them.
+        """
+        out = self.kernel.attention(
+            self._array,
+            layer,
+            to_numpy(query),
+            to_numpy(key),
+            to_numpy(value),
+            rows.lanes,
+            rows.positions,
+            rows.attending,
+            scaling=scaling,
+            window=window,
+            threads=self.threads,
+        )
+        return to_torch(out)
 
     def read(self, layer: int, lane: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of the keys and values [kv_heads, length, head_dim] of the lane's first tokens."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from control_plane.engine.tensors import to_numpy, to_torch
 from control_plane.errors import PartitionError
 from functions.expert.kernels import MAX_THREADS, ExpertShape, Kernel, LinearShape, load_kernel
 
@@ -104,12 +105,10 @@ def _threads() -> int:
 
 
 def _as_rows(x: torch.Tensor) -> NDArray[Any]:
-    """[T, K] as the kernels take it: float32, or the bits of bfloat16."""
-    rows = x.detach().reshape(-1, x.shape[-1])
-    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+    """[T, K] as the kernels take it."""
+    return to_numpy(x.detach().reshape(-1, x.shape[-1]))
 
 
 def _as_tensor(rows: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """The tensor [..., N] that rows stand for, shaped as `like` but for its last dimension."""
-    tensor = torch.from_numpy(rows).view(like.dtype)
-    return tensor.view(*like.shape[:-1], rows.shape[1])
+    return to_torch(rows).view(*like.shape[:-1], rows.shape[1])

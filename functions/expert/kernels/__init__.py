@@ -1,4 +1,4 @@
-"""The gated FFN of experts and linear layers, from packed weights: C where it is built, NumPy everywhere.
+"""The gated FFN of experts, linear layers and attention: C where it is built, NumPy everywhere.
 
 `load_kernel()` picks the fastest that this machine runs. The C extension is optional: without it there is one
 kernel, "numpy".
@@ -31,7 +31,7 @@ _ACTIVATION_DTYPES = {np.dtype(np.float32): "f32", np.dtype(np.uint16): "bf16"}
 
 @dataclass(frozen=True)
 class Kernel:
-    """The gated FFN of experts, and linear layers, on one instruction set: a name from `available_isas`."""
+    """What is computed on one instruction set: a name from `available_isas`."""
 
     name: str
 
@@ -122,6 +122,62 @@ class Kernel:
         _gated_ffn.linear(self.name, shape.dtype, dtype, *sizes, threads, packed, states, added, out)
         return out
 
+    def attention(
+        self,
+        cache: NDArray[Any],
+        layer: int,
+        query: NDArray[Any],
+        key: NDArray[Any],
+        value: NDArray[Any],
+        lanes: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        attending: NDArray[np.int64],
+        *,
+        scaling: float,
+        window: int | None = None,
+        threads: int = 1,
+    ) -> NDArray[Any]:
+        """softmax(scaling q K^T) V of some rows; first the keys and values of all are put into the cache.
+
+        cache:      [lanes, layers, 2, kv_heads, tokens, head_dim], float32 or the uint16 bits of bfloat16
+        query:      [T, heads, head_dim], of the cache's dtype, as the next two
+        key, value: [T, kv_heads, head_dim]; head i shares those of number i // (heads / kv_heads)
+        lanes:      int64 [T], where each row's sequence has its past
+        positions:  int64 [T], where in it the row is: it sees what is there up to itself
+        attending:  int64 [N], the rows whose output is wanted
+        window:     how many tokens a row sees at most, itself among them; None for all
+        threads:    1 to 64, at most; the result does not depend on it
+
+        Returns [N, heads, head_dim] in the dtype of the cache. A row's result does not depend on the others.
+        Nobody else may use the arrays during the call: C releases the interpreter lock.
+        Raises ValueError for a dtype, shape or number that does not fit; MemoryError without working memory.
+        """
+        dtype = _ACTIVATION_DTYPES.get(cache.dtype)
+        if dtype is None or cache.ndim != 6 or not cache.flags.c_contiguous:
+            raise ValueError(f"not a cache: {cache.dtype} {cache.shape}")
+        num_lanes, num_layers, _, kv_heads, tokens, head_dim = cache.shape
+        rows, heads = query.shape[:2]
+        _check("query", query, (rows, heads, head_dim))
+        _check("key", key, (rows, kv_heads, head_dim))
+        _check("value", value, (rows, kv_heads, head_dim))
+        _check("lanes", lanes, (rows,))
+        _check("positions", positions, (rows,))
+        inputs = (
+            _plain("query", query, cache.dtype),
+            _plain("key", key, cache.dtype),
+            _plain("value", value, cache.dtype),
+            _plain("lanes", lanes, np.int64),
+            _plain("positions", positions, np.int64),
+            _plain("attending", attending, np.int64),
+        )
+        window = min(window or tokens, tokens)
+        if self.name == _NUMPY:
+            return numpy_kernel.attention(cache, layer, *inputs, scaling, window)
+        out = np.empty((len(attending), heads, head_dim), cache.dtype)
+        sizes = (num_lanes, num_layers, kv_heads, tokens, head_dim, layer, rows, heads, window)
+        _gated_ffn.attention(self.name, dtype, *sizes, scaling, threads, cache, *inputs, out)
+        return out
+
 
 def available_isas() -> tuple[str, ...]:
     """The kernels that this machine runs, fastest first: of "avx512", "avx2", "c" and "numpy"."""
@@ -153,6 +209,11 @@ def _check_shapes(
     if hidden_states.shape != (rows, shape.hidden_size):
         raise ValueError(f"hidden_states must be [{rows}, {shape.hidden_size}], not {hidden_states.shape}")
     return rows, top_k
+
+
+def _check(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)}, not {list(array.shape)}")
 
 
 def _plain(name: str, array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:

@@ -1,8 +1,9 @@
 /* _gated_ffn: the kernels as a Python module. `Kernel` in __init__.py is its face, numpy_kernel.py says what
- * they compute, matrix.py and packing.py how weights lie. Here, and in linear_call.h, arguments are checked;
- * forward.h and linear.h do the work. */
+ * they compute, matrix.py and packing.py how weights lie. Here, and in linear_call.h and attention_call.h,
+ * arguments are checked; forward.h, linear.h and attention.h do the work. */
 
 #include "arguments.h"
+#include "attention_call.h"
 #include "forward.h"
 #include "linear_call.h"
 
@@ -113,6 +114,7 @@ static PyObject *isas(PyObject *module, PyObject *args) {
 static PyMethodDef methods[] = {
     {"run", run, METH_VARARGS, run_doc},
     {"linear", linear_call, METH_VARARGS, linear_doc},
+    {"attention", attention_call, METH_VARARGS, attention_doc},
     {"isas", isas, METH_NOARGS, isas_doc},
     {NULL, NULL, 0, NULL},
 };

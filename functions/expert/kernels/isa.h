@@ -4,6 +4,7 @@
 #define FAASMOE_ISA_H
 
 #include "activations.h"
+#include "attend.h"
 #include "layout.h"
 #include "tiles_c.h"
 #if defined(__x86_64__)
@@ -20,10 +21,17 @@ struct isa {
     tile_product product[3]; /* by enum dtype */
     void (*swiglu)(int rows, const float *product, float *out, int64_t stride);
     void (*encode)(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row);
+    void (*attend)(enum dtype dtype, const struct attend *a);
 };
 
-#define ISA(name, max_rows) \
-    {#name, name##_runs_here, max_rows, {name##_f32, name##_bf16, name##_int8}, name##_swiglu, name##_encode}
+#define ISA(name, max_rows)                  \
+    {#name,                                  \
+     name##_runs_here,                       \
+     max_rows,                               \
+     {name##_f32, name##_bf16, name##_int8}, \
+     name##_swiglu,                          \
+     name##_encode,                          \
+     name##_attend}
 
 static const struct isa ISAS[] = {
 #if defined(__x86_64__)

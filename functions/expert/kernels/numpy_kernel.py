@@ -1,4 +1,4 @@
-"""The expert kernel in NumPy: slow, and the specification of the C kernel.
+"""The kernels in NumPy: slow, and the specification of those in C.
 
 Both read the same packed bytes and round at the same three places: activations on their way into a matrix
 product take the form that the weights ask for (see `as_operand`), sums are float32, and the output is rounded
@@ -55,6 +55,44 @@ def linear(shape: LinearShape, weights: Bytes, x: NDArray[Any], bias: Float32 | 
     return f32_to_bf16(out) if from_bf16 else out
 
 
+def attention(
+    cache: NDArray[Any],
+    layer: int,
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    lanes: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    attending: NDArray[np.int64],
+    scaling: float,
+    window: int,
+) -> NDArray[Any]:
+    """softmax(scaling q K^T) V. Takes what `Kernel.attention` takes, with checked dtypes and shapes.
+
+    Raises ValueError for a place that the cache does not have.
+    """
+    ends = (len(cache), cache.shape[4], len(query))
+    for places, end in zip((lanes, positions, attending), ends, strict=True):
+        outside = places[(places < 0) | (places >= end)]
+        if outside.size:
+            raise ValueError(f"{outside[0]} is not a number below {end}")
+    kv_heads = cache.shape[3]
+    if not 0 <= layer < cache.shape[1] or query.shape[1] % kv_heads:
+        raise ValueError("the cache has no such layer, or no heads that these could share")
+    stored = cache[:, layer]
+    stored[lanes, 0, :, positions], stored[lanes, 1, :, positions] = key, value
+    out = np.empty((len(attending), *query.shape[1:]), np.float32)
+    for number, row in enumerate(attending):
+        seen = slice(max(0, positions[row] + 1 - window), positions[row] + 1)
+        keys, values = _as_f32(stored[lanes[row], :, :, seen])
+        heads = _as_f32(query[row]).reshape(kv_heads, -1, query.shape[2])
+        scores = heads @ keys.transpose(0, 2, 1) * np.float32(scaling)
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        weights /= weights.sum(axis=2, keepdims=True)
+        out[number] = (weights @ values).reshape(out.shape[1:])
+    return f32_to_bf16(out) if cache.dtype == np.uint16 else out
+
+
 def as_operand(dtype: str, activations: Float32) -> Float32:
     """Activations [T, K] as a product with weights of `dtype` sees them.
 
@@ -83,6 +121,10 @@ def _packed(block: Bytes, offsets: NDArray[np.int64], shape: ExpertShape, expert
     if start + shape.nbytes > block.size:
         raise ValueError(f"expert {expert} reaches past the end of the block")
     return block[start : start + shape.nbytes]
+
+
+def _as_f32(values: NDArray[Any]) -> Float32:
+    return bf16_to_f32(values) if values.dtype == np.uint16 else values
 
 
 def _silu(values: Float32) -> Float32:

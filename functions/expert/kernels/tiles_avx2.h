@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "activations.h"
+#include "attend.h"
 #include "layout.h"
 
 #define AVX2 __attribute__((target("avx2,fma")))
@@ -115,6 +116,8 @@ AVX2 static void avx2_swiglu(int rows, const float *tile, float *out, int64_t st
 AVX2 static void avx2_encode(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row) {
     encode_row(dtype, count, x, row);
 }
+
+AVX2 static void avx2_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
 
 static int avx2_runs_here(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 

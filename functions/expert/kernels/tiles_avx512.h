@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "activations.h"
+#include "attend.h"
 #include "layout.h"
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")))
@@ -106,6 +107,8 @@ AVX512 static void avx512_swiglu(int rows, const float *tile, float *out, int64_
 AVX512 static void avx512_encode(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row) {
     encode_row(dtype, count, x, row);
 }
+
+AVX512 static void avx512_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
 
 static int avx512_runs_here(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

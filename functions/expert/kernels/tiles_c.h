@@ -5,6 +5,7 @@
 #define FAASMOE_TILES_C_H
 
 #include "activations.h"
+#include "attend.h"
 #include "layout.h"
 
 #define C_MAX_ROWS 8
@@ -64,6 +65,8 @@ static void c_swiglu(int rows, const float *tile, float *out, int64_t stride) {
 static void c_encode(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row) {
     encode_row(dtype, count, x, row);
 }
+
+static void c_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
 
 static int c_runs_here(void) { return 1; }
 

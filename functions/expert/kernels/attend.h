@@ -1,0 +1,83 @@
+/* Attention of one row over its sequence's past. Plain C that each instruction set compiles for itself. */
+
+#ifndef FAASMOE_ATTEND_H
+#define FAASMOE_ATTEND_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "activations.h"
+#include "layout.h"
+
+#define SUMS 16       /* that run beside each other through a product */
+#define TOKENS_A_TIME 4 /* whose values are added up before sums go back to memory */
+
+/* The heads of one row that share keys. */
+struct attend {
+    int64_t heads, head_dim, tokens;
+    const float *query;         /* [heads][head_dim], scaled */
+    const void *keys, *values;  /* [tokens][head_dim], float32 or bfloat16 */
+    float *scores;              /* [heads][tokens]: room to work in */
+    float *out;                 /* [heads][head_dim] */
+};
+
+ALWAYS_INLINE float stored_value(const enum dtype dtype, const void *values, int64_t i) {
+    return dtype == BF16 ? bf16_to_float(((const uint16_t *)values)[i]) : ((const float *)values)[i];
+}
+
+ALWAYS_INLINE float attend_dot(const enum dtype dtype, int64_t count, const float *query, const void *keys,
+                               int64_t start) {
+    float sums[SUMS] = {0};
+    int64_t i = 0;
+    for (; i + SUMS <= count; i += SUMS)
+        for (int j = 0; j < SUMS; j++) sums[j] += query[i + j] * stored_value(dtype, keys, start + i + j);
+    for (; i < count; i++) sums[0] += query[i] * stored_value(dtype, keys, start + i);
+    for (int width = SUMS / 2; width > 0; width /= 2)
+        for (int j = 0; j < width; j++) sums[j] += sums[j + width];
+    return sums[0];
+}
+
+ALWAYS_INLINE void attend_softmax(float *scores, int64_t count) {
+    float largest = scores[0], sum = 0;
+    for (int64_t i = 1; i < count; i++) largest = scores[i] > largest ? scores[i] : largest;
+    for (int64_t i = 0; i < count; i++) scores[i] = exp_clamped(scores[i] - largest);
+    for (int64_t i = 0; i < count; i++) sum += scores[i];
+    for (int64_t i = 0; i < count; i++) scores[i] /= sum;
+}
+
+/* out += the values of `count` tokens from `first` on, each by its weight. */
+ALWAYS_INLINE void attend_add(const enum dtype dtype, const struct attend *a, int64_t first, const int count,
+                              const float *weights, float *out) {
+    const int64_t size = a->head_dim, start = first * size;
+    for (int64_t i = 0; i < size; i++) {
+        float sum = out[i];
+        UNROLLED (t, count) sum += weights[t] * stored_value(dtype, a->values, start + t * size + i);
+        out[i] = sum;
+    }
+}
+
+ALWAYS_INLINE void attend_rows(const enum dtype dtype, const struct attend *a) {
+    const int64_t size = a->head_dim;
+    for (int64_t t = 0; t < a->tokens; t++)
+        for (int64_t h = 0; h < a->heads; h++)
+            a->scores[h * a->tokens + t] = attend_dot(dtype, size, a->query + h * size, a->keys, t * size);
+    for (int64_t h = 0; h < a->heads; h++) attend_softmax(a->scores + h * a->tokens, a->tokens);
+    memset(a->out, 0, (size_t)(a->heads * size) * sizeof *a->out);
+    int64_t t = 0;
+    for (; t + TOKENS_A_TIME <= a->tokens; t += TOKENS_A_TIME)
+        for (int64_t h = 0; h < a->heads; h++)
+            attend_add(dtype, a, t, TOKENS_A_TIME, a->scores + h * a->tokens + t, a->out + h * size);
+    for (; t < a->tokens; t++)
+        for (int64_t h = 0; h < a->heads; h++)
+            attend_add(dtype, a, t, 1, a->scores + h * a->tokens + t, a->out + h * size);
+}
+
+/* dtype is that of keys and values. */
+ALWAYS_INLINE void attend(enum dtype dtype, const struct attend *a) {
+    if (dtype == BF16)
+        attend_rows(BF16, a);
+    else
+        attend_rows(F32, a);
+}
+
+#endif

@@ -1,0 +1,155 @@
+/* Attention of rows over the pasts of their sequences, which a cache holds; their own keys and values are put
+ * there first.
+ *
+ * An item is one row's heads that share keys: the result depends neither on the number of threads nor on the
+ * other rows. */
+
+#ifndef FAASMOE_ATTENTION_H
+#define FAASMOE_ATTENTION_H
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "isa.h"
+#include "layout.h"
+#include "multiply.h"
+#include "operand.h"
+#include "team.h"
+
+/* [lanes][layers][keys and values][heads][tokens][head_dim] */
+struct kv_cache {
+    enum dtype dtype;
+    int64_t lanes, layers, heads, tokens, head_dim;
+    char *memory;
+};
+
+struct attention_arguments {
+    const struct isa *isa;
+    struct kv_cache cache;
+    int64_t layer, rows, heads;
+    const void *query;        /* [rows][heads][head_dim] */
+    const char *key, *value;  /* [rows][cache.heads][head_dim] */
+    const int64_t *lanes;     /* [rows] */
+    const int64_t *positions; /* [rows]: where their keys and values go */
+    int64_t count;
+    const int64_t *attending; /* [count]: the rows whose output is wanted */
+    int64_t window;           /* how many tokens a row sees, itself among them */
+    float scaling;
+    void *out; /* [count][heads][head_dim] */
+    int threads;
+};
+
+struct attention_member {
+    struct attention *attention;
+    float *query, *out; /* [heads that share keys][head_dim] */
+    float *scores;      /* [heads that share keys][longest] */
+};
+
+struct attention {
+    struct attention_arguments args;
+    struct team team;
+    struct loop done;
+    struct attention_member members[TEAM_MAX];
+};
+
+enum { KEYS, VALUES };
+
+/* Where a token's keys or values of one head are. */
+static char *kv_place(const struct kv_cache *c, int64_t lane, int64_t layer, int part, int64_t head,
+                      int64_t token) {
+    const int64_t index = ((((lane * c->layers + layer) * 2 + part) * c->heads + head) * c->tokens + token);
+    return c->memory + index * c->head_dim * nbytes_of(c->dtype);
+}
+
+static void kv_store(const struct attention_arguments *a) {
+    const struct kv_cache *c = &a->cache;
+    const int64_t nbytes = c->head_dim * nbytes_of(c->dtype);
+    for (int64_t row = 0; row < a->rows; row++)
+        for (int64_t h = 0; h < c->heads; h++) {
+            const int64_t from = (row * c->heads + h) * nbytes, lane = a->lanes[row], to = a->positions[row];
+            memcpy(kv_place(c, lane, a->layer, KEYS, h, to), a->key + from, (size_t)nbytes);
+            memcpy(kv_place(c, lane, a->layer, VALUES, h, to), a->value + from, (size_t)nbytes);
+        }
+}
+
+/* How many tokens a row sees. */
+static int64_t kv_seen(const struct attention_arguments *a, int64_t row) {
+    const int64_t length = a->positions[row] + 1;
+    return length < a->window ? length : a->window;
+}
+
+static void attention_item(void *member, int64_t item) {
+    struct attention_member *m = member;
+    const struct attention_arguments *a = &m->attention->args;
+    const struct kv_cache *c = &a->cache;
+    const int64_t number = item / c->heads, head = item % c->heads, row = a->attending[number];
+    const int64_t shared = a->heads / c->heads, values = shared * c->head_dim;
+    const int64_t tokens = kv_seen(a, row), first = a->positions[row] + 1 - tokens;
+    const int64_t start = (row * a->heads + head * shared) * c->head_dim;
+    for (int64_t i = 0; i < values; i++)
+        m->query[i] = a->scaling * stored_value(c->dtype, a->query, start + i);
+    const struct attend work = {
+        .heads = shared,
+        .head_dim = c->head_dim,
+        .tokens = tokens,
+        .query = m->query,
+        .keys = kv_place(c, a->lanes[row], a->layer, KEYS, head, first),
+        .values = kv_place(c, a->lanes[row], a->layer, VALUES, head, first),
+        .scores = m->scores,
+        .out = m->out,
+    };
+    a->isa->attend(c->dtype, &work);
+    write_values(a->out, c->dtype, (number * a->heads + head * shared) * c->head_dim, m->out, values);
+}
+
+static void attention_free(struct attention *t) {
+    for (int i = 0; i < TEAM_MAX; i++) {
+        free(t->members[i].query);
+        free(t->members[i].out);
+        free(t->members[i].scores);
+    }
+    free(t);
+}
+
+static void attention_work(void *member) {
+    struct attention *t = ((struct attention_member *)member)->attention;
+    team_for(&t->team, &t->done, t->args.count * t->args.cache.heads, attention_item, member);
+    if (team_leave(&t->team)) attention_free(t);
+}
+
+static int attention_member_alloc(struct attention_member *m, struct attention *t, int64_t longest) {
+    const int64_t shared = t->args.heads / t->args.cache.heads, head_dim = t->args.cache.head_dim;
+    m->attention = t;
+    m->query = malloc((size_t)(shared * head_dim) * sizeof *m->query);
+    m->out = malloc((size_t)(shared * head_dim) * sizeof *m->out);
+    m->scores = malloc((size_t)(shared * longest) * sizeof *m->scores);
+    return m->query && m->out && m->scores ? 0 : -1;
+}
+
+/* For valid arguments. Returns 0, or -1 without memory, and then has stored nothing. */
+static int attention(const struct attention_arguments *args) {
+    const struct kv_cache *c = &args->cache;
+    struct attention *t = calloc(1, sizeof *t);
+    if (!t) return -1;
+    t->args = *args;
+    int64_t longest = 1, seen = 0;
+    for (int64_t i = 0; i < args->count; i++) {
+        const int64_t tokens = kv_seen(args, args->attending[i]);
+        longest = tokens > longest ? tokens : longest;
+        seen += tokens;
+    }
+    const int threads = team_size(2 * seen * c->heads * c->head_dim * nbytes_of(c->dtype), args->threads);
+    int failed = 0;
+    for (int i = 0; i < threads && !failed; i++) failed = attention_member_alloc(&t->members[i], t, longest);
+    if (failed) {
+        attention_free(t);
+        return -1;
+    }
+    kv_store(args);
+    team_start(&t->team, threads - 1, attention_work, t->members + 1, sizeof *t->members);
+    attention_work(t->members);
+    return 0;
+}
+
+#endif

@@ -1,0 +1,114 @@
+/* Attention as Python calls it. */
+
+#ifndef FAASMOE_ATTENTION_CALL_H
+#define FAASMOE_ATTENTION_CALL_H
+
+#include "arguments.h"
+#include "attention.h"
+
+/* The buffers of a call, in the order of Python's arguments. */
+enum { A_CACHE, A_QUERY, A_KEY, A_VALUE, A_LANES, A_POSITIONS, A_ATTENDING, A_OUT, A_COUNT };
+
+/* More than any buffer has, where the product is out of range. */
+static int64_t times(int64_t a, int64_t b) {
+    int64_t product;
+    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
+static int attention_check_buffers(const struct attention_arguments *a, const Py_buffer *b) {
+    const struct kv_cache *c = &a->cache;
+    const int64_t row = c->head_dim * nbytes_of(c->dtype);
+    const int64_t lane = times(times(times(2 * c->layers, c->heads), c->tokens), row);
+    const int64_t own = times(a->rows, times(c->heads, row));
+    return check_buffer("cache", &b[A_CACHE], times(c->lanes, lane)) ||
+           check_buffer("query", &b[A_QUERY], times(a->rows, times(a->heads, row))) ||
+           check_buffer("key", &b[A_KEY], own) || check_buffer("value", &b[A_VALUE], own) ||
+           check_buffer("lanes", &b[A_LANES], a->rows * 8) ||
+           check_buffer("positions", &b[A_POSITIONS], a->rows * 8) ||
+           check_buffer("out", &b[A_OUT], times(a->count, times(a->heads, row)));
+}
+
+static int check_indices(const char *name, const int64_t *index, int64_t count, int64_t end) {
+    for (int64_t i = 0; i < count; i++)
+        if (index[i] < 0 || index[i] >= end) {
+            PyErr_Format(PyExc_ValueError, "%s: %lld is not a number below %lld", name, (long long)index[i],
+                         (long long)end);
+            return -1;
+        }
+    return 0;
+}
+
+static int attention_run(struct attention_arguments *a, const Py_buffer *buffers) {
+    if (attention_check_buffers(a, buffers) || check_indices("lanes", a->lanes, a->rows, a->cache.lanes) ||
+        check_indices("positions", a->positions, a->rows, a->cache.tokens) ||
+        check_indices("attending", a->attending, a->count, a->rows))
+        return -1;
+    int result;
+    Py_BEGIN_ALLOW_THREADS
+    result = attention(a);
+    Py_END_ALLOW_THREADS
+    if (result) PyErr_NoMemory();
+    return result;
+}
+
+static int attention_check_sizes(const struct attention_arguments *a) {
+    const struct kv_cache *c = &a->cache;
+    if (check_size(a->rows, 0) || check_size(a->heads, 1) || check_size(c->lanes, 1) ||
+        check_size(c->layers, 1) || check_size(c->heads, 1) || check_size(c->tokens, 1) ||
+        check_size(c->head_dim, 1) || check_size(a->window, 1))
+        return -1;
+    if (a->heads % c->heads == 0 && a->layer >= 0 && a->layer < c->layers) return 0;
+    PyErr_SetString(PyExc_ValueError, "the cache has no such layer, or no heads that these could share");
+    return -1;
+}
+
+PyDoc_STRVAR(attention_doc,
+             "attention(isa, dtype, lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window,\n"
+             "    scaling, threads, cache, query, key, value, lanes, positions, attending, out)\n\n"
+             "Puts the rows' keys and values into the cache, and writes what the rows of `attending` then\n"
+             "see to out. Buffers are contiguous and aligned, and nobody else uses them during the call,\n"
+             "which releases the interpreter lock.\n"
+             "Raises ValueError for arguments that do not fit together, MemoryError without working memory.");
+
+static PyObject *attention_call(PyObject *module, PyObject *args) {
+    (void)module;
+    const char *isa, *dtype;
+    long long lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window;
+    float scaling;
+    int threads;
+    Py_buffer b[A_COUNT] = {0};
+    if (!PyArg_ParseTuple(args, "ssLLLLLLLLLfiw*y*y*y*y*y*y*w*:attention", &isa, &dtype, &lanes, &layers,
+                          &kv_heads, &tokens, &head_dim, &layer, &rows, &heads, &window, &scaling, &threads,
+                          &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7]))
+        return NULL;
+    struct attention_arguments a = {
+        .cache = {.lanes = lanes,
+                  .layers = layers,
+                  .heads = kv_heads,
+                  .tokens = tokens,
+                  .head_dim = head_dim,
+                  .memory = b[A_CACHE].buf},
+        .layer = layer,
+        .rows = rows,
+        .heads = heads,
+        .query = b[A_QUERY].buf,
+        .key = b[A_KEY].buf,
+        .value = b[A_VALUE].buf,
+        .lanes = b[A_LANES].buf,
+        .positions = b[A_POSITIONS].buf,
+        .count = b[A_ATTENDING].len / 8,
+        .attending = b[A_ATTENDING].buf,
+        .window = window,
+        .scaling = scaling,
+        .out = b[A_OUT].buf,
+        .threads = threads,
+    };
+    int failed = parse_isa(isa, &a.isa) || parse_dtype(dtype, &a.cache.dtype) ||
+                 check_dtypes(a.cache.dtype, a.cache.dtype, a.cache.dtype) || attention_check_sizes(&a) ||
+                 check_threads(threads) || attention_run(&a, b);
+    release_buffers(b, A_COUNT);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
+#endif
