@@ -13,7 +13,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from control_plane.engine.sampler import Sampler, penalised, token_logprobs, token_probabilities
+from control_plane.engine.sampler import (
+    PART,
+    Sampler,
+    penalised,
+    token_at,
+    token_logprobs,
+    token_probabilities,
+)
 from control_plane.engine.sequence import SamplingParams, Sequence
 
 VOCABULARY = 50
@@ -103,6 +110,27 @@ def test_draws_follow_transformers_whole_list_of_processors() -> None:
     frequencies = tokens.bincount(minlength=VOCABULARY) / len(tokens)
     assert not frequencies[expected == 0].any()
     assert (frequencies - expected).abs().sum() / 2 < 0.03
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, PART, 3 * PART + 5])
+def test_every_token_has_its_part_of_the_points(vocabulary: int) -> None:
+    weights = torch.rand(vocabulary, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights[::3] = 0
+    weights[vocabulary // 2] = 1
+    probabilities = (weights / weights.sum()).float()
+    ends = probabilities.double().cumsum(dim=0) / probabilities.double().sum()
+    likely = probabilities.nonzero()[:, 0].tolist()
+    # Just inside both ends of each token's part.
+    assert [token_at(float(ends[token]) - 1e-12, probabilities) for token in likely] == likely
+    starts = [0.0, *ends[likely[:-1]].tolist()]
+    assert [token_at(start + 1e-12, probabilities) for start in starts] == likely
+
+
+def test_the_last_point_is_a_likely_token() -> None:
+    probabilities = torch.tensor([0.0, 0.3, 0.7, 0.0, 0.0])
+    assert token_at(0.0, probabilities) == 1
+    assert token_at(1 - 2**-53, probabilities) == 2
+    assert token_at(1.0, probabilities) == 2
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

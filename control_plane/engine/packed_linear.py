@@ -4,6 +4,7 @@ Their weights are a partition's bytes as they lie in the file, and activations p
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,15 @@ class PackedLinear(nn.Module):
         """The weights that are packed, by their names in the module's own place, and their shapes."""
         return {"weight": (self._shape.outputs, self._shape.inputs)}
 
+    @cached_property
+    def _loaded(self) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """Weights and bias as the kernel takes them, once they are there."""
+        return self.packed.numpy(), None if self.bias is None else self.bias.detach().float().numpy()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bias = None if self.bias is None else self.bias.detach().float().numpy()
-        rows = _as_rows(x)
-        out = self._kernel.linear(self._shape, self.packed.numpy(), rows, bias, threads=self._threads)
+        out = self._kernel.linear(
+            self._shape, self._loaded[0], _as_rows(x), self._loaded[1], threads=self._threads
+        )
         return _as_tensor(out, x)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from control_plane.engine.dispatcher import Dispatcher
+from control_plane.engine.rms_norm import KernelRMSNorm
 
 
 class RemoteExperts(nn.Module):
@@ -50,9 +51,13 @@ class OverlappedQwen2MoeBlock(Qwen2MoeSparseMoeBlock):
 
 
 REPLACEMENTS: dict[str, dict[str, type[nn.Module]]] = {
-    "qwen2_moe": {"Qwen2MoeExperts": RemoteExperts, "Qwen2MoeSparseMoeBlock": OverlappedQwen2MoeBlock},
-    "qwen3_moe": {"Qwen3MoeExperts": RemoteExperts},
-    "mixtral": {"MixtralExperts": RemoteExperts},
-    "olmoe": {"OlmoeExperts": RemoteExperts},
+    "qwen2_moe": {
+        "Qwen2MoeExperts": RemoteExperts,
+        "Qwen2MoeSparseMoeBlock": OverlappedQwen2MoeBlock,
+        "Qwen2MoeRMSNorm": KernelRMSNorm,
+    },
+    "qwen3_moe": {"Qwen3MoeExperts": RemoteExperts, "Qwen3MoeRMSNorm": KernelRMSNorm},
+    "mixtral": {"MixtralExperts": RemoteExperts, "MixtralRMSNorm": KernelRMSNorm},
+    "olmoe": {"OlmoeExperts": RemoteExperts, "OlmoeRMSNorm": KernelRMSNorm},
 }
 """For each model type, transformers' classes and what takes their place."""

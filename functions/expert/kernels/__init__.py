@@ -1,4 +1,4 @@
-"""The gated FFN of experts, linear layers and attention: C where it is built, NumPy everywhere.
+"""The gated FFN of experts, linear layers, attention and norms: C where it is built, NumPy everywhere.
 
 `load_kernel()` picks the fastest that this machine runs. The C extension is optional: without it there is one
 kernel, "numpy".
@@ -176,6 +176,23 @@ class Kernel:
         out = np.empty((len(attending), heads, head_dim), cache.dtype)
         sizes = (num_lanes, num_layers, kv_heads, tokens, head_dim, layer, rows, heads, window)
         _gated_ffn.attention(self.name, dtype, *sizes, scaling, threads, cache, *inputs, out)
+        return out
+
+    def rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:
+        """weight * (x / sqrt(mean(x^2) + epsilon)), where the mean is of each row of x [T, H].
+
+        x and weight [H] are both float32, or both the uint16 bits of bfloat16. Returns [T, H] in their dtype.
+        Raises ValueError for a dtype or shape that does not fit.
+        """
+        dtype = _ACTIVATION_DTYPES.get(x.dtype)
+        if dtype is None or x.ndim != 2:
+            raise ValueError(f"not rows of activations: {x.dtype} {x.shape}")
+        _check("weight", weight, x.shape[1:])
+        rows, factors = _plain("x", x, x.dtype), _plain("weight", weight, x.dtype)
+        if self.name == _NUMPY:
+            return numpy_kernel.rms_norm(rows, factors, epsilon)
+        out = np.empty_like(rows)
+        _gated_ffn.rms_norm(self.name, dtype, len(rows), len(factors), epsilon, rows, factors, out)
         return out
 
 

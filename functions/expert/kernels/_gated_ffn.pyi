@@ -62,3 +62,14 @@ def attention(
     out: NDArray[Any],
     /,
 ) -> None: ...
+def rms_norm(
+    isa: str,
+    dtype: str,
+    rows: int,
+    size: int,
+    epsilon: float,
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    out: NDArray[Any],
+    /,
+) -> None: ...

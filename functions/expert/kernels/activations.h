@@ -24,6 +24,19 @@ ALWAYS_INLINE float bits_float(uint32_t bits) {
 
 ALWAYS_INLINE float bf16_to_float(uint16_t bits) { return bits_float((uint32_t)bits << 16); }
 
+/* Value i of an array of float32 or bfloat16. */
+ALWAYS_INLINE float stored_value(const enum dtype dtype, const void *values, int64_t i) {
+    return dtype == BF16 ? bf16_to_float(((const uint16_t *)values)[i]) : ((const float *)values)[i];
+}
+
+#define SUMS 16 /* that run beside each other through a long sum */
+
+ALWAYS_INLINE float added_up(float *sums) {
+    for (int width = SUMS / 2; width > 0; width /= 2)
+        for (int j = 0; j < width; j++) sums[j] += sums[j + width];
+    return sums[0];
+}
+
 /* Nearest, ties to even; NaN stays NaN. */
 ALWAYS_INLINE uint16_t float_to_bf16(float value) {
     const uint32_t bits = float_bits(value);

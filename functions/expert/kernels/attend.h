@@ -9,7 +9,6 @@
 #include "activations.h"
 #include "layout.h"
 
-#define SUMS 16       /* that run beside each other through a product */
 #define TOKENS_A_TIME 4 /* whose values are added up before sums go back to memory */
 
 /* The heads of one row that share keys. */
@@ -21,10 +20,6 @@ struct attend {
     float *out;                 /* [heads][head_dim] */
 };
 
-ALWAYS_INLINE float stored_value(const enum dtype dtype, const void *values, int64_t i) {
-    return dtype == BF16 ? bf16_to_float(((const uint16_t *)values)[i]) : ((const float *)values)[i];
-}
-
 ALWAYS_INLINE float attend_dot(const enum dtype dtype, int64_t count, const float *query, const void *keys,
                                int64_t start) {
     float sums[SUMS] = {0};
@@ -32,9 +27,7 @@ ALWAYS_INLINE float attend_dot(const enum dtype dtype, int64_t count, const floa
     for (; i + SUMS <= count; i += SUMS)
         for (int j = 0; j < SUMS; j++) sums[j] += query[i + j] * stored_value(dtype, keys, start + i + j);
     for (; i < count; i++) sums[0] += query[i] * stored_value(dtype, keys, start + i);
-    for (int width = SUMS / 2; width > 0; width /= 2)
-        for (int j = 0; j < width; j++) sums[j] += sums[j + width];
-    return sums[0];
+    return added_up(sums);
 }
 
 ALWAYS_INLINE void attend_softmax(float *scores, int64_t count) {

@@ -1,11 +1,12 @@
 /* _gated_ffn: the kernels as a Python module. `Kernel` in __init__.py is its face, numpy_kernel.py says what
- * they compute, matrix.py and packing.py how weights lie. Here, and in linear_call.h and attention_call.h,
- * arguments are checked; forward.h, linear.h and attention.h do the work. */
+ * they compute, matrix.py and packing.py how weights lie. Here, and in linear_call.h, attention_call.h and
+ * normalise_call.h, arguments are checked; forward.h, linear.h, attention.h and normalise.h do the work. */
 
 #include "arguments.h"
 #include "attention_call.h"
 #include "forward.h"
 #include "linear_call.h"
+#include "normalise_call.h"
 
 /* The buffers of a call, in the order of Python's arguments. */
 enum { BLOCK, OFFSETS, HIDDEN_STATES, EXPERT_INDEX, EXPERT_WEIGHT, CARRY, OUT, BUFFER_COUNT };
@@ -115,6 +116,7 @@ static PyMethodDef methods[] = {
     {"run", run, METH_VARARGS, run_doc},
     {"linear", linear_call, METH_VARARGS, linear_doc},
     {"attention", attention_call, METH_VARARGS, attention_doc},
+    {"rms_norm", rms_norm_call, METH_VARARGS, rms_norm_doc},
     {"isas", isas, METH_NOARGS, isas_doc},
     {NULL, NULL, 0, NULL},
 };

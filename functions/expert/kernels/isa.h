@@ -6,6 +6,7 @@
 #include "activations.h"
 #include "attend.h"
 #include "layout.h"
+#include "normalise.h"
 #include "tiles_c.h"
 #if defined(__x86_64__)
 #include "tiles_avx2.h"
@@ -22,6 +23,8 @@ struct isa {
     void (*swiglu)(int rows, const float *product, float *out, int64_t stride);
     void (*encode)(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row);
     void (*attend)(enum dtype dtype, const struct attend *a);
+    void (*rms_norm)(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
+                     float epsilon, char *out);
 };
 
 #define ISA(name, max_rows)                  \
@@ -31,7 +34,8 @@ struct isa {
      {name##_f32, name##_bf16, name##_int8}, \
      name##_swiglu,                          \
      name##_encode,                          \
-     name##_attend}
+     name##_attend,                          \
+     name##_rms_norm}
 
 static const struct isa ISAS[] = {
 #if defined(__x86_64__)

@@ -67,8 +67,8 @@ struct panel {
 
 ALWAYS_INLINE void panel_prefetch(const struct panel *x, int64_t step) {
     const uint8_t *line = x->prefetch + step * x->prefetch_bytes;
-    __builtin_prefetch(line);
-    __builtin_prefetch(line + 64);
+    __builtin_prefetch(line, 0, 2);
+    __builtin_prefetch(line + 64, 0, 2);
 }
 
 /* product[rows][TILE_ROWS] = panel x one tile of weights; int8 has the tile's row scales [TILE_ROWS] besides.

@@ -93,6 +93,16 @@ def attention(
     return f32_to_bf16(out) if cache.dtype == np.uint16 else out
 
 
+def rms_norm(x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:
+    """weight * (x / sqrt(mean(x^2) + epsilon)). Takes what `Kernel.rms_norm` takes, with checked dtypes."""
+    values = _as_f32(x)
+    mean = np.square(values).mean(axis=1, keepdims=True)
+    normalised = values / np.sqrt(mean + np.float32(epsilon))
+    if x.dtype != np.uint16:
+        return normalised * weight
+    return f32_to_bf16(bf16_to_f32(f32_to_bf16(normalised)) * bf16_to_f32(weight))
+
+
 def as_operand(dtype: str, activations: Float32) -> Float32:
     """Activations [T, K] as a product with weights of `dtype` sees them.
 

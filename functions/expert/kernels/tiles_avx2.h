@@ -8,6 +8,7 @@
 #include "activations.h"
 #include "attend.h"
 #include "layout.h"
+#include "normalise.h"
 
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX2_INLINE AVX2 ALWAYS_INLINE
@@ -118,6 +119,11 @@ AVX2 static void avx2_encode(enum dtype dtype, int64_t count, const float *x, st
 }
 
 AVX2 static void avx2_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
+
+AVX2 static void avx2_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
+    float epsilon, char *out) {
+    rms_norm(dtype, rows, size, x, weight, epsilon, out);
+}
 
 static int avx2_runs_here(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 

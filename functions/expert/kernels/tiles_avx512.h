@@ -8,6 +8,7 @@
 #include "activations.h"
 #include "attend.h"
 #include "layout.h"
+#include "normalise.h"
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")))
 #define AVX512_INLINE AVX512 ALWAYS_INLINE
@@ -109,6 +110,11 @@ AVX512 static void avx512_encode(enum dtype dtype, int64_t count, const float *x
 }
 
 AVX512 static void avx512_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
+
+AVX512 static void avx512_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
+    float epsilon, char *out) {
+    rms_norm(dtype, rows, size, x, weight, epsilon, out);
+}
 
 static int avx512_runs_here(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -7,6 +7,7 @@
 #include "activations.h"
 #include "attend.h"
 #include "layout.h"
+#include "normalise.h"
 
 #define C_MAX_ROWS 8
 
@@ -67,6 +68,11 @@ static void c_encode(enum dtype dtype, int64_t count, const float *x, struct enc
 }
 
 static void c_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
+
+static void c_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
+    float epsilon, char *out) {
+    rms_norm(dtype, rows, size, x, weight, epsilon, out);
+}
 
 static int c_runs_here(void) { return 1; }
 
