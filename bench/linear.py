@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from bench.contest import Runs, TorchMatrix, measure
-from functions.expert.kernels import LinearShape, load_kernel
+from functions.expert.kernels import LinearLayer, LinearShape, load_kernel
 from functions.expert.kernels.bfloat16 import f32_to_bf16
 from functions.expert.kernels.matrix import pack_matrix
 
@@ -64,7 +64,8 @@ class Copies:
 
     def _ours(self, threads: int, x: np.ndarray) -> Callable[[int], object]:
         kernel, rows = load_kernel(), f32_to_bf16(x)
-        return lambda copy: kernel.linear(self.shape, self.packed[copy], rows, threads=threads)
+        layers = [LinearLayer(self.shape, packed) for packed in self.packed]
+        return lambda copy: kernel.linear([layers[copy]], rows, threads=threads)
 
 
 def main() -> None:

@@ -30,6 +30,11 @@ def random_tokens(length: int) -> torch.Tensor:
     return torch.randn(SHAPE.num_layers, 2, length, SHAPE.num_kv_heads, SHAPE.head_dim)
 
 
+def unturned(length: int, head_dim: int = SHAPE.head_dim) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rotation of angles of zero, which leaves keys as they are."""
+    return torch.ones(length, head_dim), torch.zeros(length, head_dim)
+
+
 def write(cache: KVCache, rows: list[tuple[int, int, torch.Tensor]]) -> None:
     """Write several sequences' tokens at once, each given by lane, first position and tokens."""
     lanes = [lane for lane, _, tokens in rows for _ in range(tokens.shape[2])]
@@ -37,7 +42,7 @@ def write(cache: KVCache, rows: list[tuple[int, int, torch.Tensor]]) -> None:
     places = CacheRows(np.array(lanes, int), np.array(positions, int), attending=np.array([], int))
     for layer in range(SHAPE.num_layers):
         keys, values = torch.cat([tokens[layer] for _, _, tokens in rows], dim=1)
-        cache.attend(layer, keys, keys, values, places, scaling=1.0)
+        cache.attend(layer, keys, keys, values, unturned(len(keys)), places, scaling=1.0)
 
 
 def read(cache: KVCache, lane: int, length: int) -> torch.Tensor:
@@ -113,7 +118,7 @@ def test_memory_is_taken_when_it_is_written_and_goes_back_when_it_is_free() -> N
     for layer in range(shape.num_layers):
         lanes = np.full(length, cache.pages.lane(sequence))
         rows = CacheRows(lanes, np.arange(length), attending=np.array([], int))
-        cache.attend(layer, keys, keys, keys, rows, scaling=1.0)
+        cache.attend(layer, keys, keys, keys, unturned(length, shape.head_dim), rows, scaling=1.0)
     assert 56 << 20 < resident_nbytes() - before < 72 << 20
     cache.free(sequence)
     assert resident_nbytes() - before < 8 << 20

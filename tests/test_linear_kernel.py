@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from functions.expert.kernels import LinearShape, available_isas, load_kernel
+from functions.expert.kernels import LinearLayer, LinearShape, available_isas, load_kernel
 from functions.expert.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 from functions.expert.kernels.matrix import pack_matrix, unpack_matrix
 from tests.test_kernels import COMPILED, ERROR_TO_TORCH, ERROR_TO_TWIN, PAIRS, as_f32, assert_close
@@ -32,8 +32,11 @@ class Layer:
         self.x = f32_to_bf16(x) if pair[1] == "bf16" else x
         self.bias = random.standard_normal(outputs, np.float32) if bias else None
 
-    def run(self, isa: str, **changes: Any) -> NDArray[Any]:
-        return load_kernel(isa).linear(**(vars(self) | changes))
+    def run(self, isa: str, threads: int = 1, **changes: Any) -> NDArray[Any]:
+        arguments = vars(self) | changes
+        layer = LinearLayer(arguments["shape"], arguments["weights"], arguments["bias"])
+        (out,) = load_kernel(isa).linear([layer], arguments["x"], threads=threads)
+        return out
 
     def reference(self) -> NDArray[np.float64]:
         """In float64, on the weights that the packed bytes stand for."""
@@ -70,6 +73,36 @@ def test_neither_threads_nor_the_rows_beside_it_change_a_row(isa: str, pair: tup
     np.testing.assert_array_equal(layer.run(isa), together)
     for t in range(30):
         np.testing.assert_array_equal(layer.run(isa, x=layer.x[t : t + 1]), together[t : t + 1])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", available_isas())
+def test_several_layers_at_once_give_what_each_gives_alone(isa: str, pair: tuple[str, str]) -> None:
+    several = [
+        Layer(pair, outputs, 520, rows=11, bias=bias, seed=outputs)
+        for outputs, bias in ((1000, True), (7, False), (333, True), (32, False))
+    ]
+    layers = [LinearLayer(layer.shape, layer.weights, layer.bias) for layer in several]
+    for threads in (1, 3):
+        together = load_kernel(isa).linear(layers, several[0].x, threads=threads)
+        for layer, found in zip(several, together, strict=True):
+            np.testing.assert_array_equal(found, layer.run(isa, x=several[0].x))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_layers_that_are_not_alike_are_refused(isa: str) -> None:
+    first = Layer(("f32", "f32"), 64, 96, rows=3)
+    for other in (Layer(("f32", "f32"), 64, 95, rows=3), Layer(("int8", "f32"), 64, 96, rows=3)):
+        layers = [LinearLayer(layer.shape, layer.weights) for layer in (first, other)]
+        with pytest.raises(ValueError, match="alike"):
+            load_kernel(isa).linear(layers, first.x)
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+def test_more_layers_than_a_call_takes_are_refused(isa: str) -> None:
+    layer = Layer(("f32", "f32"), 64, 96, rows=3)
+    with pytest.raises(ValueError, match="from 1 to 8 layers"):
+        load_kernel(isa).linear([LinearLayer(layer.shape, layer.weights)] * 9, layer.x)
 
 
 @pytest.mark.parametrize("isa", COMPILED)

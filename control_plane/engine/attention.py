@@ -1,21 +1,31 @@
 """Attention over a ragged batch: the rows of several sequences in one flat tensor, each with its own past.
 
-Registered with transformers under one name, it serves every model family: projections, norms and rotary
-embedding stay the family's own, only the step from queries, keys and values to the output is ours.
+A family's own attention module keeps its weights and norms; from queries, keys and values on, all families
+share what is here.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.models.mixtral.modeling_mixtral import MixtralAttention
+from transformers.models.olmoe.modeling_olmoe import OlmoeAttention
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 
 from control_plane.engine.kv_cache import CacheRows, KVCache
+from control_plane.engine.packed_linear import apply_all
 from control_plane.engine.scheduler import Chunk
 
-RAGGED_ATTENTION = "faasmoe_ragged"
+NO_MASK = "faasmoe_ragged"
+"""The name under which transformers knows that it is to make no mask."""
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines [N, head_dim] of the rotary embedding of each row's position."""
 
 
 @dataclass(frozen=True)
@@ -79,60 +89,117 @@ class RaggedBatch:
         return self._masks[key]
 
 
+class RaggedAttention(nn.Module):
+    """Mixed into a family's attention module, whose projections and norms it uses."""
+
+    sliding_window: int | None = None
+
+    def project(self: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of rows [N, hidden], [N, heads * head_dim] each."""
+        query, key, value = apply_all((self.q_proj, self.k_proj, self.v_proj), rows)
+        return query, key, value
+
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        position_embeddings: Rotation,
+        ragged_batch: RaggedBatch,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        """[1, N, hidden] of all chunks' rows to the same; no attention weights."""
+        projected = self.project(hidden_states[0])
+        query, key, value = (states.view(len(states), -1, self.head_dim) for states in projected)
+        cosine, sine = position_embeddings
+        output = self._attend(query, key, value, (cosine[0], sine[0]), ragged_batch)
+        return self.o_proj(output.flatten(1))[None], None
+
+    def _attend(
+        self: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotation: Rotation,
+        batch: RaggedBatch,
+    ) -> torch.Tensor:
+        """Causal attention of each chunk over its own sequence: [N, heads, head_dim]."""
+        cache, window = batch.kv_cache, self.sliding_window
+        attended = cache.attend(self.layer_idx, query, key, value, rotation, batch.rows, self.scaling, window)
+        if len(attended) == len(query):
+            return attended
+        output = torch.empty_like(query)
+        output[batch.rows.attending] = attended
+        for span in batch.spans:
+            if span.length > 1:
+                keys, values = cache.read(self.layer_idx, span.lane, span.end)
+                rotated = _rotated(query[span.rows], rotation[0][span.rows], rotation[1][span.rows])
+                output[span.rows] = _prefill(rotated, keys, values, self.scaling, batch.mask(span, window))
+        return output
+
+
+class RaggedQwen2MoeAttention(RaggedAttention, Qwen2MoeAttention):
+    """Qwen2-MoE's."""
+
+
+class RaggedMixtralAttention(RaggedAttention, MixtralAttention):
+    """Mixtral's."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.sliding_window = config.sliding_window
+
+
+class RaggedQwen3MoeAttention(RaggedAttention, Qwen3MoeAttention):
+    """Qwen3-MoE's, which normalises each head's queries and keys."""
+
+    def project(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = super().project(rows)
+        heads = (len(rows), -1, self.head_dim)
+        return self.q_norm(query.view(heads)), self.k_norm(key.view(heads)), value
+
+
+class RaggedOlmoeAttention(RaggedAttention, OlmoeAttention):
+    """OLMoE's, which normalises queries and keys over all heads, and may clip."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.sliding_window = getattr(config, "sliding_window", None)
+
+    def project(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = super().project(rows)
+        query, key = self.q_norm(query), self.k_norm(key)
+        most = self.config.clip_qkv
+        if most is not None:
+            query, key, value = (states.clamp(-most, most) for states in (query, key, value))
+        return query, key, value
+
+
 def register() -> None:
-    """Make `attn_implementation=RAGGED_ATTENTION` known to transformers; it needs no mask from it."""
-    AttentionInterface.register(RAGGED_ATTENTION, ragged_attention)
-    AttentionMaskInterface.register(RAGGED_ATTENTION, _no_mask)
+    """Make `attn_implementation=NO_MASK` known to transformers."""
+    AttentionMaskInterface.register(NO_MASK, _nothing)
+    # Without a function for attention it does not take the name. Our modules do not ask for that.
+    AttentionInterface.register(NO_MASK, _nothing)
 
 
-def ragged_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: None,
-    scaling: float,
-    ragged_batch: RaggedBatch,
-    sliding_window: int | None = None,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention of each chunk over its own sequence, whose new keys and values are kept first.
+def _nothing(*_: object, **__: object) -> None:
+    return None
 
-    query is [1, heads, N, head_dim], key and value are [1, kv_heads, N, head_dim] over the N rows of all
-    chunks. Returns [1, N, heads, head_dim], as transformers expects, and no attention weights.
-    """
-    window = sliding_window or getattr(module, "sliding_window", None)
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    cache, rows = ragged_batch.kv_cache, ragged_batch.rows
-    query = query[0]
-    row_query, row_key, row_value = (states.transpose(0, 1) for states in (query, key[0], value[0]))
-    attended = cache.attend(layer, row_query, row_key, row_value, rows, scaling, window)
-    if len(attended) == len(row_query):
-        return attended[None], None
-    output = torch.empty_like(row_query, memory_format=torch.contiguous_format)
-    output[rows.attending] = attended
-    for span in ragged_batch.spans:
-        if span.length > 1:
-            keys, values = cache.read(layer, span.lane, span.end)
-            mask = ragged_batch.mask(span, window)
-            output[span.rows] = _prefill(query[:, span.rows], keys, values, scaling, mask)
-    return output[None], None
+
+def _rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Heads [n, heads, d] with the rotary embedding of their rows' angles [n, d]."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine[:, None] + torch.cat((-second, first), dim=-1) * sine[:, None]
 
 
 def _prefill(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Rows [heads, n, d] over their past and themselves [kv_heads, m, d]: [n, heads, d]."""
+    """Rows [n, heads, d] over their past and themselves [kv_heads, m, d]: [n, heads, d]."""
     output = F.scaled_dot_product_attention(
-        query[None],
+        query.transpose(0, 1)[None],
         keys[None],
         values[None],
         attn_mask=mask,
         scale=scaling,
-        enable_gqa=query.shape[0] != keys.shape[0],
+        enable_gqa=query.shape[1] != keys.shape[0],
     )
     return output[0].transpose(0, 1)
-
-
-def _no_mask(*_: object, **__: object) -> None:
-    return None

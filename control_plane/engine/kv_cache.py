@@ -117,6 +117,7 @@ class KVCache:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
         rows: "CacheRows",
         scaling: float,
         window: int | None = None,
@@ -124,6 +125,7 @@ class KVCache:
         """Keep keys and values [T, kv_heads, head_dim], then have some rows of query [T, heads, head_dim] see
         their past: [N, heads, head_dim] for the N that attend.
 
+        `rotation` are the cosines and sines [T, head_dim] of the rotary embedding that queries and keys get.
         `window` is how many tokens a row sees at most, itself among them.
         """
         out = self.kernel.attention(
@@ -132,6 +134,7 @@ class KVCache:
             to_numpy(query),
             to_numpy(key),
             to_numpy(value),
+            (to_numpy(rotation[0]), to_numpy(rotation[1])),
             rows.lanes,
             rows.positions,
             rows.attending,

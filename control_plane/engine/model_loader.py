@@ -54,7 +54,7 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
                 config=copy.deepcopy(config),
                 state_dict=state_dict,
                 dtype=_TORCH_DTYPE[manifest.dtype],
-                attn_implementation=attention.RAGGED_ATTENTION,
+                attn_implementation=attention.NO_MASK,
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -3,7 +3,7 @@
 Their weights are a partition's bytes as they lie in the file, and activations pass without a copy.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from control_plane.engine.tensors import to_numpy, to_torch
 from control_plane.errors import PartitionError
-from functions.expert.kernels import MAX_THREADS, ExpertShape, Kernel, LinearShape, load_kernel
+from functions.expert.kernels import MAX_THREADS, ExpertShape, Kernel, LinearLayer, LinearShape, load_kernel
 
 
 class PackedLinear(nn.Module):
@@ -22,8 +22,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, kernel: Kernel) -> None:
         super().__init__()
-        self._kernel = kernel
-        self._threads = _threads()
+        self.kernel = kernel
+        self.threads = _threads()
         self._shape = LinearShape(linear.out_features, linear.in_features, "int8")
         self.packed = _packed_parameter(self._shape.nbytes)
         self.bias = linear.bias
@@ -33,15 +33,24 @@ class PackedLinear(nn.Module):
         return {"weight": (self._shape.outputs, self._shape.inputs)}
 
     @cached_property
-    def _loaded(self) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """Weights and bias as the kernel takes them, once they are there."""
-        return self.packed.numpy(), None if self.bias is None else self.bias.detach().float().numpy()
+    def layer(self) -> LinearLayer:
+        """As the kernel takes it, once the weights are there."""
+        bias = None if self.bias is None else self.bias.detach().float().numpy()
+        return LinearLayer(self._shape, self.packed.numpy(), bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self._kernel.linear(
-            self._shape, self._loaded[0], _as_rows(x), self._loaded[1], threads=self._threads
-        )
+        (out,) = self.kernel.linear([self.layer], _as_rows(x), threads=self.threads)
         return _as_tensor(out, x)
+
+
+def apply_all(modules: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
+    """Each module's output for x [..., K]; packed ones are computed in one call."""
+    packed = [module for module in modules if isinstance(module, PackedLinear)]
+    if len(packed) < len(modules):
+        return [module(x) for module in modules]
+    first = packed[0]
+    outs = first.kernel.linear([module.layer for module in packed], _as_rows(x), threads=first.threads)
+    return [_as_tensor(out, x) for out in outs]
 
 
 class PackedGatedFFN(nn.Module):

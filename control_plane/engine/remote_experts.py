@@ -8,6 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
+from control_plane.engine.attention import (
+    RaggedMixtralAttention,
+    RaggedOlmoeAttention,
+    RaggedQwen2MoeAttention,
+    RaggedQwen3MoeAttention,
+)
 from control_plane.engine.dispatcher import Dispatcher
 from control_plane.engine.rms_norm import KernelRMSNorm
 
@@ -54,10 +60,23 @@ REPLACEMENTS: dict[str, dict[str, type[nn.Module]]] = {
     "qwen2_moe": {
         "Qwen2MoeExperts": RemoteExperts,
         "Qwen2MoeSparseMoeBlock": OverlappedQwen2MoeBlock,
+        "Qwen2MoeAttention": RaggedQwen2MoeAttention,
         "Qwen2MoeRMSNorm": KernelRMSNorm,
     },
-    "qwen3_moe": {"Qwen3MoeExperts": RemoteExperts, "Qwen3MoeRMSNorm": KernelRMSNorm},
-    "mixtral": {"MixtralExperts": RemoteExperts, "MixtralRMSNorm": KernelRMSNorm},
-    "olmoe": {"OlmoeExperts": RemoteExperts, "OlmoeRMSNorm": KernelRMSNorm},
+    "qwen3_moe": {
+        "Qwen3MoeExperts": RemoteExperts,
+        "Qwen3MoeAttention": RaggedQwen3MoeAttention,
+        "Qwen3MoeRMSNorm": KernelRMSNorm,
+    },
+    "mixtral": {
+        "MixtralExperts": RemoteExperts,
+        "MixtralAttention": RaggedMixtralAttention,
+        "MixtralRMSNorm": KernelRMSNorm,
+    },
+    "olmoe": {
+        "OlmoeExperts": RemoteExperts,
+        "OlmoeAttention": RaggedOlmoeAttention,
+        "OlmoeRMSNorm": KernelRMSNorm,
+    },
 }
 """For each model type, transformers' classes and what takes their place."""

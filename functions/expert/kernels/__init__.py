@@ -4,6 +4,7 @@
 kernel, "numpy".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,44 @@ try:
 except ImportError:
     _gated_ffn = None  # type: ignore[assignment]
 
-__all__ = ["MAX_THREADS", "ExpertShape", "Kernel", "LinearShape", "available_isas", "load_kernel"]
+__all__ = [
+    "MAX_THREADS",
+    "ExpertShape",
+    "Kernel",
+    "LinearLayer",
+    "LinearShape",
+    "available_isas",
+    "load_kernel",
+]
 
 MAX_THREADS = 64
 """As many as a kernel takes."""
 
 _NUMPY = "numpy"
 _ACTIVATION_DTYPES = {np.dtype(np.float32): "f32", np.dtype(np.uint16): "bf16"}
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """The packed W [N, K] of a linear layer, and its bias [N], if it has one."""
+
+    shape: LinearShape
+    weights: Bytes
+    """[shape.nbytes]"""
+    bias: Float32 | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for arrays of another shape or dtype."""
+        _check("weights", self.weights, (self.shape.nbytes,))
+        object.__setattr__(self, "weights", _plain("weights", self.weights, np.uint8))
+        if self.bias is not None:
+            _check("bias", self.bias, (self.shape.outputs,))
+            object.__setattr__(self, "bias", _plain("bias", self.bias, np.float32))
+
+    def check(self, other: LinearShape) -> None:
+        """Raises ValueError unless it can be computed beside another one."""
+        if (self.shape.inputs, self.shape.dtype) != (other.inputs, other.dtype):
+            raise ValueError(f"layers must be alike: {self.shape} beside {other}")
 
 
 @dataclass(frozen=True)
@@ -88,39 +120,37 @@ class Kernel:
 
     def linear(
         self,
-        shape: LinearShape,
-        weights: Bytes,
+        layers: Sequence[LinearLayer],
         x: NDArray[Any],
-        bias: Float32 | None = None,
         *,
         threads: int = 1,
-    ) -> NDArray[Any]:
-        """out = x W^T + bias.
+    ) -> list[NDArray[Any]]:
+        """x W^T + bias of one layer or several (8 at most), which have the same inputs and weights' dtype.
 
-        weights:  uint8 [shape.nbytes], the packed W [N, K]
         x:        [T, K], float32 for f32 weights, the uint16 bits of bfloat16 for bf16, either for int8
-        bias:     float32 [N], or None
         threads:  1 to 64, at most; the result does not depend on it
 
-        Returns [T, N] in the dtype of x. In C, a row's result does not depend on the other rows.
+        Returns a [T, N] for each layer, in the dtype of x. In C, a row's result depends on no other row.
         The arrays must not change during the call: C releases the interpreter lock.
         Raises ValueError for a dtype or shape that does not fit, MemoryError without working memory.
         """
-        dtype = _activation_dtype("x", x, shape.dtype)
-        if x.ndim != 2 or x.shape[1] != shape.inputs:
-            raise ValueError(f"x must be [T, {shape.inputs}], not {x.shape}")
-        if weights.shape != (shape.nbytes,):
-            raise ValueError(f"weights must be [{shape.nbytes}], not {weights.shape}")
-        if bias is not None and bias.shape != (shape.outputs,):
-            raise ValueError(f"bias must be [{shape.outputs}], not {bias.shape}")
-        packed, states = _plain("weights", weights, np.uint8), _plain("x", x, x.dtype)
-        added = None if bias is None else _plain("bias", bias, np.float32)
+        first = layers[0].shape
+        dtype = _activation_dtype("x", x, first.dtype)
+        for layer in layers:
+            layer.check(first)
+        if x.ndim != 2 or x.shape[1] != first.inputs:
+            raise ValueError(f"x must be [T, {first.inputs}], not {x.shape}")
+        rows = _plain("x", x, x.dtype)
         if self.name == _NUMPY:
-            return numpy_kernel.linear(shape, packed, states, added)
-        out = np.empty((len(x), shape.outputs), x.dtype)
-        sizes = (len(x), shape.inputs, shape.outputs)
-        _gated_ffn.linear(self.name, shape.dtype, dtype, *sizes, threads, packed, states, added, out)
-        return out
+            return [numpy_kernel.linear(layer.shape, layer.weights, rows, layer.bias) for layer in layers]
+        outs = [np.empty((len(x), layer.shape.outputs), x.dtype) for layer in layers]
+        parts = tuple(
+            (layer.shape.outputs, layer.weights, layer.bias, out)
+            for layer, out in zip(layers, outs, strict=True)
+        )
+        sizes = (len(x), first.inputs)
+        _gated_ffn.linear(self.name, first.dtype, dtype, *sizes, threads, rows, parts)
+        return outs
 
     def attention(
         self,
@@ -129,6 +159,7 @@ class Kernel:
         query: NDArray[Any],
         key: NDArray[Any],
         value: NDArray[Any],
+        rotation: tuple[NDArray[Any], NDArray[Any]],
         lanes: NDArray[np.int64],
         positions: NDArray[np.int64],
         attending: NDArray[np.int64],
@@ -139,9 +170,13 @@ class Kernel:
     ) -> NDArray[Any]:
         """softmax(scaling q K^T) V of some rows; first the keys and values of all are put into the cache.
 
+        Queries and keys get their rotary embedding (arXiv 2104.09864), which pairs value i of a head with
+        value i + head_dim / 2.
+
         cache:      [lanes, layers, 2, kv_heads, tokens, head_dim], float32 or the uint16 bits of bfloat16
         query:      [T, heads, head_dim], of the cache's dtype, as the next two
         key, value: [T, kv_heads, head_dim]; head i shares those of number i // (heads / kv_heads)
+        rotation:   [T, head_dim] each: cosines and sines of the angles of each row's position
         lanes:      int64 [T], where each row's sequence has its past
         positions:  int64 [T], where in it the row is: it sees what is there up to itself
         attending:  int64 [N], the rows whose output is wanted
@@ -160,12 +195,16 @@ class Kernel:
         _check("query", query, (rows, heads, head_dim))
         _check("key", key, (rows, kv_heads, head_dim))
         _check("value", value, (rows, kv_heads, head_dim))
+        _check("cosines", rotation[0], (rows, head_dim))
+        _check("sines", rotation[1], (rows, head_dim))
         _check("lanes", lanes, (rows,))
         _check("positions", positions, (rows,))
         inputs = (
             _plain("query", query, cache.dtype),
             _plain("key", key, cache.dtype),
             _plain("value", value, cache.dtype),
+            _plain("cosines", rotation[0], cache.dtype),
+            _plain("sines", rotation[1], cache.dtype),
             _plain("lanes", lanes, np.int64),
             _plain("positions", positions, np.int64),
             _plain("attending", attending, np.int64),

@@ -30,12 +30,9 @@ def linear(
     dtype: str,
     rows: int,
     inputs: int,
-    outputs: int,
     threads: int,
-    weights: NDArray[Any],
     x: NDArray[Any],
-    bias: NDArray[Any] | None,
-    out: NDArray[Any],
+    layers: tuple[tuple[int, NDArray[Any], NDArray[Any] | None, NDArray[Any]], ...],
     /,
 ) -> None: ...
 def attention(
@@ -56,6 +53,8 @@ def attention(
     query: NDArray[Any],
     key: NDArray[Any],
     value: NDArray[Any],
+    cosine: NDArray[Any],
+    sine: NDArray[Any],
     lane: NDArray[Any],
     position: NDArray[Any],
     attending: NDArray[Any],

@@ -20,6 +20,28 @@ struct attend {
     float *out;                 /* [heads][head_dim] */
 };
 
+/* out = x turned by a position's angles: rotary embedding, which pairs a value with that half a head away. */
+ALWAYS_INLINE void rotate_head(const enum dtype dtype, int64_t size, const void *x, int64_t start,
+                               const void *cosine, const void *sine, int64_t angles, float *out) {
+    const int64_t half = size / 2;
+    for (int64_t i = 0; i < half; i++) {
+        const float first = stored_value(dtype, x, start + i), second = stored_value(dtype, x, start + half + i);
+        out[i] = first * stored_value(dtype, cosine, angles + i) - second * stored_value(dtype, sine, angles + i);
+        out[half + i] = second * stored_value(dtype, cosine, angles + half + i) +
+                        first * stored_value(dtype, sine, angles + half + i);
+    }
+}
+
+/* Heads [heads][size] from value `start` of x on, by the angles from value `angles` of cosine and sine on. */
+ALWAYS_INLINE void rotate(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
+                          const void *cosine, const void *sine, int64_t angles, float *out) {
+    for (int64_t h = 0; h < heads; h++)
+        if (dtype == BF16)
+            rotate_head(BF16, size, x, start + h * size, cosine, sine, angles, out + h * size);
+        else
+            rotate_head(F32, size, x, start + h * size, cosine, sine, angles, out + h * size);
+}
+
 ALWAYS_INLINE float attend_dot(const enum dtype dtype, int64_t count, const float *query, const void *keys,
                                int64_t start) {
     float sums[SUMS] = {0};

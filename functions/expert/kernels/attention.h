@@ -1,5 +1,5 @@
-/* Attention of rows over the pasts of their sequences, which a cache holds; their own keys and values are put
- * there first.
+/* Attention of rows over the pasts of their sequences, which a cache holds. Queries and keys get their rotary
+ * embedding, and the rows' own keys and values are put into the cache first.
  *
  * An item is one row's heads that share keys: the result depends neither on the number of threads nor on the
  * other rows. */
@@ -29,7 +29,9 @@ struct attention_arguments {
     struct kv_cache cache;
     int64_t layer, rows, heads;
     const void *query;        /* [rows][heads][head_dim] */
-    const char *key, *value;  /* [rows][cache.heads][head_dim] */
+    const void *key;          /* [rows][cache.heads][head_dim] */
+    const char *value;        /* likewise */
+    const void *cosine, *sine; /* [rows][head_dim]: of the angles of their positions */
     const int64_t *lanes;     /* [rows] */
     const int64_t *positions; /* [rows]: where their keys and values go */
     int64_t count;
@@ -62,15 +64,21 @@ static char *kv_place(const struct kv_cache *c, int64_t lane, int64_t layer, int
     return c->memory + index * c->head_dim * nbytes_of(c->dtype);
 }
 
-static void kv_store(const struct attention_arguments *a) {
+/* `rotated` is room for a row's keys. */
+static void kv_store(const struct attention_arguments *a, float *rotated) {
     const struct kv_cache *c = &a->cache;
-    const int64_t nbytes = c->head_dim * nbytes_of(c->dtype);
-    for (int64_t row = 0; row < a->rows; row++)
+    const int64_t row_values = c->heads * c->head_dim, nbytes = c->head_dim * nbytes_of(c->dtype);
+    for (int64_t row = 0; row < a->rows; row++) {
+        const int64_t lane = a->lanes[row], to = a->positions[row];
+        a->isa->rotate(c->dtype, c->heads, c->head_dim, a->key, row * row_values, a->cosine, a->sine,
+                       row * c->head_dim, rotated);
         for (int64_t h = 0; h < c->heads; h++) {
-            const int64_t from = (row * c->heads + h) * nbytes, lane = a->lanes[row], to = a->positions[row];
-            memcpy(kv_place(c, lane, a->layer, KEYS, h, to), a->key + from, (size_t)nbytes);
-            memcpy(kv_place(c, lane, a->layer, VALUES, h, to), a->value + from, (size_t)nbytes);
+            write_values(kv_place(c, lane, a->layer, KEYS, h, to), c->dtype, 0, rotated + h * c->head_dim,
+                         c->head_dim);
+            memcpy(kv_place(c, lane, a->layer, VALUES, h, to), a->value + (row * c->heads + h) * nbytes,
+                   (size_t)nbytes);
         }
+    }
 }
 
 /* How many tokens a row sees. */
@@ -87,8 +95,9 @@ static void attention_item(void *member, int64_t item) {
     const int64_t shared = a->heads / c->heads, values = shared * c->head_dim;
     const int64_t tokens = kv_seen(a, row), first = a->positions[row] + 1 - tokens;
     const int64_t start = (row * a->heads + head * shared) * c->head_dim;
-    for (int64_t i = 0; i < values; i++)
-        m->query[i] = a->scaling * stored_value(c->dtype, a->query, start + i);
+    a->isa->rotate(c->dtype, shared, c->head_dim, a->query, start, a->cosine, a->sine, row * c->head_dim,
+                   m->query);
+    for (int64_t i = 0; i < values; i++) m->query[i] *= a->scaling;
     const struct attend work = {
         .heads = shared,
         .head_dim = c->head_dim,
@@ -131,7 +140,12 @@ static int attention_member_alloc(struct attention_member *m, struct attention *
 static int attention(const struct attention_arguments *args) {
     const struct kv_cache *c = &args->cache;
     struct attention *t = calloc(1, sizeof *t);
-    if (!t) return -1;
+    float *rotated = malloc((size_t)(c->heads * c->head_dim) * sizeof *rotated);
+    if (!t || !rotated) {
+        free(t);
+        free(rotated);
+        return -1;
+    }
     t->args = *args;
     int64_t longest = 1, seen = 0;
     for (int64_t i = 0; i < args->count; i++) {
@@ -142,11 +156,12 @@ static int attention(const struct attention_arguments *args) {
     const int threads = team_size(2 * seen * c->heads * c->head_dim * nbytes_of(c->dtype), args->threads);
     int failed = 0;
     for (int i = 0; i < threads && !failed; i++) failed = attention_member_alloc(&t->members[i], t, longest);
+    if (!failed) kv_store(args, rotated);
+    free(rotated);
     if (failed) {
         attention_free(t);
         return -1;
     }
-    kv_store(args);
     team_start(&t->team, threads - 1, attention_work, t->members + 1, sizeof *t->members);
     attention_work(t->members);
     return 0;

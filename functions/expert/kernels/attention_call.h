@@ -7,7 +7,7 @@
 #include "attention.h"
 
 /* The buffers of a call, in the order of Python's arguments. */
-enum { A_CACHE, A_QUERY, A_KEY, A_VALUE, A_LANES, A_POSITIONS, A_ATTENDING, A_OUT, A_COUNT };
+enum { A_CACHE, A_QUERY, A_KEY, A_VALUE, A_COSINE, A_SINE, A_LANES, A_POSITIONS, A_ATTENDING, A_OUT, A_COUNT };
 
 /* More than any buffer has, where the product is out of range. */
 static int64_t times(int64_t a, int64_t b) {
@@ -23,6 +23,8 @@ static int attention_check_buffers(const struct attention_arguments *a, const Py
     return check_buffer("cache", &b[A_CACHE], times(c->lanes, lane)) ||
            check_buffer("query", &b[A_QUERY], times(a->rows, times(a->heads, row))) ||
            check_buffer("key", &b[A_KEY], own) || check_buffer("value", &b[A_VALUE], own) ||
+           check_buffer("cosine", &b[A_COSINE], a->rows * row) ||
+           check_buffer("sine", &b[A_SINE], a->rows * row) ||
            check_buffer("lanes", &b[A_LANES], a->rows * 8) ||
            check_buffer("positions", &b[A_POSITIONS], a->rows * 8) ||
            check_buffer("out", &b[A_OUT], times(a->count, times(a->heads, row)));
@@ -57,6 +59,10 @@ static int attention_check_sizes(const struct attention_arguments *a) {
         check_size(c->layers, 1) || check_size(c->heads, 1) || check_size(c->tokens, 1) ||
         check_size(c->head_dim, 1) || check_size(a->window, 1))
         return -1;
+    if (c->head_dim % 2) {
+        PyErr_SetString(PyExc_ValueError, "a head has two halves, and an even size");
+        return -1;
+    }
     if (a->heads % c->heads == 0 && a->layer >= 0 && a->layer < c->layers) return 0;
     PyErr_SetString(PyExc_ValueError, "the cache has no such layer, or no heads that these could share");
     return -1;
@@ -64,7 +70,7 @@ static int attention_check_sizes(const struct attention_arguments *a) {
 
 PyDoc_STRVAR(attention_doc,
              "attention(isa, dtype, lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window,\n"
-             "    scaling, threads, cache, query, key, value, lanes, positions, attending, out)\n\n"
+             "    scaling, threads, cache, query, key, value, cosine, sine, lanes, positions, attending, out)\n\n"
              "Puts the rows' keys and values into the cache, and writes what the rows of `attending` then\n"
              "see to out. Buffers are contiguous and aligned, and nobody else uses them during the call,\n"
              "which releases the interpreter lock.\n"
@@ -77,9 +83,10 @@ static PyObject *attention_call(PyObject *module, PyObject *args) {
     float scaling;
     int threads;
     Py_buffer b[A_COUNT] = {0};
-    if (!PyArg_ParseTuple(args, "ssLLLLLLLLLfiw*y*y*y*y*y*y*w*:attention", &isa, &dtype, &lanes, &layers,
+    if (!PyArg_ParseTuple(args, "ssLLLLLLLLLfiw*y*y*y*y*y*y*y*y*w*:attention", &isa, &dtype, &lanes, &layers,
                           &kv_heads, &tokens, &head_dim, &layer, &rows, &heads, &window, &scaling, &threads,
-                          &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7]))
+                          &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7],
+                          &b[8], &b[9]))
         return NULL;
     struct attention_arguments a = {
         .cache = {.lanes = lanes,
@@ -94,6 +101,8 @@ static PyObject *attention_call(PyObject *module, PyObject *args) {
         .query = b[A_QUERY].buf,
         .key = b[A_KEY].buf,
         .value = b[A_VALUE].buf,
+        .cosine = b[A_COSINE].buf,
+        .sine = b[A_SINE].buf,
         .lanes = b[A_LANES].buf,
         .positions = b[A_POSITIONS].buf,
         .count = b[A_ATTENDING].len / 8,

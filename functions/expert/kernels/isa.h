@@ -22,6 +22,8 @@ struct isa {
     tile_product product[3]; /* by enum dtype */
     void (*swiglu)(int rows, const float *product, float *out, int64_t stride);
     void (*encode)(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row);
+    void (*rotate)(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
+                   const void *cosine, const void *sine, int64_t angles, float *out);
     void (*attend)(enum dtype dtype, const struct attend *a);
     void (*rms_norm)(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
                      float epsilon, char *out);
@@ -34,6 +36,7 @@ struct isa {
      {name##_f32, name##_bf16, name##_int8}, \
      name##_swiglu,                          \
      name##_encode,                          \
+     name##_rotate,                          \
      name##_attend,                          \
      name##_rms_norm}
 

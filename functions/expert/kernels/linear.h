@@ -1,4 +1,4 @@
-/* A linear layer: rows times a packed matrix, by the same products as the experts. */
+/* Linear layers: the same rows times one packed matrix or several, by the same products as the experts. */
 
 #ifndef FAASMOE_LINEAR_H
 #define FAASMOE_LINEAR_H
@@ -11,15 +11,24 @@
 #include "routing.h"
 #include "team.h"
 
-struct linear_arguments {
-    const struct isa *isa;
+#define MAX_LAYERS 8
+
+/* One of the layers that are computed of the same rows. */
+struct linear_layer {
     struct matrix matrix;
-    int64_t rows, outputs;
+    int64_t outputs;
     const uint8_t *weights;
-    enum dtype dtype;  /* of x and out */
-    const void *x;     /* [rows][matrix.inputs] */
     const float *bias; /* [outputs], or NULL */
     void *out;         /* [rows][outputs] */
+};
+
+struct linear_arguments {
+    const struct isa *isa;
+    int64_t rows;
+    enum dtype dtype; /* of x and out */
+    const void *x;    /* [rows][inputs] */
+    int layers;
+    struct linear_layer layer[MAX_LAYERS]; /* of the same inputs and dtype */
     int threads;
 };
 
@@ -42,23 +51,27 @@ static void linear_encode(void *member, int64_t item) {
     struct linear *l = m->linear;
     const struct panel_routes *panel = &l->routing.panel[item];
     for (int r = 0; r < panel->rows; r++) {
-        encoder_read(&m->encoder, l->args.x, l->args.dtype, panel->first + r, l->args.matrix.inputs);
+        encoder_read(&m->encoder, l->args.x, l->args.dtype, panel->first + r, l->operand.length);
         operand_put(&l->operand, item, r, &m->encoder);
     }
 }
 
+/* An item is a tile of one of the layers. */
 static void linear_tile(void *member, int64_t tile) {
     const struct linear *l = ((struct linear_member *)member)->linear;
     const struct linear_arguments *a = &l->args;
-    const int64_t width = tile_width(a->outputs, tile), column = tile * TILE_ROWS;
+    const struct linear_layer *layer = a->layer;
+    for (; tile >= layer->matrix.tiles; layer++) tile -= layer->matrix.tiles;
+    const struct routed_expert weights = {layer->weights, 0, l->routing.panels};
+    const int64_t width = tile_width(layer->outputs, tile), column = tile * TILE_ROWS;
     float product[MAX_PANEL_ROWS * TILE_ROWS];
     for (int64_t p = 0; p < l->routing.panels; p++) {
         const struct panel_routes *panel = &l->routing.panel[p];
-        multiply(a->isa, &a->matrix, &l->operand, l->routing.expert, tile, p, product);
+        multiply(a->isa, &layer->matrix, &l->operand, &weights, tile, p, product);
         for (int r = 0; r < panel->rows; r++) {
             float *values = product + r * TILE_ROWS;
-            for (int64_t i = 0; a->bias && i < width; i++) values[i] += a->bias[column + i];
-            write_values(a->out, a->dtype, (panel->first + r) * a->outputs + column, values, width);
+            for (int64_t i = 0; layer->bias && i < width; i++) values[i] += layer->bias[column + i];
+            write_values(layer->out, a->dtype, (panel->first + r) * layer->outputs + column, values, width);
         }
     }
 }
@@ -73,7 +86,9 @@ static void linear_free(struct linear *l) {
 static void linear_work(void *member) {
     struct linear *l = ((struct linear_member *)member)->linear;
     team_for(&l->team, &l->encoded, l->routing.panels, linear_encode, member);
-    team_for(&l->team, &l->done, l->args.matrix.tiles, linear_tile, member);
+    int64_t tiles = 0;
+    for (int i = 0; i < l->args.layers; i++) tiles += l->args.layer[i].matrix.tiles;
+    team_for(&l->team, &l->done, tiles, linear_tile, member);
     if (team_leave(&l->team)) linear_free(l);
 }
 
@@ -82,12 +97,15 @@ static int linear(const struct linear_arguments *args) {
     struct linear *l = calloc(1, sizeof *l);
     if (!l) return -1;
     l->args = *args;
-    int failed = routing_of_rows(&l->routing, args->rows, args->weights, args->isa->max_rows) ||
-                 operand_alloc(&l->operand, &l->routing, &args->matrix);
-    const int threads = team_size(args->rows * args->matrix.end, args->threads);
+    const struct matrix *first = &args->layer[0].matrix;
+    int failed = routing_of_rows(&l->routing, args->rows, args->isa->max_rows) ||
+                 operand_alloc(&l->operand, &l->routing, first);
+    int64_t nbytes = 0;
+    for (int i = 0; i < args->layers; i++) nbytes += args->layer[i].matrix.end;
+    const int threads = team_size(args->rows * nbytes, args->threads);
     for (int i = 0; i < threads && !failed; i++) {
         l->members[i].linear = l;
-        failed = encoder_alloc(&l->members[i].encoder, args->isa, args->matrix.dtype, args->matrix.inputs);
+        failed = encoder_alloc(&l->members[i].encoder, args->isa, first->dtype, first->inputs);
     }
     if (failed) {
         linear_free(l);

@@ -1,4 +1,4 @@
-/* The linear layer as Python calls it. */
+/* Linear layers as Python calls them. */
 
 #ifndef FAASMOE_LINEAR_CALL_H
 #define FAASMOE_LINEAR_CALL_H
@@ -6,19 +6,51 @@
 #include "arguments.h"
 #include "linear.h"
 
-/* The buffers of a call, in the order of Python's arguments. */
-enum { L_WEIGHTS, L_X, L_BIAS, L_OUT, L_COUNT };
+/* The buffers of a layer, in the order of Python's arguments. */
+enum { L_WEIGHTS, L_BIAS, L_OUT, L_COUNT };
 
-static int linear_check(const struct linear_arguments *a, const Py_buffer *b) {
-    const int64_t item = nbytes_of(a->dtype);
-    return check_buffer("weights", &b[L_WEIGHTS], a->matrix.end) ||
-           check_buffer("x", &b[L_X], a->rows * a->matrix.inputs * item) ||
-           check_buffer("bias", &b[L_BIAS], a->bias ? a->outputs * 4 : 0) ||
-           check_buffer("out", &b[L_OUT], a->rows * a->outputs * item);
+static int linear_check(const struct linear_arguments *a, const struct linear_layer *layer,
+                        const Py_buffer *b) {
+    return check_buffer("weights", &b[L_WEIGHTS], layer->matrix.end) ||
+           check_buffer("bias", &b[L_BIAS], layer->bias ? layer->outputs * 4 : 0) ||
+           check_buffer("out", &b[L_OUT], a->rows * layer->outputs * nbytes_of(a->dtype));
 }
 
-static int linear_run(struct linear_arguments *a, const Py_buffer *buffers) {
-    if (linear_check(a, buffers)) return -1;
+/* Takes one of Python's layers in; what it has of buffers is to be released either way. */
+static int linear_take(struct linear_arguments *a, enum dtype weights, int64_t inputs, PyObject *arguments,
+                       Py_buffer *b) {
+    long long outputs;
+    if (!PyTuple_Check(arguments)) {
+        PyErr_SetString(PyExc_TypeError, "a layer is a tuple");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(arguments, "Ly*z*w*", &outputs, &b[L_WEIGHTS], &b[L_BIAS], &b[L_OUT]) ||
+        check_size(outputs, 1))
+        return -1;
+    struct linear_layer *layer = &a->layer[a->layers++];
+    *layer = (struct linear_layer){
+        .matrix = matrix_at(0, weights, inputs, ceil_div(outputs, TILE_ROWS)),
+        .outputs = outputs,
+        .weights = b[L_WEIGHTS].buf,
+        .bias = b[L_BIAS].buf,
+        .out = b[L_OUT].buf,
+    };
+    return linear_check(a, layer, b);
+}
+
+static int linear_take_all(struct linear_arguments *a, enum dtype weights, int64_t inputs, PyObject *layers,
+                           Py_buffer (*buffers)[L_COUNT]) {
+    const Py_ssize_t count = PyTuple_Size(layers);
+    if (count < 1 || count > MAX_LAYERS) {
+        PyErr_Format(PyExc_ValueError, "from 1 to %d layers, not %zd", MAX_LAYERS, count);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (linear_take(a, weights, inputs, PyTuple_GetItem(layers, i), buffers[i])) return -1;
+    return 0;
+}
+
+static int linear_run(const struct linear_arguments *a) {
     int result;
     Py_BEGIN_ALLOW_THREADS
     result = linear(a);
@@ -28,40 +60,31 @@ static int linear_run(struct linear_arguments *a, const Py_buffer *buffers) {
 }
 
 PyDoc_STRVAR(linear_doc,
-             "linear(isa, weight_dtype, dtype, rows, inputs, outputs, threads, weights, x, bias, out)\n\n"
-             "Writes x times the packed weights, plus bias if that is not None, to out. Buffers are\n"
-             "contiguous and aligned, and nobody writes to them during the call, which releases the\n"
-             "interpreter lock.\n"
+             "linear(isa, weight_dtype, dtype, rows, inputs, threads, x, layers)\n\n"
+             "A layer is (outputs, weights, bias, out): writes x times the packed weights, plus bias if that\n"
+             "is not None, to out. Buffers are contiguous and aligned, and nobody writes to them during the\n"
+             "call, which releases the interpreter lock.\n"
              "Raises ValueError for arguments that do not fit together, MemoryError without working memory.");
 
 static PyObject *linear_call(PyObject *module, PyObject *args) {
     (void)module;
     const char *isa, *weight_dtype, *dtype;
-    long long rows, inputs, outputs;
+    long long rows, inputs;
     int threads;
-    Py_buffer b[L_COUNT] = {0};
-    if (!PyArg_ParseTuple(args, "sssLLLiy*y*z*w*:linear", &isa, &weight_dtype, &dtype, &rows, &inputs,
-                          &outputs, &threads, &b[0], &b[1], &b[2], &b[3]))
+    PyObject *layers;
+    Py_buffer x, buffers[MAX_LAYERS][L_COUNT] = {0};
+    if (!PyArg_ParseTuple(args, "sssLLiy*O!:linear", &isa, &weight_dtype, &dtype, &rows, &inputs, &threads, &x,
+                          &PyTuple_Type, &layers))
         return NULL;
-    struct linear_arguments a = {
-        .rows = rows,
-        .outputs = outputs,
-        .weights = b[L_WEIGHTS].buf,
-        .x = b[L_X].buf,
-        .bias = b[L_BIAS].buf,
-        .out = b[L_OUT].buf,
-        .threads = threads,
-    };
+    struct linear_arguments a = {.rows = rows, .x = x.buf, .threads = threads};
     enum dtype weights;
     int failed = parse_isa(isa, &a.isa) || parse_dtype(weight_dtype, &weights) ||
                  parse_dtype(dtype, &a.dtype) || check_dtypes(weights, a.dtype, a.dtype) ||
-                 check_size(rows, 0) || check_size(inputs, 1) || check_size(outputs, 1) ||
-                 check_threads(threads);
-    if (!failed) {
-        a.matrix = matrix_at(0, weights, inputs, ceil_div(outputs, TILE_ROWS));
-        failed = linear_run(&a, b);
-    }
-    release_buffers(b, L_COUNT);
+                 check_size(rows, 0) || check_size(inputs, 1) || check_threads(threads) ||
+                 check_buffer("x", &x, rows * inputs * nbytes_of(a.dtype)) ||
+                 linear_take_all(&a, weights, inputs, layers, buffers) || linear_run(&a);
+    PyBuffer_Release(&x);
+    release_buffers(buffers[0], MAX_LAYERS * L_COUNT);
     if (failed) return NULL;
     Py_RETURN_NONE;
 }

@@ -61,6 +61,8 @@ def attention(
     query: NDArray[Any],
     key: NDArray[Any],
     value: NDArray[Any],
+    cosine: NDArray[Any],
+    sine: NDArray[Any],
     lanes: NDArray[np.int64],
     positions: NDArray[np.int64],
     attending: NDArray[np.int64],
@@ -79,18 +81,30 @@ def attention(
     kv_heads = cache.shape[3]
     if not 0 <= layer < cache.shape[1] or query.shape[1] % kv_heads:
         raise ValueError("the cache has no such layer, or no heads that these could share")
+    if query.shape[2] % 2:
+        raise ValueError("a head has two halves, and an even size")
     stored = cache[:, layer]
-    stored[lanes, 0, :, positions], stored[lanes, 1, :, positions] = key, value
+    keys, queries = _rotated(key, cosine, sine), _rotated(query, cosine, sine)
+    stored[lanes, 0, :, positions] = f32_to_bf16(keys) if cache.dtype == np.uint16 else keys
+    stored[lanes, 1, :, positions] = value
     out = np.empty((len(attending), *query.shape[1:]), np.float32)
     for number, row in enumerate(attending):
         seen = slice(max(0, positions[row] + 1 - window), positions[row] + 1)
         keys, values = _as_f32(stored[lanes[row], :, :, seen])
-        heads = _as_f32(query[row]).reshape(kv_heads, -1, query.shape[2])
+        heads = queries[row].reshape(kv_heads, -1, query.shape[2])
         scores = heads @ keys.transpose(0, 2, 1) * np.float32(scaling)
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         weights /= weights.sum(axis=2, keepdims=True)
         out[number] = (weights @ values).reshape(out.shape[1:])
     return f32_to_bf16(out) if cache.dtype == np.uint16 else out
+
+
+def _rotated(heads: NDArray[Any], cosine: NDArray[Any], sine: NDArray[Any]) -> Float32:
+    """Heads [T, heads, head_dim] with their rotary embedding."""
+    values = _as_f32(heads)
+    first, second = np.split(values, 2, axis=2)
+    turned = np.concatenate([-second, first], axis=2)
+    return np.asarray(values * _as_f32(cosine)[:, None] + turned * _as_f32(sine)[:, None], np.float32)
 
 
 def rms_norm(x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:

@@ -86,17 +86,12 @@ static int routing_build(struct routing *r, const int16_t *index, const float *w
     return 0;
 }
 
-/* All rows in their order, for one matrix in the place of experts. Likewise, but without routes. */
-static int routing_of_rows(struct routing *r, int64_t rows, const uint8_t *weights, int max_rows) {
-    *r = (struct routing){
-        .panel = calloc((size_t)rows + 1, sizeof *r->panel),
-        .expert = calloc(1, sizeof *r->expert),
-    };
-    if (!r->panel || !r->expert) return -1;
+/* All rows in their order, cut into panels, without routes or experts. Likewise. */
+static int routing_of_rows(struct routing *r, int64_t rows, int max_rows) {
+    *r = (struct routing){.panel = calloc((size_t)rows + 1, sizeof *r->panel)};
+    if (!r->panel) return -1;
     cut_panels(r, 0, rows, max_rows);
     r->routes = rows;
-    r->experts = 1;
-    r->expert[0] = (struct routed_expert){weights, 0, r->panels};
     return 0;
 }
 

@@ -118,6 +118,11 @@ AVX2 static void avx2_encode(enum dtype dtype, int64_t count, const float *x, st
     encode_row(dtype, count, x, row);
 }
 
+AVX2 static void avx2_rotate(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
+    const void *cosine, const void *sine, int64_t angles, float *out) {
+    rotate(dtype, heads, size, x, start, cosine, sine, angles, out);
+}
+
 AVX2 static void avx2_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
 
 AVX2 static void avx2_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,

@@ -67,6 +67,11 @@ static void c_encode(enum dtype dtype, int64_t count, const float *x, struct enc
     encode_row(dtype, count, x, row);
 }
 
+static void c_rotate(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
+    const void *cosine, const void *sine, int64_t angles, float *out) {
+    rotate(dtype, heads, size, x, start, cosine, sine, angles, out);
+}
+
 static void c_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
 
 static void c_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
