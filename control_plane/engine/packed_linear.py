@@ -59,8 +59,7 @@ class PackedGatedFFN(nn.Module):
     def __init__(self, module: nn.Module, kernel: Kernel) -> None:
         super().__init__()
         self._kernel = kernel
-        # The routed experts' functions compute at the same time, and have the other half of the cores.
-        self._threads = max(1, _threads() // 2)
+        self._threads = _threads()
         down: Any = module.down_proj
         self._shape = ExpertShape(down.out_features, down.in_features, "int8")
         self.packed = _packed_parameter(self._shape.nbytes)

@@ -17,6 +17,8 @@ from http import HTTPStatus
 
 import httptools
 
+from functions.expert.cores import ClientCore
+
 IDLE_SECONDS = 75.0
 """A connection without a call is closed after this; longer than a gateway keeps its own."""
 RECEIVE_SECONDS = 30.0
@@ -208,6 +210,7 @@ class HttpServer:
             lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"),
         )
         buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        client_core = ClientCore(connection)
         deadline = 0.0
         while True:
             if reader.started:
@@ -218,6 +221,7 @@ class HttpServer:
                 deadline = time.monotonic() + RECEIVE_SECONDS
             if size == 0:
                 return
+            client_core.keep_off()
             refusal = self._feed(reader, buffer[:size])
             # What was complete before the refused bytes is still due an answer.
             while reader.complete:

@@ -2,12 +2,18 @@
  * starting a thread takes longer than the work of a small layer.
  *
  * After a call a thread looks out for the next one for a moment before it sleeps. A process that was forked
- * begins with none. */
+ * begins with none.
+ *
+ * Threads keep off the core of the caller that offers them work. Linux wakes a thread on the waker's core when
+ * it sees no idle one, and in a virtual machine it takes a halted core for one that the host has taken away: the
+ * thread would stand in the caller's way while another core idles. As batch threads they do not interrupt
+ * others at the core that they have to take, either. */
 
 #ifndef FAASMOE_POOL_H
 #define FAASMOE_POOL_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -49,9 +55,14 @@ struct pool {
     struct offer *offers;
     atomic_int places; /* left in all offers */
     int threads, idle; /* idle: without work, awake or not */
+    pthread_t thread[TEAM_MAX];
+    int avoided; /* the core that they keep off; NO_CORE for none */
 };
 
-static struct pool pool = {.mutex = PTHREAD_MUTEX_INITIALIZER, .offered = PTHREAD_COND_INITIALIZER};
+#define NO_CORE (-1)
+
+static struct pool pool = {
+    .mutex = PTHREAD_MUTEX_INITIALIZER, .offered = PTHREAD_COND_INITIALIZER, .avoided = NO_CORE};
 
 /* A forked child has only the thread that forked: none of ours, and the mutex perhaps locked by another. */
 static void pool_after_fork(void) {
@@ -60,9 +71,36 @@ static void pool_after_fork(void) {
     pool.offers = NULL;
     atomic_store(&pool.places, 0);
     pool.threads = pool.idle = 0;
+    pool.avoided = NO_CORE;
 }
 
+#ifdef __linux__
+static cpu_set_t pool_cores; /* that this process may use */
+
+static void pool_register(void) {
+    pthread_atfork(NULL, NULL, pool_after_fork);
+    if (sched_getaffinity(0, sizeof pool_cores, &pool_cores)) CPU_ZERO(&pool_cores);
+}
+
+static void pool_thread_begins(void) {
+    const struct sched_param none = {0};
+    pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
+}
+
+/* With the mutex held: have all threads keep off the caller's core. */
+static void pool_keep_off(void) {
+    const int core = sched_getcpu();
+    if (core < 0 || core == pool.avoided || CPU_COUNT(&pool_cores) < 2) return;
+    cpu_set_t others = pool_cores;
+    CPU_CLR(core, &others);
+    for (int i = 0; i < pool.threads; i++) pthread_setaffinity_np(pool.thread[i], sizeof others, &others);
+    pool.avoided = core;
+}
+#else
 static void pool_register(void) { pthread_atfork(NULL, NULL, pool_after_fork); }
+static void pool_thread_begins(void) {}
+static void pool_keep_off(void) {}
+#endif
 
 /* To be called before anything else, as often as one likes. */
 static void pool_init(void) {
@@ -93,6 +131,7 @@ static void pool_wait(void) {
 }
 
 static void *pool_thread(void *unused) {
+    pool_thread_begins();
     pthread_mutex_lock(&pool.mutex);
     for (;; pool.idle++) {
         if (!pool.offers) pool_wait();
@@ -114,8 +153,10 @@ static void pool_grow(int count) {
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (pthread_t thread; count > 0; count--, pool.threads++, pool.idle++)
-        if (pool.threads == TEAM_MAX || pthread_create(&thread, &detached, pool_thread, NULL) != 0) break;
+    for (; count > 0 && pool.threads < TEAM_MAX; count--, pool.threads++, pool.idle++) {
+        if (pthread_create(&pool.thread[pool.threads], &detached, pool_thread, NULL) != 0) break;
+        pool.avoided = NO_CORE;
+    }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&detached);
 }
@@ -127,6 +168,7 @@ static void pool_offer(struct offer *offer) {
     pool.offers = offer;
     const int places = atomic_fetch_add(&pool.places, offer->places) + offer->places;
     pool_grow(places - pool.idle);
+    if (offer->places > 0) pool_keep_off();
     for (int i = 0; i < offer->places; i++) pthread_cond_signal(&pool.offered);
     pthread_mutex_unlock(&pool.mutex);
 }
