@@ -14,8 +14,8 @@ from functions.expert.wire import Invocation, InvocationResult
 
 PATIENCE = 64
 """How many answers in a row without an expert that was cold or read ahead end what a function is told."""
-MOST_ROWS = 64
-"""A step of more calls nearly all experts: reading some of them earlier than others gains nothing."""
+MOST_ROWS = 32
+"""A step of more calls most experts of a layer: reading some of them earlier than others gains nothing."""
 MOST_EXPERTS = 32
 """That one function is told of at a time."""
 

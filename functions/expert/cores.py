@@ -1,8 +1,8 @@
 """Keeps a connection's thread off the core that its client sends from.
 
 Linux wakes a thread on the waker's core when it sees no idle one, and in a virtual machine it takes a halted
-core for one that the host has taken away. There the thread would interrupt whoever has just sent to it and has
-other work to do, while another core idles: a tenth of a token's time, on two cores.
+core for one that the host has taken away. There the thread would interrupt whoever has just sent to it, while
+another core idles: a tenth of a token's time, on two cores.
 """
 
 import contextlib
