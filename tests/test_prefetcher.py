@@ -9,6 +9,7 @@ import torch
 
 from control_plane.engine.forecast import Forecast
 from control_plane.engine.prefetcher import MOST_ROWS, PATIENCE, Prefetcher
+from control_plane.engine.trial import KEPT_STEPS, TURN_STEPS, TURNS
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
@@ -113,6 +114,26 @@ def test_who_has_all_it_needs_is_told_nothing_until_it_misses_again(fine: TinyPa
     assert step() == 0
     prefetcher.observed({function: answer(hits=1) for function in functions})
     assert step() > 0, "what was read ahead was of use"
+
+
+def test_functions_are_told_nothing_while_steps_are_faster_without_it(fine: TinyPartition) -> None:
+    recorder = Recorder()
+    now = 0.0
+    prefetcher = Prefetcher(fine.manifest, sure(fine), recorder, clock=lambda: now)
+    hidden_states = torch.from_numpy(fine.hidden_states(1))
+
+    def step() -> bool:
+        nonlocal now
+        recorder.told.clear()
+        prefetcher.begin_step([("a", 1)])
+        prefetcher.foretell(0, hidden_states, np.array([[0, 1, 2, 3]]))
+        now += 2.0 if recorder.told else 1.0
+        prefetcher.end_step()
+        return bool(recorder.told)
+
+    tried = [step() for _ in range(1 + TURN_STEPS * TURNS)]
+    assert True in tried
+    assert not any(step() for _ in range(KEPT_STEPS))
 
 
 @contextmanager

@@ -59,6 +59,8 @@ class ModelRunner:
             )
         finally:
             torch.set_num_threads(self.threads)
+        if self.prefetcher is not None:
+            self.prefetcher.end_step()
         return output.last_hidden_state[0]
 
     @torch.inference_mode()

@@ -1,13 +1,15 @@
-"""Tells functions which experts to expect next, as long as that is of use to them."""
+"""Tells functions which experts to expect next, as long as steps are faster for it."""
 
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from control_plane.engine.forecast import Forecast
+from control_plane.engine.trial import Trial
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
 from functions.expert.wire import Invocation, InvocationResult
@@ -23,7 +25,13 @@ MOST_EXPERTS = 32
 class Prefetcher:
     """Used by the engine's thread, between the sending of a layer's rows and the wait for what comes back."""
 
-    def __init__(self, manifest: Manifest, forecast: Forecast, invoker: ExpertInvoker) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        forecast: Forecast,
+        invoker: ExpertInvoker,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._model = manifest.fingerprint
         self._dtype = np.uint16 if manifest.dtype == "bf16" else np.float32
         self._invoker = invoker
@@ -38,14 +46,26 @@ class Prefetcher:
         }
         self._patience: defaultdict[str, int] = defaultdict(lambda: PATIENCE)
         self._hits: defaultdict[str, int] = defaultdict(int)
+        self._clock = clock
+        self._trial = Trial()
+        self._rows = 0
+        self._started = 0.0
 
     def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
         """As of `Forecast`."""
+        tenants = list(tenants)
         self._forecast.begin_step(tenants)
+        self._rows = sum(rows for _, rows in tenants)
+        self._started = self._clock()
+
+    def end_step(self) -> None:
+        """The step has come to its end, and not been given up."""
+        if self._is_of_use:
+            self._trial.took(self._rows, self._clock() - self._started)
 
     def foretell(self, layer: int, hidden_states: torch.Tensor, index: NDArray[np.int64]) -> None:
         """The rows [T, H] of `layer` go to the experts [T, K] of index: say what the next layer will call."""
-        if len(index) > MOST_ROWS or (self._patience and not any(self._patience.values())):
+        if not self._is_of_use or not self._trial.enabled:
             return
         self._forecast.record(layer, index)
         following = self._next_layer[layer]
@@ -61,6 +81,11 @@ class Prefetcher:
                 if experts
             }
         )
+
+    @property
+    def _is_of_use(self) -> bool:
+        """Whether the step has few rows, and functions miss experts."""
+        return self._rows <= MOST_ROWS and (not self._patience or any(self._patience.values()))
 
     def _advice(self, layer: int, experts: list[int], hidden_size: int) -> Invocation:
         nothing = np.empty((0, 0), np.int16), np.empty((0, 0), np.float32)
