@@ -84,6 +84,7 @@ async def control_plane(
                 own_bytes=OwnMemory.measure().used,
                 busy=lambda: _busy(engine.status()),
                 tell=lambda limits: setattr(dispatcher, "resident_limits", limits),
+                give_back=give_back,
             )
             metrics = Metrics(
                 manifest.name, engine.status, invoker.statistics, autoscaler.memory, autoscaler.actions

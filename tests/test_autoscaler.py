@@ -32,6 +32,7 @@ class ControlPlane:
     told: list[Mapping[str, int]] = field(default_factory=list)
     busy: bool = False
     own_bytes: int = OWN
+    given_back: int = 0
 
     def autoscaler(
         self, gateway: Gateway, *names: str, idle: float = LONG, room: int | None = None
@@ -48,7 +49,11 @@ class ControlPlane:
             own_bytes=lambda: self.own_bytes,
             busy=lambda: self.busy,
             tell=self.told.append,
+            give_back=self.give_back,
         )
+
+    def give_back(self) -> None:
+        self.given_back += 1
 
     def answered(self, name: str, resident: int = 0, read: int = 0) -> None:
         """The function has answered an invocation."""
@@ -67,6 +72,7 @@ async def test_functions_that_idle_go_to_zero_and_then_nobody_asks_any_more() ->
         async with autoscaler.running():
             await until(lambda: autoscaler.actions["zero"] == 2)
             assert site.replicas == {"a": 0, "b": 0, "other": 1}
+            await until(lambda: plane.given_back > 0)
             await asyncio.sleep(0)
             listings = site.listings
             await asyncio.sleep(3 * SHORT)

@@ -55,6 +55,8 @@ class Autoscaler:
     """Whether requests run."""
     tell: Callable[[Mapping[str, int]], None]
     """Takes the limits in bytes, by function, that every invocation is to carry."""
+    give_back: Callable[[], None]
+    """Has this process let go of memory that it does not use; may take a while."""
     actions: Counter[str] = field(default_factory=Counter)
     """How often each kind of action has been taken."""
     _observer: Observer = field(init=False)
@@ -157,6 +159,8 @@ class Autoscaler:
                     self._spawn(self._sleep(name))
                 case Release(name):
                     self._spawn(self._release(name))
+        if any(isinstance(action, Sleep | Release) for action in actions):
+            self._spawn(asyncio.to_thread(self.give_back))
         limits = [action for action in actions if isinstance(action, Limit)]
         # Functions that may hold more wait for those that may hold less.
         await self._limit([limit for limit in limits if not limit.grows])
