@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
 KERNEL := $(wildcard functions/expert/kernels/*.c functions/expert/kernels/*.h)
 
-.PHONY: setup demo test check bench bench-kernels bench-batch bench-fairness bench-memory bench-step bench-budget bench-packing bench-residency stack clean
+.PHONY: setup demo test check bench bench-kernels bench-batch bench-fairness bench-memory bench-budget bench-packing bench-residency stack clean
 
 setup: $(VENV)/installed
 
@@ -42,9 +42,6 @@ PARTITION ?= partitions/qwen1.5-moe-a2.7b
 
 bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--help" tells its options
 	$(BIN)/python -m bench.memory $(PARTITION) $(ARGS)
-
-bench-step: setup  ## where the time of a step of that model goes
-	$(BIN)/python -m bench.step_parts $(PARTITION) $(ARGS)
 
 bench-budget: setup  ## whether a memory budget is held, in ten minutes of mixed traffic
 	$(BIN)/python -m bench.budget $(ARGS)

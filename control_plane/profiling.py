@@ -52,7 +52,7 @@ async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> P
     `PartitionError`, `ConfigError` for a prompt that cannot run, `GatewayError`.
     """
     manifest = Manifest.load(partition)
-    async with running_engine(partition, manifest, ServeConfig(prefetch=False)) as (runner, engine):
+    async with _engine(partition, manifest) as (runner, engine):
         codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
         sequences = [_sequence(codec, engine, prompt, n, max_tokens) for n, prompt in enumerate(prompts, 1)]
         recorder = RoutingRecorder(runner.model, manifest.moe_layers, manifest.num_experts)
@@ -61,10 +61,9 @@ async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> P
 
 
 @asynccontextmanager
-async def running_engine(
-    partition: Path, manifest: Manifest, config: ServeConfig
-) -> AsyncIterator[tuple[ModelRunner, Engine]]:
-    """The engine, started, with its functions behind a gateway of its own. Raises as `profile` does."""
+async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[ModelRunner, Engine]]:
+    """The engine, started, with its functions behind a gateway of its own."""
+    config = ServeConfig(prefetch=False)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, IDLE_AFTER) as url:
         async with Gateway.connect(url, None) as gateway:
             async for _ in deploy_all(manifest, gateway):
