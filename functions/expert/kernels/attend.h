@@ -25,8 +25,10 @@ ALWAYS_INLINE void rotate_head(const enum dtype dtype, int64_t size, const void 
                                const void *cosine, const void *sine, int64_t angles, float *out) {
     const int64_t half = size / 2;
     for (int64_t i = 0; i < half; i++) {
-        const float first = stored_value(dtype, x, start + i), second = stored_value(dtype, x, start + half + i);
-        out[i] = first * stored_value(dtype, cosine, angles + i) - second * stored_value(dtype, sine, angles + i);
+        const float first = stored_value(dtype, x, start + i);
+        const float second = stored_value(dtype, x, start + half + i);
+        out[i] =
+            first * stored_value(dtype, cosine, angles + i) - second * stored_value(dtype, sine, angles + i);
         out[half + i] = second * stored_value(dtype, cosine, angles + half + i) +
                         first * stored_value(dtype, sine, angles + half + i);
     }

@@ -12,7 +12,7 @@
 #include "operand.h"
 #include "routing.h"
 
-#define PREFETCH_AHEAD (4 << 10) /* two pages: hardware prefetchers stop at the end of one */
+#define PREFETCH_AHEAD (4 << 10) /* a page: hardware prefetchers stop at the end of one */
 
 /* product[rows][TILE_ROWS] = an expert's i-th panel x a tile of one of its matrices. */
 static void multiply(const struct isa *isa, const struct matrix *matrix, const struct operand *x,
