@@ -114,6 +114,18 @@ async def test_a_prompt_does_not_wake_what_the_last_one_did_without() -> None:
 
 
 @asynchronous
+async def test_it_ends_in_the_moment_in_which_a_prompt_arrives() -> None:
+    plane = ControlPlane()
+    async with (
+        scaling_gateway("a") as (site, gateway),
+        (autoscaler := plane.autoscaler(gateway, "a")).running(),
+    ):
+        await until(lambda: site.listings == 1)
+        await asyncio.sleep(0.05)
+        autoscaler.prompted()
+
+
+@asynchronous
 async def test_a_gateway_that_refuses_zero_is_told_of_once_and_weights_are_dropped() -> None:
     plane = ControlPlane()
     messages: list[str] = []

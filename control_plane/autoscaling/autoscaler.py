@@ -124,14 +124,17 @@ class Autoscaler:
                 # The edge of the task: whatever one round meets, requests are served and the next one comes.
                 logger.exception("autoscaling failed")
                 pause = RETRY_SECONDS
+            # Unlike wait_for, this does not lose a cancellation that comes together with a prompt.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._prompt.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._prompt.wait()
 
     async def _round(self, prompted: bool) -> None:
+        asked = time.monotonic()
         async with _deadline("list its functions", LIST_SECONDS):
             listed = await self.gateway.functions()
         now = time.monotonic()
-        self._observer.listed(listed, now)
+        self._observer.listed(listed, asked, now)
         self._observer.answered(self.statistics, now, time.time())
         own = max(self.footprint.control_plane, self.own_bytes())
         functions = self._observer.states(self.statistics, now)
@@ -155,7 +158,7 @@ class Autoscaler:
                     self._begin_wake(name)
                 case Sleep(name):
                     # At once: nobody is to ask it for anything any more.
-                    self._observer.slept(name)
+                    self._observer.going_to_zero(name)
                     self._spawn(self._sleep(name))
                 case Release(name):
                     self._spawn(self._release(name))
@@ -192,18 +195,15 @@ class Autoscaler:
         self._note(limit.function, report)
 
     def _begin_wake(self, name: str) -> None:
-        self._observer.woken(name, time.monotonic())
+        self._observer.waking(name, time.monotonic())
         self._spawn(self._wake(name))
 
     async def _wake(self, name: str) -> None:
-        async with _deadline(f"wake {name}", WAKE_SECONDS):
-            await self.gateway.scale(name, 1)
+        await self._scale(name, 1, f"wake {name}", WAKE_SECONDS)
         self.actions["wake"] += 1
 
     async def _sleep(self, name: str) -> None:
-        async with _deadline(f"scale {name} to zero", SLEEP_SECONDS):
-            scaled = await self.gateway.scale(name, 0)
-        if scaled:
+        if await self._scale(name, 0, f"scale {name} to zero", SLEEP_SECONDS):
             self.actions["zero"] += 1
             return
         self._observer.refused_zero(name)
@@ -211,6 +211,14 @@ class Autoscaler:
             self._refused = True
             logger.warning("%s does not scale to zero: idle functions drop their weights", self.gateway.url)
         await self._release(name)
+
+    async def _scale(self, name: str, replicas: int, what: str, seconds: float) -> bool:
+        """Whether the gateway does it."""
+        try:
+            async with _deadline(what, seconds):
+                return await self.gateway.scale(name, replicas)
+        finally:
+            self._observer.scaled(name, time.monotonic())
 
     async def _release(self, name: str) -> None:
         async with _deadline(f"have {name} drop its weights", LIMIT_SECONDS):

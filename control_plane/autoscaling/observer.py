@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import exp
+from math import exp, inf
 
 from control_plane.autoscaling.footprint import FUNCTION_OVERHEAD_BYTES
 from control_plane.autoscaling.policy import FunctionState
@@ -33,6 +33,10 @@ class _Function:
     woken: bool = False
     """And not called since."""
     woken_in_vain: bool = False
+    scalings: int = 0
+    """Under way."""
+    scaled_at: float = -inf
+    """When the last one came to its end."""
 
 
 @dataclass
@@ -59,12 +63,17 @@ class Observer:
         """Those that take calls."""
         return [name for name, function in self._functions.items() if function.available]
 
-    def listed(self, statuses: Iterable[FunctionStatus], now: float) -> None:
-        """What the gateway tells."""
+    def listed(self, statuses: Iterable[FunctionStatus], asked: float, now: float) -> None:
+        """What the gateway tells, and when it was asked.
+
+        Of a function that was being scaled since then, it may tell what is no longer so.
+        """
         deployed = {status.name: status for status in statuses if status.name in self.names}
         self._functions = {name: self._functions.get(name, _Function()) for name in sorted(deployed)}
         for name, function in self._functions.items():
             status = deployed[name]
+            if function.scalings or function.scaled_at >= asked:
+                continue
             if status.replicas and (not function.replicas or status.invocation_count > function.listed_calls):
                 # Somebody else may call it, too.
                 function.used_at = now
@@ -81,14 +90,24 @@ class Observer:
                 self._count_calls(function, counted, now - max(wall - counted.last_call, 0.0))
                 self._count_reads(function, counted.residency.totals.read_bytes, now)
 
-    def woken(self, name: str, now: float) -> None:
-        """It is to have a replica."""
+    def waking(self, name: str, now: float) -> None:
+        """It is being scaled to one replica, until `scaled`."""
         function = self._of(name)
         function.replicas, function.used_at, function.woken = 1, now, True
+        function.scalings += 1
 
-    def slept(self, name: str) -> None:
-        """It is to have no replica any more."""
-        self._went_to_zero(self._of(name))
+    def going_to_zero(self, name: str) -> None:
+        """It is being scaled to no replica, until `scaled`."""
+        function = self._of(name)
+        self._went_to_zero(function)
+        function.scalings += 1
+
+    def scaled(self, name: str, now: float) -> None:
+        """One scaling has come to its end, well or not."""
+        function = self._of(name)
+        # One that was deployed anew meanwhile has none.
+        function.scalings = max(function.scalings - 1, 0)
+        function.scaled_at = now
 
     def refused_zero(self, name: str) -> None:
         """The gateway keeps it running."""

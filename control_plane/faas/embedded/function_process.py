@@ -125,7 +125,8 @@ class FunctionProcess:
     async def stop(self, timeouts: Timeouts) -> None:
         """Let the calls in flight end, then SIGTERM, then SIGKILL; returns when it has exited."""
         try:
-            await asyncio.wait_for(self._no_calls.wait(), timeouts.call)
+            async with asyncio.timeout(timeouts.call):
+                await self._no_calls.wait()
         except TimeoutError:
             _logger.warning("%s is stopped with %d calls in flight", self._instance, self.calls)
         if self.alive:
