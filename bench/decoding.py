@@ -1,15 +1,18 @@
 """Sequences of several tenants, generated at once: when tokens come, and what is read from disk for them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from bench.metrics import Scrape
 from bench.open_server import OpenServer
 from bench.requests import Timing
 
 TENANTS = 6
 EXPERT_BYTES_READ = "faasmoe:function_read_bytes_total"
+COLD_EXPERTS = "faasmoe:function_cold_experts_total"
+STEPS, STEP_SECONDS = "faasmoe:steps_total", "faasmoe:step_seconds_total"
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,10 @@ class Decoding:
     """Read from disk, as the server counts."""
     disk_bytes_per_token: float
     """As the kernel does, for all that the server's processes read."""
+    cold_experts_per_token: float
+    """That a function had to read first, while it was waited for."""
+    step_ms: Mapping[str, float]
+    """Milliseconds of a step, by what the engine did."""
 
 
 async def decode(
@@ -48,10 +55,21 @@ async def decode(
         before = await _Reading.now(server, progress)
     after = await _Reading.now(server, progress)
     tokens = max(1, after.tokens - before.tokens)
+
+    def per_token(metric: str) -> float:
+        return (after.metrics.total(metric) - before.metrics.total(metric)) / tokens
+
+    steps = max(1, after.metrics.total(STEPS) - before.metrics.total(STEPS))
+    begun = before.metrics.by("part", STEP_SECONDS)
     return Decoding(
         [task.result() for task in asked],
-        (after.expert_bytes - before.expert_bytes) / tokens,
+        per_token(EXPERT_BYTES_READ),
         (after.disk_bytes - before.disk_bytes) / tokens,
+        per_token(COLD_EXPERTS),
+        {
+            part: (seconds - begun[part]) / steps * 1000
+            for part, seconds in after.metrics.by("part", STEP_SECONDS).items()
+        },
     )
 
 
@@ -71,10 +89,10 @@ class _Progress:
 @dataclass(frozen=True)
 class _Reading:
     tokens: int
-    expert_bytes: float
+    metrics: Scrape
     disk_bytes: float
 
     @classmethod
     async def now(cls, server: OpenServer, progress: _Progress) -> "_Reading":
         tokens = sum(progress.tokens)
-        return cls(tokens, await server.total(EXPERT_BYTES_READ), await server.disk_bytes())
+        return cls(tokens, await server.metrics(), await server.disk_bytes())

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from bench import metrics, requests
+from bench import requests
+from bench.metrics import Scrape
 from bench.process_tree import ProcessTree
 
 
@@ -33,9 +34,9 @@ class OpenServer:
             self.client, self.url, None, prompt, output_tokens, on_token, user=tenant, seed=seed
         )
 
-    async def total(self, metric: str) -> float:
-        """One of its metrics, over all labels. Raises `FaaSMoEError` when it has no such."""
-        return await metrics.total(self.client, self.url, metric)
+    async def metrics(self) -> Scrape:
+        """What it counts."""
+        return await Scrape.now(self.client, self.url)
 
     async def disk_bytes(self) -> int:
         """What all its processes have had read from disk."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from control_plane.errors import ConfigError
@@ -52,6 +52,10 @@ class Result:
     expert_bytes_read: float | None = None
     """Per token, as the server's metrics count them; `disk_bytes_read` as the kernel does."""
     disk_bytes_read: float | None = None
+    cold_experts: float | None = None
+    """Per token: read from disk while they were waited for."""
+    step_ms: Mapping[str, float] = field(default_factory=dict)
+    """Of a step that decodes, by what the engine did: milliseconds, means over the rounds."""
     weight_bytes_used: float | None = None
     """Per token; each expert is read once for all sequences of a step."""
     share_of_limit: float | None = None
@@ -107,8 +111,9 @@ class Results:
         )
 
     def markdown(self) -> str:
-        """A table, in the order in which things were measured first."""
-        return markdown(list(self._by_key.values()))
+        """Tables, in the order in which things were measured first."""
+        results = list(self._by_key.values())
+        return f"{markdown(results)}\n\n{steps_markdown(results)}"
 
     def _put(self, result: Result) -> None:
         self._by_key[result.key] = result
@@ -127,6 +132,20 @@ def markdown(results: Sequence[Result]) -> str:
             cells += [_size(title, getattr(result, name)) for title, name in _BYTES.items()]
             cells.append(_cell(result.out_of_memory_kills, "{}"))
             cells.append(_cell(result.share_of_limit, "{:.0%}"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def steps_markdown(results: Sequence[Result]) -> str:
+    """Milliseconds of a step, by what the engine did."""
+    measured = [result for result in results if result.step_ms]
+    parts = list(dict.fromkeys(part for result in measured for part in result.step_ms))
+    header = ["limit", "system", "sequences", "a step, ms", *parts, "cold experts/token"]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for result in measured:
+        cells = [result.limit, result.system, str(result.sequences), f"{sum(result.step_ms.values()):.1f}"]
+        cells += [_cell(result.step_ms.get(part), "{:.1f}") for part in parts]
+        cells.append(_cell(result.cold_experts, "{:.1f}"))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -110,6 +110,8 @@ def with_speeds(result: Result, rounds: Sequence[Decoding], weights: StepWeights
         second_half=speeds[0].second_half,
         expert_bytes_read=median(each.expert_bytes_per_token for each in rounds),
         disk_bytes_read=disk,
+        cold_experts=median(each.cold_experts_per_token for each in rounds),
+        step_ms={part: mean(each.step_ms[part] for each in rounds) for part in rounds[0].step_ms},
         weight_bytes_used=used / result.sequences,
         share_of_limit=decoded / machine.tokens_per_second(used / result.sequences, disk),
         machine=machine,

@@ -29,6 +29,7 @@ from control_plane.engine.model_loader import eos_token_ids, load_model, load_to
 from control_plane.engine.model_runner import LOGITS_ROWS, ModelRunner, kv_cache_shape
 from control_plane.engine.prefetcher import Prefetcher
 from control_plane.engine.scheduler import Scheduler
+from control_plane.engine.stopwatch import Stopwatch
 from control_plane.engine.stored_embedding import StoredEmbedding
 from control_plane.errors import ConfigError
 from control_plane.faas.connection import Address
@@ -162,7 +163,8 @@ def build_runner(
     """
     torch.set_num_threads(config.threads or _threads_for(manifest))
     interruption = Interruption()
-    dispatcher = Dispatcher(manifest, invoker, interruption)
+    stopwatch = Stopwatch()
+    dispatcher = Dispatcher(manifest, invoker, interruption, stopwatch)
     model = load_model(partition, manifest, dispatcher)
     if config.prefetch:
         dispatcher.prefetcher = Prefetcher(manifest, Forecast.of(model, manifest), invoker)
@@ -178,7 +180,7 @@ def build_runner(
             f"max_sequences: this machine has no addresses for {lanes} sequences of "
             f"{model.config.max_position_embeddings} tokens: {error}"
         ) from error
-    return ModelRunner(model, cache, interruption, dispatcher.prefetcher), dispatcher
+    return ModelRunner(model, cache, interruption, dispatcher.prefetcher, stopwatch), dispatcher
 
 
 def build_footprint(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -13,14 +14,18 @@ from functions.expert.wire import ResidencyReport
 
 PREFIX = "faasmoe:"
 
-_Table = tuple[tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, str, attrgetter], ...]
+_Table = tuple[
+    tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, str, Callable[[Any], float]], ...
+]
 
 _OF_ENGINE: _Table = (
     (GaugeMetricFamily, "num_requests_running", "Sequences in the batch.", attrgetter("running")),
     (GaugeMetricFamily, "num_requests_waiting", "Sequences in the queue.", attrgetter("waiting")),
     (GaugeMetricFamily, "kv_cache_usage_perc", "Share of pages in use, 0 to 1.", attrgetter("kv_cache_used")),
+    (CounterMetricFamily, "steps", "Batches computed.", attrgetter("steps")),
     (CounterMetricFamily, "num_preemptions", "Sequences sent back to the queue.", attrgetter("preemptions")),
 )
+_OF_STEPS: _Table = ((CounterMetricFamily, "step_seconds", "The engine's time, by what it did.", float),)
 _OF_FUNCTION: _Table = (
     (
         CounterMetricFamily,
@@ -75,7 +80,10 @@ class LiveCollector(Collector):
         self._functions = functions
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._families(_OF_ENGINE, (), [((), self._engine_status())])
+        engine = self._engine_status()
+        yield from self._families(_OF_ENGINE, (), [((), engine)])
+        parts = [((part.value,), seconds) for part, seconds in engine.step_seconds.items()]
+        yield from self._families(_OF_STEPS, ("part",), parts)
         # A copy: the engine's thread adds functions meanwhile.
         functions = dict(self._functions)
         by_name = [((function,), statistics) for function, statistics in functions.items()]

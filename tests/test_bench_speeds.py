@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.metrics import totals
+from bench.metrics import Scrape
 from bench.requests import Timing
 from bench.results import Machine
 from bench.speeds import decode_speed, prefill_speed
 from bench.weights import StepWeights, used_dense_bytes
+from control_plane.errors import FaaSMoEError
 
 
 def test_decoding_is_counted_while_all_sequences_generate() -> None:
@@ -66,5 +67,14 @@ def test_the_machine_allows_what_its_slower_part_does() -> None:
 
 
 def test_metrics_are_summed_over_their_labels() -> None:
-    text = 'reads_total{function="a"} 3\nreads_total{function="b"} 4\nmemory_bytes 5\n'
-    assert totals(text) == {"reads_total": 7, "memory_bytes": 5}
+    scrape = Scrape.of_text(
+        "\n".join(
+            f'reads_total{{function="{function}",layer="{layer}"}} {value}'
+            for function, layer, value in (("a", 0, 3), ("a", 1, 1), ("b", 0, 4))
+        )
+        + "\n"
+    )
+    assert scrape.total("reads_total") == 8
+    assert scrape.by("function", "reads_total") == {"a": 4, "b": 4}
+    with pytest.raises(FaaSMoEError, match="no writes_total"):
+        scrape.total("writes_total")

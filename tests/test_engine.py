@@ -7,6 +7,7 @@ from urllib.request import urlopen
 import pytest
 
 from control_plane.engine.sequence import FinishReason, Generated
+from control_plane.engine.stopwatch import Part
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, OutOfCache
 from control_plane.faas.invocation import ExpertUsage
@@ -14,6 +15,7 @@ from tests.running import Served
 from tests.tiny_engine import (
     CONTEXT_LENGTH,
     LONG,
+    MAX_BATCH_TOKENS,
     MAX_SEQUENCES,
     Reference,
     engine_behind,
@@ -202,3 +204,17 @@ def test_usage_is_what_the_functions_have_counted(serving: Served, reference: Re
     assert warm.cold_starts == 0
     assert warm.wire_bytes > 0
     assert warm.seconds > 0
+
+
+def test_where_time_goes_is_told(serving: Served) -> None:
+    before = serving.engine.status()
+    before_seconds = dict(before.step_seconds)
+
+    async def answer() -> None:
+        await tokens_of(serving.engine.submit([make_sequence(20, 6)]))
+
+    asyncio.run(answer())
+    after = serving.engine.status()
+    assert after.steps - before.steps == -(-20 // MAX_BATCH_TOKENS) + 5
+    spent = {part for part, seconds in after.step_seconds.items() if seconds > before_seconds[part]}
+    assert spent >= {Part.DENSE, Part.SEND, Part.WAIT, Part.ADD, Part.HEAD, Part.SAMPLE, Part.SCHEDULE}

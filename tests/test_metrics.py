@@ -11,11 +11,19 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.engine import EngineStatus
+from control_plane.engine.stopwatch import Part
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.metrics import Metrics, RequestRecord
 from functions.expert.wire import InvocationResult, ResidencyReport
 
-STATUS = EngineStatus(running=2, waiting=3, kv_cache_used=0.25, preemptions=4)
+STATUS = EngineStatus(
+    running=2,
+    waiting=3,
+    kv_cache_used=0.25,
+    preemptions=4,
+    steps=5,
+    step_seconds={Part.DENSE: 1.5, Part.WAIT: 0.25},
+)
 
 MEMORY = MemoryUse(budget=None, least=900, control_plane=500, overhead=200, experts=100)
 REPORT = ResidencyReport(
@@ -126,6 +134,9 @@ def test_the_engine_is_read_at_each_scrape() -> None:
     assert scraped.value("faasmoe:num_requests_waiting") == 3
     assert scraped.value("faasmoe:kv_cache_usage_perc") == 0.25
     assert scraped.value("faasmoe:num_preemptions_total") == 4
+    assert scraped.value("faasmoe:steps_total") == 5
+    assert scraped.value("faasmoe:step_seconds_total", part="dense") == 1.5
+    assert scraped.value("faasmoe:step_seconds_total", part="wait") == 0.25
     scraped.status = replace(STATUS, running=0, preemptions=9)
     assert scraped.value("faasmoe:num_requests_running") == 0
     assert scraped.value("faasmoe:num_preemptions_total") == 9

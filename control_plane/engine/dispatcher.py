@@ -8,6 +8,7 @@ import torch
 
 from control_plane.engine.interruption import Interruption
 from control_plane.engine.prefetcher import Prefetcher
+from control_plane.engine.stopwatch import Part, Stopwatch
 from control_plane.engine.tensors import to_numpy, to_torch
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
@@ -32,10 +33,15 @@ class Dispatcher:
     """
 
     def __init__(
-        self, manifest: Manifest, invoker: ExpertInvoker, interruption: Interruption | None = None
+        self,
+        manifest: Manifest,
+        invoker: ExpertInvoker,
+        interruption: Interruption | None = None,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self._invoker = invoker
         self._interruption = interruption or Interruption()
+        self._stopwatch = stopwatch or Stopwatch()
         self._model = manifest.fingerprint
         self._functions = [block.function for block in manifest.blocks]
         self._owner = {layer: np.full(manifest.num_experts, -1, np.int32) for layer in manifest.moe_layers}
@@ -54,14 +60,27 @@ class Dispatcher:
         when the step is to give way; nothing is on its way then.
         """
         self._interruption.check()
+        lap, prefetcher = self._stopwatch.lap, self.prefetcher
+        lap(Part.DENSE)
         index = top_k_index.numpy()
         groups = self.group(layer, to_numpy(hidden_states), index, top_k_weights.to(torch.float32).numpy())
         answers = self._invoker.begin({group.function: group.invocation for group in groups})
-        prefetcher = self.prefetcher
-        if prefetcher is None:
-            return lambda: _add_up(groups, answers(), hidden_states)
-        prefetcher.foretell(layer, hidden_states, index)
-        return lambda: _add_up(groups, prefetcher.observed(answers()), hidden_states)
+        lap(Part.SEND)
+        if prefetcher is not None:
+            prefetcher.foretell(layer, hidden_states, index)
+            lap(Part.FORETELL)
+
+        def wait() -> torch.Tensor:
+            lap(Part.SHARED)
+            results = answers()
+            lap(Part.WAIT)
+            if prefetcher is not None:
+                prefetcher.observed(results)
+            total = _add_up(groups, results, hidden_states)
+            lap(Part.ADD)
+            return total
+
+        return wait
 
     def group(
         self, layer: int, hidden_states: np.ndarray, index: np.ndarray, weights: np.ndarray

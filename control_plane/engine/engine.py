@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from control_plane.engine.interruption import Interrupted
@@ -18,6 +18,7 @@ from control_plane.engine.sampler import Sampler
 from control_plane.engine.scheduler import Chunk, Scheduler
 from control_plane.engine.sequence import FinishReason, Generated, Sequence
 from control_plane.engine.step import Step, StepResult
+from control_plane.engine.stopwatch import Part
 from control_plane.engine.stream import Outbox, TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, FaaSMoEError, ShuttingDown
 from control_plane.faas.invocation import ExpertInvoker, ExpertUsage
@@ -38,6 +39,10 @@ class EngineStatus:
     """Share of the KV cache's pages that sequences hold, 0 to 1."""
     preemptions: int
     """How often a sequence had to give its memory up, since the start."""
+    steps: int
+    """That came to their end, since the start."""
+    step_seconds: Mapping[Part, float]
+    """What steps took, and the time between them while there was something to do."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Engine:
         self._invoker = invoker
         self._sampler = Sampler()
         self._interruption = runner.interruption
+        self._stopwatch = runner.stopwatch
         self._model = Step(runner, self._sampler)
         self.context_length = context_length
         self._eos_ids = eos_ids
@@ -120,7 +126,14 @@ class Engine:
         scheduler = self._scheduler
         pages = scheduler.kv_cache.pages
         used = 1 - pages.num_free_pages / pages.num_pages
-        return EngineStatus(scheduler.num_running, scheduler.num_waiting, used, scheduler.num_preemptions)
+        return EngineStatus(
+            scheduler.num_running,
+            scheduler.num_waiting,
+            used,
+            scheduler.num_preemptions,
+            self._stopwatch.steps,
+            self._stopwatch.seconds,
+        )
 
     async def stop(self) -> None:
         """End the thread, and what is still running with an error; raises nothing."""
@@ -136,9 +149,11 @@ class Engine:
         try:
             while not self._stopping:
                 self._obey(wait=not self._places)
+                self._stopwatch.start()
                 if batch := self._scheduler.schedule():
                     self._step(batch)
                 self._outbox.flush()
+                self._stopwatch.lap(Part.SCHEDULE)
         except Exception:
             # The edge of the thread: nobody may wait for what will never come.
             logger.exception("the engine has stopped")
@@ -181,6 +196,7 @@ class Engine:
         finally:
             self._book(batch, self._invoker.usage - before)
         self._interruption.end()
+        self._stopwatch.steps += 1
         self._scheduler.commit(batch)
         for result in results:
             self._tell(result)

@@ -13,6 +13,7 @@ from control_plane.engine.kv_cache import KVCache, KVCacheShape
 from control_plane.engine.packed_linear import PackedLinear
 from control_plane.engine.prefetcher import Prefetcher
 from control_plane.engine.scheduler import Chunk
+from control_plane.engine.stopwatch import Part, Stopwatch
 
 LOGITS_ROWS = 16
 """Rows of prompts whose logits are computed at a time: each is as wide as the vocabulary."""
@@ -30,6 +31,7 @@ class ModelRunner:
     """Asked between layers whether to go on."""
     prefetcher: Prefetcher | None = None
     """Told whose rows a batch has."""
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
     threads: int = field(default_factory=torch.get_num_threads)
 
     @cached_property
@@ -71,7 +73,9 @@ class ModelRunner:
             end += chunk.length
             if chunk.is_last:
                 ends.append(end - 1)
-        return self.model.lm_head(hidden_states[ends])
+        logits: torch.Tensor = self.model.lm_head(hidden_states[ends])
+        self.stopwatch.lap(Part.HEAD)
+        return logits
 
     @torch.inference_mode()
     def all_logits(self, hidden_states: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -92,7 +92,7 @@ class Prefetcher:
         no_rows = np.empty((0, hidden_size), self._dtype)
         return Invocation(layer, self._model, no_rows, *nothing, prefetch={layer: experts})
 
-    def observed(self, answers: Mapping[str, InvocationResult]) -> Mapping[str, InvocationResult]:
+    def observed(self, answers: Mapping[str, InvocationResult]) -> None:
         """The answers of a layer, which tell who can use a forecast."""
         for function, answer in answers.items():
             hits = answer.residency.prefetch_hits
@@ -101,4 +101,3 @@ class Prefetcher:
                 self._patience[function] = PATIENCE
             elif self._patience[function]:
                 self._patience[function] -= 1
-        return answers

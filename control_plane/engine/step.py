@@ -9,6 +9,7 @@ from control_plane.engine.model_runner import ModelRunner
 from control_plane.engine.sampler import Sampler, token_logprobs
 from control_plane.engine.scheduler import Chunk
 from control_plane.engine.sequence import Sequence, TokenLogprob
+from control_plane.engine.stopwatch import Part
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Step:
             token_id, logprob = tokens.get(chunk.sequence, (None, None))
             prompt_logprobs = list(self._prompt_logprobs(rows, chunk))
             results.append(StepResult(chunk.sequence, prompt_logprobs, chunk.is_last, token_id, logprob))
+        self.runner.stopwatch.lap(Part.SAMPLE)
         return results
 
     def _next_tokens(
