@@ -114,6 +114,25 @@ async def test_a_prompt_does_not_wake_what_the_last_one_did_without() -> None:
 
 
 @asynchronous
+async def test_what_a_call_wakes_while_it_is_put_to_sleep_is_found_out() -> None:
+    plane = ControlPlane()
+    async with scaling_gateway("a", "b") as (site, gateway):
+        site.released.clear()
+        async with plane.autoscaler(gateway, "a", "b", idle=SHORT).running():
+            await until(lambda: site.listings == 1)
+            await asyncio.sleep(SHORT / 2)
+            # For which b sleeps later: a is on its way then.
+            plane.answered("b")
+            await until(lambda: ("scale", "a", "0") in site.asked)
+            listings = site.listings
+            await until(lambda: site.listings > listings)
+            site.released.set()
+            await until(lambda: not site.replicas["a"])
+            site.replicas["a"] = 1
+            await until(lambda: site.asked.count(("scale", "a", "0")) == 2)
+
+
+@asynchronous
 async def test_it_ends_in_the_moment_in_which_a_prompt_arrives() -> None:
     plane = ControlPlane()
     async with (

@@ -30,12 +30,15 @@ def test_a_list_of_while_a_function_was_put_to_sleep_does_not_wake_it(observer: 
     observer.going_to_zero("a")
     observer.listed([AWAKE], 1, 2)
     assert replicas(observer) == 0
+    assert not observer.is_current
     observer.scaled("a", 4)
     observer.listed([AWAKE], 3, 5)
     assert replicas(observer) == 0
     assert observer.any_asleep
+    assert not observer.is_current
     observer.listed([AWAKE], 6, 7)
     assert replicas(observer) == 1
+    assert observer.is_current
 
 
 def test_a_list_of_while_a_function_was_woken_does_not_put_it_to_sleep(observer: Observer) -> None:

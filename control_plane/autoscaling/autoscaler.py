@@ -142,6 +142,8 @@ class Autoscaler:
 
     def _until_idle(self) -> float | None:
         """Seconds until a function will have idled for too long; None when there is none that could."""
+        if not self._observer.is_current:
+            return INTERVAL_SECONDS
         states = self._observer.states(self.statistics, time.monotonic()).values()
         waits = [
             self.idle_timeout - state.idle_seconds

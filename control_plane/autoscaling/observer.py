@@ -46,6 +46,8 @@ class Observer:
     expert_nbytes: int
     names: frozenset[str]
     """The partition's functions: a gateway may have others."""
+    is_current: bool = True
+    """Whether the last list could be believed of all functions."""
     _functions: dict[str, _Function] = field(default_factory=dict)
 
     @property
@@ -70,9 +72,11 @@ class Observer:
         """
         deployed = {status.name: status for status in statuses if status.name in self.names}
         self._functions = {name: self._functions.get(name, _Function()) for name in sorted(deployed)}
+        self.is_current = True
         for name, function in self._functions.items():
             status = deployed[name]
             if function.scalings or function.scaled_at >= asked:
+                self.is_current = False
                 continue
             if status.replicas and (not function.replicas or status.invocation_count > function.listed_calls):
                 # Somebody else may call it, too.
