@@ -36,7 +36,7 @@ from control_plane.faas.connection import Address
 from control_plane.faas.gateway import Gateway
 from control_plane.faas.invoker import InvocationPolicy, Invoker
 from control_plane.http import serving
-from control_plane.memory import OwnMemory, give_back, unread_bytes, used_bytes
+from control_plane.memory import OwnMemory, bound_product_caches, give_back, unread_bytes, used_bytes
 from control_plane.metrics import Metrics
 from control_plane.partition.manifest import Manifest
 from control_plane.tenancy.admission import Admission
@@ -161,6 +161,7 @@ def build_runner(
 
     Raises `PartitionError`, or `ConfigError` for an impossible cache.
     """
+    bound_product_caches()
     torch.set_num_threads(config.threads or _threads_for(manifest))
     interruption = Interruption()
     stopwatch = Stopwatch()

@@ -1,6 +1,8 @@
 """What this process uses, and what it may, as /proc and /sys tell it."""
 
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,32 @@ def test_what_of_a_file_is_not_read_yet(tmp_path: Path) -> None:
         assert sum(mapped[page] for page in range(0, MB, mmap.PAGESIZE)) > 0
         assert unread_bytes(path) == 0
         assert unread_bytes(other) == 0
+
+
+_PRODUCTS_OF_MANY_SHAPES = """
+import torch
+from control_plane.memory import bound_product_caches, give_back, used_bytes
+
+bound_product_caches()
+weight = torch.ones(64, 64, dtype=torch.bfloat16)
+with torch.inference_mode():
+    for rows in range(1, 21):
+        torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
+    before = used_bytes()
+    for rows in range(21, 321):
+        torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
+give_back()
+print(used_bytes() - before)
+"""
+
+
+def test_products_of_many_shapes_leave_nothing_in_memory() -> None:
+    # In a process of its own: how much is kept is asked for once.
+    run = subprocess.run(
+        [sys.executable, "-c", _PRODUCTS_OF_MANY_SHAPES],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert int(run.stdout) < 20 * MB
