@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,15 @@ class Sample:
     nbytes: int
 
 
+def processes(pid: int) -> list[psutil.Process]:
+    """The process, and after it those that it and its children have started; none once it has ended."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
 @dataclass
 class ProcessTree:
     """A process, and those that it and its children have started."""
@@ -36,22 +45,15 @@ class ProcessTree:
 
     def memory_by_process(self) -> dict[int, int]:
         """The proportional set size of each that still runs."""
-        rollups = {process.pid: self._text(process, "smaps_rollup") for process in self._processes()}
+        rollups = {process.pid: self._text(process, "smaps_rollup") for process in processes(self.pid)}
         return {pid: _number(text, "Pss") * _KIB for pid, text in rollups.items()}
 
     def read_bytes(self) -> int:
         """What block devices have read for them; of one that has ended, what was seen of it last."""
-        for process in self._processes():
+        for process in processes(self.pid):
             if text := self._text(process, "io"):
                 self._read_bytes[process.pid, process.create_time()] = _number(text, "read_bytes")
         return sum(self._read_bytes.values())
-
-    def _processes(self) -> list[psutil.Process]:
-        try:
-            root = psutil.Process(self.pid)
-            return [root, *root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
 
     def _text(self, process: psutil.Process, name: str) -> str:
         """A file of /proc; empty for a process that has just ended."""
@@ -69,20 +71,37 @@ def sampled(tree: ProcessTree, interval_s: float, most_share: float = 1.0) -> It
     come less often than asked for.
     """
     samples: list[Sample] = []
-    ended = threading.Event()
 
     def sample() -> None:
-        pause = 0.0
+        started = time.perf_counter()
+        samples.append(Sample(started, tree.memory_bytes()))
+
+    with repeated(sample, 0.0, interval_s, most_share):
+        yield samples
+
+
+@contextmanager
+def repeated(
+    read: Callable[[], None], pause_s: float, interval_s: float, most_share: float = 1.0
+) -> Iterator[None]:
+    """Call it from a thread, first after the pause and then at intervals, to the end of the context.
+
+    It takes at most `most_share` of the time: where it takes long, intervals are longer.
+    """
+    ended = threading.Event()
+
+    def repeat() -> None:
+        pause = pause_s
         while not ended.wait(pause):
             started = time.perf_counter()
-            samples.append(Sample(started, tree.memory_bytes()))
+            read()
             took = time.perf_counter() - started
             pause = max(interval_s, took / most_share) - took
 
-    thread = threading.Thread(target=sample)
+    thread = threading.Thread(target=repeat)
     thread.start()
     try:
-        yield samples
+        yield
     finally:
         ended.set()
         thread.join()

@@ -1,6 +1,5 @@
 """What the processes of a strategy use over time: processor, memory, and how many functions are awake."""
 
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import psutil
+
+from bench.process_tree import processes, repeated
 
 SAMPLE_SECONDS = 0.5
 
@@ -47,9 +48,10 @@ class Meter:
     def read(self) -> Moment:
         """Now."""
         memory: dict[str, int] = {}
-        processes: dict[str, int] = {}
+        running: dict[str, int] = {}
         for root in self.roots:
-            for process, role in _tree(root):
+            for process in processes(root.pid):
+                role = root.role if process.pid == root.pid else root.children
                 try:
                     with process.oneshot():
                         times = process.cpu_times()
@@ -57,21 +59,11 @@ class Meter:
                     memory[role] = memory.get(role, 0) + process.memory_full_info().pss
                 except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
                     continue
-                processes[role] = processes.get(role, 0) + 1
+                running[role] = running.get(role, 0) + 1
         cpu: dict[str, float] = {}
         for role, seconds in self._cpu.values():
             cpu[role] = cpu.get(role, 0.0) + seconds
-        return Moment(time.perf_counter() - self._began, cpu, memory, processes)
-
-
-def _tree(root: Root) -> Iterator[tuple[psutil.Process, str]]:
-    try:
-        process = psutil.Process(root.pid)
-        yield process, root.role
-        for child in process.children(recursive=True):
-            yield child, root.children
-    except psutil.NoSuchProcess:
-        return
+        return Moment(time.perf_counter() - self._began, cpu, memory, running)
 
 
 @contextmanager
@@ -79,21 +71,10 @@ def metered(roots: Sequence[Root], interval: float = SAMPLE_SECONDS) -> Iterator
     """Samples from now to the end of the context, with one at each end; the list grows while it lasts."""
     meter = Meter(roots)
     moments = [meter.read()]
-    ended = threading.Event()
-
-    def read() -> None:
-        due = time.perf_counter()
-        while not ended.wait(max(due + interval - time.perf_counter(), 0.0)):
-            due = max(due + interval, time.perf_counter() - interval)
-            moments.append(meter.read())
-
-    thread = threading.Thread(target=read, name="meter")
-    thread.start()
     try:
-        yield moments
+        with repeated(lambda: moments.append(meter.read()), interval, interval):
+            yield moments
     finally:
-        ended.set()
-        thread.join()
         moments.append(meter.read())
 
 

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from control_plane.errors import ConfigError
+from control_plane.text_file import read_lines
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,16 @@ def write(file: Path, requests: Sequence[Request]) -> None:
 
 def read(file: Path) -> list[Request]:
     """The requests of a file. Raises `ConfigError`, which names the line, for one that is none."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8: {error}") from error
     requests: list[Request] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for where, line in read_lines(file):
         try:
             requests.append(_request(json.loads(line)))
             if len(requests) > 1:
                 _check_order(*requests[-2:])
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{file}, line {number}: not JSON, or cut off: {error}") from error
+            raise ConfigError(f"{where}: not JSON, or cut off: {error}") from error
         except ValueError as error:
-            raise ConfigError(f"{file}, line {number}: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error
     if not requests:
         raise ConfigError(f"{file} has no requests")
     return requests
@@ -75,8 +68,7 @@ def _request(entry: Any) -> Request:
     if not isinstance(entry, dict):
         raise ValueError("expected an object")
     if unknown := sorted(entry.keys() - _TYPES.keys()):
-        known = ", ".join(field.name for field in fields(Request))
-        raise ValueError(f"{unknown[0]!r} is unknown; a request has {known}")
+        raise ValueError(f"{unknown[0]!r} is unknown; a request has {', '.join(_TYPES)}")
     if missing := sorted(_NEEDED - entry.keys()):
         raise ValueError(f"{missing[0]!r} is missing")
     for name, value in entry.items():

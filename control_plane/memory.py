@@ -68,7 +68,7 @@ def bound_product_caches() -> None:
     """Have torch keep code for the last few shapes of matrix products; to be called before the first one.
 
     By itself it keeps a thousand of each of two kinds, some 0.4 MB together for each number of rows that a
-    step of a bf16 model ever has. Making them again takes no longer than looking for them among so many.
+    step of a bf16 model ever has. `make bench-batch` is as fast with a few.
     """
     for variable in _PRODUCT_CACHES:
         os.environ.setdefault(variable, _KEPT_PRODUCTS)

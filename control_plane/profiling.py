@@ -21,6 +21,7 @@ from control_plane.faas.embedded import embedded_gateway
 from control_plane.faas.gateway import Gateway
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.profile import Profile
+from control_plane.text_file import read_lines
 
 IDLE_AFTER = 900.0
 """Seconds; the functions are to stay for as long as it takes."""
@@ -31,13 +32,7 @@ def read_prompts(path: Path) -> list[str]:
 
     Empty lines do not count. Raises `ConfigError`, which names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: {error}") from error
-    told = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    told = read_lines(path)
     if not told:
         raise ConfigError(f"{path} has no prompts")
     if path.suffix != ".jsonl":

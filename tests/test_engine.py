@@ -208,7 +208,6 @@ def test_usage_is_what_the_functions_have_counted(serving: Served, reference: Re
 
 def test_where_time_goes_is_told(serving: Served) -> None:
     before = serving.engine.status()
-    before_seconds = dict(before.step_seconds)
 
     async def answer() -> None:
         await tokens_of(serving.engine.submit([make_sequence(20, 6)]))
@@ -216,5 +215,5 @@ def test_where_time_goes_is_told(serving: Served) -> None:
     asyncio.run(answer())
     after = serving.engine.status()
     assert after.steps - before.steps == -(-20 // MAX_BATCH_TOKENS) + 5
-    spent = {part for part, seconds in after.step_seconds.items() if seconds > before_seconds[part]}
+    spent = {part for part, seconds in after.step_seconds.items() if seconds > before.step_seconds[part]}
     assert spent >= {Part.DENSE, Part.SEND, Part.WAIT, Part.ADD, Part.HEAD, Part.SAMPLE, Part.SCHEDULE}

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("control_plane.errors", "control_plane.http", "control_plane.memory", "control_plane.quantities"),
     ("functions",),
-    ("control_plane.tenancy", "control_plane.config", "control_plane.tables"),
+    ("control_plane.tenancy", "control_plane.config", "control_plane.tables", "control_plane.text_file"),
     ("control_plane.partition", "control_plane.faas", "control_plane.client"),
     ("control_plane.engine", "control_plane.autoscaling", "control_plane.deployment"),
     ("control_plane.metrics", "control_plane.live_metrics", "control_plane.logs"),

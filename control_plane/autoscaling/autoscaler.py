@@ -141,7 +141,10 @@ class Autoscaler:
         await self._apply(decide(Observed(functions, own, prompted), self._settings))
 
     def _until_idle(self) -> float | None:
-        """Seconds until a function will have idled for too long; None when there is none that could."""
+        """Seconds until a function will have idled for too long; None when there is none that could.
+
+        Less, where the last list did not tell how all functions are.
+        """
         if not self._observer.is_current:
             return INTERVAL_SECONDS
         states = self._observer.states(self.statistics, time.monotonic()).values()

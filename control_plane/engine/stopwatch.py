@@ -41,8 +41,8 @@ class Stopwatch:
 
     @property
     def seconds(self) -> Mapping[Part, float]:
-        """Of each part, in all."""
-        return self._seconds
+        """Of each part, in all: a copy."""
+        return dict(self._seconds)
 
     def start(self) -> None:
         """What was until now is no part of a step."""
