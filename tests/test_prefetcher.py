@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from control_plane.engine.dispatcher import Dispatcher
 from control_plane.engine.forecast import Forecast
 from control_plane.engine.prefetcher import MOST_ROWS, PATIENCE, Prefetcher
 from control_plane.engine.trial import KEPT_STEPS, TURN_STEPS, TURNS
@@ -27,10 +29,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.told: list[dict[str, dict[int, Sequence[int]]]] = []
+        self.called: dict[str, dict[int, Sequence[int]]] = {}
         self.usage = ExpertUsage()
 
     def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
-        raise NotImplementedError
+        self.called = {name: dict(invocation.prefetch) for name, invocation in invocations.items()}
+        return dict
 
     def advise(self, invocations: Mapping[str, Invocation]) -> None:
         self.told.append({name: dict(told.prefetch) for name, told in invocations.items()})
@@ -66,12 +70,17 @@ def answer(cold: int = 0, hits: int = 0) -> InvocationResult:
     return InvocationResult(np.zeros((1, 24), np.float32), "i", "h:1", 0.0, cold, report)
 
 
+def tell(prefetcher: Prefetcher, hidden_states: torch.Tensor, experts: list[list[int]]) -> None:
+    """As the dispatcher does of the first layer, when it calls none of those that are to be told."""
+    prefetcher.advise(prefetcher.foretell(0, hidden_states, np.array(experts)))
+
+
 def test_those_that_have_the_next_layers_experts_are_told(fine: TinyPartition) -> None:
     recorder = Recorder()
     prefetcher = Prefetcher(fine.manifest, sure(fine), recorder)
     prefetcher.begin_step([("a", 2)])
     hidden_states = torch.from_numpy(fine.hidden_states(2))
-    prefetcher.foretell(0, hidden_states, np.array([[0, 1, 2, 3]] * 2))
+    tell(prefetcher, hidden_states, [[0, 1, 2, 3]] * 2)
     (told,) = recorder.told
     assert told
     for function, expected in told.items():
@@ -81,13 +90,29 @@ def test_those_that_have_the_next_layers_experts_are_told(fine: TinyPartition) -
     assert sum(len(expected[1]) for expected in told.values()) >= TOP_K
 
 
+@pytest.mark.parametrize("granularity", [Granularity(5, 3), Granularity(2, 1)], ids=["called", "others"])
+def test_who_is_called_now_is_told_with_its_rows(granularity: Granularity, tmp_path: Path) -> None:
+    tiny = TinyPartition.make(tmp_path, "f32", granularity)
+    recorder = Recorder()
+    dispatcher = Dispatcher(tiny.manifest, recorder)
+    dispatcher.prefetcher = Prefetcher(tiny.manifest, sure(tiny), recorder)
+    dispatcher.prefetcher.begin_step([("a", 1)])
+    index = torch.arange(TOP_K)[None]
+    dispatcher.begin(0, torch.from_numpy(tiny.hidden_states(1)), index, torch.ones(1, TOP_K))
+    one_function = granularity.layers_per_function == 3
+    with_rows = [expert for hints in recorder.called.values() for expert in hints.get(1, ())]
+    alone = [expert for told in recorder.told for hints in told.values() for expert in hints[1]]
+    assert len(with_rows) == (TOP_K if one_function else 0)
+    assert len(alone) == (0 if one_function else TOP_K)
+
+
 def test_of_a_long_prompt_nothing_is_told(fine: TinyPartition) -> None:
     recorder = Recorder()
     prefetcher = Prefetcher(fine.manifest, sure(fine), recorder)
     rows = MOST_ROWS + 1
     prefetcher.begin_step([("a", rows)])
     hidden_states = torch.from_numpy(fine.hidden_states(rows))
-    prefetcher.foretell(0, hidden_states, np.array([[0, 1, 2, 3]] * rows))
+    tell(prefetcher, hidden_states, [[0, 1, 2, 3]] * rows)
     assert recorder.told == []
 
 
@@ -100,7 +125,7 @@ def test_who_has_all_it_needs_is_told_nothing_until_it_misses_again(fine: TinyPa
     def step() -> int:
         prefetcher.begin_step([("a", 1)])
         recorder.told.clear()
-        prefetcher.foretell(0, hidden_states, np.array([[0, 1, 2, 3]]))
+        tell(prefetcher, hidden_states, [[0, 1, 2, 3]])
         return sum(len(told) for told in recorder.told)
 
     assert step() > 0
@@ -126,7 +151,7 @@ def test_functions_are_told_nothing_while_steps_are_faster_without_it(fine: Tiny
         nonlocal now
         recorder.told.clear()
         prefetcher.begin_step([("a", 1)])
-        prefetcher.foretell(0, hidden_states, np.array([[0, 1, 2, 3]]))
+        tell(prefetcher, hidden_states, [[0, 1, 2, 3]])
         now += 2.0 if recorder.told else 1.0
         prefetcher.end_step()
         return bool(recorder.told)

@@ -203,6 +203,20 @@ def test_the_limit_is_set_from_outside(start_function: StartFunction, tiny: Tiny
     assert result.residency.read_bytes == report(function).read_bytes >= EXPERTS * size
 
 
+def test_what_is_expected_with_a_call_is_read_after_what_is_called(
+    partitions: Mapping[str, TinyPartition],
+) -> None:
+    tiny = partitions["f32"]
+    name = tiny.functions[0]
+    hint = {1: tiny.manifest.block(name).experts[1][:1]}
+    with opened(tiny) as block:
+        block.run(replace(tiny.invocation(name, 0), prefetch=hint))
+        eventually(lambda: block.residency.report().resident_experts, 3)
+        assert block.residency.report().prefetched_experts == 1
+        _, cold = block.run(tiny.invocation(name, 1))
+        assert (cold, block.residency.report().prefetch_hits) == (1, 1)
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b'{"limit_bytes": -1}', b'{"limit_bytes": true}', b"\xff"]
 )

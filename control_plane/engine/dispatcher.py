@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from control_plane.engine.stopwatch import Part, Stopwatch
 from control_plane.engine.tensors import to_numpy, to_torch
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
-from functions.expert.wire import Invocation, InvocationResult
+from functions.expert.wire import Invocation, InvocationResult, Prefetch
+
+_NO_HINTS: Mapping[str, Prefetch] = MappingProxyType({})
+_NO_HINT: Prefetch = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,15 @@ class Dispatcher:
         lap, prefetcher = self._stopwatch.lap, self.prefetcher
         lap(Part.DENSE)
         index = top_k_index.numpy()
-        groups = self.group(layer, to_numpy(hidden_states), index, top_k_weights.to(torch.float32).numpy())
-        answers = self._invoker.begin({group.function: group.invocation for group in groups})
+        hints = prefetcher.foretell(layer, hidden_states, index) if prefetcher is not None else {}
+        lap(Part.FORETELL)
+        weights = top_k_weights.to(torch.float32).numpy()
+        groups = self.group(layer, to_numpy(hidden_states), index, weights, hints)
+        invocations = {group.function: group.invocation for group in groups}
+        answers = self._invoker.begin(invocations)
         lap(Part.SEND)
         if prefetcher is not None:
-            prefetcher.foretell(layer, hidden_states, index)
+            prefetcher.advise({name: hint for name, hint in hints.items() if name not in invocations})
             lap(Part.FORETELL)
 
         def wait() -> torch.Tensor:
@@ -83,9 +91,14 @@ class Dispatcher:
         return wait
 
     def group(
-        self, layer: int, hidden_states: np.ndarray, index: np.ndarray, weights: np.ndarray
+        self,
+        layer: int,
+        hidden_states: np.ndarray,
+        index: np.ndarray,
+        weights: np.ndarray,
+        hints: Mapping[str, Prefetch] = _NO_HINTS,
     ) -> list[Group]:
-        """One group for each function that has at least one of the rows' experts."""
+        """One group for each function that has at least one of the rows' experts, with its hint."""
         owner = self._owner[layer][index]
         limits = self.resident_limits
         numbers = np.unique(owner).tolist()
@@ -100,7 +113,9 @@ class Dispatcher:
             if some is not None:
                 inputs = hidden_states[rows], own_index[rows], weights[rows]
             function = self._functions[number]
-            invocation = Invocation(layer, self._model, *inputs, resident_limit=limits.get(function))
+            invocation = Invocation(
+                layer, self._model, *inputs, limits.get(function), hints.get(function, _NO_HINT)
+            )
             groups.append(Group(function, some, invocation))
         return groups
 

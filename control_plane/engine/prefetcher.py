@@ -12,7 +12,7 @@ from control_plane.engine.forecast import Forecast
 from control_plane.engine.trial import Trial
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
-from functions.expert.wire import Invocation, InvocationResult
+from functions.expert.wire import Invocation, InvocationResult, Prefetch
 
 PATIENCE = 64
 """How many answers in a row without an expert that was cold or read ahead end what a function is told."""
@@ -23,7 +23,7 @@ MOST_EXPERTS = 32
 
 
 class Prefetcher:
-    """Used by the engine's thread, between the sending of a layer's rows and the wait for what comes back."""
+    """Used by the engine's thread, before and after the sending of a layer's rows."""
 
     def __init__(
         self,
@@ -33,7 +33,9 @@ class Prefetcher:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = manifest.fingerprint
-        self._dtype = np.uint16 if manifest.dtype == "bf16" else np.float32
+        self._no_rows = np.empty(
+            (0, manifest.hidden_size), np.uint16 if manifest.dtype == "bf16" else np.float32
+        )
         self._invoker = invoker
         self._forecast = forecast
         layers = manifest.moe_layers
@@ -63,10 +65,14 @@ class Prefetcher:
         if self._is_of_use:
             self._trial.took(self._rows, self._clock() - self._started)
 
-    def foretell(self, layer: int, hidden_states: torch.Tensor, index: NDArray[np.int64]) -> None:
-        """The rows [T, H] of `layer` go to the experts [T, K] of index: say what the next layer will call."""
+    def foretell(
+        self, layer: int, hidden_states: torch.Tensor, index: NDArray[np.int64]
+    ) -> dict[str, Prefetch]:
+        """The rows [T, H] of `layer` go to the experts [T, K] of index: what the next layer's functions are
+        to be told. Those that are called now are told with their rows, and the others by `advise`.
+        """
         if not self._is_of_use or not self._trial.enabled:
-            return
+            return {}
         self._forecast.record(layer, index)
         following = self._next_layer[layer]
         expected: defaultdict[str, list[int]] = defaultdict(list)
@@ -74,11 +80,18 @@ class Prefetcher:
             function = self._owner[following, expert]
             if self._patience[function] and len(expected[function]) < MOST_EXPERTS:
                 expected[function].append(expert)
+        return {function: {following: experts} for function, experts in expected.items() if experts}
+
+    def advise(self, hints: Mapping[str, Prefetch]) -> None:
+        """Tell functions that are not called now what the next layer will call, and wait for no answer."""
+        if not hints:
+            return
+        nothing = self._no_rows, np.empty((0, 0), np.int16), np.empty((0, 0), np.float32)
         self._invoker.advise(
             {
-                function: self._advice(following, experts, hidden_states.shape[1])
-                for function, experts in expected.items()
-                if experts
+                function: Invocation(layer, self._model, *nothing, prefetch=hint)
+                for function, hint in hints.items()
+                for layer in hint
             }
         )
 
@@ -86,11 +99,6 @@ class Prefetcher:
     def _is_of_use(self) -> bool:
         """Whether the step has few rows, and functions miss experts."""
         return self._rows <= MOST_ROWS and (not self._patience or any(self._patience.values()))
-
-    def _advice(self, layer: int, experts: list[int], hidden_size: int) -> Invocation:
-        nothing = np.empty((0, 0), np.int16), np.empty((0, 0), np.float32)
-        no_rows = np.empty((0, hidden_size), self._dtype)
-        return Invocation(layer, self._model, no_rows, *nothing, prefetch={layer: experts})
 
     def observed(self, answers: Mapping[str, InvocationResult]) -> None:
         """The answers of a layer, which tell who can use a forecast."""

@@ -24,6 +24,7 @@ from functions.expert.expert_block import MAX_THREADS, BlockError, ExpertBlock
 from functions.expert.http import HttpServer
 from functions.expert.kernels import load_kernel
 from functions.expert.server import ExpertFunction
+from functions.expert.slices import take_short_slices
 
 MAX_BODY_BYTES = 64 << 20
 MAX_IN_FLIGHT = 32
@@ -80,6 +81,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1
+    take_short_slices()
     function = ExpertFunction(MAX_IN_FLIGHT)
     server = HttpServer(listener, function, MAX_BODY_BYTES)
     _stop_at_signals(server)

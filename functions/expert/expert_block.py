@@ -103,19 +103,20 @@ class ExpertBlock:
         layer_positions = self._positions_for(invocation)
         if invocation.resident_limit is not None:
             self.residency.set_limit(invocation.resident_limit)
-        if invocation.prefetch:
-            self.residency.expect(list(self._expected(invocation)))
+        expected = list(self._expected(invocation))
         # An index of -1, for another function's expert, is counted first, and left out.
         counts = np.bincount(invocation.expert_index.ravel().astype(np.int64) + 1)[1:]
         experts = counts.nonzero()[0]
         _refuse_absent(invocation.layer, experts, layer_positions)
         if not experts.size:
+            if expected:
+                self.residency.expect(expected)
             return np.zeros_like(invocation.hidden_states), 0
         rows_of = counts[experts]
         sums = _Sums(self, invocation, experts)
         try:
             positions = layer_positions[experts].tolist()
-            cold = self.residency.call(positions, rows_of, len(invocation.hidden_states), sums.add)
+            cold = self.residency.call(positions, rows_of, len(invocation.hidden_states), sums.add, expected)
         except BlockReadError as error:
             raise InvocationRefused(500, "unreadable", str(error)) from error
         except TimeoutError as error:

@@ -70,11 +70,13 @@ class Residency:
         rows_of: NDArray[np.int64],
         rows: int,
         compute: Callable[[Sequence[int], bool], None],
+        expected: Sequence[int] = (),
     ) -> int:
         """Hand these ascending experts of one layer to `compute`, wave by wave, with whether it is the last.
 
-        Expert i is for rows_of[i] of the call's rows. Returns how many of them had to be waited for. Raises
-        `BlockReadError`, and `TimeoutError` when other calls take too long.
+        Expert i is for rows_of[i] of the call's rows; `expected` are those of `expect`. Returns how many
+        experts had to be waited for. Raises `BlockReadError`, and `TimeoutError` when other calls take too
+        long.
         """
         if not self._turn.acquire(timeout=TURN_SECONDS):
             raise TimeoutError(f"other calls have taken more than {TURN_SECONDS:g} s")
@@ -82,6 +84,8 @@ class Residency:
             with self._changed:
                 self._failure = None
                 cold = self._cache.call(positions, rows_of, rows)
+                if expected:
+                    self._cache.expect(expected)
                 self._wake_reader()
             while wave := self._next_wave():
                 compute(wave, not self._cache.pending)
