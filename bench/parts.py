@@ -36,15 +36,16 @@ class Part:
 
 
 def plan(limits: Sequence[str], systems: Sequence[str], sequences: tuple[int, ...] | None) -> list[Part]:
-    """What to measure. Without prefetch it is one sequence under limits only: nothing else would tell."""
+    """What to measure. Without prefetch only under limits, and one sequence if not asked for others."""
     parts = []
     for limit in limits:
         for system in systems:
-            counts = sequences or (SEQUENCES_WITHOUT_LIMIT if limit == NO_LIMIT else SEQUENCES)
             if system == NO_PREFETCH:
-                counts = () if limit == NO_LIMIT else tuple(count for count in counts if count == 1)
-            if counts:
-                parts.append(Part(system, limit, counts))
+                usual = () if limit == NO_LIMIT else (1,)
+            else:
+                usual = SEQUENCES_WITHOUT_LIMIT if limit == NO_LIMIT else SEQUENCES
+            if usual:
+                parts.append(Part(system, limit, sequences or usual))
     return parts
 
 

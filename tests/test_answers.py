@@ -208,6 +208,20 @@ def test_continuous_usage(kind: str) -> None:
         assert all(body["usage"] == usage for body in events(stream.event(piece, usage)))
 
 
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_token_ids_are_told_if_asked_for(kind: str) -> None:
+    pieces = [Piece("a", (), None, (5,)), Piece("b", (), None, (6,)), Piece("", (), STOP, (7,))]
+    asked = answer(kind, **streamed(return_token_ids=True))
+    stream = asked.choice_stream(0)
+    choices = [body["choices"][0] for piece in pieces for body in events(stream.event(piece))]
+    assert [token for choice in choices for token in choice.get("token_ids", ())] == [5, 6, 7]
+    assert asked.whole([pieces], USAGE)["choices"][0]["token_ids"] == [5, 6, 7]
+    unasked = answer(kind, **streamed())
+    plain = unasked.choice_stream(0)
+    assert b"token_ids" not in b"".join(plain.event(piece) for piece in pieces)
+    assert "token_ids" not in unasked.whole([pieces], USAGE)["choices"][0]
+
+
 def test_tokens_and_text() -> None:
     assert tokenize_body([5, 6], 128) == {"count": 2, "max_model_len": 128, "tokens": [5, 6]}
     assert detokenize_body("a") == {"prompt": "a"}

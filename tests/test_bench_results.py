@@ -19,7 +19,11 @@ def test_limits_are_measured_without_prefetch_for_one_sequence() -> None:
 
 
 def test_what_is_asked_for_is_all_that_is_measured() -> None:
-    assert plan(["5GB"], ["no-prefetch", "llama.cpp"], (6,)) == [Part("llama.cpp", "5GB", (6,))]
+    assert plan(["none", "5GB"], ["no-prefetch", "llama.cpp"], (6,)) == [
+        Part("llama.cpp", "none", (6,)),
+        Part("no-prefetch", "5GB", (6,)),
+        Part("llama.cpp", "5GB", (6,)),
+    ]
 
 
 @pytest.mark.parametrize(("limit", "nbytes"), [("none", None), ("5GB", 5_000_000_000)])

@@ -97,6 +97,7 @@ def test_values(parse: Any, field: str, values: list[Any], read: list[Any]) -> N
         ("repetition_penalty", [0, -1, 10.5, float("inf")]),
         ("seed", [1.5, "a", True, 1 << 63, -(1 << 63) - 1]),
         ("ignore_eos", [1, "true"]),
+        ("return_token_ids", [1, "true"]),
         ("stream", [1, "true"]),
         ("stream_options", [[], True, {"include_usage": True}]),
         ("user", [7, {}]),

@@ -68,10 +68,12 @@ class AnswerFormat:
     def _whole_choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
         text = "".join(piece.text for piece in pieces)
         entries = [entry for piece in pieces for entry in piece.logprobs]
+        token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
         is_chat = self.request.is_chat
         return {
             "index": index,
             **({"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}),
+            **({"token_ids": token_ids} if self.request.return_token_ids else {}),
             "logprobs": None if self.request.logprobs is None else logprobs_body(entries, is_chat),
             "finish_reason": pieces[-1].finish_reason,
         }
@@ -93,6 +95,7 @@ class ChoiceStream:
         request = answer.request
         self._is_chat = request.is_chat
         self._continuous_usage = request.continuous_usage
+        self._tells_tokens = request.return_token_ids
         self._usage = ',"usage":null' if request.include_usage and not request.continuous_usage else ""
         self._head = f'{_json(answer.chunk_head())[:-1]},"choices":[{{"index":{index},'
         self._plain = self._parts("null", "null", self._usage)
@@ -103,7 +106,8 @@ class ChoiceStream:
 
         `usage` is the usage so far, for a request with continuous_usage.
         """
-        if self._begun and not (piece.finish_reason or piece.logprobs or self._continuous_usage):
+        is_plain = not (piece.finish_reason or piece.logprobs or self._continuous_usage or self._tells_tokens)
+        if self._begun and is_plain:
             before, after = self._plain
             return before + json.dumps(piece.text).encode() + after
         return self._full(piece, f',"usage":{_json(usage)}' if self._continuous_usage else self._usage)
@@ -112,20 +116,21 @@ class ChoiceStream:
         logprobs = _json(logprobs_body(piece.logprobs, self._is_chat)) if piece.logprobs else "null"
         reason = _json(piece.finish_reason)
         text = json.dumps(piece.text).encode()
+        tokens = f',"token_ids":{_json(piece.token_ids)}' if self._tells_tokens else ""
         begun, self._begun = self._begun, True
         if not self._is_chat:
-            before, after = self._parts(logprobs, reason, usage)
+            before, after = self._parts(logprobs, reason, usage, tokens)
             return before + text + after
         events = b"" if begun else self._delta('{"role":"assistant","content":""}', "null", usage)
-        if piece.text or piece.logprobs or not piece.finish_reason:
-            before, after = self._parts(logprobs, "null", usage)
+        if piece.text or piece.logprobs or tokens or not piece.finish_reason:
+            before, after = self._parts(logprobs, "null", usage, tokens)
             events += before + text + after
         return events + self._delta("{}", reason, usage) if piece.finish_reason else events
 
-    def _parts(self, logprobs: str, reason: str, usage: str) -> tuple[bytes, bytes]:
+    def _parts(self, logprobs: str, reason: str, usage: str, tokens: str = "") -> tuple[bytes, bytes]:
         """What stands before and after the text in an event."""
         opening, closing = ('"delta":{"content":', "}") if self._is_chat else ('"text":', "")
-        after = f'{closing},"logprobs":{logprobs},"finish_reason":{reason}}}]{usage}}}\n\n'
+        after = f'{closing}{tokens},"logprobs":{logprobs},"finish_reason":{reason}}}]{usage}}}\n\n'
         return f"data: {self._head}{opening}".encode(), after.encode()
 
     def _delta(self, delta: str, reason: str, usage: str) -> bytes:

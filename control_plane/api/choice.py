@@ -45,6 +45,7 @@ class Piece:
     text: str
     logprobs: tuple[TokenEntry, ...] = ()
     finish_reason: FinishReason | None = None
+    token_ids: tuple[int, ...] = ()
 
 
 class Choice:
@@ -92,7 +93,8 @@ class Choice:
         if generated.finish_reason and not stopped:
             emitted += self._stop.finish()
         reason = FinishReason.STOP if self.stopped else generated.finish_reason
-        return Piece(echo + emitted, tuple(entries), reason)
+        token_ids = () if generated.token_id is None else (generated.token_id,)
+        return Piece(echo + emitted, tuple(entries), reason, token_ids)
 
     def _prompt_entries(self) -> Iterator[TokenEntry]:
         """Of the echoed prompt's tokens, if the sequence has their log-probabilities."""

@@ -13,7 +13,7 @@ MAX_QUOTED = 80
 _COMMON = frozenset(
     {
         *("model", "max_tokens", "n", "stop", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-        *("seed", "ignore_eos", "logprobs", "stream", "stream_options", "user"),
+        *("seed", "ignore_eos", "logprobs", "stream", "stream_options", "user", "return_token_ids"),
     }
 )
 _COMMON_NEUTRAL: Mapping[str, tuple[Any, ...]] = {

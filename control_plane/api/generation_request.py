@@ -53,6 +53,8 @@ class GenerationRequest:
     """Whether a stream ends with its usage."""
     continuous_usage: bool
     """Whether every chunk tells the usage so far."""
+    return_token_ids: bool
+    """Whether each choice, or chunk of one, tells its tokens' ids."""
     user: str | None
 
     @property
@@ -163,6 +165,7 @@ def _request(
         stream=fields.flag("stream"),
         include_usage=include_usage,
         continuous_usage=continuous_usage,
+        return_token_ids=fields.flag("return_token_ids"),
         user=fields.text("user"),
     )
 
