@@ -8,22 +8,22 @@ same shape. Parts can be measured again, and then take their places in the resul
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import click
 
 from bench import parts
 from bench.bandwidth import disk_bandwidth, memory_bandwidth
-from bench.listed import Listed
+from bench.failures import FAILURES, reasons
 from bench.llama_limit import Llama
 from bench.parts import LLAMA, TITLES, Part
 from bench.results import Machine, Result, Results
 from bench.served_limit import Load, ServedLimit
 from bench.weights import StepWeights
+from control_plane.cli.options import Listed
 from control_plane.cli.signals import sigterm_exits
 from control_plane.errors import FaaSMoEError
 
@@ -60,8 +60,8 @@ class Bench:
                         missing.remove(result.sequences)
                         results.add([result])
                         click.echo(f"  {result.sequences} at once: {result.decode:.2f} tokens/s")
-            except* (FaaSMoEError, aiohttp.ClientError, TimeoutError, ValueError, OSError) as failed:
-                problem = "; ".join(dict.fromkeys(describe(failed)))
+            except* FAILURES as failed:
+                problem = reasons(failed)
                 click.echo(f"  {problem}", err=True)
                 results.add(part.result(count, problem=problem) for count in missing)
 
@@ -69,15 +69,6 @@ class Bench:
         if part.system == LLAMA:
             return self.llama.measure(part, self.load.output_tokens)
         return ServedLimit(self.partition, part).measure(self.load, self.weights, machine)
-
-
-def describe(failed: BaseExceptionGroup) -> Iterator[str]:
-    """What went wrong."""
-    for error in failed.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from describe(error)
-        else:
-            yield str(error) or type(error).__name__
 
 
 def make_partition(folder: Path) -> None:

@@ -40,10 +40,9 @@ def plan(limits: Sequence[str], systems: Sequence[str], sequences: tuple[int, ..
     parts = []
     for limit in limits:
         for system in systems:
+            usual: tuple[int, ...] = SEQUENCES_WITHOUT_LIMIT if limit == NO_LIMIT else SEQUENCES
             if system == NO_PREFETCH:
                 usual = () if limit == NO_LIMIT else (1,)
-            else:
-                usual = SEQUENCES_WITHOUT_LIMIT if limit == NO_LIMIT else SEQUENCES
             if usual:
                 parts.append(Part(system, limit, sequences or usual))
     return parts

@@ -1,4 +1,4 @@
-"""Starts what is measured, as a user would: `faasmoe` commands in processes of their own."""
+"""Starts what is measured, as a user would: commands in processes of their own."""
 
 import asyncio
 import re
@@ -16,6 +16,7 @@ from bench.cgroup import Cgroup
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.partitioner import partition
 
+FAASMOE = "control_plane"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
@@ -38,6 +39,26 @@ async def server(
 
     `settings` are those of the server's YAML file. Raises `FaaSMoEError` when a part does not start.
     """
+    async with (
+        gateway(folder) as (gateway_pid, gateway_url),
+        control_plane(folder, gateway_url, tenants, settings) as (pid, url, keys),
+    ):
+        yield Server(url, keys, pid, gateway_pid)
+
+
+@asynccontextmanager
+async def gateway(folder: Path) -> AsyncIterator[tuple[int, str]]:
+    """An embedded gateway with all functions of a partition; yields its process id and address."""
+    async with running("gateway", folder, "--port", "0") as (pid, url):
+        await output("deploy", folder, "--gateway", url)
+        yield pid, url
+
+
+@asynccontextmanager
+async def control_plane(
+    folder: Path, gateway_url: str, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> AsyncIterator[tuple[int, str, Mapping[str, str]]]:
+    """Serve new tenants; yields its process id, its address, and the tenants' keys."""
     with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
         database = Path(temporary) / "faasmoe.db"
         config = Path(temporary) / "serve.yml"
@@ -45,12 +66,9 @@ async def server(
             yaml.safe_dump({"database": str(database), "log_level": "warning", **(settings or {})})
         )
         keys = {name: await output("tenants", "add", name, "--database", str(database)) for name in tenants}
-        async with (
-            running("gateway", folder, "--port", "0") as (gateway_pid, gateway),
-            _deployed(folder, gateway),
-            running("serve", folder, "--gateway", gateway, "--port", "0", "--config", config) as (pid, url),
-        ):
-            yield Server(url, keys, pid, gateway_pid)
+        arguments = (folder, "--gateway", gateway_url, "--port", "0", "--config", config)
+        async with running("serve", *arguments) as (pid, url):
+            yield pid, url, keys
 
 
 @asynccontextmanager
@@ -88,21 +106,32 @@ async def up(
 
 @asynccontextmanager
 async def running(
-    *arguments: object, group: Cgroup | None = None, start_seconds: float = START_SECONDS
+    *arguments: object,
+    group: Cgroup | None = None,
+    start_seconds: float = START_SECONDS,
+    module: str = FAASMOE,
 ) -> AsyncIterator[tuple[int, str]]:
-    """Run a faasmoe command that serves; yields its process id and the address that it serves on."""
-    command = _command(arguments)
+    """Run a command that serves; yields its process id and the address that it serves on.
+
+    It is a faasmoe command, or that of another module. Raises `FaaSMoEError` when it ends before it serves,
+    or takes too long.
+    """
+    command = _command(arguments, module)
     process = await asyncio.create_subprocess_exec(
         *(group.command(command) if group else command),
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
     try:
-        yield process.pid, await asyncio.wait_for(_address(process), start_seconds)
+        async with asyncio.timeout(start_seconds) as starting:
+            url = await _address(process)
+        yield process.pid, url
+    except TimeoutError as error:
+        if starting.expired():
+            raise FaaSMoEError(f"a part was not ready within {start_seconds:g} s") from error
+        raise
     finally:
-        if process.returncode is None:
-            process.terminate()
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        await _stop(process)
 
 
 async def output(*arguments: object) -> str:
@@ -119,14 +148,19 @@ async def output(*arguments: object) -> str:
     return printed.decode().strip()
 
 
-@asynccontextmanager
-async def _deployed(folder: Path, gateway: str) -> AsyncIterator[None]:
-    await output("deploy", folder, "--gateway", gateway)
-    yield
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
-def _command(arguments: Sequence[object]) -> list[str]:
-    return [sys.executable, "-m", "control_plane", *map(str, arguments)]
+def _command(arguments: Sequence[object], module: str = FAASMOE) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
 async def _address(process: asyncio.subprocess.Process) -> str:

@@ -20,6 +20,8 @@ class Timing:
     sent: float
     tokens: list[float] = field(default_factory=list)
     """When each token came."""
+    token_ids: list[int] = field(default_factory=list)
+    """If they were asked for."""
 
     @property
     def time_to_first_token(self) -> float:
@@ -49,6 +51,7 @@ async def stream(
     *,
     user: str | None = None,
     seed: int | None = None,
+    tell_tokens: bool = False,
 ) -> Timing:
     """Have exactly `max_tokens` generated. Raises `FaaSMoEError` when the server refuses or falls short.
 
@@ -63,6 +66,7 @@ async def stream(
         "user": user,
         "ignore_eos": True,
         "stream": True,
+        "return_token_ids": tell_tokens or None,
     }
     timing = Timing(time.perf_counter())
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -74,6 +78,8 @@ async def stream(
                 raise FaaSMoEError(json.loads(line.removeprefix(b"data: "))["error"]["message"])
             if line.startswith(b"data: {"):
                 timing.tokens.append(time.perf_counter())
+                if tell_tokens:
+                    timing.token_ids += json.loads(line.removeprefix(b"data: "))["choices"][0]["token_ids"]
                 on_token()
     if len(timing.tokens) < max_tokens:
         raise FaaSMoEError(f"{url} generated {len(timing.tokens)} of {max_tokens} tokens")

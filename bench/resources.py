@@ -1,6 +1,7 @@
 """What the processes of a strategy use over time: processor, memory, and how many functions are awake."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ import psutil
 from bench.process_tree import processes, repeated
 
 SAMPLE_SECONDS = 0.5
+SAMPLING_SHARE = 0.1
+"""Of the time, at most: for a sample, the kernel walks all pages."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Moment:
     memory_bytes: Mapping[str, int]
     """Proportional set sizes: what processes share is divided among them."""
     processes: Mapping[str, int]
+    started: Mapping[str, int]
+    """How many different ones have been seen so far."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Meter:
         cpu: dict[str, float] = {}
         for role, seconds in self._cpu.values():
             cpu[role] = cpu.get(role, 0.0) + seconds
-        return Moment(time.perf_counter() - self._began, cpu, memory, running)
+        started = dict(Counter(role for role, _ in self._cpu.values()))
+        return Moment(time.perf_counter() - self._began, cpu, memory, running, started)
 
 
 @contextmanager
@@ -72,7 +78,7 @@ def metered(roots: Sequence[Root], interval: float = SAMPLE_SECONDS) -> Iterator
     meter = Meter(roots)
     moments = [meter.read()]
     try:
-        with repeated(lambda: moments.append(meter.read()), interval, interval):
+        with repeated(lambda: moments.append(meter.read()), interval, interval, SAMPLING_SHARE):
             yield moments
     finally:
         moments.append(meter.read())
@@ -89,6 +95,8 @@ class Bill:
     peak_bytes: int
     function_seconds: float
     """Of all functions that were awake."""
+    cold_starts: int
+    """Functions' processes that were started."""
 
 
 def bill(moments: Sequence[Moment], functions: str = "function") -> Bill:
@@ -108,6 +116,7 @@ def bill(moments: Sequence[Moment], functions: str = "function") -> Bill:
         mean_bytes=byte_seconds / seconds,
         peak_bytes=int(max(_total(moment.memory_bytes) for moment in moments)),
         function_seconds=function_seconds,
+        cold_starts=last.started.get(functions, 0) - first.started.get(functions, 0),
     )
 
 

@@ -51,6 +51,18 @@ def bbh(folder: Path, names: Sequence[str], rounds: int, output_tokens: int, see
     ]
 
 
+def rounds_like_bbh(names: Sequence[str], rounds: int, output_tokens: int, seed: int) -> list[Request]:
+    """The same without the tasks: random tokens, as many as their questions have (in tokens, about 40)."""
+    generator = random.Random(seed)
+    lengths = Lengths(prompt_median=40, prompt_most=160)
+    return [
+        Request(name, 0.0, output_tokens, prompt_tokens=lengths.draw(generator)[0], round=number)
+        for number in range(rounds)
+        for name in names
+        for _ in range(TASKS_PER_TENANT)
+    ]
+
+
 def read_tasks(folder: Path) -> dict[str, list[str]]:
     """The examples' questions of each task. Raises `ConfigError` for a folder without any."""
     tasks = {}

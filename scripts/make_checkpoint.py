@@ -53,6 +53,21 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "rope_parameters": _ROPE_1M,
     },
+    "qwen1.5-moe-mini": {
+        "model_type": "qwen2_moe",
+        "num_hidden_layers": 8,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "hidden_size": 1024,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "intermediate_size": 2816,
+        "moe_intermediate_size": 704,
+        "shared_expert_intermediate_size": 2816,
+        "vocab_size": 32000,
+        "max_position_embeddings": 8192,
+        "rope_parameters": _ROPE_1M,
+    },
     "qwen3-30b-a3b": {
         "model_type": "qwen3_moe",
         "num_hidden_layers": 48,
@@ -72,7 +87,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "olmoe-1b-7b": {"model_type": "olmoe", "num_hidden_layers": 16, "intermediate_size": 1024},
 }
-"""Where they differ from the defaults of transformers' own config classes."""
+"""Where they differ from the defaults of transformers' own config classes.
+
+The mini one is nobody's: a third of the layers of the first at half its width, 2.3 GB in bf16."""
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from control_plane.cli.bench import bench
 from control_plane.cli.client import prompt, status
 from control_plane.cli.partition import partition, stack, verify
 from control_plane.cli.profile import profile
@@ -62,5 +63,6 @@ for command in (
     usage,
     prompt,
     status,
+    bench,
 ):
     main.add_command(command)

@@ -28,6 +28,26 @@ class _Quantity(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class Listed(click.ParamType):
+    """Several values, with commas between them."""
+
+    name = "LIST"
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        """`read` makes one value of its text, or raises `ConfigError` or ValueError."""
+        self._read = read
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        if not isinstance(value, str):
+            return tuple(value)
+        try:
+            return tuple(self._read(item.strip()) for item in value.split(",") if value)
+        except (ConfigError, ValueError) as error:
+            self.fail(str(error), param, ctx)
+
+
 PARTITION = click.Path(exists=True, file_okay=False, path_type=Path)
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
