@@ -25,8 +25,8 @@ check: setup  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## the multi-tenant workload replay
-	@echo "The multi-tenant replay is not written yet; there are bench-kernels, bench-batch and bench-fairness."
+bench: setup  ## six tenants' workload over five ways to serve; ARGS="--workload bursty" or other options of `faasmoe bench run`
+	$(BIN)/faasmoe bench run $(ARGS)
 
 bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
 	$(BIN)/python -m bench.kernels

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from bench.recording import Measured, Recording
 from bench.strategies import ROLES
@@ -44,7 +45,7 @@ def write(recording: Recording, folder: Path) -> list[Path]:
 
 def comparison(found: dict[str, Figures]) -> Figure:
     """Memory by role, and processor time, of each strategy."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 0.6 * len(found) + 1.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 0.55 * len(found) + 1.6), layout="constrained")
     names = [one.measured.title for one in found.values()]
     start = np.zeros(len(found))
     for role in ROLES:
@@ -53,7 +54,7 @@ def comparison(found: dict[str, Figures]) -> Figure:
             left.barh(names, sizes, left=start, color=COLOURS[role], label=role)
             start += sizes
     left.set_xlabel("memory, GB: mean over the replay")
-    left.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=len(ROLES), fontsize=9, frameon=False)
     right.barh(names, [1000 * one.cpu_seconds_per_token for one in found.values()], color="#4f9d69")
     right.set_xlabel("processor time per generated token, ms")
     right.set_yticks(range(len(names)), [""] * len(names))
@@ -99,7 +100,9 @@ def memory(recording: Recording, found: dict[str, Figures]) -> Figure:
         upper.set_ylabel("GB")
         upper.set_ylim(0, 1.05 * highest)
         _requests(lower, one.measured, recording.run.tenants)
-    grid[0].legend(fontsize=8, loc="upper right")
+    roles = [role for role in ROLES if any(mean_memory(one.measured, role) for one in found.values())]
+    patches = [Patch(color=COLOURS[role], label=role) for role in roles]
+    figure.legend(handles=patches, loc="outside upper center", ncols=len(ROLES), fontsize=9, frameon=False)
     grid[-1].set_xlabel("seconds")
     return figure
 

@@ -69,10 +69,10 @@ class Measured:
     ready_seconds: float = 0.0
     shortfall: float = 0.0
     """Of the answers that were checked, see bench/greedy.py."""
-    outcomes: Sequence[Outcome] = ()
-    moments: Sequence[Moment] = ()
+    outcomes: Sequence[Outcome] = field(default_factory=list)
+    moments: Sequence[Moment] = field(default_factory=list)
     """While the workload was replayed."""
-    idle: Sequence[Moment] = ()
+    idle: Sequence[Moment] = field(default_factory=list)
     """After that, and after the idle timeout."""
     calls: Calls | None = None
     cached_bytes: int = 0

@@ -72,7 +72,8 @@ def test_there_is_a_sample_at_each_end() -> None:
 def test_samples_add_up_to_a_bill() -> None:
     def moment(seconds: float, cpu: float, gigabytes: float, awake: int) -> Moment:
         memory = {"server": 10**9, "function": int((gigabytes - 1) * 1e9)}
-        return Moment(seconds, {"server": cpu, "function": cpu}, memory, {"server": 1, "function": awake})
+        running = {"server": 1, "function": awake}
+        return Moment(seconds, {"server": cpu, "function": cpu}, memory, running, {"function": 3 + awake})
 
     total = bill([moment(1.0, 5.0, 1.0, 0), moment(2.0, 6.0, 3.0, 4), moment(4.0, 7.5, 3.0, 2)])
     assert total.seconds == 3.0
@@ -81,3 +82,4 @@ def test_samples_add_up_to_a_bill() -> None:
     assert total.mean_bytes == pytest.approx(8e9 / 3)
     assert total.peak_bytes == 3 * 10**9
     assert total.function_seconds == pytest.approx(2.0 + 6.0)
+    assert total.cold_starts == 2
