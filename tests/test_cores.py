@@ -4,10 +4,18 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 
+from control_plane.partition.granularity import Granularity
 from functions.expert.cores import ClientCore
+from functions.expert.expert_block import ExpertBlock
+from functions.expert.http import HttpServer, Request, Response
+from functions.expert.kernels import load_kernel
+from tests.tiny_partition import TinyPartition
 
 CORES = sorted(os.sched_getaffinity(0))
 TIMEOUT = 10.0
@@ -65,3 +73,45 @@ def test_with_a_single_core_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         with connection:
             ClientCore(connection).keep_off()
     assert not asked
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="there is no other core to go to")
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_server_leaves_the_clients_core_if_it_is_to(leaves: bool) -> None:
+    def cores(_: Request) -> Response:
+        return Response(body=[str(len(os.sched_getaffinity(0))).encode()])
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(listener, cores, 1000)
+    server.leaves_client_core = leaves
+    host, port = listener.getsockname()
+    serving = threading.Thread(target=server.serve, args=(TIMEOUT,))
+    serving.start()
+    try:
+        client = HTTPConnection(host, port, timeout=TIMEOUT)
+        client.request("GET", "/")
+        assert int(client.getresponse().read()) == len(CORES) - leaves
+        client.close()
+    finally:
+        server.stop()
+        serving.join(TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "cores", "fits"),
+    [
+        (Granularity(5, 1), 2, True),
+        (Granularity(5, 3), 1, False),
+        (Granularity(3, 1), 2, False),
+        (Granularity(3, 1), 3, True),
+        (Granularity(1, 1), 4, False),
+    ],
+)
+def test_functions_of_a_layer_need_a_core_each_beside_the_clients(
+    granularity: Granularity, cores: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = TinyPartition.make(tmp_path, "f32", granularity)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    block = ExpertBlock.open(tiny.folder, tiny.functions[0], load_kernel("numpy"), threads=1)
+    with closing(block.residency):
+        assert block.fits_beside_client == fits

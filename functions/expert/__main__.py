@@ -97,6 +97,7 @@ def main() -> int:
     except BlockError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1
+    server.leaves_client_core = function.block.fits_beside_client
     print(
         f"serving {settings.function} with the {function.block.kernel.name} kernel, "
         f"{function.block.threads} threads, {function.block.num_experts} experts",

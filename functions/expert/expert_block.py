@@ -95,6 +95,11 @@ class ExpertBlock:
         """How many experts this block has, over all its layers."""
         return sum(int((positions >= 0).sum()) for positions in self.positions.values())
 
+    @property
+    def fits_beside_client(self) -> bool:
+        """Whether there is a core for each function of a layer, beside that of whoever calls them."""
+        return _functions_of_a_layer(self.positions) < len(os.sched_getaffinity(0))
+
     def run(self, invocation: Invocation) -> tuple[np.ndarray, int]:
         """The weighted sum [T, H] over this block's experts, and how many of them were cold.
 
@@ -216,9 +221,13 @@ def _open(path: Path, nbytes: int) -> BlockFile:
 
 def _share_of_cores(positions: Mapping[int, np.ndarray]) -> int:
     """A layer's functions are called at the same time: the cores are divided among them."""
+    return max(1, min(len(os.sched_getaffinity(0)), MAX_THREADS) // _functions_of_a_layer(positions))
+
+
+def _functions_of_a_layer(positions: Mapping[int, np.ndarray]) -> int:
+    """How many there are, if all have as many of its experts as this one."""
     of_layer = next(iter(positions.values()))
-    functions = -(-len(of_layer) // max(1, int((of_layer >= 0).sum())))
-    return max(1, min(len(os.sched_getaffinity(0)), MAX_THREADS) // functions)
+    return -(-len(of_layer) // max(1, int((of_layer >= 0).sum())))
 
 
 def _share_of_memory(manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> int:

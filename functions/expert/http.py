@@ -149,6 +149,8 @@ class HttpServer:
         self._idle = threading.Condition()
         self._busy = 0
         self._stopping = False
+        self.leaves_client_core = False
+        """Whether a call is worked on elsewhere than on the core that it was sent from."""
 
     def serve(self, drain_seconds: float) -> None:
         """Accept until `stop`, then give the calls in flight `drain_seconds` to be answered."""
@@ -221,7 +223,8 @@ class HttpServer:
                 deadline = time.monotonic() + RECEIVE_SECONDS
             if size == 0:
                 return
-            client_core.keep_off()
+            if self.leaves_client_core:
+                client_core.keep_off()
             refusal = self._feed(reader, buffer[:size])
             # What was complete before the refused bytes is still due an answer.
             while reader.complete:
