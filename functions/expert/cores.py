@@ -2,8 +2,8 @@
 
 Linux wakes a thread on the waker's core when it sees no idle one, and in a virtual machine it takes a halted
 core for one that the host has taken away. There the thread would interrupt whoever has just sent to it, while
-another core idles: a tenth of a token's time, on two cores. But several functions that are called at once would
-crowd on the cores that are left: two of them took a quarter longer on one core.
+another core idles: a tenth of a token's time, on two cores. But several functions that are called at once
+would crowd on the cores that are left: two of them took a quarter longer on one core.
 """
 
 import contextlib
