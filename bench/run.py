@@ -78,6 +78,12 @@ class Settings:
             raise ConfigError(f"no workload {self.workload!r}: it is {', '.join(WORKLOADS)}, or a file")
         return workload.read(Path(self.workload))
 
+    def names(self, requests: Sequence[Request]) -> list[str]:
+        """Of all tenants, those among them that happen to ask for nothing; of a file's, all that it has."""
+        if self.workload in WORKLOADS:
+            return workloads.tenants(self.tenants)
+        return sorted({request.tenant for request in requests})
+
     def describe(self) -> str:
         """The workload, in words."""
         open_loop = f"{self.rate:g} requests/s for {self.duration:g} s"
@@ -102,7 +108,7 @@ def begin(settings: Settings, folder: Path, show: Show) -> None:
     tasks = settings.tasks_to_measure()
     requests = settings.requests()
     model = Path(settings.model) if settings.model else random_checkpoint(settings.shape, show)
-    tenants = sorted({request.tenant for request in requests})
+    tenants = settings.names(requests)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
         service = _service(settings, model, tenants, requests, Path(work), show)
         recording = Recording.begin(folder, _run(settings, requests, service))

@@ -161,6 +161,8 @@ def test_workloads_are_made_by_name(kind: str) -> None:
     assert requests
     assert requests == settings.requests()
     assert settings.describe()
+    # A tenant that asks for nothing is served all the same.
+    assert settings.names(requests[:1]) == ["tenant-1", "tenant-2"]
 
 
 def test_a_workload_from_a_file_has_its_own_tenants(tmp_path: Path) -> None:
@@ -168,6 +170,7 @@ def test_a_workload_from_a_file_has_its_own_tenants(tmp_path: Path) -> None:
     file.write_text('{"tenant": "a", "arrival": 0, "prompt_tokens": 3, "output_tokens": 2}\n')
     (request,) = replace(SETTINGS, workload=str(file)).requests()
     assert request.tenant == "a"
+    assert replace(SETTINGS, workload=str(file)).names([request]) == ["a"]
     file.write_text("{}")
     with pytest.raises(ConfigError, match="line 1"):
         replace(SETTINGS, workload=str(file)).requests()
