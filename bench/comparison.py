@@ -101,7 +101,8 @@ class Comparison:
             if needs > (free := psutil.virtual_memory().available):
                 problem = f"does not fit: it needs {needs / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
                 return replace(blank, problem=problem)
-            await asyncio.to_thread(forget, weights(service.checkpoint) + weights(service.partition))
+            folders = service.checkpoint, service.partition, service.one_function
+            await asyncio.to_thread(forget, [file for folder in folders for file in weights(folder)])
             clock = asyncio.get_running_loop().time
             started = clock()
             async with task.strategy.serve(service) as deployment, requests.session() as client:

@@ -33,7 +33,6 @@ ROOT = Path(__file__).parent.parent
 MODELS = Path("build") / "bench-models"
 """Checkpoints of random weights, which are made once."""
 WORKLOAD_FILE = "workload.jsonl"
-WORKLOADS = ("bbh", "poisson", "bursty")
 LEAST_CACHE_TOKENS, MOST_CACHE_TOKENS = 1024, 8192
 """Of a tenant."""
 
@@ -48,7 +47,7 @@ class Settings:
     """A folder with a checkpoint, in the place of random weights of that shape."""
     tenants: int
     workload: str
-    """One of WORKLOADS, or a file."""
+    """One of `workloads.KINDS`, or a file."""
     tasks: str | None
     """A folder with BIG-Bench-Hard's."""
     rounds: int
@@ -64,23 +63,24 @@ class Settings:
 
     def requests(self) -> list[Request]:
         """The workload. Raises `ConfigError`."""
-        names = workloads.tenants(self.tenants)
-        if self.workload == "poisson":
-            return workloads.poisson(names, self.rate, self.duration, self.seed)
-        if self.workload == "bursty":
-            return workloads.bursty(names, self.rate, self.duration, self.seed)
-        if self.workload == "bbh":
-            rounds = self.rounds, self.output_tokens, self.seed
-            if self.tasks:
-                return workloads.bbh(Path(self.tasks), names, *rounds)
-            return workloads.rounds_like_bbh(names, *rounds)
+        if self.workload in workloads.KINDS:
+            return workloads.make(
+                self.workload,
+                workloads.tenants(self.tenants),
+                rate=self.rate,
+                duration=self.duration,
+                tasks=Path(self.tasks) if self.tasks else None,
+                rounds=self.rounds,
+                output_tokens=self.output_tokens,
+                seed=self.seed,
+            )
         if not Path(self.workload).is_file():
-            raise ConfigError(f"no workload {self.workload!r}: it is {', '.join(WORKLOADS)}, or a file")
+            raise ConfigError(f"no workload {self.workload!r}: it is {', '.join(workloads.KINDS)}, or a file")
         return workload.read(Path(self.workload))
 
     def names(self, requests: Sequence[Request]) -> list[str]:
         """Of all tenants, those among them that happen to ask for nothing; of a file's, all that it has."""
-        if self.workload in WORKLOADS:
+        if self.workload in workloads.KINDS:
             return workloads.tenants(self.tenants)
         return sorted({request.tenant for request in requests})
 
@@ -107,10 +107,8 @@ def begin(settings: Settings, folder: Path, show: Show) -> None:
     """Measure, into a new folder. Raises `FaaSMoEError`."""
     tasks = settings.tasks_to_measure()
     requests = settings.requests()
-    model = Path(settings.model) if settings.model else random_checkpoint(settings.shape, show)
-    tenants = settings.names(requests)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
-        service = _service(settings, model, tenants, requests, Path(work), show)
+        service = _service(settings, settings.names(requests), requests, Path(work), show)
         recording = Recording.begin(folder, _run(settings, requests, service))
         workload.write(folder / WORKLOAD_FILE, requests)
         _measure(settings, tasks, requests, service, recording, show)
@@ -121,9 +119,8 @@ def resume(folder: Path, show: Show) -> None:
     recording = Recording.load(folder)
     settings = Settings(**recording.run.settings)
     requests = workload.read(folder / WORKLOAD_FILE)
-    model = Path(settings.model) if settings.model else random_checkpoint(settings.shape, show)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
-        service = _service(settings, model, recording.run.tenants, requests, Path(work), show)
+        service = _service(settings, recording.run.tenants, requests, Path(work), show)
         _measure(settings, settings.tasks_to_measure(), requests, service, recording, show)
 
 
@@ -172,12 +169,12 @@ def _measure(
 
 def _service(
     settings: Settings,
-    model: Path,
     tenants: Sequence[str],
     requests: Sequence[Request],
     work: Path,
     show: Show,
 ) -> Service:
+    model = Path(settings.model) if settings.model else random_checkpoint(settings.shape, show)
     show.line(f"partitioning {model}")
     usual = partition(model, work / "usual")
     whole = Granularity(usual.num_experts, len(usual.moe_layers))

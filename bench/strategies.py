@@ -13,6 +13,8 @@ from control_plane.partition.manifest import Manifest
 
 READY_SECONDS = 600.0
 """A large model is read from disk once for each process."""
+NEVER_IDLE = 86400.0
+"""Seconds: an idle timeout that is longer than any run."""
 REFERENCE_BYTES = 450_000_000
 """What a process with torch and transformers has beside the model's weights."""
 FUNCTION_BYTES = 20_000_000
@@ -156,9 +158,6 @@ def _shared(service: Service) -> AbstractAsyncContextManager[Deployment]:
 def _private(service: Service) -> AbstractAsyncContextManager[Deployment]:
     groups = [[tenant] for tenant in service.tenants]
     return _control_planes(service, service.partition, groups, service.idle_timeout)
-
-
-NEVER_IDLE = 86400.0
 
 
 def _full_model_bytes(sizes: Sizes) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench.workload import Request
 from control_plane.errors import ConfigError
 
+KINDS = ("bbh", "poisson", "bursty")
 TASKS_PER_TENANT = 5
 """In a round, as in the paper."""
 
@@ -34,6 +35,27 @@ class Lengths:
 def tenants(number: int) -> list[str]:
     """Their names."""
     return [f"tenant-{n}" for n in range(1, number + 1)]
+
+
+def make(
+    kind: str,
+    names: Sequence[str],
+    *,
+    rate: float,
+    duration: float,
+    tasks: Path | None,
+    rounds: int,
+    output_tokens: int,
+    seed: int,
+) -> list[Request]:
+    """The one of KINDS, which takes of the rest what it needs. Raises `ConfigError`."""
+    if kind == "poisson":
+        return poisson(names, rate, duration, seed)
+    if kind == "bursty":
+        return bursty(names, rate, duration, seed)
+    if tasks is None:
+        return rounds_like_bbh(names, rounds, output_tokens, seed)
+    return bbh(tasks, names, rounds, output_tokens, seed)
 
 
 def bbh(folder: Path, names: Sequence[str], rounds: int, output_tokens: int, seed: int) -> list[Request]:

@@ -51,4 +51,7 @@ def test_threads_take_short_slices() -> None:
 
 def test_it_does_nothing_on_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slices.platform, "machine", lambda: "abacus")
+    libraries: list[object] = []
+    monkeypatch.setattr(slices.ctypes, "CDLL", libraries.append)
     take_short_slices()
+    assert libraries == []

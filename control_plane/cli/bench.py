@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from control_plane.cli.options import BYTES, COUNT, SECONDS, Listed
+from control_plane.cli.options import BYTES, COUNT, SECONDS, Command, Listed
 from control_plane.cli.signals import sigterm_exits
 from control_plane.errors import ConfigError
 
 RESULTS = Path("build") / "bench"
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_ABOVE_ZERO = click.FloatRange(0, min_open=True)
 
 
 def _count(text: str) -> int:
@@ -20,6 +21,34 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise ValueError(f"{text!r} is not a number above zero")
     return int(text)
+
+
+def _workload_options(command: Command) -> Command:
+    """What a workload that is made by its name is made of."""
+    options = [
+        click.option("--tenants", type=COUNT, default=6, show_default=True),
+        click.option(
+            "--tasks",
+            type=_FOLDER,
+            help="Folder with BIG-Bench-Hard's tasks, for bbh.  [default: random tokens]",
+        ),
+        click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of bbh."),
+        click.option(
+            "--output-tokens", type=COUNT, default=24, show_default=True, help="Of an answer, for bbh."
+        ),
+        click.option("--duration", type=SECONDS, default="120s", show_default=True, help="Of all but bbh."),
+        click.option(
+            "--rate",
+            type=_ABOVE_ZERO,
+            default=0.5,
+            show_default=True,
+            help="Requests a second of all tenants, on average, of poisson and bursty.",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -50,26 +79,13 @@ def bench() -> None:
     help="Dimensions of a model of random weights, as scripts/make_checkpoint.py has them.",
 )
 @click.option("--model", type=_FOLDER, help="A checkpoint to serve in its place.")
-@click.option("--tenants", type=COUNT, default=6, show_default=True)
 @click.option(
     "--workload",
     default="bbh",
     show_default=True,
     help="bbh (rounds, as in the paper), poisson, bursty, or a file of `faasmoe bench workload`.",
 )
-@click.option(
-    "--tasks", type=_FOLDER, help="Folder with BIG-Bench-Hard's tasks, for bbh.  [default: random tokens]"
-)
-@click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of bbh.")
-@click.option("--duration", type=SECONDS, default="120s", show_default=True, help="Of poisson and bursty.")
-@click.option(
-    "--rate",
-    type=click.FloatRange(0, min_open=True),
-    default=0.5,
-    show_default=True,
-    help="Requests a second of all tenants, on average, of poisson and bursty.",
-)
-@click.option("--output-tokens", type=COUNT, default=24, show_default=True, help="Of an answer, for bbh.")
+@_workload_options
 @click.option(
     "--experts-per-function",
     type=Listed(_count),
@@ -83,7 +99,6 @@ def bench() -> None:
     "--idle-timeout", type=SECONDS, default="10s", show_default=True, help="Of FaaSMoE's functions."
 )
 @click.option("--memory-budget", type=BYTES, help="Of FaaSMoE-Shared.")
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--output",
     "-o",
@@ -128,29 +143,21 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="CSV file, of azure and burstgpt.",
 )
-@click.option("--tenants", type=COUNT, default=6, show_default=True)
 @click.option(
     "--scale",
-    type=click.FloatRange(0, min_open=True),
+    type=_ABOVE_ZERO,
     default=1.0,
     show_default=True,
     help="Factor of a trace's numbers of tokens.",
 )
 @click.option(
     "--speed",
-    type=click.FloatRange(0, min_open=True),
+    type=_ABOVE_ZERO,
     default=1.0,
     show_default=True,
     help="So many seconds of a trace become one.",
 )
-@click.option("--duration", type=SECONDS, default="120s", show_default=True, help="Of all but bbh.")
-@click.option(
-    "--rate", type=click.FloatRange(0, min_open=True), default=0.5, show_default=True, help="Requests/s."
-)
-@click.option("--tasks", type=_FOLDER, help="Folder with BIG-Bench-Hard's tasks, of bbh.")
-@click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of bbh.")
-@click.option("--output-tokens", type=COUNT, default=24, show_default=True, help="Of an answer, of bbh.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@_workload_options
 @click.option(
     "--output",
     "-o",
@@ -159,18 +166,7 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
     show_default=True,
 )
 def workload(
-    kind: str,
-    trace: Path | None,
-    tenants: int,
-    scale: float,
-    speed: float,
-    duration: float,
-    rate: float,
-    tasks: Path | None,
-    rounds: int,
-    output_tokens: int,
-    seed: int,
-    output: Path,
+    kind: str, trace: Path | None, tenants: int, scale: float, speed: float, output: Path, **options: Any
 ) -> None:
     """Write a workload: who asks for what, and when, as JSON lines.
 
@@ -184,15 +180,10 @@ def workload(
     if kind in TRACES:
         if trace is None:
             raise click.UsageError(f"{kind} needs --trace")
-        requests = Conversion(names, seed, scale, speed, duration).requests(trace, TRACES[kind])
-    elif kind == "poisson":
-        requests = workloads.poisson(names, rate, duration, seed)
-    elif kind == "bursty":
-        requests = workloads.bursty(names, rate, duration, seed)
-    elif tasks:
-        requests = workloads.bbh(tasks, names, rounds, output_tokens, seed)
+        conversion = Conversion(names, options["seed"], scale, speed, options["duration"])
+        requests = conversion.requests(trace, TRACES[kind])
     else:
-        requests = workloads.rounds_like_bbh(names, rounds, output_tokens, seed)
+        requests = workloads.make(kind, names, **options)
     try:
         files.write(output, requests)
     except OSError as error:

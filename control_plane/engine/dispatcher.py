@@ -16,7 +16,6 @@ from control_plane.partition.manifest import Manifest
 from functions.expert.wire import Invocation, InvocationResult, Prefetch
 
 _NO_HINTS: Mapping[str, Prefetch] = MappingProxyType({})
-_NO_HINT: Prefetch = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class Dispatcher:
                 inputs = hidden_states[rows], own_index[rows], weights[rows]
             function = self._functions[number]
             invocation = Invocation(
-                layer, self._model, *inputs, limits.get(function), hints.get(function, _NO_HINT)
+                layer, self._model, *inputs, limits.get(function), hints.get(function, {})
             )
             groups.append(Group(function, some, invocation))
         return groups
