@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -149,6 +149,9 @@ def test_the_prompt_alone() -> None:
 
 
 @given(st.text(min_size=1, max_size=12), st.text(max_size=12))
+@example(
+    "0", "\N{REPLACEMENT CHARACTER}"
+)  # which is held back, as if it were unfinished, until the end token
 def test_offsets_lead_into_the_text(prompt: str, answer: str) -> None:
     choice = make_choice(prompt=prompt, echo=True, logprobs=1)
     token_ids = [*DEMO.encode(answer), END]

@@ -116,7 +116,8 @@ class Choice:
 
     def _entry(self, logprob: TokenLogprob, text: str, offset: int) -> TokenEntry:
         token_id = logprob.token_id
-        raw = self._codec.token_bytes(token_id, text)
+        # The text that comes with a special token was held back: its bytes are those of the tokens before.
+        raw = b"" if self._codec.is_special(token_id) else self._codec.token_bytes(token_id, text)
         top = tuple(
             Alternative(token_id, text, raw, _finite(value))
             if other == token_id

@@ -70,6 +70,10 @@ class TextCodec:
         """A decoder for one answer, which continues the text of `context`."""
         return TextDecoder(self.tokenizer, self._special_ids, context)
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token has no text in an answer, as the one that ends it."""
+        return token_id in self._special_ids
+
     def token_text(self, token_id: int) -> str:
         """What a token reads as alone; a special one by its name, an unfinished character as U+FFFD."""
         if token_id not in self._texts:
