@@ -142,7 +142,13 @@ class Comparison:
         for number, (tenant, endpoint) in enumerate(deployment.endpoints.items()):
             prompt = requests.random_prompt(CHECK_PROMPT_TOKENS, number, self.tokens.vocab_size)
             timing = await requests.stream(
-                client, endpoint.url, endpoint.key, prompt, CHECK_TOKENS, user=tenant, tell_tokens=True
+                client,
+                endpoint.url,
+                endpoint.key,
+                prompt,
+                CHECK_TOKENS,
+                user=tenant,
+                tell_tokens=endpoint.tell_tokens,
             )
             answers.append(Answer(prompt, timing.token_ids))
         most = await greedy.shortfall(service.checkpoint, answers, service.threads)

@@ -1,10 +1,10 @@
-"""Writes a Qwen2-MoE model's GGUF file in Q8_0, with the random weights of scripts/make_checkpoint.py.
+"""Writes a Qwen2-MoE model's GGUF file: that of a checkpoint in bf16, or random weights in Q8_0:
 
     python -m bench.llama_cpp_model --config PARTITION/config.json --router-skew 1 --out MODEL.gguf
 
 With the seed and the skew of a partition it has that partition's weights. Run it with a Python that has gguf
-(`pip install gguf`); of this project's requirements it needs none but NumPy. The file has no tokenizer, since
-llama.cpp takes token ids. Memory stays at some tens of megabytes.
+(`pip install gguf`); of this project's requirements it needs none but NumPy. The file's tokens are only
+numbers, since llama.cpp takes token ids. Memory stays at some tens of megabytes.
 """
 
 import argparse
@@ -15,39 +15,75 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.random_weights import RandomWeights
+from control_plane.errors import ConfigError, UnsupportedModel
+from control_plane.partition.checkpoint import Checkpoint
 from control_plane.partition.tensor_file import Tensor
-from functions.expert.kernels.bfloat16 import bf16_to_f32
+from functions.expert.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 
 BLOCK_VALUES = 32
 BLOCK = np.dtype([("scale", "<f2"), ("values", "i1", BLOCK_VALUES)])
 """Q8_0: 32 values with one scale."""
+NORMAL_TOKEN = 1
+F32, BF16, Q8_0 = "F32", "BF16", "Q8_0"
+
+
+class Weights(Protocol):
+    """Where tensors are from."""
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """By its name in published checkpoints."""
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """A checkpoint's."""
+
+    checkpoint: Checkpoint
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Raises `UnsupportedModel` when the checkpoint has none of that shape."""
+        tensor = self.checkpoint.tensors.get(name)
+        if tensor is None or tensor.shape != shape:
+            found = "none" if tensor is None else str(list(tensor.shape))
+            raise UnsupportedModel(f"{self.checkpoint.folder}: {name} should be {list(shape)}, it is {found}")
+        return tensor
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor of the file: those of a checkpoint one after the other, in Q8_0 or float32."""
+    """A tensor of the file: those of a checkpoint one after the other."""
 
     name: str
     shape: tuple[int, ...]
     sources: Sequence[Tensor]
-    quantized: bool
+    kind: str
+    """F32, BF16 or Q8_0."""
 
     @property
     def nbytes(self) -> int:
         size = math.prod(self.shape)
-        return size // BLOCK_VALUES * BLOCK.itemsize if self.quantized else 4 * size
+        if self.kind == Q8_0:
+            return size // BLOCK_VALUES * BLOCK.itemsize
+        return {F32: 4, BF16: 2}[self.kind] * size
 
     def chunks(self) -> Iterator[NDArray[Any]]:
+        """Its bytes, as the file has them."""
         for source in self.sources:
-            for bits in source.chunks():
-                values = bf16_to_f32(bits)
-                yield quantize(values) if self.quantized else values
+            for chunk in source.chunks():
+                yield self._stored(chunk)
+
+    def _stored(self, chunk: NDArray[Any]) -> NDArray[Any]:
+        is_bf16 = chunk.dtype == np.uint16
+        if self.kind == BF16:
+            return chunk if is_bf16 else f32_to_bf16(chunk)
+        values = bf16_to_f32(chunk) if is_bf16 else chunk
+        return quantize(values) if self.kind == Q8_0 else values
 
 
 @dataclass(frozen=True)
@@ -55,7 +91,16 @@ class Qwen2Moe:
     """The tensors of that architecture, by llama.cpp's names and by those of published checkpoints."""
 
     config: Mapping[str, Any]
-    weights: RandomWeights
+    weights: Weights
+    matrices: str = Q8_0
+    """What they are stored as."""
+
+    @classmethod
+    def of_checkpoint(cls, folder: Path) -> "Qwen2Moe":
+        """In bf16. Raises `PartitionError`, `UnsupportedModel` for another architecture."""
+        checkpoint = Checkpoint.open(folder)
+        check_architecture(checkpoint.config, folder)
+        return cls(checkpoint.config, StoredWeights(checkpoint), BF16)
 
     def tensors(self) -> Iterator[GgufTensor]:
         """In the order of the layers, with the shapes of published checkpoints."""
@@ -82,9 +127,9 @@ class Qwen2Moe:
     def _experts(self, block: str, mlp: str, hidden: int) -> Iterator[GgufTensor]:
         experts, width = self.config["num_experts"], self.config["moe_intermediate_size"]
         shared = self.config["shared_expert_intermediate_size"]
-        yield self._tensor(f"{block}ffn_gate_inp.weight", f"{mlp}gate.weight", (experts, hidden), False)
+        yield self._tensor(f"{block}ffn_gate_inp.weight", f"{mlp}gate.weight", (experts, hidden), F32)
         yield self._tensor(
-            f"{block}ffn_gate_inp_shexp.weight", f"{mlp}shared_expert_gate.weight", (1, hidden), False
+            f"{block}ffn_gate_inp_shexp.weight", f"{mlp}shared_expert_gate.weight", (1, hidden), F32
         )
         for part in ("gate", "up", "down"):
             shape = (hidden, width) if part == "down" else (width, hidden)
@@ -92,18 +137,16 @@ class Qwen2Moe:
                 self.weights.tensor(f"{mlp}experts.{expert}.{part}_proj.weight", shape)
                 for expert in range(experts)
             ]
-            yield GgufTensor(f"{block}ffn_{part}_exps.weight", (experts, *shape), sources, True)
+            yield GgufTensor(f"{block}ffn_{part}_exps.weight", (experts, *shape), sources, self.matrices)
             shape = (hidden, shared) if part == "down" else (shared, hidden)
             source = f"{mlp}shared_expert.{part}_proj.weight"
             yield self._tensor(f"{block}ffn_{part}_shexp.weight", source, shape)
 
-    def _tensor(
-        self, name: str, source: str, shape: tuple[int, ...], quantized: bool | None = None
-    ) -> GgufTensor:
-        """Vectors stay float32, as does what is not to be quantised."""
-        quantized = len(shape) > 1 if quantized is None else quantized
+    def _tensor(self, name: str, source: str, shape: tuple[int, ...], kind: str | None = None) -> GgufTensor:
+        """Vectors are float32."""
+        kind = kind or (self.matrices if len(shape) > 1 else F32)
         stored = shape[1:] if shape[0] == 1 else shape
-        return GgufTensor(name, stored, [self.weights.tensor(source, shape)], quantized)
+        return GgufTensor(name, stored, [self.weights.tensor(source, shape)], kind)
 
     def describe(self, writer: Any) -> None:
         """Give a gguf.GGUFWriter what llama.cpp reads of the model beside its tensors."""
@@ -120,8 +163,12 @@ class Qwen2Moe:
         writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
-        writer.add_vocab_size(config["vocab_size"])
-        writer.add_tokenizer_model("none")
+        # Its server turns each token into text, whatever that is.
+        tokens = [f"<{token}>" for token in range(config["vocab_size"])]
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(tokens)
+        writer.add_token_scores([0.0] * len(tokens))
+        writer.add_token_types([NORMAL_TOKEN] * len(tokens))
 
 
 def quantize(values: NDArray[np.float32]) -> NDArray[Any]:
@@ -135,14 +182,27 @@ def quantize(values: NDArray[np.float32]) -> NDArray[Any]:
     return blocks
 
 
+def check_architecture(config: Mapping[str, Any], path: Path) -> None:
+    """Raises `UnsupportedModel`, naming the path that the config is from."""
+    if config.get("model_type") != "qwen2_moe":
+        raise UnsupportedModel(
+            f"{path}: for llama.cpp only 'qwen2_moe' is written, not {config.get('model_type')!r}"
+        )
+
+
 def write(model: Qwen2Moe, path: Path) -> None:
-    """Write the file; what is written of one that fails is removed."""
-    gguf = importlib.import_module("gguf")
+    """Write the file; what is written of one that fails is removed. Raises `ConfigError` without gguf."""
+    try:
+        gguf = importlib.import_module("gguf")
+    except ImportError as error:
+        raise ConfigError(
+            "a model for llama.cpp needs the package gguf: pip install 'faasmoe[bench]'"
+        ) from error
     writer = gguf.GGUFWriter(None, "qwen2moe")
     model.describe(writer)
     tensors = list(model.tensors())
     for tensor in tensors:
-        kind = gguf.GGMLQuantizationType.Q8_0 if tensor.quantized else gguf.GGMLQuantizationType.F32
+        kind = gguf.GGMLQuantizationType[tensor.kind]
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, kind)
     try:
         writer.write_header_to_file(path)
@@ -170,8 +230,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     config = json.loads(arguments.config.read_text())
-    if config.get("model_type") != "qwen2_moe":
-        sys.exit(f"{arguments.config}: model_type is {config.get('model_type')!r}, not 'qwen2_moe'")
+    try:
+        check_architecture(config, arguments.config)
+    except UnsupportedModel as error:
+        sys.exit(str(error))
     weights = RandomWeights(arguments.config, arguments.seed, arguments.router_skew)
     write(Qwen2Moe(config, weights), arguments.out)
 

@@ -131,7 +131,7 @@ async def running(
             raise FaaSMoEError(f"a part was not ready within {start_seconds:g} s") from error
         raise
     finally:
-        await _stop(process)
+        await stop(process)
 
 
 async def output(*arguments: object) -> str:
@@ -148,7 +148,8 @@ async def output(*arguments: object) -> str:
     return printed.decode().strip()
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """Have it end, by force if need be."""
     if process.returncode is None:
         process.terminate()
     try:

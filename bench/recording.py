@@ -97,14 +97,19 @@ class Recording:
     @classmethod
     def begin(cls, folder: Path, run: Run) -> "Recording":
         """In a folder that has none yet. Raises `ConfigError`."""
-        if (folder / RUN_FILE).exists():
-            raise ConfigError(f"{folder} has results already: --resume goes on with them")
+        cls.refuse_results(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / RUN_FILE, run)
         except OSError as error:
             raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
         return cls(folder, run)
+
+    @staticmethod
+    def refuse_results(folder: Path) -> None:
+        """Raises `ConfigError` for a folder that has some."""
+        if (folder / RUN_FILE).exists():
+            raise ConfigError(f"{folder} has results already: --resume goes on with them")
 
     @classmethod
     def load(cls, folder: Path) -> "Recording":

@@ -18,10 +18,12 @@ from control_plane.errors import FaaSMoEError
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a tenant's requests go, and the key that they carry, if any."""
+    """Where a tenant's requests go, the key that they carry, if any, and its dialect."""
 
     url: str
     key: str | None = None
+    tell_tokens: Sequence[str] = ("return_token_ids",)
+    """Fields of a request that have this server tell tokens' ids."""
 
 
 @dataclass(frozen=True)

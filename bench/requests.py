@@ -3,8 +3,9 @@
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -30,9 +31,12 @@ class Timing:
 
 
 def session() -> aiohttp.ClientSession:
-    """A client without a limit of its own on connections."""
+    """A client without a limit of its own on connections, each of which is for one request.
+
+    Some servers close a connection after a stream without having said so, as the next request is on its way.
+    """
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), timeout=timeout)
 
 
 def random_prompt(length: int, seed: int, vocab_size: int) -> list[int]:
@@ -51,10 +55,11 @@ async def stream(
     *,
     user: str | None = None,
     seed: int | None = None,
-    tell_tokens: bool = False,
+    tell_tokens: Sequence[str] = (),
 ) -> Timing:
     """Have exactly `max_tokens` generated. Raises `FaaSMoEError` when the server refuses or falls short.
 
+    `tell_tokens` are fields that have the server tell tokens' ids.
     A server without keys is told the user instead. Without a seed, the likeliest tokens are taken; with one,
     they are sampled at temperature 1.
     """
@@ -66,7 +71,7 @@ async def stream(
         "user": user,
         "ignore_eos": True,
         "stream": True,
-        "return_token_ids": tell_tokens or None,
+        **dict.fromkeys(tell_tokens, True),
     }
     timing = Timing(time.perf_counter())
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -76,11 +81,20 @@ async def stream(
         async for line in answer.content:
             if line.startswith(b'data: {"error"'):
                 raise FaaSMoEError(json.loads(line.removeprefix(b"data: "))["error"]["message"])
-            if line.startswith(b"data: {"):
+            # llama.cpp ends with an event that has no token.
+            if line.startswith(b"data: {") and len(timing.tokens) < max_tokens:
                 timing.tokens.append(time.perf_counter())
                 if tell_tokens:
-                    timing.token_ids += json.loads(line.removeprefix(b"data: "))["choices"][0]["token_ids"]
+                    timing.token_ids += _token_ids(json.loads(line.removeprefix(b"data: ")))
                 on_token()
     if len(timing.tokens) < max_tokens:
         raise FaaSMoEError(f"{url} generated {len(timing.tokens)} of {max_tokens} tokens")
     return timing
+
+
+def _token_ids(event: dict[str, Any]) -> list[int]:
+    """Of an event of one choice."""
+    ids: list[int] = (
+        event["__verbose"]["tokens"] if "__verbose" in event else event["choices"][0]["token_ids"]
+    )
+    return ids

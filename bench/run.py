@@ -59,6 +59,8 @@ class Settings:
     threads: int
     idle_timeout: float
     memory_budget: int | None
+    llama_server: str | None
+    """llama.cpp's program; None where it is not installed."""
     seed: int
 
     def requests(self) -> list[Request]:
@@ -98,7 +100,7 @@ class Settings:
         """Each strategy, then FaaSMoE-Shared with functions of each size. Raises `ConfigError`."""
         (shared,) = read_strategies(["faasmoe-shared"])
         return [
-            *(Task(strategy) for strategy in read_strategies(self.strategies)),
+            *(Task(strategy) for strategy in read_strategies(self.strategies, self.llama_server)),
             *(Task(shared, size) for size in self.experts_per_function),
         ]
 
@@ -107,6 +109,7 @@ def begin(settings: Settings, folder: Path, show: Show) -> None:
     """Measure, into a new folder. Raises `FaaSMoEError`."""
     tasks = settings.tasks_to_measure()
     requests = settings.requests()
+    Recording.refuse_results(folder)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
         service = _service(settings, settings.names(requests), requests, Path(work), show)
         recording = Recording.begin(folder, _run(settings, requests, service))
@@ -189,6 +192,7 @@ def _service(
         cache_bytes_per_token=_cache_bytes_per_token(model),
         idle_timeout=settings.idle_timeout,
         memory_budget=settings.memory_budget,
+        llama_server=settings.llama_server,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import processes
+from bench.llama_cpp_server import llama_cpp_server
 from bench.replay import Endpoint
 from bench.resources import Root
 from control_plane.errors import ConfigError
@@ -19,6 +20,7 @@ REFERENCE_BYTES = 450_000_000
 """What a process with torch and transformers has beside the model's weights."""
 FUNCTION_BYTES = 20_000_000
 REFERENCE, GATEWAY, FUNCTION, CONTROL_PLANE = "full model", "gateway", "function", "control plane"
+LLAMA_CPP = "llama-cpp"
 ROLES = (REFERENCE, GATEWAY, FUNCTION, CONTROL_PLANE)
 """Of processes."""
 
@@ -58,6 +60,8 @@ class Service:
     """Seconds without a call after which a function goes to zero."""
     memory_budget: int | None = None
     """Bytes, of FaaSMoE-Shared: several control planes do not share one."""
+    llama_server: str | None = None
+    """llama.cpp's program, where it is installed."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,19 @@ def _baseline(service: Service) -> AbstractAsyncContextManager[Deployment]:
 
 def _shared_model(service: Service) -> AbstractAsyncContextManager[Deployment]:
     return _full_models(service, [service.tenants])
+
+
+@asynccontextmanager
+async def _llama_cpp(service: Service) -> AsyncIterator[Deployment]:
+    assert service.llama_server is not None
+    gguf = service.partition.parent / "model.gguf"
+    cache_tokens = service.cache_tokens * len(service.tenants)
+    server = llama_cpp_server(
+        service.llama_server, service.checkpoint, gguf, service.threads, cache_tokens, READY_SECONDS
+    )
+    async with server as (pid, url):
+        endpoints = dict.fromkeys(service.tenants, Endpoint(url, tell_tokens=("return_tokens", "verbose")))
+        yield Deployment(endpoints, [Root(pid, REFERENCE, REFERENCE)], files=[gguf])
 
 
 @asynccontextmanager
@@ -201,16 +218,25 @@ STRATEGIES = {
             _private,
             lambda sizes, tenants: _shared_bytes(sizes, tenants, sizes.functions),
         ),
+        Strategy(
+            LLAMA_CPP,
+            "llama.cpp's server, shared",
+            _llama_cpp,
+            lambda sizes, _: sizes.dense + sizes.experts,
+        ),
     )
 }
 """By name, in the order in which they are measured and shown."""
 
 
-def read_strategies(names: Sequence[str]) -> list[Strategy]:
-    """Those of these names; "all" is every one. Raises `ConfigError`."""
+def read_strategies(names: Sequence[str], llama_server: str | None = None) -> list[Strategy]:
+    """Those of these names; "all" is every one whose program is installed. Raises `ConfigError`."""
     if unknown := [name for name in names if name not in STRATEGIES and name != "all"]:
         raise ConfigError(f"no strategy {unknown[0]!r}; there are all, {', '.join(STRATEGIES)}")
-    return [strategy for name, strategy in STRATEGIES.items() if name in names or "all" in names]
+    if LLAMA_CPP in names and not llama_server:
+        raise ConfigError(f"{LLAMA_CPP} needs llama.cpp's llama-server: on the PATH, or by --llama-server")
+    installed = [name for name in STRATEGIES if name != LLAMA_CPP or llama_server]
+    return [STRATEGIES[name] for name in installed if name in names or "all" in names]
 
 
 def weights(folder: Path) -> list[Path]:

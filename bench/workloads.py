@@ -118,12 +118,13 @@ def bursty(
     seconds: float,
     seed: int,
     busy_seconds: float = 10.0,
-    idle_seconds: float = 50.0,
+    idle_seconds: float = 230.0,
     lengths: Lengths | None = None,
 ) -> list[Request]:
     """Each tenant is busy, then silent, for random times of those means; `rate` is that of all, over time.
 
-    A tenant that is busy asks as much faster as it is silent longer.
+    A tenant that is busy asks as much faster as it is silent longer. By default one asks for ten seconds every
+    four minutes.
     """
     generator = random.Random(seed)
     busy_rate = rate / len(names) * (busy_seconds + idle_seconds) / busy_seconds

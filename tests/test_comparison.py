@@ -34,6 +34,7 @@ SETTINGS = Settings(
     threads=1,
     idle_timeout=60.0,
     memory_budget=None,
+    llama_server=None,
     seed=0,
 )
 

@@ -20,10 +20,11 @@ STEPS = 150
 CUTS = {
     "whole model": Granularity(EXPERTS, LAYERS),
     "3 layers": Granularity(8, 3),
-    "default": default_granularity(EXPERTS, LAYERS),
+    "a layer": default_granularity(EXPERTS, LAYERS),
+    "half a layer": Granularity(8, 1),
 }
-TIES = {("default", 0.2), ("default", 0.3)}
-"""Room for two of a layer's eight experts, and a call uses about as many: even Belady is hardly ahead."""
+TIE = 0.01
+"""Where a call uses about as many experts as there is room for, even Belady is hardly ahead of LRU."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def test_it_beats_lru_at_every_size(recording: Recording, mix: str, cut: str) ->
         distance = (found["Belady"] - found["NextUse"]) / total
         print(f"{mix:9}{cut:12}{share:4.0%}  {rates}  distance to Belady {distance:5.1%}")
         assert found["NextUse"] <= found["Belady"]
-        if (cut, share) in TIES:
+        if found["Belady"] - found["LRU"] <= TIE * total:
             assert abs(found["NextUse"] - found["LRU"]) < 0.005 * total
         else:
             assert found["NextUse"] > found["LRU"]

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import gguf
 import numpy as np
+import pytest
+import torch
 
-from bench.llama_cpp_model import Qwen2Moe, quantize
+from bench.llama_cpp_model import BF16, F32, Q8_0, Qwen2Moe, quantize, write
 from bench.random_weights import RandomWeights
+from control_plane.partition.checkpoint import Checkpoint
+from functions.expert.kernels.bfloat16 import f32_to_bf16
 from scripts.make_checkpoint import random_checkpoint
-from tests.checkpoints import tiny_config
+from tests.checkpoints import save_checkpoint, tiny_config, tiny_model
 
 SIZES = {
     "hidden_size": 64,
@@ -44,9 +49,35 @@ def test_every_tensor_of_the_checkpoint_is_there_once(tmp_path: Path) -> None:
         assert (source.read(0, source.size) == checkpoint.tensors[source.name].read(0, source.size)).all()
 
 
-def test_chunks_have_the_bytes_that_the_header_will_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrices", [BF16, Q8_0])
+def test_chunks_have_the_bytes_that_the_header_will_say(tmp_path: Path, matrices: str) -> None:
     config = tiny_config("qwen2_moe", dtype="bfloat16", **SIZES)
-    model = Qwen2Moe(random_checkpoint(config, tmp_path).config, RandomWeights(tmp_path))
+    model = Qwen2Moe(random_checkpoint(config, tmp_path).config, RandomWeights(tmp_path), matrices)
     for tensor in model.tensors():
         assert sum(chunk.nbytes for chunk in tensor.chunks()) == tensor.nbytes, tensor.name
-        assert tensor.quantized == (len(tensor.shape) > 1 and "ffn_gate_inp" not in tensor.name), tensor.name
+        is_matrix = len(tensor.shape) > 1 and "ffn_gate_inp" not in tensor.name
+        assert tensor.kind == (matrices if is_matrix else F32), tensor.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_checkpoint_is_written_in_bf16(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = save_checkpoint(tiny_model("qwen2_moe", dtype=dtype, **SIZES), tmp_path / "model")
+    checkpoint = Checkpoint.open(folder)
+    experts = checkpoint.config["num_experts"]
+
+    def bits(name: str) -> np.ndarray:
+        tensor = checkpoint.tensors[name]
+        values = tensor.read(0, tensor.size)
+        return values if values.dtype == np.uint16 else f32_to_bf16(values)
+
+    write(Qwen2Moe.of_checkpoint(folder), tmp_path / "model.gguf")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    assert reader.get_field("qwen2moe.expert_count").contents() == experts
+    assert len(reader.get_field("tokenizer.ggml.tokens").contents()) == checkpoint.config["vocab_size"]
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    head = tensors["output.weight"]
+    assert head.tensor_type == gguf.GGMLQuantizationType.BF16
+    assert (head.data.view(np.uint16).ravel() == bits("lm_head.weight")).all()
+    up = tensors["blk.0.ffn_up_exps.weight"].data.view(np.uint16).reshape(experts, -1)
+    assert (up[-1] == bits(f"model.layers.0.mlp.experts.{experts - 1}.up_proj.weight")).all()
+    assert tensors["output_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32

@@ -86,5 +86,7 @@ def test_no_other_granularity_has_more_functions(
 
 
 def test_default_fits_every_edition() -> None:
-    assert default_granularity(60, 24).num_functions(60, 24) == 15
-    assert default_granularity(2, 2) == Granularity(1, 1)
+    assert default_granularity(60, 24) == Granularity(60, 2)
+    assert default_granularity(2, 15) == Granularity(2, 1)
+    assert default_granularity(60, 24, packed=True).num_functions(60, 24) == 15
+    assert default_granularity(2, 2, packed=True) == Granularity(1, 1)

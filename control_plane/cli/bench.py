@@ -1,6 +1,7 @@
 """`faasmoe bench`: ways to serve several tenants, compared under one workload."""
 
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def bench() -> None:
     type=Listed(str),
     default="all",
     show_default=True,
-    help="baseline, shared-model, local, faasmoe-shared, faasmoe-private, with commas between them.",
+    help="baseline, shared-model, local, faasmoe-shared, faasmoe-private, llama-cpp, with commas between.",
 )
 @click.option(
     "--shape",
@@ -100,6 +101,11 @@ def bench() -> None:
 )
 @click.option("--memory-budget", type=BYTES, help="Of FaaSMoE-Shared.")
 @click.option(
+    "--llama-server",
+    type=click.Path(exists=True, dir_okay=False),
+    help="llama.cpp's program, for the strategy llama-cpp.  [default: the one on the PATH, if any]",
+)
+@click.option(
     "--output",
     "-o",
     type=click.Path(file_okay=False, path_type=Path),
@@ -128,6 +134,7 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
                 options["threads"] = options["threads"] or len(os.sched_getaffinity(0))
                 options["model"] = str(options["model"]) if options["model"] else None
                 options["tasks"] = str(options["tasks"]) if options["tasks"] else None
+                options["llama_server"] = options["llama_server"] or _installed("llama-server")
                 begin(Settings(**options), folder, progress)
     except KeyboardInterrupt:
         click.echo(f"stopped; `faasmoe bench run --resume {folder}` goes on", err=True)
@@ -201,6 +208,11 @@ def report(results: Path) -> None:
 
     for file in write_report(results):
         click.echo(file)
+
+
+def _installed(program: str) -> str | None:
+    """Its name, if it is on the PATH."""
+    return program if shutil.which(program) else None
 
 
 def _refuse_others(ctx: click.Context) -> None:

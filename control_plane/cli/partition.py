@@ -59,7 +59,8 @@ def partition(
     """Cut the checkpoint in MODEL_DIR into a dense part and expert blocks in OUT_DIR.
 
     MODEL_DIR holds config.json, safetensors and the tokenizer, as transformers saves them. Without options
-    the granularity is the finest that every edition of OpenFaaS can deploy (15 functions).
+    a function has all experts of a layer, or of as many layers as it takes for every edition of OpenFaaS to
+    deploy them (15 functions); with a profile, it is the finest granularity within those 15.
     """
     from control_plane.partition import commands, partitioner
     from control_plane.partition.profile import Profile

@@ -60,9 +60,16 @@ def finest_within(max_functions: int, num_experts: int, num_layers: int) -> Gran
     )
 
 
-def default_granularity(num_experts: int, num_layers: int) -> Granularity:
-    """The finest granularity that every edition of OpenFaaS can deploy."""
-    return finest_within(COMMUNITY_FUNCTIONS, num_experts, num_layers)
+def default_granularity(num_experts: int, num_layers: int, packed: bool = False) -> Granularity:
+    """Whole layers, as few to a function as every edition of OpenFaaS can deploy.
+
+    A token then makes one call a layer. Experts come and go one by one within a function, so smaller ones
+    hardly save memory (docs/benchmarks.md, *Packing*). Experts that are to be packed by what tokens use
+    together need several functions a layer: the finest that can be deployed.
+    """
+    if packed:
+        return finest_within(COMMUNITY_FUNCTIONS, num_experts, num_layers)
+    return Granularity(num_experts, _runs(num_layers, COMMUNITY_FUNCTIONS))
 
 
 def _even_sizes(count: int) -> set[int]:

@@ -64,7 +64,7 @@ class Plan:
         """
         config = ModelConfig.from_json(checkpoint.config)
         sizes = (config.num_experts, len(config.moe_layers))
-        granularity = granularity or default_granularity(*sizes)
+        granularity = granularity or default_granularity(*sizes, packed=profile is not None)
         granularity.check(*sizes)
         if profile is not None:
             profile.check(*reversed(sizes))
