@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,11 @@ def make(
     seed: int,
 ) -> list[Request]:
     """The one of KINDS, which takes of the rest what it needs. Raises `ConfigError`."""
-    if kind == "poisson":
-        return poisson(names, rate, duration, seed)
-    if kind == "bursty":
-        return bursty(names, rate, duration, seed)
+    if kind in ARRIVALS:
+        requests = ARRIVALS[kind](names, rate, duration, seed)
+        if not requests:
+            raise ConfigError(f"nobody asks for anything within {duration:g} s: make it longer")
+        return requests
     if tasks is None:
         return rounds_like_bbh(names, rounds, output_tokens, seed)
     return bbh(tasks, names, rounds, output_tokens, seed)
@@ -123,8 +124,8 @@ def bursty(
 ) -> list[Request]:
     """Each tenant is busy, then silent, for random times of those means; `rate` is that of all, over time.
 
-    A tenant that is busy asks as much faster as it is silent longer. By default one asks for ten seconds every
-    four minutes.
+    A tenant that is busy asks as much faster as it is silent longer. By default one asks for ten
+    seconds every four minutes.
     """
     generator = random.Random(seed)
     busy_rate = rate / len(names) * (busy_seconds + idle_seconds) / busy_seconds
@@ -137,6 +138,12 @@ def bursty(
             arrivals += [(arrival, name) for arrival in _arrivals(generator, busy_rate, max(start, 0.0), end)]
             start = end + generator.expovariate(1 / idle_seconds)
     return _requests(arrivals, generator, lengths or Lengths())
+
+
+ARRIVALS: Mapping[str, Callable[[Sequence[str], float, float, int], list[Request]]] = {
+    "poisson": poisson,
+    "bursty": bursty,
+}
 
 
 def _arrivals(generator: random.Random, rate: float, start: float, end: float) -> Iterator[float]:

@@ -145,6 +145,7 @@ def test_a_run_goes_on_with_what_it_lacks(
 
 def test_what_is_unknown_is_refused_before_anything_runs(tmp_path: Path) -> None:
     for wrong, told in [
+        (replace(SETTINGS, workload="bursty", duration=1.0), "nobody asks for anything within 1 s"),
         (replace(SETTINGS, strategies=["vllm"]), "no strategy 'vllm'; there are all, baseline"),
         (replace(SETTINGS, workload="rush-hour"), "no workload 'rush-hour'"),
         (replace(SETTINGS, tasks=str(tmp_path)), "has no tasks"),
@@ -157,7 +158,7 @@ def test_what_is_unknown_is_refused_before_anything_runs(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["bbh", "poisson", "bursty"])
 def test_workloads_are_made_by_name(kind: str) -> None:
-    settings = replace(SETTINGS, workload=kind, duration=60.0, rate=2.0)
+    settings = replace(SETTINGS, workload=kind, duration=600.0, rate=2.0)
     requests = settings.requests()
     assert requests
     assert requests == settings.requests()

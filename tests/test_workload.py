@@ -108,7 +108,8 @@ def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [poisson, bursty])
 def test_random_arrivals_have_their_rate_order_and_lengths(kind: type[poisson]) -> None:
     requests = kind(NAMES, 1.0, 20_000.0, seed=1)
-    assert len(requests) == pytest.approx(20_000, rel=0.1)
+    # Bursts of forty requests, of which there are some five hundred, vary more than single requests.
+    assert len(requests) == pytest.approx(20_000, rel=0.02 if kind is poisson else 0.2)
     arrivals = [request.arrival for request in requests]
     assert arrivals == sorted(arrivals)
     assert arrivals[0] >= 0
