@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from functions.expert.expert_block import MAX_THREADS, BlockError, ExpertBlock
+from functions.expert.heap import return_large_buffers
 from functions.expert.http import HttpServer
 from functions.expert.kernels import load_kernel
 from functions.expert.server import ExpertFunction
@@ -82,6 +83,7 @@ def main() -> int:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1
     take_short_slices()
+    return_large_buffers()
     function = ExpertFunction(MAX_IN_FLIGHT)
     server = HttpServer(listener, function, MAX_BODY_BYTES)
     _stop_at_signals(server)
