@@ -34,16 +34,23 @@ IDLE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Task:
-    """A strategy, with functions of so many experts of one layer; None for the granularity that is usual."""
+    """A strategy, and in what it differs from the usual."""
 
     strategy: Strategy
     experts_per_function: int | None = None
+    """Of one layer."""
+    memory_budget: int | None = None
+    """Bytes."""
 
     @property
     def title(self) -> str:
         """As progress and report name it."""
-        size = self.experts_per_function
-        return self.strategy.title + (f", {size} experts a function" if size else "")
+        size, budget = self.experts_per_function, self.memory_budget
+        return (
+            self.strategy.title
+            + (f", {size} experts a function" if size else "")
+            + (f", within {budget / 1e9:g} GB" if budget else "")
+        )
 
 
 class Show:
@@ -75,7 +82,7 @@ class Comparison:
     async def run(self, tasks: Sequence[Task], recording: Recording, show: Show) -> None:
         """Measure what the recording does not have yet. What goes wrong with one is told there."""
         for task in tasks:
-            blank = Measured(task.strategy.name, task.title, task.experts_per_function)
+            blank = Measured(task.strategy.name, task.title, task.experts_per_function, task.memory_budget)
             if (earlier := recording.measured.get(blank.key)) and not earlier.problem:
                 show.line(f"{task.title}: measured already")
                 continue
@@ -89,7 +96,7 @@ class Comparison:
 
     async def _measure(self, task: Task, blank: Measured, show: Show) -> Measured:
         with tempfile.TemporaryDirectory(prefix="faasmoe-", dir=self.service.partition.parent) as folder:
-            service = self.service
+            service = replace(self.service, memory_budget=task.memory_budget)
             if task.experts_per_function:
                 granularity = Granularity(task.experts_per_function, 1)
                 target = Path(folder) / "partition"

@@ -58,9 +58,11 @@ class Measured:
     """One strategy, with functions of one size."""
 
     strategy: str
-    title: str
+    title: str = ""
     experts_per_function: int | None = None
     """None for a strategy without functions, and for the granularity that is usual."""
+    memory_budget: int | None = None
+    """Bytes."""
     functions: int = 0
     problem: str = ""
     """Why there is nothing else."""
@@ -82,7 +84,8 @@ class Measured:
     def key(self) -> str:
         """What its file is called."""
         size = "" if self.experts_per_function is None else f"-{self.experts_per_function}"
-        return self.strategy + size
+        budget = "" if self.memory_budget is None else f"-within-{self.memory_budget // 1_000_000}MB"
+        return self.strategy + size + budget
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,14 @@ class Settings:
         }.get(self.workload, f"the workload of {Path(self.workload).name}")
 
     def tasks_to_measure(self) -> list[Task]:
-        """Each strategy, then FaaSMoE-Shared with functions of each size. Raises `ConfigError`."""
+        """Each strategy, then FaaSMoE-Shared within the budget, and with functions of each size.
+
+        Raises `ConfigError`.
+        """
         (shared,) = read_strategies(["faasmoe-shared"])
         return [
             *(Task(strategy) for strategy in read_strategies(self.strategies, self.llama_server)),
+            *([Task(shared, memory_budget=self.memory_budget)] if self.memory_budget else []),
             *(Task(shared, size) for size in self.experts_per_function),
         ]
 
@@ -191,7 +195,6 @@ def _service(
         cache_tokens=_cache_tokens(requests),
         cache_bytes_per_token=_cache_bytes_per_token(model),
         idle_timeout=settings.idle_timeout,
-        memory_budget=settings.memory_budget,
         llama_server=settings.llama_server,
     )
 

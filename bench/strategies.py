@@ -59,7 +59,7 @@ class Service:
     idle_timeout: float
     """Seconds without a call after which a function goes to zero."""
     memory_budget: int | None = None
-    """Bytes, of FaaSMoE-Shared: several control planes do not share one."""
+    """Bytes, for FaaSMoE-Shared: several control planes do not share one."""
     llama_server: str | None = None
     """llama.cpp's program, where it is installed."""
 

@@ -99,9 +99,9 @@ class Figures:
 
 
 def figures(recording: Recording) -> dict[str, Figures]:
-    """Of those that were measured, the usual granularity, by strategy."""
+    """Of those that were measured with functions of the usual size, by key."""
     return {
-        measured.strategy: Figures(measured, len(recording.run.tenants))
+        measured.key: Figures(measured, len(recording.run.tenants))
         for measured in in_order(recording)
         if not measured.problem and measured.experts_per_function is None
     }
@@ -112,7 +112,11 @@ def in_order(recording: Recording) -> list[Measured]:
     names = list(STRATEGIES)
     return sorted(
         recording.measured.values(),
-        key=lambda measured: (names.index(measured.strategy), measured.experts_per_function or 0),
+        key=lambda measured: (
+            names.index(measured.strategy),
+            measured.experts_per_function or 0,
+            measured.memory_budget or 0,
+        ),
     )
 
 

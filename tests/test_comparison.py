@@ -11,7 +11,7 @@ from aiohttp import web
 
 from bench import comparison, greedy, run, strategies
 from bench.comparison import Show
-from bench.recording import Recording
+from bench.recording import Measured, Recording
 from bench.replay import Endpoint
 from bench.run import Settings
 from bench.strategies import Deployment, Service, Strategy
@@ -141,6 +141,20 @@ def test_a_run_goes_on_with_what_it_lacks(
     assert again["faasmoe-shared"] == first
     assert f"{first.title}: measured already" in lines.lines
     assert not again["local"].problem
+
+
+def test_what_is_measured_besides_has_its_own_names() -> None:
+    settings = replace(
+        SETTINGS, strategies=["faasmoe-shared"], memory_budget=1_600_000_000, experts_per_function=[6]
+    )
+    titles = [task.title for task in settings.tasks_to_measure()]
+    assert titles == [
+        "FaaSMoE-Shared",
+        "FaaSMoE-Shared, within 1.6 GB",
+        "FaaSMoE-Shared, 6 experts a function",
+    ]
+    keys = [Measured("s").key, Measured("s", memory_budget=1_600_000_000).key, Measured("s", "", 6).key]
+    assert keys == ["s", "s-within-1600MB", "s-6"]
 
 
 def test_what_is_unknown_is_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def bench() -> None:
 @click.option(
     "--idle-timeout", type=SECONDS, default="10s", show_default=True, help="Of FaaSMoE's functions."
 )
-@click.option("--memory-budget", type=BYTES, help="Of FaaSMoE-Shared.")
+@click.option("--memory-budget", type=BYTES, help="Measure FaaSMoE-Shared within so much, too.")
 @click.option(
     "--llama-server",
     type=click.Path(exists=True, dir_okay=False),
