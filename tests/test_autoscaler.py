@@ -114,6 +114,24 @@ async def test_a_prompt_does_not_wake_what_the_last_one_did_without() -> None:
 
 
 @asynchronous
+async def test_what_a_request_that_takes_long_has_woken_stays_until_it_is_called() -> None:
+    """A prompt that waits for the first layers' weights has not come to the last ones' yet."""
+    plane = ControlPlane(busy=True)
+    async with scaling_gateway("first", "last") as (site, gateway):
+        site.replicas = {"first": 0, "last": 0}
+        async with (autoscaler := plane.autoscaler(gateway, "first", "last", idle=SHORT)).running():
+            autoscaler.prompted()
+            await until(lambda: all(site.replicas.values()))
+            listings = site.listings
+            plane.answered("first")
+            await until(lambda: ("scale", "first", "0") in site.asked)
+            await until(lambda: site.listings > listings + 1)
+            assert site.replicas["last"]
+            plane.busy = False
+            await until(lambda: not site.replicas["last"])
+
+
+@asynchronous
 async def test_what_a_call_wakes_while_it_is_put_to_sleep_is_found_out() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a", "b") as (site, gateway):

@@ -136,6 +136,8 @@ class Autoscaler:
         now = time.monotonic()
         self._observer.listed(listed, asked, now)
         self._observer.answered(self.statistics, now, time.time())
+        if self.busy():
+            self._observer.awaited(now)
         own = max(self.footprint.control_plane, self.own_bytes())
         functions = self._observer.states(self.statistics, now)
         await self._apply(decide(Observed(functions, own, prompted), self._settings))

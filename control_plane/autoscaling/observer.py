@@ -100,6 +100,12 @@ class Observer:
         function.replicas, function.used_at, function.woken = 1, now, True
         function.scalings += 1
 
+    def awaited(self, now: float) -> None:
+        """Requests run: what was woken for them is not idle, though they may not have come to call it."""
+        for function in self._functions.values():
+            if function.woken:
+                function.used_at = now
+
     def going_to_zero(self, name: str) -> None:
         """It is being scaled to no replica, until `scaled`."""
         function = self._of(name)
