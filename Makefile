@@ -25,7 +25,7 @@ check: setup  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## six tenants' workload over five ways to serve; ARGS="--workload bursty" or other options of `faasmoe bench run`
+bench: setup  ## six tenants' workload over five ways to serve, or six with llama.cpp; ARGS="--workload bursty" or other options of `faasmoe bench run`
 	$(BIN)/faasmoe bench run $(ARGS)
 
 bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
