@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
 KERNEL := $(wildcard functions/expert/kernels/*.c functions/expert/kernels/*.h)
 
-.PHONY: setup demo test check bench bench-kernels bench-batch bench-fairness bench-memory bench-budget bench-packing bench-residency stack clean
+.PHONY: setup demo test check bench bench-kernels bench-invoke bench-batch bench-fairness bench-memory bench-budget bench-packing bench-residency stack clean
 
 setup: $(VENV)/installed
 
@@ -31,6 +31,9 @@ bench: setup  ## six tenants' workload over five ways to serve, or six with llam
 bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
 	$(BIN)/python -m bench.kernels
 	$(BIN)/python -m bench.cold_start
+
+bench-invoke: setup  ## what a call costs: straight, through the embedded gateway, and a bare aiohttp echo
+	$(BIN)/python -m bench.invoke
 
 bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
 	$(BIN)/python -m bench.batch

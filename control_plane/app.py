@@ -4,8 +4,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from control_plane.api.status import StatusReporter
 from control_plane.api.text import TextCodec
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.footprint import HEAP_BYTES, Footprint, StepShape, block_sizes, check_limit
-from control_plane.config import Credentials, ServeConfig, database_path
+from control_plane.config import GatewayAccess, ServeConfig, database_address
 from control_plane.engine.dispatcher import Dispatcher
 from control_plane.engine.engine import Engine, EngineStatus
 from control_plane.engine.forecast import Forecast
@@ -31,17 +31,21 @@ from control_plane.engine.prefetcher import Prefetcher
 from control_plane.engine.scheduler import Scheduler
 from control_plane.engine.stopwatch import Stopwatch
 from control_plane.engine.stored_embedding import StoredEmbedding
-from control_plane.errors import ConfigError
+from control_plane.errors import ConfigError, GatewayError
 from control_plane.faas.connection import Address
 from control_plane.faas.gateway import Gateway
+from control_plane.faas.gateways import Gateways
 from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.failover import Failover
 from control_plane.http import serving
 from control_plane.memory import OwnMemory, bound_product_caches, give_back, unread_bytes, used_bytes
 from control_plane.metrics import Metrics
 from control_plane.partition.manifest import Manifest
 from control_plane.tenancy.admission import Admission
+from control_plane.tenancy.database import is_postgres
 from control_plane.tenancy.ledger import Ledger
-from control_plane.tenancy.store import TenantStore
+from control_plane.tenancy.limiter import Limiter, LocalLimiter
+from control_plane.tenancy.store_thread import StoreThread
 from functions.expert.machine import memory_limit
 
 logger = logging.getLogger(__name__)
@@ -56,66 +60,84 @@ other tenants need not wait for one to end. A lane costs nothing before it is us
 
 @asynccontextmanager
 async def control_plane(
-    partition: Path, config: ServeConfig, gateway_url: URL, credentials: Credentials | None
+    partition: Path, config: ServeConfig, access: Sequence[GatewayAccess]
 ) -> AsyncIterator[URL]:
-    """Serve a partition's model; yields the address of the API.
+    """Serve a partition's model, whose functions are behind these gateways; yields the address of the API.
 
     Raises `PartitionError` for a bad partition, `ConfigError` for a port in use.
     """
     if config.memory_budget is not None:
         check_limit(config.memory_budget, memory_limit())
     manifest = Manifest.load(partition)
-    invoker = build_invoker(gateway_url, config)
-    # Loading takes seconds, in which the event loop may have a gateway to run.
-    runner, dispatcher = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
-    engine = build_engine(partition, runner, invoker, config)
-    codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
-    admission = Admission(config.max_queued, config.max_queued_per_tenant)
-    database = database_path(config.database)
-    drain = Drain(config.max_queued_per_tenant)
-    with TenantStore.open(database) as store:
-        store.declare(config.tenants)
-        async with Ledger.open(database) as ledger, Gateway.connect(gateway_url, credentials) as gateway:
-            autoscaler = Autoscaler(
-                gateway,
-                invoker.statistics,
-                build_footprint(partition, manifest, runner, config),
-                config.memory_budget,
-                config.idle_timeout,
-                own_bytes=OwnMemory.measure().used,
-                busy=lambda: _busy(engine.status()),
-                tell=lambda limits: setattr(dispatcher, "resident_limits", limits),
-                give_back=give_back,
-            )
-            metrics = Metrics(
-                manifest.name, engine.status, invoker.statistics, autoscaler.memory, autoscaler.actions
-            )
-            api = Api(
-                model=manifest.name,
-                fingerprint=manifest.fingerprint,
-                started=int(time.time()),
-                authentication=Authentication(store, config.open),
-                generations=Generations(
-                    engine=engine,
-                    codec=codec,
-                    admission=admission,
-                    ledger=ledger,
-                    metrics=metrics,
-                    request_timeout=config.request_timeout,
-                    log_prompts=config.log_prompts,
-                    admitted=autoscaler.prompted,
-                ),
-                drain=drain,
-                status=StatusReporter(manifest, engine, gateway, invoker.statistics, autoscaler.memory),
+    async with AsyncExitStack() as stack:
+        connected = [await stack.enter_async_context(Gateway.connect(*each)) for each in access]
+        gateways = Gateways(connected, frozenset(block.function for block in manifest.blocks))
+        with suppress(GatewayError):
+            # Who is where, before the first call.
+            await gateways.functions()
+        invoker = build_invoker(gateways.address_of, config)
+        # Loading takes seconds, in which the event loop may have a gateway to run.
+        runner, dispatcher = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+        engine = build_engine(partition, runner, invoker, config)
+        codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
+        database = database_address(config.database)
+        drain = Drain(config.max_queued_per_tenant)
+        store = await stack.enter_async_context(StoreThread.open(database, "tenants"))
+        await store.run(lambda opened: opened.declare(config.tenants))
+        ledger = await stack.enter_async_context(Ledger.open(database))
+        autoscaler = Autoscaler(
+            gateways,
+            invoker.statistics,
+            build_footprint(partition, manifest, runner, config),
+            config.memory_budget,
+            config.idle_timeout,
+            own_bytes=OwnMemory.measure().used,
+            busy=lambda: _busy(engine.status()),
+            tell=lambda limits: setattr(dispatcher, "resident_limits", limits),
+            give_back=give_back,
+        )
+        metrics = Metrics(
+            manifest.name, engine.status, invoker.statistics, autoscaler.memory, autoscaler.actions
+        )
+        api = Api(
+            model=manifest.name,
+            fingerprint=manifest.fingerprint,
+            started=int(time.time()),
+            authentication=Authentication(store, config.open),
+            generations=Generations(
+                engine=engine,
+                codec=codec,
+                limiter=_limiter(store, database, config),
+                ledger=ledger,
                 metrics=metrics,
-            )
-            async with (
-                serving(api.app(), config.host, config.port) as url,
-                _started(engine),
-                autoscaler.running(),
-                _drained(drain, config.drain_seconds),
-            ):
-                yield url
+                request_timeout=config.request_timeout,
+                log_prompts=config.log_prompts,
+                admitted=autoscaler.prompted,
+            ),
+            drain=drain,
+            status=StatusReporter(manifest, engine, gateways, invoker.statistics, autoscaler.memory),
+            metrics=metrics,
+        )
+        async with (
+            serving(api.app(), config.host, config.port) as url,
+            _started(engine),
+            autoscaler.running(),
+            Failover(manifest, gateways, config.image_prefix).running(),
+            _drained(drain, config.drain_seconds),
+        ):
+            yield url
+
+
+def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> Limiter:
+    """Control planes that share a database share tenants' limits, too."""
+    bounds = config.max_queued, config.max_queued_per_tenant
+    if not is_postgres(database):
+        return LocalLimiter(Admission(*bounds))
+    # Only who has one needs the driver.
+    from control_plane.tenancy.shared_limiter import SharedLimiter
+
+    lease = config.request_timeout + config.drain_seconds
+    return SharedLimiter(store, *bounds, lease)
 
 
 @asynccontextmanager
@@ -140,13 +162,12 @@ async def _started(engine: Engine) -> AsyncIterator[None]:
         await engine.stop()
 
 
-def build_invoker(gateway_url: URL, config: ServeConfig) -> Invoker:
-    """The way to the functions behind a gateway."""
-    address = Address(gateway_url.host or "", gateway_url.port or 80)
+def build_invoker(gateway_of: Callable[[str], Address], config: ServeConfig) -> Invoker:
+    """The way to the functions, given behind which gateway each is."""
     policy = InvocationPolicy(
         config.invocation_timeout, config.invocation_deadline, gateway_interval=gateway_interval(config)
     )
-    return Invoker(address, policy)
+    return Invoker(gateway_of, policy)
 
 
 def gateway_interval(config: ServeConfig) -> float:

@@ -106,7 +106,7 @@ class Client:
                 report = await answer.json()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise self._away(error) from error
-        if not isinstance(report, dict) or not {"engine", "functions", "gateway"} <= report.keys():
+        if not isinstance(report, dict) or not {"engine", "functions", "gateways"} <= report.keys():
             raise FaaSMoEError(f"{self._url} answers as no FaaSMoE control plane does")
         return report
 

@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from yarl import URL
 
 from control_plane.errors import ConfigError
 from control_plane.quantities import parse_bytes, parse_seconds
+from control_plane.tenancy.database import is_postgres
 from control_plane.tenancy.declared import DeclaredTenant, read_declared
 
 SCHEDULINGS = ("fair", "fcfs")
@@ -41,6 +42,13 @@ class Credentials:
         return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
 
+class GatewayAccess(NamedTuple):
+    """A gateway's address, and who we are there."""
+
+    url: URL
+    credentials: Credentials | None = None
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     """The control plane's settings; a YAML config file has these names as its keys."""
@@ -65,6 +73,8 @@ class ServeConfig:
     """Bytes that the control plane and all functions together may use; None is no limit."""
     idle_timeout: float = 900.0
     """Seconds without a call after which a function goes to zero."""
+    image_prefix: str = ""
+    """Registry of the functions' image, for those that have to be deployed on another gateway."""
     threads: int = 0
     """Compute threads of the dense part; 0 takes all cores for a model that is large enough to gain."""
     invocation_timeout: float = 30.0
@@ -78,7 +88,7 @@ class ServeConfig:
     open: bool = False
     """Serve requests without a key, too, as the tenant that their `user` field names; on loopback only."""
     database: str = ""
-    """File with tenants and usage; see `database_path` for where it is by default."""
+    """File with tenants and usage, or a PostgreSQL URL; see `database_address` for the default."""
     tenants: tuple[DeclaredTenant, ...] = ()
     """Added to the database, or updated there, when the server starts."""
     log_level: str = "info"
@@ -126,14 +136,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def database_path(setting: str, environment: Mapping[str, str] = os.environ) -> Path:
+def database_address(setting: str, environment: Mapping[str, str] = os.environ) -> Path | str:
     """Where tenants and usage are: the setting; else $FAASMOE_DATABASE; else the user's state folder.
 
-    That is $XDG_STATE_HOME (https://specifications.freedesktop.org/basedir-spec), or ~/.local/state.
-    Raises `ConfigError` for a user without a home.
+    A file, or PostgreSQL's URL. The folder is $XDG_STATE_HOME
+    (https://specifications.freedesktop.org/basedir-spec), or ~/.local/state. Raises `ConfigError` for a user
+    without a home.
     """
+    chosen = setting or environment.get("FAASMOE_DATABASE")
+    if chosen and is_postgres(chosen):
+        return chosen
     try:
-        if chosen := setting or environment.get("FAASMOE_DATABASE"):
+        if chosen:
             return Path(chosen).expanduser()
         state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
     except RuntimeError as error:

@@ -61,9 +61,10 @@ async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[Mo
     config = ServeConfig(prefetch=False)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, IDLE_AFTER) as url:
         async with Gateway.connect(url, None) as gateway:
-            async for _ in deploy_all(manifest, gateway):
+            address = gateway.address
+            async for _ in deploy_all(manifest, [gateway]):
                 pass
-        invoker = build_invoker(url, config)
+        invoker = build_invoker(lambda _: address, config)
         runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()

@@ -35,8 +35,8 @@ def status_lines(report: dict[str, Any]) -> Iterator[str]:
         f"control plane: {size(report['memory_bytes'])}, {engine['running']} running, "
         f"{engine['waiting']} waiting, KV cache {engine['kv_cache_used']:.0%} used"
     )
-    gateway = report["gateway"]
-    yield f"gateway: {gateway['error'] or gateway['url']}"
+    for gateway in report["gateways"]:
+        yield f"gateway: {gateway['error'] or gateway['url']}"
     yield _memory_line(report["memory"])
     yield ""
     header = ["function", "replicas", "resident", "limit", "memory", "calls", "cold starts", "cold experts"]

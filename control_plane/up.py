@@ -7,7 +7,7 @@ from pathlib import Path
 from yarl import URL
 
 from control_plane.app import control_plane, gateway_interval
-from control_plane.config import ServeConfig
+from control_plane.config import GatewayAccess, ServeConfig
 from control_plane.deployment import deploy_all
 from control_plane.errors import PartitionError
 from control_plane.faas.embedded import embedded_gateway
@@ -29,9 +29,9 @@ async def running(
     async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, idle_after) as gateway_url:
         say(f"gateway on {gateway_url}")
         async with Gateway.connect(gateway_url, None) as gateway:
-            names = [name async for name in deploy_all(Manifest.load(folder), gateway)]
-        say(f"deployed {len(names)} functions")
-        async with control_plane(folder, config, gateway_url, None) as url:
+            changes = [change async for change in deploy_all(Manifest.load(folder), [gateway])]
+        say(f"deployed {len(changes)} functions")
+        async with control_plane(folder, config, [GatewayAccess(gateway_url)]) as url:
             yield url
 
 

@@ -21,6 +21,15 @@ SETTINGS = ("OPENFAAS_URL", "FAASMOE_URL", "FAASMOE_API_KEY")
 StartFunction = Callable[..., ExpertProcess]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For tests/test_gateway_acceptance.py against a gateway that is there already."""
+    group = parser.getgroup("gateway")
+    group.addoption("--gateway", metavar="URL", help="Run the acceptance of gateways against this one.")
+    group.addoption("--gateway-user", default="admin")
+    group.addoption("--gateway-password-file", type=Path, metavar="FILE")
+    group.addoption("--image-prefix", default="", metavar="REGISTRY/")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """For this process and all that tests start: no address or key, and tenants in a file of the tests'."""

@@ -20,6 +20,7 @@ from control_plane.faas.embedded.function_process import Timeouts
 from control_plane.faas.embedded.local_gateway import MAX_BODY_BYTES, create_app
 from control_plane.faas.embedded.local_image import LocalImage
 from control_plane.faas.embedded.local_provider import LocalProvider
+from control_plane.faas.embedded.manners import OWN, Manners
 from control_plane.faas.embedded.secret_store import SecretStore
 from tests.echo_client import IMAGE, EchoClient
 
@@ -56,9 +57,10 @@ async def echo_gateway(
     timeouts: Timeouts = TIMEOUTS,
     idle_after: float = 900,
     max_body_bytes: int = MAX_BODY_BYTES,
+    manners: Manners = OWN,
 ) -> AsyncIterator[EchoClient]:
     """A client of a gateway on a port of its own, which keeps its secrets in the folder."""
-    provider = _echo_provider(folder, timeouts, idle_after)
+    provider = _echo_provider(folder, timeouts, idle_after, manners)
     runner = web.AppRunner(create_app(provider, credentials, max_body_bytes))
     await runner.setup()
     try:
@@ -86,7 +88,9 @@ async def wait_for_end(pid: int) -> None:
         os.close(pidfd)
 
 
-def _echo_provider(folder: Path, timeouts: Timeouts, idle_after: float) -> LocalProvider:
+def _echo_provider(
+    folder: Path, timeouts: Timeouts, idle_after: float, manners: Manners = OWN
+) -> LocalProvider:
     image = LocalImage(
         name=IMAGE,
         command=(sys.executable, "-S", str(_ECHO_FUNCTION)),
@@ -95,7 +99,7 @@ def _echo_provider(folder: Path, timeouts: Timeouts, idle_after: float) -> Local
         functions=("block-0", "damaged"),
         verify=_verify,
     )
-    return LocalProvider(image, SecretStore(folder / "secrets"), idle_after, timeouts)
+    return LocalProvider(image, SecretStore(folder / "secrets"), idle_after, timeouts, manners)
 
 
 def _verify(function: str) -> None:

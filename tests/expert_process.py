@@ -66,13 +66,15 @@ class ExpertProcess:
 
 @contextmanager
 def starting_process(
-    partition: Path, function: str, *, port: int = 0, sources: Path = _SOURCES
+    partition: Path, function: str, *, port: int = 0, sources: Path = _SOURCES, **environment: str
 ) -> Iterator[ExpertProcess]:
     """Run `function` as a supervisor does: on a socket that it inherits, until its standard input ends."""
     with socket.create_server(("127.0.0.1", port)) as listener:
         process = subprocess.Popen(
             COMMAND,
-            env=expert_environment(partition, function, FAASMOE_LISTEN_FD=str(listener.fileno())),
+            env=expert_environment(
+                partition, function, FAASMOE_LISTEN_FD=str(listener.fileno()), **environment
+            ),
             cwd=sources,
             pass_fds=(listener.fileno(),),
             stdin=subprocess.PIPE,

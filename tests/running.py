@@ -49,8 +49,9 @@ async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
     config = ServeConfig(threads=1, kv_cache_mb=32, **settings)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, idle_after=900.0) as url:
         async with Gateway.connect(url, None) as gateway:
-            assert [name async for name in deploy_all(manifest, gateway)]
-        invoker = build_invoker(url, config)
+            address = gateway.address
+            assert [change async for change in deploy_all(manifest, [gateway])]
+        invoker = build_invoker(lambda _: address, config)
         runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()

@@ -165,7 +165,7 @@ def test_status_tells_what_runs(api: ApiClient) -> None:
     api.post(COMPLETION, prompt="the cat", max_tokens=2)
     report = api.status()
     assert report["model"] == NAME
-    assert report["gateway"]["error"] is None
+    assert report["gateways"][0]["error"] is None
     engine = report["engine"]
     assert engine.pop("steps") >= 2
     assert sum(engine.pop("step_seconds").values()) > 0
@@ -183,7 +183,7 @@ def test_status_tells_what_runs(api: ApiClient) -> None:
 
 def test_status_does_not_wake_functions(api: ApiClient) -> None:
     report = api.status()
-    gateway = ApiClient(URL(report["gateway"]["url"]))
+    gateway = ApiClient(URL(report["gateways"][0]["url"]))
     for function in report["functions"]:
         name = function["function"]
         scale = {"serviceName": name, "replicas": 0}

@@ -10,7 +10,7 @@ import pytest
 from yarl import URL
 
 from control_plane.app import control_plane
-from control_plane.config import ServeConfig
+from control_plane.config import GatewayAccess, ServeConfig
 from control_plane.partition.partitioner import partition
 from tests.api_server import IDLE, ApiClient, closed_port, eventually, in_thread, serving
 from tests.tiny_chat_model import CONTEXT_LENGTH, GRANULARITY, NAME
@@ -35,7 +35,7 @@ def lonely_api(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     )
     with closed_port() as port:
         gateway_url = URL.build(scheme="http", host="127.0.0.1", port=port)
-        with in_thread(control_plane(folder, config, gateway_url, None)) as url:
+        with in_thread(control_plane(folder, config, [GatewayAccess(gateway_url)])) as url:
             yield ApiClient(url)
 
 
@@ -260,7 +260,7 @@ def test_a_request_that_takes_too_long(chat_partition: Path, tmp_path: Path) -> 
 def test_status_without_a_gateway(lonely_api: ApiClient) -> None:
     status, report = lonely_api.ask("GET", "/status")
     assert status == 200
-    assert "no OpenFaaS gateway answers at" in report["gateway"]["error"]
+    assert "no OpenFaaS gateway answers at" in report["gateways"][0]["error"]
     assert not any(function["deployed"] for function in report["functions"])
     with closing(lonely_api.send("GET", "/health")) as connection:
         assert connection.getresponse().status == 200

@@ -11,6 +11,7 @@ from yarl import URL
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.footprint import FUNCTION_OVERHEAD_BYTES, BlockSize, Footprint
 from control_plane.faas.gateway import Gateway
+from control_plane.faas.gateways import Gateways
 from control_plane.faas.statistics import FunctionStatistics
 from functions.expert.wire import InvocationResult, ResidencyReport
 from tests.api_server import closed_port
@@ -41,7 +42,7 @@ class ControlPlane:
         blocks = {name: BlockSize(20, 2) for name in names}
         budget = None if room is None else OWN + len(names) * FUNCTION_OVERHEAD_BYTES + room * EXPERT
         return Autoscaler(
-            gateway,
+            Gateways([gateway], frozenset(names)),
             self.statistics,
             Footprint(OWN, EXPERT, blocks),
             budget,

@@ -171,7 +171,7 @@ def test_a_control_plane_that_is_away(command: list[object]) -> None:
 
 @pytest.mark.parametrize("command", [["prompt", "hello", *ASK], ["status"]])
 def test_a_gateway_in_place_of_the_control_plane(api: ApiClient, command: list[object]) -> None:
-    gateway = api.status()["gateway"]["url"]
+    gateway = api.status()["gateways"][0]["url"]
     assert error_line(faasmoe(*command, "--server", gateway)).startswith(f"{gateway} answered 404")
 
 

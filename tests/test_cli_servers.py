@@ -38,10 +38,10 @@ def port_in_use() -> Iterator[int]:
 def test_deploy_and_deploy_again(chat_partition: Path, gateway: str, password_file: Path) -> None:
     options = ("--gateway", gateway, "--gateway-user", "boss", "--gateway-password-file", password_file)
     names = [block.function for block in Manifest.load(chat_partition).blocks]
-    for _ in range(2):
+    for done in ("created", "unchanged"):
         result = faasmoe("deploy", chat_partition, *options)
         assert (result.exit_code, result.stderr) == (0, "")
-        assert result.output.splitlines() == [f"deployed {name}" for name in names]
+        assert result.output.splitlines() == [f"{done} {name}" for name in names]
 
 
 @pytest.mark.parametrize(("user", "password"), [("boss", "guess"), ("admin", "s3cret"), (None, None)])
@@ -173,6 +173,14 @@ def test_log_levels_that_there_are_not(chat_partition: Path, command: str) -> No
 def test_a_database_that_cannot_be(chat_partition: Path, tmp_path: Path) -> None:
     message = error_line(faasmoe("serve", chat_partition, "--port", 0, "--database", tmp_path))
     assert message == f"cannot open the database {tmp_path}: Is a directory"
+
+
+def test_the_database_need_not_be_named(
+    chat_partition: Path, gateway: str, password_file: Path, tmp_path: Path
+) -> None:
+    at_gateway = ("--gateway", gateway, "--gateway-user", "boss", "--gateway-password-file", password_file)
+    with running_command("serve", chat_partition, "--port", 0, *at_gateway, temporary=tmp_path) as server:
+        assert server.wait_for("serving on ")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.config import Credentials, ServeConfig, database_path, parse_url, read_credentials
+from control_plane.config import Credentials, ServeConfig, database_address, parse_url, read_credentials
 from control_plane.errors import ConfigError
 
 NO_OVERRIDES: dict[str, Any] = {"host": None, "port": None, "kv_cache_mb": None, "threads": None}
@@ -197,12 +197,12 @@ def test_open_unless_told_otherwise(file: Path, text: str, overrides: dict[str, 
     ],
 )
 def test_where_the_database_is(setting: str, environment: dict[str, str], path: str) -> None:
-    assert database_path(setting, environment) == Path(path.replace("HOME", str(Path.home())))
+    assert database_address(setting, environment) == Path(path.replace("HOME", str(Path.home())))
 
 
 def test_a_database_of_a_user_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match="database: "):
-        database_path("~no-such-user/b.db", {})
+        database_address("~no-such-user/b.db", {})
 
 
 @pytest.mark.parametrize("text", ["port: [", "port: 1\n\tthreads: 2", "a: b: c", "\x00"])

@@ -47,7 +47,8 @@ def test_what_idles_goes_to_zero_and_the_next_prompt_wakes_it(
         for wakes in range(2):
             assert text(api) == expected_text
             eventually(lambda: replicas(api), [0] * len(EXPERTS))
-            assert actions(api, "wake") >= wakes * len(EXPERTS)
+            # Those that the gateway itself has put to sleep first may be started by their calls.
+            assert actions(api, "wake") >= wakes
         memory = api.status()["memory"]
         assert (memory["overhead"], memory["experts"]) == (0, 0)
         assert memory["total"] == memory["control_plane"] > 0
@@ -59,7 +60,7 @@ def test_scaling_and_limits_during_traffic_lose_no_request(
 ) -> None:
     with serving(chat_partition, tmp_path / "db", open=True) as api:
         status = api.status()
-        gateway = ApiClient(URL(status["gateway"]["url"]))
+        gateway = ApiClient(URL(status["gateways"][0]["url"]))
         names = [function["function"] for function in status["functions"]]
         with ThreadPoolExecutor(4) as clients:
             answers = [clients.submit(text, api) for _ in range(12)]

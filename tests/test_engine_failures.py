@@ -58,7 +58,7 @@ def silent_gateway() -> Iterator[URL]:
 
 async def deploy(reference: Reference, gateway: Gateway) -> None:
     """Deploy what is not there, and wait until all functions are awake."""
-    assert [name async for name in deploy_all(reference.manifest, gateway)]
+    assert [change async for change in deploy_all(reference.manifest, [gateway])]
     async with asyncio.timeout(30):
         while not all(function.available_replicas for function in await gateway.functions()):
             await asyncio.sleep(0.02)

@@ -21,6 +21,7 @@ from tests.expert_process import COMMAND, ExpertProcess, expert_environment, sta
 from tests.tiny_partition import TinyPartition
 
 IDLE_PRIVATE_BYTES = 30e6
+EXIT_SECONDS = 20
 
 
 @contextmanager
@@ -214,3 +215,14 @@ def wait_until_refused(function: ExpertProcess) -> None:
             socket.create_connection((function.address.host, function.address.port)).close()
         except ConnectionError:
             return
+
+
+def test_an_idle_function_ends_if_it_is_told_to(tiny: TinyPartition) -> None:
+    name = tiny.functions[0]
+    with starting_process(tiny.folder, name, FAASMOE_IDLE_EXIT="1") as function:
+        function.wait_ready()
+        invocation = tiny.invocation(name)
+        tiny.check(invocation, function.invoke(invocation).output)
+        assert function.process.wait(EXIT_SECONDS) == 0
+        assert function.process.stdout is not None
+        assert "ending after 1 s without an invocation" in function.process.stdout.read()

@@ -102,7 +102,7 @@ FINAL: dict[str, tuple[Answer, type[GatewayError]]] = {
 
 @contextmanager
 def invoker_of(gateway: Address, policy: InvocationPolicy = PATIENT) -> Iterator[Invoker]:
-    invoker = Invoker(gateway, policy)
+    invoker = Invoker(lambda _: gateway, policy)
     try:
         yield invoker
     finally:

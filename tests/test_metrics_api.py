@@ -157,7 +157,7 @@ def test_the_functions_are_seen_by_layer(operator: ApiClient, tenant: ApiClient)
 
 def test_to_look_wakes_nothing(operator: ApiClient) -> None:
     before: Any = operator.status()
-    gateway = ApiClient(URL(before["gateway"]["url"]))
+    gateway = ApiClient(URL(before["gateways"][0]["url"]))
     for function in before["functions"]:
         scale = {"serviceName": function["function"], "replicas": 0}
         path = f"/system/scale-function/{function['function']}"

@@ -30,7 +30,7 @@ DENSE = "dense.safetensors"
 
 def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
     """The model, whose functions nobody will call."""
-    return load_model(folder, manifest, Dispatcher(manifest, Invoker(Address("127.0.0.1", 9))))
+    return load_model(folder, manifest, Dispatcher(manifest, Invoker(lambda _: Address("127.0.0.1", 9))))
 
 
 @pytest.fixture(autouse=True)

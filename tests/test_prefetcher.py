@@ -167,7 +167,7 @@ def invoking(tiny: TinyPartition, start_function: StartFunction) -> Iterator[tup
     name = tiny.functions[0]
     function = start_function(tiny.folder, name)
     with loopback_server(gateway({name: function.address})) as server:
-        invoker = Invoker(server.address)
+        invoker = Invoker(lambda _: server.address)
         try:
             invoker.begin({name: tiny.invocation(name)})()
             yield invoker, name
@@ -214,7 +214,7 @@ def test_advice_for_a_function_that_sleeps_or_died_is_forgotten(
         invoker.advise({"nobody": advice(tiny, name, 1, [0])})
     function = start_function(tiny.folder, name)
     with loopback_server(gateway({name: function.address})) as server:
-        invoker = Invoker(server.address)
+        invoker = Invoker(lambda _: server.address)
         try:
             invoker.begin({name: tiny.invocation(name)})()
             invoker.advise({name: advice(tiny, name, 1, [0])})

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.errors import ConfigError, InvalidApiKey, TenancyError, UnknownTenant
+from control_plane.tenancy.database import SqliteDatabase
 from control_plane.tenancy.declared import DeclaredTenant
 from control_plane.tenancy.migrations import MIGRATIONS
 from control_plane.tenancy.store import TenantStore
@@ -219,7 +220,7 @@ def test_sums_are_exact_in_any_order(amounts: list[tuple[str, int, int, int]], o
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as memory:
         for statement in MIGRATIONS[0]:
             memory.execute(statement)
-        store = TenantStore(memory, Path("memory"))
+        store = TenantStore(SqliteDatabase(memory, Path("memory")))
         for start in range(0, len(bookings), 4):
             store.book(bookings[start : start + 4])
         assert list(store.usage(None, None)) == wanted

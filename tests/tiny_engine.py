@@ -21,6 +21,7 @@ from control_plane.engine.model_runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
+from control_plane.faas.connection import Address
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
@@ -83,7 +84,8 @@ async def engine_behind(
 ) -> AsyncIterator[Engine]:
     """Another engine for the partition, which gives an invocation up after `deadline` seconds."""
     interruption = interruption or Interruption()
-    invoker = build_invoker(gateway, ServeConfig(invocation_deadline=deadline))
+    address = Address(gateway.host or "", gateway.port or 80)
+    invoker = build_invoker(lambda _: address, ServeConfig(invocation_deadline=deadline))
     dispatcher = Dispatcher(reference.manifest, invoker, interruption)
     model = load_model(reference.folder, reference.manifest, dispatcher)
     cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from control_plane.errors import BadRequest, ConfigError, InvalidApiKey, UnknownTenant
-from control_plane.tenancy.store import TenantStore
+from control_plane.tenancy.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
 ANONYMOUS = "default"
@@ -16,15 +16,15 @@ ANONYMOUS = "default"
 class Authentication:
     """Reads keys. An open server serves requests without one, too, as the tenant that they name."""
 
-    store: TenantStore
+    store: StoreThread
     open: bool
 
-    def tenant(self, request: web.Request) -> Tenant | None:
+    async def tenant(self, request: web.Request) -> Tenant | None:
         """The key's tenant; None for a request without a key where none is needed. Raises `InvalidApiKey`."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and key.strip():
             try:
-                return self.store.authenticate(key.strip())
+                return await self.store.run(lambda store: store.authenticate(key.strip()))
             except InvalidApiKey:
                 # Clients that have to send some key send any to a server that needs none.
                 if not self.open:
@@ -33,7 +33,7 @@ class Authentication:
             raise InvalidApiKey("no API key: send it as `Authorization: Bearer KEY`")
         return None
 
-    def named(self, name: str | None) -> Tenant:
+    async def named(self, name: str | None) -> Tenant:
         """Who a request without a key is served as. Raises `InvalidApiKey` for a tenant that has a key."""
         name = name or ANONYMOUS
         try:
@@ -41,15 +41,15 @@ class Authentication:
         except ConfigError as error:
             raise BadRequest(f"user: without a key it names the tenant: {error}", "user") from error
         try:
-            self.store.get(name)
+            await self.store.run(lambda store: store.get(name))
         except UnknownTenant:
             return Tenant(name, Limits())
         raise InvalidApiKey(f"the tenant {name} has a key: send it as `Authorization: Bearer KEY`")
 
-    def is_operator(self, request: web.Request) -> bool:
+    async def is_operator(self, request: web.Request) -> bool:
         """Whether the request may see what concerns all tenants."""
         try:
-            tenant = self.tenant(request)
+            tenant = await self.tenant(request)
         except InvalidApiKey:
             return False
         return self.open if tenant is None else tenant.operator

@@ -26,8 +26,9 @@ from control_plane.errors import (
 )
 from control_plane.logs import log_request
 from control_plane.metrics import Metrics
-from control_plane.tenancy.admission import Admission
+from control_plane.tenancy.admission import Ticket
 from control_plane.tenancy.ledger import Ledger
+from control_plane.tenancy.limiter import Limiter
 from control_plane.tenancy.usage import Booking
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Generations:
 
     engine: Engine
     codec: TextCodec
-    admission: Admission
+    limiter: Limiter
     ledger: Ledger
     metrics: Metrics
     request_timeout: float
@@ -69,7 +70,7 @@ class Generations:
             for token_ids in prompts
             for choice in range(request.n)
         ]
-        generation = self._admit(request, caller, sequences)
+        generation = await self._admit(request, caller, sequences)
         self.admitted()
         try:
             async with asyncio.timeout(self.request_timeout):
@@ -138,7 +139,9 @@ class Generations:
         self.engine.check(sequence)
         return sequence
 
-    def _admit(self, request: GenerationRequest, caller: Caller, sequences: list[Sequence]) -> Generation:
+    async def _admit(
+        self, request: GenerationRequest, caller: Caller, sequences: list[Sequence]
+    ) -> Generation:
         """Raises a `RetryLater`."""
         prompt_tokens = sum(sequence.num_prompt_tokens for sequence in sequences[:: request.n])
         answer_tokens = sum(
@@ -150,7 +153,7 @@ class Generations:
         choices = [Choice(self.codec, request, sequence, index) for index, sequence in enumerate(sequences)]
         now = time.monotonic()
         try:
-            ticket = self.admission.admit(caller.tenant, len(sequences), prompt_tokens + answer_tokens, now)
+            ticket = await self.limiter.admit(caller.tenant, len(sequences), prompt_tokens + answer_tokens)
         except RetryLater as error:
             self.metrics.refused(caller.tenant.name, str(KINDS[type(error)].code))
             raise
@@ -166,8 +169,6 @@ class Generations:
     async def _settle(self, generation: Generation) -> None:
         """Give back what the request held, and tell what it was."""
         record = generation.record()
-        used = record.prompt_tokens + record.generated_tokens
-        self.admission.release(generation.ticket, used, time.monotonic())
         booking = Booking(
             tenant=record.tenant,
             at=time.time(),
@@ -182,12 +183,21 @@ class Generations:
         if record.status == CLIENT_GONE:
             self.metrics.failed(record.status)
         log_request(record, self._prompt_text(generation) if self.log_prompts else None)
-        try:
-            # Also when the client has gone: what was served is booked.
-            await asyncio.shield(self.ledger.book(booking))
-        except TenancyError:
-            # The tenant has its answer; that it is not in the books is the operator's to know.
-            logger.exception("not booked: %s", booking)
+        # Also when the client has gone: what was served is booked.
+        await asyncio.shield(self._written(generation.ticket, booking))
+
+    async def _written(self, ticket: Ticket, booking: Booking) -> None:
+        """The tenant has its answer; that something is not in the books is the operator's to know."""
+        # Both are begun at once: a ledger that is closed writes what it was given before.
+        booked, released = await asyncio.gather(
+            self.ledger.book(booking),
+            self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens),
+            return_exceptions=True,
+        )
+        if isinstance(booked, TenancyError):
+            logger.error("not booked: %s: %s", booking, booked)
+        if isinstance(released, TenancyError):
+            logger.error("not released before it expires: %s", released)
 
     def _prompt_text(self, generation: Generation) -> str:
         return "\n".join(

@@ -5,6 +5,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from control_plane.api.middleware import REQUEST_ID, TENANT, TIMING, request_mid
 from control_plane.api.rate_limits import rate_limit_headers
 from control_plane.api.sending import send_part, send_whole
 from control_plane.api.status import StatusReporter
-from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, UnknownModel
+from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, TenancyError, UnknownModel
 from control_plane.metrics import CONTENT_TYPE, Metrics
 
 MAX_BODY_BYTES = 4 << 20
@@ -80,19 +81,19 @@ class Api:
 
     async def models(self, request: web.Request) -> web.Response:
         """The one model."""
-        self._authenticate(request)
+        await self._authenticate(request)
         return web.json_response({"object": "list", "data": [self._model_card()]})
 
     async def model_card(self, request: web.Request) -> web.Response:
         """The model, by its name."""
-        self._authenticate(request)
+        await self._authenticate(request)
         if request.match_info["model"] != self.model:
             raise UnknownModel(request.match_info["model"], self.model)
         return web.json_response(self._model_card())
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """A prompt's tokens, as vLLM tells them."""
-        name = self._authenticate(request)
+        name = await self._authenticate(request)
         with self.drain.request(name):
             asked = generation_request.parse_tokenize(await _read_json(request), self.model)
             token_ids = await self.generations.encode(asked.prompt, name, asked.add_special_tokens)
@@ -100,7 +101,7 @@ class Api:
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """The text of tokens, as vLLM tells it."""
-        name = self._authenticate(request)
+        name = await self._authenticate(request)
         with self.drain.request(name):
             token_ids = generation_request.parse_detokenize(await _read_json(request), self.model)
             text = await self.generations.decode(token_ids, name)
@@ -120,27 +121,27 @@ class Api:
 
     async def show_metrics(self, request: web.Request) -> web.Response:
         """For Prometheus; what concerns single tenants only for an operator's key."""
-        body = self.metrics.render(with_tenants=self.authentication.is_operator(request))
+        body = self.metrics.render(with_tenants=await self.authentication.is_operator(request))
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def show_status(self, request: web.Request) -> web.Response:
         """The functions and the engine, for people and `faasmoe status`."""
         return web.json_response(await self.status.report())
 
-    def _authenticate(self, request: web.Request) -> str:
+    async def _authenticate(self, request: web.Request) -> str:
         """The name of the key's tenant, who is noted; "" where none is needed. Raises `InvalidApiKey`."""
-        tenant = self.authentication.tenant(request)
+        tenant = await self.authentication.tenant(request)
         if tenant is None:
             return ""
         request[TENANT] = tenant
         return tenant.name
 
     async def _generate(self, request: web.Request, parse: Parser) -> web.StreamResponse:
-        name = self._authenticate(request)
+        name = await self._authenticate(request)
         with self.drain.request(name):
             asked = parse(await _read_json(request), self.model)
             if TENANT not in request:
-                request[TENANT] = self.authentication.named(asked.user)
+                request[TENANT] = await self.authentication.named(asked.user)
             tenant = request[TENANT]
             caller = Caller(tenant, request[REQUEST_ID], request.path, request[TIMING])
             fingerprint = f"fp_{self.fingerprint[:12]}"
@@ -183,8 +184,10 @@ class Api:
         # A request that aiohttp itself could not read has neither.
         response.headers["x-request-id"] = request.get(REQUEST_ID, "")
         if tenant := request.get(TENANT):
-            quota = self.generations.admission.quota(tenant, time.monotonic())
-            response.headers.update(rate_limit_headers(quota))
+            # Where the database is away, the answer is worth more than its headers.
+            with suppress(TenancyError):
+                quota = await self.generations.limiter.quota(tenant)
+                response.headers.update(rate_limit_headers(quota))
 
     def _model_card(self) -> dict[str, Any]:
         return {

@@ -10,7 +10,7 @@ import psutil
 from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.engine import Engine
 from control_plane.errors import GatewayError
-from control_plane.faas.gateway import Gateway
+from control_plane.faas.gateways import Gateways
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.faas.types import FunctionStatus
 from control_plane.memory import used_bytes
@@ -26,7 +26,7 @@ class StatusReporter:
 
     manifest: Manifest
     engine: Engine
-    gateway: Gateway
+    gateways: Gateways
     statistics: Mapping[str, FunctionStatistics]
     memory: Callable[[Collection[str] | None], MemoryUse]
     """Given the functions that take calls, or None where that is not known."""
@@ -40,17 +40,20 @@ class StatusReporter:
 
     async def _report(self) -> dict[str, Any]:
         deployed: dict[str, FunctionStatus] = {}
-        gateway_error = None
+        known = True
         try:
-            deployed = {function.name: function for function in await self.gateway.functions()}
-        except GatewayError as error:
-            gateway_error = str(error)
+            deployed = {function.name: function for function in await self.gateways.functions()}
+        except GatewayError:
+            known = False
         awake = [name for name, function in deployed.items() if function.available_replicas]
-        memory = self.memory(None if gateway_error else awake)
+        memory = self.memory(awake if known else None)
         return {
             "model": self.manifest.name,
             "fingerprint": self.manifest.fingerprint,
-            "gateway": {"url": str(self.gateway.url), "error": gateway_error},
+            "gateways": [
+                {"url": str(gateway.url), "error": self.gateways.problems.get(str(gateway.url))}
+                for gateway in self.gateways.all
+            ],
             "engine": asdict(self.engine.status()),
             "memory_bytes": used_bytes(),
             "memory": {**asdict(memory), "total": memory.total},
@@ -71,6 +74,7 @@ class StatusReporter:
         usage = deployed.usage if deployed else None
         return {
             "function": name,
+            "gateway": str(self.gateways.of(name).url),
             "deployed": deployed is not None,
             "replicas": deployed.replicas if deployed else 0,
             "available_replicas": deployed.available_replicas if deployed else 0,

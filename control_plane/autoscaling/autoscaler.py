@@ -22,7 +22,7 @@ from control_plane.autoscaling.policy import (
     to_wake,
 )
 from control_plane.errors import GatewayError
-from control_plane.faas.gateway import Gateway
+from control_plane.faas.gateways import Gateways
 from control_plane.faas.statistics import FunctionStatistics
 from functions.expert.wire import ResidencyReport
 
@@ -43,7 +43,7 @@ LIST_SECONDS = 10.0
 class Autoscaler:
     """One task; `prompted` is for whoever takes requests in."""
 
-    gateway: Gateway
+    gateway: Gateways
     statistics: Mapping[str, FunctionStatistics]
     footprint: Footprint
     budget: int | None
@@ -216,7 +216,8 @@ class Autoscaler:
         self._observer.refused_zero(name)
         if not self._refused:
             self._refused = True
-            logger.warning("%s does not scale to zero: idle functions drop their weights", self.gateway.url)
+            url = self.gateway.of(name).url
+            logger.warning("%s does not scale to zero: idle functions drop their weights", url)
         await self._release(name)
 
     async def _scale(self, name: str, replicas: int, what: str, seconds: float) -> bool:

@@ -10,7 +10,7 @@ import click
 
 from control_plane.cli.bench import bench
 from control_plane.cli.client import prompt, status
-from control_plane.cli.partition import partition, stack, verify
+from control_plane.cli.partition import image, partition, stack, verify
 from control_plane.cli.profile import profile
 from control_plane.cli.servers import deploy, gateway, serve, up
 from control_plane.cli.tenants import tenants
@@ -55,6 +55,7 @@ for command in (
     profile,
     verify,
     stack,
+    image,
     gateway,
     deploy,
     serve,

@@ -1,12 +1,12 @@
 """Options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from control_plane.config import LOG_LEVELS
+from control_plane.config import LOG_LEVELS, GatewayAccess, parse_url, read_credentials
 from control_plane.errors import ConfigError
 from control_plane.quantities import parse_bytes, parse_seconds
 
@@ -57,29 +57,47 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def gateway_options(command: Command) -> Command:
-    """Where the gateway is, and who we are there."""
+    """Where the gateways are, and who we are there: `gateway_access` makes one value of it."""
     options = [
         click.option(
             "--gateway",
-            "gateway_url",
-            default=DEFAULT_GATEWAY,
+            "gateway_urls",
+            multiple=True,
+            default=[DEFAULT_GATEWAY],
             envvar="OPENFAAS_URL",
             show_default=True,
             show_envvar=True,
-            help="Address of the OpenFaaS gateway.",
+            help="Address of the OpenFaaS gateway; given again, the functions are spread over several.",
         ),
         click.option(
             "--gateway-user", default="admin", show_default=True, help="User for the gateway's basic auth."
         ),
         click.option(
             "--gateway-password-file",
+            "gateway_password_files",
+            multiple=True,
             type=click.Path(dir_okay=False, path_type=Path),
-            help="File with the gateway's password; without it, calls go without basic auth.",
+            help="File with the gateway's password, one for all or one for each in their order; without it, "
+            "calls go without basic auth.",
         ),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def gateway_access(
+    gateway_urls: Sequence[str], gateway_user: str, gateway_password_files: Sequence[Path]
+) -> list[GatewayAccess]:
+    """What `gateway_options` have been given. Raises `ConfigError`."""
+    urls = [parse_url(url) for url in gateway_urls]
+    if len({url.origin() for url in urls}) < len(urls):
+        raise ConfigError("--gateway: the same address is there twice")
+    files: list[Path | None] = list(gateway_password_files) or [None]
+    if len(files) not in (1, len(urls)):
+        raise ConfigError(f"--gateway-password-file: {len(files)} files for {len(urls)} gateways")
+    credentials = [read_credentials(gateway_user, file) for file in files]
+    return [GatewayAccess(*each) for each in zip(urls, credentials * (len(urls) // len(files)), strict=True)]
 
 
 image_prefix_option = click.option(
@@ -90,12 +108,28 @@ image_prefix_option = click.option(
 )
 
 
+def whole_seconds(duration: float | None) -> int | None:
+    """One at least, since a function that ended at once would be of no use."""
+    return None if duration is None else max(1, round(duration))
+
+
+idle_exit_option = click.option(
+    "--idle-exit",
+    type=SECONDS,
+    metavar="DURATION",
+    help="Have a function's process end after so long without a call, for gateways that do not scale to zero "
+    "but start a function that has ended with its next call. Read docs/deploy-faasd.md on licences first.  "
+    "[default: never]",
+)
+
+
 def database_option(command: Command) -> Command:
     """Where tenants and usage are; None leaves it to the config file or the default."""
     return click.option(
         "--database",
-        metavar="FILE",
-        help="Where tenants and usage are.  [default: $FAASMOE_DATABASE, or "
+        metavar="FILE|URL",
+        help="Where tenants and usage are: a file, or a PostgreSQL database that several servers share "
+        "(postgresql://user@host/name).  [default: $FAASMOE_DATABASE, or "
         "faasmoe/faasmoe.db in $XDG_STATE_HOME or ~/.local/state]",
     )(command)
 

@@ -2,11 +2,20 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from control_plane.cli.options import COUNT, DEFAULT_GATEWAY, PARTITION, image_prefix_option
+from control_plane.cli.options import (
+    COUNT,
+    DEFAULT_GATEWAY,
+    PARTITION,
+    Listed,
+    idle_exit_option,
+    image_prefix_option,
+    whole_seconds,
+)
 from control_plane.cli.signals import sigterm_exits
 
 
@@ -117,7 +126,10 @@ def verify(partition: Path) -> None:
 )
 @click.option("--gateway", default=DEFAULT_GATEWAY, show_default=True, help="Gateway to name in the file.")
 @image_prefix_option
-def stack(partition: Path, output: Path | None, gateway: str, image_prefix: str) -> None:
+@idle_exit_option
+def stack(
+    partition: Path, output: Path | None, gateway: str, image_prefix: str, idle_exit: float | None
+) -> None:
     """Write the stack.yml with which faas-cli builds and deploys the PARTITION folder.
 
     With -o, what faas-cli needs beside it is written, too: template/faasmoe-expert, whose Dockerfile has one
@@ -129,10 +141,78 @@ def stack(partition: Path, output: Path | None, gateway: str, image_prefix: str)
 
     manifest = Manifest.load(partition)
     folder = output.absolute().parent if output else Path.cwd()
-    text = stack_yaml(manifest, gateway, f"./{os.path.relpath(partition, folder)}", image_prefix)
+    handler = f"./{os.path.relpath(partition, folder)}"
+    text = stack_yaml(manifest, gateway, handler, image_prefix, whole_seconds(idle_exit))
     if output is None:
         click.echo(text, nl=False)
         return
     write_template(manifest, folder)
     with click.open_file(str(output), "w", atomic=True) as file:
         file.write(text)
+
+
+@click.command()
+@click.argument("partition", type=PARTITION)
+@click.option(
+    "--base",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="What it stands on: a root file system with Python, as an OCI layout (a folder or a tar archive; "
+    "`skopeo copy docker://python:3.11-slim oci:base`) or as a plain tar archive.",
+)
+@click.option("--tag", metavar="NAME", help="Its name.  [default: the one that `deploy` and stack.yml have]")
+@click.option(
+    "--architecture",
+    "architectures",
+    type=Listed(str),
+    default=None,
+    help="amd64, arm64, or both with a comma between them.  [default: this machine's]",
+)
+@click.option(
+    "--wheels",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the wheels of numpy and httptools.  [default: pip downloads them]",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="image.tar",
+    show_default=True,
+    help="File to write.",
+)
+@image_prefix_option
+def image(
+    partition: Path,
+    base: Path,
+    tag: str | None,
+    architectures: Sequence[str] | None,
+    wheels: Path | None,
+    output: Path,
+    image_prefix: str,
+) -> None:
+    """Write the image of the PARTITION folder's functions, without a container daemon.
+
+    It is an OCI image layout in a tar archive: for `ctr images import`, or `skopeo copy oci-archive:image.tar
+    docker://...`. A layer for each expert block, so that a changed one moves no other; the same input gives
+    the same digest. For another architecture than this machine's, functions compute with NumPy.
+    """
+    from control_plane.image.archive import ImageSpec, built_kernel, write_image
+    from control_plane.image.packages import own_architecture
+    from control_plane.partition.manifest import Manifest
+
+    manifest = Manifest.load(partition)
+    own, kernel = own_architecture(), built_kernel()
+    if own is None and not architectures:
+        raise click.UsageError("no images are made for this machine's architecture: give --architecture")
+    spec = ImageSpec(
+        partition=partition,
+        base=base,
+        architectures=architectures or [own or ""],
+        tag=tag or image_prefix + manifest.image,
+        wheels=wheels,
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        kernels={own: kernel} if own and kernel else {},
+    )
+    digest = write_image(spec, output, click.echo)
+    click.echo(f"{output}: {spec.tag}, {digest}")

@@ -1,14 +1,23 @@
 """`faasmoe gateway`, `deploy`, `serve` and `up`: what runs."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from control_plane.cli.options import PARTITION, PORT, gateway_options, image_prefix_option, serve_options
+from control_plane.cli.options import (
+    PARTITION,
+    PORT,
+    gateway_access,
+    gateway_options,
+    idle_exit_option,
+    image_prefix_option,
+    serve_options,
+    whole_seconds,
+)
 from control_plane.cli.signals import serve_until_signal, sigterm_exits
 from control_plane.cli.tenants import opened_store
 
@@ -32,8 +41,20 @@ from control_plane.cli.tenants import opened_store
     show_default=True,
     help="Seconds without a call before a function goes to zero; it sees a busy one's calls every 10 s.",
 )
+@click.option(
+    "--emulate",
+    type=click.Choice(["faasd"]),
+    help="Behave as faasd's community edition: 15 functions, none of which goes to zero, status 500 while "
+    "one starts, bodies in chunks.",
+)
 def gateway(
-    partition: Path, host: str, port: int, user: str, password_file: Path | None, idle_after: float
+    partition: Path,
+    host: str,
+    port: int,
+    user: str,
+    password_file: Path | None,
+    idle_after: float,
+    emulate: str | None,
 ) -> None:
     """Run the embedded gateway: the OpenFaaS API over functions of the PARTITION folder, as processes.
 
@@ -42,34 +63,55 @@ def gateway(
     """
     from control_plane.config import read_credentials
     from control_plane.faas.embedded import embedded_gateway
+    from control_plane.faas.embedded.manners import EMULATED, OWN
 
     credentials = read_credentials(user, password_file)
-    serve_until_signal("gateway", embedded_gateway(partition, host, port, credentials, idle_after))
+    manners = EMULATED[emulate] if emulate else OWN
+    serve_until_signal("gateway", embedded_gateway(partition, host, port, credentials, idle_after, manners))
 
 
 @click.command()
 @click.argument("partition", type=PARTITION)
 @gateway_options
 @image_prefix_option
+@idle_exit_option
+@click.option("--prune", is_flag=True, help="Remove functions of this model that are not in the partition.")
+@click.option("--roll-back", is_flag=True, help="Change all back when something fails.")
 def deploy(
     partition: Path,
-    gateway_url: str,
+    gateway_urls: Sequence[str],
     gateway_user: str,
-    gateway_password_file: Path | None,
+    gateway_password_files: Sequence[Path],
     image_prefix: str,
+    idle_exit: float | None,
+    prune: bool,
+    roll_back: bool,
 ) -> None:
-    """Deploy the functions of the PARTITION folder to a gateway; again, and it updates them."""
-    from control_plane.config import parse_url, read_credentials
+    """Deploy the functions of the PARTITION folder to a gateway, or spread them over several.
+
+    Again, it updates those that have changed. Functions stay on the gateway that they are on.
+    """
     from control_plane.deployment import deploy_all
     from control_plane.faas.gateway import Gateway
     from control_plane.partition.manifest import Manifest
 
+    access = gateway_access(gateway_urls, gateway_user, gateway_password_files)
+
     async def run() -> None:
         manifest = Manifest.load(partition)
-        credentials = read_credentials(gateway_user, gateway_password_file)
-        async with Gateway.connect(parse_url(gateway_url), credentials) as client:
-            async for name in deploy_all(manifest, client, image_prefix):
-                click.echo(f"deployed {name}")
+        async with AsyncExitStack() as stack:
+            gateways = [await stack.enter_async_context(Gateway.connect(*each)) for each in access]
+            changes = deploy_all(
+                manifest,
+                gateways,
+                image_prefix,
+                idle_exit=whole_seconds(idle_exit),
+                prune=prune,
+                roll_back=roll_back,
+            )
+            async for change in changes:
+                where = f" on {change.gateway}" if len(gateways) > 1 else ""
+                click.echo(f"{change.done} {change.function}{where}")
 
     asyncio.run(run())
 
@@ -77,33 +119,36 @@ def deploy(
 @click.command()
 @click.argument("partition", type=PARTITION)
 @gateway_options
+@image_prefix_option
 @serve_options
 def serve(
     partition: Path,
-    gateway_url: str,
+    gateway_urls: Sequence[str],
     gateway_user: str,
-    gateway_password_file: Path | None,
+    gateway_password_files: Sequence[Path],
+    image_prefix: str,
     config_file: Path | None,
     **overrides: Any,
 ) -> None:
-    """Serve the model of the PARTITION folder, whose functions are deployed on a gateway.
+    """Serve the model of the PARTITION folder, whose functions are deployed on a gateway, or on several.
 
-    The API is OpenAI's, on http://HOST:PORT/v1. Clients need a tenant's key, of `faasmoe tenants add`.
+    The API is OpenAI's, on http://HOST:PORT/v1. Clients need a tenant's key, of `faasmoe tenants add`. Of
+    several gateways, one that is away for long has its functions deployed on the others.
     """
     from control_plane.app import control_plane
-    from control_plane.config import ServeConfig, parse_url, read_credentials
+    from control_plane.config import ServeConfig
     from control_plane.deployment import missing_functions
     from control_plane.logs import configure
+    from control_plane.partition.manifest import Manifest
 
-    config = ServeConfig.load(config_file, overrides)
+    config = ServeConfig.load(config_file, {**overrides, "image_prefix": image_prefix or None})
     configure(config.log_level)
-    credentials = read_credentials(gateway_user, gateway_password_file)
-    url = parse_url(gateway_url)
+    access = gateway_access(gateway_urls, gateway_user, gateway_password_files)
 
     @asynccontextmanager
     async def checked() -> AsyncIterator[object]:
-        async with control_plane(partition, config, url, credentials) as address:
-            if missing := await missing_functions(partition, url, credentials):
+        async with control_plane(partition, config, access) as address:
+            if missing := await missing_functions(Manifest.load(partition), access):
                 click.echo(f"not deployed yet: {', '.join(missing)}", err=True)
             if not config.open and not _has_tenants(config.database):
                 click.echo(
@@ -143,5 +188,5 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
 
 
 def _has_tenants(database: str) -> bool:
-    with opened_store(database) as store:
+    with opened_store(database or None, make=True) as store:
         return bool(store.list())

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from control_plane.cli.options import COUNT, Command, database_option
-from control_plane.config import database_path
+from control_plane.config import database_address
 from control_plane.errors import ConfigError
 from control_plane.tables import tenant_lines, tenant_object
 from control_plane.tenancy.database import check_exists
@@ -174,7 +174,7 @@ def opened_store(database: str | None, make: bool = False) -> Iterator[TenantSto
     """The store of an option, or the default one; where there is none, it is made or `ConfigError` raised."""
     if database == "":
         raise click.UsageError("--database: a file's name cannot be empty")
-    path = database_path(database or "")
+    path = database_address(database or "")
     if not make:
         check_exists(path)
     with TenantStore.open(path) as store:

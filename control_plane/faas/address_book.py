@@ -27,8 +27,6 @@ class AddressBook:
     gateway_interval: float
     """A gateway sees no direct call, and would take a busy function for an idle one: one call in this time
     goes through it."""
-    allow_loopback: bool = True
-    """Whether 127.0.0.1 is the functions' machine: behind a gateway elsewhere, it is not."""
     _entries: dict[str, _Entry] = field(default_factory=dict)
     _failures: dict[Address, _Failures] = field(default_factory=dict)
 
@@ -56,7 +54,7 @@ class AddressBook:
         """A call through the gateway was answered, by a function at this address."""
         failures = self._failures.get(address)
         avoided = failures is not None and now < failures.avoid_until
-        if not avoided and (self.allow_loopback or not address.is_loopback):
+        if not avoided:
             self._entries[function] = _Entry(address, now)
 
     def confirm(self, address: Address) -> None:

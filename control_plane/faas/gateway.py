@@ -1,7 +1,8 @@
 """A client of the OpenFaaS REST API, as faas-cli speaks it: to deploy, look and scale, not to invoke."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
@@ -10,12 +11,22 @@ from yarl import URL
 
 from control_plane.config import Credentials
 from control_plane.errors import FunctionNotFound, GatewayError, ProtocolError
+from control_plane.faas.connection import Address
 from control_plane.faas.json_fields import as_object, count
-from control_plane.faas.types import FunctionDeployment, FunctionStatus, ScaleServiceRequest
+from control_plane.faas.types import (
+    DeleteFunctionRequest,
+    FunctionDeployment,
+    FunctionStatus,
+    ScaleServiceRequest,
+)
 from control_plane.http import connection_problem
+from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
 from functions.expert.wire import ResidencyReport
 
 _REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
+_COMMUNITY = "-ce"
+"""How the names of the community editions' providers end."""
+HEALTH_SECONDS = 2.0
 _REFUSES_REPLICAS = frozenset({400, 403, 405, 409, 422, 501})
 
 
@@ -32,6 +43,8 @@ class Gateway:
 
     def __init__(self, url: URL, session: aiohttp.ClientSession) -> None:
         self.url = url
+        self.address = Address(url.host or "", url.port or 80)
+        """Where it listens."""
         self._session = session
 
     @classmethod
@@ -51,6 +64,33 @@ class Gateway:
             await self._request("PUT", "/system/functions", body)
         except FunctionNotFound:
             await self._request("POST", "/system/functions", body)
+
+    async def remove(self, function: str) -> None:
+        """Delete the function; one that is not there is no error."""
+        body = DeleteFunctionRequest(function).to_json()
+        with suppress(FunctionNotFound):
+            await self._request("DELETE", "/system/functions", body)
+
+    async def max_functions(self) -> int | None:
+        """How many functions its edition allows; None for as many as there is memory."""
+        try:
+            info = await self._request("GET", "/system/info")
+        except (FunctionNotFound, _Refusal):
+            # Not every provider tells about itself.
+            return None
+        provider = info.get("provider", "") if isinstance(info, dict) else ""
+        # A gateway tells of itself and of its provider; a provider by itself, of itself only.
+        name = provider.get("provider", "") if isinstance(provider, dict) else provider
+        return COMMUNITY_FUNCTIONS if str(name).endswith(_COMMUNITY) else None
+
+    async def answers(self) -> bool:
+        """Whether it is there and well."""
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                await self._request("GET", "/healthz")
+        except (GatewayError, TimeoutError):
+            return False
+        return True
 
     async def functions(self) -> list[FunctionStatus]:
         """All functions that are deployed."""

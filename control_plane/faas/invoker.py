@@ -64,9 +64,10 @@ class _Call:
 
 @dataclass
 class Invoker:
-    """Holds the connections to the gateway and to awake functions. Used by one thread, the engine's."""
+    """Holds the connections to gateways and to awake functions. Used by one thread, the engine's."""
 
-    gateway: Address
+    gateway_of: Callable[[str], Address]
+    """Tells behind which gateway a function is now."""
     policy: InvocationPolicy = field(default_factory=InvocationPolicy)
     statistics: defaultdict[str, FunctionStatistics] = field(init=False)
     usage: ExpertUsage = field(default_factory=ExpertUsage)
@@ -79,7 +80,7 @@ class Invoker:
 
     def __post_init__(self) -> None:
         self.statistics = defaultdict(FunctionStatistics)
-        self._addresses = AddressBook(self.policy.gateway_interval, self.gateway.is_loopback)
+        self._addresses = AddressBook(self.policy.gateway_interval)
 
     def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
         """Send one invocation to each function; the returned call waits for all answers.
@@ -104,6 +105,10 @@ class Invoker:
             address = self._addresses.awake(function)
             if address is not None:
                 self._advise(address, invocation)
+
+    def address_of(self, function: str) -> Address | None:
+        """Where the function was when it last answered, if that can be reached from here."""
+        return self._addresses.awake(function)
 
     def abort(self) -> None:
         """From another thread: make the wait in progress, and every later one, raise a `GatewayError`."""
@@ -181,7 +186,7 @@ class Invoker:
         call.direct = own is not None
         if self._aborted.is_set():
             raise ConnectionLost("aborted")
-        call.connection = self._connection(own or self.gateway, deadline)
+        call.connection = self._connection(own or self.gateway_of(call.function), deadline)
         # Only now: `abort` ends the waits of the connections that it sees, and of none that come later.
         if self._aborted.is_set():
             raise ConnectionLost("aborted")
@@ -218,14 +223,19 @@ class Invoker:
             return
         call.result = result
         if not call.direct:
-            self._addresses.learn(call.function, address, time.monotonic())
-            self._close_idle()
+            self._learn(call.function, address)
         elif call.connection:
             self._addresses.confirm(call.connection.address)
         sent = sum(len(part) for part in call.body)
         counted = self.statistics[call.function]
         self.usage += counted.record(call.invocation.layer, sent, len(answer.body), result)
         self._release(call)
+
+    def _learn(self, function: str, address: Address) -> None:
+        # Behind a gateway elsewhere, 127.0.0.1 is not this machine.
+        if self.gateway_of(function).is_loopback or not address.is_loopback:
+            self._addresses.learn(function, address, time.monotonic())
+        self._close_idle()
 
     def _refused(self, call: _Call, answer: Answer) -> None:
         code, message = _error_of(answer.body)
@@ -235,7 +245,8 @@ class Invoker:
             self._failed(call, FunctionUnavailable(text))
         elif answer.status == 404 and code != "unknown_expert":
             raise FunctionNotFound(
-                f"the gateway at {self.gateway} has no function {call.function}: deploy it first"
+                f"the gateway at {self.gateway_of(call.function)} has no function {call.function}: "
+                "deploy it first"
             )
         else:
             raise ProtocolError(text)
@@ -260,7 +271,7 @@ class Invoker:
 
     def _close_idle(self) -> None:
         """Hang up where functions have been: a function that slept is somewhere else when it wakes."""
-        awake = self._addresses.known() | {self.gateway}
+        awake = self._addresses.known() | {self.gateway_of(function) for function in self.statistics}
         for address in self._idle.keys() - awake:
             for connection in self._idle.pop(address):
                 connection.close()

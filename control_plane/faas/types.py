@@ -191,6 +191,9 @@ class DeleteFunctionRequest:
         fields = as_object(data, "delete request")
         return cls(function_name=text(fields, "functionName"), namespace=text(fields, "namespace"))
 
+    def to_json(self) -> dict[str, Any]:
+        return _filled(functionName=self.function_name, namespace=self.namespace)
+
 
 @dataclass(frozen=True)
 class Secret:

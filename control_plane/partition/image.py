@@ -98,7 +98,12 @@ def _write_sources(target: Path) -> None:
     shutil.copytree(own, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
 
 
+def required_packages() -> tuple[str, ...]:
+    """The names of what a function imports beside the standard library."""
+    return ("numpy", "httptools")
+
+
 def _requirements() -> str:
-    """What a function imports beside the standard library, as this package requires it."""
-    wanted = [name for name in requires("faasmoe") or [] if name.startswith(("numpy", "httptools"))]
+    """The same, as this package requires it."""
+    wanted = [name for name in requires("faasmoe") or [] if name.startswith(required_packages())]
     return " ".join(f'"{name}"' for name in wanted)

@@ -1,6 +1,10 @@
 """Decides which requests are let in. It has no clock: `now` is in seconds, and never goes back."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
 
 from control_plane.errors import Overloaded, QueueFull, QuotaExceeded
 from control_plane.tenancy.bucket import MINUTE, SLACK, Bucket, Charge
@@ -10,13 +14,16 @@ RETRY_SECONDS = 1.0
 """Where nobody knows when others end."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Ticket:
-    """A request that was let in, until it is released."""
+    """A request that was let in, until it is released. Two are the same when their ids are."""
 
-    tenant: str
-    sequences: int
-    tokens: int
+    tenant: str = field(compare=False)
+    sequences: int = field(compare=False)
+    tokens: int = field(compare=False)
+    expires: float = field(compare=False, default=math.inf)
+    """From when on nobody will release it any more: who let it in has crashed."""
+    id: str = field(default_factory=lambda: uuid4().hex)
 
 
 @dataclass(frozen=True)
@@ -36,8 +43,11 @@ class Quota:
     tokens: Allowance | None
 
 
+_TICKET = ("tenant", "sequences", "tokens", "expires", "id")
+
+
 @dataclass
-class _Account:
+class Account:
     """What is remembered of a tenant."""
 
     requests: Bucket | None = None
@@ -49,6 +59,37 @@ class _Account:
         self.requests = _resized(self.requests, limits.rpm, now)
         self.tokens = _resized(self.tokens, limits.tpm, now)
 
+    def to_json(self) -> dict[str, Any]:
+        """For a database; `from_json` reads it."""
+        buckets = {"requests": self.requests, "tokens": self.tokens}
+        return {
+            **{name: bucket.to_json() if bucket else None for name, bucket in buckets.items()},
+            "live": [
+                {
+                    **{name: getattr(ticket, name) for name in _TICKET},
+                    "charge": self.tokens.index(charge) if charge and self.tokens else None,
+                }
+                for ticket, charge in self.live.items()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any], now: float) -> "Account":
+        """What was written; tickets that have expired count as released, with all that they might use."""
+        requests, tokens = (Bucket.from_json(state[name]) for name in ("requests", "tokens"))
+        account = cls(requests, tokens)
+        # To settle one changes their order.
+        charges = list(tokens.charges) if tokens else []
+        for entry in state["live"]:
+            ticket = Ticket(**{name: entry[name] for name in _TICKET})
+            charge = None if entry["charge"] is None else charges[entry["charge"]]
+            if ticket.expires > now:
+                account.live[ticket] = charge
+                account.sequences += ticket.sequences
+            elif charge and tokens:
+                tokens.settle(charge, 0, now)
+        return account
+
     def is_fresh(self, now: float) -> bool:
         """Whether it is as a new one would be."""
         buckets = (self.requests, self.tokens)
@@ -58,17 +99,20 @@ class _Account:
 class Admission:
     """Holds all tenants to their limits, and the sequences that wait or run to bounds."""
 
-    def __init__(self, max_queued: int, max_queued_per_tenant: int) -> None:
+    def __init__(
+        self, max_queued: int, max_queued_per_tenant: int, accounts: dict[str, Account] | None = None
+    ) -> None:
+        """`accounts` by tenant are those to begin with."""
         self._max_queued = max_queued
         self._max_queued_per_tenant = max_queued_per_tenant
-        self._accounts: dict[str, _Account] = {}
-        self._live_sequences = 0
+        self.accounts = accounts or {}
+        self._live_sequences = sum(account.sequences for account in self.accounts.values())
         self._swept = 0.0
 
     @property
     def live_requests(self) -> int:
         """Requests that were let in and are not released."""
-        return sum(len(account.live) for account in self._accounts.values())
+        return sum(len(account.live) for account in self.accounts.values())
 
     @property
     def live_sequences(self) -> int:
@@ -78,26 +122,28 @@ class Admission:
     @property
     def remembered(self) -> int:
         """Tenants with something live, or with less than their whole quota a minute ago."""
-        return len(self._accounts)
+        return len(self.accounts)
 
-    def admit(self, tenant: Tenant, sequences: int, tokens: int, now: float) -> Ticket:
+    def admit(
+        self, tenant: Tenant, sequences: int, tokens: int, now: float, expires: float = math.inf
+    ) -> Ticket:
         """Let a request in that has that many sequences, and at most so many tokens of prompts and answers.
 
         Raises `QuotaExceeded`, `QueueFull` or `Overloaded`, and then has changed nothing.
         """
         self._forget_fresh(now)
         self._check_possible(tenant.limits, sequences, tokens)
-        account = self._accounts.get(tenant.name) or _Account()
+        account = self.accounts.get(tenant.name) or Account()
         account.set_limits(tenant.limits, now)
         _check_quotas(account, tenant.limits, tokens, now)
         self._check_queue(account, sequences)
-        ticket = Ticket(tenant.name, sequences, tokens)
+        ticket = Ticket(tenant.name, sequences, tokens, expires)
         if account.requests:
             account.requests.settle(account.requests.charge(1, now), 0, now)
         account.live[ticket] = account.tokens.charge(tokens, now) if account.tokens else None
         account.sequences += sequences
         self._live_sequences += sequences
-        self._accounts[tenant.name] = account
+        self.accounts[tenant.name] = account
         return ticket
 
     def release(self, ticket: Ticket, used_tokens: int, now: float) -> None:
@@ -105,7 +151,7 @@ class Admission:
 
         Again, for the same one, it does nothing.
         """
-        account = self._accounts.get(ticket.tenant)
+        account = self.accounts.get(ticket.tenant)
         if account is None or ticket not in account.live:
             return
         charge = account.live.pop(ticket)
@@ -114,11 +160,11 @@ class Admission:
         account.sequences -= ticket.sequences
         self._live_sequences -= ticket.sequences
         if account.is_fresh(now):
-            del self._accounts[ticket.tenant]
+            del self.accounts[ticket.tenant]
 
     def quota(self, tenant: Tenant, now: float) -> Quota:
         """What the tenant may still ask for."""
-        account = self._accounts.get(tenant.name) or _Account()
+        account = self.accounts.get(tenant.name) or Account()
         return Quota(
             _allowance(account.requests, tenant.limits.rpm, now),
             _allowance(account.tokens, tenant.limits.tpm, now),
@@ -141,7 +187,7 @@ class Admission:
                 f"the request has {sequences} sequences, and the server takes {self._max_queued}", None
             )
 
-    def _check_queue(self, account: _Account, sequences: int) -> None:
+    def _check_queue(self, account: Account, sequences: int) -> None:
         if account.sequences + sequences > self._max_queued_per_tenant:
             raise QueueFull(
                 f"the tenant has {account.sequences} sequences waiting or running, and "
@@ -155,12 +201,12 @@ class Admission:
         """Once a minute, in which every bucket fills up."""
         if now - self._swept >= MINUTE:
             self._swept = now
-            self._accounts = {
-                name: account for name, account in self._accounts.items() if not account.is_fresh(now)
+            self.accounts = {
+                name: account for name, account in self.accounts.items() if not account.is_fresh(now)
             }
 
 
-def _check_quotas(account: _Account, limits: Limits, tokens: int, now: float) -> None:
+def _check_quotas(account: Account, limits: Limits, tokens: int, now: float) -> None:
     if limits.max_concurrency is not None and len(account.live) >= limits.max_concurrency:
         raise QuotaExceeded(f"the limit is {limits.max_concurrency} requests at once", RETRY_SECONDS)
     if account.requests and (wait := account.requests.wait(1, now)):

@@ -1,6 +1,8 @@
 """A limit per minute, as a token bucket (https://en.wikipedia.org/wiki/Token_bucket)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 MINUTE = 60.0
 
@@ -26,8 +28,26 @@ class Bucket:
 
     def __init__(self, capacity: int, now: float) -> None:
         self.capacity = capacity
-        self._charges: list[Charge] = []
+        self.charges: list[Charge] = []
         self._at = now
+
+    def to_json(self) -> dict[str, Any]:
+        """For a database; `from_json` reads it."""
+        charges = [[charge.amount, charge.settled] for charge in self.charges]
+        return {"capacity": self.capacity, "at": self._at, "charges": charges}
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any] | None) -> "Bucket | None":
+        """What was written, if there was one."""
+        if state is None:
+            return None
+        bucket = cls(state["capacity"], state["at"])
+        bucket.charges = [Charge(amount, settled) for amount, settled in state["charges"]]
+        return bucket
+
+    def index(self, charge: Charge) -> int | None:
+        """Which of its charges that is; None for one that it has settled."""
+        return next((number for number, own in enumerate(self.charges) if own is charge), None)
 
     def resize(self, capacity: int, now: float) -> None:
         """Change the limit, from now on."""
@@ -37,7 +57,7 @@ class Bucket:
 
     def used(self, now: float) -> float:
         """How much is missing."""
-        return max(0.0, sum(charge.amount for charge in self._charges) - self._refilled(now))
+        return max(0.0, sum(charge.amount for charge in self.charges) - self._refilled(now))
 
     def wait(self, amount: int, now: float) -> float:
         """Seconds until the amount can be taken, if nobody else takes any; no more than the capacity."""
@@ -48,7 +68,7 @@ class Bucket:
         """Take the amount, for which there must be no wait."""
         self._advance(now)
         charge = Charge(float(amount))
-        self._charges.append(charge)
+        self.charges.append(charge)
         return charge
 
     def settle(self, charge: Charge, unused: int, now: float) -> None:
@@ -69,7 +89,7 @@ class Bucket:
         return max(0.0, now - self._at) * self.capacity / MINUTE
 
     def _refill(self, amount: float) -> None:
-        for charge in self._charges:
+        for charge in self.charges:
             step = min(charge.amount, max(0.0, amount))
             charge.amount -= step
             amount -= step
@@ -78,10 +98,10 @@ class Bucket:
     def _merge(self) -> None:
         """Keep no more charges than are open, and one between any two of those."""
         merged: list[Charge] = []
-        for charge in self._charges:
+        for charge in self.charges:
             if charge.settled and merged and merged[-1].settled:
                 charge.amount += merged.pop().amount
             # One that is not settled may turn out to have been larger.
             if charge.amount or not charge.settled:
                 merged.append(charge)
-        self._charges = merged
+        self.charges = merged

@@ -1,25 +1,104 @@
-"""Opens the SQLite file that the tenants are in."""
+"""Where tenants are: a SQLite file, or a PostgreSQL database that several control planes share."""
 
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from control_plane.errors import ConfigError
+from control_plane.errors import ConfigError, TenancyError
 from control_plane.tenancy.migrations import APPLICATION_ID, MIGRATIONS
 
 BUSY_SECONDS = 5.0
-"""How long to wait for another process that writes."""
+"""How long to wait for another process that writes, or for a database elsewhere."""
+POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+
+
+class Duplicate(TenancyError):
+    """What was to be written is there already, under another name."""
+
+
+class Database(Protocol):
+    """One connection, for the thread that has opened it. All methods raise `TenancyError`.
+
+    Statements have question marks for their values.
+    """
+
+    def select(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
+        """All rows."""
+
+    def change(self, statement: str, *rows: Sequence[Any]) -> int:
+        """Run it for each row of values; returns how many rows of the database it has changed."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All that is written inside, or nothing when it raises; nobody else writes meanwhile."""
+
+
+def is_postgres(address: Path | str) -> bool:
+    """Whether that is a PostgreSQL database's URL, and not a file's name."""
+    return isinstance(address, str) and address.startswith(POSTGRES_SCHEMES)
 
 
 @contextmanager
-def connected(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection for this thread; the file is made where there is none, and brought up to date.
+def opened(address: Path | str) -> Iterator[Database]:
+    """The database, brought up to date; a file is made where there is none, for its owner only.
 
-    Raises `ConfigError` for a file that is no such database, is a newer one, or cannot be written.
+    Raises `ConfigError` for what is no such database, or a newer one, or cannot be written or reached.
     """
+    if is_postgres(address):
+        # Only who has one needs the driver.
+        try:
+            from control_plane.tenancy.postgres import PostgresDatabase
+        except ModuleNotFoundError as error:
+            raise ConfigError("PostgreSQL needs the package psycopg (faasmoe's extra postgres)") from error
+
+        with PostgresDatabase.open(str(address)) as database:
+            yield database
+        return
+    path = Path(address)
+    with _connected(path) as connection:
+        yield SqliteDatabase(connection, path)
+
+
+@dataclass(frozen=True)
+class SqliteDatabase:
+    """Other processes may have the same file open."""
+
+    connection: sqlite3.Connection
+    path: Path
+
+    def select(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
+        """As every database's."""
+        with self._told():
+            return self.connection.execute(statement, values).fetchall()
+
+    def change(self, statement: str, *rows: Sequence[Any]) -> int:
+        """As every database's."""
+        with self._told():
+            return self.connection.executemany(statement, rows).rowcount
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """As every database's."""
+        with self._told(), _transaction(self.connection):
+            yield
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except sqlite3.IntegrityError as error:
+            raise Duplicate(f"the database {self.path}: {error}") from error
+        except sqlite3.Error as error:
+            raise TenancyError(f"the database {self.path}: {error}") from error
+
+
+@contextmanager
+def _connected(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make(path)
@@ -39,8 +118,11 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def check_exists(path: Path) -> None:
+def check_exists(address: Path | str) -> None:
     """Raises `ConfigError` where there is no file."""
+    if is_postgres(address):
+        return
+    path = Path(address)
     try:
         path.stat()
     except (OSError, ValueError) as error:
@@ -64,8 +146,7 @@ def _make(path: Path) -> None:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is written inside, or nothing when it raises."""
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -91,11 +172,12 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     while (version := _version(connection)) < len(MIGRATIONS):
-        with transaction(connection):
+        with _transaction(connection):
             # Another process may have been faster.
             if _version(connection) == version:
                 for statement in MIGRATIONS[version]:
                     connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {version + 1}")
 
 

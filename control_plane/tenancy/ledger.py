@@ -3,12 +3,11 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from control_plane.errors import TenancyError
-from control_plane.tenancy.store import TenantStore
+from control_plane.tenancy.store_thread import StoreThread
 from control_plane.tenancy.usage import Booking
 
 RETRY_AFTER_SECONDS = (0.05, 0.2, 0.8)
@@ -18,32 +17,26 @@ _logger = logging.getLogger(__name__)
 
 
 class Ledger:
-    """Writes bookings with a store and a thread of its own."""
+    """Writes bookings with a store of its own."""
 
-    def __init__(self, store: TenantStore, thread: ThreadPoolExecutor) -> None:
-        self._store = store
+    def __init__(self, thread: StoreThread) -> None:
         self._thread = thread
         self._waiting: list[tuple[Booking, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path) -> AsyncIterator["Ledger"]:
+    async def open(cls, address: Path | str) -> AsyncIterator["Ledger"]:
         """A ledger over a database; all that it was given is written when the context ends.
 
         Raises `ConfigError` for a database that cannot be opened.
         """
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "ledger") as thread:
-            # SQLite's connections stay in the thread that has opened them.
-            stack = ExitStack()
-            store = await loop.run_in_executor(thread, stack.enter_context, TenantStore.open(path))
-            ledger = cls(store, thread)
+        async with StoreThread.open(address, "ledger") as thread:
+            ledger = cls(thread)
             try:
                 yield ledger
             finally:
                 await ledger._flush()
-                await loop.run_in_executor(thread, stack.close)
 
     async def book(self, booking: Booking) -> None:
         """Returns when the booking is committed; also without being waited for, it will be.
@@ -85,11 +78,10 @@ class Ledger:
 
     async def _write(self, bookings: Sequence[Booking]) -> str | None:
         """What kept the bookings from being written, also in the last attempt; None when they are."""
-        loop = asyncio.get_running_loop()
         pauses = iter(RETRY_AFTER_SECONDS)
         while True:
             try:
-                await loop.run_in_executor(self._thread, self._store.book, bookings)
+                await self._thread.run(lambda store: store.book(bookings))
                 return None
             except TenancyError as error:
                 pause = next(pauses, None)

@@ -1,4 +1,7 @@
-"""How the database came to be what it is: each step once, in this order, never changed after a release."""
+"""How the database came to be what it is: each step once, in this order, never changed after a release.
+
+Statements are SQLite's; `postgres` makes PostgreSQL's of them.
+"""
 
 APPLICATION_ID = 0x6D6F6531
 """Marks a SQLite file as ours, in its header."""
@@ -32,7 +35,24 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (tenant, minute)
         ) STRICT, WITHOUT ROWID
         """,
-        f"PRAGMA application_id = {APPLICATION_ID}",
+    ),
+    (
+        # What is remembered of tenants' limits where several control planes hold them together.
+        """
+        CREATE TABLE accounts (
+            tenant TEXT PRIMARY KEY,
+            state TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
     ),
 )
-"""Statements that run in one transaction; the database's user_version is how many of these it has seen."""
+"""Statements that run in one transaction; the database's version is how many of these it has seen."""
+
+_TYPES = {"INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION", "BLOB": "BYTEA", ") STRICT, WITHOUT ROWID": ")"}
+
+
+def postgres(statement: str) -> str:
+    """The same for PostgreSQL."""
+    for theirs, ours in _TYPES.items():
+        statement = statement.replace(theirs, ours)
+    return statement

@@ -1,7 +1,6 @@
-"""Tenants and their usage, in SQLite: all of the SQL is here and in migrations.py."""
+"""Tenants and their usage, in a database: all of the SQL is here and in migrations.py."""
 
 import hmac
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.errors import InvalidApiKey, TenancyError, UnknownTenant
-from control_plane.tenancy.database import connected, transaction
+from control_plane.tenancy.database import Database, Duplicate, opened
 from control_plane.tenancy.declared import DeclaredTenant
 from control_plane.tenancy.keys import checked_key, hash_key, new_key
 from control_plane.tenancy.tenants import Limits, Tenant
@@ -29,33 +28,32 @@ class TenantStore:
     however it ends. Methods raise `TenancyError` when the database cannot be read or written.
     """
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._connection = connection
-        self._path = path
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path) -> Iterator["TenantStore"]:
-        """The store in a file; where there is none it is made, for its owner only.
+    def open(cls, address: Path | str) -> Iterator["TenantStore"]:
+        """The store in a file, which is made where there is none, for its owner only; or at PostgreSQL's URL.
 
-        Raises `ConfigError` for a file that is no such database, or a newer one, or cannot be written.
+        Raises `ConfigError` for what is no such database, or a newer one, or cannot be written or reached.
         """
-        with connected(path) as connection:
-            yield cls(connection, path)
+        with opened(address) as database:
+            yield cls(database)
 
     def add(self, name: str, limits: Limits, operator: bool, key: str | None = None) -> str:
         """A new tenant; returns its key, which cannot be read again. Raises `TenancyError` if it exists."""
         tenant = Tenant(name, limits, operator, time.time())
         key = new_key() if key is None else checked_key(key)
-        with self._transaction():
-            if self._select("SELECT 1 FROM tenants WHERE name = ?", (name,)):
+        with self.database.transaction():
+            if self.database.select("SELECT 1 FROM tenants WHERE name = ?", (name,)):
                 raise TenancyError(f"there is a tenant {name} already")
             self._insert(tenant, key)
         return key
 
     def get(self, name: str) -> Tenant:
         """Raises `UnknownTenant`."""
-        for row in self._select(f"SELECT {_TENANT} FROM tenants WHERE name = ?", (name,)):
+        for row in self.database.select(f"SELECT {_TENANT} FROM tenants WHERE name = ?", (name,)):
             return _tenant(row)
         raise UnknownTenant(_unknown(name))
 
@@ -64,7 +62,7 @@ class TenantStore:
         self._change(
             """UPDATE tenants SET weight = ?, rpm = ?, tpm = ?, max_concurrency = ?, max_context = ?,
             max_output = ?, operator = ? WHERE name = ?""",
-            (*_columns(limits), operator, name),
+            (*_columns(limits), int(operator), name),
             name,
         )
 
@@ -81,16 +79,17 @@ class TenantStore:
     def authenticate(self, key: str) -> Tenant:
         """Whose key it is. Raises `InvalidApiKey`."""
         hashed = hash_key(key)
-        for found, *row in self._select(
+        found_rows = self.database.select(
             f"SELECT key_hash, {_TENANT} FROM tenants WHERE key_hash = ?", (hashed,)
-        ):
-            if hmac.compare_digest(found, hashed):
+        )
+        for found, *row in found_rows:
+            if hmac.compare_digest(bytes(found), hashed):
                 return _tenant(row)
         raise InvalidApiKey("there is no tenant with this API key")
 
     def declare(self, tenants: Sequence[DeclaredTenant]) -> None:
         """Add or update the tenants of the config file; others stay, and so do keys that it does not have."""
-        with self._transaction():
+        with self.database.transaction():
             for declared in tenants:
                 self._insert(
                     Tenant(declared.name, declared.limits, declared.operator, time.time()), declared.key
@@ -98,15 +97,16 @@ class TenantStore:
 
     def book(self, bookings: Sequence[Booking]) -> None:
         """Add to the tenants' usage: all of it, or nothing when it raises."""
-        with self._transaction():
-            self._connection.executemany(
-                """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
-                requests = requests + excluded.requests,
-                prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-                generated_tokens = generated_tokens + excluded.generated_tokens,
-                expert_microinvocations = expert_microinvocations + excluded.expert_microinvocations,
-                expert_nanoseconds = expert_nanoseconds + excluded.expert_nanoseconds""",
-                [_account(booking) for booking in bookings],
+        with self.database.transaction():
+            self.database.change(
+                """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, minute) DO UPDATE SET
+                requests = usage.requests + excluded.requests,
+                prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
+                generated_tokens = usage.generated_tokens + excluded.generated_tokens,
+                expert_microinvocations =
+                    usage.expert_microinvocations + excluded.expert_microinvocations,
+                expert_nanoseconds = usage.expert_nanoseconds + excluded.expert_nanoseconds""",
+                *(_account(booking) for booking in bookings),
             )
 
     def usage(self, tenant: str | None, since: float | None) -> Sequence[Usage]:
@@ -114,64 +114,52 @@ class TenantStore:
 
         Removed tenants are among them, and those that have used nothing are not.
         """
-        rows = self._select(
-            """SELECT tenant, sum(requests), sum(prompt_tokens), sum(generated_tokens),
-            sum(expert_microinvocations), sum(expert_nanoseconds) FROM usage
-            WHERE (?1 IS NULL OR tenant = ?1) AND (?2 IS NULL OR minute >= ?2)
+        wanted: dict[str, Any] = {}
+        if tenant is not None:
+            wanted["tenant = ?"] = tenant
+        if since is not None:
+            wanted["minute >= ?"] = _minute(since)
+        where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
+        rows = self.database.select(
+            f"""SELECT tenant, sum(requests), sum(prompt_tokens), sum(generated_tokens),
+            sum(expert_microinvocations), sum(expert_nanoseconds) FROM usage {where}
             GROUP BY tenant ORDER BY tenant""",
-            (tenant, None if since is None else _minute(since)),
+            tuple(wanted.values()),
         )
         return [
-            Usage(name, requests, prompt, generated, micro / MICRO, nano / NANO)
+            Usage(name, int(requests), int(prompt), int(generated), int(micro) / MICRO, int(nano) / NANO)
             for name, requests, prompt, generated, micro, nano in rows
         ]
 
     def list(self) -> Sequence[Tenant]:
         """All tenants, sorted by name."""
-        return [_tenant(row) for row in self._select(f"SELECT {_TENANT} FROM tenants ORDER BY name", ())]
+        return [_tenant(row) for row in self.database.select(f"SELECT {_TENANT} FROM tenants ORDER BY name")]
 
     def _insert(self, tenant: Tenant, key: str | None) -> None:
         """A tenant, or what is new of it; without a key it keeps the one that it has."""
         try:
-            self._connection.execute(
+            self.database.change(
                 f"""INSERT INTO tenants ({_TENANT}, key_hash)
                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
                 weight = excluded.weight, rpm = excluded.rpm, tpm = excluded.tpm,
                 max_concurrency = excluded.max_concurrency, max_context = excluded.max_context,
                 max_output = excluded.max_output, operator = excluded.operator,
-                key_hash = coalesce(excluded.key_hash, key_hash)""",
+                key_hash = coalesce(excluded.key_hash, tenants.key_hash)""",
                 (
                     tenant.name,
                     *_columns(tenant.limits),
-                    tenant.operator,
+                    int(tenant.operator),
                     tenant.created,
                     None if key is None else hash_key(key),
                 ),
             )
-        except sqlite3.IntegrityError as error:
+        except Duplicate as error:
             raise TenancyError(f"tenant {tenant.name}: its key belongs to another tenant") from error
 
     def _change(self, statement: str, values: tuple[Any, ...], name: str) -> None:
-        with self._transaction():
-            if self._connection.execute(statement, values).rowcount == 0:
+        with self.database.transaction():
+            if self.database.change(statement, values) == 0:
                 raise UnknownTenant(_unknown(name))
-
-    def _select(self, statement: str, values: tuple[Any, ...]) -> Sequence[Any]:
-        with self._told():
-            return self._connection.execute(statement, values).fetchall()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._told(), transaction(self._connection):
-            yield
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """SQLite's errors as ours."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise TenancyError(f"the database {self._path}: {error}") from error
 
 
 def _columns(limits: Limits) -> tuple[Any, ...]:

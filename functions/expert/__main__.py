@@ -6,6 +6,8 @@ FAASMOE_HOST        the address to bind (default: 127.0.0.1; the image sets 0.0.
 FAASMOE_PORT        the port to bind (default: 8080)
 FAASMOE_THREADS     compute threads of one invocation, 64 at most (default: the cores, shared with the
                     other functions of its layers)
+FAASMOE_IDLE_EXIT   seconds without an invocation after which the process ends, for gateways that start one
+                    again with the next call (default: never)
 FAASMOE_LISTEN_FD   a listening socket inherited from a supervisor, instead of host and port; the function
                     then also ends when its standard input does, so that it never outlives the supervisor
 """
@@ -16,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,7 @@ class Settings:
     port: int
     threads: int | None
     listen_fd: int | None
+    idle_exit: int | None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
@@ -55,6 +59,7 @@ class Settings:
             port=_number(environment, "FAASMOE_PORT", 65535) or 8080,
             threads=_number(environment, "FAASMOE_THREADS", MAX_THREADS),
             listen_fd=_number(environment, "FAASMOE_LISTEN_FD", 1 << 30),
+            idle_exit=_number(environment, "FAASMOE_IDLE_EXIT", 1 << 30),
         )
 
     def listener(self) -> socket.socket:
@@ -93,18 +98,20 @@ def main() -> int:
     serving = threading.Thread(target=server.serve, args=(DRAIN_SECONDS,), daemon=True)
     serving.start()
     try:
-        function.block = ExpertBlock.open(
-            settings.partition, settings.function, load_kernel(), settings.threads
-        )
+        block = ExpertBlock.open(settings.partition, settings.function, load_kernel(), settings.threads)
     except BlockError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1
-    server.leaves_client_core = function.block.fits_beside_client
+    function.opened(block)
+    server.leaves_client_core = block.fits_beside_client
     print(
-        f"serving {settings.function} with the {function.block.kernel.name} kernel, "
-        f"{function.block.threads} threads, {function.block.num_experts} experts",
+        f"serving {settings.function} with the {block.kernel.name} kernel, "
+        f"{block.threads} threads, {block.num_experts} experts",
         flush=True,
     )
+    if settings.idle_exit is not None:
+        arguments = (function, server, settings.idle_exit)
+        threading.Thread(target=_end_when_idle, args=arguments, daemon=True).start()
     serving.join()
     return 0
 
@@ -125,6 +132,13 @@ def _stop_at_signals(server: HttpServer) -> None:
 
 def _stop_after_byte(pipe: int, server: HttpServer) -> None:
     os.read(pipe, 1)
+    server.stop()
+
+
+def _end_when_idle(function: ExpertFunction, server: HttpServer, seconds: float) -> None:
+    while (left := seconds - function.idle_seconds) > 0:
+        time.sleep(left)
+    print(f"ending after {seconds:g} s without an invocation", flush=True)
     server.stop()
 
 

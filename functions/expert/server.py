@@ -37,6 +37,7 @@ class ExpertFunction:
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
     counters: Counters = field(default_factory=Counters)
     _in_flight: int = 0
+    _used_at: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, request: Request) -> Response:
@@ -56,6 +57,18 @@ class ExpertFunction:
         if request.method != "POST":
             return Response.error(405, "method_not_allowed", "invoke with POST")
         return self._invoke(request)
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since the last invocation began, or the process; 0 while one is in flight."""
+        with self._lock:
+            return 0.0 if self._in_flight else time.monotonic() - self._used_at
+
+    def opened(self, block: ExpertBlock) -> None:
+        """The function can answer from now on; until then it was not idle."""
+        with self._lock:
+            self.block = block
+            self._used_at = time.monotonic()
 
     def _ready(self) -> Response:
         if self.block is None:
@@ -123,11 +136,13 @@ class ExpertFunction:
             if self._in_flight >= self.max_in_flight:
                 return False
             self._in_flight += 1
+            self._used_at = time.monotonic()
             return True
 
     def _leave(self) -> None:
         with self._lock:
             self._in_flight -= 1
+            self._used_at = time.monotonic()
 
     def _refuse(self, status: int, code: str, message: str) -> Response:
         with self._lock:

@@ -1,6 +1,7 @@
 """Passes a call on to a function and its answer back, as the bytes come."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final
 
 import aiohttp
@@ -12,6 +13,7 @@ from control_plane.errors import FunctionUnavailable, GatewayError, InvocationTi
 from control_plane.faas.embedded.function_process import FunctionProcess
 from control_plane.faas.embedded.gateway_errors import invocation_error
 from control_plane.faas.embedded.local_provider import LocalProvider
+from control_plane.faas.embedded.manners import Manners
 
 # RFC 9110, section 7.6.1. Host is the function's own, and the gateway's server has answered Expect.
 _HOP_BY_HOP: Final = frozenset(
@@ -45,10 +47,10 @@ class FunctionProxy:
         self._session = session
 
     @staticmethod
-    def client_session() -> aiohttp.ClientSession:
+    def client_session(manners: Manners) -> aiohttp.ClientSession:
         """A client that adds nothing of its own to what it passes on."""
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=manners.keep_alive_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_ADDED_BY_CLIENT,
             auto_decompress=False,
@@ -62,6 +64,8 @@ class FunctionProxy:
         """
         if (request.content_length or 0) > request.client_max_size:
             return _too_large(request)
+        if not self._provider.manners.waits_for_start:
+            return await self._call_at_once(request, name)
         async with self._provider.lease(name) as process:
             try:
                 return await self._forward(request, name, process)
@@ -70,6 +74,17 @@ class FunctionProxy:
                 await process.wait_ended(_DEATH_NOTICE_S)
         async with self._provider.lease(name) as process:
             return await self._forward(request, name, process)
+
+    async def _call_at_once(self, request: web.Request, name: str) -> web.StreamResponse:
+        """Answer 500 unless the function takes calls right now; it is started, for the next one."""
+        try:
+            self._provider.peek(name)
+            async with self._provider.lease(name) as process:
+                return await self._forward(request, name, process)
+        except FunctionUnavailable as error:
+            with suppress(FunctionUnavailable):
+                self._provider.wake(name)
+            return invocation_error(500, "function_starting", str(error))
 
     async def probe(self, request: web.Request, name: str) -> web.StreamResponse:
         """Answer what is no invocation, for a function that runs; raises FunctionUnavailable if none does."""
@@ -81,7 +96,7 @@ class FunctionProxy:
             async with self._session.request(
                 request.method,
                 URL(process.url + _path_within(request), encoded=True),
-                headers=_forwarded_headers(request),
+                headers=_forwarded_headers(request, self._provider.manners),
                 data=_limited_body(request) if request.can_read_body else None,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=deadline),
@@ -132,8 +147,10 @@ def _path_within(request: web.Request) -> str:
     return rest if rest.startswith("/") else "/" + rest
 
 
-def _forwarded_headers(request: web.Request) -> CIMultiDict[str]:
+def _forwarded_headers(request: web.Request, manners: Manners) -> CIMultiDict[str]:
     headers = _end_to_end(request.headers)
+    if not manners.passes_length:
+        headers.popall("Content-Length", None)
     headers.setdefault("X-Forwarded-Host", request.host)
     headers.setdefault("X-Forwarded-For", request.remote or "")
     return headers

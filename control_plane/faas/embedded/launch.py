@@ -14,18 +14,31 @@ from control_plane.config import Credentials
 from control_plane.faas.embedded.local_gateway import create_app
 from control_plane.faas.embedded.local_image import LocalImage
 from control_plane.faas.embedded.local_provider import LocalProvider
+from control_plane.faas.embedded.manners import OWN, Manners
 from control_plane.faas.embedded.secret_store import SecretStore
 from control_plane.http import serving
 from control_plane.partition.manifest import Manifest
-from control_plane.partition.stack import FUNCTION_VARIABLE
+from control_plane.partition.stack import FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE
 
-SETTINGS = (FUNCTION_VARIABLE, "FAASMOE_THREADS", "FAASMOE_PARTITION", "FAASMOE_HOST", "FAASMOE_PORT")
+SETTINGS = (
+    FUNCTION_VARIABLE,
+    IDLE_EXIT_VARIABLE,
+    "FAASMOE_THREADS",
+    "FAASMOE_PARTITION",
+    "FAASMOE_HOST",
+    "FAASMOE_PORT",
+)
 """What `functions.expert` reads; the last three mean nothing here, but a stack file may have them."""
 
 
 @asynccontextmanager
 async def embedded_gateway(
-    partition: Path, host: str, port: int, credentials: Credentials | None, idle_after: float
+    partition: Path,
+    host: str,
+    port: int,
+    credentials: Credentials | None,
+    idle_after: float,
+    manners: Manners = OWN,
 ) -> AsyncIterator[URL]:
     """Run a gateway whose one image is the partition's; yields its address. No process outlives it.
 
@@ -42,7 +55,7 @@ async def embedded_gateway(
     )
     # Made with the first secret: a gateway that has none leaves nothing behind, however it ends.
     folder = Path(tempfile.gettempdir()) / f"faasmoe-secrets-{secrets.token_hex(16)}"
-    provider = LocalProvider(image, SecretStore(folder), idle_after)
+    provider = LocalProvider(image, SecretStore(folder), idle_after, manners=manners)
     try:
         async with serving(create_app(provider, credentials), host, port) as url:
             yield url

@@ -88,6 +88,12 @@ class LocalFunction:
         elif self.process is None:
             self._start()
 
+    def wake(self) -> None:
+        """Begin to start a process if there is none; raises as a call does that would wait for it."""
+        if self.process is None:
+            self._check_may_start()
+            self._start()
+
     def update(self, deployment: FunctionDeployment, scaling: ScalingLabels) -> None:
         """Take on a new specification; a process that ran by another one is replaced."""
         if deployment != self._deployment:

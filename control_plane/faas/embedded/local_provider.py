@@ -12,6 +12,7 @@ from control_plane.faas.embedded.function_process import DEFAULT_TIMEOUTS, Funct
 from control_plane.faas.embedded.function_starter import FunctionStarter
 from control_plane.faas.embedded.local_function import LocalFunction
 from control_plane.faas.embedded.local_image import LocalImage
+from control_plane.faas.embedded.manners import OWN, Manners
 from control_plane.faas.embedded.scaling_labels import ScalingLabels, check_replicas
 from control_plane.faas.embedded.secret_store import SecretStore
 from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
@@ -32,6 +33,7 @@ class LocalProvider:
         idle_after: seconds without a call after which a function that may scale to zero does,
             unless its label com.openfaas.scale.zero-duration says otherwise.
         timeouts: the deadlines of all functions.
+        manners: what is done as another gateway does it.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class LocalProvider:
         secrets: SecretStore,
         idle_after: float = DEFAULT_IDLE_AFTER_S,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        manners: Manners = OWN,
     ) -> None:
         self.secrets = secrets
         self.timeouts = timeouts
+        self.manners = manners
         self._image = image
         self._idle_after = idle_after
         self._starter = FunctionStarter(image, secrets, timeouts)
@@ -68,6 +72,8 @@ class LocalProvider:
         async with self._deploying:
             if deployment.service in self._functions:
                 raise ConfigError(f"function {deployment.service} exists already")
+            if len(self._functions) == self.manners.max_functions:
+                raise ConfigError(f"this edition allows {self.manners.max_functions} functions")
             scaling = await self._check(deployment)
             deployment = replace(deployment, namespace=DEFAULT_NAMESPACE)
             self._functions[deployment.service] = LocalFunction(deployment, scaling, self._starter)
@@ -92,9 +98,18 @@ class LocalProvider:
         Raises FunctionNotFound, and ConfigError for other numbers.
         """
         function = self._function(name)
+        if not replicas and not self.manners.scales_to_zero:
+            raise ConfigError("this edition does not scale to zero")
         function.scale(check_replicas(replicas))
         if not replicas:
             await function.ended()
+
+    def wake(self, name: str) -> None:
+        """Begin to start a function that has no process. Raises FunctionNotFound.
+
+        One that keeps crashing is left alone for a while; that raises FunctionUnavailable.
+        """
+        self._function(name).wake()
 
     def lease(self, name: str) -> AbstractAsyncContextManager[FunctionProcess]:
         """A ready process for one call; see LocalFunction.lease. Raises FunctionNotFound."""
@@ -144,4 +159,4 @@ class LocalProvider:
             if secret not in self.secrets:
                 raise ConfigError(f"unable to find secret: {secret}")
         await self._image.check(deployment)
-        return scaling
+        return scaling if self.manners.scales_to_zero else ScalingLabels(1, None)

@@ -125,7 +125,12 @@ class SystemApi:
 
     async def info(self, _: web.Request) -> web.Response:
         release = {"sha": "", "release": version("faasmoe")}
-        provider = {"provider": "faasmoe", "orchestration": "processes", "version": release}
+        manners = self._provider.manners
+        provider = {
+            "provider": manners.provider,
+            "orchestration": manners.orchestration,
+            "version": release,
+        }
         return web.json_response({"provider": provider, "version": release, "arch": platform.machine()})
 
     async def _read_known_secret(self, request: web.Request) -> Secret:
