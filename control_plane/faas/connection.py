@@ -14,8 +14,11 @@ from ipaddress import ip_address
 
 import httptools
 
+from functions.expert.sockets import send_all
+
 MAX_ANSWER_BYTES = 1 << 30
-RECEIVE_BUFFER_BYTES = 262144
+RECEIVE_BUFFER_BYTES = 16384
+"""For the beginning of an answer: most of a small one, and little of a large one, which is copied."""
 
 
 class ConnectionLost(Exception):
@@ -58,26 +61,62 @@ class Answer:
 
 
 class _AnswerReader:
-    """Collects one answer; httptools calls its on_* methods."""
+    """Collects one answer; httptools calls its on_* methods.
+
+    What is left of a body after its first bytes goes straight to its place, past the parser.
+    """
 
     def __init__(self) -> None:
-        self.parser = httptools.HttpResponseParser(self)
-        self._body: list[bytes] = []
-        self._size = 0
+        self._parser = httptools.HttpResponseParser(self)
+        self._status = 0
+        self._length: int | None = None
+        """Of the body, once the header has told."""
+        self._body = bytearray()
+        self._filled = 0
+        self._straight = False
         self.answer: Answer | None = None
         self.keep_alive = False
 
+    def place(self, buffer: memoryview) -> memoryview:
+        """Where the next bytes are to be put: somewhere in the buffer, or where they belong."""
+        self._straight = self._status >= 200 and self._length is not None
+        return memoryview(self._body)[self._filled :] if self._straight else buffer
+
+    def take(self, received: memoryview) -> None:
+        """Those bytes have come. Raises an error of httptools."""
+        if not self._straight:
+            self._parser.feed_data(received)
+            return
+        self._filled += len(received)
+        if self._filled == self._length:
+            self.answer = Answer(self._status, self._body)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-length":
+            self._length = int(value)
+
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()
+        self.keep_alive = self._parser.should_keep_alive()
+        if self._length is not None:
+            self._limit(self._length)
+            self._body = bytearray(self._length)
+
     def on_body(self, body: bytes) -> None:
-        self._size += len(body)
-        if self._size > MAX_ANSWER_BYTES:
-            raise ConnectionLost(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-        self._body.append(body)
+        end = self._filled + len(body)
+        self._limit(end)
+        self._body[self._filled : end] = body
+        self._filled = end
 
     def on_message_complete(self) -> None:
         # 100 Continue is a message of its own, before the answer.
-        if self.parser.get_status_code() >= 200:
-            self.keep_alive = self.parser.should_keep_alive()
-            self.answer = Answer(self.parser.get_status_code(), bytearray().join(self._body))
+        if self._status >= 200:
+            self.answer = Answer(self._status, self._body)
+
+    @staticmethod
+    def _limit(nbytes: int) -> None:
+        if nbytes > MAX_ANSWER_BYTES:
+            raise ConnectionLost(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
 
 
 class Connection:
@@ -106,7 +145,7 @@ class Connection:
         self.reusable = False
         try:
             self._socket.settimeout(_left(deadline))
-            self._socket.sendall(b"".join([head.encode(), *body]))
+            send_all(self._socket, [head.encode(), *body])
         except OSError as error:
             raise ConnectionLost(f"{self.address} hung up: {error}") from error
 
@@ -116,10 +155,11 @@ class Connection:
         while reader.answer is None:
             try:
                 self._socket.settimeout(_left(deadline))
-                size = self._socket.recv_into(self._buffer)
+                place = reader.place(self._buffer)
+                size = self._socket.recv_into(place)
                 if size == 0:
                     raise ConnectionLost(f"{self.address} hung up before the end of its answer")
-                reader.parser.feed_data(self._buffer[:size])
+                reader.take(place[:size])
             except TimeoutError:
                 raise
             except (OSError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

@@ -46,6 +46,8 @@ class ExpertCache:
         self._layer_of = np.unique(layer_of, return_inverse=True)[1]
         """Counted from the block's first."""
         self._next_use = NextUse(self._layer_of)
+        self._uncounted: tuple[int, NDArray[np.int64], NDArray[np.int64], int] | None = None
+        """The last call, as long as nothing had to be decided by it."""
         self._loading: dict[int, Load] = {}
         """The one that is being read, and one that was read ahead in part when another was called."""
         self._in_call = False
@@ -63,8 +65,9 @@ class ExpertCache:
 
         Returns how many of them are not there yet.
         """
+        self.count_call()
         layer = int(self._layer_of[positions[0]])
-        self._next_use.record(layer, np.asarray(positions), rows_of, rows)
+        self._uncounted = layer, np.asarray(positions), rows_of, rows
         self._in_call = True
         self._pending = deque(positions)
         # What was expected of this layer and is not called was a mistake.
@@ -74,6 +77,15 @@ class ExpertCache:
         self.prefetch_hits += len((self._unused | begun).intersection(positions))
         self._unused.difference_update(positions)
         return len(set(positions) - self.resident)
+
+    def count_call(self) -> None:
+        """Let the last call count for what is to be dropped, if it does not yet.
+
+        That takes a while, and is best done when nobody waits; by the next choice at the latest it is.
+        """
+        if self._uncounted is not None:
+            self._next_use.record(*self._uncounted)
+            self._uncounted = None
 
     def next_wave(self) -> list[int]:
         """The experts that the call goes on with; none while it has to wait. Those before are released."""
@@ -165,6 +177,7 @@ class ExpertCache:
         return self.resident.difference(self._computing, self._pending)
 
     def _victim(self, candidates: Iterable[int]) -> int:
+        self.count_call()
         return self._next_use.victim(np.fromiter(candidates, np.int64))
 
     def _load(self, position: int) -> Load | None:

@@ -18,6 +18,7 @@ from http import HTTPStatus
 import httptools
 
 from functions.expert.cores import ClientCore
+from functions.expert.sockets import send_all
 
 IDLE_SECONDS = 75.0
 """A connection without a call is closed after this; longer than a gateway keeps its own."""
@@ -25,7 +26,10 @@ RECEIVE_SECONDS = 30.0
 """A call that has begun to arrive has to be complete after this."""
 MAX_CONNECTIONS = 128
 MAX_HEADER_BYTES = 65536
-RECEIVE_BUFFER_BYTES = 262144
+RECEIVE_BUFFER_BYTES = 16384
+"""For the beginning of a call: most of a small one, and little of a large one, which is copied."""
+MAX_STRAIGHT_BYTES = 8 << 20
+"""A body that has been announced has its memory at once; a larger one gets it as it comes."""
 SHORTAGE_PAUSE_SECONDS = 0.05
 """Before trying again where the system had no room for a connection or a thread."""
 
@@ -47,6 +51,8 @@ class Response:
     status: int = 200
     body: list[bytes | memoryview] = field(default_factory=list)
     content_type: str = "text/plain; charset=utf-8"
+    after: Callable[[], None] | None = None
+    """Done once the answer is sent, when nobody waits for it."""
 
     @classmethod
     def error(cls, status: int, code: str, message: str) -> "Response":
@@ -54,15 +60,15 @@ class Response:
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
         return cls(status, [body], "application/json")
 
-    def encode(self, keep_alive: bool, without_body: bool = False) -> bytes:
-        """The answer's bytes; one to a HEAD tells of a body that does not follow."""
+    def encode(self, keep_alive: bool, without_body: bool = False) -> list[bytes | memoryview]:
+        """The answer's bytes, in order; one to a HEAD tells of a body that does not follow."""
         length = sum(len(part) for part in self.body)
         head = (
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
             f"Content-Type: {self.content_type}\r\nContent-Length: {length}\r\n"
             f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
         )
-        return b"".join([head.encode(), *([] if without_body else self.body)])
+        return [head.encode(), *([] if without_body else self.body)]
 
 
 Handler = Callable[[Request], Response]
@@ -73,18 +79,34 @@ class _TooLarge(Exception):
 
 
 class _RequestReader:
-    """Turns a connection's bytes into requests; httptools calls its on_* methods."""
+    """Turns a connection's bytes into requests; httptools calls its on_* methods.
+
+    What is left of a body after its first bytes goes straight to its place, past the parser.
+    """
 
     def __init__(self, max_body_bytes: int, local_address: str, continue_: Callable[[], None]) -> None:
         self._max_body_bytes = max_body_bytes
         self._local_address = local_address
         self._continue = continue_
-        self._parser = httptools.HttpRequestParser(self)
+        self._method = ""
+        self._keep_alive = self._upgrade = self._straight = False
         self.complete: list[tuple[Request, bool]] = []
-        self._reset()
+        self._start_anew()
+
+    def place(self, buffer: memoryview) -> memoryview:
+        """Where the next bytes are to be put: somewhere in the buffer, or where they belong."""
+        self._straight = self._in_body and 0 < self._length <= MAX_STRAIGHT_BYTES and not self._upgrade
+        return memoryview(self._body)[self._filled :] if self._straight else buffer
 
     def feed(self, data: memoryview) -> None:
         """Raises `_TooLarge`, or ValueError or an error of httptools for bytes that are not HTTP/1.1."""
+        if self._straight:
+            self._filled += len(data)
+            if self._filled == self._length:
+                self._finish()
+                # The parser still waits for the body.
+                self._start_anew()
+            return
         self._fed_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -99,41 +121,59 @@ class _RequestReader:
         """Whether a call has begun to arrive that is not complete."""
         return self._fed_bytes > 0
 
+    def _start_anew(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._reset()
+
     def _reset(self) -> None:
         self._path = b""
+        self._length = 0
+        """Of the body, as far as the header has told."""
         self._body = bytearray()
+        self._filled = 0
         self._fed_bytes = 0
         self._header_bytes = 0
-        self._in_body = False
+        self._in_body = self._straight = self._upgrade = False
 
     def on_url(self, url: bytes) -> None:
         self._path += url
 
     def on_headers_complete(self) -> None:
         self._in_body = True
+        self._method = self._parser.get_method().decode()
+        self._keep_alive = self._parser.should_keep_alive()
+        # The parser leaves the body of such a call unread, and is about to raise HttpParserUpgrade.
+        self._upgrade = self._parser.should_upgrade()
+        if self._length <= MAX_STRAIGHT_BYTES:
+            self._body = bytearray(self._length)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > MAX_HEADER_BYTES:
             raise _TooLarge
-        if name.lower() == b"content-length" and int(value) > self._max_body_bytes:
-            raise _TooLarge
+        if name.lower() == b"content-length":
+            self._length = int(value)
+            if self._length > self._max_body_bytes:
+                raise _TooLarge
         if name.lower() == b"expect" and value.lower() == b"100-continue":
             self._continue()
 
     def on_body(self, body: bytes) -> None:
-        if len(self._body) + len(body) > self._max_body_bytes:
+        end = self._filled + len(body)
+        if end > self._max_body_bytes:
             raise _TooLarge
-        self._body += body
+        self._body[self._filled : end] = body
+        self._filled = end
 
     def on_message_complete(self) -> None:
-        if self._parser.should_upgrade():
-            # The parser leaves the body of such a call unread, and is about to raise HttpParserUpgrade.
-            return
+        if not self._upgrade:
+            self._finish()
+            self._reset()
+
+    def _finish(self) -> None:
         path = self._path.decode("latin-1").partition("?")[0]
-        request = Request(self._parser.get_method().decode(), path, self._body, self._local_address)
-        self.complete.append((request, self._parser.should_keep_alive()))
-        self._reset()
+        request = Request(self._method, path, self._body, self._local_address)
+        self.complete.append((request, self._keep_alive))
 
 
 class HttpServer:
@@ -215,17 +255,18 @@ class HttpServer:
         client_core = ClientCore(connection)
         deadline = 0.0
         while True:
+            place = reader.place(buffer)
             if reader.started:
                 connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                size = connection.recv_into(buffer)
+                size = connection.recv_into(place)
             else:
-                size = self._wait_for_call(connection, buffer)
+                size = self._wait_for_call(connection, place)
                 deadline = time.monotonic() + RECEIVE_SECONDS
             if size == 0:
                 return
             if self.leaves_client_core:
                 client_core.keep_off()
-            refusal = self._feed(reader, buffer[:size])
+            refusal = self._feed(reader, place[:size])
             # What was complete before the refused bytes is still due an answer.
             while reader.complete:
                 if not self._answer(connection, *reader.complete.pop(0)):
@@ -262,7 +303,9 @@ class HttpServer:
         try:
             response = self._handler(request)
             keep_alive = keep_alive and not self._stopping
-            connection.sendall(response.encode(keep_alive, without_body=request.method == "HEAD"))
+            send_all(connection, response.encode(keep_alive, without_body=request.method == "HEAD"))
+            if response.after is not None:
+                response.after()
             return keep_alive
         finally:
             with self._idle:
@@ -271,7 +314,7 @@ class HttpServer:
 
     @staticmethod
     def _refuse(connection: socket.socket, refusal: Response) -> None:
-        connection.sendall(refusal.encode(keep_alive=False))
+        send_all(connection, refusal.encode(keep_alive=False))
         # A client that is still sending would see a reset instead of the answer: take what comes, briefly.
         connection.shutdown(socket.SHUT_WR)
         connection.settimeout(1.0)

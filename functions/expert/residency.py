@@ -97,6 +97,11 @@ class Residency:
                 self._wake_reader()
             self._turn.release()
 
+    def count_call(self) -> None:
+        """What the last call leaves to be done, once its answer is on its way."""
+        with self._changed:
+            self._cache.count_call()
+
     def set_limit(self, limit: int) -> None:
         """Hold at most so many bytes of weights from now on; a running call keeps one expert at least."""
         with self._changed:

@@ -96,7 +96,9 @@ class ExpertFunction:
         if not self._enter():
             return self._refuse(429, "too_many_requests", f"{self.max_in_flight} calls are in flight")
         try:
-            return Response(body=self._run(request).encode(), content_type=CONTENT_TYPE)
+            body, block = self._run(request).encode(), self.block
+            after = block.residency.count_call if block else None
+            return Response(body=body, content_type=CONTENT_TYPE, after=after)
         except WireError as error:
             return self._refuse(400, "bad_request", str(error))
         except InvocationRefused as error:

@@ -276,4 +276,8 @@ def _plain(name: str, array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     """The array as C reads it: of that dtype, contiguous and aligned. Copies only if it has to."""
     if array.dtype != dtype:
         raise ValueError(f"{name} must be {np.dtype(dtype)}, not {array.dtype}")
+    flags = array.flags
+    # Asked first, since numpy.require takes longer than many a small call has.
+    if flags.c_contiguous and flags.aligned:
+        return array
     return np.require(array, requirements=["C", "A"])
