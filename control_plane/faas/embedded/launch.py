@@ -47,7 +47,8 @@ async def embedded_gateway(
     manifest = Manifest.load(partition)
     image = LocalImage(
         name=manifest.image,
-        command=[sys.executable, "-m", "functions.expert"],
+        # -P: not the code that is in this folder, such as what `faasmoe stack` writes beside stack.yml.
+        command=[sys.executable, "-P", "-m", "functions.expert"],
         environment={"FAASMOE_PARTITION": str(partition.absolute())},
         settings=SETTINGS,
         functions=frozenset(block.function for block in manifest.blocks),
