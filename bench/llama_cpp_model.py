@@ -195,9 +195,7 @@ def write(model: Qwen2Moe, path: Path) -> None:
     try:
         gguf = importlib.import_module("gguf")
     except ImportError as error:
-        raise ConfigError(
-            "a model for llama.cpp needs the package gguf: pip install 'faasmoe[bench]'"
-        ) from error
+        raise ConfigError("a model for llama.cpp needs the package gguf (faasmoe's extra bench)") from error
     writer = gguf.GGUFWriter(None, "qwen2moe")
     model.describe(writer)
     tensors = list(model.tensors())

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,7 +46,7 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """A gateway, and what is on it."""
 
     gateway: Gateway
@@ -54,9 +54,14 @@ class _Found:
     max_functions: int | None
 
     @classmethod
-    async def look(cls, gateway: Gateway) -> "_Found":
+    async def look(cls, gateway: Gateway) -> "Found":
+        """Ask it. Raises `GatewayError`."""
         listed, allowed = await asyncio.gather(gateway.functions(), gateway.max_functions())
         return cls(gateway, {status.name: status.deployment for status in listed}, allowed)
+
+    def site(self, leaving: Collection[str] = ()) -> Site:
+        """What is to stay there, and the room."""
+        return Site(str(self.gateway.url), frozenset(self.deployed).difference(leaving), self.max_functions)
 
 
 async def deploy_all(
@@ -75,7 +80,7 @@ async def deploy_all(
     `GatewayError`, and `ConfigError` when there is no room, before anything is changed.
     """
     wanted = {each.service: each for each in map(_marked, _deployments(manifest, image_prefix, idle_exit))}
-    found = await asyncio.gather(*map(_Found.look, gateways))
+    found = await asyncio.gather(*map(Found.look, gateways))
     steps = list(_steps(manifest, wanted, found, prune))
     begun: list[_Step] = []
     for step in steps:
@@ -116,14 +121,11 @@ def deployment_of(manifest: Manifest, function: str, image_prefix: str = "") -> 
 def _steps(
     manifest: Manifest,
     wanted: Mapping[str, FunctionDeployment],
-    found: Sequence[_Found],
+    found: Sequence[Found],
     prune: bool,
 ) -> Iterator[_Step]:
     obsolete = [_obsolete(each.deployed, wanted) if prune else [] for each in found]
-    sites = [
-        Site(str(each.gateway.url), frozenset(each.deployed) - set(names), each.max_functions)
-        for each, names in zip(found, obsolete, strict=True)
-    ]
+    sites = [each.site(leaving) for each, leaving in zip(found, obsolete, strict=True)]
     sizes = {block.function: block.nbytes for block in manifest.blocks}
     places = place(sizes, sites)
     for each, old, new in zip(found, obsolete, places, strict=True):
@@ -136,7 +138,7 @@ def _steps(
         yield from (*removals, *additions) if tight else (*additions, *removals)
 
 
-def _addition(found: _Found, deployment: FunctionDeployment) -> _Step:
+def _addition(found: Found, deployment: FunctionDeployment) -> _Step:
     name, url = deployment.service, str(found.gateway.url)
     before = found.deployed.get(name)
     if before is None:
@@ -154,7 +156,7 @@ def _addition(found: _Found, deployment: FunctionDeployment) -> _Step:
     )
 
 
-def _removal(found: _Found, name: str) -> _Step:
+def _removal(found: Found, name: str) -> _Step:
     return _Step(
         Change(name, "removed", str(found.gateway.url)),
         partial(found.gateway.remove, name),

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from control_plane.deployment import deployment_of
+from control_plane.deployment import Found, deployment_of
 from control_plane.errors import ConfigError, GatewayError
 from control_plane.faas.gateway import Gateway
 from control_plane.faas.gateways import Gateways
 from control_plane.partition.manifest import Manifest
-from control_plane.placement import Site, place
+from control_plane.placement import place
 
 PROBE_SECONDS = 2.0
 AWAY_SECONDS = 10.0
@@ -76,7 +76,8 @@ class Failover:
             return
         sizes = {block.function: block.nbytes for block in self.manifest.blocks if block.function in lost}
         try:
-            places = place(sizes, await asyncio.gather(*map(_site, there)))
+            found = await asyncio.gather(*map(Found.look, there))
+            places = place(sizes, [each.site() for each in found])
         except ConfigError as error:
             if gateway not in self._told:
                 self._told.add(gateway)
@@ -98,8 +99,3 @@ class Failover:
             if self.gateways.of(name) is not gateway:
                 await gateway.remove(name)
             self._moved[gateway].discard(name)
-
-
-async def _site(gateway: Gateway) -> Site:
-    listed, allowed = await asyncio.gather(gateway.functions(), gateway.max_functions())
-    return Site(str(gateway.url), frozenset(status.name for status in listed), allowed)

@@ -48,7 +48,7 @@ class Gateways:
     async def functions(self) -> list[FunctionStatus]:
         """What all gateways that answer have, each of the partition's functions once.
 
-        Raises the last `GatewayError` when none answers.
+        Raises the first `GatewayError` when none answers.
         """
         answers = await asyncio.gather(*(_listed(gateway) for gateway in self.all))
         self.problems = {

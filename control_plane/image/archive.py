@@ -19,8 +19,9 @@ from control_plane.errors import ConfigError, PartitionError
 from control_plane.image.base import Base, python_versions, read_base
 from control_plane.image.layer import OWNER, Blob, blob, entry, layer
 from control_plane.image.packages import MACHINES, chosen, download, unpacked
-from control_plane.partition.image import MAX_BLOCK_LAYERS, SOURCES, required_packages
+from control_plane.partition.image import SOURCES, block_layers, required_packages
 from control_plane.partition.manifest import MANIFEST_FILE, Manifest
+from control_plane.partition.stack import MODEL_ANNOTATION
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -119,7 +120,7 @@ def _image(
             "mediaType": MANIFEST,
             "config": config.descriptor(),
             "layers": [each.descriptor() for each in layers],
-            "annotations": {"faasmoe.model": manifest.fingerprint},
+            "annotations": {MODEL_ANNOTATION: manifest.fingerprint},
         },
     )
     return image, [*layers, config, image]
@@ -147,17 +148,14 @@ def _process(base: Base, python: str) -> dict[str, Any]:
 
 
 def _block_layers(partition: Path, manifest: Manifest) -> list[Blob]:
-    """A layer for each block, as far as images may have so many; the rest share the last one.
-
-    Raises `PartitionError` for a block that is not there.
-    """
+    """Raises `PartitionError` for a block that is not there."""
     for block in manifest.blocks:
         if not (partition / block.file).is_file():
             raise PartitionError(f"{partition} lacks {block.file}, which its manifest names")
-    files = {f"{HOME}/partition/{block.file}": partition / block.file for block in manifest.blocks}
-    each = list(files.items())
-    own, shared = each[: MAX_BLOCK_LAYERS - 1], each[MAX_BLOCK_LAYERS - 1 :]
-    return [layer({name: path}) for name, path in own] + ([layer(dict(shared))] if shared else [])
+    return [
+        layer({f"{HOME}/partition/{file}": partition / file for file in files})
+        for files in block_layers(manifest)
+    ]
 
 
 def _manifest_layer(partition: Path) -> Blob:

@@ -64,12 +64,19 @@ CMD ["python", "-m", "functions.expert"]
 """
 
 
+def block_layers(manifest: Manifest) -> list[list[str]]:
+    """The blocks' files by the layers that they are in: each in its own, as far as there may be so many."""
+    files = [block.file for block in manifest.blocks]
+    own, shared = files[: MAX_BLOCK_LAYERS - 1], files[MAX_BLOCK_LAYERS - 1 :]
+    return [[file] for file in own] + ([shared] if shared else [])
+
+
 def dockerfile(manifest: Manifest) -> str:
     """The Dockerfile, with one COPY and so one layer per block."""
-    files = [f"function/{block.file}" for block in manifest.blocks]
-    own, shared = files[: MAX_BLOCK_LAYERS - 1], files[MAX_BLOCK_LAYERS - 1 :]
-    layers = [[file] for file in own] + ([shared] if shared else [])
-    blocks = "\n".join(f"COPY --link --chown=10001 {' '.join(layer)} partition/blocks/" for layer in layers)
+    blocks = "\n".join(
+        f"COPY --link --chown=10001 {' '.join(f'function/{file}' for file in files)} partition/blocks/"
+        for files in block_layers(manifest)
+    )
     return _DOCKERFILE.format(requirements=_requirements(), blocks=blocks)
 
 
