@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
-KERNEL := $(wildcard functions/expert/kernels/*.c functions/expert/kernels/*.h)
+KERNEL := $(wildcard functions/kernels/*.c functions/kernels/*.h)
 
 .PHONY: setup demo test check bench bench-kernels bench-invoke bench-batch bench-fairness bench-memory bench-budget bench-packing bench-residency stack clean
 
@@ -11,7 +11,7 @@ setup: $(VENV)/installed
 $(VENV)/installed: setup.cfg setup.py pyproject.toml $(KERNEL)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	@$(BIN)/python -c "from functions.expert.kernels import load_kernel; print('expert kernel:', load_kernel().name)"
+	@$(BIN)/python -c "from functions.kernels import load_kernel; print('expert kernel:', load_kernel().name)"
 	touch $@
 
 demo: setup  ## three tenants' prompts at the same time, through the bundled model's expert functions
@@ -29,31 +29,31 @@ bench: setup  ## six tenants' workload over five ways to serve, or six with llam
 	$(BIN)/faasmoe bench run $(ARGS)
 
 bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
-	$(BIN)/python -m bench.kernels
-	$(BIN)/python -m bench.cold_start
+	$(BIN)/python -m bench.micro.kernels
+	$(BIN)/python -m bench.micro.cold_start
 
 bench-invoke: setup  ## what a call costs: straight, through the embedded gateway, and a bare aiohttp echo
-	$(BIN)/python -m bench.invoke
+	$(BIN)/python -m bench.micro.invoke
 
 bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
-	$(BIN)/python -m bench.batch
+	$(BIN)/python -m bench.micro.batch
 
 bench-fairness: setup  ## two tenants, one of them flooding: fair scheduling and first come, first served
-	$(BIN)/python -m bench.fairness
+	$(BIN)/python -m bench.micro.fairness
 
 PARTITION ?= partitions/qwen1.5-moe-a2.7b
 
 bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--help" tells its options
-	$(BIN)/python -m bench.memory $(PARTITION) $(ARGS)
+	$(BIN)/python -m bench.memory_limit.run $(PARTITION) $(ARGS)
 
 bench-budget: setup  ## whether a memory budget is held, in ten minutes of mixed traffic
-	$(BIN)/python -m bench.budget $(ARGS)
+	$(BIN)/python -m bench.micro.budget $(ARGS)
 
 bench-packing: setup  ## calls per token and memory held, with experts packed by a profile and without
-	$(BIN)/python -m bench.packing $(ARGS)
+	$(BIN)/python -m bench.micro.packing $(ARGS)
 
 bench-residency: setup  ## mapped pages against an arena: what bringing an expert in takes
-	$(BIN)/python -m bench.residency
+	$(BIN)/python -m bench.micro.residency
 
 stack: setup  ## write stack.yml and its template anew, for the bundled model
 	rm -rf partitions/demo
@@ -63,4 +63,4 @@ stack: setup  ## write stack.yml and its template anew, for the bundled model
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -f functions/expert/kernels/*.so
+	rm -f functions/kernels/*.so

@@ -10,9 +10,9 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "functions.expert.kernels._gated_ffn",
-            sources=["functions/expert/kernels/gated_ffn.c"],
-            depends=glob("functions/expert/kernels/*.h"),
+            "functions.kernels._gated_ffn",
+            sources=["functions/kernels/gated_ffn.c"],
+            depends=glob("functions/kernels/*.h"),
             extra_compile_args=["-O3", "-std=c11", "-pthread"],
             extra_link_args=["-pthread"],
             optional=True,

@@ -15,11 +15,11 @@ import click
 import psutil
 from yarl import URL
 
-from bench.processes import output, running
-from control_plane.client import Answer, Client, Question
+from bench.support.processes import (output, running)
+from control_plane.cli.api_client import (Answer, Client, Question)
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.partitioner import partition
-from control_plane.tables import size, table
+from control_plane.cli.tables import (size, table)
 
 MODEL = Path(__file__).parent.parent / "models" / "demo"
 LINE_WIDTH = 72

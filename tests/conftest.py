@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 
 from control_plane.partition.granularity import Granularity
-from tests.expert_process import ExpertProcess, expert_process
-from tests.tiny_partition import TinyPartition
+from tests.support.expert_process import (ExpertProcess, expert_process)
+from tests.support.tiny_partition import TinyPartition
 
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
@@ -22,7 +22,7 @@ StartFunction = Callable[..., ExpertProcess]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """For tests/test_gateway_acceptance.py against a gateway that is there already."""
+    """For tests/gateway/test_acceptance.py against a gateway that is there already."""
     group = parser.getgroup("gateway")
     group.addoption("--gateway", metavar="URL", help="Run the acceptance of gateways against this one.")
     group.addoption("--gateway-user", default="admin")

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from control_plane import errors
-from control_plane.api.errors import KINDS
+from control_plane.api.openai.errors import KINDS
 
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    ("control_plane.errors", "control_plane.http", "control_plane.memory", "control_plane.quantities"),
+    ("control_plane.errors", "control_plane.http", "control_plane.autoscaling.process_memory", "control_plane.quantities"),
     ("functions",),
-    ("control_plane.tenancy", "control_plane.config", "control_plane.tables", "control_plane.text_file"),
-    ("control_plane.partition", "control_plane.faas", "control_plane.client"),
-    ("control_plane.image", "control_plane.placement"),
-    ("control_plane.engine", "control_plane.autoscaling", "control_plane.deployment"),
-    ("control_plane.failover",),
-    ("control_plane.metrics", "control_plane.live_metrics", "control_plane.logs"),
+    ("control_plane.tenancy", "control_plane.config", "control_plane.cli.tables", "control_plane.files"),
+    ("control_plane.partition", "control_plane.faas", "control_plane.cli.api_client"),
+    ("control_plane.image", "control_plane.deployment.placement"),
+    ("control_plane.engine", "control_plane.autoscaling", "control_plane.deployment.deploy"),
+    ("control_plane.deployment.failover",),
+    ("control_plane.observability.metrics", "control_plane.observability.collectors", "control_plane.observability.logs"),
     ("control_plane.api",),
     ("control_plane.app",),
     ("control_plane.up", "control_plane.profiling"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from control_plane.errors import BadRequest, ConfigError, InvalidApiKey, UnknownTenant
-from control_plane.tenancy.store_thread import StoreThread
+from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
 ANONYMOUS = "default"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from control_plane.errors import ConfigError
 from control_plane.partition.manifest import Manifest
-from control_plane.tables import size
-from functions.expert.machine import MemoryLimit
+from control_plane.cli.tables import size
+from functions.host.memory import MemoryLimit
 
 FUNCTION_OVERHEAD_BYTES = 20_000_000
 """A function's process beside its experts' weights, before it has told."""

@@ -77,7 +77,7 @@ def bench() -> None:
     "--shape",
     default="qwen1.5-moe-mini",
     show_default=True,
-    help="Dimensions of a model of random weights, as scripts/make_checkpoint.py has them.",
+    help="Dimensions of a model of random weights, as bench/support/checkpoint.py has them.",
 )
 @click.option("--model", type=_FOLDER, help="A checkpoint to serve in its place.")
 @click.option(
@@ -118,10 +118,10 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
 
     Each is started as real processes and asked over its HTTP API. Ctrl-C keeps what is measured.
     """
-    from bench.progress import Progress
-    from bench.report import write_report
-    from bench.run import Settings, begin
-    from bench.run import resume as go_on
+    from bench.comparison.progress import Progress
+    from bench.comparison.report.report import write_report
+    from bench.comparison.run import (Settings, begin)
+    from bench.comparison.run import resume as go_on
 
     if resume:
         _refuse_others(ctx)
@@ -179,9 +179,9 @@ def workload(
 
     azure and burstgpt are public traces; their requests are given to tenants at random, unequally.
     """
-    from bench import workload as files
-    from bench import workloads
-    from bench.traces import TRACES, Conversion
+    from bench.comparison.workload import workload as files
+    from bench.comparison.workload import generators as workloads
+    from bench.comparison.workload.traces import (TRACES, Conversion)
 
     names = workloads.tenants(tenants)
     if kind in TRACES:
@@ -204,7 +204,7 @@ def workload(
 @click.argument("results", type=_FOLDER)
 def report(results: Path) -> None:
     """Write report.html, report.md and plots anew, from the JSON in the RESULTS folder alone."""
-    from bench.report import write_report
+    from bench.comparison.report.report import write_report
 
     for file in write_report(results):
         click.echo(file)

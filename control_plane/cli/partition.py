@@ -135,9 +135,9 @@ def stack(
     With -o, what faas-cli needs beside it is written, too: template/faasmoe-expert, whose Dockerfile has one
     layer per expert block, and functions/, the sources that run in the image.
     """
-    from control_plane.partition.image import write_template
+    from control_plane.deployment.image.template import write_template
     from control_plane.partition.manifest import Manifest
-    from control_plane.partition.stack import stack_yaml
+    from control_plane.deployment.stack import stack_yaml
 
     manifest = Manifest.load(partition)
     folder = output.absolute().parent if output else Path.cwd()
@@ -197,8 +197,8 @@ def image(
     docker://...`. A layer for each expert block, so that a changed one moves no other; the same input gives
     the same digest. For another architecture than this machine's, functions compute with NumPy.
     """
-    from control_plane.image.archive import ImageSpec, built_kernel, write_image
-    from control_plane.image.packages import own_architecture
+    from control_plane.deployment.image.archive import (ImageSpec, built_kernel, write_image)
+    from control_plane.deployment.image.packages import own_architecture
     from control_plane.partition.manifest import Manifest
 
     manifest = Manifest.load(partition)

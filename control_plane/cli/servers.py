@@ -62,8 +62,8 @@ def gateway(
     live as long as the gateway does.
     """
     from control_plane.config import read_credentials
-    from control_plane.faas.embedded import embedded_gateway
-    from control_plane.faas.embedded.manners import EMULATED, OWN
+    from control_plane.gateway import embedded_gateway
+    from control_plane.gateway.emulation import (EMULATED, OWN)
 
     credentials = read_credentials(user, password_file)
     manners = EMULATED[emulate] if emulate else OWN
@@ -91,8 +91,8 @@ def deploy(
 
     Again, it updates those that have changed. Functions stay on the gateway that they are on.
     """
-    from control_plane.deployment import deploy_all
-    from control_plane.faas.gateway import Gateway
+    from control_plane.deployment.deploy import deploy_all
+    from control_plane.faas.client import Gateway
     from control_plane.partition.manifest import Manifest
 
     access = gateway_access(gateway_urls, gateway_user, gateway_password_files)
@@ -137,8 +137,8 @@ def serve(
     """
     from control_plane.app import control_plane
     from control_plane.config import ServeConfig
-    from control_plane.deployment import missing_functions
-    from control_plane.logs import configure
+    from control_plane.deployment.deploy import missing_functions
+    from control_plane.observability.logs import configure
     from control_plane.partition.manifest import Manifest
 
     config = ServeConfig.load(config_file, {**overrides, "image_prefix": image_prefix or None})
@@ -177,7 +177,7 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
     loopback, anybody on this machine is served, with or without a key.
     """
     from control_plane.config import ServeConfig
-    from control_plane.logs import configure
+    from control_plane.observability.logs import configure
     from control_plane.up import partition_of, running
 
     config = ServeConfig.load(config_file, overrides, open_on_loopback=True)

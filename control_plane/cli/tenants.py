@@ -11,9 +11,9 @@ import click
 from control_plane.cli.options import COUNT, Command, database_option
 from control_plane.config import database_address
 from control_plane.errors import ConfigError
-from control_plane.tables import tenant_lines, tenant_object
-from control_plane.tenancy.database import check_exists
-from control_plane.tenancy.store import TenantStore
+from control_plane.cli.tables import (tenant_lines, tenant_object)
+from control_plane.tenancy.storage.database import check_exists
+from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import BOUNDS, Limits, check_name
 
 UNLIMITED = "none"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from control_plane.engine.model_runner import ModelRunner
-from control_plane.engine.sampler import Sampler, token_logprobs
-from control_plane.engine.scheduler import Chunk
+from control_plane.engine.model.runner import ModelRunner
+from control_plane.engine.model.sampler import (Sampler, token_logprobs)
+from control_plane.engine.scheduling.scheduler import Chunk
 from control_plane.engine.sequence import Sequence, TokenLogprob
 from control_plane.engine.stopwatch import Part
 

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 import httptools
 
-from functions.expert.sockets import send_all
+from functions.host.sockets import send_all
 
 MAX_ANSWER_BYTES = 1 << 30
 RECEIVE_BUFFER_BYTES = 16384

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from control_plane.errors import GatewayError
 from control_plane.faas.connection import Address
-from control_plane.faas.gateway import Gateway
+from control_plane.faas.client import Gateway
 from control_plane.faas.types import FunctionDeployment, FunctionStatus
-from functions.expert.wire import ResidencyReport
+from functions.contract.wire import ResidencyReport
 
 
 class Gateways:

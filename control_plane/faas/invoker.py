@@ -21,11 +21,11 @@ from control_plane.errors import (
     InvocationTimeout,
     ProtocolError,
 )
-from control_plane.faas.address_book import AddressBook
+from control_plane.faas.addresses import AddressBook
 from control_plane.faas.connection import Address, Answer, Connection, ConnectionLost
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
-from functions.expert.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
+from functions.contract.wire import (CONTENT_TYPE, Invocation, InvocationResult, WireError)
 
 ADVICE_SECONDS = 0.1
 """Advice that takes longer is not worth it."""

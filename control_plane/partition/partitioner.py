@@ -10,21 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
-from control_plane.partition.checkpoint import Checkpoint
+from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import dense_metadata
-from control_plane.partition.expert_tensors import ExpertKey
+from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Block, Manifest, PartitionFile
-from control_plane.partition.partial_folder import partial_folder
+from control_plane.files import partial_folder
 from control_plane.partition.plan import BlockPlan, Plan
 from control_plane.partition.profile import Profile
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
-from functions.expert.kernels.packing import pack_expert
+from functions.kernels.packed_expert import pack_expert
 
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
 LAYOUT_VERSION = 1
-"""Of the bytes of a packed expert, as `functions.expert.kernels.packing` lays them out."""
+"""Of the bytes of a packed expert, as `functions.kernels.packed_expert` lays them out."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of weights written so far, and those to be written in all."""

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from functions.expert.block_file import BlockFile, BlockReadError
-from functions.expert.kernels import ExpertShape, Kernel
-from functions.expert.machine import machine_memory, memory_limit
+from functions.kernels import (ExpertShape, Kernel)
+from functions.host.memory import (machine_memory, memory_limit)
 from functions.expert.residency import Residency
-from functions.expert.wire import Invocation
+from functions.contract.wire import Invocation
 
 MAX_THREADS = 64
 """As many as a kernel takes."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from functions.expert.arena import Arena
 from functions.expert.block_file import BlockFile, BlockReadError
 from functions.expert.expert_cache import ExpertCache, Load
-from functions.expert.process_memory import ProcessMemory
-from functions.expert.wire import ResidencyReport
+from functions.host.memory import ProcessMemory
+from functions.contract.wire import ResidencyReport
 
 READ_SECONDS = 30.0
 """A disk that takes longer over one expert counts as broken."""

@@ -1,0 +1,101 @@
+"""llama.cpp's own server, with a model in the precision of the checkpoint: what many would serve one with."""
+
+import asyncio
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from bench.support import processes
+from bench.support.gguf import (Qwen2Moe, write)
+from control_plane.errors import FaaSMoEError
+
+SEQUENCES = 32
+"""That it computes at once, as the control plane does at most by default."""
+POLL_SECONDS = 0.1
+ENDING_SECONDS = 2.0
+
+
+@asynccontextmanager
+async def llama_cpp_server(
+    program: str, checkpoint: Path, gguf: Path, threads: int, cache_tokens: int, start_seconds: float
+) -> AsyncIterator[tuple[int, str]]:
+    """Write the checkpoint to `gguf`, and serve it; yields the process id and the address.
+
+    Raises `FaaSMoEError` when it ends before it serves, or takes too long.
+    """
+    await asyncio.to_thread(write, Qwen2Moe.of_checkpoint(checkpoint), gguf)
+    port = _free_port()
+    options = {
+        "--model": gguf,
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--threads": threads,
+        "--parallel": SEQUENCES,
+        # All sequences share one cache, as the others' do.
+        "--ctx-size": cache_tokens,
+        # Prompts of an earlier request, which nobody else keeps either.
+        "--cache-ram": 0,
+    }
+    command = [program, "--kv-unified", *(str(part) for option in options.items() for part in option)]
+    with tempfile.TemporaryFile() as log:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            async with asyncio.timeout(start_seconds) as starting:
+                await _served(process, url)
+            yield process.pid, url
+        except TimeoutError as error:
+            if starting.expired():
+                raise FaaSMoEError(f"llama.cpp's server was not ready within {start_seconds:g} s") from error
+            raise
+        except (FaaSMoEError, aiohttp.ClientError) as error:
+            if await _ends(process):
+                log.seek(0)
+                raise FaaSMoEError(f"llama.cpp's server has ended: {_reason(log.read())}") from error
+            raise
+        finally:
+            await processes.stop(process)
+
+
+async def _served(process: asyncio.subprocess.Process, url: str) -> None:
+    """Returns once the model is loaded. Raises `FaaSMoEError` when the process has ended."""
+    async with aiohttp.ClientSession() as client:
+        while process.returncode is None:
+            try:
+                async with client.get(f"{url}/health") as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(POLL_SECONDS)
+    raise FaaSMoEError("it does not serve")
+
+
+async def _ends(process: asyncio.subprocess.Process) -> bool:
+    """Whether it has ended, which is known a little later than that its connections have."""
+    try:
+        await asyncio.wait_for(process.wait(), ENDING_SECONDS)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _reason(log: bytes) -> str:
+    """The last error that it has logged, or else its last line."""
+    lines = log.decode(errors="replace").strip().splitlines() or ["nothing logged"]
+    errors = [line for line in lines if " E " in line or "GGML_ASSERT" in line or line.startswith("error")]
+    return (errors or lines)[-1]
+
+
+def _free_port() -> int:
+    """One that nobody listens on; llama.cpp tells a port that it chose itself only in its log."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

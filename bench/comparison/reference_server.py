@@ -1,0 +1,138 @@
+"""What everybody has: the unsplit model in transformers, with its continuous batching, as an OpenAI server.
+
+Thin on purpose. It takes token ids and streams, greedily, as many tokens as are asked for, which is what the
+comparison asks of every server.
+"""
+
+import asyncio
+import ctypes
+import json
+import mmap
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+import click
+import torch
+from aiohttp import web
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.generation.continuous_batching import ContinuousBatchingManager
+from transformers.utils.logging import disable_progress_bar
+
+from control_plane.cli.signals import serve_until_signal
+from control_plane.http import serving
+from control_plane.autoscaling.process_memory import bound_product_caches
+
+PAGE_TOKENS = 16
+MAX_BATCH_TOKENS = 512
+"""Of a step, as the control plane's."""
+NO_TOKEN = -1
+"""As the end of a sequence: each is as long as was asked for."""
+
+
+class ReferenceServer:
+    """Answers from one model."""
+
+    def __init__(self, manager: ContinuousBatchingManager) -> None:
+        self._manager = manager
+        self._numbers = count()
+
+    def app(self) -> web.Application:
+        """The only route that is asked for."""
+        app = web.Application()
+        app.router.add_post("/v1/completions", self.complete)
+        return app
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        """Streams an event for each token."""
+        body = await request.json()
+        number, wanted = f"cmpl-{next(self._numbers)}", body["max_tokens"]
+        outputs: asyncio.Queue = asyncio.Queue()
+        self._manager.register_result_handler(number, outputs.put_nowait)
+        self._manager.add_request(
+            body["prompt"], number, max_new_tokens=wanted, streaming=True, eos_token_id=NO_TOKEN
+        )
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        sent = 0
+        try:
+            while sent < wanted:
+                output = await outputs.get()
+                if output.error:
+                    await answer.write(_event({"error": {"message": output.error}}))
+                    break
+                for token in output.generated_tokens[sent:]:
+                    choice = {"index": 0, "text": "", "token_ids": [token]}
+                    await answer.write(_event({"id": number, "choices": [choice]}))
+                sent = len(output.generated_tokens)
+        finally:
+            if sent < wanted:
+                self._manager.cancel_request(number)
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+
+def let_go_of_files(suffix: str = ".safetensors") -> None:
+    """Forget which pages of mapped weights have been read; those that are needed again come back as they are.
+
+    transformers copies experts into tensors of its own. The pages that they came from stay mapped, and would
+    count as this process's memory though the kernel may take them at any time.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(suffix):
+            start, end = (int(address, 16) for address in line.split(" ", 1)[0].split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def _event(value: object) -> bytes:
+    return f"data: {json.dumps(value)}\n\n".encode()
+
+
+@asynccontextmanager
+async def _batching(model_folder: Path, cache_tokens: int) -> AsyncIterator[ContinuousBatchingManager]:
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", attn_implementation="sdpa")
+    manager = model.init_continuous_batching(
+        GenerationConfig(do_sample=False, eos_token_id=NO_TOKEN),
+        ContinuousBatchingConfig(
+            page_size=PAGE_TOKENS,
+            num_blocks=-(-cache_tokens // PAGE_TOKENS),
+            max_batch_tokens=MAX_BATCH_TOKENS,
+            allow_block_sharing=False,
+        ),
+    )
+    let_go_of_files()
+    manager.start()
+    try:
+        yield manager
+    finally:
+        await asyncio.to_thread(manager.stop, block=True)
+
+
+@asynccontextmanager
+async def reference_server(model_folder: Path, port: int, cache_tokens: int) -> AsyncIterator[str]:
+    """Yields its address."""
+    async with (
+        _batching(model_folder, cache_tokens) as manager,
+        serving(ReferenceServer(manager).app(), "127.0.0.1", port) as url,
+    ):
+        yield str(url).rstrip("/")
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--port", default=0, show_default=True, help="0 takes a free one.")
+@click.option("--threads", type=click.IntRange(1), required=True, help="Of torch.")
+@click.option("--cache-tokens", type=click.IntRange(1), required=True, help="Whose keys and values fit.")
+def main(model: Path, port: int, threads: int, cache_tokens: int) -> None:
+    """Serve the unsplit MODEL in transformers."""
+    disable_progress_bar()
+    bound_product_caches()
+    torch.set_num_threads(threads)
+    serve_until_signal("serving", reference_server(model, port, cache_tokens))
+
+
+if __name__ == "__main__":
+    main()

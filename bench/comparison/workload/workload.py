@@ -1,0 +1,98 @@
+"""Who asks for what, and when: kept as JSON lines, one for each request, in the order of their arrival."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from control_plane.errors import ConfigError
+from control_plane.files import read_lines
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one tenant asks for: an answer of so many tokens to a prompt."""
+
+    tenant: str
+    arrival: float
+    """Seconds after its round begins. It does not wait for anybody's answer."""
+    output_tokens: int
+    prompt: str | None = None
+    prompt_tokens: int | None = None
+    """In the place of a prompt: random tokens, so many."""
+    round: int = 0
+    """A round begins once all of the one before are answered. An open loop is one round."""
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "tenant": (str,),
+    "arrival": (int, float),
+    "output_tokens": (int,),
+    "prompt": (str,),
+    "prompt_tokens": (int,),
+    "round": (int,),
+}
+_NEEDED = frozenset({"tenant", "arrival", "output_tokens"})
+
+
+def write(file: Path, requests: Sequence[Request]) -> None:
+    """Write them as `read` reads them; what is not told is left out."""
+    lines = (
+        json.dumps({name: value for name, value in asdict(request).items() if value is not None})
+        for request in requests
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read(file: Path) -> list[Request]:
+    """The requests of a file. Raises `ConfigError`, which names the line, for one that is none."""
+    requests: list[Request] = []
+    for where, line in read_lines(file):
+        try:
+            requests.append(_request(json.loads(line)))
+            if len(requests) > 1:
+                _check_order(*requests[-2:])
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where}: not JSON, or cut off: {error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    if not requests:
+        raise ConfigError(f"{file} has no requests")
+    return requests
+
+
+def _request(entry: Any) -> Request:
+    """Raises ValueError."""
+    if not isinstance(entry, dict):
+        raise ValueError("expected an object")
+    if unknown := sorted(entry.keys() - _TYPES.keys()):
+        raise ValueError(f"{unknown[0]!r} is unknown; a request has {', '.join(_TYPES)}")
+    if missing := sorted(_NEEDED - entry.keys()):
+        raise ValueError(f"{missing[0]!r} is missing")
+    for name, value in entry.items():
+        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+            raise ValueError(f"{name!r} is {value!r}, which is no {_TYPES[name][-1].__name__}")
+    request = Request(**entry)
+    if not request.tenant:
+        raise ValueError("'tenant' is empty")
+    if (request.prompt is None) == (request.prompt_tokens is None):
+        raise ValueError("expected either 'prompt' or 'prompt_tokens'")
+    if request.prompt == "" or request.prompt_tokens == 0:
+        raise ValueError("the prompt is empty")
+    least = {"arrival": 0, "output_tokens": 1, "prompt_tokens": 1, "round": 0}
+    for name, bound in least.items():
+        value = getattr(request, name)
+        # Not a number fails, too.
+        if value is not None and not bound <= value < float("inf"):
+            raise ValueError(f"{name!r} is {value}, and must be at least {bound}")
+    return request
+
+
+def _check_order(earlier: Request, later: Request) -> None:
+    """Raises ValueError."""
+    if later.round < earlier.round:
+        raise ValueError(f"round {later.round} comes after round {earlier.round}")
+    if later.round == earlier.round and later.arrival < earlier.arrival:
+        raise ValueError(f"time goes backwards, from {earlier.arrival:g} s to {later.arrival:g} s")

@@ -1,0 +1,98 @@
+"""Sequences of several tenants, generated at once: when tokens come, and what is read from disk for them."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from bench.support.scrape import Scrape
+from bench.support.open_server import OpenServer
+from bench.support.requests import Timing
+
+TENANTS = 6
+EXPERT_BYTES_READ = "faasmoe:function_read_bytes_total"
+COLD_EXPERTS = "faasmoe:function_cold_experts_total"
+STEPS, STEP_SECONDS = "faasmoe:steps_total", "faasmoe:step_seconds_total"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """One round. What was read is counted from the moment when every sequence has its first token."""
+
+    timings: Sequence[Timing]
+    expert_bytes_per_token: float
+    """Read from disk, as the server counts."""
+    disk_bytes_per_token: float
+    """As the kernel does, for all that the server's processes read."""
+    cold_experts_per_token: float
+    """That a function had to read first, while it was waited for."""
+    step_ms: Mapping[str, float]
+    """Milliseconds of a step, by what the engine did."""
+
+
+async def decode(
+    server: OpenServer, sequences: int, prompt_tokens: int, output_tokens: int, seed: int
+) -> Decoding:
+    """One round of that many requests at once; the same seed asks for the same again.
+
+    Raises `ExceptionGroup` of what was wrong with requests.
+    """
+    progress = _Progress(sequences)
+    async with asyncio.TaskGroup() as group:
+        asked = [
+            group.create_task(
+                server.ask(
+                    tenant=f"tenant-{number % TENANTS}",
+                    prompt_tokens=prompt_tokens,
+                    output_tokens=output_tokens,
+                    seed=seed + number,
+                    on_token=partial(progress.token, number),
+                )
+            )
+            for number in range(sequences)
+        ]
+        await progress.all_begun.wait()
+        before = await _Reading.now(server, progress)
+    after = await _Reading.now(server, progress)
+    tokens = max(1, after.tokens - before.tokens)
+
+    def per_token(metric: str) -> float:
+        return (after.metrics.total(metric) - before.metrics.total(metric)) / tokens
+
+    steps = max(1, after.metrics.total(STEPS) - before.metrics.total(STEPS))
+    begun = before.metrics.by("part", STEP_SECONDS)
+    return Decoding(
+        [task.result() for task in asked],
+        per_token(EXPERT_BYTES_READ),
+        (after.disk_bytes - before.disk_bytes) / tokens,
+        per_token(COLD_EXPERTS),
+        {
+            part: (seconds - begun[part]) / steps * 1000
+            for part, seconds in after.metrics.by("part", STEP_SECONDS).items()
+        },
+    )
+
+
+class _Progress:
+    """How many tokens each sequence has, and whether all have one."""
+
+    def __init__(self, sequences: int) -> None:
+        self.tokens = [0] * sequences
+        self.all_begun = asyncio.Event()
+
+    def token(self, number: int) -> None:
+        self.tokens[number] += 1
+        if all(self.tokens):
+            self.all_begun.set()
+
+
+@dataclass(frozen=True)
+class _Reading:
+    tokens: int
+    metrics: Scrape
+    disk_bytes: float
+
+    @classmethod
+    async def now(cls, server: OpenServer, progress: _Progress) -> "_Reading":
+        tokens = sum(progress.tokens)
+        return cls(tokens, await server.metrics(), await server.disk_bytes())

@@ -1,0 +1,80 @@
+"""llama.cpp under one memory limit: `python -m bench.memory_limit.llama_cpp` in a control group."""
+
+import asyncio
+import json
+import subprocess
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.support.cgroup import cgroup
+from bench.support.page_cache import forget
+from bench.memory_limit.parts import Part
+from bench.support.process_tree import (ProcessTree, sampled)
+from bench.memory_limit.results import Result
+from bench.memory_limit.served_limit import (LONG_PROMPT, SAMPLE_SECONDS, SAMPLING_SHARE, SHORT_PROMPT, with_memory)
+from control_plane.errors import FaaSMoEError
+
+ROOT = Path(__file__).parent.parent
+RUN_SECONDS = 1800.0
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A GGUF file to be run, and a Python that has llama_cpp."""
+
+    python: str
+    gguf: Path | None
+
+    def absence(self) -> str:
+        """Why it cannot be run; empty when it can."""
+        if self.gguf is None or not self.gguf.exists():
+            return "there is no GGUF file (--gguf)"
+        found = subprocess.run([self.python, "-c", "import llama_cpp"], capture_output=True, check=False)
+        return f"{self.python} has no llama_cpp (--llama-python)" if found.returncode else ""
+
+    async def measure(self, part: Part, output_tokens: int) -> AsyncGenerator[Result, None]:
+        """A result for each number of sequences at once, each of a process that starts cold."""
+        for count in part.sequences:
+            result = await self._run(part, count, SHORT_PROMPT, output_tokens)
+            if count == 1:
+                long = await self._run(part, count, LONG_PROMPT, 1)
+                result = replace(result, prefill_long=long.prefill_short)
+            yield result
+
+    async def _run(self, part: Part, sequences: int, prompt_tokens: int, output_tokens: int) -> Result:
+        command = [self.python, "-m", "bench.memory_limit.llama_cpp", "--gguf", str(self.gguf)]
+        command += ["--sequences", str(sequences), "--prompt-tokens", str(prompt_tokens)]
+        command += ["--tokens", str(output_tokens)]
+        forget([self.gguf] if self.gguf else [])
+        with cgroup(part.limit_bytes) as group:
+            process = await asyncio.create_subprocess_exec(
+                *(group.command(command) if group else command), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+            )
+            try:
+                with sampled(ProcessTree(process.pid), SAMPLE_SECONDS, SAMPLING_SHARE) as samples:
+                    printed, _ = await asyncio.wait_for(process.communicate(), RUN_SECONDS)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            if process.returncode:
+                raise FaaSMoEError(f"llama.cpp has failed with {process.returncode}, see above")
+            return with_memory(with_figures(part.result(sequences), printed, output_tokens), samples, group)
+
+
+def with_figures(result: Result, printed: bytes, output_tokens: int) -> Result:
+    """The result with what the run has printed. Raises `FaaSMoEError` for anything but its JSON."""
+    try:
+        figures = json.loads(printed)
+        return replace(
+            result,
+            prefill_short=figures["prefill_speed"],
+            decode=figures["decode_speed"],
+            first_half=figures["first_half_speed"],
+            second_half=figures["second_half_speed"],
+            disk_bytes_read=figures["decode_read_bytes"] / (result.sequences * output_tokens),
+        )
+    except (ValueError, KeyError) as error:
+        raise FaaSMoEError(f"bench.memory_limit.llama_cpp has printed something else: {error}") from error

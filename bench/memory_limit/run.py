@@ -1,0 +1,152 @@
+"""Speed and memory of a model that is larger than its memory limit: `make bench-memory`.
+
+A partition (made first if there is none: 16 GB, the shape of Qwen1.5-MoE-A2.7B in int8, with a skewed router)
+is served in a control group under each limit, with and without prefetch, and beside it llama.cpp runs the
+same shape. Parts can be measured again, and then take their places in the results.
+"""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from bench.memory_limit import parts
+from bench.memory_limit.bandwidth import (disk_bandwidth, memory_bandwidth)
+from bench.support.failures import (FAILURES, reasons)
+from bench.memory_limit.llama_limit import Llama
+from bench.memory_limit.parts import (LLAMA, TITLES, Part)
+from bench.memory_limit.results import (Machine, Result, Results)
+from bench.memory_limit.served_limit import (Load, ServedLimit)
+from bench.memory_limit.weights import StepWeights
+from control_plane.cli.options import Listed
+from control_plane.cli.signals import sigterm_exits
+from control_plane.errors import FaaSMoEError
+
+ROOT = Path(__file__).parent.parent
+LIMITS = f"{parts.NO_LIMIT},16GB,8GB,5GB"
+SHAPE = ["--shape", "qwen1.5-moe-a2.7b", "--router-skew", "1.0", "--dtype", "int8", "--dense-dtype", "int8"]
+GRANULARITY = ["--experts-per-function", "60", "--layers-per-function", "2"]
+"""Twelve functions."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measures parts one after the other."""
+
+    partition: Path
+    weights: StepWeights
+    llama: Llama
+    load: Load
+
+    async def run(self, to_measure: Sequence[Part], results: Results) -> None:
+        """Each result is kept as soon as it is there. Those of a part that fails tell why."""
+        blocks = sorted((self.partition / "blocks").iterdir())
+        machine = Machine(0.0, 0.0)
+        for part in to_measure:
+            machine = machine.at_best(Machine(memory_bandwidth(), disk_bandwidth(blocks)))
+            click.echo(
+                f"{TITLES[part.system]}, limit {part.limit} (memory reads "
+                f"{machine.memory_bandwidth / 1e9:.1f} GB/s, disk {machine.disk_bandwidth / 1e9:.2f} GB/s)"
+            )
+            missing = list(part.sequences)
+            try:
+                async with aclosing(self._measure(part, machine)) as measured:
+                    async for result in measured:
+                        missing.remove(result.sequences)
+                        results.add([result])
+                        click.echo(f"  {result.sequences} at once: {result.decode:.2f} tokens/s")
+            except* FAILURES as failed:
+                problem = reasons(failed)
+                click.echo(f"  {problem}", err=True)
+                results.add(part.result(count, problem=problem) for count in missing)
+
+    def _measure(self, part: Part, machine: Machine) -> AsyncGenerator[Result, None]:
+        if part.system == LLAMA:
+            return self.llama.measure(part, self.load.output_tokens)
+        return ServedLimit(self.partition, part).measure(self.load, self.weights, machine)
+
+
+def make_partition(folder: Path) -> None:
+    """Write the one with the real shape. Raises `FaaSMoEError`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    click.echo(f"writing {folder}")
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "make_checkpoint.py"),
+        *SHAPE,
+        *GRANULARITY,
+        "--partition",
+        str(folder),
+    ]
+    if subprocess.run(command, check=False).returncode:
+        raise FaaSMoEError(f"could not make the partition {folder}, see above")
+
+
+@click.command()
+@click.argument("partition", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--limits", type=Listed(parts.read_limit), default=LIMITS, show_default=True, help="Of memory.")
+@click.option(
+    "--only", type=Listed(parts.read_system), default=",".join(TITLES), show_default=True, help="Systems."
+)
+@click.option("--sequences", type=Listed(int), help="At once.  [default: 1,6; without a limit 32, too]")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians are shown.")
+@click.option("--output-tokens", type=click.IntRange(4), default=32, show_default=True)
+@click.option(
+    "--profile",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Of the partition, by `faasmoe profile`, for which experts sequences share.  [default: uniform]",
+)
+@click.option(
+    "--gguf", type=click.Path(path_type=Path), help="The same shape for llama.cpp, by bench.memory_limit.llama_cpp."
+)
+@click.option(
+    "--llama-python", default=sys.executable, help="A Python that has llama_cpp.  [default: this one]"
+)
+@click.option(
+    "--results",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="build/bench-memory.json",
+    show_default=True,
+    help="File that keeps them from run to run.",
+)
+def main(
+    partition: Path,
+    limits: tuple[str, ...],
+    only: tuple[str, ...],
+    sequences: tuple[int, ...] | None,
+    rounds: int,
+    output_tokens: int,
+    profile: Path | None,
+    gguf: Path | None,
+    llama_python: str,
+    file: Path,
+) -> None:
+    """Measure speed, memory and what is read from disk, of the PARTITION under limits of memory.
+
+    A PARTITION that is not there is made first, with the shape of Qwen1.5-MoE-A2.7B: 16 GB of random weights.
+    """
+    llama = Llama(llama_python, gguf)
+    to_measure = parts.plan(limits, only, sequences)
+    if LLAMA in only and (absence := llama.absence()):
+        click.echo(f"without llama.cpp: {absence}")
+        to_measure = [part for part in to_measure if part.system != LLAMA]
+    try:
+        results = Results(file)
+        if not partition.exists():
+            make_partition(partition)
+        bench = Bench(partition, StepWeights.of(partition, profile), llama, Load(rounds, output_tokens))
+        with sigterm_exits():
+            asyncio.run(bench.run(to_measure, results))
+    except FaaSMoEError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"\n{results.markdown()}")
+
+
+if __name__ == "__main__":
+    main()

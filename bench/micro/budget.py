@@ -1,0 +1,153 @@
+"""Whether a memory budget is held in mixed traffic, and what idleness gives back: `make bench-budget`.
+
+The tenants ask for a while, then nobody does until every function is at zero, and so on. The proportional set
+size of all processes is sampled twice a second.
+"""
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+
+import click
+
+from bench.support import requests
+from bench.micro.mixed_load import MixedLoad
+from bench.support.open_server import OpenServer
+from bench.support.process_tree import (ProcessTree, Sample, sampled)
+from bench.support.processes import up
+from control_plane.errors import FaaSMoEError
+from control_plane.partition.manifest import MANIFEST_FILE, Manifest
+from control_plane.partition.partitioner import partition as write_partition
+from control_plane.quantities import parse_bytes
+from control_plane.cli.tables import (size, table)
+
+MODEL = Path(__file__).parent.parent / "models" / "demo"
+SAMPLE_SECONDS = 0.5
+BUSY_SECONDS = 60.0
+IDLE_SECONDS = 8.0
+"""The idle timeout."""
+RELEASE_SECONDS = 10.0
+"""How long after that functions may take to be at zero."""
+WARM_REQUESTS = 5
+START_SECONDS = 600.0
+KV_CACHE_MB = 256
+MOST_OVER = 0.03
+MOST_IDLE_BYTES = 60_000_000
+MOST_DELAY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Pause:
+    """What idleness leaves in memory, of the control plane and of all the rest, and what it costs then."""
+
+    control_plane_bytes: int
+    other_bytes: int
+    cold_s: float | None
+    """Seconds to the first token of the first request after it, and of later ones; None for a failed one."""
+    warm_s: float | None
+
+
+@dataclass
+class Run:
+    """What was seen."""
+
+    budget: int
+    samples: Sequence[Sample]
+    pauses: list[Pause] = field(default_factory=list)
+    answered: int = 0
+    errors: Sequence[str] = ()
+
+    def rows(self) -> list[list[str]]:
+        """What was measured, how much it was, and whether that is within the aim."""
+        sizes = [sample.nbytes for sample in self.samples]
+        over = [nbytes for nbytes in sizes if nbytes > self.budget]
+        idle = max(pause.other_bytes for pause in self.pauses)
+        delays = [pause.cold_s - pause.warm_s for pause in self.pauses if pause.cold_s and pause.warm_s]
+        delay = median(delays) if delays else float("inf")
+        highest = max(sizes)
+        return [
+            [
+                "memory, highest",
+                f"{size(highest)} = {highest / self.budget:.1%} of the budget",
+                verdict(highest <= self.budget * (1 + MOST_OVER), "103%"),
+            ],
+            ["memory, mean", f"{size(mean(sizes))}", ""],
+            ["samples over the budget", f"{len(over)} of {len(sizes)}", ""],
+            ["requests answered", str(self.answered), ""],
+            ["requests failed", str(len(self.errors)), verdict(not self.errors, "none")],
+            ["idle: control plane and gateway", size(max(p.control_plane_bytes for p in self.pauses)), ""],
+            ["idle: all the rest", size(idle), verdict(idle <= MOST_IDLE_BYTES, size(MOST_IDLE_BYTES))],
+            [
+                "first token after idleness, later than warm by",
+                f"{delay:.2f} s",
+                verdict(delay <= MOST_DELAY_S, f"{MOST_DELAY_S:.0f} s"),
+            ],
+        ]
+
+
+def verdict(held: bool, aim: str) -> str:
+    """Whether an aim is reached."""
+    return f"met (at most {aim})" if held else f"MISSED (at most {aim})"
+
+
+async def bench(folder: Path, budget: int, minutes: float) -> Run:
+    """Serve the partition within the budget, and keep it busy and idle in turn. Raises `FaaSMoEError`."""
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    options = ["--memory-budget", str(budget), "--idle-timeout", f"{IDLE_SECONDS:.0f}s"]
+    async with (
+        up(folder, {"kv_cache_mb": KV_CACHE_MB}, options, start_seconds=START_SECONDS) as (pid, url),
+        requests.session() as client,
+    ):
+        server = OpenServer(client, url, vocab_size, ProcessTree(pid))
+        load = MixedLoad(server)
+        with sampled(server.tree, SAMPLE_SECONDS) as samples:
+            run = Run(budget, samples)
+            end = time.monotonic() + 60 * minutes
+            while not run.pauses or time.monotonic() < end:
+                await load.run(min(BUSY_SECONDS, 60 * minutes))
+                run.pauses.append(await pause(server, load))
+        run.answered, run.errors = load.answered, load.errors
+        return run
+
+
+async def pause(server: OpenServer, load: MixedLoad) -> Pause:
+    """Ask nothing until functions have had time to go to zero, then once, then as often as for a median."""
+    await asyncio.sleep(IDLE_SECONDS + RELEASE_SECONDS)
+    memory = server.tree.memory_by_process()
+    control_plane = memory.pop(server.tree.pid, 0)
+    cold = await load.first_token()
+    warm = [seconds for _ in range(WARM_REQUESTS) if (seconds := await load.first_token()) is not None]
+    return Pause(control_plane, sum(memory.values()), cold, median(warm) if warm else None)
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path), default=MODEL)
+@click.option("--memory-budget", default="1100MB", show_default=True, help="Of `faasmoe up`.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True)
+def main(model: Path, memory_budget: str, minutes: float) -> None:
+    """Print whether `faasmoe up MODEL`, a partition or a checkpoint, holds its budget."""
+    try:
+        budget = parse_bytes(memory_budget)
+        with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
+            folder = model
+            if not (model / MANIFEST_FILE).exists():
+                folder = Path(temporary) / model.name
+                write_partition(model, folder)
+            name = Manifest.load(folder).name
+            run = asyncio.run(bench(folder, budget, minutes))
+    except FaaSMoEError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{name} within {size(budget)}, {minutes:g} minutes, {len(run.pauses)} pauses")
+    for line in table(["", "measured", "aim"], run.rows()):
+        click.echo(line)
+    for problem in run.errors[:10]:
+        click.echo(f"failed: {problem}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The least that an HTTP server in Python does with a call: `python -m bench.micro.echo_server`."""
+
+from aiohttp import web
+
+from control_plane.cli.signals import serve_until_signal
+from control_plane.http import serving
+
+MAX_BODY_BYTES = 64 << 20
+
+
+async def _echo(request: web.Request) -> web.Response:
+    return web.Response(body=await request.read())
+
+
+def main() -> None:
+    """Answer each call with its own body, on a free port of loopback."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.router.add_post("/", _echo)
+    serve_until_signal("serving", serving(app, "127.0.0.1", 0))
+
+
+if __name__ == "__main__":
+    main()

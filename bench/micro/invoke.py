@@ -1,0 +1,189 @@
+"""What a call of a function costs beside what it computes: `make bench-invoke`.
+
+A step of the engine calls all functions of a layer at once and goes on when the last one has answered. So one
+round here is so many functions, a process each, called at once: straight, and through the embedded gateway;
+and, to compare with, as many bare aiohttp servers that send the body back, called by an aiohttp client. There
+is as good as nothing to compute. *Transport* is what remains of a direct call when the function only says
+that it does not know the path: what it and the client do with the bodies is the rest.
+"""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import click
+import numpy as np
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+from yarl import URL
+
+from bench.support import processes
+from control_plane.faas.connection import Address, Connection
+from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.partition.granularity import Granularity
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partitioner import partition
+from control_plane.cli.tables import table
+from functions.contract.wire import Invocation
+
+HIDDEN_SIZE = 2048
+SIZES = {"4 KB": 1, "256 KB": 64}
+"""Rows of a body, in bf16."""
+AT_ONCE = (1, 4, 16)
+TURN = 25
+"""Rounds of one way before the next has its turn."""
+NEVER = 86400.0
+CONNECT_SECONDS = 10.0
+
+Round = Callable[[], Awaitable[None]]
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(TURN), default=400, show_default=True, help="Of each way.")
+def main(rounds: int) -> None:
+    """Print how long rounds of calls take, in milliseconds."""
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="faasmoe-bench-") as folder:
+        asyncio.run(bench(Path(folder), rounds))
+
+
+async def bench(folder: Path, rounds: int) -> None:
+    """Start everything, and measure the ways in turn."""
+    manifest = _partition(folder)
+    rows = []
+    async with AsyncExitStack() as stack:
+        _, gateway = await stack.enter_async_context(processes.gateway(folder / "partition"))
+        echoes = [
+            (await stack.enter_async_context(processes.running(module="bench.micro.echo_server")))[1]
+            for _ in range(max(AT_ONCE))
+        ]
+        client = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        )
+        url = URL(gateway)
+        address = Address(url.host or "", url.port or 80)
+        direct = Invoker(lambda _: address, InvocationPolicy(gateway_interval=NEVER))
+        proxied = Invoker(lambda _: address, InvocationPolicy(gateway_interval=0.0))
+        stack.callback(direct.close)
+        stack.callback(proxied.close)
+        for size, count in SIZES.items():
+            for at_once in AT_ONCE:
+                calls = {
+                    block.function: _invocation(manifest, block.function, count)
+                    for block in manifest.blocks[:at_once]
+                }
+                body = b"".join(next(iter(calls.values())).encode())
+                # So that all functions have told where they are.
+                direct.begin(calls)()
+                ways: dict[str, Round] = {
+                    "echo": _echo(client, echoes[:at_once], body),
+                    "transport": _transport(stack, direct, list(calls), body),
+                    "direct": _invoke(direct, calls),
+                    "gateway": _invoke(proxied, calls),
+                }
+                rows.append([size, str(at_once), *_told(await _measure(ways, rounds))])
+    ways_told = [
+        name for way in ("echo", "transport", "direct", "gateway") for name in (f"{way}: p50", "p99")
+    ]
+    for line in table(["body", "at once", *ways_told, "direct / echo, p50"], rows):
+        click.echo(line)
+
+
+async def _measure(ways: Mapping[str, Round], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round of each way, which take turns so that what else the machine does meets all."""
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for run in ways.values():
+        # Connections are made, and functions have told where they are.
+        await run()
+    for _ in range(0, rounds, TURN):
+        for way, run in ways.items():
+            for _ in range(TURN):
+                began = time.perf_counter()
+                await run()
+                seconds[way].append(time.perf_counter() - began)
+    return seconds
+
+
+def _invoke(invoker: Invoker, calls: Mapping[str, Invocation]) -> Round:
+    async def run() -> None:
+        # It blocks, as it does the engine's thread; nothing else runs in this loop meanwhile.
+        invoker.begin(calls)()
+
+    return run
+
+
+def _transport(stack: AsyncExitStack, invoker: Invoker, functions: Sequence[str], body: bytes) -> Round:
+    """Calls that are read whole, and refused: nothing is decoded, computed or encoded."""
+    addresses = [address for name in functions if (address := invoker.address_of(name))]
+    connections = [Connection(address, time.monotonic() + CONNECT_SECONDS) for address in addresses]
+    for connection in connections:
+        stack.callback(connection.close)
+
+    async def run() -> None:
+        deadline = time.monotonic() + CONNECT_SECONDS
+        for connection in connections:
+            connection.send("/nowhere", "application/octet-stream", [body], deadline)
+        for connection in connections:
+            connection.receive(deadline)
+
+    return run
+
+
+def _echo(client: aiohttp.ClientSession, urls: Sequence[str], body: bytes) -> Round:
+    async def ask(url: str) -> None:
+        async with client.post(url, data=body) as answer:
+            await answer.read()
+
+    async def run() -> None:
+        await asyncio.gather(*map(ask, urls))
+
+    return run
+
+
+def _told(seconds: Mapping[str, Sequence[float]]) -> list[str]:
+    percentiles = {way: np.percentile(values, (50, 99)) * 1000 for way, values in seconds.items()}
+    cells = [f"{value:.2f}" for pair in percentiles.values() for value in pair]
+    return [*cells, f"{percentiles['direct'][0] / percentiles['echo'][0]:.2f}"]
+
+
+def _partition(folder: Path) -> Manifest:
+    """One layer of tiny experts, a function each."""
+    count = max(AT_ONCE)
+    config = AutoConfig.for_model(
+        "qwen2_moe",
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        num_experts=count,
+        num_experts_per_tok=1,
+        vocab_size=64,
+        dtype="bfloat16",
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    return partition(folder / "model", folder / "partition", granularity=Granularity(1, 1))
+
+
+def _invocation(manifest: Manifest, function: str, rows: int) -> Invocation:
+    """Of which the first row has the function's expert; the others' are elsewhere."""
+    (layer, (expert,)) = next(iter(manifest.block(function).experts.items()))
+    index = np.full((rows, 1), -1, np.int16)
+    index[0] = expert
+    return Invocation(
+        layer=layer,
+        model=manifest.fingerprint,
+        hidden_states=np.zeros((rows, HIDDEN_SIZE), np.uint16),
+        expert_index=index,
+        expert_weight=np.ones((rows, 1), np.float32),
+    )
+
+
+if __name__ == "__main__":
+    main()

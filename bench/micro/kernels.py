@@ -1,0 +1,139 @@
+"""The expert kernels against torch and against the memory: `python -m bench.micro.kernels`.
+
+One thread runs one expert of Qwen1.5-MoE-A2.7B at a time, and walks over so many copies of it that none is
+still cached when its turn comes again. The contestants take turns in every round, so that other load on the
+machine meets them alike, and their medians are compared. "read" is what a single row could reach at best:
+NumPy reads as many bytes as the expert has, in order, and does no more with them than it must. Linear layers
+follow (linear.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from bench.micro import linear
+from bench.micro.contest import (Runs, TorchMatrix, measure)
+from functions.kernels import (ExpertShape, available_isas, load_kernel)
+from functions.kernels.bfloat16 import f32_to_bf16
+from functions.kernels.packed_expert import pack_expert
+
+HIDDEN_SIZE, INTERMEDIATE_SIZE = 2048, 1408
+DTYPES = ("bf16", "int8", "f32")
+ROWS = (1, 4, 16, 64)
+ROUNDS = 31
+UNCACHED_BYTES = 450_000_000
+
+Results = dict[tuple[str, int], dict[str, float]]
+"""By (weight dtype, rows): each contestant's median time for one expert, in seconds."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Copies of one random expert: packed for our kernels, and as (gate_up, down) for torch."""
+
+    shape: ExpertShape
+    block: np.ndarray
+    offsets: np.ndarray
+    torch_weights: list[tuple[TorchMatrix, TorchMatrix]]
+
+    @classmethod
+    def random(cls, dtype: str) -> "Experts":
+        shape = ExpertShape(HIDDEN_SIZE, INTERMEDIATE_SIZE, dtype)
+        copies = -(-UNCACHED_BYTES // shape.nbytes)
+        gate, up = (torch.randn(INTERMEDIATE_SIZE, HIDDEN_SIZE) / HIDDEN_SIZE**0.5 for _ in range(2))
+        down = torch.randn(HIDDEN_SIZE, INTERMEDIATE_SIZE) / INTERMEDIATE_SIZE**0.5
+        packed = pack_expert(shape, gate.numpy(), up.numpy(), down.numpy())
+        gate_up = torch.cat((gate, up))
+        return cls(
+            shape=shape,
+            block=np.tile(packed, copies),
+            offsets=np.arange(copies) * shape.nbytes,
+            torch_weights=[
+                (TorchMatrix.of(dtype, gate_up), TorchMatrix.of(dtype, down)) for _ in range(copies)
+            ],
+        )
+
+    def runs(self, rows: int) -> Runs:
+        hidden = torch.randn(rows, HIDDEN_SIZE)
+        runs: Runs = {"read": self._read, "torch": self._torch(hidden)}
+        for isa in available_isas():
+            if isa != "numpy":
+                runs[isa] = self._kernel(isa, hidden.numpy())
+        return runs
+
+    def _read(self, copy: int) -> object:
+        start = self.offsets[copy]
+        return np.maximum.reduce(self.block[start : start + self.shape.nbytes].view(np.int32))
+
+    def _torch(self, hidden: torch.Tensor) -> Callable[[int], object]:
+        states = hidden if self.shape.dtype == "f32" else hidden.bfloat16()
+
+        def run(copy: int) -> object:
+            gate_up, down = self.torch_weights[copy]
+            gate, up = gate_up.times(states).chunk(2, dim=-1)
+            return down.times(functional.silu(gate) * up)
+
+        return run
+
+    def _kernel(self, isa: str, hidden: np.ndarray) -> Callable[[int], object]:
+        kernel = load_kernel(isa)
+        states = hidden if self.shape.dtype == "f32" else f32_to_bf16(hidden)
+        weight = np.ones((len(hidden), 1), np.float32)
+
+        def run(copy: int) -> object:
+            index = np.full((len(hidden), 1), copy, np.int16)
+            return kernel(self.block, self.offsets, self.shape, states, index, weight)
+
+        return run
+
+
+def table_line(shape: ExpertShape, rows: int, name: str, times: dict[str, float]) -> str:
+    seconds = times[name]
+    flops = 6 * rows * shape.hidden_size * shape.intermediate_size
+    gflops = f"{flops / seconds / 1e9:9.0f}" if name != "read" else " " * 9
+    return (
+        f"{shape.dtype:8}{rows:4}  {name:8}{seconds * 1e3:9.3f}{shape.nbytes / seconds / 1e9:8.1f}{gflops}"
+        f"{times['read'] / seconds:9.0%}{times['torch'] / seconds:9.2f}"
+    )
+
+
+def verdicts(results: Results) -> list[str]:
+    """One line for each aim: what was aimed at, what was reached."""
+    best = load_kernel().name
+    aims = []
+    for dtype in ("bf16", "int8"):
+        times = results[dtype, 1]
+        aims.append((f"{dtype}, 1 row: share of the read speed", times["read"] / times[best], 0.75))
+    times = results["bf16", 64]
+    aims.append(("bf16, 64 rows: speed over torch's", times["torch"] / times[best], 1.0))
+    return [
+        f"{'met   ' if reached >= aim else 'MISSED'}  {what:40}{reached:6.2f}  (at least {aim:.2f})"
+        for what, reached, aim in aims
+    ]
+
+
+def main() -> None:
+    if load_kernel().name == "numpy":
+        raise SystemExit("there is no compiled kernel to measure: install a C compiler, then `make setup`")
+    torch.set_num_threads(1)
+    print(f"One expert of {HIDDEN_SIZE} x {INTERMEDIATE_SIZE}, one thread, medians of {ROUNDS} rounds")
+    print(
+        f"\n{'weights':8}{'rows':>4}  {'by':8}{'ms':>9}{'GB/s':>8}{'GFLOP/s':>9}{'of read':>9}{'x torch':>9}"
+    )
+    results: Results = {}
+    for dtype in DTYPES:
+        experts = Experts.random(dtype)
+        for rows in ROWS:
+            results[dtype, rows] = measure(experts.runs(rows), len(experts.offsets), ROUNDS)
+            for name in results[dtype, rows]:
+                print(table_line(experts.shape, rows, name, results[dtype, rows]))
+            print()
+    print("\n".join(verdicts(results)))
+    linear.main()
+
+
+if __name__ == "__main__":
+    main()

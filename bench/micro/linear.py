@@ -1,0 +1,91 @@
+"""Linear layers in int8 against torch in bfloat16 and int8, and against the memory: `python -m bench.micro.linear`.
+
+The sizes are those of Qwen1.5-MoE-A2.7B's attention and head. Everybody computes with as many threads. "read"
+is NumPy reading as many bytes as our weights have, in as many threads.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bench.micro.contest import (Runs, TorchMatrix, measure)
+from functions.kernels import (LinearLayer, LinearShape, load_kernel)
+from functions.kernels.bfloat16 import f32_to_bf16
+from functions.kernels.packed_matrix import pack_matrix
+
+INPUTS = 2048
+LAYERS = {"attention": (2048, (1, 6, 32, 512)), "head": (151936, (1, 6, 32))}
+"""By name: outputs, and how many rows."""
+ROUNDS = 21
+UNCACHED_BYTES = 450_000_000
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Copies of one random layer, so many that none is still cached when its turn comes again."""
+
+    shape: LinearShape
+    packed: np.ndarray
+    """[copies, nbytes]"""
+    torch_bf16: list[TorchMatrix]
+    torch_int8: list[TorchMatrix]
+
+    @classmethod
+    def random(cls, outputs: int) -> "Copies":
+        shape = LinearShape(outputs, INPUTS, "int8")
+        matrix = torch.randn(outputs, INPUTS) / INPUTS**0.5
+        copies = -(-UNCACHED_BYTES // shape.nbytes)
+        return cls(
+            shape=shape,
+            packed=np.tile(pack_matrix(shape, matrix.numpy()), (copies, 1)),
+            torch_bf16=[TorchMatrix.of("bf16", matrix) for _ in range(copies)],
+            torch_int8=[TorchMatrix.of("int8", matrix) for _ in range(copies)],
+        )
+
+    def runs(self, rows: int, threads: int, readers: ThreadPoolExecutor) -> Runs:
+        x = torch.randn(rows, INPUTS)
+        return {
+            "read": self._read(threads, readers),
+            "torch bf16": lambda copy: self.torch_bf16[copy].times(x.bfloat16()),
+            "torch int8": lambda copy: self.torch_int8[copy].times(x.bfloat16()),
+            "ours": self._ours(threads, x.numpy()),
+        }
+
+    def _read(self, threads: int, readers: ThreadPoolExecutor) -> Callable[[int], object]:
+        def run(copy: int) -> object:
+            shares = np.array_split(self.packed[copy].view(np.int32), threads)
+            return list(readers.map(np.maximum.reduce, shares))
+
+        return run
+
+    def _ours(self, threads: int, x: np.ndarray) -> Callable[[int], object]:
+        kernel, rows = load_kernel(), f32_to_bf16(x)
+        layers = [LinearLayer(self.shape, packed) for packed in self.packed]
+        return lambda copy: kernel.linear([layers[copy]], rows, threads=threads)
+
+
+def main() -> None:
+    print(f"\nLinear layers of {INPUTS} inputs, int8, medians of {ROUNDS} rounds\n")
+    header = f"{'layer':10}{'threads':>7}{'rows':>5}  {'by':12}{'ms':>9}{'GB/s':>8}"
+    print(header + f"{'of read':>9}{'x torch bf16':>14}")
+    for name, (outputs, row_counts) in LAYERS.items():
+        copies = Copies.random(outputs)
+        for threads in sorted({1, os.cpu_count() or 1}):
+            torch.set_num_threads(threads)
+            with ThreadPoolExecutor(threads) as readers:
+                for rows in row_counts:
+                    times = measure(copies.runs(rows, threads, readers), len(copies.packed), ROUNDS)
+                    for by, seconds in times.items():
+                        print(
+                            f"{name:10}{threads:7}{rows:5}  {by:12}{seconds * 1e3:9.3f}"
+                            f"{copies.shape.nbytes / seconds / 1e9:8.1f}{times['read'] / seconds:9.0%}"
+                            f"{times['torch bf16'] / seconds:14.2f}"
+                        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Starts what is measured, as a user would: commands in processes of their own."""
+
+import asyncio
+import re
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.support.cgroup import Cgroup
+from control_plane.errors import FaaSMoEError
+from control_plane.partition.partitioner import partition
+
+FAASMOE = "control_plane"
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A control plane with its functions, and the keys of its tenants."""
+
+    url: str
+    keys: Mapping[str, str]
+    pid: int
+    gateway_pid: int
+
+
+@asynccontextmanager
+async def server(
+    folder: Path, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> AsyncIterator[Server]:
+    """Serve the partition in `folder` to new tenants; all is stopped at the end of the context.
+
+    `settings` are those of the server's YAML file. Raises `FaaSMoEError` when a part does not start.
+    """
+    async with (
+        gateway(folder) as (gateway_pid, gateway_url),
+        control_plane(folder, gateway_url, tenants, settings) as (pid, url, keys),
+    ):
+        yield Server(url, keys, pid, gateway_pid)
+
+
+@asynccontextmanager
+async def gateway(folder: Path) -> AsyncIterator[tuple[int, str]]:
+    """An embedded gateway with all functions of a partition; yields its process id and address."""
+    async with running("gateway", folder, "--port", "0") as (pid, url):
+        await output("deploy", folder, "--gateway", url)
+        yield pid, url
+
+
+@asynccontextmanager
+async def control_plane(
+    folder: Path, gateway_url: str, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> AsyncIterator[tuple[int, str, Mapping[str, str]]]:
+    """Serve new tenants; yields its process id, its address, and the tenants' keys."""
+    with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
+        database = Path(temporary) / "faasmoe.db"
+        config = Path(temporary) / "serve.yml"
+        config.write_text(
+            yaml.safe_dump({"database": str(database), "log_level": "warning", **(settings or {})})
+        )
+        keys = {name: await output("tenants", "add", name, "--database", str(database)) for name in tenants}
+        arguments = (folder, "--gateway", gateway_url, "--port", "0", "--config", config)
+        async with running("serve", *arguments) as (pid, url):
+            yield pid, url, keys
+
+
+@asynccontextmanager
+async def served_model(
+    model: Path, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
+) -> AsyncIterator[Server]:
+    """The same for a checkpoint, which is partitioned first."""
+    with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
+        folder = Path(temporary) / model.name
+        await asyncio.to_thread(partition, model, folder)
+        async with server(folder, tenants, settings) as served:
+            yield served
+
+
+@asynccontextmanager
+async def up(
+    folder: Path,
+    settings: Mapping[str, Any],
+    options: Sequence[str] = (),
+    group: Cgroup | None = None,
+    start_seconds: float = START_SECONDS,
+) -> AsyncIterator[tuple[int, str]]:
+    """Serve the partition by `faasmoe up`, to whoever asks; yields its process id and address.
+
+    `settings` are those of its YAML file, `options` those of its command line. With a group, it runs in that.
+    """
+    with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
+        database = Path(temporary) / "faasmoe.db"
+        config = Path(temporary) / "up.yml"
+        config.write_text(yaml.safe_dump({"database": str(database), "log_level": "warning", **settings}))
+        arguments = (folder, "--open", "--port", "0", "--gateway-port", "0", "--config", config, *options)
+        async with running("up", *arguments, group=group, start_seconds=start_seconds) as served:
+            yield served
+
+
+@asynccontextmanager
+async def running(
+    *arguments: object,
+    group: Cgroup | None = None,
+    start_seconds: float = START_SECONDS,
+    module: str = FAASMOE,
+) -> AsyncIterator[tuple[int, str]]:
+    """Run a command that serves; yields its process id and the address that it serves on.
+
+    It is a faasmoe command, or that of another module. Raises `FaaSMoEError` when it ends before it serves,
+    or takes too long.
+    """
+    command = _command(arguments, module)
+    process = await asyncio.create_subprocess_exec(
+        *(group.command(command) if group else command),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(start_seconds) as starting:
+            url = await _address(process)
+        yield process.pid, url
+    except TimeoutError as error:
+        if starting.expired():
+            raise FaaSMoEError(f"a part was not ready within {start_seconds:g} s") from error
+        raise
+    finally:
+        await stop(process)
+
+
+async def output(*arguments: object) -> str:
+    """What a faasmoe command prints. Raises `FaaSMoEError` when it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *_command(arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    printed, problem = await asyncio.wait_for(process.communicate(), START_SECONDS)
+    if process.returncode:
+        raise FaaSMoEError(f"`faasmoe {arguments[0]}` has failed: {problem.decode().strip()}")
+    return printed.decode().strip()
+
+
+async def stop(process: asyncio.subprocess.Process) -> None:
+    """Have it end, by force if need be."""
+    if process.returncode is None:
+        process.terminate()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _command(arguments: Sequence[object], module: str = FAASMOE) -> list[str]:
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+async def _address(process: asyncio.subprocess.Process) -> str:
+    """The address that the process prints once it serves."""
+    if process.stdout is not None:
+        async for line in process.stdout:
+            if found := re.search(rb"(http://[\w.:]+); Ctrl-C stops it", line):
+                return found[1].decode()
+    await process.wait()
+    raise FaaSMoEError("a part did not start, see above")

@@ -1,0 +1,126 @@
+"""Random weights with which a model behaves like a trained one where measuring needs it.
+
+- Activations keep their scale: embeddings have the standard deviation 1 and matrices 1/sqrt(inputs), but
+  for the output projections. A layer adds some tenths to the variance of the hidden states, so what
+  neighbouring layers route by is alike: cosine 0.90 at the first layers of Qwen1.5-MoE-A2.7B, 0.98 at the
+  last. Attention adds little: it averages, and what all tokens have in common would grow from layer to
+  layer and have them all routed alike.
+- The router can be skewed. Dimension 0 of every hidden state is a constant: embeddings set it, and no
+  output projection writes to it. Column 0 of a router, which alone reads it, then acts as the bias that
+  these routers do not have, and holds the logarithms of a Zipf law over the experts, in an order of each
+  layer's own.
+
+Values are slices of one pool, at places that follow from the tensor's name: drawing all of them would take
+longer than writing them.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.partition.checkpoint.tensor_file import (CHUNK_VALUES, Tensor)
+from functions.kernels.bfloat16 import f32_to_bf16
+
+CONSTANT = 16.0
+"""Dimension 0 of every hidden state; the others are around 1."""
+
+_LAYER_VARIANCE = 0.3
+"""What a layer adds to the variance of the hidden states, measured with Qwen1.5-MoE-A2.7B's sizes."""
+
+_ROUTER_NOISE = 1.75
+"""Standard deviation of what a token adds to the logarithms. With noise of Gumbel's law, the largest sums
+would be drawn by the very probabilities; with this normal one, 60 to 128 experts nearly are."""
+
+_POOL_VALUES = 4 * CHUNK_VALUES
+# By how much their standard deviations differ from 1/sqrt(inputs).
+_OUTPUTS = {".o_proj.weight": 0.2, ".down_proj.weight": 1.5, ".w2.weight": 1.5}
+_ROUTER = re.compile(r"model\.layers\.(\d+)\.\w+\.gate\.weight")
+
+
+@dataclass(frozen=True)
+class RandomTensor(Tensor):
+    """bf16 values out of a pool, but for its first column or its first row where those are given."""
+
+    pool: NDArray[np.uint16]
+    first_column: NDArray[np.uint16] | None = None
+    first_row: np.uint16 | None = None
+
+    def read(self, start: int, count: int) -> NDArray[np.uint16]:
+        """As every tensor's: the bits of bf16."""
+        values = np.concatenate(list(self._slices(start, start + count)))
+        columns = self.shape[-1]
+        if self.first_row is not None:
+            values[: max(0, columns - start)] = self.first_row
+        if self.first_column is not None:
+            row = -(-start // columns)
+            places = values[row * columns - start :: columns]
+            places[...] = self.first_column[row : row + len(places)]
+        return values
+
+    def _slices(self, start: int, end: int) -> Iterator[NDArray[np.uint16]]:
+        while start < end:
+            chunk, within = divmod(start, CHUNK_VALUES)
+            count = min(CHUNK_VALUES - within, end - start)
+            place = zlib.crc32(f"{self.name} {chunk}".encode()) % (len(self.pool) - CHUNK_VALUES) + within
+            yield self.pool[place : place + count]
+            start += count
+
+
+class RandomWeights:
+    """Makes the tensors of one model, by their names in published checkpoints.
+
+    `router_skew` is the exponent of the law by which a layer's experts are chosen; 0 is uniform.
+    """
+
+    def __init__(self, path: Path, seed: int = 0, router_skew: float = 0.0) -> None:
+        self._path = path
+        self._seed = seed
+        self._router_skew = router_skew
+        self._pools: dict[float, NDArray[np.uint16]] = {}
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> RandomTensor:
+        """The tensor of that name, the same for the same seed."""
+        described = (name, self._path, "BF16", shape)
+        if name.endswith("norm.weight"):
+            return RandomTensor(*described, _constant(1.0))
+        if name.endswith(".bias"):
+            return RandomTensor(*described, _constant(0.0))
+        if name.endswith("embed_tokens.weight"):
+            return RandomTensor(*described, self._pool(1.0), _bf16(np.full(shape[0], CONSTANT)))
+        deviation = 1 / math.sqrt(shape[-1])
+        if match := _ROUTER.fullmatch(name):
+            bias = self.router_bias(int(match[1]), shape[0])
+            return RandomTensor(*described, self._pool(deviation * _ROUTER_NOISE), _bf16(bias / CONSTANT))
+        for output, scale in _OUTPUTS.items():
+            if name.endswith(output):
+                return RandomTensor(*described, self._pool(deviation * scale), first_row=np.uint16(0))
+        unread = np.zeros(math.prod(shape[:-1]), np.uint16)
+        return RandomTensor(*described, self._pool(deviation), first_column=unread)
+
+    def router_bias(self, layer: int, num_experts: int) -> NDArray[np.float64]:
+        """What a layer's router adds to each expert's logit, but for the normalisation [experts]."""
+        ranks = 1 + np.random.default_rng([self._seed, layer]).permutation(num_experts)
+        logarithms = -self._router_skew * np.log(ranks)
+        middle = (logarithms.max() + logarithms.min()) / 2
+        # The normalisation shrinks the constant as the rest of the hidden state grows.
+        return (logarithms - middle) * math.sqrt(1 + _LAYER_VARIANCE * (layer + 0.5))
+
+    def _pool(self, deviation: float) -> NDArray[np.uint16]:
+        if deviation not in self._pools:
+            normal = np.random.default_rng(self._seed).standard_normal(_POOL_VALUES, np.float32)
+            self._pools[deviation] = _bf16(normal * np.float32(deviation))
+        return self._pools[deviation]
+
+
+def _constant(value: float) -> NDArray[np.uint16]:
+    return np.broadcast_to(_bf16(np.array(value)), _POOL_VALUES)
+
+
+def _bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    return f32_to_bf16(values.astype(np.float32))

@@ -1,0 +1,77 @@
+"""The modules that stand in a transformers model where its routed experts were."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
+
+from control_plane.engine.model.attention import (RaggedMixtralAttention, RaggedOlmoeAttention, RaggedQwen2MoeAttention, RaggedQwen3MoeAttention)
+from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.model.layers import KernelRMSNorm
+
+
+class RemoteExperts(nn.Module):
+    """The experts of one layer, without parameters: their rows go to functions.
+
+    Called as transformers calls its own: `experts(hidden_states [T, H], top_k_index [T, K],
+    top_k_weights [T, K]) -> [T, H]`. `attach` tells it its layer, which transformers does not.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+
+    def attach(self, layer: int, dispatcher: Dispatcher) -> None:
+        """To be called once, before the first forward."""
+        self._layer = layer
+        self._dispatcher = dispatcher
+
+    def begin(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> Callable[[], torch.Tensor]:
+        """Send the rows; the returned call waits for the result."""
+        return self._dispatcher.begin(self._layer, hidden_states, top_k_index, top_k_weights)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        return self.begin(hidden_states, top_k_index, top_k_weights)()
+
+
+class OverlappedQwen2MoeBlock(Qwen2MoeSparseMoeBlock):
+    """Qwen2-MoE's block, with the shared expert computed while the routed experts' calls are in flight."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        rows = hidden_states.view(-1, hidden_states.shape[-1])
+        _, routing_weights, selected_experts = self.gate(rows)
+        routed = self.experts.begin(rows, selected_experts, routing_weights)
+        shared = F.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
+        return (routed() + shared).reshape(hidden_states.shape)
+
+
+REPLACEMENTS: dict[str, dict[str, type[nn.Module]]] = {
+    "qwen2_moe": {
+        "Qwen2MoeExperts": RemoteExperts,
+        "Qwen2MoeSparseMoeBlock": OverlappedQwen2MoeBlock,
+        "Qwen2MoeAttention": RaggedQwen2MoeAttention,
+        "Qwen2MoeRMSNorm": KernelRMSNorm,
+    },
+    "qwen3_moe": {
+        "Qwen3MoeExperts": RemoteExperts,
+        "Qwen3MoeAttention": RaggedQwen3MoeAttention,
+        "Qwen3MoeRMSNorm": KernelRMSNorm,
+    },
+    "mixtral": {
+        "MixtralExperts": RemoteExperts,
+        "MixtralAttention": RaggedMixtralAttention,
+        "MixtralRMSNorm": KernelRMSNorm,
+    },
+    "olmoe": {
+        "OlmoeExperts": RemoteExperts,
+        "OlmoeAttention": RaggedOlmoeAttention,
+        "OlmoeRMSNorm": KernelRMSNorm,
+    },
+}
+"""For each model type, transformers' classes and what takes their place."""

@@ -1,0 +1,205 @@
+"""Attention over a ragged batch: the rows of several sequences in one flat tensor, each with its own past.
+
+A family's own attention module keeps its weights and norms; from queries, keys and values on, all families
+share what is here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.models.mixtral.modeling_mixtral import MixtralAttention
+from transformers.models.olmoe.modeling_olmoe import OlmoeAttention
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
+
+from control_plane.engine.model.kv_cache import (CacheRows, KVCache)
+from control_plane.engine.model.layers import apply_all
+from control_plane.engine.scheduling.scheduler import Chunk
+
+NO_MASK = "faasmoe_ragged"
+"""The name under which transformers knows that it is to make no mask."""
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines [N, head_dim] of the rotary embedding of each row's position."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one chunk's rows lie in the flat batch, and its sequence's past in the cache."""
+
+    first_row: int
+    lane: int
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        """How many rows."""
+        return self.end - self.start
+
+    @property
+    def rows(self) -> slice:
+        """The chunk's rows."""
+        return slice(self.first_row, self.first_row + self.length)
+
+
+@dataclass(frozen=True)
+class RaggedBatch:
+    """The chunks whose rows lie one after the other in the flat batch, and the cache of their past."""
+
+    kv_cache: KVCache
+    spans: list[Span]
+    rows: CacheRows
+    """The rows that are alone in their chunk attend by themselves."""
+    _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of_chunks(cls, chunks: list[Chunk], kv_cache: KVCache) -> "RaggedBatch":
+        """The batch of these chunks; each sequence must have its memory."""
+        spans = []
+        row = 0
+        for chunk in chunks:
+            spans.append(Span(row, kv_cache.pages.lane(chunk.sequence), chunk.start, chunk.end))
+            row += chunk.length
+        rows = CacheRows(
+            lanes=np.repeat([span.lane for span in spans], [span.length for span in spans]),
+            positions=np.concatenate([np.arange(span.start, span.end) for span in spans]),
+            attending=np.array([span.first_row for span in spans if span.length == 1], np.int64),
+        )
+        return cls(kv_cache, spans, rows)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[N]: of each row in its sequence."""
+        return torch.from_numpy(self.rows.positions)
+
+    def mask(self, span: Span, window: int | None) -> torch.Tensor:
+        """[rows, end]: True where a row may look at a position. The layers of a step share it."""
+        key = (span.start, span.end, window)
+        if key not in self._masks:
+            rows = torch.arange(span.start, span.end)[:, None]
+            columns = torch.arange(span.end)[None, :]
+            mask = columns <= rows
+            self._masks[key] = mask if window is None else mask & (columns > rows - window)
+        return self._masks[key]
+
+
+class RaggedAttention(nn.Module):
+    """Mixed into a family's attention module, whose projections and norms it uses."""
+
+    sliding_window: int | None = None
+
+    def project(self: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values of rows [N, hidden], [N, heads * head_dim] each."""
+        query, key, value = apply_all((self.q_proj, self.k_proj, self.v_proj), rows)
+        return query, key, value
+
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        position_embeddings: Rotation,
+        ragged_batch: RaggedBatch,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        """[1, N, hidden] of all chunks' rows to the same; no attention weights."""
+        projected = self.project(hidden_states[0])
+        query, key, value = (states.view(len(states), -1, self.head_dim) for states in projected)
+        cosine, sine = position_embeddings
+        output = self._attend(query, key, value, (cosine[0], sine[0]), ragged_batch)
+        return self.o_proj(output.flatten(1))[None], None
+
+    def _attend(
+        self: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotation: Rotation,
+        batch: RaggedBatch,
+    ) -> torch.Tensor:
+        """Causal attention of each chunk over its own sequence: [N, heads, head_dim]."""
+        cache, window = batch.kv_cache, self.sliding_window
+        attended = cache.attend(self.layer_idx, query, key, value, rotation, batch.rows, self.scaling, window)
+        if len(attended) == len(query):
+            return attended
+        output = torch.empty_like(query)
+        output[batch.rows.attending] = attended
+        for span in batch.spans:
+            if span.length > 1:
+                keys, values = cache.read(self.layer_idx, span.lane, span.end)
+                rotated = _rotated(query[span.rows], rotation[0][span.rows], rotation[1][span.rows])
+                output[span.rows] = _prefill(rotated, keys, values, self.scaling, batch.mask(span, window))
+        return output
+
+
+class RaggedQwen2MoeAttention(RaggedAttention, Qwen2MoeAttention):
+    """Qwen2-MoE's."""
+
+
+class RaggedMixtralAttention(RaggedAttention, MixtralAttention):
+    """Mixtral's."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.sliding_window = config.sliding_window
+
+
+class RaggedQwen3MoeAttention(RaggedAttention, Qwen3MoeAttention):
+    """Qwen3-MoE's, which normalises each head's queries and keys."""
+
+    def project(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = super().project(rows)
+        heads = (len(rows), -1, self.head_dim)
+        return self.q_norm(query.view(heads)), self.k_norm(key.view(heads)), value
+
+
+class RaggedOlmoeAttention(RaggedAttention, OlmoeAttention):
+    """OLMoE's, which normalises queries and keys over all heads, and may clip."""
+
+    def __init__(self, config: Any, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.sliding_window = getattr(config, "sliding_window", None)
+
+    def project(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value = super().project(rows)
+        query, key = self.q_norm(query), self.k_norm(key)
+        most = self.config.clip_qkv
+        if most is not None:
+            query, key, value = (states.clamp(-most, most) for states in (query, key, value))
+        return query, key, value
+
+
+def register() -> None:
+    """Make `attn_implementation=NO_MASK` known to transformers."""
+    AttentionMaskInterface.register(NO_MASK, _nothing)
+    # Without a function for attention it does not take the name. Our modules do not ask for that.
+    AttentionInterface.register(NO_MASK, _nothing)
+
+
+def _nothing(*_: object, **__: object) -> None:
+    return None
+
+
+def _rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Heads [n, heads, d] with the rotary embedding of their rows' angles [n, d]."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine[:, None] + torch.cat((-second, first), dim=-1) * sine[:, None]
+
+
+def _prefill(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, mask: torch.Tensor
+) -> torch.Tensor:
+    """Rows [n, heads, d] over their past and themselves [kv_heads, m, d]: [n, heads, d]."""
+    output = F.scaled_dot_product_attention(
+        query.transpose(0, 1)[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != keys.shape[0],
+    )
+    return output[0].transpose(0, 1)

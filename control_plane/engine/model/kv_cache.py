@@ -1,0 +1,150 @@
+"""The memory for the keys and values of all running sequences.
+
+Each sequence has a lane: a range of addresses as long as any sequence may get, of which only what has been
+written takes memory. The operating system's page table is thus the cache's, too, and a sequence's keys lie
+in one piece, however it grows (vAttention, arXiv 2405.04437, does so on GPUs). `KVPages` counts what is
+taken; a lane that is freed gives its memory back, so no sequence can find another's in it.
+"""
+
+import math
+import mmap
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from control_plane.engine.model.kv_pages import KVPages
+from control_plane.engine.sequence import Sequence
+from control_plane.engine.model.tensors import (to_numpy, to_torch)
+from control_plane.errors import OutOfCache
+from functions.kernels import (MAX_THREADS, Kernel, load_kernel)
+
+_MAP_NORESERVE = 0x4000
+"""Linux's; Python's mmap has a name for it from 3.13 on."""
+_LEAST_PAGE_SIZE = 16
+
+
+@dataclass(frozen=True)
+class KVCacheShape:
+    """What one token keeps."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page: so many that the values of one head fill a page of memory."""
+        return max(_LEAST_PAGE_SIZE, mmap.PAGESIZE // self._row_nbytes)
+
+    @property
+    def page_nbytes(self) -> int:
+        """Bytes of one page over all layers, keys and values."""
+        return 2 * self.num_layers * self.num_kv_heads * self._row_nbytes * self.page_size
+
+    def lane_length(self, num_tokens: int) -> int:
+        """The least length of a lane, in tokens, that holds so many and ends where a page of memory does."""
+        step = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, self._row_nbytes)
+        return -(-num_tokens // step) * step
+
+    @property
+    def _row_nbytes(self) -> int:
+        return self.head_dim * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class CacheRows:
+    """Where the rows of a batch have their keys and values, and which of them attend by themselves."""
+
+    lanes: np.ndarray
+    """int64 [T]: the lane of each row's sequence."""
+    positions: np.ndarray
+    """int64 [T]: of each row in its sequence."""
+    attending: np.ndarray
+    """int64 [N], in ascending order."""
+
+
+@dataclass
+class KVCache:
+    """Lanes of memory, bounded by `num_pages` in all and by `max_length` tokens each."""
+
+    shape: KVCacheShape
+    num_pages: int
+    num_lanes: int
+    max_length: int
+    """Tokens of the longest sequence."""
+    kernel: Kernel = field(default_factory=load_kernel)
+    threads: int = field(default_factory=lambda: min(torch.get_num_threads(), MAX_THREADS))
+    pages: KVPages = field(init=False)
+    _memory: mmap.mmap = field(init=False)
+    _lanes: torch.Tensor = field(init=False)
+    """[lanes, layers, keys and values, kv_heads, tokens, head_dim]"""
+    _array: np.ndarray = field(init=False)
+    """The same, as NumPy sees it."""
+
+    def __post_init__(self) -> None:
+        """Raises `OSError` or `OverflowError` where so many addresses cannot be had."""
+        self.pages = KVPages(self.num_pages, self.shape.page_size, self.num_lanes)
+        self.max_length = min(self.max_length, self.pages.num_tokens)
+        shape = self.shape
+        length = shape.lane_length(self.max_length)
+        size = (self.num_lanes, shape.num_layers, 2, shape.num_kv_heads, length, shape.head_dim)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._memory = mmap.mmap(-1, math.prod(size) * shape.dtype.itemsize, flags=flags)
+        # A huge page would take memory for tokens that nobody has counted.
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._lanes = torch.frombuffer(self._memory, dtype=shape.dtype).view(size)
+        self._array = to_numpy(self._lanes)
+
+    def check_fits(self, sequence: Sequence) -> None:
+        """Raises `OutOfCache` when the sequence could not run even alone."""
+        if sequence.max_length > self.max_length:
+            raise OutOfCache(
+                f"{sequence.max_length} tokens do not fit into the KV cache of {self.pages.num_tokens}"
+            )
+
+    def free(self, sequence: Sequence) -> None:
+        """Give the sequence's lane and memory back; harmless for one that holds none."""
+        lane = self.pages.free(sequence)
+        if lane is not None:
+            nbytes = self._lanes[lane].nbytes
+            self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        rows: "CacheRows",
+        scaling: float,
+        window: int | None = None,
+    ) -> torch.Tensor:
+        """Keep keys and values [T, kv_heads, head_dim], then have some rows of query [T, heads, head_dim] see
+        their past: [N, heads, head_dim] for the N that attend.
+
+        `rotation` are the cosines and sines [T, head_dim] of the rotary embedding that queries and keys get.
+        `window` is how many tokens a row sees at most, itself among them.
+        """
+        out = self.kernel.attention(
+            self._array,
+            layer,
+            to_numpy(query),
+            to_numpy(key),
+            to_numpy(value),
+            (to_numpy(rotation[0]), to_numpy(rotation[1])),
+            rows.lanes,
+            rows.positions,
+            rows.attending,
+            scaling=scaling,
+            window=window,
+            threads=self.threads,
+        )
+        return to_torch(out)
+
+    def read(self, layer: int, lane: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of the keys and values [kv_heads, length, head_dim] of the lane's first tokens."""
+        keys, values = self._lanes[lane, layer, :, :, :length].unbind()
+        return keys, values

@@ -1,0 +1,143 @@
+"""Loads the part of a model that every token needs; its experts are never allocated."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from control_plane.engine.model import attention
+from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.model.layers import (check_packed, replace_packed)
+from control_plane.engine.experts.remote_experts import (REPLACEMENTS, RemoteExperts)
+from control_plane.engine.model.layers import StoredEmbedding
+from control_plane.errors import PartitionError, UnsupportedModel
+from control_plane.partition.dense import PACKED, packed_shapes
+from control_plane.partition.manifest import Manifest
+
+EMBEDDING = "model.embed_tokens.weight"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+_TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> PreTrainedModel:
+    """transformers' model with ragged attention and remote experts. Raises `PartitionError`.
+
+    Its weights are mapped from the file: they are read when they are used, and shared between processes.
+    """
+    manifest.verify_dense(partition)
+    attention.register()
+    disable_progress_bar()
+    set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(partition)
+        _check_rope(config)
+        state_dict, shapes = _read_dense(partition / manifest.dense.file)
+        with _patched(manifest.model_type):
+            model, report = _model_class(config, state_dict).from_pretrained(
+                None,
+                config=copy.deepcopy(config),
+                state_dict=state_dict,
+                dtype=_TORCH_DTYPE[manifest.dtype],
+                attn_implementation=attention.NO_MASK,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise PartitionError(f"cannot load the model in {partition}: {_in_one_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(missing)}")
+    check_packed(model, shapes)
+    if not model.config.tie_word_embeddings:
+        model.model.embed_tokens = StoredEmbedding(partition / manifest.dense.file, EMBEDDING)
+    for layer in manifest.moe_layers:
+        experts = model.model.layers[layer].mlp.experts
+        if not isinstance(experts, RemoteExperts):
+            raise UnsupportedModel(f"layer {layer} of {manifest.model_type} kept its experts")
+        experts.attach(layer, dispatcher)
+    return model.eval()
+
+
+def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, as it was beside the checkpoint. Raises `PartitionError`."""
+    # transformers makes one up where there is none.
+    if not any((partition / name).exists() for name in TOKENIZER_FILES):
+        raise PartitionError(f"{partition} has no tokenizer: {' or '.join(TOKENIZER_FILES)}")
+    try:
+        return AutoTokenizer.from_pretrained(partition)
+    except (OSError, ValueError) as error:
+        raise PartitionError(f"cannot load the tokenizer in {partition}: {_in_one_line(error)}") from error
+
+
+def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end an answer, as the generation config names them, or else the model's own."""
+    try:
+        eos = GenerationConfig.from_pretrained(partition).eos_token_id
+    except OSError:
+        eos = None
+    eos = model.config.eos_token_id if eos is None else eos
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+def _check_rope(config: PretrainedConfig) -> None:
+    """Raises `UnsupportedModel` for frequencies that depend on the longest sequence of the batch."""
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope_type in ("dynamic", "longrope"):
+        raise UnsupportedModel(f"{rope_type} rotary embeddings would mix the sequences of a batch")
+
+
+def _read_dense(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]:
+    """The tensors of the dense part, mapped, and the shapes of the weights that are packed in them."""
+    with safe_open(path, "pt") as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, packed_shapes(file.metadata() or {})
+
+
+def _model_class(config: PretrainedConfig, state_dict: Iterable[str]) -> Any:
+    """The model's own class, with our modules where its weights are packed.
+
+    They are put in while the model is built, when no weight has memory yet.
+    """
+    # Auto classes take no state dict, the model's own class does.
+    own: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    modules = [name.removesuffix(PACKED) for name in state_dict if name.endswith(PACKED)]
+
+    class PackedModel(own):
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            # Nothing may be raised here: transformers would stay patched.
+            replace_packed(self, modules)
+
+    return PackedModel if modules else own
+
+
+@contextmanager
+def _patched(model_type: str) -> Iterator[None]:
+    """Have transformers build our modules; its registry is global, so only for as long as it takes."""
+    replacements = REPLACEMENTS[model_type]
+    register_patch_mapping(replacements, overwrite=True)
+    try:
+        yield
+    finally:
+        unregister_patch_mapping(list(replacements))
+
+
+def _in_one_line(error: Exception) -> str:
+    """transformers' messages can be paragraphs."""
+    return " ".join(str(error).split())

@@ -1,0 +1,64 @@
+"""The embedded gateway of one partition, as an async context."""
+
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from yarl import URL
+
+from control_plane.config import Credentials
+from control_plane.gateway.app import create_app
+from control_plane.gateway.provider.image import LocalImage
+from control_plane.gateway.provider.provider import LocalProvider
+from control_plane.gateway.emulation import (OWN, Manners)
+from control_plane.gateway.provider.secret_store import SecretStore
+from control_plane.http import serving
+from control_plane.partition.manifest import Manifest
+from control_plane.deployment.stack import (FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE)
+
+SETTINGS = (
+    FUNCTION_VARIABLE,
+    IDLE_EXIT_VARIABLE,
+    "FAASMOE_THREADS",
+    "FAASMOE_PARTITION",
+    "FAASMOE_HOST",
+    "FAASMOE_PORT",
+)
+"""What `functions.expert` reads; the last three mean nothing here, but a stack file may have them."""
+
+
+@asynccontextmanager
+async def embedded_gateway(
+    partition: Path,
+    host: str,
+    port: int,
+    credentials: Credentials | None,
+    idle_after: float,
+    manners: Manners = OWN,
+) -> AsyncIterator[URL]:
+    """Run a gateway whose one image is the partition's; yields its address. No process outlives it.
+
+    Raises `PartitionError` for a bad partition, `ConfigError` for a port in use.
+    """
+    manifest = Manifest.load(partition)
+    image = LocalImage(
+        name=manifest.image,
+        # -P: not the code that is in this folder, such as what `faasmoe stack` writes beside stack.yml.
+        command=[sys.executable, "-P", "-m", "functions.expert"],
+        environment={"FAASMOE_PARTITION": str(partition.absolute())},
+        settings=SETTINGS,
+        functions=frozenset(block.function for block in manifest.blocks),
+        verify=lambda function: manifest.verify(partition, function),
+    )
+    # Made with the first secret: a gateway that has none leaves nothing behind, however it ends.
+    folder = Path(tempfile.gettempdir()) / f"faasmoe-secrets-{secrets.token_hex(16)}"
+    provider = LocalProvider(image, SecretStore(folder), idle_after, manners=manners)
+    try:
+        async with serving(create_app(provider, credentials), host, port) as url:
+            yield url
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,180 @@
+"""One deployed function: it has a process while it is used, and none while it sleeps."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from control_plane.errors import FunctionNotFound, FunctionUnavailable
+from control_plane.gateway.provider.log import FunctionLog
+from control_plane.gateway.provider.process import FunctionProcess
+from control_plane.gateway.provider.starter import FunctionStarter
+from control_plane.gateway.provider.scaling_labels import ScalingLabels
+from control_plane.faas.types import FunctionDeployment, FunctionStatus
+
+_COOL_DOWN_S = 5.0
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _StartFailure:
+    """Until `retry_at`, in the loop's time, calls get this message instead of a new round of crashes each."""
+
+    message: str
+    retry_at: float
+
+
+class LocalFunction:
+    """Scales one function between zero and one process.
+
+    A process that it lets go of, to sleep or because the specification changed, finishes its calls in
+    flight and exits in the background; calls that come meanwhile start another one.
+    """
+
+    def __init__(
+        self, deployment: FunctionDeployment, scaling: ScalingLabels, starter: FunctionStarter
+    ) -> None:
+        self.log = FunctionLog(deployment.service)
+        self.replicas = 0
+        self._deployment = deployment
+        self._scaling = scaling
+        self._starter = starter
+        self._created_at = datetime.now(UTC)
+        self._invocations = 0
+        self._process: FunctionProcess | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._failure: _StartFailure | None = None
+        self._closed = False
+        self.scale(scaling.min_replicas)
+
+    @property
+    def process(self) -> FunctionProcess | None:
+        """The process that takes calls, if there is one right now."""
+        return self._process if self._process and self._process.alive else None
+
+    def status(self) -> FunctionStatus:
+        process = self.process
+        return FunctionStatus(
+            deployment=self._deployment,
+            replicas=self.replicas,
+            available_replicas=0 if process is None else 1,
+            invocation_count=self._invocations,
+            created_at=self._created_at,
+            usage=None if process is None else process.usage(),
+        )
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncIterator[FunctionProcess]:
+        """A ready process for one call, which is started if there is none and not stopped before the end.
+
+        Raises FunctionUnavailable if it cannot be started, FunctionNotFound if it was removed meanwhile.
+        """
+        process = await self._awake()
+        self._invocations += 1
+        with process.call():
+            yield process
+
+    def scale(self, replicas: int) -> None:
+        """Begin to start a process (1), or to let go of it (0)."""
+        self.replicas = replicas
+        self._failure = None
+        if not replicas:
+            self._let_go()
+        elif self.process is None:
+            self._start()
+
+    def wake(self) -> None:
+        """Begin to start a process if there is none; raises as a call does that would wait for it."""
+        if self.process is None:
+            self._check_may_start()
+            self._start()
+
+    def update(self, deployment: FunctionDeployment, scaling: ScalingLabels) -> None:
+        """Take on a new specification; a process that ran by another one is replaced."""
+        if deployment != self._deployment:
+            self._deployment = deployment
+            self._scaling = scaling
+            self.scale(0)
+        if scaling.min_replicas:
+            self.scale(scaling.min_replicas)
+
+    async def ended(self) -> None:
+        """Wait until all processes that it let go of have exited."""
+        if self._ending:
+            await asyncio.wait(set(self._ending))
+
+    async def close(self) -> None:
+        """Take no more calls, end the calls in flight and the process."""
+        self._closed = True
+        self.log.close()
+        self.scale(0)
+        await self.ended()
+
+    async def _awake(self) -> FunctionProcess:
+        while (process := self.process) is None:
+            self._check_may_start()
+            starting = self._start()
+            # Not awaited itself: it is cancelled when the function is scaled or changed, the call is not.
+            await asyncio.wait({starting})
+            if not starting.cancelled():
+                starting.result()
+        return process
+
+    def _check_may_start(self) -> None:
+        if self._closed:
+            raise FunctionNotFound(f"function {self._deployment.service} was removed")
+        if self._failure and asyncio.get_running_loop().time() < self._failure.retry_at:
+            raise FunctionUnavailable(self._failure.message)
+
+    def _start(self) -> asyncio.Task[None]:
+        self.replicas = 1
+        if self._starting is None or self._starting.done():
+            self._stop_idle_timer()
+            self._starting = asyncio.create_task(self._run_start())
+        return self._starting
+
+    async def _run_start(self) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            self._process = await self._starter.start(self._deployment, self.log)
+        except FunctionUnavailable as error:
+            _logger.warning("%s", error)
+            self._failure = _StartFailure(str(error), loop.time() + _COOL_DOWN_S)
+            return
+        _logger.debug("%s is ready after %.2f s", self._deployment.service, loop.time() - began)
+        self._sleep_if_idle()
+
+    def _let_go(self) -> None:
+        self._stop_idle_timer()
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            self._await_end(self._starting)
+        if self._process is not None:
+            self._await_end(asyncio.create_task(self._process.stop(self._starter.timeouts)))
+        self._starting = self._process = None
+
+    def _await_end(self, task: asyncio.Task[None]) -> None:
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    def _sleep_if_idle(self) -> None:
+        process, idle_after = self._process, self._scaling.idle_after
+        if process is None or idle_after is None:
+            return
+        loop = asyncio.get_running_loop()
+        idle = 0.0 if process.calls else loop.time() - process.last_used
+        if idle >= idle_after:
+            _logger.debug("%s sleeps after %.0f s without a call", self._deployment.service, idle)
+            self.scale(0)
+        else:
+            self._idle_timer = loop.call_later(idle_after - idle, self._sleep_if_idle)
+
+    def _stop_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()

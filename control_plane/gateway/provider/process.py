@@ -1,0 +1,177 @@
+"""One process of a function: its socket, its lifeline, its calls in flight, its end."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Self
+
+import aiohttp
+import psutil
+
+from control_plane.gateway.provider.log import FunctionLog
+from control_plane.faas.types import FunctionUsage
+
+LISTEN_FD = "FAASMOE_LISTEN_FD"
+"""The variable that tells a function the number of the listening socket that it inherits."""
+
+_BACKLOG = 1024
+_READY_POLL_S = 0.02
+_LAST_LINES_S = 1.0
+_MAX_LINE_BYTES = 16384
+_MILLICORES_PER_PERCENT = 10
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Deadlines in seconds: to become ready, to answer one call, and to exit after SIGTERM.
+
+    After SIGTERM an expert function takes up to 10 s to finish the calls that reached it directly.
+    """
+
+    start: float = 60.0
+    call: float = 60.0
+    stop: float = 15.0
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+class FunctionProcess:
+    """A function's process, from its start to its end.
+
+    The provider binds the socket before the process exists: its port is known without a race, calls
+    that come while it boots wait in the backlog, and when it dies the kernel refuses them. Its stdin is
+    its lifeline: it reads EOF there, and exits, when the gateway is gone in whatever way.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, name: str, port: int, log: FunctionLog) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.last_used = asyncio.get_running_loop().time()
+        self.calls = 0
+        self._process = process
+        self._instance = f"{name}-{process.pid}"
+        self._log = log
+        self._no_calls = asyncio.Event()
+        self._no_calls.set()
+        self._meter: psutil.Process | None = None
+        self._ended = asyncio.create_task(self._observe())
+
+    @classmethod
+    async def spawn(
+        cls, command: Sequence[str], environment: Mapping[str, str], name: str, log: FunctionLog
+    ) -> Self:
+        """Start `command`. Raises OSError when there is no such program, or no room for a process."""
+        with socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                env={**environment, LISTEN_FD: str(listener.fileno())},
+                pass_fds=(listener.fileno(),),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                # Ctrl-C is for the gateway, which ends its functions in order.
+                start_new_session=True,
+            )
+            return cls(process, name, listener.getsockname()[1], log)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    @property
+    def last_words(self) -> str:
+        """How it ended and the last line that it wrote, for an error message."""
+        line = self._log.last_line(self._instance)
+        return f"exit code {self._process.returncode}" + (f": {line}" if line else "")
+
+    async def wait_ready(self, session: aiohttp.ClientSession) -> bool:
+        """Wait until it answers `/_/ready` with 200; False when it exits first."""
+        while self.alive:
+            try:
+                async with session.get(self.url + "/_/ready") as answer:
+                    if answer.status == 200:
+                        self.last_used = asyncio.get_running_loop().time()
+                        return True
+                await asyncio.sleep(_READY_POLL_S)
+            except aiohttp.ClientError:
+                await asyncio.wait({self._ended}, timeout=_READY_POLL_S)
+        await self.wait_ended(_LAST_LINES_S)
+        return False
+
+    async def wait_ended(self, timeout: float) -> None:
+        """Wait until it has exited and its last lines are in the log, for `timeout` seconds at most."""
+        await asyncio.wait({self._ended}, timeout=timeout)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Marks a call: the process is in use, and is not stopped before the call has ended."""
+        self.calls += 1
+        self._no_calls.clear()
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            self.last_used = asyncio.get_running_loop().time()
+            if not self.calls:
+                self._no_calls.set()
+
+    async def stop(self, timeouts: Timeouts) -> None:
+        """Let the calls in flight end, then SIGTERM, then SIGKILL; returns when it has exited."""
+        try:
+            async with asyncio.timeout(timeouts.call):
+                await self._no_calls.wait()
+        except TimeoutError:
+            _logger.warning("%s is stopped with %d calls in flight", self._instance, self.calls)
+        if self.alive:
+            self._process.terminate()
+        await self.wait_ended(timeouts.stop)
+        await self.kill(timeouts)
+
+    async def kill(self, timeouts: Timeouts) -> None:
+        """SIGKILL, to it and its children, if it has not exited."""
+        if self._ended.done():
+            return
+        # A child that holds the log's pipe open is in the group, so its id is not another's yet.
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self.wait_ended(timeouts.stop)
+
+    def usage(self) -> FunctionUsage | None:
+        """CPU since the last call of this method, and resident memory; None when it is gone."""
+        if not self.alive:
+            return None
+        try:
+            self._meter = self._meter or psutil.Process(self._process.pid)
+            return FunctionUsage(
+                cpu=self._meter.cpu_percent() * _MILLICORES_PER_PERCENT,
+                total_memory_bytes=self._meter.memory_info().rss,
+            )
+        except psutil.Error:
+            return None
+
+    async def _observe(self) -> None:
+        if self._process.stdout is not None:
+            await self._read_lines(self._process.stdout)
+        code = await self._process.wait()
+        level = logging.INFO if code else logging.DEBUG
+        _logger.log(level, "%s ended with exit code %d", self._instance, code)
+
+    async def _read_lines(self, stdout: asyncio.StreamReader) -> None:
+        unfinished = b""
+        while chunk := await stdout.read(_MAX_LINE_BYTES):
+            *lines, unfinished = (unfinished + chunk).split(b"\n")
+            for line in lines:
+                self._write_log(line)
+            unfinished = unfinished[:_MAX_LINE_BYTES]
+        if unfinished:
+            self._write_log(unfinished)
+
+    def _write_log(self, line: bytes) -> None:
+        self._log.append(self._instance, line[:_MAX_LINE_BYTES].decode(errors="replace").rstrip("\r"))

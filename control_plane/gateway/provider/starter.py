@@ -1,0 +1,75 @@
+"""Starts a function's process, again if it crashes, until it is ready to answer."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+
+import aiohttp
+
+from control_plane.errors import FunctionUnavailable
+from control_plane.gateway.provider.log import FunctionLog
+from control_plane.gateway.provider.process import (FunctionProcess, Timeouts)
+from control_plane.gateway.provider.image import LocalImage
+from control_plane.gateway.provider.secret_store import SecretStore
+from control_plane.faas.types import FunctionDeployment
+
+START_TRIES = 3
+
+SECRETS = "FAASMOE_SECRETS"
+"""The variable that names the folder of secrets, to functions that are deployed with some."""
+
+_INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
+_FIRST_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True)
+class FunctionStarter:
+    """Runs the image's command for one function after the other."""
+
+    image: LocalImage
+    secrets: SecretStore
+    timeouts: Timeouts
+
+    async def start(self, deployment: FunctionDeployment, log: FunctionLog) -> FunctionProcess:
+        """A process that is ready. Raises FunctionUnavailable; if it fails or is cancelled, none is left."""
+        name = deployment.service
+        try:
+            async with asyncio.timeout(self.timeouts.start):
+                return await self._start_with_retries(deployment, log)
+        except TimeoutError:
+            raise FunctionUnavailable(
+                f"function {name} was not ready after {self.timeouts.start:g} s"
+            ) from None
+        except OSError as error:
+            raise FunctionUnavailable(f"function {name} could not be started: {error}") from error
+
+    async def _start_with_retries(self, deployment: FunctionDeployment, log: FunctionLog) -> FunctionProcess:
+        last_words = ""
+        for attempt in range(START_TRIES):
+            if attempt:
+                await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
+            environment = self._environment(deployment)
+            process = await FunctionProcess.spawn(self.image.command, environment, deployment.service, log)
+            if await self._becomes_ready(process):
+                return process
+            last_words = process.last_words
+        raise FunctionUnavailable(
+            f"function {deployment.service} crashed at each of {START_TRIES} starts, {last_words}"
+        )
+
+    def _environment(self, deployment: FunctionDeployment) -> dict[str, str]:
+        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        secrets = {SECRETS: str(self.secrets.folder.resolve())} if deployment.secrets else {}
+        # So that lines are in the log as soon as they are written.
+        unbuffered = {"PYTHONUNBUFFERED": "1"}
+        # The image's own come after the deployment's: a stack file names paths of a container.
+        return {**inherited, **unbuffered, **deployment.env_vars, **self.image.environment, **secrets}
+
+    async def _becomes_ready(self, process: FunctionProcess) -> bool:
+        try:
+            async with aiohttp.ClientSession() as session:
+                ready = await process.wait_ready(session)
+        except BaseException:
+            await process.kill(self.timeouts)
+            raise
+        return ready

@@ -1,0 +1,97 @@
+"""What `GET /status` tells: each function as the gateway and as its callers see it, and the engine."""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+from control_plane.autoscaling.footprint import MemoryUse
+from control_plane.engine.engine import Engine
+from control_plane.errors import GatewayError
+from control_plane.faas.gateways import Gateways
+from control_plane.faas.statistics import FunctionStatistics
+from control_plane.faas.types import FunctionStatus
+from control_plane.autoscaling.process_memory import used_bytes
+from control_plane.partition.manifest import Manifest
+
+_INTERNAL = ("instance", "layers", "residency")
+"""What is kept of a function, and is not told as it is."""
+
+
+@dataclass
+class StatusReporter:
+    """Puts the two views together. Wakes nothing; those who ask at the same time share one report."""
+
+    manifest: Manifest
+    engine: Engine
+    gateways: Gateways
+    statistics: Mapping[str, FunctionStatistics]
+    memory: Callable[[Collection[str] | None], MemoryUse]
+    """Given the functions that take calls, or None where that is not known."""
+    _reporting: asyncio.Task[dict[str, Any]] | None = None
+
+    async def report(self) -> dict[str, Any]:
+        """A JSON object; when the gateway is away it says so and tells what is known without it."""
+        if self._reporting is None or self._reporting.done():
+            self._reporting = asyncio.create_task(self._report())
+        return await asyncio.shield(self._reporting)
+
+    async def _report(self) -> dict[str, Any]:
+        deployed: dict[str, FunctionStatus] = {}
+        known = True
+        try:
+            deployed = {function.name: function for function in await self.gateways.functions()}
+        except GatewayError:
+            known = False
+        awake = [name for name, function in deployed.items() if function.available_replicas]
+        memory = self.memory(awake if known else None)
+        return {
+            "model": self.manifest.name,
+            "fingerprint": self.manifest.fingerprint,
+            "gateways": [
+                {"url": str(gateway.url), "error": self.gateways.problems.get(str(gateway.url))}
+                for gateway in self.gateways.all
+            ],
+            "engine": asdict(self.engine.status()),
+            "memory_bytes": used_bytes(),
+            "memory": {**asdict(memory), "total": memory.total},
+            "open": await _open_counts(),
+            "functions": [
+                self._function(block.function, block.num_experts, deployed.get(block.function))
+                for block in self.manifest.blocks
+            ],
+        }
+
+    def _function(self, name: str, experts: int, deployed: FunctionStatus | None) -> dict[str, Any]:
+        known = self.statistics.get(name, FunctionStatistics())
+        counted = {name: value for name, value in vars(known).items() if name not in _INTERNAL}
+        awake = deployed is not None and deployed.available_replicas > 0
+        residency = asdict(known.residency.totals)
+        if not awake:
+            residency.update(limit_bytes=0, resident_experts=0, resident_bytes=0, overhead_bytes=0)
+        usage = deployed.usage if deployed else None
+        return {
+            "function": name,
+            "gateway": str(self.gateways.of(name).url),
+            "deployed": deployed is not None,
+            "replicas": deployed.replicas if deployed else 0,
+            "available_replicas": deployed.available_replicas if deployed else 0,
+            "experts": experts,
+            "memory_bytes": usage.total_memory_bytes if usage else 0,
+            **counted,
+            **residency,
+        }
+
+
+async def _open_counts() -> dict[str, int]:
+    """What this process holds open: with as many clients and functions as before, these are as before."""
+    process = psutil.Process()
+    # In a thread: the system's list of connections may be long.
+    connections = await asyncio.to_thread(process.net_connections, "tcp")
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "connections": sum(connection.status != psutil.CONN_LISTEN for connection in connections),
+        "file_descriptors": process.num_fds(),
+    }

@@ -1,0 +1,90 @@
+"""A transformers checkpoint folder: config.json, and safetensors weights in one file or in shards."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from control_plane.errors import PartitionError
+from control_plane.partition.checkpoint.tensor_file import (StoredTensor, Tensor, read_header)
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_COMPANIONS = (
+    CONFIG_FILE,
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+)
+# Code and pickles are never carried along: whoever loads them runs them.
+_REFUSED_SUFFIXES = (".py", ".bin", ".pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers were read and checked; the weights stay on disk until they are asked for."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Read config.json and all headers.
+
+        Raises PartitionError, naming the file, for whatever is missing, malformed or truncated.
+        """
+        if not folder.is_dir():
+            raise PartitionError(f"{folder} is not a folder")
+        return cls(folder, _read_object(folder / CONFIG_FILE), _read_tensors(folder))
+
+    def companions(self) -> list[Path]:
+        """The config and tokenizer files, which a partition carries along unchanged."""
+        found = {path for pattern in _COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
+        return sorted(path for path in found if path.suffix not in _REFUSED_SUFFIXES)
+
+
+def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
+    if (folder / WEIGHTS_FILE).exists():
+        return read_header(folder / WEIGHTS_FILE)
+    if (folder / INDEX_FILE).exists():
+        return _read_shards(folder)
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise PartitionError(
+            f"{folder} has only pickled weights, and loading a pickle can run any code; "
+            "convert them to safetensors"
+        )
+    raise PartitionError(f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+
+
+def _read_shards(folder: Path) -> dict[str, StoredTensor]:
+    index = folder / INDEX_FILE
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise PartitionError(f"{index} has no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise PartitionError(f"{index}: {name} is in {shard!r}, which is no file of this folder")
+    shards = {shard: read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
+    for name, shard in weight_map.items():
+        if name not in shards[shard]:
+            raise PartitionError(f"{folder / shard} lacks {name}, which {index.name} says it has")
+    return {name: shards[shard][name] for name, shard in weight_map.items()}
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise PartitionError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise PartitionError(f"{path} is not a JSON object")
+    return data

@@ -1,0 +1,107 @@
+"""Lets requests in together with other control planes, over the database that they share."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import TypeVar
+
+from control_plane.errors import Overloaded
+from control_plane.tenancy.limits.admission import (RETRY_SECONDS, Account, Admission, Quota, Ticket)
+from control_plane.tenancy.storage.postgres import PostgresDatabase
+from control_plane.tenancy.storage.store import TenantStore
+from control_plane.tenancy.storage.store_thread import StoreThread
+from control_plane.tenancy.tenants import Tenant
+
+Result = TypeVar("Result")
+
+
+class SharedLimiter:
+    """Keeps tenants' accounts in the database, by its clock, so that all control planes count as one.
+
+    What a control plane that has crashed had let in counts for `lease_seconds`. The bound on the sequences of
+    all tenants is this process's own. Methods raise `TenancyError`, too, when the database is away.
+    """
+
+    def __init__(
+        self, thread: StoreThread, max_queued: int, max_queued_per_tenant: int, lease_seconds: float
+    ) -> None:
+        self._thread = thread
+        self._max_queued = max_queued
+        self._max_queued_per_tenant = max_queued_per_tenant
+        self._lease_seconds = lease_seconds
+        self._live_sequences = 0
+        self._giving: set[asyncio.Task[None]] = set()
+
+    async def admit(self, tenant: Tenant, sequences: int, tokens: int) -> Ticket:
+        """As every limiter's."""
+        if self._live_sequences + sequences > self._max_queued:
+            retry = None if sequences > self._max_queued else RETRY_SECONDS
+            raise Overloaded("the server has too many sequences waiting or running", retry)
+
+        def decide(admission: Admission, now: float) -> Ticket:
+            return admission.admit(tenant, sequences, tokens, now, now + self._lease_seconds)
+
+        # At once: others may ask while the database is waited for.
+        self._live_sequences += sequences
+        task = asyncio.create_task(self._with_account(tenant.name, decide))
+        try:
+            ticket = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # Who asked has gone away; what is let in all the same is given back.
+            self._live_sequences -= sequences
+            task.add_done_callback(self._give_back)
+            raise
+        except BaseException:
+            self._live_sequences -= sequences
+            raise
+        return ticket
+
+    async def release(self, ticket: Ticket, used_tokens: int) -> None:
+        """As every limiter's."""
+        self._live_sequences -= ticket.sequences
+        await self._forget(ticket, used_tokens)
+
+    async def quota(self, tenant: Tenant) -> Quota:
+        """As every limiter's."""
+        return await self._with_account(tenant.name, lambda admission, now: admission.quota(tenant, now))
+
+    async def _forget(self, ticket: Ticket, used_tokens: int) -> None:
+        await self._with_account(
+            ticket.tenant, lambda admission, now: admission.release(ticket, used_tokens, now)
+        )
+
+    def _give_back(self, task: asyncio.Task[Ticket]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            giving = asyncio.create_task(self._forget(task.result(), 0))
+            # The loop itself forgets tasks that nobody holds.
+            self._giving.add(giving)
+            giving.add_done_callback(self._giving.discard)
+
+    async def _with_account(self, tenant: str, decide: Callable[[Admission, float], Result]) -> Result:
+        return await self._thread.run(lambda store: self._decide(store, tenant, decide))
+
+    def _decide(
+        self, store: TenantStore, tenant: str, decide: Callable[[Admission, float], Result]
+    ) -> Result:
+        """On the thread: what `decide` makes of the tenant's account, which nobody else changes meanwhile."""
+        database = store.database
+        assert isinstance(database, PostgresDatabase)
+        with database.locked(tenant):
+            ((now,),) = database.select("SELECT extract(epoch FROM clock_timestamp())::float8")
+            rows = database.select("SELECT state FROM accounts WHERE tenant = ?", (tenant,))
+            accounts = {tenant: Account.from_json(json.loads(rows[0][0]), now)} if rows else {}
+            admission = Admission(self._max_queued, self._max_queued_per_tenant, accounts)
+            decided = decide(admission, now)
+            account = admission.accounts.get(tenant)
+            state = None if account is None else json.dumps(account.to_json())
+            if rows and state == rows[0][0]:
+                return decided
+            if state is not None:
+                database.change(
+                    """INSERT INTO accounts VALUES (?, ?)
+                    ON CONFLICT (tenant) DO UPDATE SET state = excluded.state""",
+                    (tenant, state),
+                )
+            elif rows:
+                database.change("DELETE FROM accounts WHERE tenant = ?", (tenant,))
+            return decided

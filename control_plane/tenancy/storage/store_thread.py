@@ -1,0 +1,38 @@
+"""A store of tenants for the event loop: a thread of its own waits for the database."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from control_plane.tenancy.storage.store import TenantStore
+
+Result = TypeVar("Result")
+
+
+class StoreThread:
+    """Runs what is asked of the store one after the other."""
+
+    def __init__(self, store: TenantStore, thread: ThreadPoolExecutor) -> None:
+        self._store = store
+        self._thread = thread
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, address: Path | str, name: str) -> AsyncIterator["StoreThread"]:
+        """The thread ends with the context. Raises `ConfigError` for a database that cannot be opened."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1, name) as thread:
+            # SQLite's connections stay in the thread that has opened them.
+            stack = ExitStack()
+            store = await loop.run_in_executor(thread, stack.enter_context, TenantStore.open(address))
+            try:
+                yield cls(store, thread)
+            finally:
+                await loop.run_in_executor(thread, stack.close)
+
+    async def run(self, work: Callable[[TenantStore], Result]) -> Result:
+        """What `work` makes of the store. Raises what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._store)

@@ -1,0 +1,158 @@
+"""Clients that go away, at any moment: nothing of them is left, and the others do not notice."""
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api_server import (COMPLETION, IDLE, ApiClient, add_tenant, completion, eventually, holding, serving, usage_of)
+
+pytest_plugins = "tests.support.chat_fixtures"
+
+MAX_SEQUENCES = 2
+MAX_CONCURRENCY = 8
+ENDLESS: Any = {"prompt": "the", "max_tokens": 3000, "ignore_eos": True}
+LONG_PROMPT: Any = {"prompt": [5] * 3000, "max_tokens": 1}
+"""Of so many steps that there is time to go away."""
+MIN_STEPS = 3000 // 8
+MIN_STEP_INVOCATIONS = 3
+"""At least one of each layer."""
+HEAD = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer KEY\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("database") / "faasmoe.db"
+
+
+@pytest.fixture(scope="module")
+def api(chat_partition: Path, database: Path) -> Iterator[ApiClient]:
+    """It computes few rows a step, and holds few sequences; its tenant may have some requests at once."""
+    key = add_tenant(database, "tenant", max_concurrency=MAX_CONCURRENCY)
+    with serving(chat_partition, database, max_sequences=MAX_SEQUENCES, max_batch_tokens=8) as server:
+        yield server.with_key(key)
+
+
+@contextmanager
+def nothing_is_left(api: ApiClient) -> Iterator[Mapping[str, int]]:
+    """The server holds no more afterwards than before, which is yielded."""
+    assert completion(api).status == 200
+    eventually(api.engine, IDLE)
+    before = settled_counts(api)
+    yield before
+    eventually(api.engine, IDLE)
+    eventually(lambda: [name for name, number in open_counts(api).items() if number > before[name]], [])
+    # The tenant may have as many requests at once as before: those that are gone do not count.
+    with ExitStack() as stack:
+        for _ in range(MAX_CONCURRENCY):
+            stack.enter_context(sent(api, ENDLESS))
+        eventually(lambda: sum(api.engine()[name] for name in ("running", "waiting")), MAX_CONCURRENCY)
+        assert completion(api).status == 429
+    eventually(api.engine, IDLE)
+
+
+def open_counts(api: ApiClient) -> Mapping[str, int]:
+    return api.status()["open"]
+
+
+def settled_counts(api: ApiClient) -> Mapping[str, int]:
+    """What is open when that does not change any more: connections that were closed go one by one."""
+    readings = [open_counts(api)]
+    while len(readings) < 5 or readings[-5:] != readings[-1:] * 5:
+        readings.append(open_counts(api))
+    return readings[-1]
+
+
+@contextmanager
+def sent(api: ApiClient, body: Any) -> Iterator[HTTPConnection]:
+    """A request that nobody waits for any more at the end of the context."""
+    with closing(api.send("POST", COMPLETION, body)) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_while_it_waits_for_its_turn(api: ApiClient, stream: bool) -> None:
+    with nothing_is_left(api):
+        with holding(api), holding(api), sent(api, {**ENDLESS, "stream": stream}):
+            eventually(lambda: api.engine()["waiting"], 1)
+            waiting = api.status()["engine"]["waiting"]
+        assert waiting == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_while_its_prompt_is_computed(api: ApiClient, stream: bool) -> None:
+    with nothing_is_left(api):
+        before = api.invocations()
+        with sent(api, {**LONG_PROMPT, "stream": stream}):
+            eventually(lambda: api.invocations() > before + 3 * MIN_STEP_INVOCATIONS, True)
+            assert api.engine()["running"] == 1
+        eventually(api.engine, IDLE)
+        # It did not come to its end.
+        assert api.invocations() - before < MIN_STEPS * MIN_STEP_INVOCATIONS
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choices", [1, 3])
+def test_while_its_answer_is_generated(api: ApiClient, stream: bool, choices: int) -> None:
+    with nothing_is_left(api):
+        before = api.invocations()
+        with sent(api, {**ENDLESS, "stream": stream, "n": choices}):
+            eventually(lambda: api.invocations() > before + 10 * MIN_STEP_INVOCATIONS, True)
+        eventually(api.engine, IDLE)
+        assert api.invocations() - before < 3000 * MIN_STEP_INVOCATIONS
+
+
+def test_a_stream_that_has_begun(api: ApiClient) -> None:
+    with nothing_is_left(api):
+        for _ in range(5):
+            with holding(api):
+                pass
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"",
+        b"POST",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n",
+        HEAD % 100,
+        HEAD % 100 + b'{"prompt": "the", "max_tokens"',
+    ],
+)
+def test_half_a_request(api: ApiClient, part: bytes) -> None:
+    address = (str(api.url.host), int(api.url.port or 0))
+    with nothing_is_left(api) as before, socket.create_connection(address) as client:
+        client.sendall(part.replace(b"KEY", str(api.key).encode()))
+        # Its two ends are in one process.
+        eventually(lambda: open_counts(api)["connections"] >= before["connections"] + 2, True)
+
+
+def test_others_go_on(api: ApiClient, tokenizer: Any, expected: Callable[[list[int], int], str]) -> None:
+    asked = {"prompt": "the cat", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    text = expected(tokenizer("the cat")["input_ids"], 60)
+    with nothing_is_left(api), ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(api.stream, COMPLETION, **asked)
+        gone = 0
+        while not answer.done():
+            with sent(api, {**ENDLESS, "stream": gone % 2 == 0}):
+                eventually(lambda: api.engine()["running"] == 2 or answer.done(), True)
+            gone += 1
+        events = answer.result()
+        assert "".join(event["choices"][0]["text"] for event in events) == text
+        assert gone > 2
+
+
+def test_all_of_them_are_booked(api: ApiClient, database: Path) -> None:
+    before = usage_of(database, "tenant").requests
+    for _ in range(3):
+        with holding(api):
+            pass
+    eventually(lambda: usage_of(database, "tenant").requests, before + 3)

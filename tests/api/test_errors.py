@@ -1,0 +1,266 @@
+"""What is wrong with a request, or the system, is told as OpenAI tells it, and harms no other request."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yarl import URL
+
+from control_plane.app import control_plane
+from control_plane.config import GatewayAccess, ServeConfig
+from control_plane.partition.partitioner import partition
+from tests.support.api_server import (IDLE, ApiClient, closed_port, eventually, in_thread, serving)
+from tests.support.tiny_chat_model import (CONTEXT_LENGTH, GRANULARITY, NAME)
+
+pytest_plugins = "tests.support.chat_fixtures"
+
+CHAT = "/v1/chat/completions"
+COMPLETION = "/v1/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def lonely_api(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
+    """Its gateway is away, and its model has no chat template."""
+    parent = tmp_path_factory.mktemp("untemplated")
+    checkpoint = shutil.copytree(chat_checkpoint, parent / NAME)
+    (checkpoint / "chat_template.jinja").unlink()
+    folder = parent / "partition"
+    partition(checkpoint, folder, granularity=GRANULARITY)
+    config = ServeConfig(
+        port=0, kv_cache_mb=1, threads=1, invocation_deadline=0.2, open=True, database=str(parent / "db")
+    )
+    with closed_port() as port:
+        gateway_url = URL.build(scheme="http", host="127.0.0.1", port=port)
+        with in_thread(control_plane(folder, config, [GatewayAccess(gateway_url)])) as url:
+            yield ApiClient(url)
+
+
+def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
+    """The error with which a request is refused."""
+    answer = api.answer("POST", path, body)
+    assert answer.status == status, answer
+    assert answer.headers["x-request-id"]
+    error = answer.error
+    assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"model": 4}, "model"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 5.0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 1 << 63}, "max_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"seed": 1 << 63}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": 5}, "stop"),
+        ({"logprobs": "yes"}, "logprobs"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"stream": True, "stream_options": {"more": True}}, "stream_options.more"),
+        ({"user": 7}, "user"),
+    ],
+)
+@pytest.mark.parametrize(("path", "good"), [(CHAT, {"messages": HELLO}), (COMPLETION, {"prompt": "hello"})])
+def test_a_wrong_field_is_named(
+    api: ApiClient, path: str, good: dict[str, Any], wrong: dict[str, Any], param: str
+) -> None:
+    error = refusal(api, path, {**good, **wrong})
+    assert error["param"] == param
+    assert error["message"].startswith(f"{param}: ")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ...,
+        None,
+        "",
+        [],
+        [[]],
+        ["a", ""],
+        ["a", 5],
+        [5, "a"],
+        ["a"] * 257,
+        5,
+        {"text": "a"},
+        [1.5],
+        [True],
+        [-1],
+        [280],
+        [1 << 70],
+    ],
+)
+def test_wrong_prompts(api: ApiClient, prompt: Any) -> None:
+    body = {} if prompt is ... else {"prompt": prompt}
+    assert refusal(api, COMPLETION, body)["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ...,
+        None,
+        [],
+        "hello",
+        {"role": "user", "content": "hello"},
+        ["hello"],
+        [{"role": "user"}],
+        [{"content": "hello"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}],
+        [{"role": "user", "content": "hello", "tool_calls": [{}]}],
+        [{"role": "wizard", "content": "hello"}],
+    ],
+)
+def test_wrong_messages(api: ApiClient, messages: Any) -> None:
+    body = {} if messages is ... else {"messages": messages}
+    assert refusal(api, CHAT, body)["param"] == "messages"
+
+
+def test_what_the_chat_template_refuses_is_told(api: ApiClient) -> None:
+    error = refusal(api, CHAT, {"messages": [{"role": "assistant", "content": "hello"}]})
+    assert error["message"] == "messages: the chat template refuses them: who asks?"
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, {"messages": HELLO}), (COMPLETION, {"prompt": "hello"})])
+def test_a_model_that_is_not_served(api: ApiClient, path: str, body: Any) -> None:
+    error = refusal(api, path, {**body, "model": "gpt-4"}, status=404)
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+
+
+def test_more_answers_than_a_request_may_have(api: ApiClient) -> None:
+    """Refused before there are lists of tokens for all of them."""
+    error = refusal(api, COMPLETION, {"prompt": [[5] * 10] * 20, "n": 7, "max_tokens": 1})
+    assert error["param"] == "n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b'{"prompt": "a",}', b"\xff\xfe\xfd", b"[" * 100_000, b'{"seed": ' + b"1" * 5000 + b"}"],
+    ids=["empty", "unfinished", "comma", "not UTF-8", "deep", "long number"],
+)
+def test_what_is_not_json(api: ApiClient, body: bytes) -> None:
+    assert refusal(api, COMPLETION, body)["message"].startswith("the body is not JSON")
+
+
+@pytest.mark.parametrize("body", [[], "hello", 5, None])
+def test_json_that_is_no_object(api: ApiClient, body: Any) -> None:
+    for path in (CHAT, COMPLETION):
+        body_bytes = b"null" if body is None else body
+        assert refusal(api, path, body_bytes)["message"] == "the body must be a JSON object"
+
+
+def test_text_that_is_not_unicode(api: ApiClient) -> None:
+    assert "not Unicode" in refusal(api, COMPLETION, b'{"prompt": "\\ud83d"}')["message"]
+    message = b'{"role": "user", "content": "\\ude00"}'
+    assert "not Unicode" in refusal(api, CHAT, b'{"messages": [' + message + b"]}")["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(CONTEXT_LENGTH, 1), (10, CONTEXT_LENGTH)])
+def test_longer_than_the_context(api: ApiClient, prompt_tokens: int, max_tokens: int, stream: bool) -> None:
+    body = {"prompt": [5] * prompt_tokens, "max_tokens": max_tokens, "stream": stream}
+    error = refusal(api, COMPLETION, body)
+    assert error["code"] == "context_length_exceeded"
+    for number in (prompt_tokens, max_tokens, CONTEXT_LENGTH):
+        assert str(number) in error["message"]
+
+
+def test_longer_than_the_kv_cache(api: ApiClient) -> None:
+    """1 MB holds some 1,800 tokens of 576 bytes."""
+    error = refusal(api, COMPLETION, {"prompt": "a", "max_tokens": 2000})
+    assert "KV cache" in error["message"]
+
+
+def test_a_body_that_is_too_large(api: ApiClient) -> None:
+    refusal(api, COMPLETION, {"prompt": "a" * (4 << 20)}, status=413)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/models/gpt-4", 404),
+        ("GET", "/v1/models/a%0Ab", 404),
+        ("GET", "/v1/engines", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", COMPLETION, 405),
+        ("POST", "/status", 405),
+    ],
+)
+def test_what_is_not_there(api: ApiClient, method: str, path: str, status: int) -> None:
+    answered, answer = api.ask(method, path)
+    assert answered == status
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["message"]
+
+
+def test_refusals_leave_nothing_behind(api: ApiClient) -> None:
+    for body in ({"prompt": ""}, {"prompt": "a", "max_tokens": 2000}, {"prompt": "a", "n": 0}):
+        refusal(api, COMPLETION, body)
+    assert api.engine() == IDLE
+    assert api.post(COMPLETION, prompt="a", max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3
+
+
+def test_a_model_without_a_chat_template(lonely_api: ApiClient) -> None:
+    error = refusal(lonely_api, CHAT, {"messages": HELLO})
+    assert error["param"] == "messages"
+    assert "no chat template; use /v1/completions" in error["message"]
+
+
+def test_functions_that_stay_away(lonely_api: ApiClient) -> None:
+    # Also to a client that wants a stream: nothing of that has begun.
+    for stream in (False, True):
+        error = refusal(lonely_api, COMPLETION, {"prompt": "a", "stream": stream}, status=503)
+        assert error["message"].startswith("function tiny-chat-")
+        assert error["code"] == "function_unavailable"
+    assert lonely_api.engine() == IDLE
+
+
+def test_a_request_that_takes_too_long(chat_partition: Path, tmp_path: Path) -> None:
+    endless = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True}
+    with serving(chat_partition, tmp_path / "db", open=True, request_timeout=0.5) as api:
+        error = refusal(api, COMPLETION, endless, status=504)
+        assert error["code"] == "timeout"
+        *events, last = api.stream(COMPLETION, **endless)
+        assert events
+        assert all(event["choices"] for event in events)
+        assert last == {"error": error}
+        eventually(api.engine, IDLE)
+
+
+def test_status_without_a_gateway(lonely_api: ApiClient) -> None:
+    status, report = lonely_api.ask("GET", "/status")
+    assert status == 200
+    assert "no OpenFaaS gateway answers at" in report["gateways"][0]["error"]
+    assert not any(function["deployed"] for function in report["functions"])
+    with closing(lonely_api.send("GET", "/health")) as connection:
+        assert connection.getresponse().status == 200

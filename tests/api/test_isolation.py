@@ -1,0 +1,112 @@
+"""What tenants see of each other: nothing; and who is a tenant where no key is needed."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api_server import (ASK, COMPLETION, ApiClient, add_tenant, completion, holding, serving, usage_of)
+from tests.support.chat_fixtures import NewTenant
+from tests.support.tiny_chat_model import NAME
+
+pytest_plugins = "tests.support.chat_fixtures"
+
+
+def test_no_tenant_sees_another_s_anything(new_tenant: NewTenant, server: ApiClient) -> None:
+    seen, curious = new_tenant("watched-one", rpm=1000), new_tenant("curious-one", rpm=8, tpm=1000)
+    secret = "the secret of the watched"
+    assert secret in completion(seen, prompt=secret, echo=True).json["choices"][0]["text"]
+    answers = []
+    with holding(seen, prompt=secret):
+        requests: list[tuple[str, str, Any]] = [
+            ("GET", "/v1/models", None),
+            ("GET", f"/v1/models/{NAME}", None),
+            ("GET", "/v1/models/watched-one", None),
+            ("GET", "/status", None),
+            ("GET", "/metrics", None),
+            ("GET", "/health", None),
+            ("GET", "/ready", None),
+            ("POST", "/tokenize", {"prompt": "a"}),
+            ("POST", COMPLETION, {**ASK, "max_tokens": 10_000}),
+            ("POST", COMPLETION, {**ASK, "user": 5}),
+            *[("POST", COMPLETION, ASK)] * 9,
+        ]
+        for client in (curious, server):
+            answers += [client.answer(*request) for request in requests]
+    assert {answer.status for answer in answers} >= {200, 400, 401, 404, 429}
+    for answer in answers:
+        told = str(answer.headers) + answer.body.decode()
+        assert "watched" not in told.replace("/v1/models/watched-one", "").replace("'watched-one'", "")
+        assert secret not in told
+
+
+def test_an_operator_sees_the_tenants_series(new_tenant: NewTenant, server: ApiClient) -> None:
+    seen, operator = new_tenant("series-one"), new_tenant("operator-one", operator=True)
+    assert completion(seen).status == 200
+
+    def tenants(client: ApiClient) -> set[str]:
+        return {dict(labels).get("tenant", "") for _, labels in client.metrics()} - {""}
+
+    assert "series-one" in tenants(operator)
+    for other in (seen, server, server.with_key("fm-nobody-s-key-at-all")):
+        assert tenants(other) == set()
+
+
+def test_texts_stay_with_their_tenants(new_tenant: NewTenant) -> None:
+    """Many at once, each with a word of its own, which the answer begins with."""
+    words = ["amber", "birch", "coral", "delta", "ebony"]
+    clients = [new_tenant(word) for word in words]
+
+    def ask(number: int) -> tuple[str, str]:
+        word = words[number % len(words)]
+        prompt = " ".join([word] * (1 + number % 4))
+        api = clients[number % len(words)]
+        events = api.stream(COMPLETION, **{**ASK, "prompt": prompt, "echo": True, "max_tokens": 12})
+        return prompt, "".join(event["choices"][0]["text"] for event in events)
+
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(ask, range(20)))
+    assert together == [ask(number) for number in range(20)]
+    for prompt, text in together:
+        assert text.startswith(prompt)
+        assert not any(word in text for word in words if word not in prompt)
+
+
+@pytest.fixture(scope="module")
+def open_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("open") / "faasmoe.db"
+
+
+@pytest.fixture(scope="module")
+def open_server(chat_partition: Path, open_database: Path) -> Iterator[ApiClient]:
+    with serving(chat_partition, open_database, open=True) as client:
+        yield client
+
+
+def test_an_open_server_serves_whom_the_user_field_names(open_server: ApiClient, open_database: Path) -> None:
+    # Many clients cannot do without a key.
+    for api in (open_server, open_server.with_key("none")):
+        assert completion(api, user="guest").status == 200
+        assert completion(api).status == 200
+    assert usage_of(open_database, "guest").requests == 2
+    assert usage_of(open_database, "default").requests == 2
+
+
+def test_a_registered_tenant_needs_its_key_on_an_open_server(
+    open_server: ApiClient, open_database: Path
+) -> None:
+    api = open_server.with_key(add_tenant(open_database, "member", rpm=5))
+    refused = completion(open_server, user="member")
+    assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
+    # Whoever has a key may name its own users.
+    answer = completion(api, user="a user, of the member's")
+    assert answer.headers["x-ratelimit-limit-requests"] == "5"
+    assert usage_of(open_database, "member").requests == 1
+
+
+@pytest.mark.parametrize("name", ["two words", "-", "a" * 65, "a\nb", "naïve", "../up"])
+def test_what_cannot_be_a_tenant_s_name(open_server: ApiClient, name: str) -> None:
+    refused = completion(open_server, user=name)
+    assert (refused.status, refused.error["param"]) == (400, "user")

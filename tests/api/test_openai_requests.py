@@ -1,0 +1,373 @@
+"""What clients ask for is read as OpenAI means it, and what breaks the rules is named."""
+
+import json
+from typing import Any
+
+import pytest
+
+from control_plane.api.openai.requests import (Chat, GenerationRequest, parse_chat, parse_completion, parse_detokenize, parse_tokenize)
+from control_plane.engine.sequence import SamplingParams
+from control_plane.errors import BadRequest, UnknownModel
+
+MODEL = "tiny"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def chat(**body: Any) -> GenerationRequest:
+    return parse_chat({"messages": HELLO, **body}, MODEL)
+
+
+def completion(**body: Any) -> GenerationRequest:
+    return parse_completion({"prompt": "hello", **body}, MODEL)
+
+
+def refused(parse: Any, **body: Any) -> BadRequest:
+    """The refusal, which names the field at the beginning of its message."""
+    with pytest.raises(BadRequest) as refusal:
+        parse(**body)
+    assert str(refusal.value).startswith(str(refusal.value.param))
+    return refusal.value
+
+
+@pytest.mark.parametrize(("parse", "max_tokens"), [(chat, None), (completion, 16)])
+def test_defaults_are_openai_s(parse: Any, max_tokens: int | None) -> None:
+    request = parse()
+    assert (request.n, request.stop, request.max_tokens) == (1, (), max_tokens)
+    assert (request.stream, request.include_usage, request.continuous_usage) == (False, False, False)
+    assert (request.echo, request.user) == (False, None)
+    assert request.sampling_params(7, 0) == SamplingParams(7, temperature=1.0)
+
+
+def test_every_field_reaches_the_engine() -> None:
+    request = completion(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        seed=5,
+        ignore_eos=True,
+        logprobs=3,
+        echo=True,
+    )
+    assert request.sampling_params(9, 0) == SamplingParams(9, 0.5, 40, 0.9, 0.1, 1.2, 5, True, 3, True)
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize(
+    ("field", "values", "read"),
+    [
+        ("n", [1, 128], [1, 128]),
+        ("stop", ["a", ["a", "b"], [], None], [("a",), ("a", "b"), (), ()]),
+        ("temperature", [0, 2, 0.5], [0.0, 2.0, 0.5]),
+        ("top_p", [1, 0.01], [1.0, 0.01]),
+        ("top_k", [-1, 0, 5], [0, 0, 5]),
+        ("seed", [0, 7, -1, -(1 << 63), (1 << 63) - 1], [0, 7, (1 << 63) - 1, 0, (1 << 63) - 1]),
+        ("max_tokens", [1, 100], [1, 100]),
+        ("user", ["someone", ""], ["someone", ""]),
+        ("stream", [True, False, None], [True, False, False]),
+    ],
+)
+def test_values(parse: Any, field: str, values: list[Any], read: list[Any]) -> None:
+    assert [getattr(parse(**{field: value}), field) for value in values] == read
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("model", [4, True, []]),
+        ("n", [0, 129, "1", 1.0, True]),
+        ("stop", ["", [""], ["a"] * 17, "a" * 1025, [1], {}, 5, ["a", None]]),
+        ("max_tokens", [-1, 0, "5", 5.0, True, 1 << 63]),
+        (
+            "temperature",
+            [-0.1, 2.1, "hot", True, float("nan"), float("inf"), 10**400, []],
+        ),
+        ("top_p", [0, 1.1, -1, float("nan"), 1e-320]),
+        ("top_k", [-2, 1.5, True]),
+        ("min_p", [-0.1, 1.1, "a"]),
+        ("repetition_penalty", [0, -1, 10.5, float("inf")]),
+        ("seed", [1.5, "a", True, 1 << 63, -(1 << 63) - 1]),
+        ("ignore_eos", [1, "true"]),
+        ("return_token_ids", [1, "true"]),
+        ("stream", [1, "true"]),
+        ("stream_options", [[], True, {"include_usage": True}]),
+        ("user", [7, {}]),
+        ("frequency_penalty", [0.5, False, "0"]),
+        ("presence_penalty", [1]),
+        ("logit_bias", [{"5": 100}, []]),
+        ("functions_called", ["x"]),
+        ("top_a", [0]),
+    ],
+)
+def test_a_wrong_value_is_named(parse: Any, field: str, values: list[Any]) -> None:
+    for value in values:
+        assert refused(parse, **{field: value}).param == field
+
+
+@pytest.mark.parametrize(
+    ("neutral", "other"),
+    [
+        ({"tools": []}, {"tools": [{"type": "function"}]}),
+        ({"tool_choice": "auto"}, {"tool_choice": "required"}),
+        ({"functions": []}, {"functions": [{"name": "f"}]}),
+        ({"response_format": {"type": "text"}}, {"response_format": {"type": "json_object"}}),
+        ({"modalities": ["text"]}, {"modalities": ["audio"]}),
+        ({"store": False}, {"store": True}),
+        ({"service_tier": "auto"}, {"service_tier": "priority"}),
+        ({"metadata": {}}, {"metadata": {"a": "b"}}),
+        ({"reasoning_effort": None}, {"reasoning_effort": "high"}),
+        ({"prediction": None}, {"prediction": {}}),
+        ({"frequency_penalty": 0.0}, {"frequency_penalty": 0.1}),
+        ({"echo": None}, {"echo": True}),
+    ],
+)
+def test_chats_may_ask_for_nothing(neutral: dict[str, Any], other: dict[str, Any]) -> None:
+    assert chat(**neutral) == chat()
+    refusal = refused(chat, **other)
+    assert [refusal.param] == list(other)
+    assert "not supported" in str(refusal)
+
+
+def test_completions_may_ask_for_nothing() -> None:
+    assert completion(suffix="", best_of=1, frequency_penalty=0, logit_bias={}) == completion()
+    assert completion(best_of=3, n=3).n == 3
+    for other in ({"suffix": "end"}, {"best_of": 2}, {"messages": HELLO}, {"tools": []}):
+        assert [refused(completion, **other).param] == list(other)
+
+
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion, parse_tokenize, parse_detokenize])
+def test_another_model(parse: Any) -> None:
+    body = {
+        parse_chat: {"messages": HELLO},
+        parse_detokenize: {"tokens": [1]},
+    }.get(parse, {"prompt": "hello"})
+    assert parse({**body, "model": MODEL}, MODEL) == parse(body, MODEL)
+    with pytest.raises(UnknownModel, match="there is no model 'gpt-4', only 'tiny'"):
+        parse({**body, "model": "gpt-4"}, MODEL)
+    for no_object in (None, [], "hello", 5):
+        with pytest.raises(BadRequest, match="the body must be a JSON object"):
+            parse(no_object, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ("a",)),
+        (["a"], ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2], ([1, 2],)),
+        ([[1, 2], [3]], ([1, 2], [3])),
+        (["a"] * 256, ("a",) * 256),
+    ],
+)
+def test_prompts(prompt: Any, prompts: tuple[Any, ...]) -> None:
+    assert completion(prompt=prompt).prompts == prompts
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *(None, "", [], [[]], ["a", ""], [[1], []], ["a", [1]], [[1], "a"], [1, "a"], [1, [2]], ["a"] * 257),
+        *(5, {"text": "a"}, [1.5], [True], [None], [["a"]]),
+    ],
+)
+def test_wrong_prompts(prompt: Any) -> None:
+    assert refused(completion, prompt=prompt).param == "prompt"
+
+
+def test_messages() -> None:
+    parts = [{"type": "text", "text": "Wie "}, {"type": "text", "text": "geht's?"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts, "name": "Ada"},
+        {"role": "assistant", "content": "gut", "tool_calls": None, "refusal": None},
+    ]
+    assert chat(messages=messages).prompts == (
+        Chat(
+            [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": "Wie geht's?", "name": "Ada"},
+                {"role": "assistant", "content": "gut"},
+            ]
+        ),
+    )
+    assert chat().is_chat
+    assert not completion().is_chat
+
+
+@pytest.mark.parametrize(
+    ("messages", "place"),
+    [
+        (None, "messages"),
+        ([], "messages"),
+        ("hello", "messages"),
+        ({"role": "user", "content": "hello"}, "messages"),
+        (["hello"], "messages[0]"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"content": "hello"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "hello"}], "messages[0].role"),
+        ([*HELLO, {"role": "tool", "content": "hello"}], "messages[1].role"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": ["a"]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": "a", "name": 5}], "messages[0].name"),
+        ([{"role": "user", "content": "a", "tool_calls": [{}]}], "messages[0].tool_calls"),
+    ],
+)
+def test_wrong_messages(messages: Any, place: str) -> None:
+    refusal = refused(chat, messages=messages)
+    assert refusal.param == "messages"
+    assert str(refusal).startswith(f"{place}: ")
+
+
+def test_the_kind_of_a_part_is_named() -> None:
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    assert "'image_url' is not supported" in str(refused(chat, messages=messages))
+
+
+def test_the_limit_of_tokens() -> None:
+    assert completion(max_tokens=0, echo=True).max_tokens == 0
+    assert chat(max_tokens=5).max_tokens == 5
+    assert chat(max_tokens=5, max_completion_tokens=7).max_tokens == 7
+    assert refused(chat, max_completion_tokens=0).param == "max_completion_tokens"
+    assert refused(completion, max_completion_tokens=5).param == "max_completion_tokens"
+
+
+def test_logprobs() -> None:
+    assert [completion(logprobs=value).logprobs for value in (None, False, 0, 20)] == [None, None, 0, 20]
+    assert [refused(completion, logprobs=value).param for value in (True, -1, 21, "1")] == ["logprobs"] * 4
+    assert [chat(logprobs=value).logprobs for value in (None, False, True)] == [None, None, 0]
+    assert chat(logprobs=True, top_logprobs=20).logprobs == 20
+    assert chat(top_logprobs=0).logprobs is None
+    assert refused(chat, logprobs=1).param == "logprobs"
+    for wrong in ({"top_logprobs": 1}, {"top_logprobs": 1, "logprobs": False}):
+        assert refused(chat, **wrong).param == "top_logprobs"
+    for value in (-1, 21, True):
+        assert refused(chat, logprobs=True, top_logprobs=value).param == "top_logprobs"
+
+
+def test_prompt_logprobs_come_with_echo() -> None:
+    assert completion(echo=True, logprobs=1).sampling_params(1, 0).prompt_logprobs
+    assert not completion(echo=True).sampling_params(1, 0).prompt_logprobs
+    assert not completion(logprobs=1).sampling_params(1, 0).prompt_logprobs
+
+
+def test_stream_options() -> None:
+    def options(**values: Any) -> tuple[bool, bool]:
+        request = chat(stream=True, stream_options=values)
+        return request.include_usage, request.continuous_usage
+
+    assert options() == (False, False)
+    assert options(include_usage=True, include_obfuscation=False) == (True, False)
+    assert options(include_usage=True, continuous_usage_stats=True) == (True, True)
+    assert chat(stream_options=None) == chat()
+    for wrong in ({"include_usage": 1}, {"continuous_usage_stats": "yes"}, {"verbose": True}):
+        refusal = refused(chat, stream=True, stream_options=wrong)
+        assert refusal.param == f"stream_options.{next(iter(wrong))}"
+
+
+def test_the_answers_to_a_prompt_have_seeds_of_their_own() -> None:
+    request = completion(n=3, seed=(1 << 63) - 1)
+    assert [request.sampling_params(1, choice).seed for choice in range(3)] == [(1 << 63) - 1, 0, 1]
+    assert [completion(n=2).sampling_params(1, choice).seed for choice in range(2)] == [None, None]
+
+
+def test_tokenize() -> None:
+    assert parse_tokenize({"prompt": "hello"}, MODEL).add_special_tokens
+    assert parse_tokenize({"prompt": "hello"}, MODEL).prompt == "hello"
+    assert not parse_tokenize({"prompt": "hello", "add_special_tokens": False}, MODEL).add_special_tokens
+    assert parse_tokenize({"messages": HELLO, "add_special_tokens": False}, MODEL).prompt == Chat(HELLO)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": "a", "messages": HELLO}, "prompt"),
+        ({"prompt": [1]}, "prompt"),
+        ({"messages": []}, "messages"),
+        ({"prompt": "a", "add_special_tokens": 1}, "add_special_tokens"),
+        ({"messages": HELLO, "add_special_tokens": True}, "add_special_tokens"),
+        ({"prompt": "a", "return_token_strs": True}, "return_token_strs"),
+    ],
+)
+def test_wrong_tokenize(body: dict[str, Any], param: str) -> None:
+    assert refused(lambda **fields: parse_tokenize(fields, MODEL), **body).param == param
+
+
+def test_detokenize() -> None:
+    assert parse_detokenize({"tokens": [1, 2]}, MODEL) == [1, 2]
+    assert parse_detokenize({"tokens": []}, MODEL) == []
+    for tokens in (None, "a", [1.5], [True], ["a"]):
+        refusal = refused(lambda **fields: parse_detokenize(fields, MODEL), tokens=tokens)
+        assert refusal.param == "tokens"
+
+
+def test_what_evaluation_harnesses_and_load_tools_send() -> None:
+    harness = b"""{"model": "tiny", "prompt": [[1, 2, 3]], "max_tokens": 1, "temperature": 0,
+                   "logprobs": 1, "seed": 1234, "echo": true}"""
+    request = parse_completion(json.loads(harness), MODEL)
+    assert (request.prompts, request.echo, request.logprobs) == (([1, 2, 3],), True, 1)
+    load = b"""{"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 9, "stop": null,
+                "ignore_eos": true, "stream": true,
+                "stream_options": {"include_usage": true, "continuous_usage_stats": true}}"""
+    request = parse_chat(json.loads(load), MODEL)
+    assert (request.ignore_eos, request.max_tokens, request.continuous_usage) == (True, 9, True)
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("parse", "body"),
+    [
+        (completion, {LONG: 1}),
+        (completion, {"model": LONG}),
+        (completion, {"stream": True, "stream_options": {LONG: 1}}),
+        (chat, {"messages": [{"role": LONG, "content": "a"}]}),
+        (chat, {"messages": [{**HELLO[0], LONG: 1}]}),
+        (chat, {"messages": [{"role": "user", "content": [{"type": LONG}]}]}),
+        (chat, {"messages": [{"role": "user", "content": [{"type": [LONG]}]}]}),
+    ],
+)
+def test_little_of_what_is_refused_is_repeated(parse: Any, body: dict[str, Any]) -> None:
+    refusal = refused(parse, **body)
+    assert str(refusal).count("x") <= 90
+    assert len(refusal.param or "") <= 100
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize("half", ["\ud83d", "a\ude00"])
+def test_text_that_is_not_unicode(parse: Any, half: str) -> None:
+    for field, value in (("user", half), ("stop", half), ("stop", ["a", half]), ("model", half)):
+        refusal = refused(parse, **{field: value})
+        assert refusal.param == field
+        assert "Unicode" in str(refusal)
+    refusal = refused(chat, messages=[{**HELLO[0], "name": half}])
+    assert str(refusal).startswith("messages[0].name: ")
+    assert parse(user="\U0001f600", stop="\U0001f600").stop == ("\U0001f600",)
+
+
+def test_as_many_messages_and_parts_as_there_may_be() -> None:
+    parts = [{"type": "text", "text": "a"}] * 64
+    messages = [{"role": "user", "content": parts}] * 2048
+    (prompt,) = chat(messages=messages).prompts
+    assert isinstance(prompt, Chat)
+    assert [message["content"] for message in prompt.messages] == ["a" * 64] * 2048
+    # What is too many is not looked at.
+    assert "at most 2048 messages" in str(refused(chat, messages=[*messages, None]))
+    many = [{"role": "user", "content": [*parts, None]}]
+    assert str(refused(chat, messages=many)) == "messages[0].content: must be at most 64 parts"
+
+
+def test_as_many_token_ids_as_there_may_be() -> None:
+    half = [5] * 500_000
+    assert completion(prompt=[half, half]).prompts == (half, half)
+    for prompt in ([half, half, [1]], [*half, *half, 1], [*half, *half, None]):
+        assert "at most 1000000 token ids" in str(refused(completion, prompt=prompt))
+    tokens = {"tokens": [*half, *half, 1]}
+    assert "at most 1000000" in str(refused(lambda **fields: parse_detokenize(fields, MODEL), **tokens))

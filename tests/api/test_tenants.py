@@ -1,0 +1,174 @@
+"""Tenants at the API: who is let in, and for how much."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from control_plane.config import ServeConfig
+from control_plane.tenancy.storage.store import TenantStore
+from control_plane.tenancy.tenants import Limits
+from control_plane.up import running
+from tests.support.api_server import (ASK, ASK_TOKENS, COMPLETION, ApiClient, add_tenant, completion, eventually, holding, in_thread, serving, usage_of)
+from tests.support.chat_fixtures import NewTenant
+from tests.support.tiny_chat_model import NAME
+
+pytest_plugins = "tests.support.chat_fixtures"
+
+
+def test_the_tokens_of_the_request(new_tenant: NewTenant) -> None:
+    assert new_tenant("counter").post(COMPLETION, **ASK)["usage"]["total_tokens"] == ASK_TOKENS
+
+
+@pytest.mark.parametrize("key", [None, "fm-somebody-else-s-key", "\u00e9"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", COMPLETION),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/v1/models"),
+        ("GET", f"/v1/models/{NAME}"),
+    ],
+)
+def test_nobody_without_a_key(server: ApiClient, method: str, path: str, key: str | None) -> None:
+    answer = server.with_key(key).answer(method, path, ASK if method == "POST" else None)
+    assert answer.status == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert (answer.error["type"], answer.error["code"]) == ("invalid_request_error", "invalid_api_key")
+
+
+@pytest.mark.parametrize("authorization", ["{key}", "Basic {key}", "Bearer", "Bearer {key}x"])
+def test_a_key_comes_as_a_bearer_token(server: ApiClient, database: Path, authorization: str) -> None:
+    key = add_tenant(database, f"form-{len(authorization)}")
+    assert server.with_key(key).ask("GET", "/v1/models")[0] == 200
+    header = authorization.format(key=key)
+    assert server.answer("GET", "/v1/models", Authorization=header).status == 401
+
+
+def test_a_tenant_that_is_removed(new_tenant: NewTenant, database: Path) -> None:
+    api = new_tenant("leaver")
+    with TenantStore.open(database) as store, holding(api):
+        assert completion(api).status == 200
+        store.remove("leaver")
+        assert completion(api).status == 401
+    # Also what it had begun is booked to it.
+    eventually(lambda: usage_of(database, "leaver").requests, 2)
+
+
+def test_a_key_that_is_replaced(new_tenant: NewTenant, database: Path) -> None:
+    api = new_tenant("renewer")
+    assert completion(api).status == 200
+    with TenantStore.open(database) as store:
+        renewed = api.with_key(store.rotate_key("renewer"))
+    assert [completion(client).status for client in (api, renewed)] == [401, 200]
+    assert usage_of(database, "renewer").requests == 2
+
+
+def test_requests_per_minute(new_tenant: NewTenant, database: Path) -> None:
+    api, other = new_tenant("hasty", rpm=2), new_tenant("calm", rpm=2)
+    answers = [completion(api) for _ in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+    refused = answers[-1]
+    assert (refused.error["type"], refused.error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+    assert "2 requests per minute" in refused.error["message"]
+    assert 25 <= int(refused.headers["Retry-After"]) <= 30
+    assert refused.headers["x-should-retry"] is None
+    assert completion(other).status == 200
+    assert usage_of(database, "hasty").requests == 2
+    # A limit that is raised counts at once.
+    with TenantStore.open(database) as store:
+        store.update("hasty", Limits(rpm=100), operator=False)
+    assert completion(api).headers["x-ratelimit-limit-requests"] == "100"
+
+
+def test_tokens_per_minute(new_tenant: NewTenant) -> None:
+    limit = 2 * ASK_TOKENS
+    api = new_tenant("talker", tpm=limit)
+    answers = [completion(api) for _ in range(3)]
+    assert [answer.status for answer in answers] == [200, 200, 429]
+    refused = answers[-1]
+    assert f"{limit} tokens per minute" in refused.error["message"]
+    assert 25 <= int(refused.headers["Retry-After"]) <= 30
+    assert int(refused.headers["x-ratelimit-remaining-tokens"]) < ASK_TOKENS
+    impossible = completion(api, max_tokens=limit)
+    assert (impossible.status, impossible.headers["x-should-retry"]) == (429, "false")
+    assert impossible.headers["Retry-After"] is None
+
+
+def test_an_answer_that_stops_early_costs_what_it_was(new_tenant: NewTenant) -> None:
+    api = new_tenant("early", tpm=1000)
+    text = completion(api, max_tokens=30).json["choices"][0]["text"]
+    answer = completion(api, max_tokens=500, stop=text[5:8])
+    assert answer.json["usage"]["completion_tokens"] < 30
+    assert int(completion(api).headers["x-ratelimit-remaining-tokens"]) > 900
+
+
+def test_requests_at_once(new_tenant: NewTenant) -> None:
+    api, other = new_tenant("parallel", max_concurrency=2), new_tenant("serial", max_concurrency=1)
+    with holding(api), holding(api):
+        refused = completion(api)
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        assert "2 requests at once" in refused.error["message"]
+        assert completion(other).status == 200
+    eventually(lambda: completion(api).status, 200)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_limits_of_length(new_tenant: NewTenant, stream: bool) -> None:
+    api = new_tenant(f"brief-{stream}", max_context=12, max_output=8)
+    long = completion(api, max_tokens=9, stream=stream)
+    assert (long.status, long.error["param"]) == (400, "max_tokens")
+    far = completion(api, prompt=[5] * 6, max_tokens=7, stream=stream)
+    assert (far.status, far.error["code"]) == (400, "context_length_exceeded")
+    assert completion(api, prompt=[5] * 5, max_tokens=7, stream=stream).status == 200
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": None, "ignore_eos": True}
+    assert api.answer("POST", "/v1/chat/completions", chat).error["code"] == "context_length_exceeded"
+
+
+def test_an_answer_without_a_limit_ends_at_the_tenant_s(new_tenant: NewTenant) -> None:
+    api = new_tenant("open-ended", max_output=8)
+    chat = {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True, "temperature": 0}
+    answer = api.post("/v1/chat/completions", **chat)
+    assert answer["usage"]["completion_tokens"] == 8
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_queues_are_bounded(chat_partition: Path, tmp_path: Path) -> None:
+    database = tmp_path / "faasmoe.db"
+    keys = [add_tenant(database, f"queue-{number}") for number in range(3)]
+    with serving(chat_partition, database, max_queued=10, max_queued_per_tenant=8) as server:
+        one, two, three = map(server.with_key, keys)
+        never = completion(one, n=9)
+        assert (never.status, never.error["code"]) == (429, "queue_full")
+        assert never.headers["x-should-retry"] == "false"
+        with holding(one, 8):
+            full = completion(one)
+            assert (full.status, full.error["code"], full.headers["Retry-After"]) == (429, "queue_full", "1")
+            assert completion(two).status == 200
+            with holding(two, 2):
+                overloaded = completion(three)
+                assert (overloaded.status, overloaded.error["code"]) == (503, "overloaded")
+                assert (overloaded.error["type"], overloaded.headers["Retry-After"]) == ("server_error", "1")
+        eventually(lambda: completion(three).status, 200)
+
+
+def test_tenants_of_the_config_file(chat_partition: Path, tmp_path: Path) -> None:
+    database = tmp_path / "faasmoe.db"
+    earlier = add_tenant(database, "earlier")
+    (tmp_path / "key").write_text("a-key-that-was-chosen-by-hand\n")
+    (tmp_path / "config.yml").write_text(
+        f"port: 0\nthreads: 1\nkv_cache_mb: 8\ndatabase: {database}\n"
+        "tenants:\n  - {name: acme, rpm: 3, key_file: key}\n"
+    )
+    config = ServeConfig.load(tmp_path / "config.yml", {})
+    with in_thread(running(chat_partition, config, 0, lambda line: None)) as url:
+        acme = ApiClient(url, "a-key-that-was-chosen-by-hand")
+        assert completion(acme).headers["x-ratelimit-limit-requests"] == "3"
+        assert completion(ApiClient(url, earlier)).status == 200
+        with TenantStore.open(database) as store:
+            renewed = replace(acme, key=store.rotate_key("acme"))
+        assert [completion(client).status for client in (acme, renewed)] == [401, 200]
+    assert usage_of(database, "acme").requests == 2

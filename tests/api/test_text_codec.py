@@ -1,0 +1,140 @@
+"""Tokens become text as they come, and lose nothing on the way."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from control_plane.api.openai.requests import Chat
+from control_plane.api.text.codec import TextCodec
+from control_plane.errors import BadRequest
+
+DEMO = AutoTokenizer.from_pretrained(Path(__file__).parent.parent / "models" / "demo")
+"""Its vocabulary is byte-level."""
+CODEC = TextCodec(DEMO, len(DEMO))
+END = DEMO.convert_tokens_to_ids("<|im_end|>")
+OHM = DEMO.encode("\N{OHM SIGN}")
+"""One token for each of its bytes."""
+
+
+def fallback_codec() -> TextCodec:
+    """A vocabulary as SentencePiece makes it: words that begin with a space, and single bytes."""
+    words = ["<unk>", "</s>", "▁the", "▁cat", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = models.BPE(
+        vocab={word: number for number, word in enumerate(words)},
+        merges=[],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>"), len(words))
+
+
+FALLBACK = fallback_codec()
+
+
+def pieces(codec: TextCodec, token_ids: list[int], context: list[int] | None = None) -> list[str]:
+    decoder = codec.decoder(context or [])
+    return [*(decoder.add(token_id) for token_id in token_ids), decoder.finish()]
+
+
+@given(st.text(max_size=30))
+def test_text_comes_back(text: str) -> None:
+    token_ids = DEMO.encode(text)
+    assert "".join(pieces(CODEC, token_ids)) == text
+
+
+@given(st.lists(st.one_of(st.integers(0, len(DEMO) - 1), st.integers(0, 300)), max_size=40))
+def test_a_stream_adds_up_to_the_whole_text(token_ids: list[int]) -> None:
+    """Also of tokens that are no text: the ids up to 300 are mostly single bytes."""
+    whole = DEMO.decode(token_ids, skip_special_tokens=True)
+    assert "".join(pieces(CODEC, token_ids)) == whole
+    assert CODEC.decode(token_ids) == whole
+    # A completion continues its prompt at the end of a character, where bytes begin anew.
+    assert "".join(pieces(CODEC, token_ids, DEMO.encode("the cat"))) == whole
+
+
+def test_a_character_is_held_back_until_it_is_whole() -> None:
+    assert len(OHM) == 3
+    assert pieces(CODEC, OHM) == ["", "", "\N{OHM SIGN}", ""]
+    assert pieces(CODEC, OHM[:2]) == ["", "", "\ufffd"]
+
+
+def test_bytes_that_are_no_character_are_not_held_for_ever() -> None:
+    given_out = pieces(CODEC, [OHM[1]] * 1000)
+    assert "".join(given_out) == "\ufffd" * 1000
+    longest = 0
+    for number in range(1, 1001):
+        longest = max(longest, number - len("".join(given_out[:number])))
+    assert longest <= 12
+
+
+def test_special_tokens_have_no_text() -> None:
+    token_ids = [*DEMO.encode("it"), END, END, *DEMO.encode(" came")]
+    assert pieces(CODEC, token_ids) == ["it", "", "", " came", ""]
+    assert CODEC.decode(token_ids) == "it came"
+
+
+def test_a_continued_text_keeps_its_space() -> None:
+    the, cat = (FALLBACK.tokenizer.convert_tokens_to_ids(word) for word in ("▁the", "▁cat"))
+    assert pieces(FALLBACK, [cat]) == ["cat", ""]
+    assert pieces(FALLBACK, [cat], [the]) == [" cat", ""]
+
+
+@given(st.text(max_size=12))
+def test_bytes_of_a_fallback_vocabulary(text: str) -> None:
+    token_ids = [5 + byte for byte in text.encode()]
+    assert "".join(pieces(FALLBACK, token_ids)).strip(" ") == text.strip(" ")
+
+
+def test_the_text_of_a_token() -> None:
+    assert CODEC.token_text(DEMO.encode(" the")[0]) == " the"
+    assert CODEC.token_text(END) == "<|im_end|>"
+    assert CODEC.token_text(OHM[0]) == "\ufffd"
+
+
+@given(st.text(min_size=1, max_size=20))
+def test_the_bytes_of_the_tokens_are_the_text_s(text: str) -> None:
+    raw = [CODEC.token_bytes(token_id, CODEC.token_text(token_id)) for token_id in DEMO.encode(text)]
+    assert b"".join(raw) == text.encode()
+
+
+def test_the_bytes_of_other_tokens() -> None:
+    assert FALLBACK.token_bytes(5 + 0xE2, "") == b"\xe2"
+    assert FALLBACK.token_bytes(3, " cat") == b" cat"
+    assert CODEC.token_bytes(END, "") == b""
+    # The model may know more tokens than the tokenizer does.
+    assert CODEC.token_bytes(len(DEMO) + 5, "") == b""
+
+
+def test_a_chat_is_the_template_s_text() -> None:
+    messages = [{"role": "user", "content": "naïve?"}]
+    expected = DEMO.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert CODEC.encode(Chat(messages)) == expected
+
+
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+def test_a_text_s_special_tokens(add_special_tokens: bool) -> None:
+    expected = DEMO.encode("the cat", add_special_tokens=add_special_tokens)
+    assert CODEC.encode("the cat", add_special_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", [], [-1], [len(DEMO)], [1 << 70], "\ud83d", Chat([{"content": "\ude00"}])]
+)
+def test_what_is_no_prompt(prompt: Any) -> None:
+    with pytest.raises(BadRequest):
+        CODEC.encode(prompt)
+
+
+@pytest.mark.parametrize("token_ids", [[-1], [len(DEMO)], [1 << 70]])
+def test_what_is_no_token(token_ids: list[int]) -> None:
+    with pytest.raises(BadRequest, match="tokens: token ids must be from 0"):
+        CODEC.decode(token_ids)

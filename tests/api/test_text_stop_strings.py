@@ -1,0 +1,61 @@
+"""Stop strings end a text at the same place however it is cut."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane.api.text.stop_strings import StopStrings
+
+
+def through(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
+    """What comes out of the pieces, and whether a stop string ended them."""
+    matcher = StopStrings(stops)
+    emitted = ""
+    for piece in pieces:
+        text, stopped = matcher.add(piece)
+        emitted += text
+        if stopped:
+            return emitted, True
+    return emitted + matcher.finish(), matcher.stopped
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=5), max_size=4),
+    st.lists(st.text("abc", max_size=4), max_size=12),
+)
+def test_the_text_ends_before_the_first_stop_string(stops: list[str], pieces: list[str]) -> None:
+    text = "".join(pieces)
+    places = [text.find(stop) for stop in stops if stop in text]
+    expected = text[: min(places)] if places else text
+    assert through(stops, pieces) == (expected, bool(places))
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.text("abc", max_size=20))
+def test_only_what_may_begin_a_stop_string_is_held_back(stops: list[str], text: str) -> None:
+    matcher = StopStrings(stops)
+    emitted = "".join(matcher.add(character)[0] for character in text)
+    held = text[len(emitted) :]
+    if not any(stop in text for stop in stops):
+        assert held == "" or any(stop.startswith(held) for stop in stops)
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces", "emitted"),
+    [
+        ([], ["a", "b"], ["a", "b"]),
+        (["\n\n"], ["a\n", "b\n", "\nc"], ["a", "\nb", ""]),
+        (["END"], ["the E", "N", "E", "ND"], ["the ", "", "EN", ""]),
+        (["é"], ["caf", "é"], ["caf", ""]),
+        (["bc", "abcd"], ["abc", "e"], ["", "a"]),
+        (["bc", "abcd"], ["abc", "d"], ["", ""]),
+    ],
+)
+def test_what_each_piece_gives(stops: list[str], pieces: list[str], emitted: list[str]) -> None:
+    matcher = StopStrings(stops)
+    assert [matcher.add(piece)[0] for piece in pieces] == emitted
+
+
+def test_what_was_held_back_is_released_at_the_end() -> None:
+    matcher = StopStrings(["END"])
+    assert matcher.add("the EN") == ("the ", False)
+    assert (matcher.finish(), matcher.stopped) == ("EN", False)

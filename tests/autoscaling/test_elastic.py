@@ -1,0 +1,99 @@
+"""The whole system as functions come and go: to zero and back, and with room for more or fewer experts."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import pytest
+from yarl import URL
+
+from control_plane.errors import ConfigError
+from tests.support.api_server import (ApiClient, completion, eventually, serving)
+from tests.support.tiny_chat_model import EXPERTS
+
+pytest_plugins = "tests.support.chat_fixtures"
+
+
+def text(api: ApiClient) -> str:
+    answer = completion(api, max_tokens=12)
+    assert answer.status == 200, answer.body
+    return answer.json["choices"][0]["text"]
+
+
+def replicas(api: ApiClient) -> list[int]:
+    return [function["replicas"] for function in api.status()["functions"]]
+
+
+def actions(api: ApiClient, action: str) -> float:
+    found = (
+        value
+        for (name, labels), value in api.metrics().items()
+        if name == "faasmoe:scale_actions_total" and ("action", action) in labels
+    )
+    return next(found, 0.0)
+
+
+@pytest.fixture
+def expected_text(unsplit: Any, tokenizer: Any, expected: Callable[[list[int], int], str]) -> str:
+    """What the unsplit model answers to `text`."""
+    return expected(tokenizer.encode("the cat"), 12)
+
+
+def test_what_idles_goes_to_zero_and_the_next_prompt_wakes_it(
+    chat_partition: Path, tmp_path: Path, expected_text: str
+) -> None:
+    with serving(chat_partition, tmp_path / "db", open=True, idle_timeout=0.3) as api:
+        for wakes in range(2):
+            assert text(api) == expected_text
+            eventually(lambda: replicas(api), [0] * len(EXPERTS))
+            # Those that the gateway itself has put to sleep first may be started by their calls.
+            assert actions(api, "wake") >= wakes
+        memory = api.status()["memory"]
+        assert (memory["overhead"], memory["experts"]) == (0, 0)
+        assert memory["total"] == memory["control_plane"] > 0
+        assert all(function["read_bytes"] for function in api.status()["functions"])
+
+
+def test_scaling_and_limits_during_traffic_lose_no_request(
+    chat_partition: Path, tmp_path: Path, expected_text: str
+) -> None:
+    with serving(chat_partition, tmp_path / "db", open=True) as api:
+        status = api.status()
+        gateway = ApiClient(URL(status["gateways"][0]["url"]))
+        names = [function["function"] for function in status["functions"]]
+        with ThreadPoolExecutor(4) as clients:
+            answers = [clients.submit(text, api) for _ in range(12)]
+            # As often as somebody is answered: more often, and functions would do nothing but start.
+            for number, answer in enumerate(as_completed(answers)):
+                assert answer.result() == expected_text
+                name = names[number % len(names)]
+                limit = {"limit_bytes": 0 if number % 2 else 1 << 30}
+                # 503 is for one that sleeps just now.
+                residency = f"/function/{name}/_/residency"
+                assert gateway.answer("PUT", residency, limit).status in (200, 503)
+                scale = {"serviceName": name, "replicas": 0}
+                assert gateway.answer("POST", f"/system/scale-function/{name}", scale).status == 202
+        assert sum(function["cold_starts"] for function in api.status()["functions"]) > len(names)
+
+
+def test_a_budget_is_divided_and_told(chat_partition: Path, tmp_path: Path, expected_text: str) -> None:
+    def served(budget: int) -> Any:
+        return serving(chat_partition, tmp_path / "db", open=True, memory_budget=budget)
+
+    with pytest.raises(ConfigError, match="is too little; at least") as refused:
+        served(10**6).__enter__()
+    least = int(str(refused.value).split("at least ")[1].split("MB")[0]) * 10**6
+    budget = least + 10**8
+    with served(budget) as api:
+        assert text(api) == expected_text
+        memory = api.status()["memory"]
+        assert memory["budget"] == budget
+        assert memory["least"] <= budget
+        assert memory["total"] == memory["control_plane"] + memory["overhead"] + memory["experts"] <= budget
+        # There is room for all: each function is told so.
+        functions = {function["function"]: function for function in api.status()["functions"]}
+        expert = next(f["resident_bytes"] // f["resident_experts"] for f in functions.values())
+        limits = [function["limit_bytes"] for function in functions.values()]
+        assert limits == [number * expert for number in EXPERTS]
+        assert actions(api, "limit") >= len(EXPERTS)

@@ -1,0 +1,52 @@
+"""Answers are checked against the unsplit model: its own pass, another's do not."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.comparison.greedy import (MOST_SHORTFALL, Answer, shortfall)
+from control_plane.errors import FaaSMoEError
+from tests.support.checkpoints import (save_checkpoint, tiny_model)
+
+PROMPTS = [[5, 9, 3, 7], [11, 2, 40]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("greedy") / "model"
+    save_checkpoint(tiny_model("qwen2_moe", initializer_range=0.5), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Sequence[list[int]]:
+    """What the model itself generates."""
+    unsplit = tiny_model("qwen2_moe", initializer_range=0.5)
+    return [
+        unsplit.generate(torch.tensor([prompt]), max_new_tokens=6, min_new_tokens=6, do_sample=False)[
+            0, len(prompt) :
+        ].tolist()
+        for prompt in PROMPTS
+    ]
+
+
+def check(model: Path, answers: Sequence[Answer]) -> float:
+    return asyncio.run(shortfall(model, answers, threads=1))
+
+
+def test_the_models_own_answers_fall_short_of_nothing(model: Path, tokens: Sequence[list[int]]) -> None:
+    answers = [Answer(prompt, generated) for prompt, generated in zip(PROMPTS, tokens, strict=True)]
+    assert check(model, answers) < 1e-3
+
+
+def test_one_wrong_token_is_found(model: Path, tokens: Sequence[list[int]]) -> None:
+    wrong = [*tokens[1][:3], (tokens[1][3] + 1) % 64, *tokens[1][4:]]
+    assert check(model, [Answer(PROMPTS[0], tokens[0]), Answer(PROMPTS[1], wrong)]) > MOST_SHORTFALL
+
+
+def test_a_model_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FaaSMoEError, match="could not check"):
+        check(tmp_path, [Answer([1], [2])])

@@ -1,0 +1,151 @@
+"""The whole system as its users run it, and how it ends: nothing of it is left, whatever ends it."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from yarl import URL
+
+from control_plane.errors import PartitionError
+from control_plane.partition.manifest import Manifest
+from control_plane.up import partition_of
+from tests.support.command_line import (WAIT_SECONDS, faasmoe, running_command)
+from tests.support.tiny_chat_model import EXPERTS
+
+pytest_plugins = "tests.support.chat_fixtures"
+
+UP = ("--port", 0, "--gateway-port", 0, "--kv-cache-mb", 8, "--database")
+ASK = ("prompt", "the cat", "--tenant", "me", "--max-tokens", 12)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "faasmoe.db"
+
+
+def function_processes(partition: Path) -> list[psutil.Process]:
+    """All on this machine that serve a block of the partition, whosever children they are."""
+    mine = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("FAASMOE_PARTITION") == str(partition):
+                mine.append(process)
+    return mine
+
+
+def refuses_connections(url: str) -> bool:
+    address = URL(url)
+    with socket.socket() as client:
+        return client.connect_ex((str(address.host), int(address.port or 0))) != 0
+
+
+def test_up_on_a_checkpoint(chat_checkpoint: Path, tmp_path: Path, temporary: Path, database: Path) -> None:
+    checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
+    partition = tmp_path / "chat.faasmoe"
+    with running_command("up", checkpoint, *UP, database, temporary=temporary) as system:
+        assert system.wait_for(r"partitioning .* into (.*)") == str(partition)
+        server = system.wait_for(r"serving on (\S+);")
+        Manifest.load(partition).verify(partition)
+        streamed = faasmoe(*ASK, "--server", server)
+        assert (streamed.exit_code, streamed.stderr) == (0, "")
+        answer = json.loads(faasmoe(*ASK, "--json", "--server", server).stdout)
+        assert streamed.stdout == answer["text"] + "\n"
+        assert answer["usage"]["completion_tokens"] == 12
+        report = json.loads(faasmoe("status", "--json", "--server", server).stdout)
+        assert all(function["available_replicas"] for function in report["functions"])
+        table = faasmoe("status", "--server", server).stdout
+        assert all(function["function"] in table for function in report["functions"])
+
+
+def test_up_finds_the_partition_that_it_has_made(chat_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
+    said: list[str] = []
+    partition = partition_of(checkpoint, said.append)
+    assert len(said) == 1
+    before = (partition / "manifest.json").stat()
+    assert partition_of(checkpoint, said.append) == partition_of(partition, said.append) == partition
+    assert len(said) == 1
+    assert (partition / "manifest.json").stat() == before
+
+
+def test_gateway_and_control_plane_apart(chat_partition: Path, temporary: Path, database: Path) -> None:
+    with running_command("gateway", chat_partition, "--port", 0, temporary=temporary) as gateway:
+        gateway_url = gateway.wait_for(r"gateway on (\S+);")
+        assert faasmoe("deploy", chat_partition, "--gateway", gateway_url).exit_code == 0
+        options = ("--gateway", gateway_url, "--port", 0, "--open", "--database", database)
+        with running_command("serve", chat_partition, *options, temporary=temporary) as control_plane:
+            server = control_plane.wait_for(r"serving on (\S+);")
+            assert faasmoe(*ASK, "--server", server).exit_code == 0
+            assert control_plane.end() == 0
+        # The functions are the gateway's.
+        assert len(function_processes(chat_partition)) == len(EXPERTS)
+        assert gateway.end() == 0
+    assert function_processes(chat_partition) == []
+    assert all(refuses_connections(url) for url in (gateway_url, server))
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_of_it(
+    chat_partition: Path, temporary: Path, database: Path, number: signal.Signals
+) -> None:
+    with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
+        gateway = system.wait_for(r"gateway on (\S+)")
+        server = system.wait_for(r"serving on (\S+);")
+        assert faasmoe(*ASK, "--server", server).exit_code == 0
+        assert len(function_processes(chat_partition)) == len(EXPERTS)
+        assert system.end(number) == 0
+    assert function_processes(chat_partition) == []
+    assert all(refuses_connections(url) for url in (gateway, server))
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "number"), [("gateway on", signal.SIGINT), ("deployed 4 functions", signal.SIGTERM)]
+)
+def test_a_signal_while_it_starts(
+    chat_partition: Path, temporary: Path, database: Path, line: str, number: signal.Signals
+) -> None:
+    with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
+        system.wait_for(line)
+        assert system.end(number) == 0
+    assert function_processes(chat_partition) == []
+    assert not list(temporary.iterdir())
+
+
+def test_no_function_outlives_a_kill(chat_partition: Path, temporary: Path, database: Path) -> None:
+    with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
+        gateway = system.wait_for(r"gateway on (\S+)")
+        server = system.wait_for(r"serving on (\S+);")
+        assert faasmoe(*ASK, "--server", server).exit_code == 0
+        functions = function_processes(chat_partition)
+        assert len(functions) == len(EXPERTS)
+        assert system.end(signal.SIGKILL) == -signal.SIGKILL
+        _, alive = psutil.wait_procs(functions, WAIT_SECONDS)
+        assert alive == []
+    assert all(refuses_connections(url) for url in (gateway, server))
+
+
+def test_a_checkpoint_that_has_changed_is_not_served_from_its_old_partition(
+    chat_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
+    folder = partition_of(checkpoint, lambda line: None)
+    assert partition_of(checkpoint, lambda line: None) == folder
+    later = (folder / "manifest.json").stat().st_mtime + 1
+    os.utime(checkpoint / "model.safetensors", (later, later))
+    with pytest.raises(PartitionError, match="has changed since"):
+        partition_of(checkpoint, lambda line: None)

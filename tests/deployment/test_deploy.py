@@ -1,0 +1,189 @@
+"""What a deploy changes on gateways, and what it leaves: gateways here keep their functions on paper."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from control_plane.deployment import deploy as deployment
+from control_plane.deployment.deploy import (Change, deploy_all)
+from control_plane.errors import ConfigError, GatewayError
+from control_plane.faas.client import Gateway
+from control_plane.http import serving
+from tests.support.tiny_partition import TinyPartition
+
+
+@dataclass
+class PaperGateway:
+    """Its functions, and what goes wrong."""
+
+    provider: str = "faasd"
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    """How often the deploying of a function fails, by its name."""
+    loses: bool = False
+    """Whether an update that fails has removed the function before, as faasd's does."""
+    changes: list[tuple[str, str]] = field(default_factory=list)
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/system/info", self._info),
+                web.get("/system/functions", self._list),
+                web.post("/system/functions", self._write),
+                web.put("/system/functions", self._write),
+                web.delete("/system/functions", self._remove),
+            ]
+        )
+        return app
+
+    async def _info(self, _: web.Request) -> web.Response:
+        return web.json_response({"provider": {"provider": self.provider}, "arch": "x86_64"})
+
+    async def _list(self, _: web.Request) -> web.Response:
+        return web.json_response(
+            [{**body, "name": name, "replicas": 1} for name, body in self.functions.items()]
+        )
+
+    async def _write(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        name = body.pop("service")
+        if request.method == "PUT" and name not in self.functions:
+            return web.Response(status=404, text="not found\n")
+        if self.failures.get(name, 0):
+            self.failures[name] -= 1
+            if self.loses:
+                self.functions.pop(name, None)
+            return web.Response(status=500, text="out of luck\n")
+        self.functions[name] = body
+        self.changes.append((request.method, name))
+        return web.Response(status=202)
+
+    async def _remove(self, request: web.Request) -> web.Response:
+        name = (await request.json())["functionName"]
+        self.changes.append(("DELETE", name))
+        return web.Response(status=200 if self.functions.pop(name, None) else 404)
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployment, "PAUSE_SECONDS", 0.0)
+
+
+def deploy(tiny: TinyPartition, *papers: PaperGateway, prefix: str = "", **options: bool) -> list[Change]:
+    async def run() -> list[Change]:
+        async with AsyncExitStack() as stack:
+            gateways = []
+            for paper in papers:
+                url = await stack.enter_async_context(serving(paper.app(), "127.0.0.1", 0))
+                gateways.append(await stack.enter_async_context(Gateway.connect(url, None)))
+            return [change async for change in deploy_all(tiny.manifest, gateways, prefix, **options)]
+
+    return asyncio.run(run())
+
+
+def done(changes: list[Change]) -> list[str]:
+    return [change.done for change in changes]
+
+
+def test_only_what_differs_is_deployed(tiny: TinyPartition) -> None:
+    paper = PaperGateway()
+    assert done(deploy(tiny, paper)) == ["created"] * 3
+    assert done(deploy(tiny, paper)) == ["unchanged"] * 3
+    assert done(deploy(tiny, paper, prefix="registry/")) == ["updated"] * 3
+    paper.functions.pop(tiny.functions[1])
+    assert done(deploy(tiny, paper, prefix="registry/")) == ["unchanged", "created", "unchanged"]
+
+
+def test_what_a_provider_adds_is_no_difference(tiny: TinyPartition) -> None:
+    paper = PaperGateway()
+    deploy(tiny, paper)
+    for body in paper.functions.values():
+        body["labels"]["faas_function"] = "yes"
+        body["annotations"]["prometheus.io.scrape"] = "false"
+        del body["limits"]
+    assert done(deploy(tiny, paper)) == ["unchanged"] * 3
+
+
+def test_a_deploy_that_fails_half_way_is_tried_again(tiny: TinyPartition) -> None:
+    paper = PaperGateway(loses=True)
+    deploy(tiny, paper)
+    paper.failures = {tiny.functions[1]: 2}
+    assert done(deploy(tiny, paper, prefix="registry/")) == ["updated"] * 3
+    assert {body["image"].split("/")[0] for body in paper.functions.values()} == {"registry"}
+
+
+@pytest.mark.parametrize("roll_back", [False, True])
+def test_one_that_keeps_failing_is_told_and_rolled_back_if_asked(
+    tiny: TinyPartition, roll_back: bool
+) -> None:
+    paper = PaperGateway()
+    deploy(tiny, paper)
+    del paper.functions[tiny.functions[1]]
+    before = {name: body["image"] for name, body in paper.functions.items()}
+    paper.failures = {tiny.functions[2]: 99}
+    with pytest.raises(GatewayError, match="out of luck"):
+        deploy(tiny, paper, prefix="registry/", roll_back=roll_back)
+    after = {name: body["image"] for name, body in paper.functions.items()}
+    assert (after == before) == roll_back
+    assert len(after) == (2 if roll_back else 3)
+
+
+def test_what_a_failed_update_has_removed_is_rolled_back_too(tiny: TinyPartition) -> None:
+    paper = PaperGateway(loses=True)
+    deploy(tiny, paper)
+    # All attempts at the update, and the first one at putting it back.
+    paper.failures = {tiny.functions[1]: deployment.ATTEMPTS + 1}
+    with pytest.raises(GatewayError, match="out of luck"):
+        deploy(tiny, paper, prefix="registry/", roll_back=True)
+    assert set(paper.functions) == set(tiny.functions)
+    assert not any(body["image"].startswith("registry/") for body in paper.functions.values())
+
+
+def test_pruning_removes_this_models_old_functions_only(tiny: TinyPartition) -> None:
+    paper = PaperGateway()
+    deploy(tiny, paper)
+    ours = paper.functions[tiny.functions[0]]
+    strangers = {"tiny-l00-02-e09-09": {"image": "i"}, "other-l00-02-e00-01": ours, "figlet": {"image": "i"}}
+    paper.functions |= {"tiny-l00-00-e00-04": ours, **strangers}
+    assert done(deploy(tiny, paper)) == ["unchanged"] * 3
+    assert done(deploy(tiny, paper, prune=True)) == ["unchanged"] * 3 + ["removed"]
+    assert set(paper.functions) == {*tiny.functions, *strangers}
+
+
+def test_the_community_edition_is_asked_nothing_that_it_refuses(tiny: TinyPartition) -> None:
+    others = {f"f{number}": {"image": "i"} for number in range(13)}
+    paper = PaperGateway("faasd-ce", dict(others))
+    with pytest.raises(ConfigError, match=r"no room for 3 functions.*--max-functions 2"):
+        deploy(tiny, paper)
+    assert paper.changes == []
+    paper.functions.popitem()
+    assert done(deploy(tiny, paper)) == ["created"] * 3
+
+
+def test_old_functions_make_room_first_where_there_is_none(tiny: TinyPartition) -> None:
+    paper = PaperGateway("faasd-ce")
+    deploy(tiny, paper)
+    ours = paper.functions.pop(tiny.functions[0])
+    paper.functions |= {f"tiny-l00-00-e{number:02}-{number:02}": ours for number in range(13)}
+    changes = deploy(tiny, paper, prune=True)
+    assert done(changes)[:13] == ["removed"] * 13
+    assert set(paper.functions) == set(tiny.functions)
+
+
+def test_several_gateways_share_the_functions_and_keep_them(tiny: TinyPartition) -> None:
+    papers = PaperGateway(), PaperGateway()
+    changes = deploy(tiny, *papers)
+    assert done(changes) == ["created"] * 3
+    assert len({change.gateway for change in changes}) == 2
+    assert papers[0].functions.keys() | papers[1].functions.keys() == set(tiny.functions)
+    assert not papers[0].functions.keys() & papers[1].functions.keys()
+    assert done(deploy(tiny, *papers)) == ["unchanged"] * 3
+    stray = next(iter(papers[0].functions))
+    papers[1].functions[stray] = papers[0].functions[stray]
+    assert done(deploy(tiny, *papers, prune=True)).count("removed") == 1
+    assert stray not in papers[1].functions

@@ -1,0 +1,288 @@
+"""The image that `faasmoe image` writes: its layout, its layers, that it is reproducible, that it serves."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httptools
+import numpy as np
+import psutil
+import pytest
+
+from control_plane.deployment.image.archive import (ImageSpec, built_kernel, write_image)
+from control_plane.deployment.image.packages import MACHINES
+from tests.support.command_line import (error_line, faasmoe)
+from tests.support.expert_process import expert_process
+from tests.support.tiny_partition import TinyPartition
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+TAG = "registry.example:5000/faasmoe-expert:test"
+BASE_ENVIRONMENT = ["PATH=/usr/local/bin:/usr/bin", "LANG=C.UTF-8", "PYTHONPATH=/elsewhere"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An archive that was written, taken apart."""
+
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def read(cls, path: Path) -> "Image":
+        with tarfile.open(path) as archive:
+            return cls({entry.name: archive.extractfile(entry).read() for entry in archive})  # type: ignore[union-attr]
+
+    def blob(self, descriptor: Mapping[str, Any]) -> bytes:
+        """What a descriptor names, which has to be as it says."""
+        content = self.files[f"blobs/{descriptor['digest'].replace(':', '/')}"]
+        assert hashlib.sha256(content).hexdigest() == descriptor["digest"].removeprefix("sha256:")
+        assert len(content) == descriptor["size"]
+        return content
+
+    @property
+    def top(self) -> Any:
+        (entry,) = json.loads(self.files["index.json"])["manifests"]
+        return entry
+
+    def manifests(self) -> list[Any]:
+        """Of each platform."""
+        top = json.loads(self.blob(self.top))
+        return [json.loads(self.blob(entry)) for entry in top["manifests"]] if "manifests" in top else [top]
+
+    def config(self, manifest: Any) -> Any:
+        return json.loads(self.blob(manifest["config"]))
+
+    def unpack(self, manifest: Any, folder: Path) -> None:
+        """As a container runtime does it: one layer over the other."""
+        for layer, diff_id in zip(
+            manifest["layers"], self.config(manifest)["rootfs"]["diff_ids"], strict=True
+        ):
+            content = self.blob(layer)
+            if layer["mediaType"].endswith("gzip"):
+                content = gzip.decompress(content)
+            assert f"sha256:{hashlib.sha256(content).hexdigest()}" == diff_id
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                archive.extractall(folder, filter="tar")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system that has nothing but a file where Python would be."""
+    path = tmp_path_factory.mktemp("base") / "root.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in (f"usr/local/bin/python{PYTHON}", "etc/os-release"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 4
+            archive.addfile(entry, io.BytesIO(b"base"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def layout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as an OCI layout for both architectures, the layer compressed."""
+    folder = tmp_path_factory.mktemp("layout")
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def add(content: bytes, media_type: str) -> dict[str, Any]:
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / digest).write_bytes(content)
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
+
+    layer = add(root.read_bytes(), "application/vnd.oci.image.layer.v1.tar+gzip")
+    diff_id = hashlib.sha256(gzip.decompress(root.read_bytes())).hexdigest()
+    manifests = []
+    for architecture in MACHINES:
+        platform = {"architecture": architecture, "os": "linux"}
+        config = {
+            **platform,
+            "config": {"Env": BASE_ENVIRONMENT},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
+        }
+        kind = "application/vnd.oci.image.config.v1+json"
+        manifest = {
+            "schemaVersion": 2,
+            "config": add(json.dumps(config).encode(), kind),
+            "layers": [layer],
+        }
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        manifests.append({**add(json.dumps(manifest).encode(), kind), "platform": platform})
+    index = {"schemaVersion": 2, "manifests": manifests}
+    kind = "application/vnd.oci.image.index.v1+json"
+    top = add(json.dumps(index).encode(), kind)
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [top]}))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For this machine the packages that are installed here; for the other one, their names."""
+    folder = tmp_path_factory.mktemp("wheels")
+    tag = f"cp{PYTHON.replace('.', '')}"
+    for package in (np, httptools):
+        name, home = package.__name__, Path(package.__file__ or "").parent
+        siblings = [home, home.with_name(f"{name}.libs")]
+        for machine in MACHINES.values():
+            wheel = folder / f"{name}-{package.__version__}-{tag}-{tag}-manylinux_2_28_{machine}.whl"
+            with zipfile.ZipFile(wheel, "w") as archive:
+                if machine != os.uname().machine:
+                    archive.writestr(f"{name}/__init__.py", "")
+                    continue
+                for file in (each for sibling in siblings for each in sibling.rglob("*") if each.is_file()):
+                    if "/tests/" not in str(file) and "__pycache__" not in str(file):
+                        archive.write(file, file.relative_to(home.parent))
+    return folder
+
+
+def spec(tiny: TinyPartition, base: Path, wheels: Path, *architectures: str, **changes: Any) -> ImageSpec:
+    own = next(name for name, machine in MACHINES.items() if machine == os.uname().machine)
+    kernel = built_kernel()
+    settings: dict[str, Any] = {
+        "partition": tiny.folder,
+        "base": base,
+        "architectures": architectures or [own],
+        "tag": TAG,
+        "wheels": wheels,
+        "python": PYTHON,
+        "kernels": {own: kernel} if kernel else {},
+    }
+    return ImageSpec(**{**settings, **changes})
+
+
+def ignore(_: str) -> None:
+    pass
+
+
+def test_a_function_runs_from_the_image(
+    tiny: TinyPartition, root: Path, wheels: Path, tmp_path: Path
+) -> None:
+    digest = write_image(spec(tiny, root, wheels), tmp_path / "image.tar", ignore)
+    image = Image.read(tmp_path / "image.tar")
+    assert image.top["digest"] == digest
+    assert image.top["annotations"] == {
+        "org.opencontainers.image.ref.name": TAG,
+        "io.containerd.image.name": TAG,
+    }
+    (manifest,) = image.manifests()
+    image.unpack(manifest, tmp_path / "root")
+    process = image.config(manifest)["config"]
+    assert process["User"] == "10001:10001"
+    assert process["Cmd"] == [f"python{PYTHON}", "-m", "functions.expert"]
+    assert (tmp_path / "root" / "etc" / "os-release").read_text() == "base"
+    environment = dict(setting.split("=", 1) for setting in process["Env"])
+    home = tmp_path / "root" / process["WorkingDir"].lstrip("/")
+    served = tmp_path / "root" / environment["FAASMOE_PARTITION"].lstrip("/")
+    packages = tmp_path / "root" / environment["PYTHONPATH"].lstrip("/")
+    name = tiny.functions[0]
+    with expert_process(served, name, sources=home, PYTHONPATH=str(packages)) as function:
+        invocation = tiny.invocation(name)
+        tiny.check(invocation, function.invoke(invocation).output)
+        loaded = {mapped.path for mapped in psutil.Process(function.process.pid).memory_maps()}
+        libraries = [path for path in loaded if "numpy" in path or "kernels" in path]
+        assert libraries
+        assert all(path.startswith(str(tmp_path)) for path in libraries)
+
+
+def test_the_same_input_gives_the_same_digest(
+    tiny: TinyPartition, layout: Path, wheels: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny.folder, tmp_path / "elsewhere")
+    for file in copy.rglob("*"):
+        os.utime(file, (1, 1))
+    first = write_image(spec(tiny, layout, wheels, "amd64", "arm64"), tmp_path / "1.tar", ignore)
+    again = spec(tiny, layout, wheels, "amd64", "arm64", partition=copy)
+    assert write_image(again, tmp_path / "2.tar", ignore) == first
+    assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
+
+
+def test_each_block_is_a_layer_that_all_platforms_share(
+    tiny: TinyPartition, layout: Path, wheels: Path, tmp_path: Path
+) -> None:
+    write_image(spec(tiny, layout, wheels, "amd64", "arm64"), tmp_path / "image.tar", ignore)
+    image = Image.read(tmp_path / "image.tar")
+    manifests = image.manifests()
+    assert [image.config(each)["architecture"] for each in manifests] == ["amd64", "arm64"]
+    contents = []
+    for manifest in manifests:
+        found = {}
+        for layer in manifest["layers"][1:]:
+            with tarfile.open(fileobj=io.BytesIO(image.blob(layer))) as archive:
+                files = [entry for entry in archive if entry.isfile()]
+                assert {(entry.uid, entry.gid, entry.mtime) for entry in files} == {(10001, 10001, 0)}
+                found[layer["digest"]] = {entry.name for entry in files}
+        contents.append(found)
+    blocks = [{f"home/app/partition/{block.file}"} for block in tiny.manifest.blocks]
+    for found in contents:
+        assert [files for files in found.values() if files in blocks] == blocks
+    shared = contents[0].keys() & contents[1].keys()
+    assert len(shared) >= len(blocks) + 1
+    # The compiled kernel is this machine's only.
+    kernels = [
+        any(name.endswith(".so") and "kernels" in name for files in found.values() for name in files)
+        for found in contents
+    ]
+    assert kernels.count(True) == (1 if built_kernel() else 0)
+    environment = image.config(manifests[0])["config"]["Env"]
+    assert "PATH=/usr/local/bin:/usr/bin" in environment
+    assert [each for each in environment if each.startswith("PYTHONPATH=")] == [
+        "PYTHONPATH=/home/app/packages"
+    ]
+
+
+def test_an_oci_archive_is_a_base_too(
+    tiny: TinyPartition, layout: Path, wheels: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "base.tar", "w") as archive:
+        archive.add(layout, ".")
+    digests = {
+        write_image(spec(tiny, base, wheels, "amd64"), tmp_path / "image.tar", ignore)
+        for base in (layout, tmp_path / "base.tar")
+    }
+    assert len(digests) == 1
+
+
+def test_what_does_not_do_is_told(tiny: TinyPartition, root: Path, wheels: Path, tmp_path: Path) -> None:
+    def told(*options: object) -> str:
+        output = tmp_path / "image.tar"
+        message = error_line(faasmoe("image", tiny.folder, "-o", output, *options))
+        assert list(tmp_path.glob("image*")) == []
+        return message
+
+    (tmp_path / "text").write_text("no archive")
+    assert "is no OCI layout and no archive" in told("--base", tmp_path / "text", "--wheels", wheels)
+    assert "has 0 wheels of numpy" in told("--base", root, "--wheels", tmp_path)
+    both = ("--architecture", "amd64,arm64")
+    assert "is one machine's file system" in told("--base", root, "--wheels", wheels, *both)
+    assert "no images for 'mips'" in told("--base", root, "--wheels", wheels, "--architecture", "mips")
+    with tarfile.open(tmp_path / "bare.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("etc/passwd"))
+    assert f"has no Python {PYTHON}, but no Python at all" in told(
+        "--base", tmp_path / "bare.tar", "--wheels", wheels
+    )
+
+
+def test_the_command_names_it_as_deploy_does(
+    tiny: TinyPartition, root: Path, wheels: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "image.tar"
+    options = ("--base", root, "--wheels", wheels, "--image-prefix", "localhost:5000/", "-o", output)
+    result = faasmoe("image", tiny.folder, *options)
+    assert result.exit_code == 0, result.output
+    assert f"{output}: localhost:5000/{tiny.manifest.image}, sha256:" in result.output
+    skopeo = shutil.which("skopeo")
+    if skopeo:
+        inspected = subprocess.run(
+            [skopeo, "inspect", f"oci-archive:{output}"], capture_output=True, text=True, check=True
+        )
+        assert json.loads(inspected.stdout)["Os"] == "linux"

@@ -1,0 +1,171 @@
+"""stack.yml and the template: what faas-cli parses, builds and sends."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from control_plane.partition.granularity import Granularity
+from control_plane.deployment.image.template import (TEMPLATE, dockerfile, write_template)
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partitioner import partition
+from control_plane.deployment.stack import (deployments, stack_yaml)
+from tests.support.checkpoints import (save_checkpoint, tiny_model)
+
+ROOT = Path(__file__).parent.parent
+
+# The yaml tags of the structs in https://github.com/openfaas/go-sdk stack/schema.go, which faas-cli uses.
+SERVICES = {"version", "functions", "provider", "configuration"}
+PROVIDER = {"name", "gateway"}
+CONFIGURATION = {"templates", "copy"}
+FUNCTION = {
+    *("lang", "handler", "image", "fprocess", "environment", "secrets", "skip_build", "constraints"),
+    *("environment_file", "labels", "limits", "requests", "readonly_root_filesystem", "build_options"),
+    *("annotations", "namespace", "build_args", "platforms", "build_secrets"),
+}
+LIMITS = {"memory", "cpu"}
+LANGUAGE_TEMPLATE = {
+    *("language", "fprocess", "build_options", "welcome_message", "handler_folder", "mount_ssh"),
+}
+# The json tags in https://github.com/openfaas/faas-provider types/function_deployment.go.
+DEPLOYMENT = {
+    *("service", "image", "namespace", "envProcess", "envVars", "constraints", "secrets", "labels"),
+    *("annotations", "limits", "requests", "readOnlyRootFilesystem"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("stack")
+    checkpoint = save_checkpoint(tiny_model("mixtral"), parent / "source")
+    name = "An 8x7B model: with a name that is much too long for the functions of any gateway"
+    partition(checkpoint, parent / "partition", granularity=Granularity(3, 2), name=name)
+    return parent / "partition"
+
+
+@pytest.fixture(scope="module")
+def manifest(folder: Path) -> Manifest:
+    return Manifest.load(folder)
+
+
+@pytest.fixture(scope="module")
+def stack(manifest: Manifest) -> dict[str, Any]:
+    return yaml.safe_load(stack_yaml(manifest, "http://127.0.0.1:31112", "./models/it's: #1"))
+
+
+def test_every_key_is_in_the_schema(stack: dict[str, Any]) -> None:
+    assert {key for key in stack if not key.startswith("x-")} <= SERVICES
+    assert stack["provider"].keys() <= PROVIDER
+    assert stack["configuration"].keys() <= CONFIGURATION
+    for function in stack["functions"].values():
+        assert function.keys() <= FUNCTION
+        assert function["limits"].keys() <= LIMITS
+        for mapping in ("environment", "labels", "annotations"):
+            assert all(type(value) is str for value in function[mapping].values())
+
+
+def test_head(stack: dict[str, Any]) -> None:
+    assert stack["version"] == "1.0"
+    assert stack["provider"] == {"name": "openfaas", "gateway": "http://127.0.0.1:31112"}
+    assert stack["configuration"] == {"copy": ["functions"]}
+
+
+def test_one_image_is_built_for_all(stack: dict[str, Any], manifest: Manifest) -> None:
+    functions = list(stack["functions"].values())
+    assert [function["skip_build"] for function in functions] == [False] + [True] * (len(functions) - 1)
+    assert {function["image"] for function in functions} == {manifest.image}
+    assert {function["lang"] for function in functions} == {TEMPLATE}
+    assert {function["handler"] for function in functions} == {"./models/it's: #1"}
+
+
+def test_names_are_what_openfaas_takes(stack: dict[str, Any]) -> None:
+    names = list(stack["functions"])
+    assert names[0] == "an-8x7b-model-with-a-name-that-is-much-t-l00-01-e00-02"
+    assert names[-1] == "an-8x7b-model-with-a-name-that-is-much-t-l02-e03-04"
+    for name in names:
+        assert len(name) <= 63
+        assert re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
+
+
+def test_functions_differ_by_block_only(stack: dict[str, Any], manifest: Manifest, folder: Path) -> None:
+    assert list(stack["functions"]) == [block.function for block in manifest.blocks]
+    for name, function in stack["functions"].items():
+        assert function["environment"] == {"FAASMOE_FUNCTION": name}
+        assert function["annotations"]["faasmoe.model"] == manifest.fingerprint
+        assert function["labels"]["com.openfaas.scale.zero"] == "true"
+        memory = int(function["limits"]["memory"].removesuffix("Mi")) << 20
+        block = (folder / manifest.block(name).file).stat().st_size
+        assert block + (128 << 20) <= memory < block + (129 << 20)
+
+
+def test_deployments_are_what_faas_cli_sends(stack: dict[str, Any], manifest: Manifest) -> None:
+    """`faas-cli deploy` renames environment to envVars and drops what only the build needs."""
+    bodies = deployments(manifest)
+    assert [body["service"] for body in bodies] == list(stack["functions"])
+    for body in bodies:
+        assert body.keys() <= DEPLOYMENT
+        function = stack["functions"][body["service"]]
+        assert body["envVars"] == function["environment"]
+        for key in ("image", "labels", "annotations", "limits"):
+            assert body[key] == function[key]
+
+
+def test_template_yml_is_in_the_schema(manifest: Manifest, tmp_path: Path) -> None:
+    write_template(manifest, tmp_path)
+    template = yaml.safe_load((tmp_path / "template" / TEMPLATE / "template.yml").read_text())
+    assert template.keys() <= LANGUAGE_TEMPLATE
+    assert template["language"] == TEMPLATE
+
+
+def test_dockerfile_copies_what_is_in_the_build_context(
+    manifest: Manifest, folder: Path, tmp_path: Path
+) -> None:
+    """faas-cli lays the template at the root, the handler and the extra paths in `function/`."""
+    write_template(manifest, tmp_path)
+    context = tmp_path / "template" / TEMPLATE
+    shutil.copytree(folder, context / "function")
+    shutil.copytree(tmp_path / "functions", context / "function" / "functions")
+    for source in copied(dockerfile(manifest)):
+        assert source.startswith("function/")
+        assert (context / source).exists()
+
+
+def test_each_block_is_a_layer(manifest: Manifest) -> None:
+    blocks = [source for source in copied(dockerfile(manifest)) if "/blocks/" in source]
+    assert blocks == [f"function/{block.file}" for block in manifest.blocks]
+
+
+def test_a_model_of_many_blocks_stays_within_dockers_layers(manifest: Manifest) -> None:
+    many = replace(manifest, blocks=manifest.blocks * 50)
+    text = dockerfile(many)
+    assert len(re.findall(r"^(COPY|RUN|FROM)", text, re.MULTILINE)) < 127
+    assert text.count(".safetensors") == len(many.blocks)
+
+
+def test_image_has_what_the_functions_import(manifest: Manifest) -> None:
+    assert (
+        re.search(r"pip install --no-cache-dir (.*)", dockerfile(manifest))[1]
+        == '"numpy>=2.0" "httptools>=0.6"'
+    )
+
+
+def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:
+    """`make stack` writes them anew."""
+    demo = partition(ROOT / "models" / "demo", tmp_path / "demo")
+    assert (ROOT / "stack.yml").read_text() == stack_yaml(demo, "http://127.0.0.1:8080", "./partitions/demo")
+    write_template(demo, tmp_path)
+    for name in ("template.yml", "Dockerfile", ".dockerignore"):
+        file = Path("template", TEMPLATE, name)
+        assert (ROOT / file).read_text() == (tmp_path / file).read_text()
+
+
+def copied(text: str) -> list[str]:
+    """The sources of the Dockerfile's single copies from the context."""
+    found = re.findall(
+        r"^COPY --link --chown=\S+ (?!--)(\S+) \S+$|^COPY (?!--)(\S+) \S+$", text, re.MULTILINE
+    )
+    return [linked or plain for linked, plain in found]

@@ -1,0 +1,125 @@
+"""Rows find the functions that have their experts, and what comes back adds up to what the model computes."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.faas.invocation import ExpertUsage
+from control_plane.partition.granularity import Granularity
+from functions.expert.expert_block import ExpertBlock
+from functions.kernels import load_kernel
+from functions.contract.wire import (Invocation, InvocationResult)
+from tests.support.tiny_partition import TinyPartition
+
+GRANULARITIES = {
+    "one function": Granularity(5, 3),
+    "uneven blocks": Granularity(2, 2),
+    "a function for each expert": Granularity(1, 1),
+}
+
+
+class LocalInvoker:
+    """An ExpertInvoker whose functions are in this process, and compute with the NumPy kernel."""
+
+    def __init__(self, tiny: TinyPartition) -> None:
+        kernel = load_kernel("numpy")
+        self._blocks = {
+            name: ExpertBlock.open(tiny.folder, name, kernel, threads=1) for name in tiny.functions
+        }
+        self.usage = ExpertUsage()
+
+    def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
+        return lambda: {name: self._run(name, invocation) for name, invocation in invocations.items()}
+
+    def _run(self, function: str, invocation: Invocation) -> InvocationResult:
+        received = Invocation.decode(bytearray().join(invocation.encode()))
+        output, cold = self._blocks[function].run(received)
+        return InvocationResult(output, function, "here:1", 0.0, cold)
+
+    def advise(self, invocations: Mapping[str, Invocation]) -> None:
+        """Nobody prefetches here."""
+
+    def abort(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture(scope="module", params=GRANULARITIES)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
+    folder = tmp_path_factory.mktemp("tiny")
+    return TinyPartition.make(folder, "f32", GRANULARITIES[request.param])
+
+
+@pytest.fixture(scope="module")
+def dispatcher(tiny: TinyPartition) -> Dispatcher:
+    return Dispatcher(tiny.manifest, LocalInvoker(tiny))
+
+
+@st.composite
+def routings(draw: st.DrawFn) -> NDArray[np.int64]:
+    """Random [T, K] experts, each row's different from each other."""
+    top_k = draw(st.integers(1, 4))
+    rows = st.permutations(range(5)).map(lambda experts: experts[:top_k])
+    return np.array(draw(st.lists(rows, max_size=9)), np.int64).reshape(-1, top_k)
+
+
+LAYERS = st.integers(0, 2)
+
+
+def batch(tiny: TinyPartition, layer: int, index: NDArray[np.int64]) -> Invocation:
+    """A whole layer's batch, as if one function had all experts: the oracle takes it so."""
+    weight = np.random.default_rng(len(index)).random(index.shape, np.float32)
+    hidden_states = tiny.hidden_states(len(index))
+    return Invocation(layer, tiny.manifest.fingerprint, hidden_states, index.astype(np.int16), weight)
+
+
+@given(layer=LAYERS, index=routings())
+def test_each_place_of_each_row_is_in_one_group(
+    tiny: TinyPartition, dispatcher: Dispatcher, layer: int, index: NDArray[np.int64]
+) -> None:
+    whole = batch(tiny, layer, index)
+    groups = dispatcher.group(layer, whole.hidden_states, index, whole.expert_weight)
+    found: Counter[tuple[int, int]] = Counter()
+    for group in groups:
+        rows = np.arange(len(index)) if group.rows is None else group.rows
+        invocation = group.invocation
+        mine = invocation.expert_index >= 0
+        assert mine.any(axis=1).all(), "a row was sent to a function that has nothing to do for it"
+        assert set(invocation.expert_index[mine]) <= set(tiny.manifest.block(group.function).experts[layer])
+        np.testing.assert_array_equal(invocation.expert_index[mine], index[rows][mine])
+        np.testing.assert_array_equal(invocation.hidden_states, whole.hidden_states[rows])
+        np.testing.assert_array_equal(invocation.expert_weight, whole.expert_weight[rows])
+        found.update((int(rows[row]), int(slot)) for row, slot in np.argwhere(mine))
+    assert found == Counter(np.ndindex(index.shape))
+    assert len({group.function for group in groups}) == len(groups)
+
+
+@given(layer=LAYERS, index=routings())
+def test_sums_are_the_models(
+    tiny: TinyPartition, dispatcher: Dispatcher, layer: int, index: NDArray[np.int64]
+) -> None:
+    whole = batch(tiny, layer, index)
+    tensors = map(torch.from_numpy, (whole.hidden_states, index, whole.expert_weight))
+    tiny.check(whole, dispatcher.begin(layer, *tensors)().numpy())
+
+
+def test_a_batch_in_bf16_comes_back_in_bf16(partitions: Mapping[str, TinyPartition]) -> None:
+    tiny = partitions["bf16"]
+    index = np.array([[0, 4, 2], [1, 0, 3], [4, 3, 1]])
+    whole = batch(tiny, 1, index)
+    hidden_states = torch.from_numpy(whole.hidden_states).view(torch.bfloat16)
+    weights = torch.from_numpy(whole.expert_weight)
+    output = Dispatcher(tiny.manifest, LocalInvoker(tiny)).begin(
+        1, hidden_states, torch.from_numpy(index), weights
+    )()
+    assert output.dtype == torch.bfloat16
+    tiny.check(whole, output.view(torch.uint16).numpy())

@@ -1,0 +1,160 @@
+"""The dense part is loaded whole and without experts, and transformers is left as it was."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeSparseMoeBlock
+from transformers.monkey_patching import get_patch_mapping
+
+from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.model.loader import (EMBEDDING, eos_token_ids, load_model, load_tokenizer)
+from control_plane.errors import PartitionError
+from control_plane.faas.connection import Address
+from control_plane.faas.invoker import Invoker
+from control_plane.partition.manifest import Manifest, PartitionFile
+from control_plane.partition.partitioner import partition
+from tests.support.checkpoints import (FAMILIES, save_checkpoint, tiny_config, tiny_model)
+from tests.support.tiny_partition import TinyPartition
+
+DENSE = "dense.safetensors"
+
+
+def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
+    """The model, whose functions nobody will call."""
+    return load_model(folder, manifest, Dispatcher(manifest, Invoker(lambda _: Address("127.0.0.1", 9))))
+
+
+@pytest.fixture(autouse=True)
+def transformers_is_left_as_it_was() -> Iterator[None]:
+    yield
+    assert not get_patch_mapping()
+    block = tiny_model("qwen2_moe").model.layers[0].mlp
+    assert type(block) is Qwen2MoeSparseMoeBlock
+    assert type(block.experts) is Qwen2MoeExperts
+
+
+@pytest.fixture
+def folder(tiny: TinyPartition, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(tiny.folder, tmp_path / "partition"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_expert_is_allocated(family: str, tmp_path: Path) -> None:
+    """The parameters are the dense file's tensors, and no other; embeddings stay in the file."""
+    save_checkpoint(tiny_model(family), tmp_path / "model")
+    manifest = partition(tmp_path / "model", tmp_path / "partition", dtype="bf16")
+    model = load(tmp_path / "partition", manifest)
+
+    # Published Mixtral checkpoints name its MoE block differently from transformers' class.
+    tensors = load_file(tmp_path / "partition" / DENSE)
+    stored = {name.replace(".block_sparse_moe.", ".mlp."): tensor for name, tensor in tensors.items()}
+    parameters = dict(model.named_parameters())
+    embedding = stored.pop(EMBEDDING)
+    assert torch.equal(model.model.embed_tokens(torch.arange(len(embedding))), embedding)
+    assert parameters.keys() == stored.keys()
+    for name, parameter in parameters.items():
+        assert parameter.dtype == torch.bfloat16
+        assert torch.equal(parameter, stored[name]), name
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+def test_weights_are_mapped_from_the_file(tiny: TinyPartition) -> None:
+    """Processes that serve the same partition share them."""
+    model = load(tiny.folder, tiny.manifest)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    path = str(tiny.folder / DENSE)
+    ranges = [line.split()[0].split("-") for line in maps if line.endswith(path)]
+    for name, parameter in model.named_parameters():
+        address = parameter.data_ptr()
+        assert any(int(start, 16) <= address < int(end, 16) for start, end in ranges), name
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "problem"),
+    [
+        (DENSE, flip_a_bit, "{path} is damaged"),
+        (DENSE, lambda path: path.write_bytes(path.read_bytes()[:-1]), "{path} has"),
+        (DENSE, Path.unlink, "cannot read {path}: No such file or directory"),
+        ("config.json", lambda path: path.write_text("{"), "{path} is damaged"),
+        ("config.json", Path.unlink, "cannot read {path}: No such file or directory"),
+    ],
+    ids=["flipped bit", "truncated", "missing", "bad config", "missing config"],
+)
+def test_a_damaged_partition_is_refused_in_one_line(
+    tiny: TinyPartition, folder: Path, file: str, damage: Callable[[Path], Any], problem: str
+) -> None:
+    damage(folder / file)
+    with pytest.raises(PartitionError) as caught:
+        load(folder, tiny.manifest)
+    assert str(caught.value).startswith(problem.format(path=folder / file, folder=folder))
+    assert "\n" not in str(caught.value)
+
+
+def with_dense(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> Manifest:
+    """Write another dense file, and a manifest that is right about it."""
+    save_file(tensors, folder / DENSE, metadata={"format": "pt"})
+    data = (folder / DENSE).read_bytes()
+    dense = PartitionFile(DENSE, len(data), hashlib.sha256(data).hexdigest())
+    return dataclasses.replace(manifest, dense=dense)
+
+
+def test_missing_tensors_are_named(tiny: TinyPartition, folder: Path) -> None:
+    tensors = load_file(folder / DENSE)
+    del tensors["model.norm.weight"], tensors["model.layers.1.mlp.gate.weight"]
+    manifest = with_dense(folder, tiny.manifest, tensors)
+    with pytest.raises(PartitionError) as caught:
+        load(folder, manifest)
+    lacking = "model.layers.1.mlp.gate.weight, model.norm.weight"
+    assert str(caught.value) == f"{folder / DENSE} lacks {lacking}"
+
+
+def test_a_tensor_of_another_shape_is_refused_in_one_line(tiny: TinyPartition, folder: Path) -> None:
+    tensors = load_file(folder / DENSE)
+    manifest = with_dense(folder, tiny.manifest, {**tensors, "model.norm.weight": torch.ones(7)})
+    with pytest.raises(PartitionError) as caught:
+        load(folder, manifest)
+    assert str(caught.value).startswith(f"cannot load the model in {folder}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("generation_config", "own", "expected"),
+    [
+        ({"eos_token_id": 5}, 2, {5}),
+        ({"eos_token_id": [5, 6]}, 2, {5, 6}),
+        ({}, 2, {2}),
+        ({}, [2, 3], {2, 3}),
+        (None, 2, {2}),
+        (None, None, set()),
+    ],
+)
+def test_eos_is_the_generation_configs_or_else_the_models(
+    generation_config: dict[str, Any] | None, own: int | list[int] | None, expected: set[int], tmp_path: Path
+) -> None:
+    if generation_config is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation_config))
+    assert eos_token_ids(tmp_path, tiny_model("qwen2_moe", eos_token_id=own)) == expected
+
+
+def test_a_missing_tokenizer_is_told_in_one_line(tmp_path: Path) -> None:
+    tiny_config("mixtral").save_pretrained(tmp_path)
+    with pytest.raises(PartitionError) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path} has no tokenizer")
+    assert "\n" not in str(caught.value)

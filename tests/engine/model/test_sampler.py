@@ -1,0 +1,234 @@
+"""The next token: greedy, or drawn from transformers' distribution."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from control_plane.engine.model.sampler import (PART, Sampler, penalised, token_at, token_logprobs, token_probabilities)
+from control_plane.engine.sequence import SamplingParams, Sequence
+
+VOCABULARY = 50
+
+
+def random_logits(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+
+
+def make_sequence(temperature: float = 1.0, seed: int | None = None) -> Sequence:
+    return Sequence("test", "tenant", [0], SamplingParams(16, temperature=temperature, seed=seed))
+
+
+def draw(sampler: Sampler, sequence: Sequence, steps: int, others: int = 0) -> list[int | None]:
+    """A sequence's tokens over some steps, last in a batch with some others."""
+    batch = [*(make_sequence(seed=7) for _ in range(others)), sequence]
+    return [sampler.sample(random_logits(1, step).expand(len(batch), -1), batch)[-1] for step in range(steps)]
+
+
+def reference(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """The distribution [rows, vocabulary] that transformers' `generate` draws from."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
+    if params.top_k:
+        warpers.append(TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        warpers.append(TopPLogitsWarper(params.top_p))
+    if params.min_p > 0:
+        warpers.append(MinPLogitsWarper(params.min_p))
+    return warpers(torch.empty(0, dtype=torch.long), logits).softmax(dim=-1)
+
+
+def penalised_reference(logits: torch.Tensor, token_ids: list[int], penalty: float) -> torch.Tensor:
+    """transformers' logits [vocabulary]."""
+    return RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([token_ids]), logits[None])[0]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 4.0, 100.0])
+@pytest.mark.parametrize("top_k", [0, 1, 5, VOCABULARY, 10 * VOCABULARY])
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.95, 1.0])
+def test_probabilities_equal_those_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+    params = SamplingParams(1, temperature, top_k, top_p)
+    logits = random_logits(20)
+    ours = torch.stack([token_probabilities(row, params) for row in logits])
+    torch.testing.assert_close(ours, reference(logits, params))
+
+
+@pytest.mark.parametrize("min_p", [0.001, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("others", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 10, "top_p": 0.8}], ids=str)
+@pytest.mark.parametrize("temperature", [0.7, 4.0])
+def test_min_p_equals_that_of_transformers(min_p: float, others: dict[str, Any], temperature: float) -> None:
+    params = SamplingParams(1, temperature, min_p=min_p, **others)
+    logits = random_logits(20)
+    ours = torch.stack([token_probabilities(row, params) for row in logits])
+    torch.testing.assert_close(ours, reference(logits, params))
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 2.0])
+@pytest.mark.parametrize("token_ids", [[0], [3, 3, 7, 3], list(range(VOCABULARY))], ids=len)
+def test_the_repetition_penalty_equals_that_of_transformers(penalty: float, token_ids: list[int]) -> None:
+    for logits in random_logits(5):
+        before = logits.clone()
+        ours = penalised(logits, token_ids, penalty)
+        torch.testing.assert_close(ours, penalised_reference(logits, token_ids, penalty), rtol=0, atol=0)
+        assert torch.equal(logits, before)
+
+
+def test_a_penalty_changes_what_is_likeliest() -> None:
+    """Of greedy sequences, too: each with its own prompt and answer."""
+    logits = random_logits(1)[0].abs()
+    best, second = logits.topk(2).indices.tolist()
+    params = SamplingParams(16, repetition_penalty=100.0)
+    repeating = Sequence("test", "tenant", [best], params)
+    other = Sequence("test", "tenant", [second], params)
+    assert Sampler().sample(logits.expand(2, -1), [repeating, other]) == [second, best]
+    repeating.append(second, frozenset())
+    assert Sampler().sample(logits[None], [repeating])[0] not in (best, second)
+
+
+def test_draws_follow_transformers_whole_list_of_processors() -> None:
+    """The penalty comes before the temperature, and that before top-k, top-p and min-p."""
+    params = SamplingParams(1, 0.6, top_k=12, top_p=0.9, min_p=0.05, repetition_penalty=1.8, seed=5)
+    sequence = Sequence("test", "tenant", [1, 4, 9, 16, 25, 36, 49], params)
+    logits = random_logits(1)[0] * 2
+    expected = reference(penalised_reference(logits, sequence.token_ids, 1.8)[None], params)[0]
+    sampler = Sampler()
+    tokens = torch.tensor([sampler.sample(logits[None], [sequence])[0] for _ in range(4000)])
+    frequencies = tokens.bincount(minlength=VOCABULARY) / len(tokens)
+    assert not frequencies[expected == 0].any()
+    assert (frequencies - expected).abs().sum() / 2 < 0.03
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, PART, 3 * PART + 5])
+def test_every_token_has_its_part_of_the_points(vocabulary: int) -> None:
+    weights = torch.rand(vocabulary, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights[::3] = 0
+    weights[vocabulary // 2] = 1
+    probabilities = (weights / weights.sum()).float()
+    ends = probabilities.double().cumsum(dim=0) / probabilities.double().sum()
+    likely = probabilities.nonzero()[:, 0].tolist()
+    # Just inside both ends of each token's part.
+    assert [token_at(float(ends[token]) - 1e-12, probabilities) for token in likely] == likely
+    starts = [0.0, *ends[likely[:-1]].tolist()]
+    assert [token_at(start + 1e-12, probabilities) for start in starts] == likely
+
+
+def test_the_last_point_is_a_likely_token() -> None:
+    probabilities = torch.tensor([0.0, 0.3, 0.7, 0.0, 0.0])
+    assert token_at(0.0, probabilities) == 1
+    assert token_at(1 - 2**-53, probabilities) == 2
+    assert token_at(1.0, probabilities) == 2
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("what", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_without_numbers_leaves_the_others_alone(temperature: float, what: float) -> None:
+    logits = random_logits(3)
+    alone = Sampler().sample(logits, [make_sequence(temperature, seed) for seed in range(3)])
+    assert None not in alone
+    logits[1] = what
+    batch = Sampler().sample(logits, [make_sequence(temperature, seed) for seed in range(3)])
+    assert batch == [alone[0], None, alone[2]]
+
+
+def test_a_single_number_that_is_none_spoils_its_row() -> None:
+    logits = random_logits(2)
+    logits[0, 7] = torch.nan
+    token, other = Sampler().sample(logits, [make_sequence(seed=1), make_sequence(seed=2)])
+    assert token is None
+    assert other is not None
+
+
+def test_an_excluded_token_is_no_failure() -> None:
+    logits = random_logits(1)
+    logits[0, 7] = -torch.inf
+    assert 7 not in draw_from(logits, 50)
+
+
+def draw_from(logits: torch.Tensor, steps: int) -> list[int | None]:
+    """Tokens of one sequence after the same logits each time."""
+    sampler, sequence = Sampler(), make_sequence(seed=1)
+    return [sampler.sample(logits, [sequence])[0] for _ in range(steps)]
+
+
+@pytest.mark.parametrize("num_top", [0, 1, 5, 10 * VOCABULARY])
+def test_logprobs_are_those_of_the_logits(num_top: int) -> None:
+    logits = random_logits(4)
+    expected = logits.log_softmax(dim=-1)
+    token_ids = [3, 0, 49, 3]
+    for row, token_id, told in zip(
+        expected, token_ids, token_logprobs(logits, token_ids, num_top), strict=True
+    ):
+        assert told.token_id == token_id
+        assert told.logprob == pytest.approx(float(row[token_id]))
+        order = row.argsort(descending=True)[:num_top].tolist()
+        assert [token for token, _ in told.top] == order
+        assert [logprob for _, logprob in told.top] == pytest.approx(row[order].tolist())
+
+
+def test_equal_logits_stay_in_together() -> None:
+    params = SamplingParams(1, temperature=1.0, top_k=2)
+    logits = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    assert token_probabilities(logits[0], params).count_nonzero() == 4
+    torch.testing.assert_close(token_probabilities(logits[0], params)[None], reference(logits, params))
+
+
+def test_probabilities_of_bf16_logits_are_exact_to_float32() -> None:
+    params = SamplingParams(1, temperature=0.7, top_k=20, top_p=0.9)
+    logits = random_logits(1).bfloat16()
+    ours = token_probabilities(logits[0], params)
+    torch.testing.assert_close(ours[None], reference(logits.float(), params))
+
+
+# Divided by the last three, float32 logits are infinite or undefined.
+@pytest.mark.parametrize("temperature", [0.0, 1e-6, 1e-38, 1e-46, 5e-324])
+def test_greedy(temperature: float) -> None:
+    logits = random_logits(3)
+    sequences = [make_sequence(temperature) for _ in range(3)]
+    assert Sampler().sample(logits, sequences) == logits.argmax(dim=-1).tolist()
+
+
+def test_greedy_and_random_sequences_in_one_batch() -> None:
+    logits = random_logits(1).expand(2, -1)
+    sampler, greedy = Sampler(), make_sequence(0.0)
+    drawn = [sampler.sample(logits, [greedy, make_sequence(seed=seed)]) for seed in range(20)]
+    assert {token for token, _ in drawn} == {int(logits[0].argmax())}
+    assert len({token for _, token in drawn}) > 1
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Chance leaves a total variation distance of about 0.04 after 4000 draws."""
+    logits, sequence = random_logits(1), make_sequence(temperature=1.0, seed=1)
+    sampler = Sampler()
+    tokens = torch.tensor([sampler.sample(logits, [sequence])[0] for _ in range(4000)])
+    frequencies = tokens.bincount(minlength=VOCABULARY) / len(tokens)
+    expected = token_probabilities(logits[0], sequence.params)
+    assert (frequencies - expected).abs().sum() / 2 < 0.06
+
+
+def test_the_same_seed_gives_the_same_tokens() -> None:
+    first = draw(Sampler(), make_sequence(seed=3), steps=20)
+    assert draw(Sampler(), make_sequence(seed=3), steps=20) == first
+    assert draw(Sampler(), make_sequence(seed=4), steps=20) != first
+    assert draw(Sampler(), make_sequence(), steps=20) != draw(Sampler(), make_sequence(), steps=20)
+
+
+@pytest.mark.parametrize("others", [1, 5])
+def test_others_in_the_batch_do_not_change_a_sequences_tokens(others: int) -> None:
+    alone = draw(Sampler(), make_sequence(seed=3), steps=20)
+    assert draw(Sampler(), make_sequence(seed=3), steps=20, others=others) == alone
+
+
+def test_a_sequence_that_has_ended_is_forgotten() -> None:
+    sampler, sequence = Sampler(), make_sequence(seed=3)
+    first = draw(sampler, sequence, steps=20)
+    assert draw(sampler, sequence, steps=20) != first
+    sampler.forget(sequence)
+    assert draw(sampler, sequence, steps=20) == first
+    sampler.forget(make_sequence())

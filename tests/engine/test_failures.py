@@ -1,0 +1,217 @@
+"""Functions and gateways that go, hang and come back: streams get the error, and nothing stays behind."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
+import pytest
+import torch
+from yarl import URL
+
+from control_plane.deployment.deploy import deploy_all
+from control_plane.engine.engine import Engine
+from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.stream import TokenStream
+from control_plane.errors import EngineError, FunctionNotFound, FunctionUnavailable, InvocationTimeout
+from control_plane.gateway import embedded_gateway
+from control_plane.faas.client import Gateway
+from tests.support.running import Served
+from tests.support.tiny_engine import (LONG, MAX_SEQUENCES, Reference, all_tokens_of, embedded_as, engine_behind, idle, make_sequence, random_prompt, token_apart_from, tokens_of, until)
+
+pytest_plugins = "tests.support.engine_fixtures"
+
+
+def address(port: int) -> URL:
+    return URL(f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that refuses connections until a server of ours takes it."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+@contextmanager
+def silent_gateway() -> Iterator[URL]:
+    """It takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield address(server.getsockname()[1])
+
+
+async def deploy(reference: Reference, gateway: Gateway) -> None:
+    """Deploy what is not there, and wait until all functions are awake."""
+    assert [change async for change in deploy_all(reference.manifest, [gateway])]
+    async with asyncio.timeout(30):
+        while not all(function.available_replicas for function in await gateway.functions()):
+            await asyncio.sleep(0.02)
+
+
+async def assert_serves(engine: Engine, reference: Reference) -> None:
+    """Nothing is left of earlier sequences, and the next ones get the right tokens."""
+    assert idle(engine)
+    streams = [engine.submit([make_sequence(length, 5)]) for length in (4, 20)]
+    answers = [reference.answer(random_prompt(length), 5) for length in (4, 20)]
+    assert [await tokens_of(stream) for stream in streams] == answers
+    assert idle(engine)
+
+
+def test_functions_that_sleep_are_woken(serving: Served, reference: Reference) -> None:
+    sequence = make_sequence(20, 6)
+
+    async def scenario() -> list[int]:
+        async with Gateway.connect(serving.gateway_url, None) as gateway:
+            for block in reference.manifest.blocks:
+                await gateway.scale(block.function, 0)
+        return await tokens_of(serving.engine.submit([sequence]))
+
+    assert asyncio.run(scenario()) == reference.answer(random_prompt(20), 6)
+    assert sequence.usage.cold_starts == len(reference.manifest.blocks)
+
+
+def test_a_function_that_is_removed_and_comes_back(serving: Served, reference: Reference) -> None:
+    removed = {"functionName": reference.manifest.blocks[0].function}
+
+    async def scenario() -> None:
+        stream = serving.engine.submit([make_sequence(20, LONG)])
+        await anext(aiter(stream))
+        async with aiohttp.ClientSession(serving.gateway_url) as http:
+            assert (await http.delete("/system/functions", json=removed)).status == 200
+        with pytest.raises(FunctionNotFound, match="deploy it first"):
+            await tokens_of(stream)
+        assert idle(serving.engine)
+
+        async with Gateway.connect(serving.gateway_url, None) as gateway:
+            await deploy(reference, gateway)
+        await assert_serves(serving.engine, reference)
+
+    asyncio.run(scenario())
+
+
+def test_a_gateway_that_comes_late(reference: Reference) -> None:
+    async def scenario(port: int) -> None:
+        async with engine_behind(address(port), reference, deadline=2.0) as engine:
+            streams = [engine.submit([make_sequence(length, 5)]) for length in (3, 20)]
+            for stream in streams:
+                with pytest.raises(FunctionUnavailable, match="cannot connect to"):
+                    await tokens_of(stream)
+            assert idle(engine)
+
+            async with embedded_gateway(reference.folder, "127.0.0.1", port, None, idle_after=900.0) as url:
+                async with Gateway.connect(url, None) as gateway:
+                    await deploy(reference, gateway)
+                await assert_serves(engine, reference)
+
+    with reserved_port() as port:
+        asyncio.run(scenario(port))
+
+
+def test_a_gateway_that_does_not_answer(reference: Reference) -> None:
+    async def scenario(gateway: URL) -> None:
+        async with engine_behind(gateway, reference, deadline=0.3) as engine:
+            with pytest.raises(InvocationTimeout, match="did not answer in time"):
+                await tokens_of(engine.submit([make_sequence(3, 5)]))
+            assert idle(engine)
+
+    with silent_gateway() as gateway:
+        asyncio.run(scenario(gateway))
+
+
+async def assert_stops(engine: Engine, *streams: TokenStream) -> None:
+    async with asyncio.timeout(10):
+        await engine.stop()
+    for stream in streams:
+        with pytest.raises(EngineError, match="the server is shutting down"):
+            await tokens_of(stream)
+    assert idle(engine)
+    with pytest.raises(EngineError, match="the server is shutting down"):
+        engine.submit([make_sequence(3, 5)])
+
+
+def test_stop_while_functions_hang(reference: Reference) -> None:
+    async def scenario(gateway: URL) -> None:
+        async with engine_behind(gateway, reference) as engine:
+            running = engine.submit([make_sequence(3, 5)])
+            await until(lambda: engine.status().running == 1)
+            # The engine's thread, which waits for an answer, has not seen this one yet.
+            await assert_stops(engine, running, engine.submit([make_sequence(3, 5)]))
+
+    with silent_gateway() as gateway:
+        asyncio.run(scenario(gateway))
+
+
+def test_stop_in_the_middle_of_answers(serving: Served, reference: Reference) -> None:
+    async def scenario() -> None:
+        async with engine_behind(serving.gateway_url, reference) as engine:
+            streams = [engine.submit([make_sequence(3, 1000)]) for _ in range(2)]
+            await anext(aiter(streams[0]))
+            await assert_stops(engine, *streams)
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_ends_its_own_batch_only(
+    serving: Served, reference: Reference, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever nobody has thought of."""
+    poison = token_apart_from(*random_prompt(3), *reference.answer(random_prompt(3), 8))
+    sequence = Sequence("test", "tenant", [poison], SamplingParams(max_tokens=5))
+
+    async def scenario() -> None:
+        with pytest.raises(EngineError, match="internal error"):
+            await tokens_of(serving.engine.submit([sequence]))
+        await assert_serves(serving.engine, reference)
+
+    with embedded_as(serving.runner.model, poison, a_bug):
+        asyncio.run(scenario())
+    assert "IndexError" in caplog.text
+
+
+def test_an_error_ends_the_whole_request(serving: Served, reference: Reference) -> None:
+    """Also those of its sequences that were not in the batch that failed: nobody listens to them any more."""
+    bad = Sequence("test", "tenant", [10**6], SamplingParams(max_tokens=5))  # there is no such token
+    others = [make_sequence(3, LONG) for _ in range(MAX_SEQUENCES)]
+
+    async def scenario() -> None:
+        with pytest.raises(EngineError, match="vocabulary"):
+            await all_tokens_of(serving.engine.submit([bad, *others]))
+        try:
+            async with asyncio.timeout(3):
+                await until(lambda: idle(serving.engine))
+        finally:
+            serving.engine.cancel(others)
+            await until(lambda: idle(serving.engine))
+        await assert_serves(serving.engine, reference)
+
+    asyncio.run(scenario())
+
+
+def test_output_that_is_not_a_number_ends_its_own_sequence_only(
+    serving: Served, reference: Reference
+) -> None:
+    """Rows of the same batch are not touched, whoever's they are."""
+    answer = reference.answer(random_prompt(3), 8)
+    poison = token_apart_from(*random_prompt(3), *answer)
+    bad = Sequence("test", "other", [4, poison], SamplingParams(max_tokens=5))
+
+    async def scenario() -> list[int]:
+        streams = [serving.engine.submit([sequence]) for sequence in (make_sequence(3, 8), bad)]
+        with pytest.raises(EngineError, match="the model's output is not a number"):
+            await tokens_of(streams[1])
+        return await tokens_of(streams[0])
+
+    with embedded_as(serving.runner.model, poison, not_a_number):
+        assert asyncio.run(scenario()) == answer
+    assert idle(serving.engine)
+
+
+def not_a_number(rows: torch.Tensor) -> torch.Tensor:
+    return torch.full_like(rows, torch.nan)
+
+
+def a_bug(rows: torch.Tensor) -> torch.Tensor:
+    raise IndexError(f"rows of {tuple(rows.shape)}")

@@ -1,0 +1,46 @@
+"""A row of a step that holds no numbers ends its own request, and no other."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import torch
+
+from control_plane.engine.sequence import Generated, SamplingParams, Sequence
+from control_plane.engine.stream import TokenStream
+from control_plane.errors import EngineError
+from tests.support.running import Served
+from tests.support.tiny_engine import (Reference, all_tokens_of, embedded_as, idle, random_prompt, token_apart_from, tokens_of, until)
+
+pytest_plugins = ["tests.support.engine_fixtures"]
+
+
+def sequence(tenant: str, token_ids: list[int], max_tokens: int) -> Sequence:
+    return Sequence(tenant, tenant, token_ids, SamplingParams(max_tokens))
+
+
+async def first_of(stream: TokenStream) -> AsyncIterator[tuple[int, Generated]]:
+    async for event in stream:
+        yield event
+        return
+
+
+def test_others_go_on(serving: Served, reference: Reference) -> None:
+    prompt = random_prompt(12)
+    expected = reference.answer(prompt, 30)
+    poison = token_apart_from(*prompt, *expected)
+
+    async def run() -> list[int]:
+        stream = serving.engine.submit([sequence("good", prompt, 30)])
+        first = [generated.token_id async for _, generated in first_of(stream)]
+        good = asyncio.create_task(tokens_of(stream))
+        # Its one row leaves room for both of these in the same step.
+        bad = [sequence("bad", [poison, 2], 5), sequence("bad", [3, 4], 5)]
+        with pytest.raises(EngineError, match="not a number"):
+            await all_tokens_of(serving.engine.submit(bad))
+        return [*first, *await good]
+
+    with embedded_as(serving.runner.model, poison, lambda rows: torch.full_like(rows, torch.nan)):
+        assert asyncio.run(run()) == expected
+    assert serving.engine.alive
+    asyncio.run(until(lambda: idle(serving.engine)))

@@ -1,0 +1,118 @@
+"""Log-probabilities of prompts and answers are the unsplit model's, however the steps were cut."""
+
+import asyncio
+
+import pytest
+import torch
+
+from control_plane.engine.sequence import Generated, SamplingParams, Sequence, TokenLogprob
+from control_plane.engine.stream import TokenStream
+from tests.support.running import Served
+from tests.support.tiny_engine import (Reference, engine_behind, idle, random_prompt)
+
+pytest_plugins = "tests.support.engine_fixtures"
+
+TOLERANCE = 1e-4
+LENGTHS = [1, 2, 8, 9, 20, 70, 150]
+"""Of prompts: within a step, over several ones, and over more rows than logits are computed of at a time."""
+
+
+def make_sequence(length: int, max_tokens: int, num_top: int | None = 3, *, prompt: bool = True) -> Sequence:
+    params = SamplingParams(max_tokens, logprobs=num_top, prompt_logprobs=prompt)
+    return Sequence("test", f"tenant {length}", random_prompt(length), params)
+
+
+async def told(stream: TokenStream) -> list[list[Generated]]:
+    """All that the stream says of each of its sequences."""
+    events: list[list[Generated]] = [[] for _ in stream.sequences]
+    async for number, generated in stream:
+        events[number].append(generated)
+    return events
+
+
+def check(reference: Reference, token_ids: list[int], reported: list[TokenLogprob], num_top: int) -> None:
+    """Fail unless `reported` is of the last of these tokens, as the unsplit model sees them."""
+    with torch.inference_mode():
+        logits = reference.model(torch.tensor([token_ids])).logits[0, :-1]
+    expected = logits.log_softmax(dim=-1)[len(token_ids) - 1 - len(reported) :]
+    assert [each.token_id for each in reported] == token_ids[len(token_ids) - len(reported) :]
+    for row, each in zip(expected, reported, strict=True):
+        assert each.logprob == pytest.approx(float(row[each.token_id]), abs=TOLERANCE)
+        values, order = row.topk(num_top)
+        assert [logprob for _, logprob in each.top] == pytest.approx(values.tolist(), abs=TOLERANCE)
+        assert [token for token, _ in each.top] == order.tolist()
+
+
+def check_sequence(
+    reference: Reference, sequence: Sequence, events: list[Generated], num_top: int = 3
+) -> None:
+    prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+    assert len(sequence.prompt_logprobs) == len(prompt) - 1
+    check(reference, prompt, sequence.prompt_logprobs, num_top)
+    generated = [event.logprob for event in events if event.logprob]
+    assert len(generated) == len(sequence.output_ids) == sequence.params.max_tokens
+    check(reference, sequence.token_ids, generated, num_top)
+
+
+def test_prompts_and_answers(serving: Served, reference: Reference) -> None:
+    sequences = [make_sequence(length, 6) for length in LENGTHS]
+    events = asyncio.run(submitted(serving, sequences))
+    for sequence, each in zip(sequences, events, strict=True):
+        check_sequence(reference, sequence, each)
+    assert idle(serving.engine)
+
+
+async def submitted(serving: Served, sequences: list[Sequence]) -> list[list[Generated]]:
+    return await told(serving.engine.submit(sequences))
+
+
+def test_prompts_alone(serving: Served, reference: Reference) -> None:
+    """As evaluation harnesses ask for them: nothing is generated."""
+    sequences = [make_sequence(length, 0, 1) for length in LENGTHS]
+    events = asyncio.run(submitted(serving, sequences))
+    for sequence, each in zip(sequences, events, strict=True):
+        check_sequence(reference, sequence, each, 1)
+        assert [generated.token_id for generated in each] == [None]
+    assert idle(serving.engine)
+
+
+@pytest.mark.parametrize("num_top", [0, 1, 64])
+def test_how_many_of_the_likeliest(serving: Served, reference: Reference, num_top: int) -> None:
+    sequence = make_sequence(12, 3, num_top)
+    (events,) = asyncio.run(submitted(serving, [sequence]))
+    check_sequence(reference, sequence, events, num_top)
+
+
+def test_only_what_is_asked_for(serving: Served) -> None:
+    nothing = make_sequence(12, 3, None, prompt=False)
+    answer = make_sequence(13, 3, 1, prompt=False)
+    prompt = make_sequence(14, 3, None)
+    events = asyncio.run(submitted(serving, [nothing, answer, prompt]))
+    reported = [sum(generated.logprob is not None for generated in each) for each in events]
+    assert reported == [0, 3, 0]
+    assert [len(sequence.prompt_logprobs) for sequence in (nothing, answer, prompt)] == [0, 0, 13]
+
+
+def test_sampling_does_not_change_what_is_reported(serving: Served, reference: Reference) -> None:
+    """Log-probabilities are the model's own, before temperature, penalty and the like."""
+    params = SamplingParams(
+        8, 1.5, top_k=9, min_p=0.01, repetition_penalty=1.4, seed=1, logprobs=2, prompt_logprobs=True
+    )
+    sequence = Sequence("test", "tenant", random_prompt(10), params)
+    (events,) = asyncio.run(submitted(serving, [sequence]))
+    check_sequence(reference, sequence, events, 2)
+
+
+def test_after_preemption(serving: Served, reference: Reference) -> None:
+    """In memory for 16 pages of 16 tokens. What was told before is told once."""
+    sequences = [make_sequence(length, 40) for length in (3, 40, 12, 90, 30)]
+
+    async def scenario() -> list[list[Generated]]:
+        async with engine_behind(serving.gateway_url, reference, max_batch_tokens=32, num_pages=16) as engine:
+            events = await told(engine.submit(sequences))
+            assert engine.status().preemptions > 0
+            assert idle(engine)
+            return events
+
+    for sequence, events in zip(sequences, asyncio.run(scenario()), strict=True):
+        check_sequence(reference, sequence, events)

@@ -1,0 +1,273 @@
+"""What the invoker does when a function, the gateway or the way to them fails."""
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Event
+
+import numpy as np
+import pytest
+
+from control_plane.errors import (
+    FunctionNotFound,
+    FunctionUnavailable,
+    GatewayError,
+    InvocationTimeout,
+    ProtocolError,
+)
+from control_plane.faas.connection import Address
+from control_plane.faas.invoker import InvocationPolicy, Invoker
+from functions.expert.http import Response
+from functions.contract.wire import (Invocation, InvocationResult)
+from tests.support.expert_process import ExpertProcess
+from tests.support.loopback_server import (Answer, Call, loopback_server)
+from tests.support.tiny_partition import TinyPartition
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+class TwoAttempts(InvocationPolicy):
+    """The second follows at once, and the deadline forbids a third."""
+
+    def backoff(self, attempt: int) -> float:
+        return 0.0 if attempt == 1 else self.deadline
+
+
+PATIENT = InvocationPolicy(attempt_timeout=20, deadline=30, first_backoff=0.01)
+RESULT = InvocationResult(np.zeros((3, 24), np.float32), "an instance", "127.0.0.1:9", 0.0, 0)
+
+
+def body_of(result: InvocationResult) -> bytes:
+    return b"".join(result.encode())
+
+
+def status(number: int, code: str) -> Answer:
+    error = b"".join(Response.error(number, code, "no").body)
+    return lambda call: call.reply(number, error)
+
+
+def plain(number: int, body: bytes) -> Answer:
+    return lambda call: call.reply(number, body)
+
+
+def sends(data: bytes) -> Answer:
+    return lambda call: call.send_and_hang_up(data)
+
+
+def never(call: Call) -> None:
+    call.wait_for_hang_up()
+
+
+def trickle(call: Call) -> None:
+    """A good answer, at a pace at which it would take minutes."""
+    call.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n")
+    while not call.wait_for_hang_up(0.02):
+        call.wfile.write(b".")
+
+
+HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\nhalf"
+
+MENDABLE: dict[str, tuple[Answer, type[GatewayError]]] = {
+    "hangs up": (sends(b""), FunctionUnavailable),
+    "hangs up in the middle": (sends(HALF), FunctionUnavailable),
+    "speaks no HTTP": (sends(b"SSH-2.0-OpenSSH_9.6\r\n"), FunctionUnavailable),
+    "switches protocols": (
+        sends(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"),
+        FunctionUnavailable,
+    ),
+    "is too busy": (status(429, "too_many_requests"), FunctionUnavailable),
+    "starts": (status(503, "starting"), FunctionUnavailable),
+    "crashes": (plain(500, b"oops"), FunctionUnavailable),
+    "crashes in brackets": (plain(502, b"[" * 100_000), FunctionUnavailable),
+    "times out behind the gateway": (plain(504, b""), FunctionUnavailable),
+    "answers garbage": (plain(200, b"garbage"), ProtocolError),
+    "answers nothing": (plain(200, b""), ProtocolError),
+    "answers too few rows": (plain(200, body_of(replace(RESULT, output=RESULT.output[1:]))), ProtocolError),
+    "answers in bf16": (plain(200, body_of(replace(RESULT, output=np.zeros((3, 24), "<u2")))), ProtocolError),
+    "has no address": (plain(200, body_of(replace(RESULT, address="nowhere"))), ProtocolError),
+    "never answers": (never, InvocationTimeout),
+    "answers too slowly": (trickle, InvocationTimeout),
+}
+FINAL: dict[str, tuple[Answer, type[GatewayError]]] = {
+    "is not deployed": (plain(404, b"error finding function"), FunctionNotFound),
+    "has not the expert": (status(404, "unknown_expert"), ProtocolError),
+    "has another model": (status(409, "wrong_model"), ProtocolError),
+    "refuses the invocation": (status(400, "bad_request"), ProtocolError),
+    "finds it too large": (status(413, "too_large"), ProtocolError),
+}
+
+
+@contextmanager
+def invoker_of(gateway: Address, policy: InvocationPolicy = PATIENT) -> Iterator[Invoker]:
+    invoker = Invoker(lambda _: gateway, policy)
+    try:
+        yield invoker
+    finally:
+        invoker.close()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function to invoke, and what it should answer."""
+
+    name: str
+    invocation: Invocation
+    tiny: TinyPartition
+    good: Answer
+    """The function's own answer."""
+
+    def invoke(self, invoker: Invoker) -> InvocationResult:
+        return invoker.begin({self.name: self.invocation})()[self.name]
+
+    def check(self, invoker: Invoker) -> None:
+        self.tiny.check(self.invocation, self.invoke(invoker).output)
+
+
+@pytest.fixture
+def target(function: ExpertProcess, tiny: TinyPartition) -> Target:
+    invocation = tiny.invocation(function.name)
+    return Target(function.name, invocation, tiny, lambda call: call.forward(function.address))
+
+
+@pytest.mark.parametrize("case", [case for case in MENDABLE if MENDABLE[case][1] is not InvocationTimeout])
+def test_another_attempt_mends_a_failure_behind_the_gateway(target: Target, case: str) -> None:
+    failure, _ = MENDABLE[case]
+    with loopback_server(target.good, failure, failure) as gateway, invoker_of(gateway.address) as invoker:
+        target.check(invoker)
+        assert len(gateway.paths) == 3
+        assert invoker.statistics[target.name].retries == 2
+        assert invoker.usage.invocations == 1
+
+
+def test_another_attempt_mends_an_answer_that_never_comes(target: Target) -> None:
+    policy = replace(PATIENT, attempt_timeout=0.5)
+    with loopback_server(target.good, never) as gateway, invoker_of(gateway.address, policy) as invoker:
+        target.check(invoker)
+        assert len(gateway.paths) >= 2
+
+
+@pytest.mark.parametrize("case", MENDABLE)
+def test_a_failure_that_lasts_is_named(target: Target, case: str) -> None:
+    failure, error = MENDABLE[case]
+    policy = TwoAttempts(attempt_timeout=0.2 if error is InvocationTimeout else 20)
+    with loopback_server(failure) as gateway, invoker_of(gateway.address, policy) as invoker:
+        with pytest.raises(error, match=target.name) as raised:
+            target.invoke(invoker)
+        assert raised.type is error
+        assert len(gateway.paths) == 2
+        assert invoker.usage.invocations == 0
+
+
+def test_a_gateway_that_goes_away_does_not_matter_while_the_function_is_there(target: Target) -> None:
+    policy = replace(PATIENT, gateway_interval=0.1)
+    with (
+        loopback_server(status(503, "starting"), target.good) as gateway,
+        invoker_of(gateway.address, policy) as invoker,
+    ):
+        while len(gateway.paths) < 2:
+            target.check(invoker)
+        assert invoker.statistics[target.name].retries >= 1
+
+
+def test_attempts_end_with_the_deadline(target: Target) -> None:
+    policy = InvocationPolicy(attempt_timeout=0.2, deadline=0.5, first_backoff=0.01, max_backoff=0.02)
+    with loopback_server(status(503, "starting")) as gateway, invoker_of(gateway.address, policy) as invoker:
+        began = time.monotonic()
+        with pytest.raises(GatewayError, match=target.name):
+            target.invoke(invoker)
+        assert time.monotonic() - began < 10
+        assert len(gateway.paths) > 2
+
+
+@pytest.mark.parametrize("case", FINAL)
+def test_a_refusal_is_raised_at_once(target: Target, case: str) -> None:
+    refusal, error = FINAL[case]
+    with loopback_server(refusal) as gateway, invoker_of(gateway.address) as invoker:
+        with pytest.raises(error, match=target.name) as raised:
+            target.invoke(invoker)
+        assert raised.type is error
+        assert len(gateway.paths) == 1
+
+
+@pytest.mark.parametrize("case", [*MENDABLE, *FINAL])
+def test_what_stands_at_a_functions_old_address_does_not_matter(target: Target, case: str) -> None:
+    failure, error = (MENDABLE | FINAL)[case]
+    policy = replace(PATIENT, attempt_timeout=1.0) if error is InvocationTimeout else PATIENT
+    with loopback_server(failure) as old:
+        first = plain(200, body_of(replace(RESULT, address=str(old.address))))
+        with loopback_server(target.good, first) as gateway, invoker_of(gateway.address, policy) as invoker:
+            target.invoke(invoker)
+            target.check(invoker)
+            target.check(invoker)
+            assert old.paths == ["/"]
+            assert len(gateway.paths) == 2
+            assert invoker.statistics[target.name].retries == 1
+
+
+@pytest.mark.parametrize("address", ["a..b:80", "127.0.0.1:1"])
+def test_an_address_that_leads_nowhere_is_left_for_the_gateway(target: Target, address: str) -> None:
+    first = plain(200, body_of(replace(RESULT, address=address)))
+    with loopback_server(target.good, first) as gateway, invoker_of(gateway.address) as invoker:
+        target.invoke(invoker)
+        target.check(invoker)
+
+
+def test_an_address_that_swallows_connections_is_tried_once(target: Target) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, socket.socket() as queued:
+        queued.connect(deaf.getsockname())  # takes the only place: the next connection waits for one
+        unreachable = Address(*deaf.getsockname())
+        answer = plain(200, body_of(replace(RESULT, address=str(unreachable))))
+        policy = replace(PATIENT, connect_timeout=0.1)
+        with loopback_server(answer) as gateway, invoker_of(gateway.address, policy) as invoker:
+            for _ in range(4):
+                target.invoke(invoker)
+            assert invoker.statistics[target.name].retries == 1
+            assert len(gateway.paths) == 4
+
+
+def test_only_what_failed_is_invoked_again(target: Target) -> None:
+    invocations = {"a": target.invocation, "b": target.invocation, "c": target.invocation}
+
+    def fail_b_once(call: Call) -> None:
+        is_first = gateway.paths.count(call.path) == 1
+        status(503, "starting")(call) if call.path == "/function/b" and is_first else target.good(call)
+
+    with loopback_server(fail_b_once) as gateway, invoker_of(gateway.address) as invoker:
+        results = invoker.begin(invocations)()
+    assert sorted(gateway.paths) == ["/function/a", "/function/b", "/function/b", "/function/c"]
+    for name, invocation in invocations.items():
+        target.tiny.check(invocation, results[name].output)
+
+
+def test_a_gateway_that_is_away_is_named(target: Target) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))  # and listens not: connections are refused
+        with (
+            invoker_of(Address(*holder.getsockname()), TwoAttempts()) as invoker,
+            pytest.raises(FunctionUnavailable, match="cannot connect"),
+        ):
+            target.invoke(invoker)
+
+
+@pytest.mark.parametrize("answer", [never, trickle, status(503, "starting")])
+def test_an_abort_ends_the_wait_and_every_later_one(target: Target, answer: Answer) -> None:
+    received = Event()
+
+    def receive(call: Call) -> None:
+        received.set()
+        answer(call)
+
+    policy = InvocationPolicy(attempt_timeout=60, deadline=90, first_backoff=60, max_backoff=60)
+    with loopback_server(receive) as gateway, invoker_of(gateway.address, policy) as invoker:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(target.invoke, invoker)
+            assert received.wait(10)
+            invoker.abort()
+            with pytest.raises(FunctionUnavailable):
+                waiting.result(timeout=10)
+        gateway.otherwise = target.good
+        with pytest.raises(FunctionUnavailable, match="aborted"):
+            target.invoke(invoker)

@@ -1,0 +1,299 @@
+"""Every kernel of this machine against torch in float64, against the NumPy twin, and against itself."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import functions
+from functions.kernels import (ExpertShape, available_isas, load_kernel)
+from functions.kernels.bfloat16 import (bf16_to_f32, f32_to_bf16)
+from functions.kernels.packed_expert import (pack_expert, unpack_expert)
+
+PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("int8", "f32"), ("int8", "bf16")]
+COMPILED = [isa for isa in available_isas() if isa != "numpy"]
+
+# Largest allowed error, as a share of the largest output. f32 differs by the order of sums. bf16 rounds the
+# intermediate and the output to 8 bits, and int8 rounds activations to 1/127 of the largest in their group.
+ERROR_TO_TORCH = {"f32": 1e-5, "bf16": 1e-2, "int8": 5e-2}
+# The twin rounds at the same places; sums in another order may turn a rounding over, by one place.
+ERROR_TO_TWIN = {"f32": 1e-5, "bf16": 5e-3, "int8": 1e-2}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A block of random experts, and rows that are routed to them."""
+
+    shape: ExpertShape
+    block: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    hidden_states: NDArray[Any]
+    expert_index: NDArray[np.int16]
+    expert_weight: NDArray[np.float32]
+
+    def run(self, isa: str, **changes: Any) -> NDArray[Any]:
+        arguments = vars(self) | changes
+        return load_kernel(isa)(**arguments)
+
+    def values(self, isa: str, **changes: Any) -> NDArray[np.float32]:
+        return as_f32(self.run(isa, **changes))
+
+
+def random_call(
+    pair: tuple[str, str], hidden_size: int, intermediate_size: int, rows: int, top_k: int = 2, seed: int = 0
+) -> Call:
+    """Four experts that lie in the block out of order, with gaps and at odd places, and a fifth that is
+    absent. About one route in five goes nowhere."""
+    random = np.random.default_rng(seed)
+    shape = ExpertShape(hidden_size, intermediate_size, pair[0])
+    pitch = shape.nbytes + 37
+    offsets = np.array([2 * pitch, 0, 3 * pitch, pitch, -1])
+    block = np.full(4 * pitch, 255, np.uint8)
+    for start in offsets[:-1]:
+        gate, up = random.standard_normal((2, intermediate_size, hidden_size), np.float32) / hidden_size**0.5
+        down = random.standard_normal((hidden_size, intermediate_size), np.float32) / intermediate_size**0.5
+        block[start : start + shape.nbytes] = pack_expert(shape, gate, up, down)
+    hidden_states = random.standard_normal((rows, hidden_size), np.float32)
+    return Call(
+        shape=shape,
+        block=block,
+        offsets=offsets,
+        hidden_states=f32_to_bf16(hidden_states) if pair[1] == "bf16" else hidden_states,
+        expert_index=random.integers(-1, 4, (rows, top_k), np.int16),
+        expert_weight=random.random((rows, top_k), np.float32),
+    )
+
+
+def as_f32(states: NDArray[Any]) -> NDArray[np.float32]:
+    return bf16_to_f32(states) if states.dtype == np.uint16 else states
+
+
+def torch_reference(call: Call) -> NDArray[np.float64]:
+    """The definition, route by route in float64, on the weights that the packed bytes stand for."""
+    experts = [
+        [torch.from_numpy(w).double() for w in unpack_expert(call.shape, call.block[start:].copy())]
+        for start in call.offsets[:-1]
+    ]
+    hidden = torch.from_numpy(as_f32(call.hidden_states)).double()
+    out = torch.zeros_like(hidden)
+    for t, k in np.argwhere(call.expert_index >= 0):
+        gate, up, down = experts[call.expert_index[t, k]]
+        intermediate = torch.nn.functional.silu(gate @ hidden[t]) * (up @ hidden[t])
+        out[t] += float(call.expert_weight[t, k]) * (down @ intermediate)
+    return out.numpy()
+
+
+def assert_close(found: NDArray[Any], expected: NDArray[Any], bound: float) -> None:
+    assert found.shape == expected.shape
+    largest = np.abs(expected).max(initial=0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * largest + 1e-7)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", available_isas())
+@given(
+    hidden_size=st.integers(1, 300),
+    intermediate_size=st.integers(1, 300),
+    rows=st.integers(1, 70),
+    top_k=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_any_size_matches_torch_and_the_twin(
+    isa: str,
+    pair: tuple[str, str],
+    hidden_size: int,
+    intermediate_size: int,
+    rows: int,
+    top_k: int,
+    seed: int,
+) -> None:
+    call = random_call(pair, hidden_size, intermediate_size, rows, top_k, seed)
+    found = call.values(isa)
+    assert_close(found, torch_reference(call), ERROR_TO_TORCH[pair[0]])
+    assert_close(found, call.values("numpy"), ERROR_TO_TWIN[pair[0]])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", available_isas())
+def test_an_expert_named_twice_in_a_row_counts_twice(isa: str, pair: tuple[str, str]) -> None:
+    call = random_call(pair, 96, 64, rows=3)
+    twice = call.values(isa, expert_index=np.full((3, 2), 1, np.int16))
+    once = call.values(
+        isa,
+        expert_index=np.full((3, 1), 1, np.int16),
+        expert_weight=call.expert_weight.sum(axis=1, keepdims=True),
+    )
+    assert_close(twice, once, ERROR_TO_TWIN[pair[0]])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", available_isas())
+def test_rows_without_an_expert_are_zero(isa: str, pair: tuple[str, str]) -> None:
+    call = random_call(pair, 96, 64, rows=5)
+    index = call.expert_index.copy()
+    index[1:3] = -1
+    assert not call.values(isa, expert_index=index)[1:3].any()
+    assert not call.values(isa, expert_index=np.full_like(index, -1)).any()
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_no_rows_give_no_rows(isa: str) -> None:
+    call = random_call(("f32", "f32"), 96, 64, rows=0)
+    assert call.run(isa).shape == (0, 96)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", COMPILED)
+def test_threads_do_not_change_a_bit(isa: str, pair: tuple[str, str]) -> None:
+    call = random_call(pair, 520, 200, rows=40)
+    one, four = (call.run(isa, threads=threads) for threads in (1, 4))
+    np.testing.assert_array_equal(one, four)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("cuts", [(), (2,), (1, 3), (1, 2, 3), (0, 0, 4)], ids=str)
+def test_calls_that_carry_on_each_others_sums_equal_one_call(
+    isa: str, pair: tuple[str, str], cuts: tuple[int, ...]
+) -> None:
+    """Each call gets the experts up to the next cut; some rows have none there, and some calls have none."""
+    call = random_call(pair, 200, 150, rows=20, top_k=3)
+    carry = None
+    for first, end in pairwise((0, *cuts, 5)):
+        given = None if carry is None else carry.copy()
+        mine = (call.expert_index >= first) & (call.expert_index < end)
+        index = np.where(mine, call.expert_index, np.int16(-1))
+        carry = call.run(isa, expert_index=index, carry=carry, partial=end < 5, threads=1 + first % 2)
+        if end < 5:
+            assert carry.dtype == np.float32
+            untouched = (index < 0).all(axis=1)
+            np.testing.assert_array_equal(carry[untouched], 0 if given is None else given[untouched])
+    np.testing.assert_array_equal(carry, call.run(isa))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", COMPILED)
+def test_the_order_of_experts_in_the_block_does_not_change_a_bit(isa: str, pair: tuple[str, str]) -> None:
+    call = random_call(pair, 200, 150, rows=20)
+    offsets = call.offsets[[3, 1, 0, 2, 4]]
+    block = call.block.copy()
+    for there, here in zip(offsets[:-1], call.offsets[:-1], strict=True):
+        block[there : there + call.shape.nbytes] = call.block[here : here + call.shape.nbytes]
+    np.testing.assert_array_equal(call.run(isa, block=block, offsets=offsets), call.run(isa))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", COMPILED)
+def test_a_row_does_not_depend_on_the_rows_beside_it(isa: str, pair: tuple[str, str]) -> None:
+    call = random_call(pair, 200, 150, rows=30)
+    together = call.run(isa)
+    for t in range(30):
+        row = slice(t, t + 1)
+        alone = call.run(
+            isa,
+            hidden_states=call.hidden_states[row],
+            expert_index=call.expert_index[row],
+            expert_weight=call.expert_weight[row],
+        )
+        np.testing.assert_array_equal(alone, together[row])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", COMPILED)
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_spoils_its_own_row_only(
+    isa: str, pair: tuple[str, str], poison: float
+) -> None:
+    call = random_call(pair, 96, 64, rows=9)
+    index = np.zeros_like(call.expert_index)
+    hidden = as_f32(call.hidden_states).copy()
+    hidden[4, 70] = poison
+    poisoned = f32_to_bf16(hidden) if pair[1] == "bf16" else hidden
+    found = call.values(isa, expert_index=index, hidden_states=poisoned)
+    assert not np.isfinite(found[4]).all()
+    others = np.arange(9) != 4
+    np.testing.assert_array_equal(found[others], call.values(isa, expert_index=index)[others])
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_silu_holds_from_end_to_end(isa: str) -> None:
+    shape = ExpertShape(2, 1, "f32")
+    gate, up, down = np.array([[1, 0]]), np.array([[0, 1]]), np.array([[1], [0]])
+    packed = pack_expert(shape, *(matrix.astype(np.float32) for matrix in (gate, up, down)))
+    gates = np.concatenate([np.linspace(-80, 80, 4001), [-1e30, -1e4, -90, 90, 1e4, 1e30]]).astype(np.float32)
+    hidden_states = np.stack([gates, np.ones_like(gates)], axis=1)
+    index, weight = np.zeros((len(gates), 1), np.int16), np.ones((len(gates), 1), np.float32)
+    out = load_kernel(isa)(packed, np.zeros(1, np.int64), shape, hidden_states, index, weight)
+    silu = torch.nn.functional.silu(torch.from_numpy(gates).double()).numpy()
+    np.testing.assert_allclose(out[:, 0], silu, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_arrays_that_are_strided_or_not_aligned_are_fine(isa: str) -> None:
+    call = random_call(("f32", "f32"), 96, 64, rows=5)
+    strided = np.repeat(call.hidden_states, 2, axis=1)[:, ::2]
+    shifted = np.frombuffer(b"\0" + call.expert_weight.tobytes(), np.float32, offset=1).reshape(5, 2)
+    found = call.run(isa, hidden_states=strided, expert_weight=shifted, expert_index=call.expert_index[:, :])
+    np.testing.assert_array_equal(found, call.run(isa))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"expert_index": np.full((3, 2), 5, np.int16)}, "out of range"),
+        ({"expert_index": np.full((3, 2), 4, np.int16)}, "absent"),
+        ({"block": np.zeros(1000, np.uint8)}, "past the end"),
+        ({"offsets": np.full(5, 2**62)}, "past the end"),
+        ({"block": np.zeros(99_999, np.int8)}, "block must be uint8"),
+        ({"offsets": np.zeros(5, np.int32)}, "offsets must be int64"),
+        ({"expert_index": np.zeros((3, 2), np.int32)}, "expert_index must be int16"),
+        ({"expert_index": np.zeros((3, 1), np.int16)}, r"\[T, K\]"),
+        ({"expert_weight": np.zeros((3, 2))}, "expert_weight must be float32"),
+        ({"hidden_states": np.zeros((2, 96), np.float32)}, "hidden_states must be"),
+        ({"hidden_states": np.zeros((3, 95), np.float32)}, "hidden_states must be"),
+        ({"hidden_states": np.zeros((3, 96))}, "do not fit f32 weights"),
+        ({"hidden_states": np.zeros((3, 96), np.uint16)}, "do not fit f32 weights"),
+        ({"carry": np.zeros((3, 95), np.float32)}, "carry must be"),
+        ({"carry": np.zeros((3, 96))}, "carry must be float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message: str) -> None:
+    call = random_call(("f32", "f32"), 96, 64, rows=3)
+    with pytest.raises(ValueError, match=message):
+        call.run(isa, **changes)
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+@pytest.mark.parametrize("threads", [0, -1, 65])
+def test_a_senseless_number_of_threads_is_refused(isa: str, threads: int) -> None:
+    with pytest.raises(ValueError, match="threads"):
+        random_call(("f32", "f32"), 96, 64, rows=3).run(isa, threads=threads)
+
+
+def test_the_first_kernel_is_the_default_and_an_unknown_one_is_refused() -> None:
+    assert load_kernel().name == available_isas()[0]
+    with pytest.raises(ValueError, match="sse9"):
+        load_kernel("sse9")
+
+
+def test_without_the_extension_there_is_still_numpy(tmp_path: Path) -> None:
+    shutil.copytree(
+        Path(functions.__file__).parent, tmp_path / "functions", ignore=shutil.ignore_patterns("*.so")
+    )
+    script = "from functions.expert import kernels; print(kernels.__file__, kernels.available_isas())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"{tmp_path}/functions/kernels/__init__.py ('numpy',)"

@@ -1,0 +1,200 @@
+"""Linear layers from packed weights: every kernel of this machine against torch, and against itself."""
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from functions.kernels import (LinearLayer, LinearShape, available_isas, load_kernel)
+from functions.kernels.bfloat16 import (bf16_to_f32, f32_to_bf16)
+from functions.kernels.packed_matrix import (pack_matrix, unpack_matrix)
+from tests.functions.kernels.test_gated_ffn import (COMPILED, ERROR_TO_TORCH, ERROR_TO_TWIN, PAIRS, as_f32, assert_close)
+
+
+class Layer:
+    """A random layer, and rows for it."""
+
+    def __init__(
+        self, pair: tuple[str, str], outputs: int, inputs: int, rows: int, bias: bool = False, seed: int = 0
+    ) -> None:
+        random = np.random.default_rng(seed)
+        self.shape = LinearShape(outputs, inputs, pair[0])
+        self.weights = pack_matrix(
+            self.shape, random.standard_normal((outputs, inputs), np.float32) / inputs**0.5
+        )
+        x = random.standard_normal((rows, inputs), np.float32)
+        self.x = f32_to_bf16(x) if pair[1] == "bf16" else x
+        self.bias = random.standard_normal(outputs, np.float32) if bias else None
+
+    def run(self, isa: str, threads: int = 1, **changes: Any) -> NDArray[Any]:
+        arguments = vars(self) | changes
+        layer = LinearLayer(arguments["shape"], arguments["weights"], arguments["bias"])
+        (out,) = load_kernel(isa).linear([layer], arguments["x"], threads=threads)
+        return out
+
+    def reference(self) -> NDArray[np.float64]:
+        """In float64, on the weights that the packed bytes stand for."""
+        weight = torch.from_numpy(unpack_matrix(self.shape, self.weights)).double()
+        bias = None if self.bias is None else torch.from_numpy(self.bias).double()
+        return torch.nn.functional.linear(torch.from_numpy(as_f32(self.x)).double(), weight, bias).numpy()
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", available_isas())
+@given(
+    outputs=st.integers(1, 300),
+    inputs=st.integers(1, 300),
+    rows=st.integers(0, 70),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=10, deadline=None, derandomize=True)
+def test_any_size_matches_torch_and_the_twin(
+    isa: str, pair: tuple[str, str], outputs: int, inputs: int, rows: int, bias: bool, seed: int
+) -> None:
+    layer = Layer(pair, outputs, inputs, rows, bias, seed)
+    found = layer.run(isa)
+    assert found.dtype == layer.x.dtype
+    assert_close(as_f32(found), layer.reference(), ERROR_TO_TORCH[pair[0]])
+    assert_close(as_f32(found), as_f32(layer.run("numpy")), ERROR_TO_TWIN[pair[0]])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", COMPILED)
+def test_neither_threads_nor_the_rows_beside_it_change_a_row(isa: str, pair: tuple[str, str]) -> None:
+    layer = Layer(pair, 1000, 520, rows=30, bias=True)
+    together = layer.run(isa, threads=4)
+    np.testing.assert_array_equal(layer.run(isa), together)
+    for t in range(30):
+        np.testing.assert_array_equal(layer.run(isa, x=layer.x[t : t + 1]), together[t : t + 1])
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
+@pytest.mark.parametrize("isa", available_isas())
+def test_several_layers_at_once_give_what_each_gives_alone(isa: str, pair: tuple[str, str]) -> None:
+    several = [
+        Layer(pair, outputs, 520, rows=11, bias=bias, seed=outputs)
+        for outputs, bias in ((1000, True), (7, False), (333, True), (32, False))
+    ]
+    layers = [LinearLayer(layer.shape, layer.weights, layer.bias) for layer in several]
+    for threads in (1, 3):
+        together = load_kernel(isa).linear(layers, several[0].x, threads=threads)
+        for layer, found in zip(several, together, strict=True):
+            np.testing.assert_array_equal(found, layer.run(isa, x=several[0].x))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_layers_that_are_not_alike_are_refused(isa: str) -> None:
+    first = Layer(("f32", "f32"), 64, 96, rows=3)
+    for other in (Layer(("f32", "f32"), 64, 95, rows=3), Layer(("int8", "f32"), 64, 96, rows=3)):
+        layers = [LinearLayer(layer.shape, layer.weights) for layer in (first, other)]
+        with pytest.raises(ValueError, match="alike"):
+            load_kernel(isa).linear(layers, first.x)
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+def test_more_layers_than_a_call_takes_are_refused(isa: str) -> None:
+    layer = Layer(("f32", "f32"), 64, 96, rows=3)
+    with pytest.raises(ValueError, match="from 1 to 8 layers"):
+        load_kernel(isa).linear([LinearLayer(layer.shape, layer.weights)] * 9, layer.x)
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+def test_several_threads_may_call_at_the_same_time(isa: str) -> None:
+    layers = [Layer(("int8", "f32"), 1000, 520, rows=20, seed=seed) for seed in range(6)]
+    alone = [layer.run(isa) for layer in layers]
+    found: dict[int, list[NDArray[Any]]] = {}
+
+    def call(number: int) -> None:
+        found[number] = [layers[number].run(isa, threads=1 + number % 4) for _ in range(20)]
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(len(layers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, expected in enumerate(alone):
+        for again in found[number]:
+            np.testing.assert_array_equal(again, expected)
+
+
+@pytest.mark.skipif(not COMPILED, reason="only the compiled kernels have threads")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_computes_the_same() -> None:
+    """A fork has none of its parent's threads."""
+    layer = Layer(("int8", "f32"), 1000, 520, rows=20)
+    expected = layer.run(COMPILED[0], threads=4)
+    child = os.fork()
+    if child == 0:
+        found = layer.run(COMPILED[0], threads=4)
+        os._exit(0 if np.array_equal(found, expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    np.testing.assert_array_equal(layer.run(COMPILED[0], threads=4), expected)
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_a_value_that_is_not_finite_spoils_its_own_row_only(isa: str) -> None:
+    layer = Layer(("int8", "f32"), 96, 200, rows=9)
+    poisoned = layer.x.copy()
+    poisoned[4, 70] = np.inf
+    with np.errstate(invalid="ignore"):
+        found = layer.run(isa, x=poisoned)
+    assert not np.isfinite(found[4]).any()
+    others = np.arange(9) != 4
+    np.testing.assert_array_equal(found[others], layer.run(isa)[others])
+
+
+def test_an_int8_matrix_comes_back_within_half_a_step_of_its_row() -> None:
+    matrix = np.random.default_rng(0).standard_normal((70, 130), np.float32)
+    shape = LinearShape(70, 130, "int8")
+    found = unpack_matrix(shape, pack_matrix(shape, matrix))
+    step = np.abs(matrix).max(axis=1, keepdims=True) / 127
+    assert (np.abs(found - matrix) <= step * 0.5001).all()
+    with pytest.raises(ValueError, match="bytes"):
+        unpack_matrix(shape, np.zeros(5, np.uint8))
+
+
+def test_bits_of_bf16_pack_like_the_floats_they_stand_for() -> None:
+    bits = f32_to_bf16(np.random.default_rng(0).standard_normal((70, 130), np.float32))
+    for dtype in ("f32", "bf16", "int8"):
+        shape = LinearShape(70, 130, dtype)
+        np.testing.assert_array_equal(pack_matrix(shape, bits), pack_matrix(shape, bf16_to_f32(bits)))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": np.zeros((3, 95), np.float32)}, "x must be"),
+        ({"x": np.zeros(96, np.float32)}, "x must be"),
+        ({"x": np.zeros((3, 96))}, "do not fit f32 weights"),
+        ({"x": np.zeros((3, 96), np.uint16)}, "do not fit f32 weights"),
+        ({"weights": np.zeros(1000, np.uint8)}, "weights must be"),
+        ({"weights": np.zeros(64 * 96 * 4, np.int8)}, "weights must be uint8"),
+        ({"bias": np.zeros(3, np.float32)}, "bias must be"),
+        ({"bias": np.zeros(64)}, "bias must be float32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message: str) -> None:
+    layer = Layer(("f32", "f32"), 64, 96, rows=3)
+    with pytest.raises(ValueError, match=message):
+        layer.run(isa, **changes)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 65])
+@pytest.mark.parametrize("isa", COMPILED)
+def test_a_senseless_number_of_threads_is_refused(isa: str, threads: int) -> None:
+    with pytest.raises(ValueError, match="threads"):
+        Layer(("f32", "f32"), 64, 96, rows=3).run(isa, threads=threads)
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "dtype"), [(0, 4, "f32"), (4, 0, "f32"), (4, 4, "int4")])
+def test_a_senseless_shape_is_refused(outputs: int, inputs: int, dtype: str) -> None:
+    with pytest.raises(ValueError, match=r"positive|int4"):
+        LinearShape(outputs, inputs, dtype)

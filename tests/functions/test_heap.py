@@ -1,0 +1,42 @@
+"""A function does not keep the memory of the longest prompt that it has ever seen."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import ctypes
+from functions.host.memory import return_large_buffers
+
+class Counts(ctypes.Structure):
+    # glibc's struct mallinfo2
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Counts
+
+def mapped(size):
+    before = libc.mallinfo2().hblks
+    buffer = bytearray(size)
+    return libc.mallinfo2().hblks - before
+
+if {here}:
+    return_large_buffers()
+# Once one has been given back, glibc would take those of its size for worth keeping.
+del (large := [bytearray(4 << 20)])[:]
+print(mapped(1 << 20), mapped(100 << 10))
+"""
+
+
+def run(here: bool) -> str:
+    script = SCRIPT.replace("{here}", str(here))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_large_buffers_go_back_to_the_system() -> None:
+    assert run(True) == "1 0"
+
+
+def test_without_it_they_would_be_kept() -> None:
+    assert run(False) == "0 0"

@@ -1,0 +1,244 @@
+"""Functions that have less memory than experts answer as those that have enough, and hold what they may."""
+
+import json
+import mmap
+import os
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from functions.expert.block_file import BlockFile, BlockReadError
+from functions.expert.expert_block import ExpertBlock, InvocationRefused
+from functions.kernels import load_kernel
+from functions.expert.residency import Residency
+from functions.contract.wire import (Invocation, ResidencyReport)
+from tests.support.api_server import eventually
+from tests.conftest import StartFunction
+from tests.support.expert_process import ExpertProcess
+from tests.support.tiny_partition import TinyPartition
+
+EXPERTS = 6
+"""Of the first function: two of each of three layers."""
+
+
+@contextmanager
+def opened(
+    tiny: TinyPartition, limit: int | None = None, folder: Path | None = None
+) -> Iterator[ExpertBlock]:
+    """The first function's block, with room for so many experts."""
+    nbytes = None if limit is None else limit * tiny.manifest.expert_nbytes
+    block = ExpertBlock.open(folder or tiny.folder, tiny.functions[0], load_kernel(), 1, nbytes)
+    with closing(block.residency):
+        yield block
+
+
+def calls(tiny: TinyPartition) -> list[Invocation]:
+    """Of all layers in an order that is not a cycle, with one row and with many."""
+    layers = random.Random(0).choices(range(3), k=30)
+    return [
+        tiny.invocation(tiny.functions[0], layer, rows=1 + 16 * (seed % 3), seed=seed)
+        for seed, layer in enumerate(layers)
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("limit", [0, 1, 2, 3])
+def test_answers_do_not_depend_on_what_is_in_memory(
+    partitions: Mapping[str, TinyPartition], dtype: str, limit: int
+) -> None:
+    tiny = partitions[dtype]
+    with opened(tiny) as whole, opened(tiny, limit) as limited:
+        for invocation in calls(tiny):
+            expected, _ = whole.run(invocation)
+            output, _ = limited.run(invocation)
+            assert output.tobytes() == expected.tobytes()
+            assert limited.residency.report().resident_experts <= limit
+
+
+def test_concurrent_calls_with_little_room_get_their_own_answers(tiny: TinyPartition) -> None:
+    with opened(tiny) as whole, opened(tiny, 1) as limited, ThreadPoolExecutor(8) as pool:
+        invocations = calls(tiny)
+        answers = pool.map(limited.run, invocations)
+        for invocation, (output, _) in zip(invocations, answers, strict=True):
+            assert output.tobytes() == whole.run(invocation)[0].tobytes()
+
+
+def test_the_limit_can_change_while_calls_are_running(tiny: TinyPartition) -> None:
+    with opened(tiny) as whole, opened(tiny) as limited, ThreadPoolExecutor(4) as pool:
+        invocations = calls(tiny) * 5
+        answers = pool.map(limited.run, invocations)
+        for step in range(200):
+            limited.residency.set_limit(step % 5 * tiny.manifest.expert_nbytes)
+            if step % 7 == 0:
+                limited.residency.drop_idle()
+        for invocation, (output, _) in zip(invocations, answers, strict=True):
+            assert output.tobytes() == whole.run(invocation)[0].tobytes()
+        assert limited.residency.report().resident_experts <= 4
+
+
+def told(tiny: TinyPartition, layer: int, experts: list[int]) -> Invocation:
+    """An invocation that only says what to expect."""
+    nothing = tiny.invocation(tiny.functions[0], layer, rows=1)
+    fields = ("hidden_states", "expert_index", "expert_weight")
+    return replace(
+        nothing, **{name: getattr(nothing, name)[:0] for name in fields}, prefetch={layer: experts}
+    )
+
+
+def test_what_is_expected_is_there_when_it_is_called(tiny: TinyPartition) -> None:
+    with opened(tiny, EXPERTS) as block:
+        experts = list(tiny.manifest.block(tiny.functions[0]).experts[1])
+        output, _ = block.run(told(tiny, 1, experts[:1]))
+        assert output.shape == (0, tiny.manifest.hidden_size)
+        eventually(lambda: block.residency.report().resident_experts, 1)
+        invocation = tiny.invocation(tiny.functions[0], 1)
+        invocation.expert_index[:] = experts[0]
+        assert block.run(invocation)[1] == 0
+        report = block.residency.report()
+        assert (report.prefetched_experts, report.prefetch_hits, report.prefetch_wasted_bytes) == (1, 1, 0)
+
+
+def test_what_others_have_is_not_expected(tiny: TinyPartition) -> None:
+    with opened(tiny) as block:
+        block.run(told(tiny, 1, [4, 99]))
+        block.run(replace(told(tiny, 1, []), prefetch={7: [0]}))
+        assert block.residency.report().prefetched_experts == 0
+
+
+def damaged(tiny: TinyPartition, folder: Path) -> tuple[Path, Path]:
+    """A copy of the partition, and the file of its first block."""
+    copy = shutil.copytree(tiny.folder, folder / "copy")
+    return copy, copy / tiny.manifest.blocks[0].file
+
+
+def test_a_block_that_changes_underneath_is_an_error(tiny: TinyPartition, tmp_path: Path) -> None:
+    folder, file = damaged(tiny, tmp_path)
+    with opened(tiny, folder=folder) as block:
+        with file.open("r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            stream.write(b"\xff")
+        os.utime(file, ns=(0, 0))
+        with pytest.raises(InvocationRefused, match="has changed") as refused:
+            block.run(tiny.invocation(tiny.functions[0]))
+        assert (refused.value.status, refused.value.code) == (500, "unreadable")
+
+
+def test_a_block_that_vanishes_goes_on_working(tiny: TinyPartition, tmp_path: Path) -> None:
+    """Its file is open; only its name is gone."""
+    folder, file = damaged(tiny, tmp_path)
+    with opened(tiny, 1, folder) as block, opened(tiny) as whole:
+        file.unlink()
+        file.write_bytes(b"something else")
+        for invocation in calls(tiny):
+            assert block.run(invocation)[0].tobytes() == whole.run(invocation)[0].tobytes()
+
+
+def test_a_block_that_was_cut_is_an_error_and_calls_are_answered_again_once_it_is_whole(
+    tiny: TinyPartition, tmp_path: Path
+) -> None:
+    folder, file = damaged(tiny, tmp_path)
+    status = file.stat()
+    content = file.read_bytes()
+    invocation = tiny.invocation(tiny.functions[0], 2)
+    with opened(tiny, folder=folder) as block, opened(tiny) as whole:
+        os.truncate(file, file.stat().st_size // 2)
+        with pytest.raises(InvocationRefused):
+            block.run(invocation)
+        with file.open("r+b") as stream:
+            stream.write(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert block.run(invocation)[0].tobytes() == whole.run(invocation)[0].tobytes()
+
+
+def test_a_file_is_read_from_any_offset_and_not_past_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    content = np.random.default_rng(0).bytes(5 * 4096)
+    path.write_bytes(content)
+    with closing(BlockFile(path)) as file:
+        place = page_aligned(2 * 4096)
+        file.read_into(place, 4096)
+        assert bytes(place) == content[4096 : 3 * 4096]
+        with pytest.raises(BlockReadError, match="ends"):
+            file.read_into(place, 4 * 4096)
+
+
+def page_aligned(nbytes: int) -> memoryview:
+    return memoryview(mmap.mmap(-1, nbytes))
+
+
+def report(function: ExpertProcess, method: str = "GET", body: Any = None) -> ResidencyReport:
+    """The residency endpoint's answer."""
+    status, answer = function.call(
+        method, "/_/residency", None if body is None else json.dumps(body).encode()
+    )
+    assert status == 200, answer
+    return ResidencyReport(**json.loads(answer))
+
+
+def test_the_limit_is_set_from_outside(start_function: StartFunction, tiny: TinyPartition) -> None:
+    function = start_function(tiny.folder, tiny.functions[0])
+    size = tiny.manifest.expert_nbytes
+    for invocation in calls(tiny):
+        function.invoke(invocation)
+    assert report(function).resident_bytes == EXPERTS * size
+    lowered = report(function, "PUT", {"limit_bytes": 3 * size + 1})
+    assert (lowered.limit_bytes, lowered.resident_experts, lowered.evicted_for_limit) == (3 * size + 1, 3, 3)
+    dropped = report(function, "DELETE")
+    assert (dropped.limit_bytes, dropped.resident_bytes, dropped.evicted_for_idleness) == (3 * size + 1, 0, 3)
+    for invocation in calls(tiny):
+        result = function.invoke(replace(invocation, resident_limit=2 * size))
+        tiny.check(invocation, result.output)
+        assert result.residency.limit_bytes == 2 * size
+        assert result.residency.resident_bytes <= 2 * size
+    assert result.residency.evicted_for_room > 0
+    assert result.residency.read_bytes == report(function).read_bytes >= EXPERTS * size
+
+
+def test_what_is_expected_with_a_call_is_read_after_what_is_called(
+    partitions: Mapping[str, TinyPartition],
+) -> None:
+    tiny = partitions["f32"]
+    name = tiny.functions[0]
+    hint = {1: tiny.manifest.block(name).experts[1][:1]}
+    with opened(tiny) as block:
+        block.run(replace(tiny.invocation(name, 0), prefetch=hint))
+        eventually(lambda: block.residency.report().resident_experts, 3)
+        assert block.residency.report().prefetched_experts == 1
+        _, cold = block.run(tiny.invocation(name, 1))
+        assert (cold, block.residency.report().prefetch_hits) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b'{"limit_bytes": -1}', b'{"limit_bytes": true}', b"\xff"]
+)
+def test_a_limit_that_is_none_is_refused(function: ExpertProcess, body: bytes) -> None:
+    assert function.error(body, "PUT", "/_/residency") == (400, "bad_request")
+    assert function.error(b"", "POST", "/_/residency") == (405, "method_not_allowed")
+
+
+def test_memory_that_is_not_held_is_the_systems(tmp_path: Path) -> None:
+    size, count = 1 << 20, 64
+    path = tmp_path / "block"
+    path.write_bytes(np.random.default_rng(0).bytes(size * count))
+    residency = Residency(BlockFile(path), 0, np.zeros(count, np.int64), size, limit=count * size)
+    with closing(residency):
+        before = psutil.Process().memory_info().rss
+        wanted = np.ones(count, np.int64)
+        residency.call(range(count), wanted, 1, lambda wave, is_last: None)
+        held = psutil.Process().memory_info().rss
+        residency.set_limit(16 * size)
+        lowered = psutil.Process().memory_info().rss
+        residency.drop_idle()
+        dropped = psutil.Process().memory_info().rss
+    assert held - before == pytest.approx(64 * size, rel=0.1)
+    assert held - lowered == pytest.approx(48 * size, rel=0.1)
+    assert lowered - dropped == pytest.approx(16 * size, rel=0.1)

@@ -1,0 +1,273 @@
+"""What FaaSMoE needs of a gateway: deploy, call, wake, kill, redeploy, delete, and a whole prompt.
+
+It runs against the embedded gateway, as itself and with faasd's manners; and against any other one:
+
+    faasmoe partition models/demo partitions/acceptance --dtype f32
+    pytest tests/gateway/test_acceptance.py --gateway=URL \\
+        --gateway-password-file=FILE --image-prefix=REGISTRY/
+
+where that partition's image has to be found (docs/deploy-faasd.md). It replaces and removes the functions of
+that partition; others are left alone, but there has to be room beside them.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from yarl import URL
+
+from control_plane.app import control_plane
+from control_plane.config import Credentials, GatewayAccess, ServeConfig, read_credentials
+from control_plane.deployment.deploy import (Change, deploy_all)
+from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError
+from control_plane.gateway import embedded_gateway
+from control_plane.gateway.emulation import (FAASD, OWN)
+from control_plane.faas.client import Gateway
+from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.partition.partitioner import partition
+from functions.contract.wire import Invocation
+from tests.support.api_server import (ApiClient, in_thread)
+from tests.support.tiny_partition import TinyPartition
+
+pytestmark = [pytest.mark.gateway, pytest.mark.timeout(600)]
+
+DEMO = Path(__file__).parent.parent / "models" / "demo"
+POLICY = InvocationPolicy(attempt_timeout=30, deadline=60)
+PROMPT = "And it came to pass"
+ANSWER_TOKENS = 16
+CALLERS = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """A gateway, what is deployed there, and who may know more of it."""
+
+    access: GatewayAccess
+    image_prefix: str
+    demo: TinyPartition
+    kill: Callable[[str], None] | None
+    """Ends a function's process; None for a gateway that only tells by HTTP what it does."""
+
+    def deploy(self, **options: bool) -> list[Change]:
+        async def run() -> list[Change]:
+            async with Gateway.connect(*self.access) as gateway:
+                manifest, prefix = self.demo.manifest, self.image_prefix
+                return [change async for change in deploy_all(manifest, [gateway], prefix, **options)]
+
+        return asyncio.run(run())
+
+    def remove_all(self) -> None:
+        async def run() -> None:
+            async with Gateway.connect(*self.access) as gateway:
+                for name in self.demo.functions:
+                    await gateway.remove(name)
+
+        asyncio.run(run())
+
+    @contextmanager
+    def invoker(self, policy: InvocationPolicy = POLICY) -> Iterator[Invoker]:
+        async def address() -> object:
+            async with Gateway.connect(*self.access) as gateway:
+                return gateway.address
+
+        found = asyncio.run(address())
+        invoker = Invoker(lambda _: found, policy)  # type: ignore[arg-type, return-value]
+        try:
+            yield invoker
+        finally:
+            invoker.close()
+
+    def invocation(self, name: str, seed: int = 0) -> Invocation:
+        (layer, *_) = self.demo.manifest.block(name).experts
+        return self.demo.invocation(name, layer, seed=seed)
+
+    def call(self, invoker: Invoker, name: str, seed: int = 0) -> None:
+        """Invoke it, and check the answer against the model's own weights."""
+        invocation = self.invocation(name, seed)
+        self.demo.check(invocation, invoker.begin({name: invocation})()[name].output)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The gateways that the acceptance runs against."""
+    if "target" in metafunc.fixturenames:
+        given = metafunc.config.getoption("--gateway")
+        metafunc.parametrize(
+            "target", ["given"] if given else ["embedded", "faasd"], indirect=True, scope="module"
+        )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
+    """In float32, so that answers are the reference's whatever the machine rounds."""
+    folder = tmp_path_factory.mktemp("acceptance") / "partition"
+    manifest = partition(DEMO, folder, dtype="f32")
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
+    return TinyPartition(folder, manifest, model)
+
+
+@pytest.fixture(scope="module")
+def target(request: pytest.FixtureRequest, demo: TinyPartition) -> Iterator[Target]:
+    """With all functions deployed; at its end they are gone."""
+    if request.param == "given":
+        option = request.config.getoption
+        credentials = read_credentials(option("--gateway-user"), option("--gateway-password-file"))
+        access = GatewayAccess(URL(option("--gateway")), credentials)
+        given = Target(access, option("--image-prefix"), demo, None)
+        given.deploy(prune=True)
+        yield given
+        given.remove_all()
+        return
+    manners = {"embedded": OWN, "faasd": FAASD}[request.param]
+    credentials = Credentials("admin", "secret")
+    gateway = embedded_gateway(demo.folder, "127.0.0.1", 0, credentials, 900.0, manners)
+    with in_thread(gateway) as url:
+        embedded = Target(GatewayAccess(url, credentials), "", demo, kill)
+        embedded.deploy()
+        yield embedded
+
+
+def kill(function: str) -> None:
+    """The process of an embedded gateway's function, which is one of ours."""
+    for child in psutil.Process().children(recursive=True):
+        if child.environ().get("FAASMOE_FUNCTION") == function:
+            child.kill()
+            child.wait(10)
+
+
+def test_a_second_deploy_changes_nothing(target: Target) -> None:
+    target.remove_all()
+    assert [(change.function, change.done) for change in target.deploy()] == [
+        (name, "created") for name in target.demo.functions
+    ]
+    assert {change.done for change in target.deploy()} == {"unchanged"}
+
+
+def test_cold_calls_are_answered(target: Target) -> None:
+    target.remove_all()
+    target.deploy()
+    with target.invoker() as invoker:
+        for seed, name in enumerate(target.demo.functions):
+            target.call(invoker, name, seed)
+
+
+def test_warm_calls_need_no_second_attempt(target: Target) -> None:
+    name = target.demo.functions[0]
+    with target.invoker() as invoker:
+        target.call(invoker, name)
+        retries = invoker.statistics[name].retries
+        for seed in range(30):
+            target.call(invoker, name, seed)
+        assert invoker.statistics[name].retries == retries
+        assert invoker.statistics[name].cold_starts == 1
+
+
+def test_calls_that_come_together_to_a_cold_function_are_all_answered(target: Target) -> None:
+    name = target.demo.functions[-1]
+
+    def call(seed: int) -> None:
+        with target.invoker() as invoker:
+            target.call(invoker, name, seed)
+
+    target.remove_all()
+    target.deploy()
+    with ThreadPoolExecutor(CALLERS) as threads:
+        list(threads.map(call, range(CALLERS)))
+
+
+def test_a_killed_function_is_started_again(target: Target) -> None:
+    if target.kill is None:
+        pytest.skip("only the embedded gateway's processes are ours to kill")
+    name = target.demo.functions[0]
+    with target.invoker() as invoker:
+        target.call(invoker, name)
+        target.kill(name)
+        target.call(invoker, name, seed=1)
+        assert invoker.statistics[name].cold_starts == 2
+
+
+def test_calls_go_on_through_a_redeploy(target: Target) -> None:
+    name = target.demo.functions[0]
+
+    async def redeploy() -> None:
+        async with Gateway.connect(*target.access) as gateway:
+            (status,) = [each for each in await gateway.functions() if each.name == name]
+            changed = {**status.deployment.annotations, "faasmoe.acceptance": "again"}
+            deployment = status.deployment.from_json(
+                {**status.deployment.to_json(), "annotations": changed, "image": status.deployment.image}
+            )
+            await gateway.deploy(deployment)
+
+    with target.invoker() as invoker, ThreadPoolExecutor(1) as thread:
+        target.call(invoker, name)
+        redeployed = thread.submit(lambda: asyncio.run(redeploy()))
+        seed = 0
+        while not redeployed.done() or seed < 5:
+            target.call(invoker, name, seed)
+            seed += 1
+        redeployed.result()
+        target.call(invoker, name)
+    assert {change.done for change in target.deploy()} <= {"updated", "unchanged"}
+
+
+def test_a_deleted_function_is_not_there(target: Target) -> None:
+    name = target.demo.functions[0]
+
+    async def remove() -> list[str]:
+        async with Gateway.connect(*target.access) as gateway:
+            await gateway.remove(name)
+            return [status.name for status in await gateway.functions()]
+
+    assert name not in asyncio.run(remove())
+    brief = InvocationPolicy(attempt_timeout=2, deadline=2)
+    with target.invoker(brief) as invoker, pytest.raises((FunctionNotFound, FunctionUnavailable)):
+        target.call(invoker, name)
+    changes = {change.function: change.done for change in target.deploy()}
+    assert changes.pop(name) == "created"
+    assert set(changes.values()) == {"unchanged"}
+
+
+def test_a_wrong_password_is_told(target: Target) -> None:
+    if target.access.credentials is None:
+        pytest.skip("this gateway asks for no password")
+
+    async def look() -> None:
+        async with Gateway.connect(target.access.url, Credentials("admin", "wrong")) as gateway:
+            await gateway.functions()
+
+    with pytest.raises(GatewayError, match="refuses the user or password"):
+        asyncio.run(look())
+
+
+def test_a_prompt_has_the_tokens_of_the_reference(target: Target, tmp_path: Path) -> None:
+    target.deploy()
+    config = ServeConfig(port=0, kv_cache_mb=32, open=True, database=str(tmp_path / "db"), threads=1)
+    with in_thread(serving(target, config)) as url:
+        body = {"prompt": PROMPT, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+        body |= {"ignore_eos": True, "return_token_ids": True}
+        answer = ApiClient(url).answer("POST", "/v1/completions", body)
+        assert answer.status == 200
+        tokens = answer.json["choices"][0]["token_ids"]
+    assert tokens == reference(target.demo)
+
+
+@asynccontextmanager
+async def serving(target: Target, config: ServeConfig) -> AsyncIterator[URL]:
+    async with control_plane(target.demo.folder, config, [target.access]) as url:
+        yield url
+
+
+def reference(demo: TinyPartition) -> list[int]:
+    """The unsplit model's greedy continuation."""
+    prompt = AutoTokenizer.from_pretrained(DEMO)(PROMPT, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        whole = demo.model.generate(
+            prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    return [int(token) for token in whole[0, prompt.shape[1] :]]

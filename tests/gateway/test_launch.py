@@ -1,0 +1,40 @@
+"""Functions of the embedded gateway run this release's code, wherever the gateway was started."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from yarl import URL
+
+from control_plane.deployment.deploy import deploy_all
+from control_plane.faas.connection import Address
+from control_plane.gateway import embedded_gateway
+from control_plane.faas.client import Gateway
+from control_plane.faas.invoker import Invoker
+from tests.support.api_server import in_thread
+from tests.support.tiny_partition import TinyPartition
+
+
+def test_code_in_the_current_folder_is_not_run(
+    tiny: TinyPartition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`faasmoe stack` writes a folder `functions` beside stack.yml, without a compiled kernel."""
+    (tmp_path / "functions").mkdir()
+    (tmp_path / "functions" / "__init__.py").write_text("raise SystemExit('the wrong code')")
+    monkeypatch.chdir(tmp_path)
+
+    with in_thread(embedded_gateway(tiny.folder, "127.0.0.1", 0, None, 900.0)) as url:
+        address = asyncio.run(deployed(tiny, url))
+        invoker = Invoker(lambda _: address)
+        name = tiny.functions[0]
+        invocation = tiny.invocation(name)
+        tiny.check(invocation, invoker.begin({name: invocation})()[name].output)
+        invoker.close()
+
+
+async def deployed(tiny: TinyPartition, url: URL) -> Address:
+    """The gateway's, once it has all functions."""
+    async with Gateway.connect(url, None) as gateway:
+        async for _ in deploy_all(tiny.manifest, [gateway]):
+            pass
+        return gateway.address

@@ -1,0 +1,169 @@
+"""manifest.json: what is saved is loaded, and what was damaged is named."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.errors import PartitionError
+from control_plane.partition.granularity import Granularity
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partitioner import partition
+from tests.support.checkpoints import (save_checkpoint, tiny_model)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("partition")
+    checkpoint = save_checkpoint(tiny_model("qwen2_moe"), folder / "source")
+    partition(checkpoint, folder / "whole", granularity=Granularity(2, 2), name="m")
+    return folder / "whole"
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "partition"))
+
+
+def test_load_gives_what_was_saved(whole: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(whole)
+    manifest.save(tmp_path)
+    assert (tmp_path / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+    assert Manifest.load(tmp_path) == manifest
+
+
+def test_fingerprint_is_the_hash_of_the_rest(whole: Path) -> None:
+    document = json.loads((whole / "manifest.json").read_text())
+    fingerprint = document.pop("fingerprint")
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    assert fingerprint == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_checksums_are_those_of_the_files(whole: Path) -> None:
+    document = json.loads((whole / "manifest.json").read_text())
+    files = {part["file"]: part["sha256"] for part in [document["dense"], *document["blocks"]]}
+    for name, sha256 in (files | document["files"]).items():
+        assert sha256 == hashlib.sha256((whole / name).read_bytes()).hexdigest()
+
+
+def test_block_by_function(whole: Path) -> None:
+    manifest = Manifest.load(whole)
+    block = manifest.block("m-l00-01-e02-03")
+    assert block.experts == {0: (2, 3), 1: (2, 3)}
+    assert block.expert_offset(1, 2) == block.offset + 2 * manifest.expert_nbytes
+    with pytest.raises(KeyError):
+        block.expert_offset(1, 4)
+    with pytest.raises(KeyError):
+        block.expert_offset(2, 2)
+    with pytest.raises(PartitionError, match="no function nobody"):
+        manifest.block("nobody")
+
+
+@pytest.mark.parametrize("name", ["dense.safetensors", "config.json", "blocks/m-l00-01-e00-01.safetensors"])
+def test_verify_finds_a_changed_byte(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(PartitionError, match=f"{name} is damaged"):
+        Manifest.load(folder).verify(folder)
+
+
+def test_verify_finds_a_wrong_size_and_a_missing_file(folder: Path) -> None:
+    block = folder / "blocks" / "m-l00-01-e00-01.safetensors"
+    block.write_bytes(block.read_bytes()[:-1])
+    with pytest.raises(PartitionError, match=f"{block.name} has .* bytes, the manifest says"):
+        Manifest.load(folder).verify(folder)
+    block.unlink()
+    with pytest.raises(PartitionError, match=f"cannot read .*{block.name}"):
+        Manifest.load(folder).verify(folder)
+
+
+def test_verify_of_one_function_reads_its_block_only(folder: Path) -> None:
+    manifest = Manifest.load(folder)
+    (folder / "dense.safetensors").unlink()
+    (folder / "blocks" / "m-l00-01-e00-01.safetensors").write_bytes(b"")
+    manifest.verify(folder, "m-l00-01-e02-03")
+    with pytest.raises(PartitionError, match="m-l00-01-e00-01"):
+        manifest.verify(folder, "m-l00-01-e00-01")
+    with pytest.raises(PartitionError, match="no function nobody"):
+        manifest.verify(folder, "nobody")
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(PartitionError, match=r"is not a partition: .*manifest\.json: No such file"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("{", "is not JSON"), ("[]", "not a JSON object"), ("\xff\xfe", "is not JSON")]
+)
+def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(PartitionError, match=problem):
+        Manifest.load(tmp_path)
+
+
+def put(*path: Any, value: Any) -> Callable[[Any], None]:
+    """A change of the document: the value at a path of keys and indices."""
+
+    def change(document: Any) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        document[path[-1]] = value
+
+    return change
+
+
+DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
+    (put("format", value=2), "format 2 is not known, only 1"),
+    (put("format", value="1"), "format is '1', not int"),
+    (lambda document: document.pop("blocks"), "has no 'blocks'"),
+    (put("surprise", value=1), "unknown fields: surprise"),
+    (put("num_experts", value=True), "num_experts is True, not int"),
+    (put("hidden_size", value=0), "hidden_size is 0, not positive"),
+    (put("dtype", value="f16"), "dtype is 'f16', not f32 or bf16"),
+    (put("dense_dtype", value="bf16"), "dense_dtype is 'bf16', not f32 or int8"),
+    (put("expert_dtype", value="bf16"), "expert_dtype is 'bf16', not f32 or int8"),
+    (put("expert_nbytes", value=5000), "expert_nbytes is no multiple of 4096"),
+    (put("moe_layers", value=[1, 0, 2]), "moe_layers are not ascending"),
+    (put("moe_layers", value=[]), "moe_layers are not ascending"),
+    (put("moe_layers", value=[0, 1, 2, 3]), "expert 0 of layer 3 is in no block"),
+    (put("dense", "sha256", value="x"), "dense: sha256 is not 64"),
+    (put("dense", "nbytes", value=-1), "dense: nbytes is negative"),
+    (put("dense", value={}), "dense has no 'file'"),
+    (put("files", "config.json", value=1), "config.json: sha256 is not 64"),
+    (put("files", "../x", value="0" * 64), "'../x' is not a file in the partition"),
+    (put("blocks", 0, "file", value="/etc/passwd"), "block 0: '/etc/passwd' is not a file in the partition"),
+    (put("blocks", 0, "function", value="No"), "block 0: 'No' is not a function's name"),
+    (put("blocks", 0, "function", value="a" * 64), "is not a function's name"),
+    (put("blocks", 1, "function", value="m-l00-01-e00-01"), "two blocks have the same function"),
+    (put("blocks", 0, "offset", value=100), "block 0: offset 100 is no multiple of 4096"),
+    (put("blocks", 0, "nbytes", value=8192), "block 0: nbytes is 8192, its experts need"),
+    (put("blocks", 0, "experts", value={}), "block 0: its layers are not ascending"),
+    (put("blocks", 0, "experts", value={"one": [1]}), "block 0: experts has a key that is no layer"),
+    (put("blocks", 0, "experts", value={"1": [0, 1], "0": [0, 1]}), "its layers are not ascending"),
+    (put("blocks", 0, "experts", "0", value=[1, 0]), "experts of layer 0 are not ascending"),
+    (put("blocks", 0, "experts", "0", value="01"), "experts of layer 0 are not ascending"),
+    (put("blocks", 0, "experts", "0", value=[0, 2]), "expert 2 of layer 0 is in two blocks"),
+    (put("blocks", 0, "experts", "0", value=[0, 9]), "expert 1 of layer 0 is in no block"),
+    (lambda document: document["blocks"].pop(), "is in no block"),
+    (put("blocks", 3, value=None), "block 3 is not a JSON object"),
+    (put("dense", "sha256", value="0" * 64), "its fingerprint does not match its content"),
+    (put("name", value="other"), "its fingerprint does not match its content"),
+]
+
+
+@pytest.mark.parametrize(("damage", "problem"), DAMAGES, ids=[problem for _, problem in DAMAGES])
+def test_a_damaged_manifest_is_named(folder: Path, damage: Callable[[Any], Any], problem: str) -> None:
+    path = folder / "manifest.json"
+    document = json.loads(path.read_text())
+    damage(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(PartitionError) as caught:
+        Manifest.load(folder)
+    assert problem in str(caught.value)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,251 @@
+"""A partition holds the checkpoint's weights: read back by other means, they are what the source says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file as load_numpy
+from safetensors.torch import load_file, save_file
+
+from control_plane.partition.granularity import Granularity
+from control_plane.partition.manifest import Block, Manifest
+from control_plane.partition.partitioner import partition
+from functions.kernels.packed_expert import (ExpertShape, unpack_expert)
+from tests.support.checkpoints import (FAMILIES, save_checkpoint, save_fused_checkpoint, tiny_model)
+
+GRANULARITIES = [Granularity(1, 1), Granularity(2, 1), Granularity(5, 3), Granularity(3, 2)]
+HIDDEN, WIDTH, EXPERTS, LAYERS = 24, 20, 5, 3
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+    return tiny_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(model, tmp_path_factory.mktemp("source") / "tiny")
+
+
+@pytest.fixture
+def qwen(tmp_path: Path) -> Path:
+    return save_checkpoint(tiny_model("qwen2_moe"), tmp_path / "qwen")
+
+
+def source_experts(model: torch.nn.Module) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
+    """gate, up and down of each (layer, expert), from the parameters that transformers computes with."""
+    experts = {}
+    for layer, module in enumerate(model.model.layers):
+        if hasattr(module.mlp, "experts"):
+            fused, down = module.mlp.experts.gate_up_proj.detach(), module.mlp.experts.down_proj.detach()
+            for expert in range(len(fused)):
+                experts[layer, expert] = (*fused[expert].chunk(2), down[expert])
+    return experts
+
+
+def stored_experts(folder: Path, manifest: Manifest) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
+    """The same, unpacked from the bytes at the offsets that the manifest gives."""
+    shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
+    experts = {}
+    for block in manifest.blocks:
+        data = np.fromfile(folder / block.file, np.uint8)
+        for layer, indices in block.experts.items():
+            for expert in indices:
+                start = block.expert_offset(layer, expert)
+                packed = data[start : start + manifest.expert_nbytes]
+                experts[layer, expert] = tuple(map(torch.from_numpy, unpack_expert(shape, packed)))
+    return experts
+
+
+def assert_experts_equal(folder: Path, manifest: Manifest, model: torch.nn.Module) -> None:
+    stored, source = stored_experts(folder, manifest), source_experts(model)
+    assert stored.keys() == source.keys()
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[manifest.expert_dtype]
+    for key, matrices in source.items():
+        for found, matrix in zip(stored[key], matrices, strict=True):
+            assert torch.equal(found, matrix.to(dtype).float()), key
+
+
+def dense_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(checkpoint / "model.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_every_expert_is_exact(
+    model: torch.nn.Module, checkpoint: Path, tmp_path: Path, granularity: Granularity, dtype: str
+) -> None:
+    manifest = partition(checkpoint, tmp_path / "out", granularity=granularity, dtype=dtype)
+    assert (manifest.dtype, manifest.expert_dtype) == (dtype, dtype)
+    assert len(manifest.blocks) == granularity.num_functions(EXPERTS, LAYERS)
+    assert_experts_equal(tmp_path / "out", manifest, model)
+    Manifest.load(tmp_path / "out").verify(tmp_path / "out")
+
+
+def test_int8_experts_are_within_half_a_step(
+    model: torch.nn.Module, checkpoint: Path, tmp_path: Path
+) -> None:
+    manifest = partition(checkpoint, tmp_path / "out", granularity=Granularity(3, 2), dtype="int8")
+    assert (manifest.dtype, manifest.expert_dtype) == ("f32", "int8")
+    stored = stored_experts(tmp_path / "out", manifest)
+    for key, matrices in source_experts(model).items():
+        for found, matrix in zip(stored[key], matrices, strict=True):
+            step = matrix.abs().amax(dim=1, keepdim=True) / 127
+            assert ((found - matrix).abs() <= step * 0.5001).all(), key
+
+
+@pytest.mark.parametrize("dtype", ["auto", "f32", "bf16", "int8"])
+def test_dense_part_is_all_but_the_experts(checkpoint: Path, tmp_path: Path, dtype: str) -> None:
+    partition(checkpoint, tmp_path / "out", dtype=dtype)
+    stored, source = load_file(tmp_path / "out" / "dense.safetensors"), dense_tensors(checkpoint)
+    assert stored.keys() == source.keys()
+    for name, tensor in source.items():
+        wanted = tensor.bfloat16() if dtype == "bf16" else tensor
+        assert torch.equal(stored[name], wanted), name
+    assert any(".mlp.gate." in name or ".block_sparse_moe.gate." in name for name in stored)
+
+
+@pytest.mark.parametrize(
+    ("source", "stored"),
+    [(torch.float32, "f32"), (torch.bfloat16, "bf16"), (torch.float16, "f32")],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+def test_auto_keeps_the_dtype_of_the_source(
+    tmp_path: Path, source: torch.dtype, stored: str, dtype: str
+) -> None:
+    model = tiny_model("olmoe", dtype=source)
+    checkpoint = save_checkpoint(model, tmp_path / "source")
+    manifest = partition(checkpoint, tmp_path / "out", dtype=dtype)
+    assert manifest.dtype == stored
+    for name, tensor in load_file(tmp_path / "out" / "dense.safetensors").items():
+        assert torch.equal(tensor.float(), dense_tensors(checkpoint)[name].float()), name
+    if dtype == "auto":
+        assert_experts_equal(tmp_path / "out", manifest, model)
+
+
+def test_fused_checkpoint_gives_the_same_experts(
+    model: torch.nn.Module, checkpoint: Path, tmp_path: Path
+) -> None:
+    fused = save_fused_checkpoint(model, tmp_path / "fused")
+    granularity = Granularity(2, 2)
+    a = partition(checkpoint, tmp_path / "a", granularity=granularity, name="m")
+    b = partition(fused, tmp_path / "b", granularity=granularity, name="m")
+    assert [block.sha256 for block in a.blocks] == [block.sha256 for block in b.blocks]
+
+
+def test_shards_leave_no_trace(model: torch.nn.Module, checkpoint: Path, tmp_path: Path) -> None:
+    sharded = save_checkpoint(model, tmp_path / "sharded", max_shard_size="40KB")
+    assert len(list(sharded.glob("model-*.safetensors"))) > 2
+    a = partition(checkpoint, tmp_path / "a", name="m")
+    b = partition(sharded, tmp_path / "b", name="m")
+    assert a.fingerprint == b.fingerprint
+
+
+def test_block_is_a_safetensors_file_of_whole_pages(qwen: Path, tmp_path: Path) -> None:
+    manifest = partition(qwen, tmp_path / "out", granularity=Granularity(3, 2))
+    for block in manifest.blocks:
+        path = tmp_path / "out" / block.file
+        tensors = load_numpy(path)
+        data = path.read_bytes()
+        assert block.offset % 4096 == 0
+        assert manifest.expert_nbytes % 4096 == 0
+        assert set(tensors) == {f"layers.{layer}.experts.{expert}" for layer, expert in keys(block)}
+        for position, (layer, expert) in enumerate(keys(block)):
+            start = block.offset + position * manifest.expert_nbytes
+            assert block.expert_offset(layer, expert) == start
+            tensor = tensors[f"layers.{layer}.experts.{expert}"]
+            assert tensor.tobytes() == data[start : start + manifest.expert_nbytes]
+
+
+def keys(block: Block) -> list[tuple[int, int]]:
+    return [(layer, expert) for layer, experts in block.experts.items() for expert in experts]
+
+
+def test_padding_is_zero(qwen: Path, tmp_path: Path) -> None:
+    manifest = partition(qwen, tmp_path / "out", granularity=Granularity(1, 1))
+    nbytes = ExpertShape(HIDDEN, WIDTH, "f32").nbytes
+    assert nbytes < manifest.expert_nbytes
+    for block in manifest.blocks:
+        assert not any((tmp_path / "out" / block.file).read_bytes()[block.offset + nbytes :])
+
+
+@pytest.mark.parametrize(
+    ("options", "moe_layers"),
+    [
+        ({"mlp_only_layers": [1]}, (0, 2)),
+        ({"decoder_sparse_step": 2}, (1,)),
+        ({"decoder_sparse_step": 1, "mlp_only_layers": [0, 2]}, (1,)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+def test_layers_without_experts_stay_dense(
+    tmp_path: Path, family: str, options: dict, moe_layers: tuple[int, ...]
+) -> None:
+    model = tiny_model(family, **options)
+    checkpoint = save_checkpoint(model, tmp_path / "source")
+    manifest = partition(checkpoint, tmp_path / "out", granularity=Granularity(5, 1))
+    assert manifest.moe_layers == moe_layers
+    assert_experts_equal(tmp_path / "out", manifest, model)
+    assert load_file(tmp_path / "out" / "dense.safetensors").keys() == dense_tensors(checkpoint).keys()
+
+
+def test_config_and_tokenizer_files_come_along_but_no_code(qwen: Path, tmp_path: Path) -> None:
+    carried = {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+    }
+    carried |= {"chat_template.jinja", "config.json", "generation_config.json"}
+    left = {"tokenizer_helper.py", "tokenizer.bin", "tokenizer.pt", "training_args.bin", "README.md"}
+    for name in (carried | left) - {"config.json", "generation_config.json"}:
+        (qwen / name).write_text(f"this is {name}")
+    manifest = partition(qwen, tmp_path / "out")
+    assert set(manifest.files) == carried
+    for name in carried:
+        assert (tmp_path / "out" / name).read_bytes() == (qwen / name).read_bytes()
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found == carried | {"manifest.json", "dense.safetensors", "blocks"}
+
+
+def test_same_input_gives_the_same_fingerprint_and_any_other_another(qwen: Path, tmp_path: Path) -> None:
+    first = partition(qwen, tmp_path / "a")
+    assert partition(qwen, tmp_path / "b").fingerprint == first.fingerprint
+    tensors = load_file(qwen / "model.safetensors")
+    tensors["model.layers.1.mlp.experts.3.up_proj.weight"][4, 5] += 1
+    save_file(tensors, qwen / "model.safetensors", metadata={"format": "pt"})
+    assert partition(qwen, tmp_path / "c").fingerprint != first.fingerprint
+
+
+def test_progress_goes_up_to_all_bytes_written(qwen: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    manifest = partition(qwen, tmp_path / "out", progress=lambda done, total: calls.append((done, total)))
+    done = [done for done, _ in calls]
+    assert done == sorted(done)
+    assert calls[-1][0] == calls[-1][1]
+    assert len({total for _, total in calls}) == 1
+    experts = EXPERTS * LAYERS * manifest.expert_nbytes
+    dense = sum(tensor.nbytes for tensor in load_file(tmp_path / "out" / "dense.safetensors").values())
+    assert calls[-1][1] == experts + dense
+
+
+def test_manifest_says_what_the_model_is(qwen: Path, tmp_path: Path) -> None:
+    manifest = partition(qwen, tmp_path / "out", granularity=Granularity(2, 3), name="My Model (v1.5)!")
+    document = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert document["name"] == "my-model-v1-5"
+    assert document["model_type"] == "qwen2_moe"
+    assert [document[key] for key in ("hidden_size", "intermediate_size")] == [HIDDEN, WIDTH]
+    assert [document[key] for key in ("num_experts", "num_experts_per_tok")] == [EXPERTS, 2]
+    assert [document[key] for key in ("experts_per_function", "layers_per_function")] == [2, 3]
+    assert [block["function"] for block in document["blocks"]] == [
+        "my-model-v1-5-l00-02-e00-01",
+        "my-model-v1-5-l00-02-e02-03",
+        "my-model-v1-5-l00-02-e04",
+    ]
+    assert manifest.image == f"faasmoe-expert:0.1.0-{document['fingerprint'][:12]}"

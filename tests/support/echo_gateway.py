@@ -1,0 +1,119 @@
+"""An embedded gateway over echo functions: in this process for most tests, `python -m` to see it end."""
+
+import asyncio
+import functools
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import ParamSpec
+
+import aiohttp
+import psutil
+from aiohttp import web
+
+from control_plane.config import Credentials
+from control_plane.errors import PartitionError
+from control_plane.gateway.provider.process import Timeouts
+from control_plane.gateway.app import (MAX_BODY_BYTES, create_app)
+from control_plane.gateway.provider.image import LocalImage
+from control_plane.gateway.provider.provider import LocalProvider
+from control_plane.gateway.emulation import (OWN, Manners)
+from control_plane.gateway.provider.secret_store import SecretStore
+from tests.support.echo_client import (IMAGE, EchoClient)
+
+P = ParamSpec("P")
+
+TIMEOUTS = Timeouts(start=20, call=20, stop=10)
+
+SETTINGS = (
+    *("FAASMOE_FUNCTION", "FAASMOE_PARTITION", "COLOUR"),
+    *("ECHO_CRASH", "ECHO_READY_FILE", "ECHO_BANNER", "ECHO_STUBBORN"),
+)
+_ECHO_FUNCTION = Path(__file__).with_name("echo_function.py")
+
+
+def asynchronous(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Run an async test in a loop of its own; it fails, too, if it leaves a process behind."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        async def main() -> None:
+            await test(*args, **kwargs)
+
+        before = psutil.Process().children()
+        asyncio.run(main())
+        assert psutil.Process().children() == before
+
+    return run
+
+
+@asynccontextmanager
+async def echo_gateway(
+    folder: Path,
+    credentials: Credentials | None = None,
+    timeouts: Timeouts = TIMEOUTS,
+    idle_after: float = 900,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    manners: Manners = OWN,
+) -> AsyncIterator[EchoClient]:
+    """A client of a gateway on a port of its own, which keeps its secrets in the folder."""
+    provider = _echo_provider(folder, timeouts, idle_after, manners)
+    runner = web.AppRunner(create_app(provider, credentials, max_body_bytes))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
+            yield EchoClient(session)
+    finally:
+        await runner.cleanup()
+
+
+async def wait_for_end(pid: int) -> None:
+    """Wait until a process has exited, without reaping it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await asyncio.wait_for(ended.wait(), 20)
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+def _echo_provider(
+    folder: Path, timeouts: Timeouts, idle_after: float, manners: Manners = OWN
+) -> LocalProvider:
+    image = LocalImage(
+        name=IMAGE,
+        command=(sys.executable, "-S", str(_ECHO_FUNCTION)),
+        environment={"FAASMOE_PARTITION": "the provider's"},
+        settings=SETTINGS,
+        functions=("block-0", "damaged"),
+        verify=_verify,
+    )
+    return LocalProvider(image, SecretStore(folder / "secrets"), idle_after, timeouts, manners)
+
+
+def _verify(function: str) -> None:
+    if function == "damaged":
+        raise PartitionError("blocks/damaged.safetensors: wrong checksum")
+
+
+def main() -> None:
+    """Print the address and serve, with secrets in the folder that is given, until a signal comes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+    provider = _echo_provider(Path(sys.argv[1]), TIMEOUTS, idle_after=900)
+    web.run_app(create_app(provider, credentials=None), sock=listener, print=None)
+
+
+if __name__ == "__main__":
+    main()

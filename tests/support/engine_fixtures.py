@@ -1,0 +1,24 @@
+"""The tiny model and its engine, for test modules that have this as their `pytest_plugins`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.api_server import in_thread
+from tests.support.running import (Served, served)
+from tests.support.tiny_engine import (MAX_BATCH_TOKENS, MAX_SEQUENCES, Reference)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The model and its partition. Not to be changed."""
+    return Reference.make(tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="module")
+def serving(reference: Reference) -> Iterator[Served]:
+    """Its functions on a gateway, and an engine. Each test leaves them as they were."""
+    with in_thread(
+        served(reference.folder, max_batch_tokens=MAX_BATCH_TOKENS, max_sequences=MAX_SEQUENCES)
+    ) as serving:
+        yield serving

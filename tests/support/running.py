@@ -1,0 +1,66 @@
+"""A partition served for real inside a test: gateway, function processes, engine."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from yarl import URL
+
+from control_plane.app import build_engine, build_invoker, build_runner
+from control_plane.config import ServeConfig
+from control_plane.deployment.deploy import deploy_all
+from control_plane.engine.engine import Engine
+from control_plane.engine.model.runner import ModelRunner
+from control_plane.engine.scheduling.scheduler import Scheduler
+from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.gateway import embedded_gateway
+from control_plane.faas.client import Gateway
+from control_plane.partition.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a test talks to: the model runner by itself, and the engine around it, which is started."""
+
+    runner: ModelRunner
+    engine: Engine
+    gateway_url: URL
+
+    def prompt_logits(self, prompt: torch.Tensor) -> torch.Tensor:
+        """The logits [vocabulary] that follow the prompt [1, n], computed beside the idle engine."""
+        alone = sequence(prompt, 1)
+        scheduler = Scheduler(self.runner.kv_cache, max_batch_tokens=prompt.numel(), max_sequences=1)
+        scheduler.add(alone)
+        try:
+            batch = scheduler.schedule()
+            return self.runner.next_logits(self.runner.run(batch), batch)[0]
+        finally:
+            scheduler.remove(alone)
+
+
+@asynccontextmanager
+async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
+    """The partition, its functions deployed on an embedded gateway."""
+    manifest = Manifest.load(partition)
+    config = ServeConfig(threads=1, kv_cache_mb=32, **settings)
+    async with embedded_gateway(partition, "127.0.0.1", 0, None, idle_after=900.0) as url:
+        async with Gateway.connect(url, None) as gateway:
+            address = gateway.address
+            assert [change async for change in deploy_all(manifest, [gateway])]
+        invoker = build_invoker(lambda _: address, config)
+        runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+        engine = build_engine(partition, runner, invoker, config)
+        engine.start()
+        try:
+            yield Served(runner, engine, url)
+        finally:
+            await engine.stop()
+
+
+def sequence(prompt: torch.Tensor, max_tokens: int) -> Sequence:
+    """A greedy sequence of the prompt [1, n]."""
+    return Sequence("test", "tenant", prompt[0].tolist(), SamplingParams(max_tokens))

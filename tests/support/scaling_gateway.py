@@ -1,0 +1,90 @@
+"""A gateway on loopback with no functions behind it: it scales them on paper, or refuses to."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from control_plane.faas.client import Gateway
+from control_plane.http import serving
+from functions.contract.wire import ResidencyReport
+
+
+@dataclass
+class ScalingGateway:
+    """What it has been asked, in order, and how its functions are."""
+
+    replicas: dict[str, int]
+    refuses_zero: bool = False
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+    """("scale", name, replicas), ("limit", name, bytes) and ("release", name)."""
+    listings: int = 0
+    failing: set[str] = field(default_factory=set)
+    """Functions that answer nothing but errors."""
+    on_scale: Callable[[str], None] = lambda name: None
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    """Calls that scale are answered once it is set."""
+
+    def of(self, kind: str) -> list[tuple[str, ...]]:
+        """What it was asked of one kind."""
+        return [asked for asked in self.asked if asked[0] == kind]
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/system/functions", self._list),
+                web.post("/system/scale-function/{name}", self._scale),
+                web.put("/function/{name}/_/residency", self._limit),
+                web.delete("/function/{name}/_/residency", self._release),
+            ]
+        )
+        return app
+
+    async def _list(self, _: web.Request) -> web.Response:
+        self.listings += 1
+        return web.json_response(
+            [
+                {"name": name, "image": "i", "replicas": replicas, "availableReplicas": replicas}
+                for name, replicas in self.replicas.items()
+            ]
+        )
+
+    async def _scale(self, request: web.Request) -> web.Response:
+        name, replicas = request.match_info["name"], (await request.json())["replicas"]
+        self.asked.append(("scale", name, str(replicas)))
+        self.on_scale(name)
+        await self.released.wait()
+        if not replicas and self.refuses_zero:
+            return web.Response(status=400, text="scaling to zero is not part of this edition\n")
+        self.replicas[name] = replicas
+        return web.Response(status=202)
+
+    async def _limit(self, request: web.Request) -> web.Response:
+        limit = json.loads(await request.read())["limit_bytes"]
+        self.asked.append(("limit", request.match_info["name"], str(limit)))
+        return self._report(request, ResidencyReport(limit_bytes=limit))
+
+    async def _release(self, request: web.Request) -> web.Response:
+        self.asked.append(("release", request.match_info["name"]))
+        return self._report(request, ResidencyReport(evicted_for_idleness=3))
+
+    def _report(self, request: web.Request, report: ResidencyReport) -> web.Response:
+        name = request.match_info["name"]
+        if name in self.failing or not self.replicas[name]:
+            return web.Response(status=503, text="not running\n")
+        return web.json_response(report.to_json())
+
+
+@asynccontextmanager
+async def scaling_gateway(
+    *names: str, refuses_zero: bool = False
+) -> AsyncIterator[tuple[ScalingGateway, Gateway]]:
+    """One whose functions all run, and a client of it."""
+    site = ScalingGateway(dict.fromkeys(names, 1), refuses_zero)
+    site.released.set()
+    async with serving(site.app(), "127.0.0.1", 0) as url, Gateway.connect(url, None) as gateway:
+        yield site, gateway

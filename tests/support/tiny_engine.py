@@ -1,0 +1,161 @@
+"""A tiny model behind real functions, what transformers answers in its place, and a client of its engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from yarl import URL
+
+from control_plane.app import build_invoker
+from control_plane.config import ServeConfig
+from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.engine import Engine
+from control_plane.engine.scheduling.interruption import Interruption
+from control_plane.engine.model.kv_cache import KVCache
+from control_plane.engine.model.loader import load_model
+from control_plane.engine.model.runner import (ModelRunner, kv_cache_shape)
+from control_plane.engine.scheduling.scheduler import Scheduler
+from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.stream import TokenStream
+from control_plane.faas.connection import Address
+from control_plane.partition.granularity import Granularity
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partitioner import partition
+from tests.support.checkpoints import (save_checkpoint, tiny_model)
+
+MAX_BATCH_TOKENS = 8
+MAX_SEQUENCES = 4
+CONTEXT_LENGTH = 16384
+"""More than the KV cache of `tests.support.running.served` holds."""
+NUM_PAGES = 200
+"""Of 16 tokens."""
+LONG = 2500
+"""More tokens than any test waits for; the cache has room for MAX_SEQUENCES of such answers."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A partition in two functions, and the model that it was cut from. No token is eos."""
+
+    folder: Path
+    manifest: Manifest
+    model: PreTrainedModel
+
+    @classmethod
+    def make(cls, folder: Path) -> "Reference":
+        """Write the partition below `folder`."""
+        # Threads that wait for each other make `generate` of so small a model far slower.
+        torch.set_num_threads(1)
+        # Heads are wide so that a page has few tokens.
+        model = tiny_model(
+            "qwen2_moe",
+            initializer_range=0.2,
+            head_dim=64,
+            eos_token_id=None,
+            max_position_embeddings=CONTEXT_LENGTH,
+        )
+        save_checkpoint(model, folder / "model")
+        manifest = partition(folder / "model", folder / "partition", granularity=Granularity(3, 3))
+        return cls(folder / "partition", manifest, model)
+
+    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """The greedy answer of transformers' own `generate`."""
+        inputs = torch.tensor([prompt])
+        mask = torch.ones_like(inputs)
+        output = self.model.generate(inputs, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False)
+        return output[0, len(prompt) :].tolist()
+
+
+@asynccontextmanager
+async def engine_behind(
+    gateway: URL,
+    reference: Reference,
+    *,
+    deadline: float = 60.0,
+    eos_ids: frozenset[int] = frozenset(),
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+    max_sequences: int = MAX_SEQUENCES,
+    num_pages: int = NUM_PAGES,
+    interruption: Interruption | None = None,
+) -> AsyncIterator[Engine]:
+    """Another engine for the partition, which gives an invocation up after `deadline` seconds."""
+    interruption = interruption or Interruption()
+    address = Address(gateway.host or "", gateway.port or 80)
+    invoker = build_invoker(lambda _: address, ServeConfig(invocation_deadline=deadline))
+    dispatcher = Dispatcher(reference.manifest, invoker, interruption)
+    model = load_model(reference.folder, reference.manifest, dispatcher)
+    cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH)
+    scheduler = Scheduler(cache, max_batch_tokens, max_sequences)
+    runner = ModelRunner(model, cache, interruption)
+    engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def token_apart_from(*tokens: int) -> int:
+    """One of the tiny model's that is none of these."""
+    return min(set(range(64)) - {*tokens})
+
+
+@contextmanager
+def embedded_as(
+    model: PreTrainedModel, token: int, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[None]:
+    """Until the context ends, what `change` makes of the token's embeddings [n, H] takes their place."""
+
+    def changed(_: object, inputs: tuple[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        chosen = inputs[0] == token
+        if chosen.any():
+            rows[chosen] = change(rows[chosen])
+        return rows
+
+    hook = model.model.embed_tokens.register_forward_hook(changed)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def idle(engine: Engine) -> bool:
+    """Whether nothing of any sequence is left in it."""
+    status = engine.status()
+    return (status.running, status.waiting, status.kv_cache_used) == (0, 0, 0.0)
+
+
+def random_prompt(length: int) -> list[int]:
+    """The same tokens each time."""
+    return torch.randint(64, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+
+
+def make_sequence(length: int, max_tokens: int) -> Sequence:
+    """A greedy sequence of a random prompt."""
+    return Sequence("test", "tenant", random_prompt(length), SamplingParams(max_tokens))
+
+
+async def tokens_of(stream: TokenStream) -> list[int]:
+    """All tokens of the stream's one sequence, or its error."""
+    (tokens,) = await all_tokens_of(stream)
+    return tokens
+
+
+async def all_tokens_of(stream: TokenStream) -> list[list[int]]:
+    """All tokens of each of the stream's sequences, or their error."""
+    tokens: list[list[int]] = [[] for _ in stream.sequences]
+    async for number, generated in stream:
+        assert generated.token_id is not None
+        tokens[number].append(generated.token_id)
+    return tokens
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
