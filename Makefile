@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
-KERNEL := $(wildcard functions/kernels/*.c functions/kernels/*.h)
+KERNEL := $(wildcard functions/kernels/csrc/*)
 
 .PHONY: setup demo test check bench bench-kernels bench-invoke bench-batch bench-fairness bench-memory bench-budget bench-packing bench-residency stack clean
 

@@ -11,8 +11,8 @@ setup(
     ext_modules=[
         Extension(
             "functions.kernels._gated_ffn",
-            sources=["functions/kernels/gated_ffn.c"],
-            depends=glob("functions/kernels/*.h"),
+            sources=["functions/kernels/csrc/gated_ffn.c"],
+            depends=glob("functions/kernels/csrc/*.h"),
             extra_compile_args=["-O3", "-std=c11", "-pthread"],
             extra_link_args=["-pthread"],
             optional=True,

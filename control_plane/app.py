@@ -13,38 +13,44 @@ from yarl import URL
 
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
-from control_plane.api.service import Generations
 from control_plane.api.routes import Api
-from control_plane.observability.status import StatusReporter
+from control_plane.api.service import Generations
 from control_plane.api.text.codec import TextCodec
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.footprint import HEAP_BYTES, Footprint, StepShape, block_sizes, check_limit
+from control_plane.autoscaling.process_memory import (
+    OwnMemory,
+    bound_product_caches,
+    give_back,
+    unread_bytes,
+    used_bytes,
+)
 from control_plane.config import GatewayAccess, ServeConfig, database_address
-from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.deployment.failover import Failover
 from control_plane.engine.engine import Engine, EngineStatus
+from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import Forecast
-from control_plane.engine.scheduling.interruption import Interruption
-from control_plane.engine.model.kv_cache import KVCache
-from control_plane.engine.model.loader import (eos_token_ids, load_model, load_tokenizer)
-from control_plane.engine.model.runner import (LOGITS_ROWS, ModelRunner, kv_cache_shape)
 from control_plane.engine.experts.prefetcher import Prefetcher
+from control_plane.engine.model.kv_cache import KVCache
+from control_plane.engine.model.layers import StoredEmbedding
+from control_plane.engine.model.loader import eos_token_ids, load_model, load_tokenizer
+from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner, kv_cache_shape
+from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.stopwatch import Stopwatch
-from control_plane.engine.model.layers import StoredEmbedding
 from control_plane.errors import ConfigError, GatewayError
-from control_plane.faas.connection import Address
 from control_plane.faas.client import Gateway
+from control_plane.faas.connection import Address
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invoker import InvocationPolicy, Invoker
-from control_plane.deployment.failover import Failover
 from control_plane.http import serving
-from control_plane.autoscaling.process_memory import (OwnMemory, bound_product_caches, give_back, unread_bytes, used_bytes)
 from control_plane.observability.metrics import Metrics
+from control_plane.observability.status import StatusReporter
 from control_plane.partition.manifest import Manifest
 from control_plane.tenancy.limits.admission import Admission
+from control_plane.tenancy.limits.limiter import Limiter, LocalLimiter
 from control_plane.tenancy.storage.database import is_postgres
 from control_plane.tenancy.storage.ledger import Ledger
-from control_plane.tenancy.limits.limiter import (Limiter, LocalLimiter)
 from control_plane.tenancy.storage.store_thread import StoreThread
 from functions.host.memory import memory_limit
 

@@ -14,8 +14,8 @@ from yarl import URL
 
 from control_plane.errors import ConfigError
 from control_plane.quantities import parse_bytes, parse_seconds
-from control_plane.tenancy.storage.database import is_postgres
 from control_plane.tenancy.declared import DeclaredTenant, read_declared
+from control_plane.tenancy.storage.database import is_postgres
 
 SCHEDULINGS = ("fair", "fcfs")
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -5,14 +5,15 @@ Reads text files of one entry a line.
 A folder that is whole or absent: written under another name, and renamed when it is complete.
 """
 
-from pathlib import Path
-from control_plane.errors import ConfigError
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from control_plane.errors import PartitionError
+from pathlib import Path
+
+from control_plane.errors import ConfigError, PartitionError
+
 
 def read_lines(file: Path) -> list[tuple[str, str]]:
     """The lines that are not empty, each after where it stands. Raises `ConfigError`."""

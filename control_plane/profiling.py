@@ -6,22 +6,22 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from control_plane.api.openai.requests import (Chat, Prompt)
+from control_plane.api.openai.requests import Chat, Prompt
 from control_plane.api.text.codec import TextCodec
 from control_plane.app import build_engine, build_invoker, build_runner
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
 from control_plane.engine import sequence
 from control_plane.engine.engine import Engine
+from control_plane.engine.experts.routing_recorder import RoutingRecorder
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import ModelRunner
-from control_plane.engine.experts.routing_recorder import RoutingRecorder
 from control_plane.errors import ConfigError, FaaSMoEError
-from control_plane.gateway import embedded_gateway
 from control_plane.faas.client import Gateway
+from control_plane.files import read_lines
+from control_plane.gateway import embedded_gateway
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.profile import Profile
-from control_plane.files import read_lines
 
 IDLE_AFTER = 900.0
 """Seconds; the functions are to stay for as long as it takes."""

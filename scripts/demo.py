@@ -15,11 +15,11 @@ import click
 import psutil
 from yarl import URL
 
-from bench.support.processes import (output, running)
-from control_plane.cli.api_client import (Answer, Client, Question)
+from bench.support.processes import output, running
+from control_plane.cli.api_client import Answer, Client, Question
 from control_plane.errors import FaaSMoEError
+from control_plane.formatting import format_bytes, table
 from control_plane.partition.partitioner import partition
-from control_plane.cli.tables import (size, table)
 
 MODEL = Path(__file__).parent.parent / "models" / "demo"
 LINE_WIDTH = 72
@@ -124,7 +124,7 @@ def tenant_table(questions: list[Question], answers: list[Answer]) -> Iterator[s
                 f"{experts['invocations']:.0f}",
                 f"{experts['cold_starts']:.0f}",
                 f"{experts['cold_experts']:.0f}",
-                size(experts["wire_bytes"]),
+                format_bytes(experts["wire_bytes"]),
             ]
         )
     yield from table(header, rows)
@@ -136,9 +136,14 @@ def memory_table(server: int, gateway: int, report: dict[str, Any]) -> Iterator[
     private = [_private(pid) for pid in functions]
     resident = sum(function["resident_experts"] for function in report["functions"])
     experts = sum(function["experts"] for function in report["functions"])
-    rows = [["control plane", "1", size(_private(server)), ""], ["gateway", "1", size(_private(gateway)), ""]]
-    rows.append(["functions", str(len(functions)), f"{size(sum(private))}", f"{resident} of {experts}"])
-    rows.append(["  one of them", "", f"{size(min(private))} to {size(max(private))}", ""])
+    rows = [
+        ["control plane", "1", format_bytes(_private(server)), ""],
+        ["gateway", "1", format_bytes(_private(gateway)), ""],
+    ]
+    rows.append(
+        ["functions", str(len(functions)), f"{format_bytes(sum(private))}", f"{resident} of {experts}"]
+    )
+    rows.append(["  one of them", "", f"{format_bytes(min(private))} to {format_bytes(max(private))}", ""])
     yield from table(["process", "count", "private memory", "resident experts"], rows)
 
 

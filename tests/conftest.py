@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from control_plane.partition.granularity import Granularity
-from tests.support.expert_process import (ExpertProcess, expert_process)
+from tests.support.expert_process import ExpertProcess, expert_process
 from tests.support.tiny_partition import TinyPartition
 
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

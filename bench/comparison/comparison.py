@@ -10,16 +10,16 @@ import aiohttp
 import psutil
 
 from bench.comparison import greedy
-from bench.support import requests
-from bench.support.failures import (FAILURES, reasons)
 from bench.comparison.greedy import Answer
-from bench.support.scrape import Scrape
-from bench.support.page_cache import (cached_bytes, forget)
-from bench.comparison.recording import (Calls, Measured, Recording)
-from bench.comparison.replay import (Outcome, PromptTokens, replay)
-from bench.comparison.resources import (Moment, metered)
-from bench.comparison.strategies import (Deployment, Service, Sizes, Strategy, weights)
+from bench.comparison.recording import Calls, Measured, Recording
+from bench.comparison.replay import Outcome, PromptTokens, replay
+from bench.comparison.resources import Moment, metered
+from bench.comparison.strategies import Deployment, Service, Sizes, Strategy, weights
 from bench.comparison.workload.workload import Request
+from bench.support import requests
+from bench.support.failures import FAILURES, reasons
+from bench.support.page_cache import cached_bytes, forget
+from bench.support.scrape import Scrape
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest

@@ -1,4 +1,4 @@
-"""Whether an answer is the model's own: `python -m bench.comparison.greedy MODEL`, a process that ends with the check.
+"""Whether an answer is the model's own: `python -m bench.comparison.greedy MODEL`, which checks and ends.
 
 Two ways to compute the same logits in bf16 differ by rounding, so that now and then another of two almost
 equal tokens is the likeliest. An answer is not compared token by token, therefore: the unsplit model in

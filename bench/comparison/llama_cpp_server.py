@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 
 from bench.support import processes
-from bench.support.gguf import (Qwen2Moe, write)
+from bench.support.gguf import Qwen2Moe, write
 from control_plane.errors import FaaSMoEError
 
 SEQUENCES = 32

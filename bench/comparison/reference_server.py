@@ -21,9 +21,9 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from transformers.generation.continuous_batching import ContinuousBatchingManager
 from transformers.utils.logging import disable_progress_bar
 
-from control_plane.cli.signals import serve_until_signal
-from control_plane.http import serving
 from control_plane.autoscaling.process_memory import bound_product_caches
+from control_plane.http import serving
+from control_plane.signals import serve_until_signal
 
 PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 512

@@ -11,8 +11,8 @@ from pathlib import Path
 import aiohttp
 from tokenizers import Tokenizer
 
-from bench.support import requests
 from bench.comparison.workload.workload import Request
+from bench.support import requests
 from control_plane.errors import FaaSMoEError
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import psutil
 
-from bench.support.process_tree import (processes, repeated)
+from bench.support.process_tree import processes, repeated
 
 SAMPLE_SECONDS = 0.5
 SAMPLING_SHARE = 0.1

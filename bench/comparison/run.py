@@ -18,18 +18,19 @@ from typing import Any
 
 import psutil
 
-from bench.comparison.workload import (workload, generators as workloads)
-from bench.comparison.comparison import (Comparison, Show, Task)
-from bench.comparison.recording import (Recording, Run)
+from bench.comparison.comparison import Comparison, Show, Task
+from bench.comparison.recording import Recording, Run
 from bench.comparison.replay import PromptTokens
-from bench.comparison.strategies import (Service, Sizes, read_strategies)
+from bench.comparison.strategies import Service, Sizes, read_strategies
+from bench.comparison.workload import generators as workloads
+from bench.comparison.workload import workload
 from bench.comparison.workload.workload import Request
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODELS = Path("build") / "bench-models"
 """Checkpoints of random weights, which are made once."""
 WORKLOAD_FILE = "workload.jsonl"
@@ -142,7 +143,8 @@ def random_checkpoint(shape: str, show: Show) -> Path:
     partial.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "make_checkpoint.py"),
+        "-m",
+        "bench.support.checkpoint",
         "--shape",
         shape,
         "--out",

@@ -5,10 +5,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.support import processes
 from bench.comparison.llama_cpp_server import llama_cpp_server
 from bench.comparison.replay import Endpoint
 from bench.comparison.resources import Root
+from bench.support import processes
 from control_plane.errors import ConfigError
 from control_plane.partition.manifest import Manifest
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench.support.scrape import Scrape
 from bench.support.open_server import OpenServer
 from bench.support.requests import Timing
+from bench.support.scrape import Scrape
 
 TENANTS = 6
 EXPERT_BYTES_READ = "faasmoe:function_read_bytes_total"

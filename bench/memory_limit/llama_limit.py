@@ -7,15 +7,21 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.memory_limit.parts import Part
+from bench.memory_limit.results import Result
+from bench.memory_limit.served_limit import (
+    LONG_PROMPT,
+    SAMPLE_SECONDS,
+    SAMPLING_SHARE,
+    SHORT_PROMPT,
+    with_memory,
+)
 from bench.support.cgroup import cgroup
 from bench.support.page_cache import forget
-from bench.memory_limit.parts import Part
-from bench.support.process_tree import (ProcessTree, sampled)
-from bench.memory_limit.results import Result
-from bench.memory_limit.served_limit import (LONG_PROMPT, SAMPLE_SECONDS, SAMPLING_SHARE, SHORT_PROMPT, with_memory)
+from bench.support.process_tree import ProcessTree, sampled
 from control_plane.errors import FaaSMoEError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUN_SECONDS = 1800.0
 STOP_SECONDS = 20.0
 

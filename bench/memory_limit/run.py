@@ -16,18 +16,18 @@ from pathlib import Path
 import click
 
 from bench.memory_limit import parts
-from bench.memory_limit.bandwidth import (disk_bandwidth, memory_bandwidth)
-from bench.support.failures import (FAILURES, reasons)
+from bench.memory_limit.bandwidth import disk_bandwidth, memory_bandwidth
 from bench.memory_limit.llama_limit import Llama
-from bench.memory_limit.parts import (LLAMA, TITLES, Part)
-from bench.memory_limit.results import (Machine, Result, Results)
-from bench.memory_limit.served_limit import (Load, ServedLimit)
+from bench.memory_limit.parts import LLAMA, TITLES, Part
+from bench.memory_limit.results import Machine, Result, Results
+from bench.memory_limit.served_limit import Load, ServedLimit
 from bench.memory_limit.weights import StepWeights
+from bench.support.failures import FAILURES, reasons
 from control_plane.cli.options import Listed
-from control_plane.cli.signals import sigterm_exits
 from control_plane.errors import FaaSMoEError
+from control_plane.signals import sigterm_exits
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LIMITS = f"{parts.NO_LIMIT},16GB,8GB,5GB"
 SHAPE = ["--shape", "qwen1.5-moe-a2.7b", "--router-skew", "1.0", "--dtype", "int8", "--dense-dtype", "int8"]
 GRANULARITY = ["--experts-per-function", "60", "--layers-per-function", "2"]
@@ -77,7 +77,8 @@ def make_partition(folder: Path) -> None:
     click.echo(f"writing {folder}")
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "make_checkpoint.py"),
+        "-m",
+        "bench.support.checkpoint",
         *SHAPE,
         *GRANULARITY,
         "--partition",
@@ -102,7 +103,9 @@ def make_partition(folder: Path) -> None:
     help="Of the partition, by `faasmoe profile`, for which experts sequences share.  [default: uniform]",
 )
 @click.option(
-    "--gguf", type=click.Path(path_type=Path), help="The same shape for llama.cpp, by bench.memory_limit.llama_cpp."
+    "--gguf",
+    type=click.Path(path_type=Path),
+    help="The same shape for llama.cpp, by bench.memory_limit.llama_cpp.",
 )
 @click.option(
     "--llama-python", default=sys.executable, help="A Python that has llama_cpp.  [default: this one]"

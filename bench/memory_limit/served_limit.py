@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
+from bench.memory_limit.decoding import Decoding, decode
+from bench.memory_limit.parts import NO_PREFETCH, Part
+from bench.memory_limit.results import Machine, Result
+from bench.memory_limit.speeds import decode_speed, prefill_speed
+from bench.memory_limit.weights import StepWeights
 from bench.support import requests
-from bench.support.cgroup import (Cgroup, cgroup)
-from bench.memory_limit.decoding import (Decoding, decode)
+from bench.support.cgroup import Cgroup, cgroup
 from bench.support.open_server import OpenServer
 from bench.support.page_cache import forget
-from bench.memory_limit.parts import (NO_PREFETCH, Part)
-from bench.support.process_tree import (ProcessTree, Sample, sampled)
+from bench.support.process_tree import ProcessTree, Sample, sampled
 from bench.support.processes import up
-from bench.memory_limit.results import (Machine, Result)
-from bench.memory_limit.speeds import (decode_speed, prefill_speed)
-from bench.memory_limit.weights import StepWeights
 
 SHORT_PROMPT, LONG_PROMPT = 64, 512
 BUDGET_SHARE = 0.94

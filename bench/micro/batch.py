@@ -10,10 +10,10 @@ import aiohttp
 import click
 
 from bench.support import requests
-from bench.support.processes import (Server, served_model)
-from control_plane.cli.tables import table
+from bench.support.processes import Server, served_model
+from control_plane.formatting import table
 
-MODEL = Path(__file__).parent.parent / "models" / "demo"
+MODEL = Path(__file__).parents[2] / "models" / "demo"
 CONCURRENCY = (1, 2, 4, 8, 16, 32)
 
 

@@ -15,18 +15,17 @@ from statistics import mean, median
 
 import click
 
-from bench.support import requests
 from bench.micro.mixed_load import MixedLoad
+from bench.support import requests
 from bench.support.open_server import OpenServer
-from bench.support.process_tree import (ProcessTree, Sample, sampled)
+from bench.support.process_tree import ProcessTree, Sample, sampled
 from bench.support.processes import up
 from control_plane.errors import FaaSMoEError
+from control_plane.formatting import format_bytes, parse_bytes, table
 from control_plane.partition.manifest import MANIFEST_FILE, Manifest
 from control_plane.partition.partitioner import partition as write_partition
-from control_plane.quantities import parse_bytes
-from control_plane.cli.tables import (size, table)
 
-MODEL = Path(__file__).parent.parent / "models" / "demo"
+MODEL = Path(__file__).parents[2] / "models" / "demo"
 SAMPLE_SECONDS = 0.5
 BUSY_SECONDS = 60.0
 IDLE_SECONDS = 8.0
@@ -73,15 +72,23 @@ class Run:
         return [
             [
                 "memory, highest",
-                f"{size(highest)} = {highest / self.budget:.1%} of the budget",
+                f"{format_bytes(highest)} = {highest / self.budget:.1%} of the budget",
                 verdict(highest <= self.budget * (1 + MOST_OVER), "103%"),
             ],
-            ["memory, mean", f"{size(mean(sizes))}", ""],
+            ["memory, mean", f"{format_bytes(mean(sizes))}", ""],
             ["samples over the budget", f"{len(over)} of {len(sizes)}", ""],
             ["requests answered", str(self.answered), ""],
             ["requests failed", str(len(self.errors)), verdict(not self.errors, "none")],
-            ["idle: control plane and gateway", size(max(p.control_plane_bytes for p in self.pauses)), ""],
-            ["idle: all the rest", size(idle), verdict(idle <= MOST_IDLE_BYTES, size(MOST_IDLE_BYTES))],
+            [
+                "idle: control plane and gateway",
+                format_bytes(max(p.control_plane_bytes for p in self.pauses)),
+                "",
+            ],
+            [
+                "idle: all the rest",
+                format_bytes(idle),
+                verdict(idle <= MOST_IDLE_BYTES, format_bytes(MOST_IDLE_BYTES)),
+            ],
             [
                 "first token after idleness, later than warm by",
                 f"{delay:.2f} s",
@@ -142,7 +149,7 @@ def main(model: Path, memory_budget: str, minutes: float) -> None:
             run = asyncio.run(bench(folder, budget, minutes))
     except FaaSMoEError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{name} within {size(budget)}, {minutes:g} minutes, {len(run.pauses)} pauses")
+    click.echo(f"{name} within {format_bytes(budget)}, {minutes:g} minutes, {len(run.pauses)} pauses")
     for line in table(["", "measured", "aim"], run.rows()):
         click.echo(line)
     for problem in run.errors[:10]:

@@ -22,7 +22,7 @@ import psutil
 from control_plane.partition.manifest import Manifest
 from functions.contract.wire import Invocation
 
-MODEL = Path(__file__).parent.parent / "models" / "demo"
+MODEL = Path(__file__).parents[2] / "models" / "demo"
 ROUNDS = 15
 WARM_CALLS = 20
 MAX_PRIVATE_MB = 30

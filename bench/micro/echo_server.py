@@ -2,8 +2,8 @@
 
 from aiohttp import web
 
-from control_plane.cli.signals import serve_until_signal
 from control_plane.http import serving
+from control_plane.signals import serve_until_signal
 
 MAX_BODY_BYTES = 64 << 20
 

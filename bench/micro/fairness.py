@@ -19,10 +19,10 @@ import aiohttp
 import click
 
 from bench.support import requests
-from bench.support.processes import (Server, served_model)
-from control_plane.cli.tables import table
+from bench.support.processes import Server, served_model
+from control_plane.formatting import table
 
-MODEL = Path(__file__).parent.parent / "models" / "demo"
+MODEL = Path(__file__).parents[2] / "models" / "demo"
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 """Of a token, in units of service: the paper's, and the server's."""
 MAX_SEQUENCES = 8

@@ -24,10 +24,10 @@ from yarl import URL
 from bench.support import processes
 from control_plane.faas.connection import Address, Connection
 from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.formatting import table
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from control_plane.cli.tables import table
 from functions.contract.wire import Invocation
 
 HIDDEN_SIZE = 2048

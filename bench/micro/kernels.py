@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional
 
 from bench.micro import linear
-from bench.micro.contest import (Runs, TorchMatrix, measure)
-from functions.kernels import (ExpertShape, available_isas, load_kernel)
+from bench.micro.contest import Runs, TorchMatrix, measure
+from functions.kernels import ExpertShape, available_isas, load_kernel
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert
 

@@ -1,4 +1,4 @@
-"""Linear layers in int8 against torch in bfloat16 and int8, and against the memory: `python -m bench.micro.linear`.
+"""Linear layers in int8 against torch and against the memory: `python -m bench.micro.linear`.
 
 The sizes are those of Qwen1.5-MoE-A2.7B's attention and head. Everybody computes with as many threads. "read"
 is NumPy reading as many bytes as our weights have, in as many threads.
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bench.micro.contest import (Runs, TorchMatrix, measure)
-from functions.kernels import (LinearLayer, LinearShape, load_kernel)
+from bench.micro.contest import Runs, TorchMatrix, measure
+from functions.kernels import LinearLayer, LinearShape, load_kernel
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_matrix import pack_matrix
 

@@ -16,14 +16,14 @@ import click
 from yarl import URL
 
 from bench.support import processes
-from control_plane.cli.api_client import (Client, Question)
+from control_plane.cli.api_client import Client, Question
 from control_plane.errors import FaaSMoEError
+from control_plane.formatting import table
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from control_plane.partition.profile import Profile
-from control_plane.cli.tables import table
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAMPLE_SECONDS = 0.2
 HEADER = ["experts x layers", "functions", "packed", "calls/token", "awake", "experts held", "their memory"]
 

@@ -1,7 +1,7 @@
 """Writes a checkpoint of random bf16 weights with a published model's dimensions, or a partition of it.
 
-    python bench/support/checkpoint.py --shape qwen1.5-moe-a2.7b --layers 3 --out CHECKPOINT
-    python bench/support/checkpoint.py --shape qwen1.5-moe-a2.7b --router-skew 1 --dtype int8 --partition OUT
+    python -m bench.support.checkpoint --shape qwen1.5-moe-a2.7b --layers 3 --out CHECKPOINT
+    python -m bench.support.checkpoint --shape qwen1.5-moe-a2.7b --router-skew 1 --dtype int8 --partition OUT
 
 It streams: memory stays at some tens of megabytes beside transformers' own. The names are those of published
 checkpoints, one tensor per expert and matrix. The tokenizer takes a byte for a token.
@@ -29,12 +29,12 @@ from bench.support.arguments import count
 from bench.support.random_weights import RandomWeights
 from control_plane.errors import FaaSMoEError
 from control_plane.partition import commands
-from control_plane.partition.checkpoint.reader import (CONFIG_FILE, WEIGHTS_FILE, Checkpoint)
-from control_plane.partition.checkpoint.families import (FAMILIES, Family, ModelConfig)
+from control_plane.partition.checkpoint.families import FAMILIES, Family, ModelConfig
+from control_plane.partition.checkpoint.reader import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
+from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from control_plane.partition.plan import DENSE_DTYPES, DTYPES
-from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
 
 ROUTER_SKEW_HELP = """how unequally experts are used: the exponent of a Zipf law over a layer's experts, in an
@@ -106,7 +106,7 @@ def main() -> None:
         else:
             write_partition(config, arguments)
     except (FaaSMoEError, OSError) as error:
-        sys.exit(f"{Path(__file__).name}: {error}")
+        sys.exit(f"bench.support.checkpoint: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,7 +24,7 @@ from bench.support.random_weights import RandomWeights
 from control_plane.errors import ConfigError, UnsupportedModel
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.checkpoint.tensor_file import Tensor
-from functions.kernels.bfloat16 import (bf16_to_f32, f32_to_bf16)
+from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 
 BLOCK_VALUES = 32
 BLOCK = np.dtype([("scale", "<f2"), ("values", "i1", BLOCK_VALUES)])

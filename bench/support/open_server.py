@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from bench.support import requests
-from bench.support.scrape import Scrape
 from bench.support.process_tree import ProcessTree
+from bench.support.scrape import Scrape
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from control_plane.api.openai.answers import usage_body
 from control_plane.api.choice import Choice, Piece
+from control_plane.api.openai.answers import usage_body
 from control_plane.api.openai.requests import GenerationRequest
 from control_plane.api.timing import Timing
 from control_plane.engine.engine import Engine

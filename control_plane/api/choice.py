@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from control_plane.api.openai.requests import GenerationRequest
-from control_plane.api.text.stop_strings import StopStrings
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.stop_strings import StopStrings
 from control_plane.engine.sequence import FinishReason, Generated, Sequence, TokenLogprob
 
 LEAST_LOGPROB = -9999.0

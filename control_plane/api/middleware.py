@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from control_plane.api.openai.errors import error_body
-from control_plane.api.openai.errors import (KINDS, error_response)
+from control_plane.api.openai.errors import KINDS, error_body, error_response
 from control_plane.api.openai.fields import MAX_QUOTED
 from control_plane.api.timing import Timing
 from control_plane.errors import BadRequest, FaaSMoEError

@@ -11,21 +11,22 @@ from typing import Any
 
 from aiohttp import web
 
-from control_plane.api.openai import (requests as generation_request, sse)
-from control_plane.api.openai.answers import (AnswerFormat, detokenize_body, tokenize_body)
+from control_plane.api.active_request import Caller
 from control_plane.api.authentication import Authentication
 from control_plane.api.choice import Piece
 from control_plane.api.drain import Drain
-from control_plane.api.openai.errors import (KINDS, describe)
-from control_plane.api.active_request import Caller
-from control_plane.api.openai.requests import GenerationRequest
-from control_plane.api.service import Generations
 from control_plane.api.middleware import REQUEST_ID, TENANT, TIMING, request_middleware
+from control_plane.api.openai import requests as generation_request
+from control_plane.api.openai import sse
+from control_plane.api.openai.answers import AnswerFormat, detokenize_body, tokenize_body
+from control_plane.api.openai.errors import KINDS, describe
 from control_plane.api.openai.rate_limits import rate_limit_headers
-from control_plane.api.openai.sse import (send_part, send_whole)
-from control_plane.observability.status import StatusReporter
+from control_plane.api.openai.requests import GenerationRequest
+from control_plane.api.openai.sse import send_part, send_whole
+from control_plane.api.service import Generations
 from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, TenancyError, UnknownModel
-from control_plane.observability.metrics import (CONTENT_TYPE, Metrics)
+from control_plane.observability.metrics import CONTENT_TYPE, Metrics
+from control_plane.observability.status import StatusReporter
 
 MAX_BODY_BYTES = 4 << 20
 LARGE_BODY_BYTES = 64 << 10

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+from control_plane.api.active_request import CLIENT_GONE, Caller, Generation
 from control_plane.api.choice import Choice
 from control_plane.api.openai.errors import KINDS
-from control_plane.api.active_request import (CLIENT_GONE, Caller, Generation)
-from control_plane.api.openai.requests import (GenerationRequest, Prompt)
+from control_plane.api.openai.requests import GenerationRequest, Prompt
 from control_plane.api.text.codec import TextCodec
 from control_plane.engine.engine import Engine
 from control_plane.engine.sequence import Sequence
@@ -27,8 +27,8 @@ from control_plane.errors import (
 from control_plane.observability.logs import log_request
 from control_plane.observability.metrics import Metrics
 from control_plane.tenancy.limits.admission import Ticket
-from control_plane.tenancy.storage.ledger import Ledger
 from control_plane.tenancy.limits.limiter import Limiter
+from control_plane.tenancy.storage.ledger import Ledger
 from control_plane.tenancy.usage import Booking
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from control_plane.errors import ConfigError
+from control_plane.formatting import format_bytes
 from control_plane.partition.manifest import Manifest
-from control_plane.cli.tables import size
 from functions.host.memory import MemoryLimit
 
 FUNCTION_OVERHEAD_BYTES = 20_000_000
@@ -76,9 +76,10 @@ class Footprint:
         if budget < self.least:
             functions = self.least - self.control_plane
             raise ConfigError(
-                f"memory_budget: {size(budget)} is too little; at least {_rounded_up(self.least)} would do: "
-                f"{size(self.control_plane)} for the control plane with its KV cache (kv_cache_mb), and "
-                f"{size(functions)} for {len(self.blocks)} functions"
+                f"memory_budget: {format_bytes(budget)} is too little; "
+                f"at least {_rounded_up(self.least)} would do: {format_bytes(self.control_plane)} for the "
+                f"control plane with its KV cache (kv_cache_mb), and "
+                f"{format_bytes(functions)} for {len(self.blocks)} functions"
             )
 
 
@@ -104,7 +105,8 @@ def check_limit(budget: int, limit: MemoryLimit) -> None:
     """Raises `ConfigError` for a budget that is more than may be used."""
     if budget > limit.nbytes:
         raise ConfigError(
-            f"memory_budget: {size(budget)} is more than the {size(limit.nbytes)} that {limit.source} allows"
+            f"memory_budget: {format_bytes(budget)} is more than the {format_bytes(limit.nbytes)} "
+            f"that {limit.source} allows"
         )
 
 

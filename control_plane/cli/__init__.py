@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from control_plane.cli.bench import bench
-from control_plane.cli.prompt import (prompt, status)
 from control_plane.cli.partition import image, partition, stack, verify
 from control_plane.cli.profile import profile
+from control_plane.cli.prompt import prompt, status
 from control_plane.cli.servers import deploy, gateway, serve, up
 from control_plane.cli.tenants import tenants
 from control_plane.cli.usage import usage

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from control_plane.cli.options import BYTES, COUNT, SECONDS, Command, Listed
-from control_plane.cli.signals import sigterm_exits
 from control_plane.errors import ConfigError
+from control_plane.signals import sigterm_exits
 
 RESULTS = Path("build") / "bench"
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -120,7 +120,7 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
     """
     from bench.comparison.progress import Progress
     from bench.comparison.report.report import write_report
-    from bench.comparison.run import (Settings, begin)
+    from bench.comparison.run import Settings, begin
     from bench.comparison.run import resume as go_on
 
     if resume:
@@ -179,9 +179,9 @@ def workload(
 
     azure and burstgpt are public traces; their requests are given to tenants at random, unequally.
     """
-    from bench.comparison.workload import workload as files
     from bench.comparison.workload import generators as workloads
-    from bench.comparison.workload.traces import (TRACES, Conversion)
+    from bench.comparison.workload import workload as files
+    from bench.comparison.workload.traces import TRACES, Conversion
 
     names = workloads.tenants(tenants)
     if kind in TRACES:

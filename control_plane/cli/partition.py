@@ -16,7 +16,7 @@ from control_plane.cli.options import (
     image_prefix_option,
     whole_seconds,
 )
-from control_plane.cli.signals import sigterm_exits
+from control_plane.signals import sigterm_exits
 
 
 @click.command()
@@ -136,8 +136,8 @@ def stack(
     layer per expert block, and functions/, the sources that run in the image.
     """
     from control_plane.deployment.image.template import write_template
-    from control_plane.partition.manifest import Manifest
     from control_plane.deployment.stack import stack_yaml
+    from control_plane.partition.manifest import Manifest
 
     manifest = Manifest.load(partition)
     folder = output.absolute().parent if output else Path.cwd()
@@ -197,7 +197,7 @@ def image(
     docker://...`. A layer for each expert block, so that a changed one moves no other; the same input gives
     the same digest. For another architecture than this machine's, functions compute with NumPy.
     """
-    from control_plane.deployment.image.archive import (ImageSpec, built_kernel, write_image)
+    from control_plane.deployment.image.archive import ImageSpec, built_kernel, write_image
     from control_plane.deployment.image.packages import own_architecture
     from control_plane.partition.manifest import Manifest
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from control_plane.cli.options import COUNT, PARTITION
-from control_plane.cli.signals import sigterm_exits
+from control_plane.signals import sigterm_exits
 
 
 @click.command()

@@ -59,7 +59,7 @@ def prompt(
     The key that `faasmoe tenants add` has printed says who is asking. It is read from a file or from
     $FAASMOE_API_KEY, and has no option of its own: other users of the machine can read command lines.
     """
-    from control_plane.cli.api_client import (Client, Question)
+    from control_plane.cli.api_client import Client, Question
     from control_plane.config import parse_url
 
     key = _key(key_file)
@@ -79,8 +79,8 @@ def prompt(
 def status(as_json: bool, server: str) -> None:
     """Show the functions: replicas, resident experts, memory, calls and the last one's age."""
     from control_plane.cli.api_client import Client
-    from control_plane.config import parse_url
     from control_plane.cli.tables import status_lines
+    from control_plane.config import parse_url
 
     async def run() -> None:
         async with Client.connect(parse_url(server)) as client:

@@ -18,8 +18,8 @@ from control_plane.cli.options import (
     serve_options,
     whole_seconds,
 )
-from control_plane.cli.signals import serve_until_signal, sigterm_exits
 from control_plane.cli.tenants import opened_store
+from control_plane.signals import serve_until_signal, sigterm_exits
 
 
 @click.command()
@@ -63,7 +63,7 @@ def gateway(
     """
     from control_plane.config import read_credentials
     from control_plane.gateway import embedded_gateway
-    from control_plane.gateway.emulation import (EMULATED, OWN)
+    from control_plane.gateway.emulation import EMULATED, OWN
 
     credentials = read_credentials(user, password_file)
     manners = EMULATED[emulate] if emulate else OWN

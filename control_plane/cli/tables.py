@@ -6,25 +6,9 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from control_plane.formatting import format_bytes, table
 from control_plane.tenancy.tenants import BOUNDS, Tenant
 from control_plane.tenancy.usage import Usage
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Aligned lines: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    for row in [header, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        yield "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
-
-
-def size(nbytes: float) -> str:
-    """Bytes in a unit that keeps them short."""
-    for unit in ("B", "KB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} GB"
 
 
 def status_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -32,7 +16,7 @@ def status_lines(report: dict[str, Any]) -> Iterator[str]:
     engine = report["engine"]
     yield f"model {report['model']}, fingerprint {report['fingerprint'][:12]}"
     yield (
-        f"control plane: {size(report['memory_bytes'])}, {engine['running']} running, "
+        f"control plane: {format_bytes(report['memory_bytes'])}, {engine['running']} running, "
         f"{engine['waiting']} waiting, KV cache {engine['kv_cache_used']:.0%} used"
     )
     for gateway in report["gateways"]:
@@ -45,11 +29,12 @@ def status_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
-    budget = "no budget" if memory["budget"] is None else f"budget {size(memory['budget'])}"
+    budget = "no budget" if memory["budget"] is None else f"budget {format_bytes(memory['budget'])}"
     return (
-        f"memory: {size(memory['total'])} used of {budget} (least {size(memory['least'])}): "
-        f"{size(memory['control_plane'])} control plane, {size(memory['overhead'])} functions, "
-        f"{size(memory['experts'])} experts"
+        f"memory: {format_bytes(memory['total'])} used of {budget} (least {format_bytes(memory['least'])}): "
+        f"{format_bytes(memory['control_plane'])} control plane, "
+        f"{format_bytes(memory['overhead'])} functions, "
+        f"{format_bytes(memory['experts'])} experts"
     )
 
 
@@ -61,14 +46,14 @@ def _status_row(function: dict[str, Any]) -> list[str]:
         if function["deployed"]
         else "not deployed",
         f"{function['resident_experts']}/{function['experts']}",
-        size(function["limit_bytes"]) if function["limit_bytes"] else "-",
-        size(function["memory_bytes"]),
+        format_bytes(function["limit_bytes"]) if function["limit_bytes"] else "-",
+        format_bytes(function["memory_bytes"]),
         str(function["invocations"]),
         str(function["cold_starts"]),
         str(function["cold_experts"]),
-        size(function["read_bytes"]),
+        format_bytes(function["read_bytes"]),
         f"{function['prefetch_hits']}/{function['prefetched_experts']}",
-        size(function["prefetch_wasted_bytes"]),
+        format_bytes(function["prefetch_wasted_bytes"]),
         _evicted(function),
         f"{age:.0f} s ago" if function["last_call"] else "never",
     ]

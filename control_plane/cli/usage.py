@@ -11,8 +11,8 @@ from datetime import datetime
 import click
 
 from control_plane.cli.options import database_option
-from control_plane.cli.tenants import NAME, opened_store
 from control_plane.cli.tables import usage_lines
+from control_plane.cli.tenants import NAME, opened_store
 from control_plane.tenancy.usage import Usage
 
 _UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86400}

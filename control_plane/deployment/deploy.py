@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from control_plane.config import GatewayAccess
+from control_plane.deployment.placement import Site, place
+from control_plane.deployment.stack import MODEL_ANNOTATION, deployments
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.types import FunctionDeployment
 from control_plane.partition.manifest import Manifest
-from control_plane.deployment.stack import (MODEL_ANNOTATION, deployments)
-from control_plane.deployment.placement import (Site, place)
 
 DIGEST_ANNOTATION = "faasmoe.deployment"
 """Tells what a function was deployed as: providers add to the rest, and leave some of it out."""

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from control_plane.deployment.deploy import (Found, deployment_of)
+from control_plane.deployment.deploy import Found, deployment_of
+from control_plane.deployment.placement import place
 from control_plane.errors import ConfigError, GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
 from control_plane.partition.manifest import Manifest
-from control_plane.deployment.placement import place
 
 PROBE_SECONDS = 2.0
 AWAY_SECONDS = 10.0

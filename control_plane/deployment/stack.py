@@ -7,7 +7,7 @@ keys that it does not know), and `types/function_deployment.go` of https://githu
 import json
 from typing import Any
 
-from control_plane.deployment.image.template import (SOURCES, TEMPLATE)
+from control_plane.deployment.image.template import SOURCES, TEMPLATE
 from control_plane.partition.manifest import Block, Manifest
 
 FUNCTION_VARIABLE = "FAASMOE_FUNCTION"

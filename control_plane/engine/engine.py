@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from control_plane.engine.scheduling.interruption import Interrupted
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.model.sampler import Sampler
-from control_plane.engine.scheduling.scheduler import (Chunk, Scheduler)
+from control_plane.engine.scheduling.interruption import Interrupted
+from control_plane.engine.scheduling.scheduler import Chunk, Scheduler
 from control_plane.engine.sequence import FinishReason, Generated, Sequence
 from control_plane.engine.step import Step, StepResult
 from control_plane.engine.stopwatch import Part

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from control_plane.engine.model.runner import ModelRunner
-from control_plane.engine.model.sampler import (Sampler, token_logprobs)
+from control_plane.engine.model.sampler import Sampler, token_logprobs
 from control_plane.engine.scheduling.scheduler import Chunk
 from control_plane.engine.sequence import Sequence, TokenLogprob
 from control_plane.engine.stopwatch import Part

@@ -25,7 +25,7 @@ from control_plane.faas.addresses import AddressBook
 from control_plane.faas.connection import Address, Answer, Connection, ConnectionLost
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
-from functions.contract.wire import (CONTENT_TYPE, Invocation, InvocationResult, WireError)
+from functions.contract.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
 
 ADVICE_SECONDS = 0.1
 """Advice that takes longer is not worth it."""

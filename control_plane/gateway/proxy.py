@@ -10,10 +10,10 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from control_plane.errors import FunctionUnavailable, GatewayError, InvocationTimeout
-from control_plane.gateway.provider.process import FunctionProcess
-from control_plane.gateway.errors import invocation_error
-from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.emulation import Manners
+from control_plane.gateway.errors import invocation_error
+from control_plane.gateway.provider.process import FunctionProcess
+from control_plane.gateway.provider.provider import LocalProvider
 
 # RFC 9110, section 7.6.1. Host is the function's own, and the gateway's server has answered Expect.
 _HOP_BY_HOP: Final = frozenset(

@@ -17,7 +17,6 @@ from aiohttp import web
 
 from control_plane.errors import ConfigError
 from control_plane.faas import json_fields
-from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.faas.types import (
     DEFAULT_NAMESPACE,
     DeleteFunctionRequest,
@@ -25,6 +24,7 @@ from control_plane.faas.types import (
     ScaleServiceRequest,
     Secret,
 )
+from control_plane.gateway.provider.provider import LocalProvider
 
 NAME_IN_PATH: Final = "{name:[-a-zA-Z_0-9.]+}"
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.engine import EngineStatus
 from control_plane.faas.statistics import FunctionStatistics
-from control_plane.observability.collectors import (PREFIX, LiveCollector, ScalingCollector)
+from control_plane.observability.collectors import PREFIX, LiveCollector, ScalingCollector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Of what `Metrics.render` gives."""

@@ -8,12 +8,12 @@ from typing import Any
 import psutil
 
 from control_plane.autoscaling.footprint import MemoryUse
+from control_plane.autoscaling.process_memory import used_bytes
 from control_plane.engine.engine import Engine
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.faas.types import FunctionStatus
-from control_plane.autoscaling.process_memory import used_bytes
 from control_plane.partition.manifest import Manifest
 
 _INTERNAL = ("instance", "layers", "residency")

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from control_plane.errors import ConfigError
-from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.checkpoint.families import ModelConfig
+from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.granularity import Granularity, finest_within
 from control_plane.partition.manifest import Manifest
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.tensor_writer import TensorEntry
-from functions.kernels.bfloat16 import (bf16_to_f32, f32_to_bf16)
-from functions.kernels.packed_matrix import (TILE_ROWS, LinearShape, pack_matrix)
-from functions.kernels.packed_expert import (HALF_TILE, ExpertShape)
+from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.kernels.packed_expert import HALF_TILE, ExpertShape
+from functions.kernels.packed_matrix import TILE_ROWS, LinearShape, pack_matrix
 
 PACKED = ".packed"
 """How the name of a packed tensor ends, after its module's."""

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
+from control_plane.files import partial_folder
+from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import dense_metadata
-from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Block, Manifest, PartitionFile
-from control_plane.files import partial_folder
 from control_plane.partition.plan import BlockPlan, Plan
 from control_plane.partition.profile import Profile
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from control_plane.errors import ConfigError
+from control_plane.partition.checkpoint.expert_tensors import ExpertKey, ExpertTensors, split_tensors
+from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import DenseTensor, dense_tensors
-from control_plane.partition.checkpoint.expert_tensors import (ExpertKey, ExpertTensors, split_tensors)
-from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.granularity import Granularity, default_granularity
 from control_plane.partition.manifest_schema import PAGE_NBYTES
 from control_plane.partition.packing import pack

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from control_plane.errors import PartitionError
-from control_plane.cli.tables import table
+from control_plane.formatting import table
 
 _FORMAT = "faasmoe-profile"
 

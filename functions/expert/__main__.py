@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from functions.expert.expert_block import MAX_THREADS, BlockError, ExpertBlock
-from functions.host.memory import return_large_buffers
 from functions.expert.http import HttpServer
-from functions.kernels import load_kernel
 from functions.expert.server import ExpertFunction
+from functions.host.memory import return_large_buffers
 from functions.host.threads import take_short_slices
+from functions.kernels import load_kernel
 
 MAX_BODY_BYTES = 64 << 20
 MAX_IN_FLIGHT = 32

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from functions.expert.block_file import BlockFile, BlockReadError
-from functions.kernels import (ExpertShape, Kernel)
-from functions.host.memory import (machine_memory, memory_limit)
-from functions.expert.residency import Residency
 from functions.contract.wire import Invocation
+from functions.expert.block_file import BlockFile, BlockReadError
+from functions.expert.residency import Residency
+from functions.host.memory import machine_memory, memory_limit
+from functions.kernels import ExpertShape, Kernel
 
 MAX_THREADS = 64
 """As many as a kernel takes."""

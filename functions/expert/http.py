@@ -17,8 +17,8 @@ from http import HTTPStatus
 
 import httptools
 
-from functions.host.threads import ClientCore
 from functions.host.sockets import send_all
+from functions.host.threads import ClientCore
 
 IDLE_SECONDS = 75.0
 """A connection without a call is closed after this; longer than a gateway keeps its own."""

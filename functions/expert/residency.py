@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from functions.contract.wire import ResidencyReport
 from functions.expert.arena import Arena
 from functions.expert.block_file import BlockFile, BlockReadError
 from functions.expert.expert_cache import ExpertCache, Load
 from functions.host.memory import ProcessMemory
-from functions.contract.wire import ResidencyReport
 
 READ_SECONDS = 30.0
 """A disk that takes longer over one expert counts as broken."""

@@ -7,9 +7,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from functions.contract.wire import CONTENT_TYPE, Invocation, InvocationResult, ResidencyReport, WireError
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
 from functions.expert.http import Request, Response
-from functions.contract.wire import (CONTENT_TYPE, Invocation, InvocationResult, ResidencyReport, WireError)
 
 _PROBES = frozenset({"/_/health", "/_/ready", "/metrics"})
 _RESIDENCY = "/_/residency"

@@ -9,11 +9,11 @@ Has glibc give large buffers back to the system as soon as they are free.
 Otherwise each thread keeps what the longest prompt has ever needed, some ten megabytes in each function.
 """
 
+import ctypes
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-import re
-import ctypes
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")

@@ -15,12 +15,13 @@ idles. Since Linux 6.12 a thread that takes shorter slices goes first. It gets n
 """
 
 import contextlib
-import os
-import socket
 import ctypes
+import os
 import platform
+import socket
 import struct
 import sys
+
 
 class ClientCore:
     """Of one connection; used by the thread that serves it."""

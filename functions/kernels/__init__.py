@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import numpy_kernel
 from .bfloat16 import Float32
-from .matrix import Bytes, LinearShape
-from .packing import ExpertShape
+from .packed_expert import ExpertShape
+from .packed_matrix import Bytes, LinearShape
 
 try:
     from . import _gated_ffn

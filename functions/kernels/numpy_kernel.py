@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bfloat16 import Float32, bf16_to_f32, f32_to_bf16
-from .matrix import Bytes, LinearShape, unpack_matrix
-from .packing import ExpertShape, unpack_expert
+from .packed_expert import ExpertShape, unpack_expert
+from .packed_matrix import Bytes, LinearShape, unpack_matrix
 
 ACTIVATION_GROUP = 128
 

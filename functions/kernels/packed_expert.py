@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bfloat16 import Float32
-from .matrix import TILE_ROWS, Bytes, LinearShape, Place, check_matrix
+from .packed_matrix import TILE_ROWS, Bytes, LinearShape, Place, check_matrix
 
 HALF_TILE = TILE_ROWS // 2
 

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from tests.support.api_server import (ASK, ASK_TOKENS, COMPLETION, IDLE, ApiClient, add_tenant, completion, eventually, usage_of)
+from tests.support.api_server import (
+    ASK,
+    ASK_TOKENS,
+    COMPLETION,
+    IDLE,
+    ApiClient,
+    add_tenant,
+    completion,
+    eventually,
+    usage_of,
+)
 from tests.support.chat_fixtures import NewTenant
 from tests.support.command_line import running_command
 

@@ -1,6 +1,5 @@
 """An answer while it is generated: one piece a token, an end, and log-probabilities that add up."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +8,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from control_plane.api.choice import LEAST_LOGPROB, Choice, Piece, TokenEntry
-from control_plane.api.openai.requests import (parse_chat, parse_completion)
+from control_plane.api.openai.requests import parse_chat, parse_completion
 from control_plane.api.text.codec import TextCodec
 from control_plane.engine.sequence import FinishReason, Generated, Sequence, TokenLogprob
 from tests.api.test_text_codec import FALLBACK
+from tests.support.paths import DEMO_MODEL
 
-DEMO = AutoTokenizer.from_pretrained(Path(__file__).parent.parent / "models" / "demo")
+DEMO = AutoTokenizer.from_pretrained(DEMO_MODEL)
 CODEC = TextCodec(DEMO, len(DEMO))
 END = DEMO.convert_tokens_to_ids("<|im_end|>")
 OHM = DEMO.encode("\N{OHM SIGN}")

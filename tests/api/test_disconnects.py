@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from tests.support.api_server import (COMPLETION, IDLE, ApiClient, add_tenant, completion, eventually, holding, serving, usage_of)
+from tests.support.api_server import (
+    COMPLETION,
+    IDLE,
+    ApiClient,
+    add_tenant,
+    completion,
+    eventually,
+    holding,
+    serving,
+    usage_of,
+)
 
 pytest_plugins = "tests.support.chat_fixtures"
 

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 from yarl import URL
 
-from tests.support.api_server import (ASK, COMPLETION, ApiClient, eventually, serving)
-from tests.support.command_line import (WAIT_SECONDS, RunningCommand, running_command)
+from tests.support.api_server import ASK, COMPLETION, ApiClient, eventually, serving
+from tests.support.command_line import WAIT_SECONDS, RunningCommand, running_command
 
 pytest_plugins = "tests.support.chat_fixtures"
 

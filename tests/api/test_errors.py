@@ -12,8 +12,8 @@ from yarl import URL
 from control_plane.app import control_plane
 from control_plane.config import GatewayAccess, ServeConfig
 from control_plane.partition.partitioner import partition
-from tests.support.api_server import (IDLE, ApiClient, closed_port, eventually, in_thread, serving)
-from tests.support.tiny_chat_model import (CONTEXT_LENGTH, GRANULARITY, NAME)
+from tests.support.api_server import IDLE, ApiClient, closed_port, eventually, in_thread, serving
+from tests.support.tiny_chat_model import CONTEXT_LENGTH, GRANULARITY, NAME
 
 pytest_plugins = "tests.support.chat_fixtures"
 

@@ -12,7 +12,16 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.support.api_server import (ASK, COMPLETION, IDLE, ApiClient, add_tenant, completion, eventually, serving)
+from tests.support.api_server import (
+    ASK,
+    COMPLETION,
+    IDLE,
+    ApiClient,
+    add_tenant,
+    completion,
+    eventually,
+    serving,
+)
 
 pytest_plugins = "tests.support.chat_fixtures"
 

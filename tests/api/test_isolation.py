@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.api_server import (ASK, COMPLETION, ApiClient, add_tenant, completion, holding, serving, usage_of)
+from tests.support.api_server import (
+    ASK,
+    COMPLETION,
+    ApiClient,
+    add_tenant,
+    completion,
+    holding,
+    serving,
+    usage_of,
+)
 from tests.support.chat_fixtures import NewTenant
 from tests.support.tiny_chat_model import NAME
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.api_server import (ApiClient, add_tenant, serving)
+from tests.support.api_server import ApiClient, add_tenant, serving
 from tests.support.tiny_chat_model import NAME
 
 pytest_plugins = "tests.support.chat_fixtures"

@@ -9,7 +9,7 @@ import openai
 import pytest
 import torch
 
-from tests.support.api_server import (ApiClient, add_tenant, openai_client)
+from tests.support.api_server import ApiClient, add_tenant, openai_client
 from tests.support.tiny_chat_model import NAME
 
 pytest_plugins = "tests.support.chat_fixtures"

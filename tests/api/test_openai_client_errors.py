@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.support.api_server import (ApiClient, add_tenant, eventually, openai_client, usage_of)
+from tests.support.api_server import ApiClient, add_tenant, eventually, openai_client, usage_of
 from tests.support.tiny_chat_model import NAME
 
 pytest_plugins = "tests.support.chat_fixtures"

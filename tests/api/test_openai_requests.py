@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.openai.requests import (Chat, GenerationRequest, parse_chat, parse_completion, parse_detokenize, parse_tokenize)
+from control_plane.api.openai.requests import (
+    Chat,
+    GenerationRequest,
+    parse_chat,
+    parse_completion,
+    parse_detokenize,
+    parse_tokenize,
+)
 from control_plane.engine.sequence import SamplingParams
 from control_plane.errors import BadRequest, UnknownModel
 

@@ -9,7 +9,19 @@ from control_plane.config import ServeConfig
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
 from control_plane.up import running
-from tests.support.api_server import (ASK, ASK_TOKENS, COMPLETION, ApiClient, add_tenant, completion, eventually, holding, in_thread, serving, usage_of)
+from tests.support.api_server import (
+    ASK,
+    ASK_TOKENS,
+    COMPLETION,
+    ApiClient,
+    add_tenant,
+    completion,
+    eventually,
+    holding,
+    in_thread,
+    serving,
+    usage_of,
+)
 from tests.support.chat_fixtures import NewTenant
 from tests.support.tiny_chat_model import NAME
 

@@ -1,6 +1,5 @@
 """Tokens become text as they come, and lose nothing on the way."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from control_plane.api.openai.requests import Chat
 from control_plane.api.text.codec import TextCodec
 from control_plane.errors import BadRequest
+from tests.support.paths import DEMO_MODEL
 
-DEMO = AutoTokenizer.from_pretrained(Path(__file__).parent.parent / "models" / "demo")
+DEMO = AutoTokenizer.from_pretrained(DEMO_MODEL)
 """Its vocabulary is byte-level."""
 CODEC = TextCodec(DEMO, len(DEMO))
 END = DEMO.convert_tokens_to_ids("<|im_end|>")

@@ -9,7 +9,7 @@ import pytest
 from yarl import URL
 
 from control_plane.errors import ConfigError
-from tests.support.api_server import (ApiClient, completion, eventually, serving)
+from tests.support.api_server import ApiClient, completion, eventually, serving
 from tests.support.tiny_chat_model import EXPERTS
 
 pytest_plugins = "tests.support.chat_fixtures"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.autoscaling.process_memory import (OwnMemory, give_back, unread_bytes, used_bytes)
-from functions.host.memory import (MemoryLimit, machine_memory, memory_limit)
+from control_plane.autoscaling.process_memory import OwnMemory, give_back, unread_bytes, used_bytes
+from functions.host.memory import MemoryLimit, machine_memory, memory_limit
 
 MB = 1 << 20
 MACHINE = machine_memory()

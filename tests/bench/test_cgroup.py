@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.support.cgroup import (Cgroup, parent)
+from bench.support.cgroup import Cgroup, parent
 
 V1 = "4:memory:/jobs/7\n3:cpu,cpuacct:/\n0::/\n"
 V2 = "0::/user.slice/shell.scope\n"

@@ -9,20 +9,20 @@ import psutil
 import pytest
 from aiohttp import web
 
-from bench.comparison import (comparison, greedy, run, strategies)
+from bench.comparison import comparison, greedy, run, strategies
 from bench.comparison.comparison import Show
-from bench.comparison.recording import (Measured, Recording)
+from bench.comparison.recording import Measured, Recording
 from bench.comparison.replay import Endpoint
 from bench.comparison.run import Settings
-from bench.comparison.strategies import (Deployment, Service, Strategy)
+from bench.comparison.strategies import Deployment, Service, Strategy
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.http import serving
+from tests.support.paths import DEMO_MODEL
 
-DEMO = Path(__file__).parent.parent / "models" / "demo"
 SETTINGS = Settings(
     strategies=["all"],
     shape="",
-    model=str(DEMO),
+    model=str(DEMO_MODEL),
     tenants=2,
     workload="bbh",
     tasks=None,

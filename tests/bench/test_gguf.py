@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench.support.gguf import (BF16, F32, Q8_0, Qwen2Moe, quantize, write)
+from bench.support.checkpoint import random_checkpoint
+from bench.support.gguf import BF16, F32, Q8_0, Qwen2Moe, quantize, write
 from bench.support.random_weights import RandomWeights
 from control_plane.partition.checkpoint.reader import Checkpoint
 from functions.kernels.bfloat16 import f32_to_bf16
-from bench.support.checkpoint import random_checkpoint
-from tests.support.checkpoints import (save_checkpoint, tiny_config, tiny_model)
+from tests.support.checkpoints import save_checkpoint, tiny_config, tiny_model
 
 SIZES = {
     "hidden_size": 64,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.comparison.greedy import (MOST_SHORTFALL, Answer, shortfall)
+from bench.comparison.greedy import MOST_SHORTFALL, Answer, shortfall
 from control_plane.errors import FaaSMoEError
-from tests.support.checkpoints import (save_checkpoint, tiny_model)
+from tests.support.checkpoints import save_checkpoint, tiny_model
 
 PROMPTS = [[5, 9, 3, 7], [11, 2, 40]]
 

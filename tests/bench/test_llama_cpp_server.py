@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.support import requests
 from bench.comparison.llama_cpp_server import llama_cpp_server
+from bench.support import requests
 from control_plane.errors import FaaSMoEError, UnsupportedModel
-from tests.support.checkpoints import (save_checkpoint, tiny_model)
+from tests.support.checkpoints import save_checkpoint, tiny_model
 
 LOADS = """
 import http.server, json, sys

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.memory_limit.parts import (Part, plan, read_limit, read_system)
-from bench.memory_limit.results import (Machine, Result, Results, markdown)
+from bench.memory_limit.parts import Part, plan, read_limit, read_system
+from bench.memory_limit.results import Machine, Result, Results, markdown
 from control_plane.errors import ConfigError
 
 

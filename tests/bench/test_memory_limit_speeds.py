@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.support.scrape import Scrape
-from bench.support.requests import Timing
 from bench.memory_limit.results import Machine
-from bench.memory_limit.speeds import (decode_speed, prefill_speed)
-from bench.memory_limit.weights import (StepWeights, used_dense_bytes)
+from bench.memory_limit.speeds import decode_speed, prefill_speed
+from bench.memory_limit.weights import StepWeights, used_dense_bytes
+from bench.support.requests import Timing
+from bench.support.scrape import Scrape
 from control_plane.errors import FaaSMoEError
 
 

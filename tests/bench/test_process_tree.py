@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from bench.support.process_tree import (ProcessTree, sampled)
+from bench.support.process_tree import ProcessTree, sampled
 
 PARENT = """
 import subprocess, sys

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from bench.support.random_weights import (RandomTensor, RandomWeights)
+from bench.support.checkpoint import random_checkpoint, write_weights
+from bench.support.random_weights import RandomTensor, RandomWeights
+from control_plane.partition.checkpoint.tensor_file import CHUNK_VALUES
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from control_plane.partition.checkpoint.tensor_file import CHUNK_VALUES
-from bench.support.checkpoint import (random_checkpoint, write_weights)
-from tests.support.checkpoints import (FAMILIES, tiny_config)
+from tests.support.checkpoints import FAMILIES, tiny_config
 
 EXPERTS, TOP_K, LAYERS, ROWS = 32, 4, 6, 256
 SKEWED_SIZES = {

@@ -8,7 +8,7 @@ import pytest
 
 from bench.comparison.recording import Recording
 from control_plane.errors import ConfigError
-from tests.support.comparison_results import (RUN, measured)
+from tests.support.comparison_results import RUN, measured
 
 
 def test_what_is_kept_is_read_back(tmp_path: Path) -> None:

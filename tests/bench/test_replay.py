@@ -5,19 +5,17 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from bench.support import requests
-from bench.comparison.replay import (Endpoint, Outcome, PromptTokens, replay)
+from bench.comparison.replay import Endpoint, Outcome, PromptTokens, replay
 from bench.comparison.workload.workload import Request
+from bench.support import requests
 from control_plane.http import serving
 from tests.support.echo_gateway import asynchronous
-
-MODEL = Path(__file__).parent.parent / "models" / "demo"
+from tests.support.paths import DEMO_MODEL
 
 
 @dataclass
@@ -137,7 +135,7 @@ async def test_a_seed_fixes_the_prompts() -> None:
 
 def test_a_models_own_tokenizer_is_used() -> None:
     request = Request("a", 0.0, 1, prompt="In the beginning")
-    ids = PromptTokens.of_model(MODEL, 4096).of(request, seed=0)
-    tokenizer = PromptTokens.of_model(MODEL, 4096).tokenizer
+    ids = PromptTokens.of_model(DEMO_MODEL, 4096).of(request, seed=0)
+    tokenizer = PromptTokens.of_model(DEMO_MODEL, 4096).tokenizer
     assert tokenizer is not None
     assert tokenizer.decode(ids) == "In the beginning"

@@ -7,9 +7,9 @@ import pytest
 
 from bench.comparison.recording import Recording
 from bench.comparison.report.report import write_report
-from bench.comparison.report.tables import (Table, tables)
+from bench.comparison.report.tables import Table, tables
 from control_plane.errors import ConfigError
-from tests.support.comparison_results import (RUN, measured)
+from tests.support.comparison_results import RUN, measured
 
 
 def recorded(folder: Path) -> Recording:

@@ -7,9 +7,9 @@ from statistics import median
 
 import pytest
 
-from bench.comparison.workload.traces import (TRACES, Conversion)
-from bench.comparison.workload.workload import (Request, read, write)
-from bench.comparison.workload.generators import (Lengths, bbh, bursty, poisson, tenants)
+from bench.comparison.workload.generators import Lengths, bbh, bursty, poisson, tenants
+from bench.comparison.workload.traces import TRACES, Conversion
+from bench.comparison.workload.workload import Request, read, write
 from control_plane.errors import ConfigError
 
 NAMES = tenants(6)

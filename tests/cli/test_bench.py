@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.comparison.workload import workload
 from bench.comparison.recording import Recording
-from tests.support.command_line import (error_line, faasmoe, usage_error)
-from tests.support.comparison_results import (RUN, measured)
+from bench.comparison.workload import workload
+from tests.support.command_line import error_line, faasmoe, usage_error
+from tests.support.comparison_results import RUN, measured
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44

@@ -12,7 +12,7 @@ import yaml
 
 from control_plane.cli import main
 from control_plane.partition.manifest import Manifest
-from tests.support.command_line import (error_line, faasmoe, usage_error)
+from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import EXPERTS
 
 pytest_plugins = "tests.support.chat_fixtures"

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from control_plane.cli import main
-from tests.support.api_server import (ApiClient, closed_port)
-from tests.support.command_line import (error_line, faasmoe, usage_error)
-from tests.support.tiny_chat_model import (CONTEXT_LENGTH, EXPERTS, NAME)
+from tests.support.api_server import ApiClient, closed_port
+from tests.support.command_line import error_line, faasmoe, usage_error
+from tests.support.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
 
 pytest_plugins = "tests.support.chat_fixtures"
 

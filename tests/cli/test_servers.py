@@ -10,7 +10,7 @@ import pytest
 
 from control_plane.partition.manifest import Manifest
 from tests.support.api_server import closed_port
-from tests.support.command_line import (error_line, faasmoe, running_command, usage_error)
+from tests.support.command_line import error_line, faasmoe, running_command, usage_error
 
 pytest_plugins = "tests.support.chat_fixtures"
 

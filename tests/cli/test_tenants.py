@@ -20,7 +20,7 @@ from control_plane.errors import InvalidApiKey
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
 from control_plane.tenancy.usage import Booking
-from tests.support.command_line import (error_line, faasmoe, usage_error)
+from tests.support.command_line import error_line, faasmoe, usage_error
 
 
 @pytest.fixture

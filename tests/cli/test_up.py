@@ -15,7 +15,7 @@ from yarl import URL
 from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
 from control_plane.up import partition_of
-from tests.support.command_line import (WAIT_SECONDS, faasmoe, running_command)
+from tests.support.command_line import WAIT_SECONDS, faasmoe, running_command
 from tests.support.tiny_chat_model import EXPERTS
 
 pytest_plugins = "tests.support.chat_fixtures"

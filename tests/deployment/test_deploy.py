@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from control_plane.deployment import deploy as deployment
-from control_plane.deployment.deploy import (Change, deploy_all)
+from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.errors import ConfigError, GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.http import serving

@@ -10,8 +10,9 @@ import yaml
 
 from control_plane.cli import main
 from control_plane.config import ServeConfig
+from tests.support.paths import ROOT
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+DEPLOY = ROOT / "deploy"
 
 
 def documents() -> dict[str, dict]:

@@ -9,12 +9,12 @@ import pytest
 
 from control_plane.deployment import failover
 from control_plane.deployment.deploy import deploy_all
+from control_plane.deployment.failover import AWAY_SECONDS, Failover
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
-from control_plane.deployment.failover import (AWAY_SECONDS, Failover)
 from control_plane.http import serving
-from tests.support.echo_gateway import asynchronous
 from tests.deployment.test_deploy import PaperGateway
+from tests.support.echo_gateway import asynchronous
 from tests.support.tiny_partition import TinyPartition
 
 

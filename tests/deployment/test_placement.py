@@ -2,8 +2,8 @@
 
 import pytest
 
+from control_plane.deployment.placement import Site, place
 from control_plane.errors import ConfigError
-from control_plane.deployment.placement import (Site, place)
 
 SIZES = {"a": 30, "b": 20, "c": 20, "d": 10}
 

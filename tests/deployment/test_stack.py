@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from control_plane.deployment.image.template import TEMPLATE, dockerfile, write_template
+from control_plane.deployment.stack import deployments, stack_yaml
 from control_plane.partition.granularity import Granularity
-from control_plane.deployment.image.template import (TEMPLATE, dockerfile, write_template)
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from control_plane.deployment.stack import (deployments, stack_yaml)
-from tests.support.checkpoints import (save_checkpoint, tiny_model)
-
-ROOT = Path(__file__).parent.parent
+from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.paths import ROOT
 
 # The yaml tags of the structs in https://github.com/openfaas/go-sdk stack/schema.go, which faas-cli uses.
 SERVICES = {"version", "functions", "provider", "configuration"}

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from control_plane.engine.engine import Engine
-from control_plane.engine.scheduling.interruption import (Interrupted, Interruption)
+from control_plane.engine.scheduling.interruption import Interrupted, Interruption
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.faas.invocation import ExpertUsage
 from tests.support.running import Served
-from tests.support.tiny_engine import (Reference, all_tokens_of, engine_behind, idle, tokens_of)
+from tests.support.tiny_engine import Reference, all_tokens_of, engine_behind, idle, tokens_of
 
 pytest_plugins = "tests.support.engine_fixtures"
 

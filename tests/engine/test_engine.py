@@ -12,7 +12,19 @@ from control_plane.engine.stream import TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, OutOfCache
 from control_plane.faas.invocation import ExpertUsage
 from tests.support.running import Served
-from tests.support.tiny_engine import (CONTEXT_LENGTH, LONG, MAX_BATCH_TOKENS, MAX_SEQUENCES, Reference, engine_behind, idle, make_sequence, random_prompt, tokens_of, until)
+from tests.support.tiny_engine import (
+    CONTEXT_LENGTH,
+    LONG,
+    MAX_BATCH_TOKENS,
+    MAX_SEQUENCES,
+    Reference,
+    engine_behind,
+    idle,
+    make_sequence,
+    random_prompt,
+    tokens_of,
+    until,
+)
 
 pytest_plugins = "tests.support.engine_fixtures"
 

@@ -15,10 +15,23 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import EngineError, FunctionNotFound, FunctionUnavailable, InvocationTimeout
-from control_plane.gateway import embedded_gateway
 from control_plane.faas.client import Gateway
+from control_plane.gateway import embedded_gateway
 from tests.support.running import Served
-from tests.support.tiny_engine import (LONG, MAX_SEQUENCES, Reference, all_tokens_of, embedded_as, engine_behind, idle, make_sequence, random_prompt, token_apart_from, tokens_of, until)
+from tests.support.tiny_engine import (
+    LONG,
+    MAX_SEQUENCES,
+    Reference,
+    all_tokens_of,
+    embedded_as,
+    engine_behind,
+    idle,
+    make_sequence,
+    random_prompt,
+    token_apart_from,
+    tokens_of,
+    until,
+)
 
 pytest_plugins = "tests.support.engine_fixtures"
 

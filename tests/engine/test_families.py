@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import (FAMILIES, save_checkpoint, tiny_model)
-from tests.support.running import (sequence, served)
+from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_model
+from tests.support.running import sequence, served
 from tests.support.tiny_engine import tokens_of
 
 MAX_TOKENS = 24

@@ -10,7 +10,16 @@ from control_plane.engine.sequence import Generated, SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import EngineError
 from tests.support.running import Served
-from tests.support.tiny_engine import (Reference, all_tokens_of, embedded_as, idle, random_prompt, token_apart_from, tokens_of, until)
+from tests.support.tiny_engine import (
+    Reference,
+    all_tokens_of,
+    embedded_as,
+    idle,
+    random_prompt,
+    token_apart_from,
+    tokens_of,
+    until,
+)
 
 pytest_plugins = ["tests.support.engine_fixtures"]
 

@@ -8,7 +8,7 @@ import torch
 from control_plane.engine.sequence import Generated, SamplingParams, Sequence, TokenLogprob
 from control_plane.engine.stream import TokenStream
 from tests.support.running import Served
-from tests.support.tiny_engine import (Reference, engine_behind, idle, random_prompt)
+from tests.support.tiny_engine import Reference, engine_behind, idle, random_prompt
 
 pytest_plugins = "tests.support.engine_fixtures"
 

@@ -1,6 +1,6 @@
 """When a function is called at its own address."""
 
-from control_plane.faas.addresses import (MAX_AVOID_SECONDS, AddressBook)
+from control_plane.faas.addresses import MAX_AVOID_SECONDS, AddressBook
 from control_plane.faas.connection import Address
 
 HERE = Address("10.0.0.5", 8080)

@@ -20,10 +20,10 @@ from control_plane.errors import (
 )
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import InvocationPolicy, Invoker
+from functions.contract.wire import Invocation, InvocationResult
 from functions.expert.http import Response
-from functions.contract.wire import (Invocation, InvocationResult)
 from tests.support.expert_process import ExpertProcess
-from tests.support.loopback_server import (Answer, Call, loopback_server)
+from tests.support.loopback_server import Answer, Call, loopback_server
 from tests.support.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.filterwarnings("error")

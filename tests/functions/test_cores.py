@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from control_plane.partition.granularity import Granularity
-from functions.host.threads import ClientCore
 from functions.expert.expert_block import ExpertBlock
 from functions.expert.http import HttpServer, Request, Response
+from functions.host.threads import ClientCore
 from functions.kernels import load_kernel
 from tests.support.tiny_partition import TinyPartition
 

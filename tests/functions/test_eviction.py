@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 
 from control_plane.partition.granularity import Granularity, default_granularity
 from functions.expert.eviction import NextUse
+from tests.support.paths import DEMO_ROUTING
 
 LAYERS, EXPERTS = 6, 16
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -119,7 +119,7 @@ class Recording:
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    with np.load(Path(__file__).parent / "data" / "demo_routing.npz") as arrays:
+    with np.load(DEMO_ROUTING) as arrays:
         return Recording(**arrays)
 
 

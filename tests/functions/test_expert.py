@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import functions
+from functions.contract.wire import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
 from functions.expert.http import Request
-from functions.kernels import Kernel
 from functions.expert.server import ExpertFunction
-from functions.contract.wire import (Invocation, InvocationResult)
+from functions.kernels import Kernel
 from tests.conftest import StartFunction
 from tests.support.expert_process import ExpertProcess
 from tests.support.tiny_partition import TinyPartition

@@ -17,7 +17,7 @@ import pytest
 from control_plane.faas.connection import Address
 from functions.contract.wire import Invocation
 from tests.conftest import StartFunction
-from tests.support.expert_process import (COMMAND, ExpertProcess, expert_environment, starting_process)
+from tests.support.expert_process import COMMAND, ExpertProcess, expert_environment, starting_process
 from tests.support.tiny_partition import TinyPartition
 
 IDLE_PRIVATE_BYTES = 30e6

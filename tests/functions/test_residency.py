@@ -16,13 +16,13 @@ import numpy as np
 import psutil
 import pytest
 
+from functions.contract.wire import Invocation, ResidencyReport
 from functions.expert.block_file import BlockFile, BlockReadError
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
-from functions.kernels import load_kernel
 from functions.expert.residency import Residency
-from functions.contract.wire import (Invocation, ResidencyReport)
-from tests.support.api_server import eventually
+from functions.kernels import load_kernel
 from tests.conftest import StartFunction
+from tests.support.api_server import eventually
 from tests.support.expert_process import ExpertProcess
 from tests.support.tiny_partition import TinyPartition
 

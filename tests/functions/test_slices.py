@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from functions.host import threads as slices
-from functions.host.threads import (SLICE_NANOSECONDS, take_short_slices)
+from functions.host.threads import SLICE_NANOSECONDS, take_short_slices
 
 GET = {"x86_64": 315, "aarch64": 275}
 """The number of sched_getattr(2)."""

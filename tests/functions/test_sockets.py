@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 
-from functions.host.sockets import (JOINED_BYTES, send_all)
+from functions.host.sockets import JOINED_BYTES, send_all
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from functions.contract.wire import (Invocation, InvocationResult, ResidencyReport, WireError, decode, encode)
+from functions.contract.wire import Invocation, InvocationResult, ResidencyReport, WireError, decode, encode
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 ARRAYS = st.one_of([hnp.arrays(np.dtype(name), SHAPES) for name in ("<f4", "<i2", "<u2")])

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.contract.wire import (MAX_HEADER_BYTES, Invocation, InvocationResult, ResidencyReport, WireError, decode, encode)
+from functions.contract.wire import (
+    MAX_HEADER_BYTES,
+    Invocation,
+    InvocationResult,
+    ResidencyReport,
+    WireError,
+    decode,
+    encode,
+)
 
 
 def raw(header: Any, data: bytes = b"") -> bytes:

@@ -25,20 +25,20 @@ from yarl import URL
 
 from control_plane.app import control_plane
 from control_plane.config import Credentials, GatewayAccess, ServeConfig, read_credentials
-from control_plane.deployment.deploy import (Change, deploy_all)
+from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError
-from control_plane.gateway import embedded_gateway
-from control_plane.gateway.emulation import (FAASD, OWN)
 from control_plane.faas.client import Gateway
 from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.gateway import embedded_gateway
+from control_plane.gateway.emulation import FAASD, OWN
 from control_plane.partition.partitioner import partition
 from functions.contract.wire import Invocation
-from tests.support.api_server import (ApiClient, in_thread)
+from tests.support.api_server import ApiClient, in_thread
+from tests.support.paths import DEMO_MODEL
 from tests.support.tiny_partition import TinyPartition
 
 pytestmark = [pytest.mark.gateway, pytest.mark.timeout(600)]
 
-DEMO = Path(__file__).parent.parent / "models" / "demo"
 POLICY = InvocationPolicy(attempt_timeout=30, deadline=60)
 PROMPT = "And it came to pass"
 ANSWER_TOKENS = 16
@@ -107,8 +107,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
     """In float32, so that answers are the reference's whatever the machine rounds."""
     folder = tmp_path_factory.mktemp("acceptance") / "partition"
-    manifest = partition(DEMO, folder, dtype="f32")
-    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
+    manifest = partition(DEMO_MODEL, folder, dtype="f32")
+    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
     return TinyPartition(folder, manifest, model)
 
 
@@ -265,7 +265,7 @@ async def serving(target: Target, config: ServeConfig) -> AsyncIterator[URL]:
 
 def reference(demo: TinyPartition) -> list[int]:
     """The unsplit model's greedy continuation."""
-    prompt = AutoTokenizer.from_pretrained(DEMO)(PROMPT, return_tensors="pt").input_ids
+    prompt = AutoTokenizer.from_pretrained(DEMO_MODEL)(PROMPT, return_tensors="pt").input_ids
     with torch.inference_mode():
         whole = demo.model.generate(
             prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from control_plane.gateway.emulation import FAASD
 from tests.support.echo_client import deployment
-from tests.support.echo_gateway import (asynchronous, echo_gateway)
+from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous

@@ -11,8 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.echo_client import (EchoClient, deployment)
-from tests.support.echo_gateway import (asynchronous, wait_for_end)
+from tests.support.echo_client import EchoClient, deployment
+from tests.support.echo_gateway import asynchronous, wait_for_end
 
 
 @asynccontextmanager

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from control_plane.errors import FunctionUnavailable
-from control_plane.gateway.provider.process import Timeouts
+from control_plane.faas.types import FunctionDeployment
 from control_plane.gateway.provider.image import LocalImage
+from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
-from control_plane.faas.types import FunctionDeployment
 from tests.support.echo_client import deployment
-from tests.support.echo_gateway import (asynchronous, echo_gateway)
+from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous

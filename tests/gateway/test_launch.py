@@ -7,10 +7,10 @@ import pytest
 from yarl import URL
 
 from control_plane.deployment.deploy import deploy_all
-from control_plane.faas.connection import Address
-from control_plane.gateway import embedded_gateway
 from control_plane.faas.client import Gateway
+from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
+from control_plane.gateway import embedded_gateway
 from tests.support.api_server import in_thread
 from tests.support.tiny_partition import TinyPartition
 

@@ -9,7 +9,7 @@ import pytest
 
 from control_plane.gateway.provider.log import FunctionLog
 from tests.support.echo_client import deployment
-from tests.support.echo_gateway import (asynchronous, echo_gateway)
+from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous

@@ -12,7 +12,7 @@ import pytest
 from yarl import URL
 
 from tests.support.echo_client import deployment
-from tests.support.echo_gateway import (asynchronous, echo_gateway)
+from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous

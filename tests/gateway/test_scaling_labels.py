@@ -3,7 +3,7 @@
 import pytest
 
 from control_plane.errors import ConfigError
-from control_plane.gateway.provider.scaling_labels import (ScalingLabels, check_replicas)
+from control_plane.gateway.provider.scaling_labels import ScalingLabels, check_replicas
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.observability.logs import (configure, log_request)
+from control_plane.observability.logs import configure, log_request
 from control_plane.observability.metrics import RequestRecord
 
 RECORD = RequestRecord(

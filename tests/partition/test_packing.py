@@ -1,13 +1,12 @@
 """Which experts share a function: tables, properties, and the recorded routing of the demo model."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.partition.packing import pack, pairs_inside
+from tests.support.paths import DEMO_ROUTING
 
 Routing = list[set[int]]
 
@@ -88,7 +87,7 @@ def test_two_experts_a_token_never_cost_more_calls(tokens: Routing, size: int) -
 @pytest.mark.parametrize("size", [2, 4, 6, 8])
 def test_the_demo_model_calls_fewer_functions(size: int) -> None:
     """Packed by one half of its recorded sequences, each layer of the other half calls no more, all fewer."""
-    with np.load(Path(__file__).parent / "data" / "demo_routing.npz") as arrays:
+    with np.load(DEMO_ROUTING) as arrays:
         experts, even = arrays["experts"], arrays["sequence"] // 3 % 2 == 0
     before = after = 0
     for layer in range(experts.shape[1]):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.support.checkpoint import random_checkpoint, write_weights
 from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from bench.support.checkpoint import (random_checkpoint, write_weights)
-from tests.support.checkpoints import (save_checkpoint, tiny_config, tiny_model)
+from tests.support.checkpoints import save_checkpoint, tiny_config, tiny_model
 
 STOP_HALFWAY = """
 import sys

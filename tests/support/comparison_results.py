@@ -1,6 +1,6 @@
 """Results of a comparison, small enough to compute by hand."""
 
-from bench.comparison.recording import (Calls, Measured, Run)
+from bench.comparison.recording import Calls, Measured, Run
 from bench.comparison.replay import Outcome
 from bench.comparison.resources import Moment
 

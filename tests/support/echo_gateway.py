@@ -16,13 +16,13 @@ from aiohttp import web
 
 from control_plane.config import Credentials
 from control_plane.errors import PartitionError
-from control_plane.gateway.provider.process import Timeouts
-from control_plane.gateway.app import (MAX_BODY_BYTES, create_app)
+from control_plane.gateway.app import MAX_BODY_BYTES, create_app
+from control_plane.gateway.emulation import OWN, Manners
 from control_plane.gateway.provider.image import LocalImage
+from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider
-from control_plane.gateway.emulation import (OWN, Manners)
 from control_plane.gateway.provider.secret_store import SecretStore
-from tests.support.echo_client import (IMAGE, EchoClient)
+from tests.support.echo_client import IMAGE, EchoClient
 
 P = ParamSpec("P")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.faas.connection import Address
-from functions.contract.wire import (Invocation, InvocationResult)
+from functions.contract.wire import Invocation, InvocationResult
+from tests.support.paths import ROOT
 
 COMMAND = (sys.executable, "-m", "functions.expert")
-_SOURCES = Path(__file__).parent.parent
 
 
 @dataclass
@@ -66,7 +66,7 @@ class ExpertProcess:
 
 @contextmanager
 def starting_process(
-    partition: Path, function: str, *, port: int = 0, sources: Path = _SOURCES, **environment: str
+    partition: Path, function: str, *, port: int = 0, sources: Path = ROOT, **environment: str
 ) -> Iterator[ExpertProcess]:
     """Run `function` as a supervisor does: on a socket that it inherits, until its standard input ends."""
     with socket.create_server(("127.0.0.1", port)) as listener:

@@ -17,8 +17,8 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
-from control_plane.gateway import embedded_gateway
 from control_plane.faas.client import Gateway
+from control_plane.gateway import embedded_gateway
 from control_plane.partition.manifest import Manifest
 
 

@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 
 import torch
 
-from control_plane.engine.scheduling.fairness import (OUTPUT_COST, PROMPT_COST)
-from control_plane.engine.model.kv_cache import (KVCache, KVCacheShape)
-from control_plane.engine.scheduling.scheduler import (Chunk, Scheduler)
+from control_plane.engine.model.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
+from control_plane.engine.scheduling.scheduler import Chunk, Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 
 PAGE = 16

@@ -12,12 +12,12 @@ from yarl import URL
 
 from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
-from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.engine import Engine
-from control_plane.engine.scheduling.interruption import Interruption
+from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.model.kv_cache import KVCache
 from control_plane.engine.model.loader import load_model
-from control_plane.engine.model.runner import (ModelRunner, kv_cache_shape)
+from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
+from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
@@ -25,7 +25,7 @@ from control_plane.faas.connection import Address
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import (save_checkpoint, tiny_model)
+from tests.support.checkpoints import save_checkpoint, tiny_model
 
 MAX_BATCH_TOKENS = 8
 MAX_SEQUENCES = 4

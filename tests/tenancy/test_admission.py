@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from control_plane.errors import Overloaded, QueueFull, QuotaExceeded, RetryLater
-from control_plane.tenancy.limits.admission import (Admission, Allowance, Quota, Ticket)
+from control_plane.tenancy.limits.admission import Admission, Allowance, Quota, Ticket
 from control_plane.tenancy.tenants import Limits, Tenant
 
 MANY = 10**9

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from control_plane.errors import ConfigError, InvalidApiKey, QuotaExceeded, RetryLater, TenancyError
-from control_plane.tenancy.limits.admission import (Account, Admission)
 from control_plane.tenancy.declared import DeclaredTenant
-from control_plane.tenancy.storage.migrations import MIGRATIONS
+from control_plane.tenancy.limits.admission import Account, Admission
 from control_plane.tenancy.limits.shared_limiter import SharedLimiter
+from control_plane.tenancy.storage.migrations import MIGRATIONS
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant
 from control_plane.tenancy.usage import Booking, Usage
-from tests.support.api_server import (COMPLETION, ApiClient, in_thread)
-from tests.support.command_line import (error_line, faasmoe)
+from tests.support.api_server import COMPLETION, ApiClient, in_thread
+from tests.support.command_line import error_line, faasmoe
 from tests.support.echo_gateway import asynchronous
 
 pytest_plugins = "tests.support.chat_fixtures"

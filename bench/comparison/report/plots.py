@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bench.comparison.recording import (Measured, Recording)
+from bench.comparison.recording import Measured, Recording
+from bench.comparison.report.tables import Figures, figures, in_order
 from bench.comparison.strategies import ROLES
-from bench.comparison.report.tables import (Figures, figures, in_order)
 
 COLOURS = dict(zip(ROLES, ("#8c8c8c", "#e6a23c", "#3a7ca5", "#7a4d9f"), strict=True))
 GAP_PERCENTILES = np.linspace(0, 99.5, 200)

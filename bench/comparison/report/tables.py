@@ -6,9 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
-from bench.comparison.recording import (Measured, Recording)
-from bench.comparison.resources import (Bill, Moment, bill)
-from bench.comparison.strategies import (FUNCTION, ROLES, STRATEGIES)
+from bench.comparison.recording import Measured, Recording
+from bench.comparison.resources import Bill, Moment, bill
+from bench.comparison.strategies import FUNCTION, ROLES, STRATEGIES
 
 PAPER = {
     "baseline": (1126.84, 217.52),

@@ -5,12 +5,15 @@ How OpenAI's API tells an error.
 Which HTTP status each domain error has: the one table, and the answers made of it.
 """
 
-from typing import Any
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
 from aiohttp import web
+
 from control_plane import errors
+
 
 def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
     """The JSON object; `param` names the field at fault."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from control_plane.api.openai.fields import (MAX_QUOTED, is_unicode)
+from control_plane.api.openai.fields import MAX_QUOTED, is_unicode
 from control_plane.errors import BadRequest
 
 MAX_MESSAGES = 2048

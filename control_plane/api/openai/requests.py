@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from control_plane.api.openai import fields as known
-from control_plane.api.openai.fields import (MAX_INTEGER, Fields, is_unicode)
-from control_plane.api.openai.messages import (Chat, parse_messages)
+from control_plane.api.openai.fields import MAX_INTEGER, Fields, is_unicode
+from control_plane.api.openai.messages import Chat, parse_messages
 from control_plane.engine.sequence import SamplingParams
 from control_plane.errors import UnknownModel
 

@@ -5,13 +5,13 @@ Server-sent events, as OpenAI's API streams them.
 Sends answers to clients, who may not read them.
 """
 
-import json
-from collections.abc import Mapping
-from typing import Any
-from aiohttp import web
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
 
 DONE = b"data: [DONE]\n\n"
 

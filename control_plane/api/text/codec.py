@@ -8,7 +8,7 @@ from functools import cached_property
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from control_plane.api.openai.requests import (Chat, Prompt)
+from control_plane.api.openai.requests import Chat, Prompt
 from control_plane.errors import BadRequest
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

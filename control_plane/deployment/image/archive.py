@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import functions
-from control_plane.errors import ConfigError, PartitionError
-from control_plane.deployment.image.base import (Base, python_versions, read_base)
-from control_plane.deployment.image.layer import (OWNER, Blob, blob, entry, layer)
-from control_plane.deployment.image.packages import (MACHINES, chosen, download, unpacked)
-from control_plane.deployment.image.template import (SOURCES, block_layers, required_packages)
-from control_plane.partition.manifest import MANIFEST_FILE, Manifest
+from control_plane.deployment.image.base import Base, python_versions, read_base
+from control_plane.deployment.image.layer import OWNER, Blob, blob, entry, layer
+from control_plane.deployment.image.packages import MACHINES, chosen, download, unpacked
+from control_plane.deployment.image.template import SOURCES, block_layers, required_packages
 from control_plane.deployment.stack import MODEL_ANNOTATION
+from control_plane.errors import ConfigError, PartitionError
+from control_plane.partition.manifest import MANIFEST_FILE, Manifest
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -79,7 +79,7 @@ def write_image(spec: ImageSpec, output: Path, say: Callable[[str], object]) -> 
 
 def built_kernel() -> Path | None:
     """This machine's compiled kernel, if any. It needs a C library as new as the one here."""
-    return next(iter(sorted(_code().glob("expert/kernels/_gated_ffn*.so"))), None)
+    return next(iter(sorted(_code().glob("kernels/_gated_ffn*.so"))), None)
 
 
 def _code() -> Path:
@@ -169,7 +169,7 @@ def _sources(kernel: Path | None) -> dict[str, Path | bytes]:
         f"{HOME}/{SOURCES}/{file.relative_to(root)}": file for file in root.rglob("*.py")
     }
     if kernel is not None:
-        files[f"{HOME}/{SOURCES}/expert/kernels/{kernel.name}"] = kernel
+        files[f"{HOME}/{SOURCES}/kernels/{kernel.name}"] = kernel
     return files
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import IO, Any
 
+from control_plane.deployment.image.layer import COPY_BYTES, TAR, Blob, blob, copy_of
 from control_plane.errors import ConfigError
-from control_plane.deployment.image.layer import (COPY_BYTES, TAR, Blob, blob, copy_of)
 
 INDEXES = {
     "application/vnd.oci.image.index.v1+json",

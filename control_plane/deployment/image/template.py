@@ -40,7 +40,7 @@ _DOCKERFILE = """\
 FROM python:3.11-slim AS kernel
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /kernel
-COPY function/functions/kernels/ ./
+COPY function/functions/kernels/csrc/ ./
 RUN gcc -O3 -std=c11 -pthread -fPIC -shared $(python3-config --includes) gated_ffn.c \\
     -o _gated_ffn$(python3-config --extension-suffix) -lm
 

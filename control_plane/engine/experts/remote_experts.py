@@ -8,8 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
-from control_plane.engine.model.attention import (RaggedMixtralAttention, RaggedOlmoeAttention, RaggedQwen2MoeAttention, RaggedQwen3MoeAttention)
 from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.model.attention import (
+    RaggedMixtralAttention,
+    RaggedOlmoeAttention,
+    RaggedQwen2MoeAttention,
+    RaggedQwen3MoeAttention,
+)
 from control_plane.engine.model.layers import KernelRMSNorm
 
 

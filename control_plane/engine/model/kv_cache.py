@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from control_plane.engine.model.kv_pages import KVPages
+from control_plane.engine.model.tensors import to_numpy, to_torch
 from control_plane.engine.sequence import Sequence
-from control_plane.engine.model.tensors import (to_numpy, to_torch)
 from control_plane.errors import OutOfCache
-from functions.kernels import (MAX_THREADS, Kernel, load_kernel)
+from functions.kernels import MAX_THREADS, Kernel, load_kernel
 
 _MAP_NORESERVE = 0x4000
 """Linux's; Python's mmap has a name for it from 3.13 on."""

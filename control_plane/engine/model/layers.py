@@ -9,23 +9,24 @@ The models' normalisation in one call of a kernel, where torch takes seven.
 Token embeddings that stay on disk: a step reads the rows of its tokens, and no others take memory.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
-from typing import Any
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
-from control_plane.engine.model.tensors import (to_numpy, to_torch)
-from control_plane.errors import PartitionError
-from functions.kernels import (MAX_THREADS, ExpertShape, Kernel, LinearLayer, LinearShape, load_kernel)
-from functions.kernels import load_kernel
 import json
 import os
 import struct
 import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from control_plane.errors import EngineError
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from control_plane.engine.model.tensors import to_numpy, to_torch
+from control_plane.errors import EngineError, PartitionError
+from functions.kernels import MAX_THREADS, ExpertShape, Kernel, LinearLayer, LinearShape, load_kernel
+
 
 class PackedLinear(nn.Module):
     """A linear layer; takes and gives [..., K] and [..., N] in float32 or bfloat16."""

@@ -20,11 +20,10 @@ from transformers import (
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from control_plane.engine.model import attention
 from control_plane.engine.experts.dispatcher import Dispatcher
-from control_plane.engine.model.layers import (check_packed, replace_packed)
-from control_plane.engine.experts.remote_experts import (REPLACEMENTS, RemoteExperts)
-from control_plane.engine.model.layers import StoredEmbedding
+from control_plane.engine.experts.remote_experts import REPLACEMENTS, RemoteExperts
+from control_plane.engine.model import attention
+from control_plane.engine.model.layers import StoredEmbedding, check_packed, replace_packed
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.dense import PACKED, packed_shapes
 from control_plane.partition.manifest import Manifest

@@ -7,11 +7,11 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel
 
-from control_plane.engine.model.attention import RaggedBatch
-from control_plane.engine.scheduling.interruption import Interruption
-from control_plane.engine.model.kv_cache import (KVCache, KVCacheShape)
-from control_plane.engine.model.layers import PackedLinear
 from control_plane.engine.experts.prefetcher import Prefetcher
+from control_plane.engine.model.attention import RaggedBatch
+from control_plane.engine.model.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.model.layers import PackedLinear
+from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.scheduler import Chunk
 from control_plane.engine.stopwatch import Part, Stopwatch
 

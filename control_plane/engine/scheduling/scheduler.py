@@ -5,9 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from control_plane.engine.scheduling.fairness import (OUTPUT_COST, PROMPT_COST, VirtualTokenCounters, interleave)
 from control_plane.engine.model.kv_cache import KVCache
-from control_plane.engine.scheduling.preemption import (Holder, victims_of_admission, victims_of_growth)
+from control_plane.engine.scheduling.fairness import (
+    OUTPUT_COST,
+    PROMPT_COST,
+    VirtualTokenCounters,
+    interleave,
+)
+from control_plane.engine.scheduling.preemption import Holder, victims_of_admission, victims_of_growth
 from control_plane.engine.sequence import Sequence
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from control_plane.errors import FunctionNotFound, FunctionUnavailable
+from control_plane.faas.types import FunctionDeployment, FunctionStatus
 from control_plane.gateway.provider.log import FunctionLog
 from control_plane.gateway.provider.process import FunctionProcess
-from control_plane.gateway.provider.starter import FunctionStarter
 from control_plane.gateway.provider.scaling_labels import ScalingLabels
-from control_plane.faas.types import FunctionDeployment, FunctionStatus
+from control_plane.gateway.provider.starter import FunctionStarter
 
 _COOL_DOWN_S = 5.0
 

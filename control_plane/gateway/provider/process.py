@@ -13,8 +13,8 @@ from typing import Self
 import aiohttp
 import psutil
 
-from control_plane.gateway.provider.log import FunctionLog
 from control_plane.faas.types import FunctionUsage
+from control_plane.gateway.provider.log import FunctionLog
 
 LISTEN_FD = "FAASMOE_LISTEN_FD"
 """The variable that tells a function the number of the listening socket that it inherits."""

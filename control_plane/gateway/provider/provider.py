@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Self
 
 from control_plane.errors import ConfigError, FunctionNotFound, FunctionUnavailable
-from control_plane.gateway.provider.log import FunctionLog
-from control_plane.gateway.provider.process import (DEFAULT_TIMEOUTS, FunctionProcess, Timeouts)
-from control_plane.gateway.provider.starter import FunctionStarter
+from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
+from control_plane.gateway.emulation import OWN, Manners
 from control_plane.gateway.provider.function import LocalFunction
 from control_plane.gateway.provider.image import LocalImage
-from control_plane.gateway.emulation import (OWN, Manners)
-from control_plane.gateway.provider.scaling_labels import (ScalingLabels, check_replicas)
+from control_plane.gateway.provider.log import FunctionLog
+from control_plane.gateway.provider.process import DEFAULT_TIMEOUTS, FunctionProcess, Timeouts
+from control_plane.gateway.provider.scaling_labels import ScalingLabels, check_replicas
 from control_plane.gateway.provider.secret_store import SecretStore
-from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
+from control_plane.gateway.provider.starter import FunctionStarter
 
 DEFAULT_IDLE_AFTER_S = 900.0
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import aiohttp
 
 from control_plane.errors import FunctionUnavailable
-from control_plane.gateway.provider.log import FunctionLog
-from control_plane.gateway.provider.process import (FunctionProcess, Timeouts)
-from control_plane.gateway.provider.image import LocalImage
-from control_plane.gateway.provider.secret_store import SecretStore
 from control_plane.faas.types import FunctionDeployment
+from control_plane.gateway.provider.image import LocalImage
+from control_plane.gateway.provider.log import FunctionLog
+from control_plane.gateway.provider.process import FunctionProcess, Timeouts
+from control_plane.gateway.provider.secret_store import SecretStore
 
 START_TRIES = 3
 

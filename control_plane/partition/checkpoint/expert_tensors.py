@@ -13,8 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
+from control_plane.partition.checkpoint.families import Family, ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
-from control_plane.partition.checkpoint.families import (Family, ModelConfig)
 from control_plane.partition.checkpoint.tensor_file import Tensor
 
 

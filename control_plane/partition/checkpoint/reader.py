@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.errors import PartitionError
-from control_plane.partition.checkpoint.tensor_file import (StoredTensor, Tensor, read_header)
+from control_plane.partition.checkpoint.tensor_file import StoredTensor, Tensor, read_header
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from control_plane.errors import Overloaded, QueueFull, QuotaExceeded
-from control_plane.tenancy.limits.bucket import (MINUTE, SLACK, Bucket, Charge)
+from control_plane.tenancy.limits.bucket import MINUTE, SLACK, Bucket, Charge
 from control_plane.tenancy.tenants import Limits, Tenant
 
 RETRY_SECONDS = 1.0

@@ -3,7 +3,7 @@
 import time
 from typing import Protocol
 
-from control_plane.tenancy.limits.admission import (Admission, Quota, Ticket)
+from control_plane.tenancy.limits.admission import Admission, Quota, Ticket
 from control_plane.tenancy.tenants import Tenant
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from control_plane.errors import Overloaded
-from control_plane.tenancy.limits.admission import (RETRY_SECONDS, Account, Admission, Quota, Ticket)
+from control_plane.tenancy.limits.admission import RETRY_SECONDS, Account, Admission, Quota, Ticket
 from control_plane.tenancy.storage.postgres import PostgresDatabase
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.storage.store_thread import StoreThread

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from control_plane.errors import ConfigError, TenancyError
-from control_plane.tenancy.storage.migrations import (APPLICATION_ID, MIGRATIONS)
+from control_plane.tenancy.storage.migrations import APPLICATION_ID, MIGRATIONS
 
 BUSY_SECONDS = 5.0
 """How long to wait for another process that writes, or for a database elsewhere."""

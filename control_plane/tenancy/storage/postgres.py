@@ -8,8 +8,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from control_plane.errors import ConfigError, TenancyError
-from control_plane.tenancy.storage.database import (BUSY_SECONDS, Duplicate)
-from control_plane.tenancy.storage.migrations import (APPLICATION_ID, MIGRATIONS, postgres)
+from control_plane.tenancy.storage.database import BUSY_SECONDS, Duplicate
+from control_plane.tenancy.storage.migrations import APPLICATION_ID, MIGRATIONS, postgres
 
 _VERSION = "CREATE TABLE IF NOT EXISTS faasmoe_schema (version BIGINT NOT NULL)"
 _TABLES = "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = ?"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.errors import InvalidApiKey, TenancyError, UnknownTenant
-from control_plane.tenancy.storage.database import (Database, Duplicate, opened)
 from control_plane.tenancy.declared import DeclaredTenant
 from control_plane.tenancy.keys import checked_key, hash_key, new_key
+from control_plane.tenancy.storage.database import Database, Duplicate, opened
 from control_plane.tenancy.tenants import Limits, Tenant
 from control_plane.tenancy.usage import Booking, Usage
 

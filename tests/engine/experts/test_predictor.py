@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from control_plane.engine.experts.predictor import (Forecast, fitted_router)
+from control_plane.engine.experts.predictor import Forecast, fitted_router
 
 EXPERTS, TOP_K, HIDDEN = 8, 2, 16
 

@@ -10,15 +10,15 @@ import torch
 
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import Forecast
-from control_plane.engine.experts.prefetcher import (MOST_ROWS, PATIENCE, Prefetcher)
-from control_plane.engine.experts.trial import (KEPT_STEPS, TURN_STEPS, TURNS)
+from control_plane.engine.experts.prefetcher import MOST_ROWS, PATIENCE, Prefetcher
+from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
-from functions.contract.wire import (Invocation, InvocationResult, ResidencyReport)
-from tests.support.api_server import eventually
+from functions.contract.wire import Invocation, InvocationResult, ResidencyReport
 from tests.conftest import StartFunction
-from tests.support.loopback_server import (gateway, loopback_server)
+from tests.support.api_server import eventually
+from tests.support.loopback_server import gateway, loopback_server
 from tests.support.tiny_partition import TinyPartition
 
 EXPERTS, TOP_K = 5, 4

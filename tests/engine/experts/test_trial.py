@@ -2,7 +2,7 @@
 
 import pytest
 
-from control_plane.engine.experts.trial import (KEPT_STEPS, TURN_STEPS, TURNS, Trial)
+from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS, Trial
 
 TRIAL_STEPS = TURN_STEPS * TURNS
 

@@ -16,13 +16,13 @@ from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qw
 from transformers.monkey_patching import get_patch_mapping
 
 from control_plane.engine.experts.dispatcher import Dispatcher
-from control_plane.engine.model.loader import (EMBEDDING, eos_token_ids, load_model, load_tokenizer)
+from control_plane.engine.model.loader import EMBEDDING, eos_token_ids, load_model, load_tokenizer
 from control_plane.errors import PartitionError
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
 from control_plane.partition.manifest import Manifest, PartitionFile
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import (FAMILIES, save_checkpoint, tiny_config, tiny_model)
+from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_config, tiny_model
 from tests.support.tiny_partition import TinyPartition
 
 DENSE = "dense.safetensors"

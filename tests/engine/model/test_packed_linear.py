@@ -18,17 +18,17 @@ from transformers import PreTrainedModel
 
 from control_plane.cli import main
 from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.model.layers import PackedGatedFFN, PackedLinear
 from control_plane.engine.model.loader import load_model
-from control_plane.engine.model.layers import (PackedGatedFFN, PackedLinear)
 from control_plane.errors import ConfigError, PartitionError
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest, PartitionFile
 from control_plane.partition.partitioner import partition
-from functions.kernels.packed_matrix import (LinearShape, pack_matrix)
-from functions.kernels.packed_expert import (ExpertShape, pack_expert)
-from tests.support.checkpoints import (FAMILIES, save_checkpoint, tiny_model)
+from functions.kernels.packed_expert import ExpertShape, pack_expert
+from functions.kernels.packed_matrix import LinearShape, pack_matrix
+from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_model
 from tests.support.running import served
 
 DENSE = "dense.safetensors"

@@ -13,7 +13,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from control_plane.engine.model.sampler import (PART, Sampler, penalised, token_at, token_logprobs, token_probabilities)
+from control_plane.engine.model.sampler import (
+    PART,
+    Sampler,
+    penalised,
+    token_at,
+    token_logprobs,
+    token_probabilities,
+)
 from control_plane.engine.sequence import SamplingParams, Sequence
 
 VOCABULARY = 50

@@ -4,9 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.engine.scheduling.fairness import (OUTPUT_COST, PROMPT_COST, VirtualTokenCounters, interleave)
+from control_plane.engine.scheduling.fairness import (
+    OUTPUT_COST,
+    PROMPT_COST,
+    VirtualTokenCounters,
+    interleave,
+)
 from control_plane.engine.sequence import Sequence
-from tests.support.scheduling import (PAGE, Simulation, advance, make_scheduler, make_sequence)
+from tests.support.scheduling import PAGE, Simulation, advance, make_scheduler, make_sequence
 
 
 def counters(**service: float) -> VirtualTokenCounters:

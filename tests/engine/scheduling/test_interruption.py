@@ -5,10 +5,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from control_plane.engine.scheduling.interruption import (MAX_CREDIT_SECONDS, WASTED_SHARE, Interrupted, Interruption)
+from control_plane.engine.scheduling.interruption import (
+    MAX_CREDIT_SECONDS,
+    WASTED_SHARE,
+    Interrupted,
+    Interruption,
+)
 from control_plane.engine.sequence import SamplingParams, Sequence
 from tests.support.running import Served
-from tests.support.tiny_engine import (Reference, idle, random_prompt, tokens_of, until)
+from tests.support.tiny_engine import Reference, idle, random_prompt, tokens_of, until
 
 pytest_plugins = ["tests.support.engine_fixtures"]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.engine.scheduling.preemption import (Holder, victims_of_admission, victims_of_growth)
+from control_plane.engine.scheduling.preemption import Holder, victims_of_admission, victims_of_growth
 
 Holders = dict[str, Holder[str]]
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.engine.scheduling.scheduler import (Chunk, Scheduler)
+from control_plane.engine.scheduling.scheduler import Chunk, Scheduler
 from control_plane.engine.sequence import Sequence
-from tests.support.scheduling import (advance, assert_empty, complete, make_scheduler, make_sequence)
+from tests.support.scheduling import advance, assert_empty, complete, make_scheduler, make_sequence
 
 Step = list[tuple[str, int, int]]
 """The chunks of a step: name, start and length."""

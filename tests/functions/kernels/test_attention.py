@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from functions.kernels import (available_isas, load_kernel)
-from functions.kernels.bfloat16 import (bf16_to_f32, f32_to_bf16)
+from functions.kernels import available_isas, load_kernel
+from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 
 ISAS = available_isas()
 LANES, LAYERS, LAYER, TOKENS = 4, 3, 1, 70

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import functions
-from functions.kernels import (ExpertShape, available_isas, load_kernel)
-from functions.kernels.bfloat16 import (bf16_to_f32, f32_to_bf16)
-from functions.kernels.packed_expert import (pack_expert, unpack_expert)
+from functions.kernels import ExpertShape, available_isas, load_kernel
+from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.kernels.packed_expert import pack_expert, unpack_expert
 
 PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("int8", "f32"), ("int8", "bf16")]
 COMPILED = [isa for isa in available_isas() if isa != "numpy"]
@@ -292,7 +292,7 @@ def test_without_the_extension_there_is_still_numpy(tmp_path: Path) -> None:
     shutil.copytree(
         Path(functions.__file__).parent, tmp_path / "functions", ignore=shutil.ignore_patterns("*.so")
     )
-    script = "from functions.expert import kernels; print(kernels.__file__, kernels.available_isas())"
+    script = "from functions import kernels; print(kernels.__file__, kernels.available_isas())"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
     )

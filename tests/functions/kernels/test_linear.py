@@ -11,10 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from functions.kernels import (LinearLayer, LinearShape, available_isas, load_kernel)
-from functions.kernels.bfloat16 import (bf16_to_f32, f32_to_bf16)
-from functions.kernels.packed_matrix import (pack_matrix, unpack_matrix)
-from tests.functions.kernels.test_gated_ffn import (COMPILED, ERROR_TO_TORCH, ERROR_TO_TWIN, PAIRS, as_f32, assert_close)
+from functions.kernels import LinearLayer, LinearShape, available_isas, load_kernel
+from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.kernels.packed_matrix import pack_matrix, unpack_matrix
+from tests.functions.kernels.test_gated_ffn import (
+    COMPILED,
+    ERROR_TO_TORCH,
+    ERROR_TO_TWIN,
+    PAIRS,
+    as_f32,
+    assert_close,
+)
 
 
 class Layer:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from functions.kernels.bfloat16 import (bf16_to_f32, f32_to_bf16)
-from functions.kernels.packed_expert import (ExpertShape, pack_expert, unpack_expert)
+from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.kernels.packed_expert import ExpertShape, pack_expert, unpack_expert
 
 SIZES = [(1, 1), (24, 20), (130, 33), (64, 48)]
 DTYPES = ["f32", "bf16", "int8"]
