@@ -29,7 +29,7 @@ from control_plane.config import GatewayAccess, ServeConfig, database_address
 from control_plane.deployment.failover import Failover
 from control_plane.engine.engine import Engine, EngineStatus
 from control_plane.engine.experts.dispatcher import Dispatcher
-from control_plane.engine.experts.predictor import Forecast
+from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.kv_cache import KVCache
 from control_plane.engine.model.layers import StoredEmbedding
@@ -195,7 +195,7 @@ def build_runner(
     dispatcher = Dispatcher(manifest, invoker, interruption, stopwatch)
     model = load_model(partition, manifest, dispatcher)
     if config.prefetch:
-        dispatcher.prefetcher = Prefetcher(manifest, Forecast.of(model, manifest), invoker)
+        dispatcher.prefetcher = Prefetcher(manifest, ExpertPredictor.of(model, manifest), invoker)
     shape = kv_cache_shape(model)
     num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
     if num_pages == 0:

@@ -54,7 +54,7 @@ class Task:
         )
 
 
-class Show:
+class ProgressListener:
     """What a person sees of the progress: nothing."""
 
     def line(self, text: str) -> None:
@@ -80,22 +80,22 @@ class Comparison:
     tokens: PromptTokens
     seed: int
 
-    async def run(self, tasks: Sequence[Task], recording: Recording, show: Show) -> None:
+    async def run(self, tasks: Sequence[Task], recording: Recording, listener: ProgressListener) -> None:
         """Measure what the recording does not have yet. What goes wrong with one is told there."""
         for task in tasks:
             blank = Measured(task.strategy.name, task.title, task.experts_per_function, task.memory_budget)
             if (earlier := recording.measured.get(blank.key)) and not earlier.problem:
-                show.line(f"{task.title}: measured already")
+                listener.line(f"{task.title}: measured already")
                 continue
-            show.begin(task.title, len(self.workload))
+            listener.begin(task.title, len(self.workload))
             try:
-                measured = await self._measure(task, blank, show)
+                measured = await self._measure(task, blank, listener)
             except* FAILURES as failed:
                 measured = replace(blank, problem=reasons(failed))
-            show.end(measured.problem)
+            listener.end(measured.problem)
             recording.add(measured)
 
-    async def _measure(self, task: Task, blank: Measured, show: Show) -> Measured:
+    async def _measure(self, task: Task, blank: Measured, listener: ProgressListener) -> Measured:
         with tempfile.TemporaryDirectory(prefix="faasmoe-", dir=self.service.partition.parent) as folder:
             service = replace(self.service, memory_budget=task.memory_budget)
             if task.experts_per_function:
@@ -115,7 +115,7 @@ class Comparison:
             started = clock()
             async with task.strategy.serve(service) as deployment, requests.session() as client:
                 ready = replace(blank, ready_seconds=clock() - started)
-                return await self._replayed(client, service, deployment, ready, show)
+                return await self._replayed(client, service, deployment, ready, listener)
 
     async def _replayed(
         self,
@@ -123,13 +123,13 @@ class Comparison:
         service: Service,
         deployment: Deployment,
         blank: Measured,
-        show: Show,
+        listener: ProgressListener,
     ) -> Measured:
         checked = await self._check(client, service, deployment)
         before = await _calls(client, deployment)
         with metered(deployment.roots) as moments:
             outcomes = await replay(
-                client, deployment.endpoints, self.workload, self.tokens, self.seed, show.request
+                client, deployment.endpoints, self.workload, self.tokens, self.seed, listener.request
             )
         after = await _calls(client, deployment)
         cached = await asyncio.to_thread(cached_bytes, deployment.files)

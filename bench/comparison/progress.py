@@ -6,11 +6,11 @@ from types import TracebackType
 import click
 from tqdm import tqdm
 
-from bench.comparison.comparison import Show
+from bench.comparison.comparison import ProgressListener
 from bench.comparison.replay import Outcome
 
 
-class Progress(Show):
+class Progress(ProgressListener):
     """On standard error."""
 
     def __init__(self) -> None:

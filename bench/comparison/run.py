@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from bench.comparison.comparison import Comparison, Show, Task
+from bench.comparison.comparison import Comparison, ProgressListener, Task
 from bench.comparison.recording import Recording, Run
 from bench.comparison.replay import PromptTokens
 from bench.comparison.strategies import Service, Sizes, read_strategies
@@ -110,34 +110,34 @@ class Settings:
         ]
 
 
-def begin(settings: Settings, folder: Path, show: Show) -> None:
+def begin(settings: Settings, folder: Path, listener: ProgressListener) -> None:
     """Measure, into a new folder. Raises `FaaSMoEError`."""
     tasks = settings.tasks_to_measure()
     requests = settings.requests()
     Recording.refuse_results(folder)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
-        service = _service(settings, settings.names(requests), requests, Path(work), show)
+        service = _service(settings, settings.names(requests), requests, Path(work), listener)
         recording = Recording.begin(folder, _run(settings, requests, service))
         workload.write(folder / WORKLOAD_FILE, requests)
-        _measure(settings, tasks, requests, service, recording, show)
+        _measure(settings, tasks, requests, service, recording, listener)
 
 
-def resume(folder: Path, show: Show) -> None:
+def resume(folder: Path, listener: ProgressListener) -> None:
     """Measure what a run has left, as it was begun. Raises `FaaSMoEError`."""
     recording = Recording.load(folder)
     settings = Settings(**recording.run.settings)
     requests = workload.read(folder / WORKLOAD_FILE)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
-        service = _service(settings, recording.run.tenants, requests, Path(work), show)
-        _measure(settings, settings.tasks_to_measure(), requests, service, recording, show)
+        service = _service(settings, recording.run.tenants, requests, Path(work), listener)
+        _measure(settings, settings.tasks_to_measure(), requests, service, recording, listener)
 
 
-def random_checkpoint(shape: str, show: Show) -> Path:
+def random_checkpoint(shape: str, listener: ProgressListener) -> Path:
     """With a published model's dimensions, or a fraction of them. Raises `FaaSMoEError`."""
     folder = MODELS / shape
     if folder.exists():
         return folder
-    show.line(f"writing {folder}")
+    listener.line(f"writing {folder}")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def _measure(
     requests: Sequence[Request],
     service: Service,
     recording: Recording,
-    show: Show,
+    listener: ProgressListener,
 ) -> None:
     vocab_size = json.loads((service.checkpoint / "config.json").read_text())["vocab_size"]
     # That of random weights takes each byte for a token, which would make prompts far too long.
@@ -173,7 +173,7 @@ def _measure(
         PromptTokens.of_model(service.checkpoint, vocab_size) if settings.model else PromptTokens(vocab_size)
     )
     comparison = Comparison(service, requests, tokens, settings.seed)
-    asyncio.run(comparison.run(tasks, recording, show))
+    asyncio.run(comparison.run(tasks, recording, listener))
 
 
 def _service(
@@ -181,10 +181,10 @@ def _service(
     tenants: Sequence[str],
     requests: Sequence[Request],
     work: Path,
-    show: Show,
+    listener: ProgressListener,
 ) -> Service:
-    model = Path(settings.model) if settings.model else random_checkpoint(settings.shape, show)
-    show.line(f"partitioning {model}")
+    model = Path(settings.model) if settings.model else random_checkpoint(settings.shape, listener)
+    listener.line(f"partitioning {model}")
     usual = partition(model, work / "usual")
     whole = Granularity(usual.num_experts, len(usual.moe_layers))
     partition(model, work / "one", granularity=whole)

@@ -66,8 +66,8 @@ def gateway(
     from control_plane.gateway.emulation import EMULATED, OWN
 
     credentials = read_credentials(user, password_file)
-    manners = EMULATED[emulate] if emulate else OWN
-    serve_until_signal("gateway", embedded_gateway(partition, host, port, credentials, idle_after, manners))
+    behaviour = EMULATED[emulate] if emulate else OWN
+    serve_until_signal("gateway", embedded_gateway(partition, host, port, credentials, idle_after, behaviour))
 
 
 @click.command()

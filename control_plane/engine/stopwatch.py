@@ -13,7 +13,7 @@ class Part(StrEnum):
     """Embeddings, norms, attention and routers."""
     SEND = "send"
     """Rows are sorted by function, and sent."""
-    FORETELL = "foretell"
+    PREFETCH = "predict"
     """Functions are told what to read ahead."""
     SHARED = "shared"
     """A shared expert, while functions compute."""

@@ -59,7 +59,7 @@ class ExpertInvoker(Protocol):
         The wait raises a `GatewayError` when a function stays away.
         """
 
-    def advise(self, invocations: Mapping[str, Invocation]) -> None:
+    def prefetch(self, invocations: Mapping[str, Invocation]) -> None:
         """Tell functions that are awake what to expect, by invocations without rows. Waits for nothing."""
 
     @property

@@ -27,7 +27,7 @@ from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
 from functions.contract.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
 
-ADVICE_SECONDS = 0.1
+PREFETCH_SECONDS = 0.1
 """Advice that takes longer is not worth it."""
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -74,7 +74,7 @@ class Invoker:
     _addresses: AddressBook = field(init=False)
     _idle: dict[Address, list[Connection]] = field(default_factory=dict)
     _in_flight: Sequence[_Call] = ()
-    _advised: dict[Address, Connection] = field(default_factory=dict)
+    _prefetch_connections: dict[Address, Connection] = field(default_factory=dict)
     """Connections of their own for advice: the answers may come while others are waited for."""
     _aborted: threading.Event = field(default_factory=threading.Event)
 
@@ -96,7 +96,7 @@ class Invoker:
         self._send_all(calls, attempt_deadline)
         return lambda: self._finish(calls, attempt_deadline, deadline)
 
-    def advise(self, invocations: Mapping[str, Invocation]) -> None:
+    def prefetch(self, invocations: Mapping[str, Invocation]) -> None:
         """Tell functions that are awake what they can expect, by invocations without rows.
 
         Waits for no answer, and forgets whatever goes wrong: it is only advice.
@@ -104,7 +104,7 @@ class Invoker:
         for function, invocation in invocations.items():
             address = self._addresses.awake(function)
             if address is not None:
-                self._advise(address, invocation)
+                self._prefetch(address, invocation)
 
     def address_of(self, function: str) -> Address | None:
         """Where the function was when it last answered, if that can be reached from here."""
@@ -120,25 +120,25 @@ class Invoker:
     def close(self) -> None:
         """Hang up everywhere."""
         self._hang_up()
-        for connection in chain(*self._idle.values(), self._advised.values()):
+        for connection in chain(*self._idle.values(), self._prefetch_connections.values()):
             connection.close()
         self._idle.clear()
-        self._advised.clear()
+        self._prefetch_connections.clear()
 
-    def _advise(self, address: Address, invocation: Invocation) -> None:
-        deadline = time.monotonic() + ADVICE_SECONDS
-        connection = self._advised.pop(address, None)
+    def _prefetch(self, address: Address, invocation: Invocation) -> None:
+        deadline = time.monotonic() + PREFETCH_SECONDS
+        connection = self._prefetch_connections.pop(address, None)
         try:
             if connection is None:
                 connection = Connection(address, deadline)
             elif not connection.readable:
                 # It has not even taken in what it was told last.
-                self._advised[address] = connection
+                self._prefetch_connections[address] = connection
                 return
             else:
                 connection.receive(deadline)
             connection.send("/", CONTENT_TYPE, invocation.encode(), deadline)
-            self._advised[address] = connection
+            self._prefetch_connections[address] = connection
         except (ConnectionLost, TimeoutError):
             if connection is not None:
                 connection.close()
@@ -275,8 +275,8 @@ class Invoker:
         for address in self._idle.keys() - awake:
             for connection in self._idle.pop(address):
                 connection.close()
-        for address in self._advised.keys() - awake:
-            self._advised.pop(address).close()
+        for address in self._prefetch_connections.keys() - awake:
+            self._prefetch_connections.pop(address).close()
 
     def _release(self, call: _Call) -> None:
         if call.connection is not None and call.connection.reusable:

@@ -58,7 +58,7 @@ def create_app(
 
 
 async def _run(app: web.Application) -> AsyncIterator[None]:
-    async with app[_PROVIDER] as provider, FunctionProxy.client_session(provider.manners) as session:
+    async with app[_PROVIDER] as provider, FunctionProxy.client_session(provider.behaviour) as session:
         app[_PROXY] = FunctionProxy(provider, session)
         yield
 

@@ -6,7 +6,7 @@ from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
 
 
 @dataclass(frozen=True)
-class Manners:
+class EmulatedBehaviour:
     """What callers notice of a gateway."""
 
     provider: str = "faasmoe"
@@ -21,8 +21,8 @@ class Manners:
     """For how long a connection to a function is kept for the next call."""
 
 
-OWN = Manners()
-FAASD = Manners(
+OWN = EmulatedBehaviour()
+FAASD = EmulatedBehaviour(
     provider="faasd-ce",
     orchestration="containerd",
     max_functions=COMMUNITY_FUNCTIONS,

@@ -13,7 +13,7 @@ from yarl import URL
 from control_plane.config import Credentials
 from control_plane.deployment.stack import FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE
 from control_plane.gateway.app import create_app
-from control_plane.gateway.emulation import OWN, Manners
+from control_plane.gateway.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
@@ -38,7 +38,7 @@ async def embedded_gateway(
     port: int,
     credentials: Credentials | None,
     idle_after: float,
-    manners: Manners = OWN,
+    behaviour: EmulatedBehaviour = OWN,
 ) -> AsyncIterator[URL]:
     """Run a gateway whose one image is the partition's; yields its address. No process outlives it.
 
@@ -56,7 +56,7 @@ async def embedded_gateway(
     )
     # Made with the first secret: a gateway that has none leaves nothing behind, however it ends.
     folder = Path(tempfile.gettempdir()) / f"faasmoe-secrets-{secrets.token_hex(16)}"
-    provider = LocalProvider(image, SecretStore(folder), idle_after, manners=manners)
+    provider = LocalProvider(image, SecretStore(folder), idle_after, behaviour=behaviour)
     try:
         async with serving(create_app(provider, credentials), host, port) as url:
             yield url

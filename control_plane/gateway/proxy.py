@@ -10,7 +10,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from control_plane.errors import FunctionUnavailable, GatewayError, InvocationTimeout
-from control_plane.gateway.emulation import Manners
+from control_plane.gateway.emulation import EmulatedBehaviour
 from control_plane.gateway.errors import invocation_error
 from control_plane.gateway.provider.process import FunctionProcess
 from control_plane.gateway.provider.provider import LocalProvider
@@ -47,10 +47,10 @@ class FunctionProxy:
         self._session = session
 
     @staticmethod
-    def client_session(manners: Manners) -> aiohttp.ClientSession:
+    def client_session(behaviour: EmulatedBehaviour) -> aiohttp.ClientSession:
         """A client that adds nothing of its own to what it passes on."""
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=manners.keep_alive_seconds),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=behaviour.keep_alive_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_ADDED_BY_CLIENT,
             auto_decompress=False,
@@ -64,7 +64,7 @@ class FunctionProxy:
         """
         if (request.content_length or 0) > request.client_max_size:
             return _too_large(request)
-        if not self._provider.manners.waits_for_start:
+        if not self._provider.behaviour.waits_for_start:
             return await self._call_at_once(request, name)
         async with self._provider.lease(name) as process:
             try:
@@ -96,7 +96,7 @@ class FunctionProxy:
             async with self._session.request(
                 request.method,
                 URL(process.url + _path_within(request), encoded=True),
-                headers=_forwarded_headers(request, self._provider.manners),
+                headers=_forwarded_headers(request, self._provider.behaviour),
                 data=_limited_body(request) if request.can_read_body else None,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=deadline),
@@ -147,9 +147,9 @@ def _path_within(request: web.Request) -> str:
     return rest if rest.startswith("/") else "/" + rest
 
 
-def _forwarded_headers(request: web.Request, manners: Manners) -> CIMultiDict[str]:
+def _forwarded_headers(request: web.Request, behaviour: EmulatedBehaviour) -> CIMultiDict[str]:
     headers = _end_to_end(request.headers)
-    if not manners.passes_length:
+    if not behaviour.passes_length:
         headers.popall("Content-Length", None)
     headers.setdefault("X-Forwarded-Host", request.host)
     headers.setdefault("X-Forwarded-For", request.remote or "")

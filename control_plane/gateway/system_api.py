@@ -125,10 +125,10 @@ class SystemApi:
 
     async def info(self, _: web.Request) -> web.Response:
         release = {"sha": "", "release": version("faasmoe")}
-        manners = self._provider.manners
+        behaviour = self._provider.behaviour
         provider = {
-            "provider": manners.provider,
-            "orchestration": manners.orchestration,
+            "provider": behaviour.provider,
+            "orchestration": behaviour.orchestration,
             "version": release,
         }
         return web.json_response({"provider": provider, "version": release, "arch": platform.machine()})

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from bench.comparison import comparison, greedy, run, strategies
-from bench.comparison.comparison import Show
+from bench.comparison.comparison import ProgressListener
 from bench.comparison.recording import Measured, Recording
 from bench.comparison.replay import Endpoint
 from bench.comparison.run import Settings
@@ -39,7 +39,7 @@ SETTINGS = Settings(
 )
 
 
-class Lines(Show):
+class Lines(ProgressListener):
     """Keeps what a person is told."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_what_it_lacks(
     monkeypatch.setattr(greedy, "shortfall", no_shortfall)
     folder = tmp_path / "results"
     settings = replace(SETTINGS, strategies=["faasmoe-shared", "local"])
-    run.begin(settings, folder, Show())
+    run.begin(settings, folder, ProgressListener())
     first = Recording.load(folder).measured["faasmoe-shared"]
     assert len(first.outcomes) == 10
     known["local"] = replace(known["local"], serve=babbling)
@@ -166,7 +166,7 @@ def test_what_is_unknown_is_refused_before_anything_runs(tmp_path: Path) -> None
         (replace(SETTINGS, shape="gpt-9", model=None), "invalid choice: 'gpt-9'"),
     ]:
         with pytest.raises(FaaSMoEError, match=told):
-            run.begin(wrong, tmp_path / "results", Show())
+            run.begin(wrong, tmp_path / "results", ProgressListener())
     assert not (tmp_path / "results").exists()
 
 

@@ -1,6 +1,6 @@
 """What FaaSMoE needs of a gateway: deploy, call, wake, kill, redeploy, delete, and a whole prompt.
 
-It runs against the embedded gateway, as itself and with faasd's manners; and against any other one:
+It runs against the embedded gateway, as itself and with faasd's behaviour; and against any other one:
 
     faasmoe partition models/demo partitions/acceptance --dtype f32
     pytest tests/gateway/test_acceptance.py --gateway=URL \\
@@ -124,9 +124,9 @@ def target(request: pytest.FixtureRequest, demo: TinyPartition) -> Iterator[Targ
         yield given
         given.remove_all()
         return
-    manners = {"embedded": OWN, "faasd": FAASD}[request.param]
+    behaviour = {"embedded": OWN, "faasd": FAASD}[request.param]
     credentials = Credentials("admin", "secret")
-    gateway = embedded_gateway(demo.folder, "127.0.0.1", 0, credentials, 900.0, manners)
+    gateway = embedded_gateway(demo.folder, "127.0.0.1", 0, credentials, 900.0, behaviour)
     with in_thread(gateway) as url:
         embedded = Target(GatewayAccess(url, credentials), "", demo, kill)
         embedded.deploy()

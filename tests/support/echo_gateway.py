@@ -17,7 +17,7 @@ from aiohttp import web
 from control_plane.config import Credentials
 from control_plane.errors import PartitionError
 from control_plane.gateway.app import MAX_BODY_BYTES, create_app
-from control_plane.gateway.emulation import OWN, Manners
+from control_plane.gateway.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider
@@ -57,10 +57,10 @@ async def echo_gateway(
     timeouts: Timeouts = TIMEOUTS,
     idle_after: float = 900,
     max_body_bytes: int = MAX_BODY_BYTES,
-    manners: Manners = OWN,
+    behaviour: EmulatedBehaviour = OWN,
 ) -> AsyncIterator[EchoClient]:
     """A client of a gateway on a port of its own, which keeps its secrets in the folder."""
-    provider = _echo_provider(folder, timeouts, idle_after, manners)
+    provider = _echo_provider(folder, timeouts, idle_after, behaviour)
     runner = web.AppRunner(create_app(provider, credentials, max_body_bytes))
     await runner.setup()
     try:
@@ -89,7 +89,7 @@ async def wait_for_end(pid: int) -> None:
 
 
 def _echo_provider(
-    folder: Path, timeouts: Timeouts, idle_after: float, manners: Manners = OWN
+    folder: Path, timeouts: Timeouts, idle_after: float, behaviour: EmulatedBehaviour = OWN
 ) -> LocalProvider:
     image = LocalImage(
         name=IMAGE,
@@ -99,7 +99,7 @@ def _echo_provider(
         functions=("block-0", "damaged"),
         verify=_verify,
     )
-    return LocalProvider(image, SecretStore(folder / "secrets"), idle_after, timeouts, manners)
+    return LocalProvider(image, SecretStore(folder / "secrets"), idle_after, timeouts, behaviour)
 
 
 def _verify(function: str) -> None:

@@ -66,16 +66,16 @@ class Dispatcher:
         lap, prefetcher = self._stopwatch.lap, self.prefetcher
         lap(Part.DENSE)
         index = top_k_index.numpy()
-        hints = prefetcher.foretell(layer, hidden_states, index) if prefetcher is not None else {}
-        lap(Part.FORETELL)
+        hints = prefetcher.predict(layer, hidden_states, index) if prefetcher is not None else {}
+        lap(Part.PREFETCH)
         weights = top_k_weights.to(torch.float32).numpy()
         groups = self.group(layer, to_numpy(hidden_states), index, weights, hints)
         invocations = {group.function: group.invocation for group in groups}
         answers = self._invoker.begin(invocations)
         lap(Part.SEND)
         if prefetcher is not None:
-            prefetcher.advise({name: hint for name, hint in hints.items() if name not in invocations})
-            lap(Part.FORETELL)
+            prefetcher.prefetch({name: hint for name, hint in hints.items() if name not in invocations})
+            lap(Part.PREFETCH)
 
         def wait() -> torch.Tensor:
             lap(Part.SHARED)

@@ -1,4 +1,4 @@
-"""Which experts the next layer is likely to call, foretold while the present one is computed."""
+"""Which experts the next layer is likely to call, predicted while the present one is computed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -16,13 +16,13 @@ RECENT_DECAY = 0.9
 RECENT_WEIGHT = 0.05
 """Of a tenant's recent use against the next layer's router, both of which add up to about one a row."""
 LEAST_ACCURACY = 0.6
-"""A forecast that is right less often costs the disk more time than it saves."""
+"""A predictor that is right less often costs the disk more time than it saves."""
 ACCURACY_STEP = 0.1
 MAX_TENANTS = 256
 """Whose recent use is remembered; the one that has been silent longest is forgotten first."""
 
 
-class Forecast:
+class ExpertPredictor:
     """Applies each layer's router early, to what the layer before has as its input.
 
     A layer changes the hidden state little, so the next router's choice shows there already. The first layer
@@ -38,12 +38,12 @@ class Forecast:
         self._recent: dict[str, dict[int, NDArray[np.float32]]] = {}
         self._num_called: dict[int, int] = {}
         """By layer: how many different experts the last step called."""
-        self._foretold: dict[int, NDArray[np.int64]] = {}
+        self._predicted: dict[int, NDArray[np.int64]] = {}
         self._accuracy: dict[int, float] = {}
-        """By layer: what share of the foretold experts was called, lately."""
+        """By layer: what share of the predicted experts was called, lately."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, manifest: Manifest) -> "Forecast":
+    def of(cls, model: PreTrainedModel, manifest: Manifest) -> "ExpertPredictor":
         """From the model's own routers and norms."""
         layers = model.model.layers
         routers = {
@@ -76,16 +76,16 @@ class Forecast:
             self._recent[tenant][layer] = share if recent is None else recent * RECENT_DECAY + share
         called = np.unique(index)
         self._num_called[layer] = len(called)
-        foretold = self._foretold.pop(layer, None)
-        if foretold is not None and foretold.size:
-            right = float(np.isin(foretold, called).mean())
+        predicted = self._predicted.pop(layer, None)
+        if predicted is not None and predicted.size:
+            right = float(np.isin(predicted, called).mean())
             accuracy = self._accuracy.get(layer, right)
             self._accuracy[layer] = accuracy + ACCURACY_STEP * (right - accuracy)
 
     def experts(self, layer: int, hidden_states: torch.Tensor) -> Sequence[int]:
         """Those that `layer` will call, likeliest first, by the inputs [T, H] of the layer before.
 
-        None as long as too few of what was foretold of this layer was true.
+        None as long as too few of what was predicted of this layer was true.
         """
         scores = self._by_recent_use(layer)
         if layer in self._routers:
@@ -98,8 +98,8 @@ class Forecast:
         else:
             most = self._num_called.get(layer, 0)
         order = np.argsort(-scores, kind="stable")[:most]
-        foretold = self._foretold[layer] = order[scores[order] > 0]
-        return foretold.tolist() if self._accuracy.get(layer, 0.0) >= LEAST_ACCURACY else []
+        predicted = self._predicted[layer] = order[scores[order] > 0]
+        return predicted.tolist() if self._accuracy.get(layer, 0.0) >= LEAST_ACCURACY else []
 
     def _by_recent_use(self, layer: int) -> NDArray[np.float64]:
         scores = np.zeros(self._num_experts)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from control_plane.engine.experts.predictor import Forecast
+from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.trial import Trial
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
@@ -28,7 +28,7 @@ class Prefetcher:
     def __init__(
         self,
         manifest: Manifest,
-        forecast: Forecast,
+        predictor: ExpertPredictor,
         invoker: ExpertInvoker,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -37,7 +37,7 @@ class Prefetcher:
             (0, manifest.hidden_size), np.uint16 if manifest.dtype == "bf16" else np.float32
         )
         self._invoker = invoker
-        self._forecast = forecast
+        self._forecast = predictor
         layers = manifest.moe_layers
         self._next_layer = dict(zip(layers, layers[1:] + layers[:1], strict=True))
         self._owner = {
@@ -54,7 +54,7 @@ class Prefetcher:
         self._started = 0.0
 
     def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
-        """As of `Forecast`."""
+        """As of `ExpertPredictor`."""
         tenants = list(tenants)
         self._forecast.begin_step(tenants)
         self._rows = sum(rows for _, rows in tenants)
@@ -65,11 +65,11 @@ class Prefetcher:
         if self._is_of_use:
             self._trial.took(self._rows, self._clock() - self._started)
 
-    def foretell(
+    def predict(
         self, layer: int, hidden_states: torch.Tensor, index: NDArray[np.int64]
     ) -> dict[str, Prefetch]:
         """The rows [T, H] of `layer` go to the experts [T, K] of index: what the next layer's functions are
-        to be told. Those that are called now are told with their rows, and the others by `advise`.
+        to be told. Those that are called now are told with their rows, and the others by `prefetch`.
         """
         if not self._is_of_use or not self._trial.enabled:
             return {}
@@ -82,12 +82,12 @@ class Prefetcher:
                 expected[function].append(expert)
         return {function: {following: experts} for function, experts in expected.items() if experts}
 
-    def advise(self, hints: Mapping[str, Prefetch]) -> None:
+    def prefetch(self, hints: Mapping[str, Prefetch]) -> None:
         """Tell functions that are not called now what the next layer will call, and wait for no answer."""
         if not hints:
             return
         nothing = self._no_rows, np.empty((0, 0), np.int16), np.empty((0, 0), np.float32)
-        self._invoker.advise(
+        self._invoker.prefetch(
             {
                 function: Invocation(layer, self._model, *nothing, prefetch=hint)
                 for function, hint in hints.items()
@@ -101,7 +101,7 @@ class Prefetcher:
         return self._rows <= MOST_ROWS and (not self._patience or any(self._patience.values()))
 
     def observed(self, answers: Mapping[str, InvocationResult]) -> None:
-        """The answers of a layer, which tell who can use a forecast."""
+        """The answers of a layer, which tell who can use a predictor."""
         for function, answer in answers.items():
             hits = answer.residency.prefetch_hits
             if answer.cold_experts or hits != self._hits[function]:

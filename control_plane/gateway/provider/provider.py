@@ -8,7 +8,7 @@ from typing import Self
 
 from control_plane.errors import ConfigError, FunctionNotFound, FunctionUnavailable
 from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
-from control_plane.gateway.emulation import OWN, Manners
+from control_plane.gateway.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.function import LocalFunction
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.log import FunctionLog
@@ -33,7 +33,7 @@ class LocalProvider:
         idle_after: seconds without a call after which a function that may scale to zero does,
             unless its label com.openfaas.scale.zero-duration says otherwise.
         timeouts: the deadlines of all functions.
-        manners: what is done as another gateway does it.
+        behaviour: what is done as another gateway does it.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class LocalProvider:
         secrets: SecretStore,
         idle_after: float = DEFAULT_IDLE_AFTER_S,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
-        manners: Manners = OWN,
+        behaviour: EmulatedBehaviour = OWN,
     ) -> None:
         self.secrets = secrets
         self.timeouts = timeouts
-        self.manners = manners
+        self.behaviour = behaviour
         self._image = image
         self._idle_after = idle_after
         self._starter = FunctionStarter(image, secrets, timeouts)
@@ -72,8 +72,8 @@ class LocalProvider:
         async with self._deploying:
             if deployment.service in self._functions:
                 raise ConfigError(f"function {deployment.service} exists already")
-            if len(self._functions) == self.manners.max_functions:
-                raise ConfigError(f"this edition allows {self.manners.max_functions} functions")
+            if len(self._functions) == self.behaviour.max_functions:
+                raise ConfigError(f"this edition allows {self.behaviour.max_functions} functions")
             scaling = await self._check(deployment)
             deployment = replace(deployment, namespace=DEFAULT_NAMESPACE)
             self._functions[deployment.service] = LocalFunction(deployment, scaling, self._starter)
@@ -98,7 +98,7 @@ class LocalProvider:
         Raises FunctionNotFound, and ConfigError for other numbers.
         """
         function = self._function(name)
-        if not replicas and not self.manners.scales_to_zero:
+        if not replicas and not self.behaviour.scales_to_zero:
             raise ConfigError("this edition does not scale to zero")
         function.scale(check_replicas(replicas))
         if not replicas:
@@ -159,4 +159,4 @@ class LocalProvider:
             if secret not in self.secrets:
                 raise ConfigError(f"unable to find secret: {secret}")
         await self._image.check(deployment)
-        return scaling if self.manners.scales_to_zero else ScalingLabels(1, None)
+        return scaling if self.behaviour.scales_to_zero else ScalingLabels(1, None)

@@ -43,7 +43,7 @@ class LocalInvoker:
         output, cold = self._blocks[function].run(received)
         return InvocationResult(output, function, "here:1", 0.0, cold)
 
-    def advise(self, invocations: Mapping[str, Invocation]) -> None:
+    def prefetch(self, invocations: Mapping[str, Invocation]) -> None:
         """Nobody prefetches here."""
 
     def abort(self) -> None:

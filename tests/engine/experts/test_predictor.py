@@ -1,10 +1,10 @@
-"""What is foretold of the next layer, and whether anybody is told."""
+"""What is predicted of the next layer, and whether anybody is told."""
 
 import numpy as np
 import pytest
 import torch
 
-from control_plane.engine.experts.predictor import Forecast, fitted_router
+from control_plane.engine.experts.predictor import ExpertPredictor, fitted_router
 
 EXPERTS, TOP_K, HIDDEN = 8, 2, 16
 
@@ -14,70 +14,70 @@ def routed(router: torch.Tensor, hidden_states: torch.Tensor) -> np.ndarray:
     return (hidden_states @ router.T).topk(TOP_K).indices.numpy()
 
 
-def one_step(forecast: Forecast, hidden_states: torch.Tensor, later: np.ndarray) -> list[int]:
-    """A step of one tenant, whose second layer calls `later`; returns what was foretold of it."""
-    forecast.begin_step([("a", len(hidden_states))])
-    foretold = list(forecast.experts(1, hidden_states))
-    forecast.record(1, later)
-    return foretold
+def one_step(predictor: ExpertPredictor, hidden_states: torch.Tensor, later: np.ndarray) -> list[int]:
+    """A step of one tenant, whose second layer calls `later`; returns what was predicted of it."""
+    predictor.begin_step([("a", len(hidden_states))])
+    predicted = list(predictor.experts(1, hidden_states))
+    predictor.record(1, later)
+    return predicted
 
 
 def test_a_router_that_is_right_early_is_believed() -> None:
     torch.manual_seed(0)
     router = torch.randn(EXPERTS, HIDDEN)
-    forecast = Forecast({1: router}, EXPERTS, TOP_K)
+    predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
     told = []
     for _ in range(20):
         hidden_states = torch.randn(3, HIDDEN)
         calls = routed(router, hidden_states)
-        told.append((one_step(forecast, hidden_states, calls), set(calls.ravel().tolist())))
+        told.append((one_step(predictor, hidden_states, calls), set(calls.ravel().tolist())))
     assert told[0][0] == [], "nothing is known of it yet"
-    assert all(set(foretold) == called for foretold, called in told[1:])
+    assert all(set(predicted) == called for predicted, called in told[1:])
 
 
 def test_a_router_that_is_wrong_is_not_passed_on() -> None:
     torch.manual_seed(0)
     router = torch.randn(EXPERTS, HIDDEN)
-    forecast = Forecast({1: router}, EXPERTS, TOP_K)
+    predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
     for _ in range(20):
         hidden_states = torch.randn(1, HIDDEN)
         wrong = (hidden_states @ router.T).topk(TOP_K, largest=False).indices.numpy()
-        assert one_step(forecast, hidden_states, wrong) == []
+        assert one_step(predictor, hidden_states, wrong) == []
 
 
 def test_it_is_believed_again_when_it_is_right_again() -> None:
     torch.manual_seed(0)
     router = torch.randn(EXPERTS, HIDDEN)
-    forecast = Forecast({1: router}, EXPERTS, TOP_K)
-    one_step(forecast, torch.randn(1, HIDDEN), np.array([[0, 1]]))
+    predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
+    one_step(predictor, torch.randn(1, HIDDEN), np.array([[0, 1]]))
     told = []
     for _ in range(30):
         hidden_states = torch.randn(1, HIDDEN)
-        told.append(one_step(forecast, hidden_states, routed(router, hidden_states)))
+        told.append(one_step(predictor, hidden_states, routed(router, hidden_states)))
     assert len(told[-1]) == TOP_K
 
 
 def test_the_likeliest_comes_first() -> None:
     router = torch.eye(EXPERTS, HIDDEN)
-    forecast = Forecast({1: router}, EXPERTS, TOP_K)
+    predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
     hidden_states = torch.zeros(1, HIDDEN)
     hidden_states[0, 5], hidden_states[0, 2] = 3.0, 1.0
-    one_step(forecast, hidden_states, np.array([[5, 2]]))
-    assert one_step(forecast, hidden_states, np.array([[5, 2]])) == [5, 2]
+    one_step(predictor, hidden_states, np.array([[5, 2]]))
+    assert one_step(predictor, hidden_states, np.array([[5, 2]])) == [5, 2]
 
 
 def test_the_first_layer_is_foretold_by_what_the_same_tenants_used() -> None:
-    forecast = Forecast({}, EXPERTS, TOP_K)
+    predictor = ExpertPredictor({}, EXPERTS, TOP_K)
     nothing = torch.zeros(1, HIDDEN)
     habits = {"a": [[0, 1]], "b": [[6, 7]]}
     for _ in range(3):
         for tenant, index in habits.items():
-            forecast.begin_step([(tenant, 1)])
-            forecast.experts(0, nothing)
-            forecast.record(0, np.array(index))
+            predictor.begin_step([(tenant, 1)])
+            predictor.experts(0, nothing)
+            predictor.record(0, np.array(index))
     for tenant, index in habits.items():
-        forecast.begin_step([(tenant, 1)])
-        assert sorted(forecast.experts(0, nothing)) == index[0]
+        predictor.begin_step([(tenant, 1)])
+        assert sorted(predictor.experts(0, nothing)) == index[0]
 
 
 @pytest.mark.parametrize("norm", [0.5, 1.0, 3.0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from control_plane.engine.experts.dispatcher import Dispatcher
-from control_plane.engine.experts.predictor import Forecast
+from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import MOST_ROWS, PATIENCE, Prefetcher
 from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS
 from control_plane.faas.invocation import ExpertUsage
@@ -36,7 +36,7 @@ class Recorder:
         self.called = {name: dict(invocation.prefetch) for name, invocation in invocations.items()}
         return dict
 
-    def advise(self, invocations: Mapping[str, Invocation]) -> None:
+    def prefetch(self, invocations: Mapping[str, Invocation]) -> None:
         self.told.append({name: dict(told.prefetch) for name, told in invocations.items()})
         for invocation in invocations.values():
             assert Invocation.decode(b"".join(invocation.encode())).prefetch == invocation.prefetch
@@ -54,15 +54,15 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
     return TinyPartition.make(tmp_path_factory.mktemp("fine"), "f32", Granularity(2, 1))
 
 
-def sure(tiny: TinyPartition) -> Forecast:
-    """A forecast of the real model, which has seen that its routers are right."""
-    forecast = Forecast.of(tiny.model, tiny.manifest)
+def sure(tiny: TinyPartition) -> ExpertPredictor:
+    """A predictor of the real model, which has seen that its routers are right."""
+    predictor = ExpertPredictor.of(tiny.model, tiny.manifest)
     hidden_states = torch.from_numpy(tiny.hidden_states(1))
-    forecast.begin_step([("a", 1)])
+    predictor.begin_step([("a", 1)])
     for layer in tiny.manifest.moe_layers:
-        forecast.experts(layer, hidden_states)
-        forecast.record(layer, np.arange(EXPERTS)[None])
-    return forecast
+        predictor.experts(layer, hidden_states)
+        predictor.record(layer, np.arange(EXPERTS)[None])
+    return predictor
 
 
 def answer(cold: int = 0, hits: int = 0) -> InvocationResult:
@@ -72,7 +72,7 @@ def answer(cold: int = 0, hits: int = 0) -> InvocationResult:
 
 def tell(prefetcher: Prefetcher, hidden_states: torch.Tensor, experts: list[list[int]]) -> None:
     """As the dispatcher does of the first layer, when it calls none of those that are to be told."""
-    prefetcher.advise(prefetcher.foretell(0, hidden_states, np.array(experts)))
+    prefetcher.prefetch(prefetcher.predict(0, hidden_states, np.array(experts)))
 
 
 def test_those_that_have_the_next_layers_experts_are_told(fine: TinyPartition) -> None:
@@ -195,7 +195,7 @@ def test_what_a_function_is_told_is_there_when_it_is_called(
 
         def resident() -> int:
             # Told more than once, as in every step: what is there already is not read again.
-            invoker.advise({name: advice(tiny, name, 2, experts[:1])})
+            invoker.prefetch({name: advice(tiny, name, 2, experts[:1])})
             (result,) = invoker.begin({name: tiny.invocation(name)})().values()
             return result.residency.prefetched_experts
 
@@ -211,16 +211,16 @@ def test_advice_for_a_function_that_sleeps_or_died_is_forgotten(
     tiny: TinyPartition, start_function: StartFunction
 ) -> None:
     with invoking(tiny, start_function) as (invoker, name):
-        invoker.advise({"nobody": advice(tiny, name, 1, [0])})
+        invoker.prefetch({"nobody": advice(tiny, name, 1, [0])})
     function = start_function(tiny.folder, name)
     with loopback_server(gateway({name: function.address})) as server:
         invoker = Invoker(lambda _: server.address)
         try:
             invoker.begin({name: tiny.invocation(name)})()
-            invoker.advise({name: advice(tiny, name, 1, [0])})
+            invoker.prefetch({name: advice(tiny, name, 1, [0])})
             function.process.kill()
             function.process.wait()
             for _ in range(3):
-                invoker.advise({name: advice(tiny, name, 1, [0])})
+                invoker.prefetch({name: advice(tiny, name, 1, [0])})
         finally:
             invoker.close()
