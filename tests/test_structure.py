@@ -16,6 +16,7 @@ from tests.support.paths import ROOT
 LAYERS = (
     ("control_plane.errors",),
     ("control_plane.http", "control_plane.quantities", "control_plane.formatting", "control_plane.files"),
+    ("control_plane.validation",),
     ("control_plane.signals",),
     ("functions",),
     ("control_plane.tenancy", "control_plane.config"),

@@ -1,0 +1,63 @@
+"""Data from outside: what fits is returned, and what does not is named in plain English."""
+
+from typing import Annotated, Literal
+
+import pytest
+from msgspec import Meta, Struct
+
+from control_plane.validation import Invalid, convert
+
+
+class Inner(Struct, forbid_unknown_fields=True):
+    count: Annotated[int, Meta(ge=1, le=20, description="a whole number from 1 to 20")] | None = None
+    plain: Annotated[int, Meta(ge=1)] = 1
+    names: Annotated[list[str], Meta(min_length=1)] | None = None
+    either: str | list[int] = ""
+    flag: bool = False
+    mode: Literal["a", "b"] = "a"
+    by_layer: dict[int, list[int]] = {}
+
+    def __post_init__(self) -> None:
+        if self.either == "bad":
+            raise ValueError("either: is bad")
+
+
+class Outer(Struct, forbid_unknown_fields=True):
+    number: float
+    inner: Inner | None = None
+
+
+def test_what_fits_is_returned() -> None:
+    outer = convert({"number": 1, "inner": {"count": 3, "by_layer": {"1": [2]}}}, Outer)
+    assert outer == Outer(1.0, Inner(count=3, by_layer={1: [2]}))
+
+
+@pytest.mark.parametrize(
+    ("data", "path", "problem"),
+    [
+        (5, "", "must be an object"),
+        ({}, "number", "is missing"),
+        ({"number": "1"}, "number", "must be a number"),
+        ({"number": True}, "number", "must be a number"),
+        ({"number": 1, "other": 2}, "other", "is not a known field"),
+        ({"number": 1, "inner": {"other": 2}}, "inner.other", "is not a known field"),
+        ({"number": 1, "inner": {"count": 0}}, "inner.count", "must be a whole number from 1 to 20"),
+        ({"number": 1, "inner": {"count": "x"}}, "inner.count", "must be a whole number from 1 to 20"),
+        ({"number": 1, "inner": {"plain": 0}}, "inner.plain", "must be a whole number of at least 1"),
+        ({"number": 1, "inner": {"names": []}}, "inner.names", "must be a list of length at least 1"),
+        ({"number": 1, "inner": {"names": ["a", 1]}}, "inner.names[1]", "must be a string"),
+        ({"number": 1, "inner": {"either": 1}}, "inner.either", "must be a string or a list"),
+        ({"number": 1, "inner": {"flag": 0}}, "inner.flag", "must be true or false"),
+        ({"number": 1, "inner": {"mode": "c"}}, "inner.mode", "Invalid enum value 'c'"),
+        ({"number": 1, "inner": {"by_layer": {"x": []}}}, "inner.by_layer", "must be a whole number"),
+        ({"number": 1, "inner": {"either": "bad"}}, "inner", "either: is bad"),
+    ],
+)
+def test_what_does_not_fit_is_named(data: object, path: str, problem: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        convert(data, Outer)
+    assert (caught.value.path, caught.value.problem) == (path, problem)
+
+
+def test_numbers_as_text_where_that_is_allowed() -> None:
+    assert convert({"number": "1.5"}, Outer, lax_numbers=True).number == 1.5
