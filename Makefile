@@ -1,66 +1,89 @@
-# What a person runs is what CI runs. `make demo` to try it, `make test` and `make check` before a commit.
+# CI runs the targets that a person runs.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
-KERNEL := $(wildcard functions/kernels/csrc/*)
+PARTITION ?= partitions/qwen1.5-moe-a2.7b
+C_SOURCES := $(wildcard functions/kernels/csrc/*.[ch] control_plane/engine/kernels/csrc/*.[ch])
 
-.PHONY: setup demo test check bench bench-kernels bench-invoke bench-batch bench-fairness bench-memory bench-budget bench-packing bench-residency stack clean
+.DEFAULT_GOAL := help
+.PHONY: help setup constraints demo test test-fast check format docs stack clean \
+	bench bench-batch bench-budget bench-fairness bench-invoke bench-kernels bench-memory bench-packing bench-residency
 
-setup: $(VENV)/installed
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## (.*)$$/\1\t\2/' | expand -t 18
 
-$(VENV)/installed: setup.cfg setup.py pyproject.toml $(KERNEL)
+setup: $(VENV)/installed  ## make the virtual environment in .venv, with everything for development
+
+$(VENV)/installed: setup.cfg setup.py pyproject.toml constraints.txt $(C_SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@$(BIN)/python -c "from functions.kernels import load_kernel; print('expert kernel:', load_kernel().name)"
 	touch $@
 
-demo: setup  ## three tenants' prompts at the same time, through the bundled model's expert functions
+constraints:  ## write constraints.txt anew: the newest versions that setup.cfg allows
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/pip install --quiet --editable '.[dev]'
+	{ echo '# Written by `make constraints`: what CI and `make setup` install.'; \
+	  build/constraints/bin/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
+
+demo: setup  ## three tenants ask the bundled model at the same time
 	$(BIN)/python scripts/demo.py
 
-test: setup  ## the whole test suite
-	$(BIN)/pytest
+test: setup  ## the whole test suite, with coverage
+	$(BIN)/pytest --cov
+
+test-fast: setup  ## the tests without processes and models, in under a minute
+	$(BIN)/pytest -m "not slow"
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 	$(BIN)/mypy
 
-bench: setup  ## six tenants' workload over five ways to serve, or six with llama.cpp; ARGS="--workload bursty" or other options of `faasmoe bench run`
+format: setup  ## format Python and C
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+docs: setup  ## build the docs site in build/site; every link must lead somewhere
+	$(BIN)/zensical build --strict
+
+bench: setup  ## six tenants, five ways to serve them (six with llama.cpp); ARGS="--workload bursty" passes options of `faasmoe bench run`
 	$(BIN)/faasmoe bench run $(ARGS)
-
-bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
-	$(BIN)/python -m bench.micro.kernels
-	$(BIN)/python -m bench.micro.cold_start
-
-bench-invoke: setup  ## what a call costs: straight, through the embedded gateway, and a bare aiohttp echo
-	$(BIN)/python -m bench.micro.invoke
 
 bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
 	$(BIN)/python -m bench.micro.batch
 
-bench-fairness: setup  ## two tenants, one of them flooding: fair scheduling and first come, first served
-	$(BIN)/python -m bench.micro.fairness
-
-PARTITION ?= partitions/qwen1.5-moe-a2.7b
-
-bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--help" tells its options
-	$(BIN)/python -m bench.memory_limit.run $(PARTITION) $(ARGS)
-
-bench-budget: setup  ## whether a memory budget is held, in ten minutes of mixed traffic
+bench-budget: setup  ## whether a memory budget is held in ten minutes of mixed traffic
 	$(BIN)/python -m bench.micro.budget $(ARGS)
 
-bench-packing: setup  ## calls per token and memory held, with experts packed by a profile and without
+bench-fairness: setup  ## two tenants, one of them flooding: fair scheduling against first come, first served
+	$(BIN)/python -m bench.micro.fairness
+
+bench-invoke: setup  ## the cost of a call: direct, through the embedded gateway, and a bare aiohttp echo
+	$(BIN)/python -m bench.micro.invoke
+
+bench-kernels: setup  ## the expert kernel against torch and the memory bus, and a function's cold start
+	$(BIN)/python -m bench.micro.kernels
+	$(BIN)/python -m bench.micro.cold_start
+
+bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--help" lists the options
+	$(BIN)/python -m bench.memory_limit.run $(PARTITION) $(ARGS)
+
+bench-packing: setup  ## calls per token and memory, with experts packed by a profile and without
 	$(BIN)/python -m bench.micro.packing $(ARGS)
 
-bench-residency: setup  ## mapped pages against an arena: what bringing an expert in takes
+bench-residency: setup  ## mapped pages against an arena: the cost of bringing an expert into memory
 	$(BIN)/python -m bench.micro.residency
 
-stack: setup  ## write stack.yml and its template anew, for the bundled model
+stack: setup  ## write the bundled model's stack.yml and template/ anew
 	rm -rf partitions/demo
 	$(BIN)/faasmoe partition models/demo partitions/demo
 	$(BIN)/faasmoe stack partitions/demo -o stack.yml
 
-clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -f functions/kernels/*.so
+clean:  ## remove the virtual environment and everything that was built
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	find control_plane functions bench scripts tests -name __pycache__ -prune -exec rm -rf {} +
+	find control_plane functions -name '*.so' -delete
