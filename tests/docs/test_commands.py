@@ -26,7 +26,8 @@ SERVERS = ("up", "gateway", "serve")
 
 def commands(text: str) -> list[list[str]]:
     """The words of each `faasmoe` command of a page: its code blocks' lines, and what is in backquotes."""
-    prose, code = [], []
+    prose: list[str] = []
+    code: list[str] = []
     for number, part in enumerate(re.sub(r"\\\n\s*", "", text).split("```")):
         (code if number % 2 else prose).append(part)
     found = [line for part in (*code, *prose) for line in COMMAND.findall(part)]
