@@ -43,7 +43,7 @@ class Call:
 
     def run(self, isa: str, **changes: Any) -> NDArray[Any]:
         arguments = vars(self) | changes
-        return load_kernel(isa)(**arguments)
+        return load_kernel(isa).gated_ffn(**arguments)
 
     def values(self, isa: str, **changes: Any) -> NDArray[np.float32]:
         return as_f32(self.run(isa, **changes))
@@ -234,7 +234,7 @@ def test_silu_holds_from_end_to_end(isa: str) -> None:
     gates = np.concatenate([np.linspace(-80, 80, 4001), [-1e30, -1e4, -90, 90, 1e4, 1e30]]).astype(np.float32)
     hidden_states = np.stack([gates, np.ones_like(gates)], axis=1)
     index, weight = np.zeros((len(gates), 1), np.int16), np.ones((len(gates), 1), np.float32)
-    out = load_kernel(isa)(packed, np.zeros(1, np.int64), shape, hidden_states, index, weight)
+    out = load_kernel(isa).gated_ffn(packed, np.zeros(1, np.int64), shape, hidden_states, index, weight)
     silu = torch.nn.functional.silu(torch.from_numpy(gates).double()).numpy()
     np.testing.assert_allclose(out[:, 0], silu, rtol=1e-6, atol=1e-7)
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from functions.kernels import LinearLayer, LinearShape, available_isas, load_kernel
+from control_plane.engine.kernels import LinearLayer, available_dense_isas, load_dense_kernel
+from functions.kernels import LinearShape
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 from functions.kernels.packed_matrix import pack_matrix, unpack_matrix
 from tests.functions.kernels.test_gated_ffn import (
@@ -42,7 +43,7 @@ class Layer:
     def run(self, isa: str, threads: int = 1, **changes: Any) -> NDArray[Any]:
         arguments = vars(self) | changes
         layer = LinearLayer(arguments["shape"], arguments["weights"], arguments["bias"])
-        (out,) = load_kernel(isa).linear([layer], arguments["x"], threads=threads)
+        (out,) = load_dense_kernel(isa).linear([layer], arguments["x"], threads=threads)
         return out
 
     def reference(self) -> NDArray[np.float64]:
@@ -53,7 +54,7 @@ class Layer:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
-@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("isa", available_dense_isas())
 @given(
     outputs=st.integers(1, 300),
     inputs=st.integers(1, 300),
@@ -83,7 +84,7 @@ def test_neither_threads_nor_the_rows_beside_it_change_a_row(isa: str, pair: tup
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
-@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("isa", available_dense_isas())
 def test_several_layers_at_once_give_what_each_gives_alone(isa: str, pair: tuple[str, str]) -> None:
     several = [
         Layer(pair, outputs, 520, rows=11, bias=bias, seed=outputs)
@@ -91,25 +92,25 @@ def test_several_layers_at_once_give_what_each_gives_alone(isa: str, pair: tuple
     ]
     layers = [LinearLayer(layer.shape, layer.weights, layer.bias) for layer in several]
     for threads in (1, 3):
-        together = load_kernel(isa).linear(layers, several[0].x, threads=threads)
+        together = load_dense_kernel(isa).linear(layers, several[0].x, threads=threads)
         for layer, found in zip(several, together, strict=True):
             np.testing.assert_array_equal(found, layer.run(isa, x=several[0].x))
 
 
-@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("isa", available_dense_isas())
 def test_layers_that_are_not_alike_are_refused(isa: str) -> None:
     first = Layer(("f32", "f32"), 64, 96, rows=3)
     for other in (Layer(("f32", "f32"), 64, 95, rows=3), Layer(("int8", "f32"), 64, 96, rows=3)):
         layers = [LinearLayer(layer.shape, layer.weights) for layer in (first, other)]
         with pytest.raises(ValueError, match="alike"):
-            load_kernel(isa).linear(layers, first.x)
+            load_dense_kernel(isa).linear(layers, first.x)
 
 
 @pytest.mark.parametrize("isa", COMPILED)
 def test_more_layers_than_a_call_takes_are_refused(isa: str) -> None:
     layer = Layer(("f32", "f32"), 64, 96, rows=3)
     with pytest.raises(ValueError, match="from 1 to 8 layers"):
-        load_kernel(isa).linear([LinearLayer(layer.shape, layer.weights)] * 9, layer.x)
+        load_dense_kernel(isa).linear([LinearLayer(layer.shape, layer.weights)] * 9, layer.x)
 
 
 @pytest.mark.parametrize("isa", COMPILED)
@@ -145,7 +146,7 @@ def test_a_forked_process_computes_the_same() -> None:
     np.testing.assert_array_equal(layer.run(COMPILED[0], threads=4), expected)
 
 
-@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("isa", available_dense_isas())
 def test_a_value_that_is_not_finite_spoils_its_own_row_only(isa: str) -> None:
     layer = Layer(("int8", "f32"), 96, 200, rows=9)
     poisoned = layer.x.copy()
@@ -174,7 +175,7 @@ def test_bits_of_bf16_pack_like_the_floats_they_stand_for() -> None:
         np.testing.assert_array_equal(pack_matrix(shape, bits), pack_matrix(shape, bf16_to_f32(bits)))
 
 
-@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("isa", available_dense_isas())
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from functions.kernels import available_isas, load_kernel
+from control_plane.engine.kernels import available_dense_isas, load_dense_kernel
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 
-ISAS = available_isas()
+ISAS = available_dense_isas()
 LANES, LAYERS, LAYER, TOKENS = 4, 3, 1, 70
 ERROR = {"f32": 1e-5, "bf16": 1e-2}
 """Largest allowed, as a share of the largest output: bf16 rounds that to 8 bits."""
@@ -34,7 +34,7 @@ class Call:
     def run(self, isa: str, threads: int = 1) -> tuple[NDArray[Any], NDArray[Any]]:
         """The output, and the cache after it."""
         arguments = vars(self) | {"cache": self.cache.copy()}
-        out = load_kernel(isa).attention(layer=LAYER, threads=threads, **arguments)
+        out = load_dense_kernel(isa).attention(layer=LAYER, threads=threads, **arguments)
         return out, arguments["cache"]
 
     def rotated(self, heads: NDArray[Any]) -> NDArray[np.float64]:
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_stored(changes: dict[str, A
     call = replace(random_call(), **changes)
     before = call.cache.copy()
     with pytest.raises(ValueError, match=r"even size|not a number below|must be|not a cache|no such layer"):
-        load_kernel(isa).attention(layer=LAYER, **vars(call))
+        load_dense_kernel(isa).attention(layer=LAYER, **vars(call))
     assert np.array_equal(call.cache, before)
 
 
@@ -178,4 +178,4 @@ def test_what_does_not_fit_is_refused_and_nothing_is_stored(changes: dict[str, A
 @pytest.mark.parametrize("layer", [-1, LAYERS])
 def test_a_layer_that_is_not_there_is_refused(layer: int, isa: str) -> None:
     with pytest.raises(ValueError, match="no such layer"):
-        load_kernel(isa).attention(layer=layer, **vars(random_call()))
+        load_dense_kernel(isa).attention(layer=layer, **vars(random_call()))
