@@ -106,7 +106,8 @@ class CGatedFFN(GatedFFNKernel):
         hidden_dtype = activation_dtype(hidden_states)
         out = np.empty(hidden_states.shape, np.float32 if partial else hidden_states.dtype)
         dtypes = (shape.dtype, hidden_dtype, "f32" if partial else hidden_dtype)
-        sizes = (*inputs.expert_index.shape, shape.hidden_size, shape.intermediate_size)
+        rows, top_k = inputs.expert_index.shape
+        sizes = (rows, top_k, shape.hidden_size, shape.intermediate_size)
         _gated_ffn.gated_ffn(self.name, *dtypes, *sizes, threads, *inputs, carry, out)
         return out
 

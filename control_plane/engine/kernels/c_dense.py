@@ -46,5 +46,6 @@ class CDenseKernel(DenseKernel):
 
     def _rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:
         out = np.empty_like(x)
-        _dense.rms_norm(self.name, activation_dtype(x), *x.shape, epsilon, x, weight, out)
+        rows, size = x.shape
+        _dense.rms_norm(self.name, activation_dtype(x), rows, size, epsilon, x, weight, out)
         return out

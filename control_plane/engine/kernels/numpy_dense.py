@@ -57,9 +57,9 @@ class NumpyDenseKernel(DenseKernel):
     def _rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:
         values = as_f32(x)
         mean = np.square(values).mean(axis=1, keepdims=True)
-        normalised = values / np.sqrt(mean + np.float32(epsilon))
+        normalised: Float32 = values / np.sqrt(mean + np.float32(epsilon))
         if x.dtype == np.float32:
-            return normalised * weight
+            return np.multiply(normalised, weight)
         # As in transformers, the normalised values are rounded before they are multiplied with the weight.
         return f32_to_bf16(bf16_to_f32(f32_to_bf16(normalised)) * bf16_to_f32(weight))
 

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 import functions
 from functions.kernels import ExpertShape, available_isas, load_kernel
-from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert, unpack_expert
-
-PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("int8", "f32"), ("int8", "bf16")]
-COMPILED = [isa for isa in available_isas() if isa != "numpy"]
-
-# Largest allowed error, as a share of the largest output. f32 differs by the order of sums. bf16 rounds the
-# intermediate and the output to 8 bits, and int8 rounds activations to 1/127 of the largest in their group.
-ERROR_TO_TORCH = {"f32": 1e-5, "bf16": 1e-2, "int8": 5e-2}
-# The twin rounds at the same places; sums in another order may turn a rounding over, by one place.
-ERROR_TO_TWIN = {"f32": 1e-5, "bf16": 5e-3, "int8": 1e-2}
+from tests.support.kernels import (
+    COMPILED,
+    ERROR_OF_ROUNDING,
+    ERROR_TO_TORCH,
+    ERROR_TO_TWIN,
+    PAIRS,
+    as_f32,
+    assert_close,
+    rounded,
+)
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ def random_call(
     )
 
 
-def as_f32(states: NDArray[Any]) -> NDArray[np.float32]:
-    return bf16_to_f32(states) if states.dtype == np.uint16 else states
-
-
-def torch_reference(call: Call) -> NDArray[np.float64]:
+def torch_reference(call: Call, round_activations: bool = True) -> NDArray[np.float64]:
     """The definition, route by route in float64, on the weights that the packed bytes stand for."""
+
+    def operand(row: torch.Tensor) -> torch.Tensor:
+        return rounded(row[None], call.shape.dtype)[0] if round_activations else row
+
     experts = [
         [torch.from_numpy(w).double() for w in unpack_expert(call.shape, call.block[start:].copy())]
         for start in call.offsets[:-1]
@@ -88,15 +89,11 @@ def torch_reference(call: Call) -> NDArray[np.float64]:
     out = torch.zeros_like(hidden)
     for t, k in np.argwhere(call.expert_index >= 0):
         gate, up, down = experts[call.expert_index[t, k]]
-        intermediate = torch.nn.functional.silu(gate @ hidden[t]) * (up @ hidden[t])
-        out[t] += float(call.expert_weight[t, k]) * (down @ intermediate)
-    return out.numpy()
-
-
-def assert_close(found: NDArray[Any], expected: NDArray[Any], bound: float) -> None:
-    assert found.shape == expected.shape
-    largest = np.abs(expected).max(initial=0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * largest + 1e-7)
+        x = operand(hidden[t])
+        intermediate = torch.nn.functional.silu(gate @ x) * (up @ x)
+        out[t] += float(call.expert_weight[t, k]) * (down @ operand(intermediate))
+    reference: NDArray[np.float64] = out.numpy()
+    return reference
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
@@ -122,6 +119,19 @@ def test_any_size_matches_torch_and_the_twin(
     found = call.values(isa)
     assert_close(found, torch_reference(call), ERROR_TO_TORCH[pair[0]])
     assert_close(found, call.values("numpy"), ERROR_TO_TWIN[pair[0]])
+
+
+@pytest.mark.parametrize("pair", PAIRS[1:], ids="/".join)
+@pytest.mark.parametrize("size", [(64, 64), (266, 130), (300, 300)], ids=str)
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("isa", available_isas())
+def test_rounding_activations_changes_little(
+    isa: str, rows: int, size: tuple[int, int], pair: tuple[str, str]
+) -> None:
+    call = random_call(pair, *size, rows)
+    expert_index = np.maximum(call.expert_index, 0)
+    call = replace(call, expert_index=expert_index)
+    assert_close(call.values(isa), torch_reference(call, round_activations=False), ERROR_OF_ROUNDING[pair[0]])
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
