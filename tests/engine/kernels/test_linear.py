@@ -1,4 +1,4 @@
-"""Linear layers from packed weights: every kernel of this machine against torch, and against itself."""
+"""Linear layers with packed weights: every kernel here against torch, the NumPy twin, and itself."""
 
 import os
 import threading
@@ -50,7 +50,7 @@ class Layer:
         return out
 
     def reference(self, round_activations: bool = True) -> NDArray[np.float64]:
-        """In float64, on the weights that the packed bytes stand for."""
+        """The output in float64, with the weights of the packed bytes."""
         x = torch.from_numpy(as_f32(self.x)).double()
         x = rounded(x, self.shape.dtype) if round_activations else x
         weight = torch.from_numpy(unpack_matrix(self.shape, self.weights)).double()
@@ -92,7 +92,7 @@ def test_rounding_activations_changes_little(
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 @pytest.mark.parametrize("isa", COMPILED)
-def test_neither_threads_nor_the_rows_beside_it_change_a_row(isa: str, pair: tuple[str, str]) -> None:
+def test_threads_and_other_rows_do_not_change_a_row(isa: str, pair: tuple[str, str]) -> None:
     layer = Layer(pair, 1000, 520, rows=30, bias=True)
     together = layer.run(isa, threads=4)
     np.testing.assert_array_equal(layer.run(isa), together)
@@ -102,7 +102,7 @@ def test_neither_threads_nor_the_rows_beside_it_change_a_row(isa: str, pair: tup
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 @pytest.mark.parametrize("isa", available_dense_isas())
-def test_several_layers_at_once_give_what_each_gives_alone(isa: str, pair: tuple[str, str]) -> None:
+def test_several_layers_in_one_call_equal_one_layer_per_call(isa: str, pair: tuple[str, str]) -> None:
     several = [
         Layer(pair, outputs, 520, rows=11, bias=bias, seed=outputs)
         for outputs, bias in ((1000, True), (7, False), (333, True), (32, False))
@@ -152,7 +152,7 @@ def test_several_threads_may_call_at_the_same_time(isa: str) -> None:
 @pytest.mark.skipif(not COMPILED, reason="only the compiled kernels have threads")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_computes_the_same() -> None:
-    """A fork has none of its parent's threads, neither of this extension's nor of the gated FFN's."""
+    """Each extension has a pool of threads, which a forked process does not inherit."""
     layer = Layer(("int8", "f32"), 1000, 520, rows=20)
     call = random_call(("int8", "f32"), 520, 200, rows=40)
 
@@ -201,7 +201,7 @@ def test_a_value_that_is_not_finite_spoils_its_own_row_only(isa: str) -> None:
         ({"bias": np.zeros(64)}, "bias must be float32"),
     ],
 )
-def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(isa: str, changes: dict[str, Any], message: str) -> None:
     layer = Layer(("f32", "f32"), 64, 96, rows=3)
     with pytest.raises(ValueError, match=message):
         layer.run(isa, **changes)
@@ -209,6 +209,6 @@ def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message
 
 @pytest.mark.parametrize("threads", [0, -1, 65])
 @pytest.mark.parametrize("isa", COMPILED)
-def test_a_senseless_number_of_threads_is_refused(isa: str, threads: int) -> None:
+def test_an_invalid_number_of_threads_is_refused(isa: str, threads: int) -> None:
     with pytest.raises(ValueError, match="threads"):
         Layer(("f32", "f32"), 64, 96, rows=3).run(isa, threads=threads)

@@ -1,4 +1,4 @@
-"""Every kernel's normalisation against a family's own module."""
+"""Every kernel's RMS norm against the module of transformers."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from control_plane.engine.model.tensors import to_numpy, to_torch
 @pytest.mark.parametrize("isa", available_dense_isas())
 @pytest.mark.parametrize("size", [1, 7, 16, 96, 2048])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_it_equals_that_of_transformers(dtype: torch.dtype, size: int, isa: str) -> None:
+def test_rms_norm_equals_transformers(dtype: torch.dtype, size: int, isa: str) -> None:
     torch.manual_seed(0)
     module = Qwen2MoeRMSNorm(size, eps=1e-5)
     module.weight.data = torch.randn(size)
@@ -25,7 +25,7 @@ def test_it_equals_that_of_transformers(dtype: torch.dtype, size: int, isa: str)
 
 
 @pytest.mark.parametrize("isa", available_dense_isas())
-def test_what_is_no_number_stays_in_its_row(isa: str) -> None:
+def test_nan_stays_in_its_row(isa: str) -> None:
     x = np.ones((3, 32), np.float32)
     x[1, 5] = np.nan
     out = load_dense_kernel(isa).rms_norm(x, np.ones(32, np.float32), 0.0)
@@ -43,6 +43,6 @@ def test_what_is_no_number_stays_in_its_row(isa: str) -> None:
         (np.ones(4, np.float32), np.ones(4, np.float32)),
     ],
 )
-def test_what_does_not_fit_is_refused(x: np.ndarray, weight: np.ndarray, isa: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(x: np.ndarray, weight: np.ndarray, isa: str) -> None:
     with pytest.raises(ValueError, match=r"must be|not rows"):
         load_dense_kernel(isa).rms_norm(x, weight, 1e-5)

@@ -1,4 +1,4 @@
-"""Every kernel of this machine against torch in float64, against the NumPy twin, and against itself."""
+"""Every gated FFN kernel of this machine against torch in float64, the NumPy twin, and itself."""
 
 import shutil
 import subprocess
@@ -53,8 +53,10 @@ class Call:
 def random_call(
     pair: tuple[str, str], hidden_size: int, intermediate_size: int, rows: int, top_k: int = 2, seed: int = 0
 ) -> Call:
-    """Four experts that lie in the block out of order, with gaps and at odd places, and a fifth that is
-    absent. About one route in five goes nowhere."""
+    """Four experts in the block, out of order, with gaps and not aligned, and a fifth that is absent.
+
+    About one route in five has no expert.
+    """
     random = np.random.default_rng(seed)
     shape = ExpertShape(hidden_size, intermediate_size, pair[0])
     pitch = shape.nbytes + 37
@@ -76,7 +78,7 @@ def random_call(
 
 
 def torch_reference(call: Call, round_activations: bool = True) -> NDArray[np.float64]:
-    """The definition, route by route in float64, on the weights that the packed bytes stand for."""
+    """The definition, route by route in float64, with the weights of the packed bytes."""
 
     def operand(row: torch.Tensor) -> torch.Tensor:
         return rounded(row[None], call.shape.dtype)[0] if round_activations else row
@@ -174,10 +176,8 @@ def test_threads_do_not_change_a_bit(isa: str, pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("cuts", [(), (2,), (1, 3), (1, 2, 3), (0, 0, 4)], ids=str)
-def test_calls_that_carry_on_each_others_sums_equal_one_call(
-    isa: str, pair: tuple[str, str], cuts: tuple[int, ...]
-) -> None:
-    """Each call gets the experts up to the next cut; some rows have none there, and some calls have none."""
+def test_calls_that_carry_sums_equal_one_call(isa: str, pair: tuple[str, str], cuts: tuple[int, ...]) -> None:
+    """Each call has the experts up to the next cut. Some rows or calls have no expert."""
     call = random_call(pair, 200, 150, rows=20, top_k=3)
     carry = None
     for first, end in pairwise((0, *cuts, 5)):
@@ -237,7 +237,7 @@ def test_a_value_that_is_not_finite_spoils_its_own_row_only(
 
 
 @pytest.mark.parametrize("isa", available_isas())
-def test_silu_holds_from_end_to_end(isa: str) -> None:
+def test_silu_is_accurate_over_its_whole_range(isa: str) -> None:
     shape = ExpertShape(2, 1, "f32")
     gate, up, down = np.array([[1, 0]]), np.array([[0, 1]]), np.array([[1], [0]])
     packed = pack_expert(shape, *(matrix.astype(np.float32) for matrix in (gate, up, down)))
@@ -250,7 +250,7 @@ def test_silu_holds_from_end_to_end(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", available_isas())
-def test_arrays_that_are_strided_or_not_aligned_are_fine(isa: str) -> None:
+def test_arrays_may_be_strided_or_not_aligned(isa: str) -> None:
     call = random_call(("f32", "f32"), 96, 64, rows=5)
     strided = np.repeat(call.hidden_states, 2, axis=1)[:, ::2]
     shifted = np.frombuffer(b"\0" + call.expert_weight.tobytes(), np.float32, offset=1).reshape(5, 2)
@@ -279,7 +279,7 @@ def test_arrays_that_are_strided_or_not_aligned_are_fine(isa: str) -> None:
         ({"carry": np.zeros((3, 96))}, "carry must be float32"),
     ],
 )
-def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(isa: str, changes: dict[str, Any], message: str) -> None:
     call = random_call(("f32", "f32"), 96, 64, rows=3)
     with pytest.raises(ValueError, match=message):
         call.run(isa, **changes)
@@ -287,7 +287,7 @@ def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message
 
 @pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("threads", [0, -1, 65])
-def test_a_senseless_number_of_threads_is_refused(isa: str, threads: int) -> None:
+def test_an_invalid_number_of_threads_is_refused(isa: str, threads: int) -> None:
     with pytest.raises(ValueError, match="threads"):
         random_call(("f32", "f32"), 96, 64, rows=3).run(isa, threads=threads)
 

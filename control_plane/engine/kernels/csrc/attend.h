@@ -77,8 +77,7 @@ ALWAYS_INLINE void attend_add(const enum dtype dtype, const struct attend *a, in
     }
 }
 
-/* Scores of all heads first, token by token, so that each key is read once for all heads that share it; then
- * values likewise. */
+/* Token by token, so that each key and value is read from memory once for all heads that share it. */
 ALWAYS_INLINE void attend_rows(const enum dtype dtype, const struct attend *a) {
     const int64_t size = a->head_dim;
     for (int64_t t = 0; t < a->tokens; t++)
