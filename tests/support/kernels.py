@@ -38,7 +38,8 @@ def rounded(activations: torch.Tensor, weight_dtype: str) -> torch.Tensor:
     if weight_dtype == "bf16":
         return activations.bfloat16().double()
     groups = []
-    for group in activations.float().split(128, dim=1):
+    for start in range(0, activations.shape[1], 128):
+        group = activations[:, start : start + 128].float()
         scale = group.abs().amax(dim=1, keepdim=True) / 127
         divisor = torch.where(scale > 0, scale, 1)
         groups.append((group / divisor).round().double() * scale.double())

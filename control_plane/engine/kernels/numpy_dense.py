@@ -59,7 +59,8 @@ class NumpyDenseKernel(DenseKernel):
         mean = np.square(values).mean(axis=1, keepdims=True)
         normalised: Float32 = values / np.sqrt(mean + np.float32(epsilon))
         if x.dtype == np.float32:
-            return np.multiply(normalised, weight)
+            scaled: Float32 = normalised * weight
+            return scaled
         # As in transformers, the normalised values are rounded before they are multiplied with the weight.
         return f32_to_bf16(bf16_to_f32(f32_to_bf16(normalised)) * bf16_to_f32(weight))
 

@@ -68,8 +68,7 @@ ALWAYS_INLINE int32_t round_to_int(float value) {
 ALWAYS_INLINE float exp_clamped(float x) {
     x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
     const float n = x * 1.44269504f + ROUNDING_MAGIC - ROUNDING_MAGIC;
-    /* ln(2) in two parts. The first has few bits, so its product with n is exact, and r loses no precision.
-     */
+    /* ln(2) in two parts: the first has few bits, so its product with n is exact, and r stays precise. */
     const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
     float p = 1.0f / 5040;
     p = p * r + 1.0f / 720;
