@@ -85,7 +85,7 @@ class Experts:
 
         def run(copy: int) -> object:
             index = np.full((len(hidden), 1), copy, np.int16)
-            return kernel(self.block, self.offsets, self.shape, states, index, weight)
+            return kernel.gated_ffn(self.block, self.offsets, self.shape, states, index, weight)
 
         return run
 

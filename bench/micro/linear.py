@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from bench.micro.contest import Runs, TorchMatrix, measure
-from functions.kernels import LinearLayer, LinearShape, load_kernel
+from control_plane.engine.kernels import LinearLayer, load_dense_kernel
+from functions.kernels import LinearShape
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_matrix import pack_matrix
 
@@ -63,7 +64,7 @@ class Copies:
         return run
 
     def _ours(self, threads: int, x: np.ndarray) -> Callable[[int], object]:
-        kernel, rows = load_kernel(), f32_to_bf16(x)
+        kernel, rows = load_dense_kernel(), f32_to_bf16(x)
         layers = [LinearLayer(self.shape, packed) for packed in self.packed]
         return lambda copy: kernel.linear([layers[copy]], rows, threads=threads)
 

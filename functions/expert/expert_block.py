@@ -13,7 +13,7 @@ from functions.contract.wire import Invocation
 from functions.expert.block_file import BlockFile, BlockReadError
 from functions.expert.residency import Residency
 from functions.host.memory import machine_memory, memory_limit
-from functions.kernels import ExpertShape, Kernel
+from functions.kernels import ExpertShape, GatedFFNKernel
 
 MAX_THREADS = 64
 """As many as a kernel takes."""
@@ -53,12 +53,17 @@ class ExpertBlock:
     top_k: int
     """The most experts that a row can have."""
     residency: Residency
-    kernel: Kernel
+    kernel: GatedFFNKernel
     threads: int
 
     @classmethod
     def open(
-        cls, partition: Path, function: str, kernel: Kernel, threads: int | None, limit: int | None = None
+        cls,
+        partition: Path,
+        function: str,
+        kernel: GatedFFNKernel,
+        threads: int | None,
+        limit: int | None = None,
     ) -> "ExpertBlock":
         """Open the block of `function`; raises `BlockError`.
 
@@ -188,7 +193,7 @@ class _Sums:
         block, invocation = self._block, self._invocation
         experts = self._experts[self._done : self._done + len(wave)]
         self._offsets[experts] = block.residency.offsets(wave)
-        self.output = block.kernel(
+        self.output = block.kernel.gated_ffn(
             block.residency.weights,
             self._offsets,
             block.shape,

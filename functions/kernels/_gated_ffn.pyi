@@ -1,11 +1,11 @@
-"""The C extension, built from gated_ffn.c. `Kernel` is its public face."""
+"""The C extension, built from csrc/gated_ffn.c. `GatedFFNKernel` is its public interface."""
 
 from typing import Any
 
 from numpy.typing import NDArray
 
 def isas() -> tuple[str, ...]: ...
-def run(
+def gated_ffn(
     isa: str,
     weight_dtype: str,
     hidden_dtype: str,
@@ -21,54 +21,6 @@ def run(
     expert_index: NDArray[Any],
     expert_weight: NDArray[Any],
     carry: NDArray[Any] | None,
-    out: NDArray[Any],
-    /,
-) -> None: ...
-def linear(
-    isa: str,
-    weight_dtype: str,
-    dtype: str,
-    rows: int,
-    inputs: int,
-    threads: int,
-    x: NDArray[Any],
-    layers: tuple[tuple[int, NDArray[Any], NDArray[Any] | None, NDArray[Any]], ...],
-    /,
-) -> None: ...
-def attention(
-    isa: str,
-    dtype: str,
-    lanes: int,
-    layers: int,
-    kv_heads: int,
-    tokens: int,
-    head_dim: int,
-    layer: int,
-    rows: int,
-    heads: int,
-    window: int,
-    scaling: float,
-    threads: int,
-    cache: NDArray[Any],
-    query: NDArray[Any],
-    key: NDArray[Any],
-    value: NDArray[Any],
-    cosine: NDArray[Any],
-    sine: NDArray[Any],
-    lane: NDArray[Any],
-    position: NDArray[Any],
-    attending: NDArray[Any],
-    out: NDArray[Any],
-    /,
-) -> None: ...
-def rms_norm(
-    isa: str,
-    dtype: str,
-    rows: int,
-    size: int,
-    epsilon: float,
-    x: NDArray[Any],
-    weight: NDArray[Any],
     out: NDArray[Any],
     /,
 ) -> None: ...

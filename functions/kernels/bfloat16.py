@@ -1,4 +1,4 @@
-"""bfloat16 numbers as NumPy holds them, which has no such type: by their bits."""
+"""bfloat16 numbers, which NumPy has no type for: they are held as their bits, in uint16."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,14 +7,14 @@ Float32 = NDArray[np.float32]
 
 
 def bf16_to_f32(bits: NDArray[np.uint16]) -> Float32:
-    """The float32 values of bfloat16 numbers given by their bits. Exact; any shape."""
+    """bfloat16 bits of any shape to float32 values; exact."""
     widened = bits.astype(np.uint32)
     widened <<= 16
     return widened.view(np.float32)
 
 
 def f32_to_bf16(values: Float32) -> NDArray[np.uint16]:
-    """The bits of the nearest bfloat16 numbers, ties to even. NaN stays NaN; any shape."""
+    """float32 values of any shape to the bits of the nearest bfloat16, ties to even. NaN stays NaN."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits >> 16) & 1
     rounded += 0x7FFF

@@ -1,8 +1,8 @@
 """The packed form of one expert's weights.
 
-An expert is two matrices, packed as matrix.py says: gate_up (gate [I, H] and up [I, H] interleaved) and down
-[H, I]. A tile of gate_up is 16 gate rows followed by the same 16 up rows: SwiGLU needs nothing but its own
-tile.
+An expert is two matrices, each packed as in packed_matrix.py: gate_up (gate [I, H] and up [I, H] interleaved)
+and down [H, I]. A tile of gate_up is 16 gate rows followed by the same 16 up rows, so SwiGLU needs only the
+product of one tile.
 
     gate_up tiles | gate_up row scales (int8 only) | down tiles | down row scales (int8 only)
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bfloat16 import Float32
-from .packed_matrix import TILE_ROWS, Bytes, LinearShape, Place, check_matrix
+from .packed_matrix import TILE_ROWS, Bytes, LinearShape, PackedView, check_matrix
 
 HALF_TILE = TILE_ROWS // 2
 
@@ -23,7 +23,7 @@ HALF_TILE = TILE_ROWS // 2
 class ExpertShape:
     """The sizes of one expert, and of the sections of its packed form.
 
-    `dtype` is how the weights are stored: "f32", "bf16" or "int8".
+    `dtype` is the dtype of the stored weights: "f32", "bf16" or "int8".
     Raises ValueError for another dtype or a size below one.
     """
 
@@ -56,36 +56,36 @@ class ExpertShape:
 
 
 def pack_expert(shape: ExpertShape, gate: NDArray[Any], up: NDArray[Any], down: NDArray[Any]) -> Bytes:
-    """Packs gate and up [I, H] and down [H, I], each float32 or the uint16 bits of bfloat16.
+    """Pack gate and up [I, H] and down [H, I], each float32 or the uint16 bits of bfloat16.
 
-    Returns uint8 [shape.nbytes]. Works on one matrix at a time, to keep temporary memory low.
+    Returns uint8 [shape.nbytes]. Converts one matrix at a time, to keep temporary memory low.
     Raises ValueError for a wrong size or dtype, and for weights that are not finite.
     """
     packed = np.empty(shape.nbytes, np.uint8)
-    gate_place, up_place, down_place = _places(shape, packed)
+    gate_view, up_view, down_view = _views(shape, packed)
     check_matrix("gate", gate, (shape.intermediate_size, shape.hidden_size))
     check_matrix("up", up, (shape.intermediate_size, shape.hidden_size))
     check_matrix("down", down, (shape.hidden_size, shape.intermediate_size))
-    gate_place.store(gate)
-    up_place.store(up)
-    down_place.store(down)
+    gate_view.store(gate)
+    up_view.store(up)
+    down_view.store(down)
     return packed
 
 
 def unpack_expert(shape: ExpertShape, packed: Bytes) -> tuple[Float32, Float32, Float32]:
-    """The weights that a packed expert stands for: gate [I, H], up [I, H] and down [H, I] in float32.
+    """The weights of a packed expert: gate [I, H], up [I, H] and down [H, I] in float32.
 
     Raises ValueError if `packed` is shorter than the shape's nbytes.
     """
     if packed.size < shape.nbytes:
         raise ValueError(f"a packed expert has {shape.nbytes} bytes, not {packed.size}")
-    gate, up, down = _places(shape, packed[: shape.nbytes])
+    gate, up, down = _views(shape, packed[: shape.nbytes])
     inward = (shape.intermediate_size, shape.hidden_size)
     return gate.load(*inward), up.load(*inward), down.load(*inward[::-1])
 
 
-def _places(shape: ExpertShape, packed: Bytes) -> tuple[Place, Place, Place]:
-    """The places of gate, up and down."""
+def _views(shape: ExpertShape, packed: Bytes) -> tuple[PackedView, PackedView, PackedView]:
+    """Views of gate, up and down."""
     gate_up, down = np.split(packed, [shape.gate_up.nbytes])
-    both = Place.of(shape.gate_up, gate_up)
-    return both.rows(0, HALF_TILE), both.rows(HALF_TILE, TILE_ROWS), Place.of(shape.down, down)
+    both = PackedView.of(shape.gate_up, gate_up)
+    return both.rows(0, HALF_TILE), both.rows(HALF_TILE, TILE_ROWS), PackedView.of(shape.down, down)

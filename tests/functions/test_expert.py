@@ -17,7 +17,7 @@ from functions.contract.wire import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
 from functions.expert.http import Request
 from functions.expert.server import ExpertFunction
-from functions.kernels import Kernel
+from functions.kernels.gated_ffn import NumpyGatedFFN
 from tests.conftest import StartFunction
 from tests.support.expert_process import ExpertProcess
 from tests.support.tiny_partition import TinyPartition
@@ -193,20 +193,20 @@ def test_concurrent_calls_get_their_own_answers(function: ExpertProcess, tiny: T
 
 
 @dataclass(frozen=True)
-class HeldKernel(Kernel):
+class HeldKernel(NumpyGatedFFN):
     """A kernel that computes when it is told to: what keeps a call in flight for as long as a test needs."""
 
     entered: Semaphore = field(default_factory=lambda: Semaphore(0))
     go_on: Event = field(default_factory=Event)
 
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
+    def gated_ffn(self, *arguments: Any, **options: Any) -> Any:
         self.entered.release()
         assert self.go_on.wait(30)
-        return super().__call__(*arguments, **options)
+        return super().gated_ffn(*arguments, **options)
 
 
 def test_more_calls_than_it_takes_at_once_are_refused(tiny: TinyPartition) -> None:
-    name, kernel = tiny.functions[0], HeldKernel("numpy")
+    name, kernel = tiny.functions[0], HeldKernel()
     function = ExpertFunction(max_in_flight=1, block=ExpertBlock.open(tiny.folder, name, kernel, threads=1))
     request = Request("POST", "/", b"".join(tiny.invocation(name).encode()), local_address="here:1")
     with ThreadPoolExecutor(1) as pool:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from control_plane.engine.kernels import DenseKernel, load_dense_kernel
 from control_plane.engine.model.kv_pages import KVPages
 from control_plane.engine.model.tensors import to_numpy, to_torch
 from control_plane.engine.sequence import Sequence
 from control_plane.errors import OutOfCache
-from functions.kernels import MAX_THREADS, Kernel, load_kernel
+from functions.kernels import MAX_THREADS
 
 _MAP_NORESERVE = 0x4000
 """Linux's; Python's mmap has a name for it from 3.13 on."""
@@ -74,7 +75,7 @@ class KVCache:
     num_lanes: int
     max_length: int
     """Tokens of the longest sequence."""
-    kernel: Kernel = field(default_factory=load_kernel)
+    kernel: DenseKernel = field(default_factory=load_dense_kernel)
     threads: int = field(default_factory=lambda: min(torch.get_num_threads(), MAX_THREADS))
     pages: KVPages = field(init=False)
     _memory: mmap.mmap = field(init=False)

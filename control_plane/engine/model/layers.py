@@ -23,15 +23,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from control_plane.engine.kernels import DenseKernel, LinearLayer, load_dense_kernel
 from control_plane.engine.model.tensors import to_numpy, to_torch
 from control_plane.errors import EngineError, PartitionError
-from functions.kernels import MAX_THREADS, ExpertShape, Kernel, LinearLayer, LinearShape, load_kernel
+from functions.kernels import MAX_THREADS, ExpertShape, GatedFFNKernel, LinearShape, load_kernel
 
 
 class PackedLinear(nn.Module):
     """A linear layer; takes and gives [..., K] and [..., N] in float32 or bfloat16."""
 
-    def __init__(self, linear: nn.Linear, kernel: Kernel) -> None:
+    def __init__(self, linear: nn.Linear, kernel: DenseKernel) -> None:
         super().__init__()
         self.kernel = kernel
         self.threads = _threads()
@@ -67,7 +68,7 @@ def apply_all(modules: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tenso
 class PackedGatedFFN(nn.Module):
     """down(silu(gate(x)) * up(x)); takes and gives [..., H] in float32 or bfloat16."""
 
-    def __init__(self, module: nn.Module, kernel: Kernel) -> None:
+    def __init__(self, module: nn.Module, kernel: GatedFFNKernel) -> None:
         super().__init__()
         self._kernel = kernel
         self._threads = _threads()
@@ -85,21 +86,21 @@ class PackedGatedFFN(nn.Module):
         index, weight = np.zeros((len(rows), 1), np.int16), np.ones((len(rows), 1), np.float32)
         offsets = np.zeros(1, np.int64)
         packed = self.packed.numpy()
-        out = self._kernel(packed, offsets, self._shape, rows, index, weight, threads=self._threads)
+        out = self._kernel.gated_ffn(packed, offsets, self._shape, rows, index, weight, threads=self._threads)
         return _as_tensor(out, x)
 
 
 def replace_packed(model: nn.Module, modules: Iterable[str]) -> None:
     """Put our modules in the place of those of these names, before anything is loaded; others stay."""
-    kernel = load_kernel()
+    dense_kernel, ffn_kernel = load_dense_kernel(), load_kernel()
     own = dict(model.named_modules())
     for name in modules:
         parent, _, attribute = name.rpartition(".")
         match own.get(name):
             case nn.Linear() as linear:
-                setattr(own[parent], attribute, PackedLinear(linear, kernel))
+                setattr(own[parent], attribute, PackedLinear(linear, dense_kernel))
             case nn.Module() as gated:
-                setattr(own[parent], attribute, PackedGatedFFN(gated, kernel))
+                setattr(own[parent], attribute, PackedGatedFFN(gated, ffn_kernel))
 
 
 def check_packed(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -146,7 +147,7 @@ class KernelRMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self._epsilon = eps
-        self._kernel = load_kernel()
+        self._kernel = load_dense_kernel()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[..., H], of the weight's dtype."""

@@ -1,4 +1,5 @@
-/* What happens to activations around the products. Plain C that each instruction set compiles for itself. */
+/* Activations before and after the tile products: conversion, quantisation, SwiGLU. Plain C that isa.h
+ * compiles for each instruction set. */
 
 #ifndef FAASMOE_ACTIVATIONS_H
 #define FAASMOE_ACTIVATIONS_H
@@ -29,7 +30,7 @@ ALWAYS_INLINE float stored_value(const enum dtype dtype, const void *values, int
     return dtype == BF16 ? bf16_to_float(((const uint16_t *)values)[i]) : ((const float *)values)[i];
 }
 
-#define SUMS 16 /* that run beside each other through a long sum */
+#define SUMS 16 /* partial sums of a long sum: independent, so that they fill a vector */
 
 ALWAYS_INLINE float added_up(float *sums) {
     for (int width = SUMS / 2; width > 0; width /= 2)
@@ -44,18 +45,30 @@ ALWAYS_INLINE uint16_t float_to_bf16(float value) {
     return (uint16_t)((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
 }
 
-/* Adding 1.5 * 2^23 to a float far below that leaves the nearest integer, ties to even, in its low bits. */
+/* Writes values to out[start], float32 or bfloat16. */
+static inline void write_values(void *out, enum dtype dtype, int64_t start, const float *values,
+                                int64_t count) {
+    if (dtype == BF16)
+        for (int64_t i = 0; i < count; i++) ((uint16_t *)out)[start + i] = float_to_bf16(values[i]);
+    else
+        memcpy((float *)out + start, values, (size_t)count * sizeof *values);
+}
+
+/* Floats from 2^23 to 2^24 have a spacing of 1. Adding 1.5 * 2^23 to a much smaller float therefore rounds it
+ * to the nearest integer, ties to even, which is then in the low bits of the sum. Unlike lrintf, it
+ * vectorises. */
 #define ROUNDING_MAGIC 12582912.0f
 
 ALWAYS_INLINE int32_t round_to_int(float value) {
     return (int32_t)(float_bits(value + ROUNDING_MAGIC) - float_bits(ROUNDING_MAGIC));
 }
 
-/* e^x within 2e-7, x clamped to +-87: 2^n * e^r with |r| <= ln(2) / 2, and e^r by its Taylor polynomial. */
+/* e^x with a relative error of at most 2e-7, with x clamped to +-87. e^x = 2^n * e^r with |r| <= ln(2) / 2;
+ * e^r is a Taylor polynomial. */
 ALWAYS_INLINE float exp_clamped(float x) {
     x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
     const float n = x * 1.44269504f + ROUNDING_MAGIC - ROUNDING_MAGIC;
-    /* ln(2) in two parts, of which the first multiplies exactly. */
+    /* ln(2) in two parts: the first has few bits, so its product with n is exact, and r stays precise. */
     const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
     float p = 1.0f / 5040;
     p = p * r + 1.0f / 720;
@@ -68,17 +81,18 @@ ALWAYS_INLINE float exp_clamped(float x) {
     return p * bits_float((uint32_t)(round_to_int(n) + 127) << 23);
 }
 
-/* out = silu(gate) * up, from a product [rows][16 gates, 16 ups]; rows of out are `stride` floats apart. */
+/* out = silu(gate) * up for a product [rows][16 gates, 16 ups]. `stride` is the distance of rows of out in
+ * floats. */
 ALWAYS_INLINE void swiglu_tile(int rows, const float *product, float *out, int64_t stride) {
     for (int r = 0; r < rows; r++, product += TILE_ROWS, out += stride)
         for (int i = 0; i < HALF_TILE; i++)
             out[i] = product[i] / (1.0f + exp_clamped(-product[i])) * product[HALF_TILE + i];
 }
 
-/* Symmetric int8, scale absmax / 127. One value that is not finite makes the scale so, and with it the
- * result. */
+/* Symmetric int8 with the scale absmax / 127. A value that is not finite makes the scale not finite, so the
+ * row's result is not finite either. */
 ALWAYS_INLINE void quantize_group(const float *x, uint32_t *dwords, float *scale, int32_t *correction) {
-    /* As integers, the bits of floats without sign are in the order of their values, with NaN on top. */
+    /* Without the sign, the bits of floats compare as integers like their values, and NaN is the largest. */
     uint32_t absmax = 0;
     for (int i = 0; i < GROUP_VALUES; i++) {
         const uint32_t bits = float_bits(x[i]) & 0x7FFFFFFF;
@@ -99,11 +113,12 @@ ALWAYS_INLINE void quantize_group(const float *x, uint32_t *dwords, float *scale
     *correction = -128 * sum;
 }
 
-/* A row of activations in the form that weights of a dtype are multiplied with. */
+/* A row of activations, encoded for products with weights of one dtype. */
 struct encoded_row {
     uint32_t *dwords;
-    float *scales;        /* [groups], int8 only */
-    int32_t *corrections; /* [groups], int8 only: -128 * the sum of the group, for weights are stored + 128 */
+    float *scales; /* [groups], int8 only */
+    int32_t
+        *corrections; /* [groups], int8 only: -128 * the group's sum, as weights are stored with 128 added */
 };
 
 /* `count` is a multiple of GROUP_VALUES. */

@@ -1,4 +1,4 @@
-/* Arguments from Python that several functions have in common. Who returns -1 has raised. */
+/* Arguments from Python that several functions share. Functions that return -1 have set an exception. */
 
 #ifndef FAASMOE_ARGUMENTS_H
 #define FAASMOE_ARGUMENTS_H
@@ -8,11 +8,11 @@
 
 #include <string.h>
 
-#include "isa.h"
+#include "isa/isa.h"
 #include "layout.h"
 #include "team.h"
 
-#define LARGEST_SIZE (1 << 24) /* keeps products of sizes far from overflow */
+#define LARGEST_SIZE (1 << 24) /* keeps products of two sizes far from overflow */
 
 static int parse_dtype(const char *name, enum dtype *dtype) {
     static const char *const names[] = {[F32] = "f32", [BF16] = "bf16", [INT8] = "int8"};
@@ -61,7 +61,21 @@ static int check_buffer(const char *name, const Py_buffer *buffer, int64_t nbyte
     return -1;
 }
 
-static int64_t nbytes_of(enum dtype dtype) { return dtype == F32 ? 4 : dtype == BF16 ? 2 : 1; }
+PyDoc_STRVAR(isas_doc, "isas() -> tuple of the instruction sets that this machine runs, best first");
+
+static PyObject *isas_call(PyObject *module, PyObject *args) {
+    (void)module, (void)args;
+    PyObject *names = PyList_New(0);
+    for (size_t i = 0; names && i < ISA_COUNT; i++) {
+        if (!ISAS[i].runs_here()) continue;
+        PyObject *name = PyUnicode_FromString(ISAS[i].name);
+        if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    PyObject *result = names ? PyList_AsTuple(names) : NULL;
+    Py_XDECREF(names);
+    return result;
+}
 
 static void release_buffers(Py_buffer *buffers, int count) {
     for (int i = 0; i < count; i++) PyBuffer_Release(&buffers[i]);

@@ -1,4 +1,5 @@
-/* The packed form of an expert, as packing.py writes it, and the interface of a tile product. */
+/* The packed form of an expert, as packed_matrix.py and packed_expert.py define it, and the interface of a
+ * tile product. */
 
 #ifndef FAASMOE_LAYOUT_H
 #define FAASMOE_LAYOUT_H
@@ -6,7 +7,8 @@
 #include <stdint.h>
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
-/* A loop of a constant number of rounds that leaves no loop behind. */
+/* A loop over a constant count. Fully unrolled, its index is a constant in every copy of the body, so arrays
+ * of vectors that it indexes become registers. */
 #define UNROLLED(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++)
 
 #define TILE_ROWS 32
@@ -17,13 +19,15 @@
 
 enum dtype { F32, BF16, INT8 };
 
-/* Weights may lie anywhere in the caller's buffer, and be read as floats or as dwords. */
+static inline int64_t nbytes_of(enum dtype dtype) { return dtype == F32 ? 4 : dtype == BF16 ? 2 : 1; }
+
+/* An expert may begin at any byte of the caller's buffer. The same bytes are read as floats or as dwords. */
 typedef float __attribute__((aligned(1), may_alias)) packed_float;
 typedef uint32_t __attribute__((aligned(1), may_alias)) packed_dword;
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* A packed matrix: tiles of [steps][TILE_ROWS] dwords. Places are in bytes from the expert's start. */
+/* A packed matrix: tiles of [steps][TILE_ROWS] dwords. Positions are in bytes from the expert's start. */
 struct matrix {
     enum dtype dtype;
     int64_t inputs, tiles, steps;
@@ -37,7 +41,7 @@ struct shape {
 };
 
 static inline struct matrix matrix_at(int64_t start, enum dtype dtype, int64_t inputs, int64_t tiles) {
-    const int64_t values_per_step = dtype == F32 ? 1 : dtype == BF16 ? 2 : 4;
+    const int64_t values_per_step = 4 / nbytes_of(dtype);
     struct matrix m = {.dtype = dtype, .inputs = inputs, .tiles = tiles};
     m.steps = ceil_div(inputs, values_per_step);
     m.weights = start;
@@ -54,6 +58,12 @@ static inline struct shape shape_of(enum dtype dtype, int64_t hidden_size, int64
     return s;
 }
 
+/* How many rows of a tile belong to a matrix of `outputs` rows: the last tile may be padded. */
+static inline int64_t tile_width(int64_t outputs, int64_t tile) {
+    const int64_t rest = outputs - tile * TILE_ROWS;
+    return rest < TILE_ROWS ? rest : TILE_ROWS;
+}
+
 /* The activations of a few rows, interleaved in the order in which a tile product reads them. */
 struct panel {
     int rows;
@@ -61,19 +71,21 @@ struct panel {
     const uint32_t *values;     /* [steps][rows] */
     const float *scales;        /* [groups][rows], int8 only */
     const int32_t *corrections; /* [groups][rows], int8 only */
-    const uint8_t *prefetch;    /* weights to fetch meanwhile, so many bytes a step */
+    const uint8_t *prefetch;    /* weights to prefetch during the product, prefetch_bytes per step */
     int64_t prefetch_bytes;
 };
 
-/* Into the second cache, not the first: six rows are a fifth faster for it. */
+/* Prefetches into the second-level cache. With six rows, that is a fifth faster than into the first level,
+ * which holds the panel. */
 ALWAYS_INLINE void panel_prefetch(const struct panel *x, int64_t step) {
     const uint8_t *line = x->prefetch + step * x->prefetch_bytes;
     __builtin_prefetch(line, 0, 2);
     __builtin_prefetch(line + 64, 0, 2);
 }
 
-/* product[rows][TILE_ROWS] = panel x one tile of weights; int8 has the tile's row scales [TILE_ROWS] besides.
- * Each sum runs over the steps in order, so a row's result does not depend on the other rows of its panel. */
+/* product[rows][TILE_ROWS] = panel x one tile of weights. `scales` are the tile's row scales [TILE_ROWS],
+ * int8 only. Each sum runs over the steps in order, so the result of a row does not depend on the panel's
+ * other rows. */
 typedef void (*tile_product)(const struct panel *x, const uint8_t *weights, const packed_float *scales,
                              float *product);
 

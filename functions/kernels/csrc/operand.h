@@ -1,5 +1,4 @@
-/* Activations on their way into a product: rows are encoded for the weights' dtype, and interleaved as
- * panels. */
+/* The activation operand of a product: rows are encoded for the weights' dtype and interleaved as panels. */
 
 #ifndef FAASMOE_OPERAND_H
 #define FAASMOE_OPERAND_H
@@ -8,21 +7,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "isa.h"
+#include "isa/isa.h"
 #include "layout.h"
 #include "routing.h"
 
-/* The activations of all routes. The panel of routes [first, first + rows) starts at value first * steps. */
+/* The activations of all routes. The panel of routes [first, first + rows) begins at dword first * steps. */
 struct operand {
     const struct routing *routing;
-    int64_t length; /* of a row */
+    int64_t length; /* values in a row */
     int64_t steps, groups;
     uint32_t *values;
     float *scales;
     int32_t *corrections;
 };
 
-/* One thread's room for one row, padded to whole groups. */
+/* One thread's buffers for one row, padded to whole groups. */
 struct encoder {
     const struct isa *isa;
     enum dtype dtype;
@@ -32,7 +31,8 @@ struct encoder {
 
 static int64_t whole_groups(int64_t values) { return ceil_div(values, GROUP_VALUES) * GROUP_VALUES; }
 
-/* Both allocs return -1 without memory, else 0, and want their free either way. */
+/* operand_alloc and encoder_alloc return 0, or -1 when out of memory. Either way the caller must call the
+ * matching free function. */
 static int operand_alloc(struct operand *x, const struct routing *routing, const struct matrix *m) {
     const int64_t routes = routing->routes;
     x->routing = routing;
@@ -69,7 +69,7 @@ static void encoder_free(struct encoder *e) {
     free(e->encoded.corrections);
 }
 
-/* Makes row number `row` of x [rows][length], float32 or bfloat16, the encoder's row. */
+/* Copies row `row` of x [rows][length], float32 or bfloat16, to the encoder. */
 static void encoder_read(struct encoder *e, const void *x, enum dtype dtype, int64_t row, int64_t length) {
     if (dtype == BF16)
         for (int64_t i = 0; i < length; i++)
@@ -78,7 +78,7 @@ static void encoder_read(struct encoder *e, const void *x, enum dtype dtype, int
         memcpy(e->row, (const float *)x + row * length, (size_t)length * sizeof *e->row);
 }
 
-/* Encodes the encoder's row, and puts it at place r of panel number p. */
+/* Encodes the encoder's row, and stores it as row r of panel p. */
 static void operand_put(struct operand *x, int64_t p, int r, struct encoder *e) {
     const struct panel_routes *panel = &x->routing->panel[p];
     const int64_t padded = whole_groups(x->length);

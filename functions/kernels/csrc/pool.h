@@ -1,13 +1,14 @@
-/* The threads that help callers out: they start when they are first needed, and stay for the next call, since
- * starting a thread takes longer than the work of a small layer.
+/* A pool of threads that compute for callers. Threads start when they are first needed and are kept for later
+ * calls, since starting a thread takes longer than the work of a small layer. Each extension module has its
+ * own pool.
  *
- * After a call a thread looks out for the next one for a moment before it sleeps. A process that was forked
- * begins with none.
+ * After a call, a thread spins for SPIN_NS before it sleeps: the next call often follows at once. A forked
+ * process begins without threads.
  *
- * Threads keep off the core of the caller that offers them work. Linux wakes a thread on the waker's core when
- * it sees no idle one, and in a virtual machine it takes a halted core for one that the host has taken away: the
- * thread would stand in the caller's way while another core idles. As batch threads they do not interrupt
- * others at the core that they have to take, either. */
+ * Threads are kept off the core of the caller that offers work. When Linux sees no idle core, it wakes a
+ * thread on the waker's core, and in a virtual machine a halted virtual core does not look idle. The thread
+ * would then compete with the caller while another core has nothing to do. SCHED_BATCH prevents a woken
+ * thread from preempting what runs on the core where it wakes. */
 
 #ifndef FAASMOE_POOL_H
 #define FAASMOE_POOL_H
@@ -20,8 +21,8 @@
 #include <stdint.h>
 #include <time.h>
 
-#define TEAM_MAX 64   /* members, with the caller */
-#define SPIN_NS 10000 /* less than a thread takes to wake */
+#define TEAM_MAX 64   /* members of a team, the caller among them */
+#define SPIN_NS 10000 /* less than the time to wake a thread */
 
 #if defined(__x86_64__)
 static inline void cpu_relax(void) { __builtin_ia32_pause(); }
@@ -37,14 +38,15 @@ static inline int64_t now_ns(void) {
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* Work for up to `places` threads. Whoever takes a place is counted in `taken`, and `members` are theirs in
- * turn. Who offers must withdraw; what the members share lives until all who took a place are done. */
+/* Work for up to `places` threads. Each thread that takes a place gets the next of `members` and increments
+ * `taken`. The caller must withdraw the offer. The memory behind `members` must stay until all threads that
+ * took a place are done. */
 struct offer {
     void (*work)(void *member);
     char *members;
     size_t stride;
-    int places; /* as they were offered */
-    int left;   /* of them; under the pool's mutex, as the rest */
+    int places; /* offered */
+    int left;   /* places not taken yet; guarded by the pool's mutex */
     atomic_int *taken;
     struct offer *next;
 };
@@ -52,11 +54,13 @@ struct offer {
 struct pool {
     pthread_mutex_t mutex;
     pthread_cond_t offered;
-    struct offer *offers;
-    atomic_int places; /* left in all offers */
-    int threads, idle; /* idle: without work, awake or not */
+    struct offer *offers; /* those with places left, newest first */
+    /* Places left in all offers. Changes under the mutex, and is atomic because idle threads poll it without
+     * the mutex. That is only a hint: they look at `offers` under the mutex before they act. */
+    atomic_int places;
+    int threads, idle; /* idle: without work, spinning or asleep */
     pthread_t thread[TEAM_MAX];
-    int avoided; /* the core that they keep off; NO_CORE for none */
+    int avoided; /* the core that the threads may not use; NO_CORE for none */
 };
 
 #define NO_CORE (-1)
@@ -64,7 +68,9 @@ struct pool {
 static struct pool pool = {
     .mutex = PTHREAD_MUTEX_INITIALIZER, .offered = PTHREAD_COND_INITIALIZER, .avoided = NO_CORE};
 
-/* A forked child has only the thread that forked: none of ours, and the mutex perhaps locked by another. */
+/* In a forked child only the forking thread exists. The pool's threads are gone, and one of them may have
+ * held the mutex at the time of the fork, so the child starts with new ones. Offers were in other threads'
+ * calls. */
 static void pool_after_fork(void) {
     pthread_mutex_init(&pool.mutex, NULL);
     pthread_cond_init(&pool.offered, NULL);
@@ -75,7 +81,7 @@ static void pool_after_fork(void) {
 }
 
 #ifdef __linux__
-static cpu_set_t pool_cores; /* that this process may use */
+static cpu_set_t pool_cores; /* that this process may use, as of the import */
 
 static void pool_register(void) {
     pthread_atfork(NULL, NULL, pool_after_fork);
@@ -87,7 +93,7 @@ static void pool_thread_begins(void) {
     pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
 }
 
-/* With the mutex held: have all threads keep off the caller's core. */
+/* Keeps all threads off the caller's core. The mutex must be held. */
 static void pool_keep_off(void) {
     const int core = sched_getcpu();
     if (core < 0 || core == pool.avoided || CPU_COUNT(&pool_cores) < 2) return;
@@ -102,13 +108,13 @@ static void pool_thread_begins(void) {}
 static void pool_keep_off(void) {}
 #endif
 
-/* To be called before anything else, as often as one likes. */
+/* Must be called before anything else. May be called again, since Python may initialise a module again. */
 static void pool_init(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, pool_register);
 }
 
-/* These four are called with the mutex held. */
+/* pool_unlink, pool_take, pool_wait and pool_grow are called with the mutex held. */
 static void pool_unlink(struct offer *offer) {
     struct offer **link = &pool.offers;
     while (*link && *link != offer) link = &(*link)->next;
@@ -123,6 +129,7 @@ static void *pool_take(struct offer *offer) {
     return member;
 }
 
+/* Waits for an offer: spins without the mutex, then sleeps. */
 static void pool_wait(void) {
     pthread_mutex_unlock(&pool.mutex);
     for (int64_t end = now_ns() + SPIN_NS; !atomic_load(&pool.places) && now_ns() < end;) cpu_relax();
@@ -145,7 +152,8 @@ static void *pool_thread(void *unused) {
     return unused;
 }
 
-/* Signals stay with the threads that Python knows. Where the system refuses a thread there are fewer. */
+/* Starts up to `count` threads, as many as the system allows. They block all signals, so that signals reach
+ * only threads that Python knows. A new thread may use any core, so `avoided` has to be applied again. */
 static void pool_grow(int count) {
     pthread_attr_t detached;
     sigset_t all, before;
@@ -173,7 +181,7 @@ static void pool_offer(struct offer *offer) {
     pthread_mutex_unlock(&pool.mutex);
 }
 
-/* Nobody takes a place from here on. May be called again. */
+/* After this call, no thread takes a place of the offer any more. May be called again. */
 static void pool_withdraw(struct offer *offer) {
     pthread_mutex_lock(&pool.mutex);
     atomic_fetch_sub(&pool.places, offer->left);

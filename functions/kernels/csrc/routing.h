@@ -1,4 +1,4 @@
-/* Which rows go to which expert: routes sorted by expert, and cut into panels. */
+/* Routes (a row and one of its experts), sorted by expert and divided into panels. */
 
 #ifndef FAASMOE_ROUTING_H
 #define FAASMOE_ROUTING_H
@@ -13,7 +13,7 @@ struct route {
     float weight;
 };
 
-/* Routes [first, first + rows) of one expert, which pass a tile of its weights together. */
+/* Routes [first, first + rows) of one expert, which are multiplied with a tile of its weights together. */
 struct panel_routes {
     int64_t first;
     int rows;
@@ -37,14 +37,14 @@ static void routing_free(struct routing *r) {
     free(r->expert);
 }
 
-/* starts[e + 1] = how many routes the experts up to e have, so that expert e's begin at starts[e]. */
-static void count_routes(int64_t *starts, const int16_t *index, int64_t count, int64_t experts) {
+/* starts[e] = the index of expert e's first route, which is the number of routes of all experts before it. */
+static inline void count_routes(int64_t *starts, const int16_t *index, int64_t count, int64_t experts) {
     for (int64_t i = 0; i < count; i++)
         if (index[i] >= 0) starts[index[i] + 1]++;
     for (int64_t e = 0; e < experts; e++) starts[e + 1] += starts[e];
 }
 
-/* Panels of nearly equal height, for a lone last row costs almost as much as a full panel. */
+/* Divides routes into panels of nearly equal height: a panel of one row is almost as slow as a full one. */
 static void cut_panels(struct routing *r, int64_t first, int64_t count, int max_rows) {
     int64_t panels = ceil_div(count, max_rows);
     for (; panels > 0; panels--) {
@@ -55,11 +55,12 @@ static void cut_panels(struct routing *r, int64_t first, int64_t count, int max_
     }
 }
 
-/* Sorts by expert, stably: an expert's routes keep the order of rows. Returns -1 without memory, else 0;
- * either way the routing must be freed. Every index is below `experts`, and used experts have an offset. */
-static int routing_build(struct routing *r, const int16_t *index, const float *weight, int64_t rows,
-                         int64_t top_k, const uint8_t *block, const int64_t *offsets, int64_t experts,
-                         int max_rows) {
+/* Sorts routes by expert; an expert's routes keep the order of rows. Every index must be below `experts`, and
+ * every expert in use must have an offset. Returns 0, or -1 when out of memory. Either way the caller must
+ * call routing_free. */
+static inline int routing_build(struct routing *r, const int16_t *index, const float *weight, int64_t rows,
+                                int64_t top_k, const uint8_t *block, const int64_t *offsets, int64_t experts,
+                                int max_rows) {
     const int64_t count = rows * top_k;
     int64_t *starts = calloc((size_t)experts + 1, sizeof *starts);
     *r = (struct routing){
@@ -83,15 +84,6 @@ static int routing_build(struct routing *r, const int16_t *index, const float *w
     for (int64_t i = 0; i < count; i++)
         if (index[i] >= 0) r->route[starts[index[i]]++] = (struct route){i / top_k, weight[i]};
     free(starts);
-    return 0;
-}
-
-/* All rows in their order, cut into panels, without routes or experts. Likewise. */
-static int routing_of_rows(struct routing *r, int64_t rows, int max_rows) {
-    *r = (struct routing){.panel = calloc((size_t)rows + 1, sizeof *r->panel)};
-    if (!r->panel) return -1;
-    cut_panels(r, 0, rows, max_rows);
-    r->routes = rows;
     return 0;
 }
 

@@ -1,9 +1,9 @@
-"""Every kernel of this machine against torch in float64, against the NumPy twin, and against itself."""
+"""Every gated FFN kernel of this machine against torch in float64, the NumPy twin, and itself."""
 
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 import functions
 from functions.kernels import ExpertShape, available_isas, load_kernel
-from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert, unpack_expert
-
-PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("int8", "f32"), ("int8", "bf16")]
-COMPILED = [isa for isa in available_isas() if isa != "numpy"]
-
-# Largest allowed error, as a share of the largest output. f32 differs by the order of sums. bf16 rounds the
-# intermediate and the output to 8 bits, and int8 rounds activations to 1/127 of the largest in their group.
-ERROR_TO_TORCH = {"f32": 1e-5, "bf16": 1e-2, "int8": 5e-2}
-# The twin rounds at the same places; sums in another order may turn a rounding over, by one place.
-ERROR_TO_TWIN = {"f32": 1e-5, "bf16": 5e-3, "int8": 1e-2}
+from tests.support.kernels import (
+    COMPILED,
+    ERROR_OF_ROUNDING,
+    ERROR_TO_TORCH,
+    ERROR_TO_TWIN,
+    PAIRS,
+    as_f32,
+    assert_close,
+    rounded,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Call:
 
     def run(self, isa: str, **changes: Any) -> NDArray[Any]:
         arguments = vars(self) | changes
-        return load_kernel(isa)(**arguments)
+        return load_kernel(isa).gated_ffn(**arguments)
 
     def values(self, isa: str, **changes: Any) -> NDArray[np.float32]:
         return as_f32(self.run(isa, **changes))
@@ -52,8 +53,10 @@ class Call:
 def random_call(
     pair: tuple[str, str], hidden_size: int, intermediate_size: int, rows: int, top_k: int = 2, seed: int = 0
 ) -> Call:
-    """Four experts that lie in the block out of order, with gaps and at odd places, and a fifth that is
-    absent. About one route in five goes nowhere."""
+    """Four experts in the block, out of order, with gaps and not aligned, and a fifth that is absent.
+
+    About one route in five has no expert.
+    """
     random = np.random.default_rng(seed)
     shape = ExpertShape(hidden_size, intermediate_size, pair[0])
     pitch = shape.nbytes + 37
@@ -74,12 +77,12 @@ def random_call(
     )
 
 
-def as_f32(states: NDArray[Any]) -> NDArray[np.float32]:
-    return bf16_to_f32(states) if states.dtype == np.uint16 else states
+def torch_reference(call: Call, round_activations: bool = True) -> NDArray[np.float64]:
+    """The definition, route by route in float64, with the weights of the packed bytes."""
 
+    def operand(row: torch.Tensor) -> torch.Tensor:
+        return rounded(row[None], call.shape.dtype)[0] if round_activations else row
 
-def torch_reference(call: Call) -> NDArray[np.float64]:
-    """The definition, route by route in float64, on the weights that the packed bytes stand for."""
     experts = [
         [torch.from_numpy(w).double() for w in unpack_expert(call.shape, call.block[start:].copy())]
         for start in call.offsets[:-1]
@@ -88,15 +91,11 @@ def torch_reference(call: Call) -> NDArray[np.float64]:
     out = torch.zeros_like(hidden)
     for t, k in np.argwhere(call.expert_index >= 0):
         gate, up, down = experts[call.expert_index[t, k]]
-        intermediate = torch.nn.functional.silu(gate @ hidden[t]) * (up @ hidden[t])
-        out[t] += float(call.expert_weight[t, k]) * (down @ intermediate)
-    return out.numpy()
-
-
-def assert_close(found: NDArray[Any], expected: NDArray[Any], bound: float) -> None:
-    assert found.shape == expected.shape
-    largest = np.abs(expected).max(initial=0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * largest + 1e-7)
+        x = operand(hidden[t])
+        intermediate = torch.nn.functional.silu(gate @ x) * (up @ x)
+        out[t] += float(call.expert_weight[t, k]) * (down @ operand(intermediate))
+    reference: NDArray[np.float64] = out.numpy()
+    return reference
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
@@ -122,6 +121,19 @@ def test_any_size_matches_torch_and_the_twin(
     found = call.values(isa)
     assert_close(found, torch_reference(call), ERROR_TO_TORCH[pair[0]])
     assert_close(found, call.values("numpy"), ERROR_TO_TWIN[pair[0]])
+
+
+@pytest.mark.parametrize("pair", PAIRS[1:], ids="/".join)
+@pytest.mark.parametrize("size", [(64, 64), (266, 130), (300, 300)], ids=str)
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("isa", available_isas())
+def test_rounding_activations_changes_little(
+    isa: str, rows: int, size: tuple[int, int], pair: tuple[str, str]
+) -> None:
+    call = random_call(pair, *size, rows)
+    expert_index = np.maximum(call.expert_index, 0)
+    call = replace(call, expert_index=expert_index)
+    assert_close(call.values(isa), torch_reference(call, round_activations=False), ERROR_OF_ROUNDING[pair[0]])
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
@@ -164,10 +176,8 @@ def test_threads_do_not_change_a_bit(isa: str, pair: tuple[str, str]) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("cuts", [(), (2,), (1, 3), (1, 2, 3), (0, 0, 4)], ids=str)
-def test_calls_that_carry_on_each_others_sums_equal_one_call(
-    isa: str, pair: tuple[str, str], cuts: tuple[int, ...]
-) -> None:
-    """Each call gets the experts up to the next cut; some rows have none there, and some calls have none."""
+def test_calls_that_carry_sums_equal_one_call(isa: str, pair: tuple[str, str], cuts: tuple[int, ...]) -> None:
+    """Each call has the experts up to the next cut. Some rows or calls have no expert."""
     call = random_call(pair, 200, 150, rows=20, top_k=3)
     carry = None
     for first, end in pairwise((0, *cuts, 5)):
@@ -227,20 +237,20 @@ def test_a_value_that_is_not_finite_spoils_its_own_row_only(
 
 
 @pytest.mark.parametrize("isa", available_isas())
-def test_silu_holds_from_end_to_end(isa: str) -> None:
+def test_silu_is_accurate_over_its_whole_range(isa: str) -> None:
     shape = ExpertShape(2, 1, "f32")
     gate, up, down = np.array([[1, 0]]), np.array([[0, 1]]), np.array([[1], [0]])
     packed = pack_expert(shape, *(matrix.astype(np.float32) for matrix in (gate, up, down)))
     gates = np.concatenate([np.linspace(-80, 80, 4001), [-1e30, -1e4, -90, 90, 1e4, 1e30]]).astype(np.float32)
     hidden_states = np.stack([gates, np.ones_like(gates)], axis=1)
     index, weight = np.zeros((len(gates), 1), np.int16), np.ones((len(gates), 1), np.float32)
-    out = load_kernel(isa)(packed, np.zeros(1, np.int64), shape, hidden_states, index, weight)
+    out = load_kernel(isa).gated_ffn(packed, np.zeros(1, np.int64), shape, hidden_states, index, weight)
     silu = torch.nn.functional.silu(torch.from_numpy(gates).double()).numpy()
     np.testing.assert_allclose(out[:, 0], silu, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("isa", available_isas())
-def test_arrays_that_are_strided_or_not_aligned_are_fine(isa: str) -> None:
+def test_arrays_may_be_strided_or_not_aligned(isa: str) -> None:
     call = random_call(("f32", "f32"), 96, 64, rows=5)
     strided = np.repeat(call.hidden_states, 2, axis=1)[:, ::2]
     shifted = np.frombuffer(b"\0" + call.expert_weight.tobytes(), np.float32, offset=1).reshape(5, 2)
@@ -269,7 +279,7 @@ def test_arrays_that_are_strided_or_not_aligned_are_fine(isa: str) -> None:
         ({"carry": np.zeros((3, 96))}, "carry must be float32"),
     ],
 )
-def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(isa: str, changes: dict[str, Any], message: str) -> None:
     call = random_call(("f32", "f32"), 96, 64, rows=3)
     with pytest.raises(ValueError, match=message):
         call.run(isa, **changes)
@@ -277,7 +287,7 @@ def test_what_does_not_fit_is_refused(isa: str, changes: dict[str, Any], message
 
 @pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("threads", [0, -1, 65])
-def test_a_senseless_number_of_threads_is_refused(isa: str, threads: int) -> None:
+def test_an_invalid_number_of_threads_is_refused(isa: str, threads: int) -> None:
     with pytest.raises(ValueError, match="threads"):
         random_call(("f32", "f32"), 96, 64, rows=3).run(isa, threads=threads)
 

@@ -1,4 +1,4 @@
-/* Linear layers as Python calls them. */
+/* The Python function `linear`: checks of arguments. */
 
 #ifndef FAASMOE_LINEAR_CALL_H
 #define FAASMOE_LINEAR_CALL_H
@@ -6,7 +6,7 @@
 #include "arguments.h"
 #include "linear.h"
 
-/* The buffers of a layer, in the order of Python's arguments. */
+/* The buffer arguments of a layer, in their order. */
 enum { L_WEIGHTS, L_BIAS, L_OUT, L_COUNT };
 
 static int linear_check(const struct linear_arguments *a, const struct linear_layer *layer,
@@ -16,7 +16,7 @@ static int linear_check(const struct linear_arguments *a, const struct linear_la
            check_buffer("out", &b[L_OUT], a->rows * layer->outputs * nbytes_of(a->dtype));
 }
 
-/* Takes one of Python's layers in; what it has of buffers is to be released either way. */
+/* Adds one of Python's layers. The caller must release the buffers in `b` in any case. */
 static int linear_take(struct linear_arguments *a, enum dtype weights, int64_t inputs, PyObject *arguments,
                        Py_buffer *b) {
     long long outputs;
@@ -61,10 +61,10 @@ static int linear_run(const struct linear_arguments *a) {
 
 PyDoc_STRVAR(linear_doc,
              "linear(isa, weight_dtype, dtype, rows, inputs, threads, x, layers)\n\n"
-             "A layer is (outputs, weights, bias, out): writes x times the packed weights, plus bias if that\n"
-             "is not None, to out. Buffers are contiguous and aligned, and nobody writes to them during the\n"
+             "A layer is (outputs, weights, bias, out): writes x times the packed weights, plus bias unless\n"
+             "it is None, to out. Buffers must be contiguous and aligned, and must not change during the\n"
              "call, which releases the interpreter lock.\n"
-             "Raises ValueError for arguments that do not fit together, MemoryError without working memory.");
+             "Raises ValueError for arguments that do not fit together, MemoryError when out of memory.");
 
 static PyObject *linear_call(PyObject *module, PyObject *args) {
     (void)module;
@@ -73,8 +73,8 @@ static PyObject *linear_call(PyObject *module, PyObject *args) {
     int threads;
     PyObject *layers;
     Py_buffer x, buffers[MAX_LAYERS][L_COUNT] = {0};
-    if (!PyArg_ParseTuple(args, "sssLLiy*O!:linear", &isa, &weight_dtype, &dtype, &rows, &inputs, &threads, &x,
-                          &PyTuple_Type, &layers))
+    if (!PyArg_ParseTuple(args, "sssLLiy*O!:linear", &isa, &weight_dtype, &dtype, &rows, &inputs, &threads,
+                          &x, &PyTuple_Type, &layers))
         return NULL;
     struct linear_arguments a = {.rows = rows, .x = x.buf, .threads = threads};
     enum dtype weights;

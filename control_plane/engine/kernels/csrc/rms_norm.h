@@ -1,8 +1,8 @@
-/* Root mean square normalisation, as transformers' models have it. Plain C that each instruction set compiles
- * for itself. */
+/* Root mean square normalisation, as in the models of transformers. Plain C that dense_isa.h compiles for
+ * each instruction set. */
 
-#ifndef FAASMOE_NORMALISE_H
-#define FAASMOE_NORMALISE_H
+#ifndef FAASMOE_RMS_NORM_H
+#define FAASMOE_RMS_NORM_H
 
 #include <math.h>
 #include <stdint.h>
@@ -10,7 +10,8 @@
 #include "activations.h"
 #include "layout.h"
 
-/* out = weight * (x / sqrt(mean(x^2) + epsilon)), of which bfloat16 rounds the second factor, too. */
+/* out = weight * (x / sqrt(mean(x^2) + epsilon)). With bfloat16, the second factor is rounded too, as
+ * transformers does. */
 ALWAYS_INLINE void rms_norm_row(const enum dtype dtype, int64_t size, const void *x, const void *weight,
                                 float epsilon, void *out) {
     float sums[SUMS] = {0};

@@ -1,26 +1,27 @@
-/* One call: routes rows to experts, and runs the two products of each expert tile by tile.
+/* The gated FFN of a call: routes rows to experts, and computes the two products of each expert tile by tile.
  *
- * The threads of a team share four loops: encode the hidden states, gate_up tiles, encode the intermediate,
- * down tiles. An item is always computed by one thread, and a down tile adds up its experts in ascending
- * order, so the result depends neither on the number of threads nor on which other rows are in the call, and
- * several calls that carry on each other's sums, experts in ascending order, give the same bits as one. */
+ * The threads of a team share four loops: encode the hidden states, gate_up tiles, encode the intermediate
+ * activations, down tiles. One thread computes a whole item, and a down tile adds up its experts in ascending
+ * order. Therefore the result does not depend on the number of threads or on the other rows in the call, and
+ * several calls with ascending experts, each of which carries the sums of the one before, give the same bits
+ * as one call with all experts. */
 
-#ifndef FAASMOE_FORWARD_H
-#define FAASMOE_FORWARD_H
+#ifndef FAASMOE_GATED_FFN_H
+#define FAASMOE_GATED_FFN_H
 
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "activations.h"
-#include "isa.h"
+#include "isa/isa.h"
 #include "layout.h"
 #include "multiply.h"
 #include "operand.h"
 #include "routing.h"
 #include "team.h"
 
-struct arguments {
+struct ffn_arguments {
     const struct isa *isa;
     struct shape shape;
     int64_t rows, top_k, experts;
@@ -30,33 +31,33 @@ struct arguments {
     const void *hidden_states;   /* [rows][hidden_size] */
     const int16_t *expert_index; /* [rows][top_k] */
     const float *expert_weight;  /* [rows][top_k] */
-    const float *carry;          /* [rows][hidden_size], which the sums begin with; NULL for zeros */
+    const float *carry;          /* [rows][hidden_size], initial values of the sums; NULL for zeros */
     enum dtype out_dtype;
     void *out; /* [rows][hidden_size] */
     int threads;
 };
 
 /* A thread's working memory. */
-struct member {
-    struct forward *forward;
+struct ffn_member {
+    struct ffn *ffn;
     struct encoder encoder;
     float *sums; /* [rows][TILE_ROWS]: a tile of the output */
 };
 
-struct forward {
-    struct arguments args;
+struct ffn {
+    struct ffn_arguments args;
     struct routing routing;
     struct operand hidden, intermediate;
     int64_t stride;
     float *activated; /* [routes][stride]: silu(gate) * up */
     struct team team;
     struct loop encoded_hidden, gate_up_done, encoded_intermediate, down_done;
-    struct member members[TEAM_MAX];
+    struct ffn_member members[TEAM_MAX];
 };
 
 static void encode_hidden(void *member, int64_t item) {
-    struct member *m = member;
-    struct forward *f = m->forward;
+    struct ffn_member *m = member;
+    struct ffn *f = m->ffn;
     const struct panel_routes *panel = &f->routing.panel[item];
     for (int r = 0; r < panel->rows; r++) {
         encoder_read(&m->encoder, f->args.hidden_states, f->args.hidden_dtype,
@@ -66,8 +67,8 @@ static void encode_hidden(void *member, int64_t item) {
 }
 
 static void encode_intermediate(void *member, int64_t item) {
-    struct member *m = member;
-    struct forward *f = m->forward;
+    struct ffn_member *m = member;
+    struct ffn *f = m->ffn;
     const struct panel_routes *panel = &f->routing.panel[item];
     for (int r = 0; r < panel->rows; r++) {
         const float *activated = f->activated + (panel->first + r) * f->stride;
@@ -77,7 +78,7 @@ static void encode_intermediate(void *member, int64_t item) {
 }
 
 static void gate_up_tile(void *member, int64_t item) {
-    const struct forward *f = ((struct member *)member)->forward;
+    const struct ffn *f = ((struct ffn_member *)member)->ffn;
     const struct matrix *matrix = &f->args.shape.gate_up;
     const struct routed_expert *expert = &f->routing.expert[item / matrix->tiles];
     const int64_t tile = item % matrix->tiles;
@@ -96,8 +97,8 @@ static void add_weighted(const struct route *routes, int count, const float *pro
             sums[routes[r].row * TILE_ROWS + i] += routes[r].weight * product[r * TILE_ROWS + i];
 }
 
-/* Begins the sums of a tile's columns, with what earlier calls have added up or with zeros. */
-static void begin_tile(const struct arguments *a, int64_t tile, float *sums) {
+/* Sets the sums of a tile's columns to the carried sums of earlier calls, or to zeros. */
+static void begin_tile(const struct ffn_arguments *a, int64_t tile, float *sums) {
     const int64_t width = tile_width(a->shape.hidden_size, tile);
     memset(sums, 0, (size_t)(a->rows * TILE_ROWS) * sizeof *sums);
     for (int64_t row = 0; a->carry && row < a->rows; row++)
@@ -105,15 +106,15 @@ static void begin_tile(const struct arguments *a, int64_t tile, float *sums) {
                (size_t)width * sizeof *sums);
 }
 
-static void write_tile(const struct arguments *a, int64_t tile, const float *sums) {
+static void write_tile(const struct ffn_arguments *a, int64_t tile, const float *sums) {
     const int64_t size = a->shape.hidden_size, first = tile * TILE_ROWS, width = tile_width(size, tile);
     for (int64_t row = 0; row < a->rows; row++)
         write_values(a->out, a->out_dtype, row * size + first, sums + row * TILE_ROWS, width);
 }
 
 static void down_tile(void *member, int64_t tile) {
-    struct member *m = member;
-    const struct forward *f = m->forward;
+    struct ffn_member *m = member;
+    const struct ffn *f = m->ffn;
     float product[MAX_PANEL_ROWS * TILE_ROWS];
     begin_tile(&f->args, tile, m->sums);
     for (int64_t e = 0; e < f->routing.experts; e++) {
@@ -127,7 +128,7 @@ static void down_tile(void *member, int64_t tile) {
     write_tile(&f->args, tile, m->sums);
 }
 
-static void forward_free(struct forward *f) {
+static void ffn_free(struct ffn *f) {
     for (int i = 0; i < TEAM_MAX; i++) {
         encoder_free(&f->members[i].encoder);
         free(f->members[i].sums);
@@ -139,28 +140,29 @@ static void forward_free(struct forward *f) {
     free(f);
 }
 
-static void forward_work(void *member) {
-    struct forward *f = ((struct member *)member)->forward;
+static void ffn_work(void *member) {
+    struct ffn *f = ((struct ffn_member *)member)->ffn;
     const int64_t gate_up_tiles = f->routing.experts * f->args.shape.gate_up.tiles;
     team_for(&f->team, &f->encoded_hidden, f->routing.panels, encode_hidden, member);
     team_for(&f->team, &f->gate_up_done, gate_up_tiles, gate_up_tile, member);
     team_for(&f->team, &f->encoded_intermediate, f->routing.panels, encode_intermediate, member);
     team_for(&f->team, &f->down_done, f->args.shape.down.tiles, down_tile, member);
-    if (team_leave(&f->team)) forward_free(f);
+    if (team_leave(&f->team)) ffn_free(f);
 }
 
-/* The allocs return -1 without memory, else 0; either way forward_free frees what they got. */
-static int member_alloc(struct member *m, struct forward *f) {
-    const struct arguments *a = &f->args;
+/* ffn_member_alloc and ffn_alloc return 0, or -1 when out of memory; either way ffn_free frees what they
+ * allocated. */
+static int ffn_member_alloc(struct ffn_member *m, struct ffn *f) {
+    const struct ffn_arguments *a = &f->args;
     const int64_t hidden = a->shape.gate_up.inputs, intermediate = a->shape.down.inputs;
     const int64_t longest = hidden > intermediate ? hidden : intermediate;
-    m->forward = f;
+    m->ffn = f;
     m->sums = malloc((size_t)(a->rows * TILE_ROWS + 1) * sizeof *m->sums);
     return encoder_alloc(&m->encoder, a->isa, a->shape.down.dtype, longest) || !m->sums ? -1 : 0;
 }
 
-static int forward_alloc(struct forward *f) {
-    const struct arguments *a = &f->args;
+static int ffn_alloc(struct ffn *f) {
+    const struct ffn_arguments *a = &f->args;
     if (routing_build(&f->routing, a->expert_index, a->expert_weight, a->rows, a->top_k, a->block, a->offsets,
                       a->experts, a->isa->max_rows))
         return -1;
@@ -172,20 +174,20 @@ static int forward_alloc(struct forward *f) {
     return failed || !f->activated ? -1 : 0;
 }
 
-/* For valid arguments. Returns 0, or -1 without memory. */
-static int gated_ffn(const struct arguments *args) {
-    struct forward *f = calloc(1, sizeof *f);
+/* The arguments must be valid. Returns 0, or -1 when out of memory. */
+static int gated_ffn(const struct ffn_arguments *args) {
+    struct ffn *f = calloc(1, sizeof *f);
     if (!f) return -1;
     f->args = *args;
-    int failed = forward_alloc(f);
+    int failed = ffn_alloc(f);
     const int threads = team_size(f->routing.routes * args->shape.nbytes, args->threads);
-    for (int i = 0; i < threads && !failed; i++) failed = member_alloc(&f->members[i], f);
+    for (int i = 0; i < threads && !failed; i++) failed = ffn_member_alloc(&f->members[i], f);
     if (failed) {
-        forward_free(f);
+        ffn_free(f);
         return -1;
     }
-    team_start(&f->team, threads - 1, forward_work, f->members + 1, sizeof *f->members);
-    forward_work(f->members);
+    team_start(&f->team, threads - 1, ffn_work, f->members + 1, sizeof *f->members);
+    ffn_work(f->members);
     return 0;
 }
 

@@ -1,4 +1,4 @@
-"""Every kernel's attention against the definition in float64, and what it leaves in the cache."""
+"""Every kernel's attention against the definition in float64, and the cache after it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from functions.kernels import available_isas, load_kernel
+from control_plane.engine.kernels import available_dense_isas, load_dense_kernel
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 
-ISAS = available_isas()
+ISAS = available_dense_isas()
 LANES, LAYERS, LAYER, TOKENS = 4, 3, 1, 70
 ERROR = {"f32": 1e-5, "bf16": 1e-2}
-"""Largest allowed, as a share of the largest output: bf16 rounds that to 8 bits."""
+"""Largest allowed error, as a share of the largest output. bf16 rounds the output to 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Call:
     def run(self, isa: str, threads: int = 1) -> tuple[NDArray[Any], NDArray[Any]]:
         """The output, and the cache after it."""
         arguments = vars(self) | {"cache": self.cache.copy()}
-        out = load_kernel(isa).attention(layer=LAYER, threads=threads, **arguments)
+        out = load_dense_kernel(isa).attention(layer=LAYER, threads=threads, **arguments)
         return out, arguments["cache"]
 
     def rotated(self, heads: NDArray[Any]) -> NDArray[np.float64]:
-        """As two-dimensional vectors, turned by each position's angle."""
+        """Pairs of values as complex numbers, rotated by the angles of each position."""
         values, (cosine, sine) = as_f64(heads), map(as_f64, self.rotation)
         half = values.shape[2] // 2
         # Both halves of cosines and sines are the same, as transformers has them.
@@ -100,7 +100,7 @@ def as_f64(values: NDArray[Any]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("window", [None, 1, 5, 1000])
 @pytest.mark.parametrize("sizes", [(4, 4, 32), (8, 2, 128), (6, 1, 40), (1, 1, 6)], ids=str)
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_a_row_sees_its_past_and_itself(
+def test_a_row_sees_earlier_tokens_and_its_own(
     dtype: str, sizes: tuple[int, int, int], window: int | None, isa: str
 ) -> None:
     call = replace(random_call(dtype, *sizes), window=window)
@@ -115,7 +115,7 @@ def test_a_row_sees_its_past_and_itself(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_result_depends_neither_on_threads_nor_on_other_rows(isa: str) -> None:
+def test_threads_and_other_rows_do_not_change_a_row(isa: str) -> None:
     long = replace(random_call(heads=16, kv_heads=16, head_dim=128), attending=np.arange(4))
     out, _ = long.run(isa)
     # Enough of the past for several threads to be worth it.
@@ -127,7 +127,7 @@ def test_a_result_depends_neither_on_threads_nor_on_other_rows(isa: str) -> None
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_what_is_no_number_stays_in_its_row(isa: str) -> None:
+def test_nan_stays_in_its_row(isa: str) -> None:
     call = random_call()
     call.query[2] = np.nan
     out, _ = call.run(isa)
@@ -137,7 +137,7 @@ def test_what_is_no_number_stays_in_its_row(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_rows_are_no_work(isa: str) -> None:
+def test_no_attending_rows_give_no_output(isa: str) -> None:
     call = replace(random_call(), attending=np.array([], np.int64))
     out, cache = call.run(isa)
     assert out.shape == (0, 4, 32)
@@ -166,11 +166,11 @@ BAD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("changes", BAD.values(), ids=BAD)
-def test_what_does_not_fit_is_refused_and_nothing_is_stored(changes: dict[str, Any], isa: str) -> None:
+def test_refused_arguments_change_nothing(changes: dict[str, Any], isa: str) -> None:
     call = replace(random_call(), **changes)
     before = call.cache.copy()
     with pytest.raises(ValueError, match=r"even size|not a number below|must be|not a cache|no such layer"):
-        load_kernel(isa).attention(layer=LAYER, **vars(call))
+        load_dense_kernel(isa).attention(layer=LAYER, **vars(call))
     assert np.array_equal(call.cache, before)
 
 
@@ -178,4 +178,4 @@ def test_what_does_not_fit_is_refused_and_nothing_is_stored(changes: dict[str, A
 @pytest.mark.parametrize("layer", [-1, LAYERS])
 def test_a_layer_that_is_not_there_is_refused(layer: int, isa: str) -> None:
     with pytest.raises(ValueError, match="no such layer"):
-        load_kernel(isa).attention(layer=layer, **vars(random_call()))
+        load_dense_kernel(isa).attention(layer=layer, **vars(random_call()))

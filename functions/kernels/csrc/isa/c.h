@@ -1,15 +1,16 @@
-/* Tile products in plain C, for every other machine. The loops over the rows of a step are for the compiler
- * to vectorise. */
+/* Tile products in plain C, for any machine. The compiler vectorises the loops over the rows of a step. */
 
-#ifndef FAASMOE_TILES_C_H
-#define FAASMOE_TILES_C_H
+#ifndef FAASMOE_ISA_C_H
+#define FAASMOE_ISA_C_H
 
-#include "activations.h"
-#include "attend.h"
-#include "layout.h"
-#include "normalise.h"
+#include <string.h>
 
-#define C_MAX_ROWS 8
+#include "../activations.h"
+#include "../layout.h"
+
+#define TARGET_c /* what the compiler assumes of every machine */
+
+enum { c_MAX_ROWS = 8 };
 
 static void c_f32(const struct panel *x, const uint8_t *weights, const packed_float *scales, float *out) {
     (void)scales;
@@ -57,26 +58,6 @@ static void c_int8(const struct panel *x, const uint8_t *weights, const packed_f
         }
         for (int i = 0; i < TILE_ROWS; i++) out[i] = sum[i] * scales[i];
     }
-}
-
-static void c_swiglu(int rows, const float *tile, float *out, int64_t stride) {
-    swiglu_tile(rows, tile, out, stride);
-}
-
-static void c_encode(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row) {
-    encode_row(dtype, count, x, row);
-}
-
-static void c_rotate(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
-    const void *cosine, const void *sine, int64_t angles, float *out) {
-    rotate(dtype, heads, size, x, start, cosine, sine, angles, out);
-}
-
-static void c_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }
-
-static void c_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
-    float epsilon, char *out) {
-    rms_norm(dtype, rows, size, x, weight, epsilon, out);
 }
 
 static int c_runs_here(void) { return 1; }

@@ -1,14 +1,15 @@
-/* Normalisation as Python calls it. */
+/* The Python function `rms_norm`: checks of arguments. */
 
-#ifndef FAASMOE_NORMALISE_CALL_H
-#define FAASMOE_NORMALISE_CALL_H
+#ifndef FAASMOE_RMS_NORM_CALL_H
+#define FAASMOE_RMS_NORM_CALL_H
 
 #include "arguments.h"
+#include "dense_isa.h"
 
 PyDoc_STRVAR(rms_norm_doc,
              "rms_norm(isa, dtype, rows, size, epsilon, x, weight, out)\n\n"
-             "Writes weight * (x / sqrt(mean(x^2) + epsilon)) of each row to out. Buffers are contiguous and\n"
-             "aligned.\n"
+             "Writes weight * (x / sqrt(mean(x^2) + epsilon)) of each row to out. Buffers must be\n"
+             "contiguous and aligned.\n"
              "Raises ValueError for arguments that do not fit together.");
 
 static PyObject *rms_norm_call(PyObject *module, PyObject *args) {
@@ -28,7 +29,7 @@ static PyObject *rms_norm_call(PyObject *module, PyObject *args) {
                  check_buffer("x", &b[X], rows * size * nbytes_of(dtype)) ||
                  check_buffer("weight", &b[WEIGHT], size * nbytes_of(dtype)) ||
                  check_buffer("out", &b[OUT], rows * size * nbytes_of(dtype));
-    if (!failed) isa->rms_norm(dtype, rows, size, b[X].buf, b[WEIGHT].buf, epsilon, b[OUT].buf);
+    if (!failed) dense_isa(isa)->rms_norm(dtype, rows, size, b[X].buf, b[WEIGHT].buf, epsilon, b[OUT].buf);
     release_buffers(b, COUNT);
     if (failed) return NULL;
     Py_RETURN_NONE;

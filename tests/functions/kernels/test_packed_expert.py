@@ -1,4 +1,4 @@
-"""The packed form of experts: where weights lie, and what is lost on the way."""
+"""The packed form of experts: its layout, and the loss of precision."""
 
 import numpy as np
 import pytest
@@ -28,21 +28,21 @@ def round_trip(shape: ExpertShape, matrices: Matrices) -> Matrices:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_f32_comes_back_as_it_was(size: tuple[int, int]) -> None:
+def test_f32_is_stored_exactly(size: tuple[int, int]) -> None:
     matrices = random_matrices(*size)
     for found, matrix in zip(round_trip(ExpertShape(*size, "f32"), matrices), matrices, strict=True):
         np.testing.assert_array_equal(found, matrix)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_bf16_comes_back_rounded_to_bf16(size: tuple[int, int]) -> None:
+def test_bf16_is_rounded_to_bf16(size: tuple[int, int]) -> None:
     matrices = random_matrices(*size)
     for found, matrix in zip(round_trip(ExpertShape(*size, "bf16"), matrices), matrices, strict=True):
         np.testing.assert_array_equal(found, torch.from_numpy(matrix).bfloat16().float().numpy())
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_int8_comes_back_within_half_a_step_of_its_row(size: tuple[int, int]) -> None:
+def test_int8_is_within_half_a_step_of_its_row(size: tuple[int, int]) -> None:
     matrices = random_matrices(*size)
     for found, matrix in zip(round_trip(ExpertShape(*size, "int8"), matrices), matrices, strict=True):
         step = np.abs(matrix).max(axis=1, keepdims=True) / 127
@@ -50,7 +50,7 @@ def test_int8_comes_back_within_half_a_step_of_its_row(size: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("smallest", [0, 1e-44, 1e-37])
-def test_int8_rows_of_next_to_nothing_become_zeros(smallest: float) -> None:
+def test_int8_rows_of_tiny_values_become_zeros(smallest: float) -> None:
     gate, up, down = random_matrices(24, 20)
     gate[3] = smallest
     found, _, _ = round_trip(ExpertShape(24, 20, "int8"), (gate, up, down))
@@ -59,7 +59,7 @@ def test_int8_rows_of_next_to_nothing_become_zeros(smallest: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bf16_bits_pack_like_the_floats_they_stand_for(dtype: str) -> None:
+def test_bf16_bits_pack_like_their_floats(dtype: str) -> None:
     bits = [f32_to_bf16(matrix) for matrix in random_matrices(24, 20)]
     shape = ExpertShape(24, 20, dtype)
     packed = pack_expert(shape, *(bf16_to_f32(matrix) for matrix in bits))
@@ -109,7 +109,7 @@ def test_a_wrong_shape_or_dtype_is_refused() -> None:
         ExpertShape(0, 20, "f32")
 
 
-def test_bf16_rounds_as_torch_does() -> None:
+def test_bf16_rounds_like_torch() -> None:
     random = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32)
     ties = (np.arange(2**16, dtype=np.uint32) << 16) + 0x8000
     values = np.concatenate([random, ties]).view(np.float32)

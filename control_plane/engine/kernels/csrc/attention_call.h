@@ -1,4 +1,4 @@
-/* Attention as Python calls it. */
+/* The Python function `attention`: checks of arguments. */
 
 #ifndef FAASMOE_ATTENTION_CALL_H
 #define FAASMOE_ATTENTION_CALL_H
@@ -6,10 +6,22 @@
 #include "arguments.h"
 #include "attention.h"
 
-/* The buffers of a call, in the order of Python's arguments. */
-enum { A_CACHE, A_QUERY, A_KEY, A_VALUE, A_COSINE, A_SINE, A_LANES, A_POSITIONS, A_ATTENDING, A_OUT, A_COUNT };
+/* The buffer arguments of a call, in their order. */
+enum {
+    A_CACHE,
+    A_QUERY,
+    A_KEY,
+    A_VALUE,
+    A_COSINE,
+    A_SINE,
+    A_LANES,
+    A_POSITIONS,
+    A_ATTENDING,
+    A_OUT,
+    A_COUNT
+};
 
-/* More than any buffer has, where the product is out of range. */
+/* a * b, or more than the size of any buffer if that overflows. */
 static int64_t times(int64_t a, int64_t b) {
     int64_t product;
     return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
@@ -68,13 +80,14 @@ static int attention_check_sizes(const struct attention_arguments *a) {
     return -1;
 }
 
-PyDoc_STRVAR(attention_doc,
-             "attention(isa, dtype, lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window,\n"
-             "    scaling, threads, cache, query, key, value, cosine, sine, lanes, positions, attending, out)\n\n"
-             "Puts the rows' keys and values into the cache, and writes what the rows of `attending` then\n"
-             "see to out. Buffers are contiguous and aligned, and nobody else uses them during the call,\n"
-             "which releases the interpreter lock.\n"
-             "Raises ValueError for arguments that do not fit together, MemoryError without working memory.");
+PyDoc_STRVAR(
+    attention_doc,
+    "attention(isa, dtype, lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window,\n"
+    "    scaling, threads, cache, query, key, value, cosine, sine, lanes, positions, attending, out)\n\n"
+    "Stores the rows' keys and values in the cache, and writes the attention of the rows in\n"
+    "`attending` to out. Buffers must be contiguous and aligned, and nothing else may use them\n"
+    "during the call, which releases the interpreter lock.\n"
+    "Raises ValueError for arguments that do not fit together, MemoryError when out of memory.");
 
 static PyObject *attention_call(PyObject *module, PyObject *args) {
     (void)module;
@@ -85,8 +98,7 @@ static PyObject *attention_call(PyObject *module, PyObject *args) {
     Py_buffer b[A_COUNT] = {0};
     if (!PyArg_ParseTuple(args, "ssLLLLLLLLLfiw*y*y*y*y*y*y*y*y*w*:attention", &isa, &dtype, &lanes, &layers,
                           &kv_heads, &tokens, &head_dim, &layer, &rows, &heads, &window, &scaling, &threads,
-                          &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7],
-                          &b[8], &b[9]))
+                          &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7], &b[8], &b[9]))
         return NULL;
     struct attention_arguments a = {
         .cache = {.lanes = lanes,
@@ -112,9 +124,14 @@ static PyObject *attention_call(PyObject *module, PyObject *args) {
         .out = b[A_OUT].buf,
         .threads = threads,
     };
-    int failed = parse_isa(isa, &a.isa) || parse_dtype(dtype, &a.cache.dtype) ||
+    const struct isa *parsed;
+    int failed = parse_isa(isa, &parsed) || parse_dtype(dtype, &a.cache.dtype) ||
                  check_dtypes(a.cache.dtype, a.cache.dtype, a.cache.dtype) || attention_check_sizes(&a) ||
-                 check_threads(threads) || attention_run(&a, b);
+                 check_threads(threads);
+    if (!failed) {
+        a.isa = dense_isa(parsed);
+        failed = attention_run(&a, b);
+    }
     release_buffers(b, A_COUNT);
     if (failed) return NULL;
     Py_RETURN_NONE;

@@ -1,8 +1,8 @@
-/* Attention of rows over the pasts of their sequences, which a cache holds. Queries and keys get their rotary
- * embedding, and the rows' own keys and values are put into the cache first.
+/* Attention of rows over their sequences' tokens in the KV cache. First the rows' own keys and values are
+ * stored in the cache; queries and keys get their rotary embedding.
  *
- * An item is one row's heads that share keys: the result depends neither on the number of threads nor on the
- * other rows. */
+ * An item of the team's loop is the heads of one row that share keys. One thread computes it, so the result
+ * does not depend on the number of threads or on the other rows. */
 
 #ifndef FAASMOE_ATTENTION_H
 #define FAASMOE_ATTENTION_H
@@ -11,13 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "isa.h"
+#include "activations.h"
+#include "dense_isa.h"
 #include "layout.h"
-#include "multiply.h"
-#include "operand.h"
 #include "team.h"
 
-/* [lanes][layers][keys and values][heads][tokens][head_dim] */
+/* [lanes][layers][keys, values][heads][tokens][head_dim] */
 struct kv_cache {
     enum dtype dtype;
     int64_t lanes, layers, heads, tokens, head_dim;
@@ -25,18 +24,18 @@ struct kv_cache {
 };
 
 struct attention_arguments {
-    const struct isa *isa;
+    const struct dense_isa *isa;
     struct kv_cache cache;
     int64_t layer, rows, heads;
-    const void *query;        /* [rows][heads][head_dim] */
-    const void *key;          /* [rows][cache.heads][head_dim] */
-    const char *value;        /* likewise */
-    const void *cosine, *sine; /* [rows][head_dim]: of the angles of their positions */
-    const int64_t *lanes;     /* [rows] */
-    const int64_t *positions; /* [rows]: where their keys and values go */
+    const void *query;         /* [rows][heads][head_dim] */
+    const void *key;           /* [rows][cache.heads][head_dim] */
+    const char *value;         /* as key */
+    const void *cosine, *sine; /* [rows][head_dim], of the angles of the rows' positions */
+    const int64_t *lanes;      /* [rows] */
+    const int64_t *positions;  /* [rows], in the row's sequence */
     int64_t count;
-    const int64_t *attending; /* [count]: the rows whose output is wanted */
-    int64_t window;           /* how many tokens a row sees, itself among them */
+    const int64_t *attending; /* [count], the rows that attend */
+    int64_t window;           /* the most tokens that a row sees, itself among them */
     float scaling;
     void *out; /* [count][heads][head_dim] */
     int threads;
@@ -57,14 +56,14 @@ struct attention {
 
 enum { KEYS, VALUES };
 
-/* Where a token's keys or values of one head are. */
+/* The address of a token's keys or values of one head. */
 static char *kv_place(const struct kv_cache *c, int64_t lane, int64_t layer, int part, int64_t head,
                       int64_t token) {
     const int64_t index = ((((lane * c->layers + layer) * 2 + part) * c->heads + head) * c->tokens + token);
     return c->memory + index * c->head_dim * nbytes_of(c->dtype);
 }
 
-/* `rotated` is room for a row's keys. */
+/* Stores the rows' rotated keys and their values in the cache. `rotated` is scratch for one row's keys. */
 static void kv_store(const struct attention_arguments *a, float *rotated) {
     const struct kv_cache *c = &a->cache;
     const int64_t row_values = c->heads * c->head_dim, nbytes = c->head_dim * nbytes_of(c->dtype);
@@ -81,7 +80,7 @@ static void kv_store(const struct attention_arguments *a, float *rotated) {
     }
 }
 
-/* How many tokens a row sees. */
+/* The number of tokens that a row sees. */
 static int64_t kv_seen(const struct attention_arguments *a, int64_t row) {
     const int64_t length = a->positions[row] + 1;
     return length < a->window ? length : a->window;
@@ -136,7 +135,7 @@ static int attention_member_alloc(struct attention_member *m, struct attention *
     return m->query && m->out && m->scores ? 0 : -1;
 }
 
-/* For valid arguments. Returns 0, or -1 without memory, and then has stored nothing. */
+/* The arguments must be valid. Returns 0, or -1 when out of memory, with the cache unchanged. */
 static int attention(const struct attention_arguments *args) {
     const struct kv_cache *c = &args->cache;
     struct attention *t = calloc(1, sizeof *t);

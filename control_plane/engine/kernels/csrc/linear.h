@@ -1,4 +1,4 @@
-/* Linear layers: the same rows times one packed matrix or several, by the same products as the experts. */
+/* Linear layers: the same rows times one packed matrix or several, with the gated FFN's tile products. */
 
 #ifndef FAASMOE_LINEAR_H
 #define FAASMOE_LINEAR_H
@@ -13,7 +13,7 @@
 
 #define MAX_LAYERS 8
 
-/* One of the layers that are computed of the same rows. */
+/* One of the layers that are applied to the same rows. */
 struct linear_layer {
     struct matrix matrix;
     int64_t outputs;
@@ -28,7 +28,7 @@ struct linear_arguments {
     enum dtype dtype; /* of x and out */
     const void *x;    /* [rows][inputs] */
     int layers;
-    struct linear_layer layer[MAX_LAYERS]; /* of the same inputs and dtype */
+    struct linear_layer layer[MAX_LAYERS]; /* with the same inputs and dtype */
     int threads;
 };
 
@@ -46,6 +46,16 @@ struct linear {
     struct linear_member members[TEAM_MAX];
 };
 
+/* Divides all rows into panels, in their order. There are no routes and experts. Returns 0, or -1 when out of
+ * memory; either way linear_free frees the routing. */
+static int route_rows(struct routing *r, int64_t rows, int max_rows) {
+    *r = (struct routing){.panel = calloc((size_t)rows + 1, sizeof *r->panel)};
+    if (!r->panel) return -1;
+    cut_panels(r, 0, rows, max_rows);
+    r->routes = rows;
+    return 0;
+}
+
 static void linear_encode(void *member, int64_t item) {
     struct linear_member *m = member;
     struct linear *l = m->linear;
@@ -56,7 +66,7 @@ static void linear_encode(void *member, int64_t item) {
     }
 }
 
-/* An item is a tile of one of the layers. */
+/* Items number the tiles of all layers, one layer after the other. */
 static void linear_tile(void *member, int64_t tile) {
     const struct linear *l = ((struct linear_member *)member)->linear;
     const struct linear_arguments *a = &l->args;
@@ -92,13 +102,13 @@ static void linear_work(void *member) {
     if (team_leave(&l->team)) linear_free(l);
 }
 
-/* For valid arguments. Returns 0, or -1 without memory. */
+/* The arguments must be valid. Returns 0, or -1 when out of memory. */
 static int linear(const struct linear_arguments *args) {
     struct linear *l = calloc(1, sizeof *l);
     if (!l) return -1;
     l->args = *args;
     const struct matrix *first = &args->layer[0].matrix;
-    int failed = routing_of_rows(&l->routing, args->rows, args->isa->max_rows) ||
+    int failed = route_rows(&l->routing, args->rows, args->isa->max_rows) ||
                  operand_alloc(&l->operand, &l->routing, first);
     int64_t nbytes = 0;
     for (int i = 0; i < args->layers; i++) nbytes += args->layer[i].matrix.end;

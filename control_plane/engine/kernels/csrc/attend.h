@@ -1,4 +1,5 @@
-/* Attention of one row over its sequence's past. Plain C that each instruction set compiles for itself. */
+/* Attention of one row over the tokens that it sees, and rotary embedding. Plain C that dense_isa.h compiles
+ * for each instruction set. */
 
 #ifndef FAASMOE_ATTEND_H
 #define FAASMOE_ATTEND_H
@@ -9,18 +10,20 @@
 #include "activations.h"
 #include "layout.h"
 
-#define TOKENS_A_TIME 4 /* whose values are added up before sums go back to memory */
+#define TOKENS_PER_PASS \
+    4 /* added up in registers before a sum is stored: a quarter of the loads and stores */
 
-/* The heads of one row that share keys. */
+/* The query heads of one row that share one head of keys and values. */
 struct attend {
     int64_t heads, head_dim, tokens;
-    const float *query;         /* [heads][head_dim], scaled */
-    const void *keys, *values;  /* [tokens][head_dim], float32 or bfloat16 */
-    float *scores;              /* [heads][tokens]: room to work in */
-    float *out;                 /* [heads][head_dim] */
+    const float *query;        /* [heads][head_dim], scaled */
+    const void *keys, *values; /* [tokens][head_dim], float32 or bfloat16 */
+    float *scores;             /* [heads][tokens], scratch */
+    float *out;                /* [heads][head_dim] */
 };
 
-/* out = x turned by a position's angles: rotary embedding, which pairs a value with that half a head away. */
+/* Rotary embedding (arXiv 2104.09864): value i of a head and value i + size / 2 are a vector, which is
+ * rotated by an angle of the row's position. */
 ALWAYS_INLINE void rotate_head(const enum dtype dtype, int64_t size, const void *x, int64_t start,
                                const void *cosine, const void *sine, int64_t angles, float *out) {
     const int64_t half = size / 2;
@@ -34,7 +37,8 @@ ALWAYS_INLINE void rotate_head(const enum dtype dtype, int64_t size, const void 
     }
 }
 
-/* Heads [heads][size] from value `start` of x on, by the angles from value `angles` of cosine and sine on. */
+/* Rotates heads [heads][size], which begin at value `start` of x. Their angles begin at value `angles` of
+ * cosine and sine. */
 ALWAYS_INLINE void rotate(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
                           const void *cosine, const void *sine, int64_t angles, float *out) {
     for (int64_t h = 0; h < heads; h++)
@@ -62,7 +66,7 @@ ALWAYS_INLINE void attend_softmax(float *scores, int64_t count) {
     for (int64_t i = 0; i < count; i++) scores[i] /= sum;
 }
 
-/* out += the values of `count` tokens from `first` on, each by its weight. */
+/* out += the weighted values of the `count` tokens that begin at `first`. */
 ALWAYS_INLINE void attend_add(const enum dtype dtype, const struct attend *a, int64_t first, const int count,
                               const float *weights, float *out) {
     const int64_t size = a->head_dim, start = first * size;
@@ -73,6 +77,7 @@ ALWAYS_INLINE void attend_add(const enum dtype dtype, const struct attend *a, in
     }
 }
 
+/* Token by token, so that each key and value is read from memory once for all heads that share it. */
 ALWAYS_INLINE void attend_rows(const enum dtype dtype, const struct attend *a) {
     const int64_t size = a->head_dim;
     for (int64_t t = 0; t < a->tokens; t++)
@@ -81,15 +86,15 @@ ALWAYS_INLINE void attend_rows(const enum dtype dtype, const struct attend *a) {
     for (int64_t h = 0; h < a->heads; h++) attend_softmax(a->scores + h * a->tokens, a->tokens);
     memset(a->out, 0, (size_t)(a->heads * size) * sizeof *a->out);
     int64_t t = 0;
-    for (; t + TOKENS_A_TIME <= a->tokens; t += TOKENS_A_TIME)
+    for (; t + TOKENS_PER_PASS <= a->tokens; t += TOKENS_PER_PASS)
         for (int64_t h = 0; h < a->heads; h++)
-            attend_add(dtype, a, t, TOKENS_A_TIME, a->scores + h * a->tokens + t, a->out + h * size);
+            attend_add(dtype, a, t, TOKENS_PER_PASS, a->scores + h * a->tokens + t, a->out + h * size);
     for (; t < a->tokens; t++)
         for (int64_t h = 0; h < a->heads; h++)
             attend_add(dtype, a, t, 1, a->scores + h * a->tokens + t, a->out + h * size);
 }
 
-/* dtype is that of keys and values. */
+/* `dtype` is that of keys and values. Each branch passes a constant, so the inner loops do not test it. */
 ALWAYS_INLINE void attend(enum dtype dtype, const struct attend *a) {
     if (dtype == BF16)
         attend_rows(BF16, a);

@@ -1,0 +1,26 @@
+"""The engine's own computing: linear layers with packed weights, attention and norms, in C and in NumPy.
+
+`load_dense_kernel()` picks the fastest kernel that this machine runs. The C extension `_dense` is optional:
+without it, the only kernel is "numpy". It is built from the headers of `functions.kernels`, whose docstring
+says how to add an instruction set.
+"""
+
+from .c_dense import CDenseKernel, compiled_isas
+from .dense import DenseKernel, LinearLayer
+from .numpy_dense import NumpyDenseKernel
+
+__all__ = ["DenseKernel", "LinearLayer", "available_dense_isas", "load_dense_kernel"]
+
+
+def available_dense_isas() -> tuple[str, ...]:
+    """The kernels that this machine runs, fastest first: of "avx512", "avx2", "c" and "numpy"."""
+    return (*compiled_isas(), NumpyDenseKernel.name)
+
+
+def load_dense_kernel(isa: str | None = None) -> DenseKernel:
+    """The kernel of that name, or the fastest. Raises ValueError for one that this machine does not run."""
+    isas = available_dense_isas()
+    if isa is not None and isa not in isas:
+        raise ValueError(f"no kernel {isa!r} here, only {', '.join(isas)}")
+    name = isa or isas[0]
+    return NumpyDenseKernel() if name == NumpyDenseKernel.name else CDenseKernel(name)

@@ -1,0 +1,51 @@
+"""The dense kernels in C."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from functions.kernels.arguments import activation_dtype
+
+from .dense import AttentionInputs, DenseKernel, LinearLayer
+
+try:
+    from . import _dense
+except ImportError:
+    _dense = None  # type: ignore[assignment]
+
+
+def compiled_isas() -> tuple[str, ...]:
+    """The instruction sets of the C extension that this machine runs, fastest first."""
+    return _dense.isas() if _dense else ()
+
+
+class CDenseKernel(DenseKernel):
+    """The C extension, with the instruction set `name`."""
+
+    def _linear(self, layers: Sequence[LinearLayer], x: NDArray[Any], threads: int) -> list[NDArray[Any]]:
+        first = layers[0].shape
+        outs = [np.empty((len(x), layer.shape.outputs), x.dtype) for layer in layers]
+        parts = tuple(
+            (layer.shape.outputs, layer.weights, layer.bias, out)
+            for layer, out in zip(layers, outs, strict=True)
+        )
+        _dense.linear(self.name, first.dtype, activation_dtype(x), len(x), first.inputs, threads, x, parts)
+        return outs
+
+    def _attention(
+        self, layer: int, inputs: AttentionInputs, scaling: float, window: int, threads: int
+    ) -> NDArray[Any]:
+        cache, (rows, heads, head_dim) = inputs.cache, inputs.query.shape
+        lanes, layers, _, kv_heads, tokens, _ = cache.shape
+        out = np.empty((len(inputs.attending), heads, head_dim), cache.dtype)
+        sizes = (lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window)
+        _dense.attention(self.name, activation_dtype(cache), *sizes, scaling, threads, *inputs, out)
+        return out
+
+    def _rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:
+        out = np.empty_like(x)
+        rows, size = x.shape
+        _dense.rms_norm(self.name, activation_dtype(x), rows, size, epsilon, x, weight, out)
+        return out

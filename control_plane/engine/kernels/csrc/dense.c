@@ -1,0 +1,25 @@
+/* _dense: linear layers, attention and normalisation as a Python module, for the engine.
+ *
+ * dense.py is its public interface, and numpy_dense.py specifies what it computes. The *_call.h files check
+ * arguments; linear.h, attention.h and rms_norm.h compute. Products, the table of instruction sets and the
+ * thread pool come from functions/kernels/csrc. */
+
+#include "attention_call.h"
+#include "linear_call.h"
+#include "rms_norm_call.h"
+
+static PyMethodDef methods[] = {
+    {"linear", linear_call, METH_VARARGS, linear_doc},
+    {"attention", attention_call, METH_VARARGS, attention_doc},
+    {"rms_norm", rms_norm_call, METH_VARARGS, rms_norm_doc},
+    {"isas", isas_call, METH_NOARGS, isas_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_dense", .m_size = 0,
+                                    .m_methods = methods};
+
+PyMODINIT_FUNC PyInit__dense(void) {
+    pool_init();
+    return PyModuleDef_Init(&module);
+}

@@ -1,0 +1,65 @@
+/* The instruction sets of this build.
+ *
+ * To add one, NAME, write isa/NAME.h, with avx2.h as the example. It defines:
+ *
+ * - TARGET_NAME: the attribute that makes the compiler use the instruction set,
+ * - NAME_MAX_ROWS, an enumerator: the height of a panel, as many rows as leave enough registers for weights,
+ * - NAME_runs_here(): whether this machine has the instruction set,
+ * - NAME_f32(), NAME_bf16(), NAME_int8(): the tile products (tile_product in layout.h).
+ *
+ * Then include it below, and put NAME into FOR_EACH_ISA, before slower ones. Nothing else has to change: all
+ * other code is plain C, which the macros here (and in dense_isa.h, for attention and norms) compile once per
+ * instruction set. `available_isas()` in Python then lists NAME, and the tests run each kernel in that list
+ * against torch and against its NumPy twin. */
+
+#ifndef FAASMOE_ISA_H
+#define FAASMOE_ISA_H
+
+#include "../activations.h"
+#include "../layout.h"
+#include "c.h"
+#if defined(__x86_64__)
+#include "avx2.h"
+#include "avx512.h"
+#endif
+
+/* DO(NAME) for each instruction set, fastest first. */
+#if defined(__x86_64__)
+#define FOR_EACH_ISA(DO) DO(avx512) DO(avx2) DO(c)
+#else
+#define FOR_EACH_ISA(DO) DO(c)
+#endif
+
+#define MAX_PANEL_ROWS 8 /* the size of buffers for one product */
+
+struct isa {
+    const char *name;
+    int (*runs_here)(void);
+    int max_rows;            /* of a panel */
+    tile_product product[3]; /* by enum dtype */
+    void (*swiglu)(int rows, const float *product, float *out, int64_t stride);
+    void (*encode)(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row);
+};
+
+/* Plain C that GCC vectorises for the instruction set of TARGET: always-inlined bodies take the target of the
+ * function that they are inlined into. */
+#define DEFINE_PLAIN_C(isa)                                                                             \
+    _Static_assert(isa##_MAX_ROWS <= MAX_PANEL_ROWS, "raise MAX_PANEL_ROWS");                           \
+    TARGET_##isa static void isa##_swiglu(int rows, const float *product, float *out, int64_t stride) { \
+        swiglu_tile(rows, product, out, stride);                                                        \
+    }                                                                                                   \
+    TARGET_##isa static void isa##_encode(enum dtype dtype, int64_t count, const float *x,              \
+                                          struct encoded_row *row) {                                    \
+        encode_row(dtype, count, x, row);                                                               \
+    }
+
+#define ISA_ENTRY(isa) \
+    {#isa, isa##_runs_here, isa##_MAX_ROWS, {isa##_f32, isa##_bf16, isa##_int8}, isa##_swiglu, isa##_encode},
+
+FOR_EACH_ISA(DEFINE_PLAIN_C)
+
+static const struct isa ISAS[] = {FOR_EACH_ISA(ISA_ENTRY)};
+
+#define ISA_COUNT (sizeof ISAS / sizeof *ISAS)
+
+#endif

@@ -1,0 +1,53 @@
+"""What the tests of all kernels share: dtypes, bounds of errors, and the rounding of activations."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from functions.kernels import available_isas
+from functions.kernels.bfloat16 import bf16_to_f32
+
+PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("int8", "f32"), ("int8", "bf16")]
+"""The dtypes of weights and activations that go together."""
+COMPILED = [isa for isa in available_isas() if isa != "numpy"]
+
+ERROR_TO_TORCH = {"f32": 1e-5, "bf16": 1e-2, "int8": 1e-2}
+"""Largest allowed error by weight dtype, as a share of the largest output, against torch in float64 on packed
+weights and rounded activations. Sums in another order may round an activation to the neighbouring value."""
+ERROR_TO_TWIN = {"f32": 1e-5, "bf16": 5e-3, "int8": 1e-2}
+"""The same against the NumPy twin."""
+ERROR_OF_ROUNDING = {"bf16": 1e-2, "int8": 5e-2}
+"""The same against activations that are not rounded: bf16 rounds them to 8 bits, int8 to 1/127 of the largest
+in their group. Meaningful only for sums of many products: other outputs may be arbitrarily close to 0."""
+
+
+def as_f32(states: NDArray[Any]) -> NDArray[np.float32]:
+    return bf16_to_f32(states) if states.dtype == np.uint16 else states
+
+
+def rounded(activations: torch.Tensor, weight_dtype: str) -> torch.Tensor:
+    """float64 activations [T, K] as products with weights of this dtype use them, in float64.
+
+    bf16 weights have bfloat16 activations, int8 weights multiples of absmax / 127 of 128 neighbours. Scales
+    and quotients are float32, as bfloat16 activations often lie exactly between two multiples.
+    """
+    if weight_dtype == "f32":
+        return activations
+    if weight_dtype == "bf16":
+        return activations.bfloat16().double()
+    groups = []
+    for start in range(0, activations.shape[1], 128):
+        group = activations[:, start : start + 128].float()
+        scale = group.abs().amax(dim=1, keepdim=True) / 127
+        divisor = torch.where(scale > 0, scale, 1)
+        groups.append((group / divisor).round().double() * scale.double())
+    return torch.cat(groups, dim=1)
+
+
+def assert_close(found: NDArray[Any], expected: NDArray[Any], bound: float) -> None:
+    """`bound` is a share of the largest expected value."""
+    assert found.shape == expected.shape
+    largest = np.abs(expected).max(initial=0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound * largest + 1e-7)
