@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from control_plane.faas.connection import Address
-from functions.contract.wire import Invocation
+from functions.contract.messages import Invocation
 from tests.conftest import StartFunction
 from tests.support.expert_process import COMMAND, ExpertProcess, expert_environment, starting_process
 from tests.support.tiny_partition import TinyPartition

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from functions.contract.wire import Invocation, ResidencyReport
+from functions.contract.messages import Invocation, ResidencyReport
 from functions.expert.block_file import BlockFile, BlockReadError
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
 from functions.expert.residency import Residency

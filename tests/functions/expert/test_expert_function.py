@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 import functions
-from functions.contract.wire import Invocation, InvocationResult
+from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
-from functions.expert.http import Request
-from functions.expert.server import ExpertFunction
+from functions.expert.expert_function import ExpertFunction
+from functions.expert.http_messages import HttpRequest
 from functions.kernels import Kernel
 from tests.conftest import StartFunction
 from tests.support.expert_process import ExpertProcess
@@ -208,7 +208,7 @@ class HeldKernel(Kernel):
 def test_more_calls_than_it_takes_at_once_are_refused(tiny: TinyPartition) -> None:
     name, kernel = tiny.functions[0], HeldKernel("numpy")
     function = ExpertFunction(max_in_flight=1, block=ExpertBlock.open(tiny.folder, name, kernel, threads=1))
-    request = Request("POST", "/", b"".join(tiny.invocation(name).encode()), local_address="here:1")
+    request = HttpRequest("POST", "/", b"".join(tiny.invocation(name).encode()), local_address="here:1")
     with ThreadPoolExecutor(1) as pool:
         in_flight = pool.submit(function, request)
         assert kernel.entered.acquire(timeout=30)

@@ -9,10 +9,10 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from functions.expert.http import HttpServer, Request, Response
 
 from control_plane.partition.granularity import Granularity
 from functions.expert.expert_block import ExpertBlock
-from functions.expert.http import HttpServer, Request, Response
 from functions.host.threads import ClientCore
 from functions.kernels import load_kernel
 from tests.support.tiny_partition import TinyPartition
