@@ -1,6 +1,6 @@
 """The eviction policy on the demo model's recorded routing, between plain LRU and Belady's optimum.
 
-`pytest -s tests/functions/test_eviction.py -k beats` prints the share of calls' experts that were there.
+`pytest -s tests/functions/expert/test_eviction.py -k beats` prints the share of experts found in memory.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What is in several buffers arrives as one, whatever the sizes, and however little a socket takes."""
+"""Bodies of any size are sent and received whole."""
 
 import random
 import socket
@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 
-from functions.host.sockets import JOINED_BYTES, send_all
+from functions.host.sockets import JOINED_BYTES, BodyBuffer, MessageTooLarge, send_all
 
 
 @pytest.mark.parametrize(
@@ -34,9 +34,45 @@ def test_all_parts_arrive_in_order(sizes: list[int]) -> None:
     assert received == b"".join(parts)
 
 
-def test_a_receiver_that_takes_nothing_is_not_waited_for_longer_than_the_timeout() -> None:
+def test_a_receiver_that_takes_nothing_is_given_up_after_the_timeout() -> None:
     here, there = socket.socketpair()
     with here, there:
         here.settimeout(0.05)
         with pytest.raises(TimeoutError):
             send_all(here, [bytes(1 << 20), bytes(50 << 20)])
+
+
+def test_an_announced_body_is_received_in_its_place() -> None:
+    body = BodyBuffer(max_nbytes=10, max_direct_nbytes=10)
+    body.announce(6)
+    body.append(b"ab")
+    rest = body.rest()
+    assert rest is not None
+    assert len(rest) == 4
+    rest[:3] = b"cde"
+    assert not body.received(3)
+    last = body.rest()
+    assert last is not None
+    last[:] = b"f"
+    assert body.received(1)
+    assert body.data == b"abcdef"
+
+
+@pytest.mark.parametrize("announced", [0, 7])
+def test_other_bodies_grow_as_they_come(announced: int) -> None:
+    """A body of unknown length, and one whose memory must not be taken at once."""
+    body = BodyBuffer(max_nbytes=10, max_direct_nbytes=6)
+    body.announce(announced)
+    assert body.rest() is None
+    for piece in (b"abc", b"", b"defg"):
+        body.append(piece)
+    assert body.data == b"abcdefg"
+
+
+def test_a_body_over_the_limit_is_refused() -> None:
+    body = BodyBuffer(max_nbytes=10, max_direct_nbytes=6)
+    with pytest.raises(MessageTooLarge):
+        body.announce(11)
+    body.append(b"x" * 10)
+    with pytest.raises(MessageTooLarge):
+        body.append(b"x")

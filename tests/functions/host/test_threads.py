@@ -1,28 +1,26 @@
-"""A connection's thread leaves the core that its client sends from to the client."""
+"""On which cores a function's threads run, and which time slices they get."""
 
+import ctypes
 import os
+import platform
 import socket
+import struct
 import threading
 from collections.abc import Callable
-from contextlib import closing
-from http.client import HTTPConnection
-from pathlib import Path
+from functools import partial
 
 import pytest
-from functions.expert.http import HttpServer, Request, Response
 
-from control_plane.partition.granularity import Granularity
-from functions.expert.expert_block import ExpertBlock
-from functions.host.threads import ClientCore
-from functions.kernels import load_kernel
-from tests.support.tiny_partition import TinyPartition
+from functions.host.threads import SLICE_NANOSECONDS, ClientCore, take_short_slices
 
 CORES = sorted(os.sched_getaffinity(0))
 TIMEOUT = 10.0
+SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
+"""The number of the system call sched_getattr(2)."""
 
 
 def on_thread(work: Callable[[], None]) -> None:
-    """Run it on a thread of its own: where that may run, it keeps to itself."""
+    """Run `work` on a new thread, whose affinity and slices end with it; raises what `work` raises."""
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -40,7 +38,7 @@ def on_thread(work: Callable[[], None]) -> None:
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="there is no other core to go to")
-def test_it_leaves_the_clients_core_and_follows_when_that_changes() -> None:
+def test_it_leaves_the_clients_core_whenever_that_changes() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as client,
@@ -55,7 +53,7 @@ def test_it_leaves_the_clients_core_and_follows_when_that_changes() -> None:
         def serve() -> None:
             client_core = ClientCore(connection)
             for core in (CORES[0], CORES[1], CORES[0]):
-                on_thread(lambda core=core: send_from(core))
+                on_thread(partial(send_from, core))
                 assert connection.recv(1) == b"x"
                 client_core.keep_off()
                 assert os.sched_getaffinity(0) == set(CORES) - {core}
@@ -75,43 +73,41 @@ def test_with_a_single_core_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not asked
 
 
-@pytest.mark.skipif(len(CORES) < 2, reason="there is no other core to go to")
-@pytest.mark.parametrize("leaves", [False, True])
-def test_a_server_leaves_the_clients_core_if_it_is_to(leaves: bool) -> None:
-    def cores(_: Request) -> Response:
-        return Response(body=[str(len(os.sched_getaffinity(0))).encode()])
-
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(listener, cores, 1000)
-    server.leaves_client_core = leaves
-    host, port = listener.getsockname()
-    serving = threading.Thread(target=server.serve, args=(TIMEOUT,))
-    serving.start()
-    try:
-        client = HTTPConnection(host, port, timeout=TIMEOUT)
-        client.request("GET", "/")
-        assert int(client.getresponse().read()) == len(CORES) - leaves
-        client.close()
-    finally:
-        server.stop()
-        serving.join(TIMEOUT)
+def slice_of_this_thread() -> int:
+    """Nanoseconds; 0 where Linux does not report it."""
+    attributes = ctypes.create_string_buffer(56)
+    ctypes.CDLL(None).syscall(ctypes.c_long(SCHED_GETATTR[platform.machine()]), 0, attributes, 56, 0)
+    return int(struct.unpack("=IIQiIQQQII", attributes.raw)[5])
 
 
-@pytest.mark.parametrize(
-    ("granularity", "cores", "fits"),
-    [
-        (Granularity(5, 1), 2, True),
-        (Granularity(5, 3), 1, False),
-        (Granularity(3, 1), 2, False),
-        (Granularity(3, 1), 3, True),
-        (Granularity(1, 1), 4, False),
-    ],
-)
-def test_functions_of_a_layer_need_a_core_each_beside_the_clients(
-    granularity: Granularity, cores: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = TinyPartition.make(tmp_path, "f32", granularity)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    block = ExpertBlock.open(tiny.folder, tiny.functions[0], load_kernel("numpy"), threads=1)
-    with closing(block.residency):
-        assert block.fits_beside_client == fits
+def slices_around(work: Callable[[], None]) -> list[int]:
+    """The slices of a thread before and after `work`, and of a thread that it starts then."""
+    seen: list[int] = []
+
+    def run() -> None:
+        seen.append(slice_of_this_thread())
+        work()
+        seen.append(slice_of_this_thread())
+        child = threading.Thread(target=lambda: seen.append(slice_of_this_thread()))
+        child.start()
+        child.join()
+
+    on_thread(run)
+    return seen
+
+
+@pytest.mark.skipif(platform.machine() not in SCHED_GETATTR, reason="unknown system call number")
+def test_threads_take_short_slices() -> None:
+    usual = slice_of_this_thread()
+    if not usual:
+        pytest.skip("this Linux has no time slices per thread")
+    assert slices_around(take_short_slices) == [usual, SLICE_NANOSECONDS, SLICE_NANOSECONDS]
+    assert slice_of_this_thread() == usual
+
+
+def test_slices_stay_on_machines_without_a_known_system_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "abacus")
+    libraries: list[object] = []
+    monkeypatch.setattr(ctypes, "CDLL", libraries.append)
+    take_short_slices()
+    assert libraries == []
