@@ -133,13 +133,13 @@ class ExpertBlock:
         """
         offsets = np.full(len(self.positions[invocation.layer]), -1, np.int64)
         done = 0
-        output: Any = None
+        carry: NDArray[Any] | None = None
         for wave in waves:
             present = experts[done : done + len(wave.offsets)]
             done += len(present)
             offsets[present] = wave.offsets
             index = invocation.expert_index
-            output = self.kernel(
+            output = carry = self.kernel(
                 self.residency.weights,
                 offsets,
                 self.shape,
@@ -147,7 +147,7 @@ class ExpertBlock:
                 index if len(present) == len(experts) else _only(present, index, len(offsets)),
                 invocation.expert_weight,
                 threads=self.threads,
-                carry=output,
+                carry=carry,
                 partial=not wave.is_last,
             )
         return output

@@ -11,7 +11,7 @@ from functions.contract.messages import Invocation, InvocationResult, ResidencyR
 from functions.contract.process import HEALTH_PATH, METRICS_PATH, READY_PATH, RESIDENCY_PATH
 from functions.contract.safetensors_codec import CONTENT_TYPE, WireError
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
-from functions.expert.http_messages import HttpRequest, HttpResponse
+from functions.expert.http_messages import FunctionRequest, FunctionResponse
 
 _PROBES = frozenset({HEALTH_PATH, READY_PATH, METRICS_PATH})
 _GAUGES = frozenset({"limit_bytes", "resident_experts", "resident_bytes", "overhead_bytes"})
@@ -44,22 +44,22 @@ class ExpertFunction:
     """When the last invocation began or ended, or the function started, by time.monotonic()."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, request: HttpRequest) -> HttpResponse:
+    def __call__(self, request: FunctionRequest) -> FunctionResponse:
         """Answer one request. Never raises."""
         if request.path in _PROBES and request.method not in ("GET", "HEAD"):
-            return HttpResponse.error(405, "method_not_allowed", "ask with GET")
+            return FunctionResponse.error(405, "method_not_allowed", "ask with GET")
         if request.path == HEALTH_PATH:
-            return HttpResponse(body=[b"OK"])
+            return FunctionResponse(body=[b"OK"])
         if request.path == READY_PATH:
             return self._ready()
         if request.path == METRICS_PATH:
-            return HttpResponse(body=[self._metrics().encode()])
+            return FunctionResponse(body=[self._metrics().encode()])
         if request.path == RESIDENCY_PATH:
             return self._residency(request)
         if request.path != "/":
-            return HttpResponse.error(404, "not_found", f"no such path: {request.path}")
+            return FunctionResponse.error(404, "not_found", f"no such path: {request.path}")
         if request.method != "POST":
-            return HttpResponse.error(405, "method_not_allowed", "invoke with POST")
+            return FunctionResponse.error(405, "method_not_allowed", "invoke with POST")
         return self._invoke(request)
 
     @property
@@ -74,35 +74,36 @@ class ExpertFunction:
             self.block = block
             self._used_at = time.monotonic()
 
-    def _ready(self) -> HttpResponse:
+    def _ready(self) -> FunctionResponse:
         if self.block is None:
-            return HttpResponse.error(503, "starting", "the expert block is not open yet")
-        return HttpResponse(body=[b"OK"])
+            return FunctionResponse.error(503, "starting", "the expert block is not open yet")
+        return FunctionResponse(body=[b"OK"])
 
-    def _residency(self, request: HttpRequest) -> HttpResponse:
+    def _residency(self, request: FunctionRequest) -> FunctionResponse:
         """GET reports the weights in memory, PUT changes their limit, DELETE drops those not in use."""
         if self.block is None:
-            return HttpResponse.error(503, "starting", "the expert block is not open yet")
+            return FunctionResponse.error(503, "starting", "the expert block is not open yet")
         residency = self.block.residency
         if request.method == "PUT":
             limit = _limit_in(request.body)
             if limit is None:
-                return HttpResponse.error(400, "bad_request", 'expected {"limit_bytes": a number, 0 or more}')
+                problem = 'expected {"limit_bytes": a number, 0 or more}'
+                return FunctionResponse.error(400, "bad_request", problem)
             residency.set_limit(limit)
         elif request.method == "DELETE":
             residency.drop_idle()
         elif request.method != "GET":
-            return HttpResponse.error(405, "method_not_allowed", "use GET, PUT or DELETE")
+            return FunctionResponse.error(405, "method_not_allowed", "use GET, PUT or DELETE")
         body = json.dumps(asdict(residency.report())).encode()
-        return HttpResponse(body=[body], content_type="application/json")
+        return FunctionResponse(body=[body], content_type="application/json")
 
-    def _invoke(self, request: HttpRequest) -> HttpResponse:
+    def _invoke(self, request: FunctionRequest) -> FunctionResponse:
         if not self._enter():
             return self._refuse(429, "too_many_requests", f"{self.max_in_flight} calls are in flight")
         try:
             body, block = self._run(request).encode(), self.block
             after = block.residency.record_call if block else None
-            return HttpResponse(body=body, content_type=CONTENT_TYPE, after=after)
+            return FunctionResponse(body=body, content_type=CONTENT_TYPE, after=after)
         except WireError as error:
             return self._refuse(400, "bad_request", str(error))
         except InvocationRefused as error:
@@ -114,7 +115,7 @@ class ExpertFunction:
         finally:
             self._leave()
 
-    def _run(self, request: HttpRequest) -> InvocationResult:
+    def _run(self, request: FunctionRequest) -> InvocationResult:
         block = self.block
         if block is None:
             raise InvocationRefused(503, "starting", "the expert block is not open yet")
@@ -150,10 +151,10 @@ class ExpertFunction:
             self._in_flight -= 1
             self._used_at = time.monotonic()
 
-    def _refuse(self, status: int, code: str, message: str) -> HttpResponse:
+    def _refuse(self, status: int, code: str, message: str) -> FunctionResponse:
         with self._lock:
             self.counters.refused += 1
-        return HttpResponse.error(status, code, message)
+        return FunctionResponse.error(status, code, message)
 
     def _metrics(self) -> str:
         residency = self.block.residency.report() if self.block else ResidencyReport()

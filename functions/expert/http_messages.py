@@ -15,7 +15,7 @@ MAX_DIRECT_BODY_BYTES = 8 << 20
 
 
 @dataclass
-class HttpRequest:
+class FunctionRequest:
     """One call. `local_address` is the host:port at which this server was reached for it."""
 
     method: str
@@ -26,7 +26,7 @@ class HttpRequest:
 
 
 @dataclass
-class HttpResponse:
+class FunctionResponse:
     """The response to one call. `body` is a list of buffers that are sent one after the other."""
 
     status: int = 200
@@ -36,7 +36,7 @@ class HttpResponse:
     """Work to be done once the response has been sent, when nobody waits for it."""
 
     @classmethod
-    def error(cls, status: int, code: str, message: str) -> "HttpResponse":
+    def error(cls, status: int, code: str, message: str) -> "FunctionResponse":
         """The contract's JSON error."""
         body = json.dumps({"error": {"code": code, "message": message}}).encode()
         return cls(status, [body], "application/json")
@@ -62,7 +62,7 @@ class RequestReader:
         self._continue = continue_
         self._method = ""
         self._keep_alive = False
-        self.complete: list[tuple[HttpRequest, bool]] = []
+        self.complete: list[tuple[FunctionRequest, bool]] = []
         """Requests to be answered in order, each with whether the connection stays open after it."""
         self._restart()
 
@@ -144,5 +144,5 @@ class RequestReader:
 
     def _finish(self) -> None:
         path = self._path.decode("latin-1").partition("?")[0]
-        request = HttpRequest(self._method, path, self._body.data, self._local_address)
+        request = FunctionRequest(self._method, path, self._body.data, self._local_address)
         self.complete.append((request, self._keep_alive))

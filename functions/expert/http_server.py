@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import httptools
 
-from functions.expert.http_messages import HttpRequest, HttpResponse, RequestReader
-from functions.host.sockets import MessageTooLarge, send_all
+from functions.expert.http_messages import FunctionRequest, FunctionResponse, RequestReader
+from functions.host.sockets import RECEIVE_BUFFER_BYTES, MessageTooLarge, send_all
 from functions.host.threads import ClientCore
 
 IDLE_SECONDS = 75.0
@@ -23,12 +23,10 @@ IDLE_SECONDS = 75.0
 RECEIVE_SECONDS = 30.0
 """The longest time between a call's first bytes and its last."""
 MAX_CONNECTIONS = 128
-RECEIVE_BUFFER_BYTES = 16384
-"""Holds most small calls whole, and of a large one little, since these bytes are copied."""
 SHORTAGE_PAUSE_SECONDS = 0.05
 """The pause before another try when the system has no room for a connection or a thread."""
 
-Handler = Callable[[HttpRequest], HttpResponse]
+Handler = Callable[[FunctionRequest], FunctionResponse]
 
 
 class HttpServer:
@@ -142,17 +140,17 @@ class HttpServer:
             with self._idle:
                 del self._silent[connection]
 
-    def _feed(self, reader: RequestReader, data: memoryview) -> HttpResponse | None:
+    def _feed(self, reader: RequestReader, data: memoryview) -> FunctionResponse | None:
         """Parse received bytes; returns an error response if this server does not accept them."""
         try:
             reader.feed(data)
         except MessageTooLarge:
-            return HttpResponse.error(413, "too_large", f"more than {self._max_body_bytes} bytes")
+            return FunctionResponse.error(413, "too_large", f"more than {self._max_body_bytes} bytes")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError) as error:
-            return HttpResponse.error(400, "bad_request", f"not HTTP/1.1: {error}")
+            return FunctionResponse.error(400, "bad_request", f"not HTTP/1.1: {error}")
         return None
 
-    def _answer(self, connection: socket.socket, request: HttpRequest, keep_alive: bool) -> bool:
+    def _answer(self, connection: socket.socket, request: FunctionRequest, keep_alive: bool) -> bool:
         """Answer one call; returns whether the connection stays open."""
         with self._idle:
             self._busy += 1
@@ -169,7 +167,7 @@ class HttpServer:
                 self._idle.notify_all()
 
     @staticmethod
-    def _refuse(connection: socket.socket, refusal: HttpResponse) -> None:
+    def _refuse(connection: socket.socket, refusal: FunctionResponse) -> None:
         send_all(connection, refusal.encode(keep_alive=False))
         # A client that is still sending would see a reset in place of the response: read on for a moment.
         connection.shutdown(socket.SHUT_WR)

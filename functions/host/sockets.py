@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 JOINED_BYTES = 65536
 """Parts of fewer bytes in all are joined first: one copy costs less than sendmsg's longer way."""
+RECEIVE_BUFFER_BYTES = 16384
+"""For a message's first bytes, which are copied: most of a small message, and little of a large one."""
 
 
 def send_all(connection: socket.socket, parts: Sequence[bytes | memoryview]) -> None:

@@ -19,7 +19,7 @@ from control_plane.partition.granularity import Granularity
 from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
 from functions.expert.expert_function import ExpertFunction
-from functions.expert.http_messages import HttpRequest
+from functions.expert.http_messages import FunctionRequest
 from functions.kernels import Kernel, load_kernel
 from tests.conftest import StartFunction
 from tests.support.expert_process import ExpertProcess
@@ -211,7 +211,7 @@ class HeldKernel(Kernel):
 def test_calls_over_the_limit_of_calls_in_flight_are_refused(tiny: TinyPartition) -> None:
     name, kernel = tiny.functions[0], HeldKernel("numpy")
     function = ExpertFunction(max_in_flight=1, block=ExpertBlock.open(tiny.folder, name, kernel, threads=1))
-    request = HttpRequest(
+    request = FunctionRequest(
         "POST", "/", bytearray().join(tiny.invocation(name).encode()), local_address="here:1"
     )
     with ThreadPoolExecutor(1) as pool:

@@ -11,7 +11,7 @@ from threading import Thread
 import pytest
 
 from functions.expert.expert_function import ExpertFunction
-from functions.expert.http_messages import HttpRequest, HttpResponse
+from functions.expert.http_messages import FunctionRequest, FunctionResponse
 from functions.expert.http_server import MAX_CONNECTIONS, HttpServer
 from tests.support.expert_process import ExpertProcess
 from tests.support.tiny_partition import TinyPartition
@@ -231,8 +231,8 @@ def test_the_answer_to_head_has_no_body() -> None:
 @pytest.mark.skipif(len(CORES) < 2, reason="there is no other core to go to")
 @pytest.mark.parametrize("leaves", [False, True])
 def test_it_leaves_the_clients_core_if_configured(leaves: bool) -> None:
-    def cores(_: HttpRequest) -> HttpResponse:
-        return HttpResponse(body=[str(len(os.sched_getaffinity(0))).encode()])
+    def cores(_: FunctionRequest) -> FunctionResponse:
+        return FunctionResponse(body=[str(len(os.sched_getaffinity(0))).encode()])
 
     listener = socket.create_server(("127.0.0.1", 0))
     server = HttpServer(listener, cores, max_body_bytes=1000)
