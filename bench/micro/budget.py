@@ -22,9 +22,10 @@ from bench.support.process_tree import ProcessTree, Sample, sampled
 from bench.support.processes import up
 from control_plane.errors import FaaSMoEError
 from control_plane.formatting import format_bytes, table
-from control_plane.partition.manifest import MANIFEST_FILE, Manifest
+from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition as write_partition
 from control_plane.quantities import parse_bytes
+from functions.contract.manifest import MANIFEST_FILE
 
 MODEL = Path(__file__).parents[2] / "models" / "demo"
 SAMPLE_SECONDS = 0.5

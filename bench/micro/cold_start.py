@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from control_plane.partition.manifest import Manifest
-from functions.contract.wire import Invocation
+from functions.contract.messages import Invocation
 
 MODEL = Path(__file__).parents[2] / "models" / "demo"
 ROUNDS = 15

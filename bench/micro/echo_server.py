@@ -4,8 +4,7 @@ from aiohttp import web
 
 from control_plane.http import serving
 from control_plane.signals import serve_until_signal
-
-MAX_BODY_BYTES = 64 << 20
+from functions.contract.process import MAX_BODY_BYTES
 
 
 async def _echo(request: web.Request) -> web.Response:

@@ -28,7 +28,7 @@ from control_plane.formatting import table
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from functions.contract.wire import Invocation
+from functions.contract.messages import Invocation
 
 HIDDEN_SIZE = 2048
 SIZES = {"4 KB": 1, "256 KB": 64}

@@ -24,7 +24,7 @@ from control_plane.autoscaling.policy import (
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.statistics import FunctionStatistics
-from functions.contract.wire import ResidencyReport
+from functions.contract.messages import ResidencyReport
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,10 @@ from typing import Any
 
 from control_plane.deployment.image.template import SOURCES, TEMPLATE
 from control_plane.partition.manifest import Block, Manifest
-
-FUNCTION_VARIABLE = "FAASMOE_FUNCTION"
-"""The environment variable that says which block a function serves: all else is the same for all."""
+from functions.contract.process import FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE, READY_PATH
 
 MODEL_ANNOTATION = "faasmoe.model"
 """Tells the partition's fingerprint."""
-
-IDLE_EXIT_VARIABLE = "FAASMOE_IDLE_EXIT"
-"""The one that says after how many idle seconds a function's process ends by itself."""
 
 _MIB = 1 << 20
 _PROCESS_MIB = 128
@@ -87,7 +82,7 @@ functions:
 
 def _annotations(manifest: Manifest) -> dict[str, str]:
     # Kubernetes asks there (in the editions that can be told where) before it sends calls to a pod.
-    return {MODEL_ANNOTATION: manifest.fingerprint, "com.openfaas.ready.http.path": "/_/ready"}
+    return {MODEL_ANNOTATION: manifest.fingerprint, "com.openfaas.ready.http.path": READY_PATH}
 
 
 def _environment(block: Block, idle_exit: int | None) -> dict[str, str]:

@@ -21,7 +21,8 @@ from control_plane.faas.types import (
 )
 from control_plane.http import connection_problem
 from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
-from functions.contract.wire import ResidencyReport
+from functions.contract.messages import ResidencyReport
+from functions.contract.process import RESIDENCY_PATH
 
 _REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
 _COMMUNITY = "-ce"
@@ -125,7 +126,7 @@ class Gateway:
         return await self._residency("DELETE", function)
 
     async def _residency(self, method: str, function: str, body: object = None) -> ResidencyReport:
-        answer = await self._request(method, f"/function/{function}/_/residency", body)
+        answer = await self._request(method, f"/function/{function}{RESIDENCY_PATH}", body)
         try:
             return ResidencyReport(**{name: count(as_object(answer, "report"), name) for name in _REPORTED})
         except ValueError as error:

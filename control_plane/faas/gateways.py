@@ -7,7 +7,7 @@ from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
 from control_plane.faas.types import FunctionDeployment, FunctionStatus
-from functions.contract.wire import ResidencyReport
+from functions.contract.messages import ResidencyReport
 
 
 class Gateways:

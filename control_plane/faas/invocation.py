@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from functions.contract.wire import Invocation, InvocationResult
+from functions.contract.messages import Invocation, InvocationResult
 
 
 @dataclass(frozen=True)

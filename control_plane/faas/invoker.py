@@ -25,7 +25,9 @@ from control_plane.faas.addresses import AddressBook
 from control_plane.faas.connection import Address, Answer, Connection, ConnectionLost
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
-from functions.contract.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
+from functions.contract.messages import Invocation, InvocationResult
+from functions.contract.process import UNKNOWN_EXPERT
+from functions.contract.safetensors_codec import CONTENT_TYPE, WireError
 
 PREFETCH_SECONDS = 0.1
 """Advice that takes longer is not worth it."""
@@ -243,7 +245,7 @@ class Invoker:
         # A stale address may belong to another function by now, whose refusal says nothing about ours.
         if call.direct or answer.status in _RETRYABLE_STATUS:
             self._failed(call, FunctionUnavailable(text))
-        elif answer.status == 404 and code != "unknown_expert":
+        elif answer.status == 404 and code != UNKNOWN_EXPERT:
             raise FunctionNotFound(
                 f"the gateway at {self.gateway_of(call.function)} has no function {call.function}: "
                 "deploy it first"

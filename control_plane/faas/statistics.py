@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from control_plane.faas.invocation import ExpertUsage
-from functions.contract.wire import InvocationResult, ResidencyReport
+from functions.contract.messages import InvocationResult, ResidencyReport
 
 _COUNTED = (
     *("read_bytes", "prefetched_experts", "prefetch_hits", "prefetch_wasted_bytes"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from yarl import URL
 
 from control_plane.config import Credentials
-from control_plane.deployment.stack import FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE
 from control_plane.gateway.app import create_app
 from control_plane.gateway.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.image import LocalImage
@@ -19,14 +18,22 @@ from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
 from control_plane.http import serving
 from control_plane.partition.manifest import Manifest
+from functions.contract.process import (
+    FUNCTION_VARIABLE,
+    HOST_VARIABLE,
+    IDLE_EXIT_VARIABLE,
+    PARTITION_VARIABLE,
+    PORT_VARIABLE,
+    THREADS_VARIABLE,
+)
 
 SETTINGS = (
     FUNCTION_VARIABLE,
     IDLE_EXIT_VARIABLE,
-    "FAASMOE_THREADS",
-    "FAASMOE_PARTITION",
-    "FAASMOE_HOST",
-    "FAASMOE_PORT",
+    THREADS_VARIABLE,
+    PARTITION_VARIABLE,
+    HOST_VARIABLE,
+    PORT_VARIABLE,
 )
 """What `functions.expert` reads; the last three mean nothing here, but a stack file may have them."""
 
@@ -49,7 +56,7 @@ async def embedded_gateway(
         name=manifest.image,
         # -P: not the code that is in this folder, such as what `faasmoe stack` writes beside stack.yml.
         command=[sys.executable, "-P", "-m", "functions.expert"],
-        environment={"FAASMOE_PARTITION": str(partition.absolute())},
+        environment={PARTITION_VARIABLE: str(partition.absolute())},
         settings=SETTINGS,
         functions=frozenset(block.function for block in manifest.blocks),
         verify=lambda function: manifest.verify(partition, function),

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.errors import PartitionError
-from control_plane.partition.manifest_schema import FORMAT, check_manifest
-
-MANIFEST_FILE = "manifest.json"
+from control_plane.partition.manifest_schema import check_manifest
+from functions.contract.manifest import FORMAT, MANIFEST_FILE
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
-FORMAT = 1
-PAGE_NBYTES = 4096
+from functions.contract.manifest import FORMAT, PAGE_NBYTES
+
 FUNCTION_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """What OpenFaaS takes as a function's name: a DNS label."""
 

@@ -1,88 +1,42 @@
 """Runs an expert function: `python -m functions.expert`, configured by the environment.
 
 FAASMOE_FUNCTION    the function's name in the partition's manifest (required)
-FAASMOE_PARTITION   the partition's folder (default: /home/app/partition, where the image has it)
+FAASMOE_PARTITION   the partition's folder (default: /home/app/partition, its place in the image)
 FAASMOE_HOST        the address to bind (default: 127.0.0.1; the image sets 0.0.0.0)
 FAASMOE_PORT        the port to bind (default: 8080)
 FAASMOE_THREADS     compute threads of one invocation, 64 at most (default: the cores, shared with the
                     other functions of its layers)
-FAASMOE_IDLE_EXIT   seconds without an invocation after which the process ends, for gateways that start one
-                    again with the next call (default: never)
+FAASMOE_IDLE_EXIT   seconds without an invocation after which the process ends, for gateways that start
+                    functions again when they are called (default: never)
 FAASMOE_LISTEN_FD   a listening socket inherited from a supervisor, instead of host and port; the function
                     then also ends when its standard input does, so that it never outlives the supervisor
 """
 
 import os
-import re
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-from functions.expert.expert_block import MAX_THREADS, BlockError, ExpertBlock
-from functions.expert.http import HttpServer
-from functions.expert.server import ExpertFunction
+from functions.contract.process import MAX_BODY_BYTES
+from functions.expert.expert_block import BlockError, ExpertBlock
+from functions.expert.expert_function import ExpertFunction
+from functions.expert.http_server import HttpServer
+from functions.expert.settings import FunctionSettings
 from functions.host.memory import return_large_buffers
 from functions.host.threads import take_short_slices
 from functions.kernels import load_kernel
 
-MAX_BODY_BYTES = 64 << 20
 MAX_IN_FLIGHT = 32
+"""Invocations that a function takes at once; it refuses more."""
 DRAIN_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The function's configuration."""
-
-    function: str
-    partition: Path
-    host: str
-    port: int
-    threads: int | None
-    listen_fd: int | None
-    idle_exit: int | None
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Raises `ValueError` naming the variable that is missing or not a number in its range."""
-        if not environment.get("FAASMOE_FUNCTION"):
-            raise ValueError("FAASMOE_FUNCTION is not set")
-        return cls(
-            function=environment["FAASMOE_FUNCTION"],
-            partition=Path(environment.get("FAASMOE_PARTITION", "/home/app/partition")),
-            host=environment.get("FAASMOE_HOST", "127.0.0.1"),
-            port=_number(environment, "FAASMOE_PORT", 65535) or 8080,
-            threads=_number(environment, "FAASMOE_THREADS", MAX_THREADS),
-            listen_fd=_number(environment, "FAASMOE_LISTEN_FD", 1 << 30),
-            idle_exit=_number(environment, "FAASMOE_IDLE_EXIT", 1 << 30),
-        )
-
-    def listener(self) -> socket.socket:
-        """The listening socket: the supervisor's, or a new one."""
-        if self.listen_fd is not None:
-            return socket.socket(fileno=self.listen_fd)
-        return socket.create_server((self.host, self.port), backlog=128)
-
-
-def _number(environment: Mapping[str, str], name: str, largest: int) -> int | None:
-    """A variable's value from 1 to `largest`, or None where it is not set."""
-    text = environment.get(name)
-    if text is None:
-        return None
-    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= largest:
-        raise ValueError(f"{name} is {text!r}, not a number from 1 to {largest}")
-    return int(text)
+"""How long the calls in flight may take once the function is to end."""
 
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     try:
-        settings = Settings.from_environment(os.environ)
+        settings = FunctionSettings.from_environment(os.environ)
         listener = settings.listener()
     except (ValueError, OSError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
@@ -94,7 +48,7 @@ def main() -> int:
     _stop_at_signals(server)
     if settings.listen_fd is not None:
         threading.Thread(target=_end_with_supervisor, daemon=True).start()
-    # Health and readiness are answered while the block is being opened.
+    # Already now, so that health and readiness are answered while the block is being opened.
     serving = threading.Thread(target=server.serve, args=(DRAIN_SECONDS,), daemon=True)
     serving.start()
     try:
@@ -117,10 +71,10 @@ def main() -> int:
 
 
 def _stop_at_signals(server: HttpServer) -> None:
-    """Have SIGTERM and SIGINT stop the server.
+    """Stop the server at SIGTERM or SIGINT.
 
-    A thread waits for them, not a handler: the kernel may hand a signal to any thread, for example one that
-    just starts another, and then nothing wakes the main thread, the only one to run Python's handlers.
+    A thread waits for them, since a handler may never run: Python runs handlers on the main thread only, and
+    nothing wakes that one when the kernel delivers the signal to another thread.
     """
     arrived, arrival = os.pipe()
     os.set_blocking(arrival, False)

@@ -1,8 +1,9 @@
-"""Memory for experts, in slots of one expert each. Addresses are free; memory comes with the first write.
+"""Memory for experts, in slots of one expert each.
 
-Slots lie on huge pages where the system has them: kernels read those a fifth faster, and direct reads fill
-them twice as fast (docs/benchmarks.md). What is left of a slot beyond its last whole huge page has small
-ones, so that a slot takes no more memory than its expert.
+All slots have addresses from the start; the system adds memory at the first write. Slots lie on huge pages
+where the system has them: kernels read those a fifth faster, and direct reads fill them twice as fast
+(docs/benchmarks.md). The part of a slot after its last whole huge page has small pages, so that a slot takes
+no more memory than its expert.
 """
 
 import contextlib
@@ -14,16 +15,16 @@ from numpy.typing import NDArray
 HUGE_PAGE_NBYTES = 2 << 20
 
 _MAP_NORESERVE = 0x4000
-"""Python has no name for it before 3.13."""
+"""Python has mmap.MAP_NORESERVE since 3.13."""
 
 
 class Arena:
-    """Slots for all the experts of a block, as many of them in use as their owner sees fit."""
+    """A slot for each expert of a block; only slots in use take memory."""
 
     def __init__(self, num_slots: int, slot_nbytes: int) -> None:
         """Raises OSError or ValueError when there are no addresses for them."""
         self.slot_nbytes = _rounded_up(slot_nbytes, mmap.PAGESIZE)
-        """Memory that a slot in use takes."""
+        """Bytes of memory that a slot in use takes."""
         huge = slot_nbytes >= HUGE_PAGE_NBYTES
         self._stride = _rounded_up(slot_nbytes, HUGE_PAGE_NBYTES if huge else mmap.PAGESIZE)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -38,29 +39,29 @@ class Arena:
 
     @property
     def buffer(self) -> NDArray[np.uint8]:
-        """All slots."""
+        """The memory of all slots, as uint8."""
         return np.frombuffer(self._view, np.uint8)
 
     def take(self) -> int:
-        """A slot that nobody uses."""
+        """Take a free slot; IndexError when there is none."""
         return self._free.pop()
 
-    def give_back(self, slot: int) -> None:
-        """Its memory is the system's again."""
+    def free(self, slot: int) -> None:
+        """Return the slot's memory to the system."""
         self._memory.madvise(mmap.MADV_DONTNEED, self._start + self.offset(slot), self.slot_nbytes)
         self._free.append(slot)
 
     def offset(self, slot: int) -> int:
-        """Where the slot begins in the buffer."""
+        """The byte of `buffer` at which the slot begins."""
         return slot * self._stride
 
     def place(self, slot: int, start: int, stop: int) -> memoryview:
-        """Bytes `start` to `stop` of the slot, to be written to."""
+        """Bytes `start` to `stop` of the slot, writable."""
         return self._view[self.offset(slot) + start : self.offset(slot) + stop]
 
     def _ask_for_huge_pages(self, num_slots: int) -> None:
         whole = self.slot_nbytes - self.slot_nbytes % HUGE_PAGE_NBYTES
-        # Not every system has them.
+        # Not every system has huge pages.
         with contextlib.suppress(OSError):
             for slot in range(num_slots):
                 self._memory.madvise(mmap.MADV_HUGEPAGE, self._start + self.offset(slot), whole)

@@ -1,20 +1,22 @@
-"""Which expert to drop: the one whose next use is expected last.
+"""Chooses the expert to drop: the one whose next use is expected last.
 
-An expert's layer comes up once in a round over all layers, and then calls the expert with a probability that
-is estimated from its calls so far. Neither the least recently used expert nor the least frequently used one
-will do: the first is needed next where layers take turns, the second may be of a text that has just begun.
+The layers are computed in turn, round after round. In its turn, a layer calls each of its experts with a
+probability that is estimated from the calls so far. Dropping the least recently used expert would be wrong,
+since where layers take turns that one is needed next; dropping the least frequently used one as well, since
+it may belong to a text that has just begun.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 HALF_LIVES = (4, 128)
-"""Calls of a layer after which a use counts half: one follows the text, the other what texts have in common.
-The mean of both estimates counts. Chosen on the recorded routing of the tests and on a random one."""
+"""Calls of a layer after which a use counts half: the short one follows the present text, the long one the
+average text. The estimate is the mean of both. Chosen with the tests' recorded routing and a random one."""
 ROWS = 8
-"""A call of more rows counts as what so many of them would likely have used: a prefill uses nearly all."""
+"""A call of more rows is scaled down to so many: a prefill uses nearly all experts, which predicts little."""
 
 _LEAST = 1e-9
+"""The least probability, of experts that were never used."""
 
 
 class NextUse:
@@ -28,15 +30,15 @@ class NextUse:
         self._kept = 0.5 ** (1 / np.array(HALF_LIVES)[:, None])
         self._added = 1 - self._kept
         self._uses = np.zeros((len(HALF_LIVES), len(layer_of)))
-        """How likely each is called when its layer is, by each half-life."""
+        """[half-lives, N]: the probability that a call of the expert's layer uses the expert."""
         self._rounds = np.full(len(layer_of), 1 / _LEAST)
-        """How many rounds it then takes on average."""
+        """[N]: how many rounds pass until the expert's next use, on average."""
         self._last_used = np.zeros(len(layer_of), np.int64)
         self._calls = 0
         self._layer = 0
 
     def record(self, layer: int, experts: NDArray[np.int64], rows_of: NDArray[np.int64], rows: int) -> None:
-        """A call of `layer` has used these experts, expert i for rows_of[i] of its `rows` rows."""
+        """Count a call of `layer` with `rows` rows, of which rows_of[i] used experts[i]."""
         self._calls += 1
         self._layer = layer
         self._last_used[experts] = self._calls
@@ -47,8 +49,8 @@ class NextUse:
         self._rounds[of_layer] = 1 / np.maximum(mean, _LEAST)
 
     def victim(self, candidates: NDArray[np.int64]) -> int:
-        """The one of these positions (at least one) to drop; among equals, the least recently used."""
-        # The layer that is computed now comes up again last: all others have their turn before it.
+        """The position to drop, out of at least one; tie-break: the least recently used."""
+        # The present layer's next turn comes after that of all other layers.
         turns = (self._layer_of[candidates] - self._layer - 1) % self._layers
         wait = self._rounds[candidates] * self._layers + turns
         last = candidates[wait == wait.max()]

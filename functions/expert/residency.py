@@ -1,29 +1,58 @@
-"""Brings experts' weights into memory when they are called or expected, and drops them to make room.
+"""Reads experts' weights into memory when they are called or predicted, and drops them to make room.
 
-One call at a time has its turn: its experts are handed to it in ascending order, in waves of those that are
-there, while a thread reads the next ones. So a call that needs more experts than the limit allows still runs,
-and adds up in the same order as if it had all of them at once.
+One call at a time uses the experts. It computes with them in ascending order, in waves of those that are in
+memory, while a thread reads the next ones. So a call that needs more experts than the limit allows still
+runs, and adds up in the same order as if all of them were in memory at once.
+
+There are two locks, to be taken in this order. `_one_call` is held for a whole call, from its first wait to
+its last computation. `_changed` guards the cache and the slots, and is held for moments. A call waits for a
+read with `_one_call` held and `_changed` released; the reading thread takes `_changed` to end that wait.
+Whoever waited for `_one_call` with `_changed` held would keep the reader out, and so the call from ending.
 """
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from functions.contract.wire import ResidencyReport
+from functions.contract.messages import ResidencyReport
 from functions.expert.arena import Arena
 from functions.expert.block_file import BlockFile, BlockReadError
-from functions.expert.expert_cache import ExpertCache, Load
+from functions.expert.expert_cache import ExpertCache, ExpertRead
 from functions.host.memory import ProcessMemory
 
 READ_SECONDS = 30.0
 """A disk that takes longer over one expert counts as broken."""
-TURN_SECONDS = 60.0
+CALL_WAIT_SECONDS = 60.0
 """How long a call waits for those before it."""
-READ_AHEAD_PIECE = 2 << 20
-"""Bytes of an expected expert that are read before looking whether another one is called."""
+PREFETCH_PIECE_BYTES = 2 << 20
+"""A prefetch reads so many bytes before it looks whether a call needs another expert."""
+
+
+class Wave(NamedTuple):
+    """Experts of a call that are in memory, and stay there until the call asks for its next wave."""
+
+    offsets: list[int]
+    """The byte of `Residency.weights` at which each expert begins."""
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class Waves:
+    """The waves of one call; each has the next of the call's experts, in ascending order."""
+
+    cold: int
+    """Experts of the call that were not in memory when it began."""
+    _waves: Iterator[Wave]
+
+    def __iter__(self) -> Iterator[Wave]:
+        """Waits for experts that are being read. Raises `BlockReadError`."""
+        return self._waves
 
 
 class Residency:
@@ -34,7 +63,7 @@ class Residency:
     ) -> None:
         """Position 0 begins at byte `start` of the file; `layer_of` [N] is each position's layer.
 
-        `limit` is the most bytes of weights to be held. Raises OSError when there are no addresses for them.
+        `limit` is the most bytes of weights to hold. Raises OSError when there are no addresses for them.
         """
         self._file = file
         self._start = start
@@ -43,86 +72,80 @@ class Residency:
         self._arena = Arena(len(layer_of), expert_nbytes)
         self._cache = ExpertCache(layer_of, limit // expert_nbytes)
         self._slots: dict[int, int] = {}
-        """Of the experts that are in memory or on their way there."""
+        """The arena's slot of each expert that is in memory or being read."""
         self._filled: dict[int, int] = {}
-        """Bytes that have been read of those on their way."""
+        """Bytes read so far of each expert that is being read."""
         self._read_bytes = 0
         self._failure: BlockReadError | None = None
         self._closed = False
         self._memory = ProcessMemory()
-        self._turn = threading.Lock()
+        self._one_call = threading.Lock()
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read_all, name="reader", daemon=True)
         self._reader.start()
 
     @property
     def weights(self) -> NDArray[np.uint8]:
-        """The memory that `offsets` tells the places of experts in."""
+        """The memory of all experts."""
         return self._arena.buffer
 
-    def offsets(self, positions: Sequence[int]) -> list[int]:
-        """Where the experts of a wave begin."""
-        return [self._arena.offset(self._slots[position]) for position in positions]
-
+    @contextmanager
     def call(
         self,
         positions: Sequence[int],
         rows_of: NDArray[np.int64],
         rows: int,
-        compute: Callable[[Sequence[int], bool], None],
-        expected: Sequence[int] = (),
-    ) -> int:
-        """Hand these ascending experts of one layer to `compute`, wave by wave, with whether it is the last.
+        predicted: Sequence[int] = (),
+    ) -> Iterator[Waves]:
+        """Use these ascending experts of one layer, wave by wave, until the end of the context.
 
-        Expert i is for rows_of[i] of the call's rows; `expected` are those of `expect`. Returns how many
-        experts had to be waited for. Raises `BlockReadError`, and `TimeoutError` when other calls take too
-        long.
+        Expert i is for rows_of[i] of the call's rows; `predicted` is a prediction as `prefetch` takes it. The
+        next wave is read while the caller computes with the present one. Raises `TimeoutError` when other
+        calls take too long.
         """
-        if not self._turn.acquire(timeout=TURN_SECONDS):
-            raise TimeoutError(f"other calls have taken more than {TURN_SECONDS:g} s")
+        if not self._one_call.acquire(timeout=CALL_WAIT_SECONDS):
+            raise TimeoutError(f"other calls have taken more than {CALL_WAIT_SECONDS:g} s")
         try:
             with self._changed:
                 self._failure = None
                 cold = self._cache.call(positions, rows_of, rows)
-                if expected:
-                    self._cache.expect(expected)
+                if predicted:
+                    self._cache.prefetch(predicted)
                 self._wake_reader()
-            while wave := self._next_wave():
-                compute(wave, not self._cache.pending)
-            return cold
+            yield Waves(cold, iter(self._next_wave, None))
         finally:
             with self._changed:
                 self._cache.finish()
-                self._give_back(self._cache.drop_surplus())
+                self._free(self._cache.drop_surplus())
                 self._wake_reader()
-            self._turn.release()
+            self._one_call.release()
 
-    def count_call(self) -> None:
-        """What the last call leaves to be done, once its answer is on its way."""
+    def record_call(self) -> None:
+        """Do the last call's bookkeeping, which can wait until its response has been sent."""
         with self._changed:
-            self._cache.count_call()
+            self._cache.record_call()
 
     def set_limit(self, limit: int) -> None:
-        """Hold at most so many bytes of weights from now on; a running call keeps one expert at least."""
+        """Hold at most `limit` bytes of weights from now on; a running call keeps at least one expert."""
         with self._changed:
             if limit != self._limit:
                 self._limit = limit
                 self._cache.capacity = limit // self._expert_nbytes
-                self._give_back(self._cache.drop_surplus())
+                self._free(self._cache.drop_surplus())
 
-    def expect(self, positions: Sequence[int]) -> None:
-        """These are likely to be called next, the likeliest first: read them when there is time."""
+    def prefetch(self, positions: Sequence[int]) -> None:
+        """Read these experts, the likeliest first, when no call needs the disk."""
         with self._changed:
-            self._cache.expect(positions)
+            self._cache.prefetch(positions)
             self._wake_reader()
 
     def drop_idle(self) -> None:
-        """Drop all that the running call does not need."""
+        """Drop all experts that the running call does not need."""
         with self._changed:
-            self._give_back(self._cache.drop_idle())
+            self._free(self._cache.drop_idle())
 
     def report(self) -> ResidencyReport:
-        """What is held now, and what has happened since the start."""
+        """Memory in use now, and counts since the start."""
         with self._changed:
             cache, size = self._cache, self._expert_nbytes
             return ResidencyReport(
@@ -140,7 +163,7 @@ class Residency:
             )
 
     def close(self) -> None:
-        """End the reading thread, and close the file."""
+        """End the reading thread and close the file."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -148,20 +171,23 @@ class Residency:
         self._file.close()
         self._memory.close()
 
-    def _next_wave(self) -> list[int]:
-        """What the call goes on with; nothing at its end."""
+    def _next_wave(self) -> Wave | None:
+        """The call's next wave, as soon as its first expert is in memory; None at the call's end."""
         with self._changed:
-            wave = self._cache.next_wave()
-            # What has just been released may be what the reader needs.
+            positions = self._cache.next_wave()
+            # The reader may need the place of an expert that this has just unpinned.
             self._wake_reader()
-            if not wave and self._cache.pending:
+            if not positions and self._cache.pending:
                 self._changed.wait_for(self._call_can_go_on, READ_SECONDS)
-                wave = self._cache.next_wave()
+                positions = self._cache.next_wave()
             if self._failure is not None:
                 raise self._failure
-            if not wave and self._cache.pending:
+            if positions:
+                offsets = [self._arena.offset(self._slots[position]) for position in positions]
+                return Wave(offsets, is_last=not self._cache.pending)
+            if self._cache.pending:
                 raise BlockReadError(f"{self._file.path} cannot be read: no answer in {READ_SECONDS:g} s")
-            return wave
+            return None
 
     def _call_can_go_on(self) -> bool:
         return self._failure is not None or self._cache.has_wave
@@ -171,61 +197,64 @@ class Residency:
         if self._cache.has_reads:
             self._changed.notify_all()
 
-    def _give_back(self, positions: Iterable[int]) -> None:
+    def _free(self, positions: Iterable[int]) -> None:
         for position in positions:
-            self._arena.give_back(self._slots.pop(position))
+            self._arena.free(self._slots.pop(position))
 
-    # What follows runs on the reading thread.
+    # The methods below run on the reading thread.
 
     def _read_all(self) -> None:
-        while (load := self._next_load()) is not None:
+        while (read := self._wait_for_read()) is not None:
             try:
-                if self._read(load):
-                    self._finish(load)
+                # Without the lock: calls compute, begin and end meanwhile.
+                if self._fill(read):
+                    self._complete(read)
             except BlockReadError as error:
-                self._fail(load, error)
+                self._fail(read, error)
 
-    def _next_load(self) -> Load | None:
-        """Waits for something to be read; None at the end."""
+    def _wait_for_read(self) -> ExpertRead | None:
+        """The next read, with a slot for it; None when the block is closed."""
         with self._changed:
             while not self._closed:
-                if load := self._cache.next_load():
-                    self._take_slot(load)
-                    return load
+                if read := self._cache.next_read():
+                    self._take_slot(read)
+                    return read
                 self._changed.wait()
         return None
 
-    def _take_slot(self, load: Load) -> None:
-        if load.position in self._slots:
+    def _take_slot(self, read: ExpertRead) -> None:
+        if read.position in self._slots:
             return
-        if load.replaces is None:
-            self._slots[load.position] = self._arena.take()
+        if read.replaces is None:
+            self._slots[read.position] = self._arena.take()
         else:
-            self._slots[load.position] = self._slots.pop(load.replaces)
-            self._filled.pop(load.replaces, None)
+            self._slots[read.position] = self._slots.pop(read.replaces)
+            self._filled.pop(read.replaces, None)
 
-    def _read(self, load: Load) -> bool:
-        """Read the expert, or its next piece if nobody has called it; returns whether all of it is there."""
-        slot, done = self._slots[load.position], self._filled.get(load.position, 0)
-        stop = min(self._expert_nbytes, done + READ_AHEAD_PIECE) if load.ahead else self._expert_nbytes
+    def _fill(self, read: ExpertRead) -> bool:
+        """Read the rest of the expert, or its next piece for a prefetch; returns whether it is complete."""
+        slot, done = self._slots[read.position], self._filled.get(read.position, 0)
+        stop = self._expert_nbytes
+        if read.is_prefetch:
+            stop = min(stop, done + PREFETCH_PIECE_BYTES)
         place = self._arena.place(slot, done, stop)
-        self._file.read_into(place, self._start + load.position * self._expert_nbytes + done)
+        self._file.read_into(place, self._start + read.position * self._expert_nbytes + done)
         self._read_bytes += stop - done
-        self._filled[load.position] = stop
+        self._filled[read.position] = stop
         return stop == self._expert_nbytes
 
-    def _finish(self, load: Load) -> None:
+    def _complete(self, read: ExpertRead) -> None:
         with self._changed:
-            del self._filled[load.position]
-            self._cache.loaded(load)
-            self._give_back(self._cache.drop_surplus())
+            del self._filled[read.position]
+            self._cache.complete(read)
+            self._free(self._cache.drop_surplus())
             self._changed.notify_all()
 
-    def _fail(self, load: Load, error: BlockReadError) -> None:
+    def _fail(self, read: ExpertRead, error: BlockReadError) -> None:
         print(error, file=sys.stderr, flush=True)
         with self._changed:
-            self._filled.pop(load.position, None)
-            self._give_back([load.position])
-            if self._cache.failed(load):
+            self._filled.pop(read.position, None)
+            self._free([read.position])
+            if self._cache.fail(read):
                 self._failure = error
             self._changed.notify_all()

@@ -1,13 +1,4 @@
-"""The memory that a process may use, has, and gives back.
-
-How much memory this process may use: what the machine has, or its control groups allow.
-
-How much memory this process has of its own, cheaply enough to tell with every answer.
-
-Has glibc give large buffers back to the system as soon as they are free.
-
-Otherwise each thread keeps what the longest prompt has ever needed, some ten megabytes in each function.
-"""
+"""Memory: what this process may use, what it uses, and how its C library returns it to the system."""
 
 import ctypes
 import os
@@ -18,13 +9,20 @@ from pathlib import Path
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
+_PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
 _NO_LIMIT = 1 << 60
-"""Version 1 of control groups writes "none" as a number just below 2^63."""
+"""Version 1 of control groups writes "no limit" as a number just below 2^63."""
+
+MMAP_THRESHOLD = -3
+"""M_MMAP_THRESHOLD of mallopt(3): setting it also keeps glibc from raising it."""
+MMAP_BYTES = 256 << 10
+"""Buffers from this size on are mapped. A decoding step's rows stay below it even for many sequences; a
+prompt's are above, and take much longer to compute than the page faults of a new mapping."""
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """The most that this process and its kin may use, and who says so."""
+    """The most memory that this process may use, and where the limit comes from."""
 
     nbytes: int
     source: str
@@ -32,7 +30,7 @@ class MemoryLimit:
 
 def machine_memory() -> int:
     """Bytes of memory that the machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_PHYS_PAGES") * _PAGE_NBYTES
 
 
 def memory_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> MemoryLimit:
@@ -49,9 +47,9 @@ def memory_limit(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> MemoryLimit:
 
 
 def _limit_files(proc: Path, cgroups: Path) -> list[Path]:
-    """Where the limits of a process's groups are, and of those that these are in.
+    """The files with the limits of the process's control groups and of the groups around them.
 
-    Seen from inside a container the outer names may lead nowhere: then the root is the container's own.
+    Inside a container, paths that are valid outside may not exist: then the root is the container's group.
     """
     try:
         membership = (proc / "self" / "cgroup").read_text()
@@ -71,13 +69,11 @@ def _limit_files(proc: Path, cgroups: Path) -> list[Path]:
     return files
 
 
-_PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
-
-
 class ProcessMemory:
-    """Reads /proc; where there is none, everything is zero."""
+    """Measures this process's own memory, fast enough for every call; 0 where there is no /proc."""
 
     def __init__(self) -> None:
+        """Measures the share of mapped files once: it takes long and hardly changes."""
         self._files_nbytes = _files_share()
         try:
             self._statm = os.open("/proc/self/statm", os.O_RDONLY)
@@ -85,21 +81,21 @@ class ProcessMemory:
             self._statm = -1
 
     def nbytes(self) -> int:
-        """Anonymous memory now, and this process's share of the mapped files that it had at the start."""
+        """Anonymous memory now, plus this process's share of the files that it had mapped at the start."""
         if self._statm < 0:
             return 0
         resident, shared = map(int, os.pread(self._statm, 256, 0).split()[1:3])
         return self._files_nbytes + (resident - shared) * _PAGE_NBYTES
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file; `nbytes` is 0 from now on."""
         if self._statm >= 0:
             os.close(self._statm)
             self._statm = -1
 
 
 def _files_share() -> int:
-    """Proportional, in bytes: what several functions map counts once over all of them."""
+    """This process's share of its mapped files, in bytes: pages of several processes are divided by them."""
     try:
         text = Path("/proc/self/smaps_rollup").read_text()
     except OSError:
@@ -108,15 +104,11 @@ def _files_share() -> int:
     return sizes.get("Pss", 0) - sizes.get("Pss_Anon", 0)
 
 
-MMAP_THRESHOLD = -3
-"""M_MMAP_THRESHOLD of mallopt(3). Set, it no longer grows by itself."""
-MMAP_BYTES = 256 << 10
-"""A step's rows of many sequences that generate stay below it; those of prompts, whose computing takes longer
-by far than a few page faults, are above."""
-
-
 def return_large_buffers() -> None:
-    """For all that is allocated from now on; where the C library is not glibc, nothing happens."""
+    """Have glibc return large buffers to the system as soon as they are freed; other C libraries do nothing.
+
+    Otherwise each thread keeps the memory that its longest prompt has needed: some ten megabytes a function.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, MMAP_BYTES)

@@ -1,18 +1,4 @@
-"""Where and when a function's threads run.
-
-Keeps a connection's thread off the core that its client sends from.
-
-Linux wakes a thread on the waker's core when it sees no idle one, and in a virtual machine it takes a halted
-core for one that the host has taken away. There the thread would interrupt whoever has just sent to it, while
-another core idles: a tenth of a token's time, on two cores. But several functions that are called at once
-would crowd on the cores that are left: two of them took a quarter longer on one core.
-
-Has Linux run a function's threads as soon as they have something to do.
-
-The control plane keeps every core busy while functions work. A thread that wakes, to start a read or to take
-in a message, would wait there until somebody's time slice ends: a millisecond and more, in which the disk
-idles. Since Linux 6.12 a thread that takes shorter slices goes first. It gets no more time for it.
-"""
+"""Places a function's threads: on which core they run, and how soon after they wake."""
 
 import contextlib
 import ctypes
@@ -22,37 +8,48 @@ import socket
 import struct
 import sys
 
+SLICE_NANOSECONDS = 100_000
+"""The shortest time slice that Linux accepts."""
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+"""The number of the system call sched_setattr(2), for which the C library has no function."""
+
 
 class ClientCore:
-    """Of one connection; used by the thread that serves it."""
+    """Keeps a connection's thread off the core that its client sends from.
+
+    Linux wakes a thread on the waker's core when it sees no idle one, and in a virtual machine it takes a
+    halted core for one that the host has taken away. The thread then interrupts its client while another core
+    is idle, which costs a tenth of a token's time on two cores. It pays only where each of the functions that
+    are called at once can have another core: two of them on one core took a quarter longer.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
+        """To be made and used by the thread that serves `connection`."""
         self._connection = connection
         known = hasattr(socket, "SO_INCOMING_CPU") and hasattr(os, "sched_setaffinity")
         self._cores = os.sched_getaffinity(0) if known else set()
         self._client = -1
 
     def keep_off(self) -> None:
-        """After something has come: leave the core on which it did, if there is another one."""
+        """Leave the core on which the last bytes arrived, if there is another one."""
         if len(self._cores) < 2:
             return
         core = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_INCOMING_CPU)
         if core != self._client:
             self._client = core
-            # It only takes longer where this is not allowed.
+            # Where this is not allowed, calls are only slower.
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self._cores - {core})
 
 
-SLICE_NANOSECONDS = 100_000
-"""The least that Linux knows."""
-_SYSTEM_CALLS = {"x86_64": 314, "aarch64": 274}
-"""The number of sched_setattr(2), for which the C library has no function."""
-
-
 def take_short_slices() -> None:
-    """For this thread and those that it starts; does nothing where that is not known or not allowed."""
-    number = _SYSTEM_CALLS.get(platform.machine()) if sys.platform == "linux" else None
+    """Give this thread and those that it starts short time slices; does nothing where that is impossible.
+
+    The control plane keeps every core busy while functions work. A function's thread that wakes, to start a
+    read or to receive a message, would wait a millisecond or more for the end of another thread's slice; the
+    disk is idle meanwhile. Since Linux 6.12 a thread with shorter slices goes first. It gets no more time.
+    """
+    number = _SCHED_SETATTR.get(platform.machine()) if sys.platform == "linux" else None
     if number is None:
         return
     # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period, and bounds of use.

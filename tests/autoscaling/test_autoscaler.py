@@ -13,7 +13,7 @@ from control_plane.autoscaling.footprint import FUNCTION_OVERHEAD_BYTES, BlockSi
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.statistics import FunctionStatistics
-from functions.contract.wire import InvocationResult, ResidencyReport
+from functions.contract.messages import InvocationResult, ResidencyReport
 from tests.support.api_server import closed_port
 from tests.support.echo_gateway import asynchronous
 from tests.support.scaling_gateway import scaling_gateway

@@ -11,7 +11,7 @@ import pytest
 
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import InvocationPolicy, Invoker
-from functions.contract.wire import Invocation
+from functions.contract.messages import Invocation
 from tests.conftest import StartFunction
 from tests.support.expert_process import ExpertProcess, expert_process
 from tests.support.loopback_server import LoopbackServer, gateway, loopback_server

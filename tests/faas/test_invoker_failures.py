@@ -20,8 +20,8 @@ from control_plane.errors import (
 )
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import InvocationPolicy, Invoker
-from functions.contract.wire import Invocation, InvocationResult
-from functions.expert.http import Response
+from functions.contract.messages import Invocation, InvocationResult
+from functions.expert.http_messages import FunctionResponse
 from tests.support.expert_process import ExpertProcess
 from tests.support.loopback_server import Answer, Call, loopback_server
 from tests.support.tiny_partition import TinyPartition
@@ -45,7 +45,7 @@ def body_of(result: InvocationResult) -> bytes:
 
 
 def status(number: int, code: str) -> Answer:
-    error = b"".join(Response.error(number, code, "no").body)
+    error = b"".join(FunctionResponse.error(number, code, "no").body)
     return lambda call: call.reply(number, error)
 
 

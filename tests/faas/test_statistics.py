@@ -3,7 +3,7 @@
 import numpy as np
 
 from control_plane.faas.statistics import FunctionStatistics, ResidencyHistory
-from functions.contract.wire import InvocationResult, ResidencyReport
+from functions.contract.messages import InvocationResult, ResidencyReport
 
 
 def answer(instance: str, **report: int) -> InvocationResult:

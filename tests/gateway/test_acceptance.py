@@ -32,7 +32,7 @@ from control_plane.faas.invoker import InvocationPolicy, Invoker
 from control_plane.gateway import embedded_gateway
 from control_plane.gateway.emulation import FAASD, OWN
 from control_plane.partition.partitioner import partition
-from functions.contract.wire import Invocation
+from functions.contract.messages import Invocation
 from tests.support.api_server import ApiClient, in_thread
 from tests.support.paths import DEMO_MODEL
 from tests.support.tiny_partition import TinyPartition

@@ -14,7 +14,7 @@ from control_plane.engine.engine import EngineStatus
 from control_plane.engine.stopwatch import Part
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.observability.metrics import Metrics, RequestRecord
-from functions.contract.wire import InvocationResult, ResidencyReport
+from functions.contract.messages import InvocationResult, ResidencyReport
 
 STATUS = EngineStatus(
     running=2,

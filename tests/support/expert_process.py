@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.faas.connection import Address
-from functions.contract.wire import Invocation, InvocationResult
+from functions.contract.messages import Invocation, InvocationResult
 from tests.support.paths import ROOT
 
 COMMAND = (sys.executable, "-m", "functions.expert")

@@ -4,13 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from aiohttp import web
 
 from control_plane.faas.client import Gateway
 from control_plane.http import serving
-from functions.contract.wire import ResidencyReport
+from functions.contract.messages import ResidencyReport
 
 
 @dataclass
@@ -76,7 +76,7 @@ class ScalingGateway:
         name = request.match_info["name"]
         if name in self.failing or not self.replicas[name]:
             return web.Response(status=503, text="not running\n")
-        return web.json_response(report.to_json())
+        return web.json_response(asdict(report))
 
 
 @asynccontextmanager

@@ -21,7 +21,9 @@ from control_plane.deployment.image.packages import MACHINES, chosen, download, 
 from control_plane.deployment.image.template import SOURCES, block_layers, required_packages
 from control_plane.deployment.stack import MODEL_ANNOTATION
 from control_plane.errors import ConfigError, PartitionError
-from control_plane.partition.manifest import MANIFEST_FILE, Manifest
+from control_plane.partition.manifest import Manifest
+from functions.contract.manifest import MANIFEST_FILE
+from functions.contract.process import DEFAULT_PORT, HOST_VARIABLE, PARTITION_VARIABLE
 
 CONFIG = "application/vnd.oci.image.config.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -29,7 +31,7 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 EPOCH = "1970-01-01T00:00:00Z"
 HOME = "home/app"
 PACKAGES = f"{HOME}/packages"
-PORT = "8080/tcp"
+PORT = f"{DEFAULT_PORT}/tcp"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Of a base that tells none."""
 
@@ -129,8 +131,8 @@ def _image(
 def _process(base: Base, python: str) -> dict[str, Any]:
     """How it runs; the base's own environment has the path to Python."""
     environment = [
-        "FAASMOE_HOST=0.0.0.0",
-        f"FAASMOE_PARTITION=/{HOME}/partition",
+        f"{HOST_VARIABLE}=0.0.0.0",
+        f"{PARTITION_VARIABLE}=/{HOME}/partition",
         f"PYTHONPATH=/{PACKAGES}",
         "PYTHONUNBUFFERED=1",
     ]

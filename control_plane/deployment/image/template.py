@@ -12,6 +12,7 @@ from pathlib import Path
 import functions
 from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
+from functions.contract.process import DEFAULT_PORT, HOST_VARIABLE, PARTITION_VARIABLE
 
 TEMPLATE = "faasmoe-expert"
 SOURCES = "functions"
@@ -58,8 +59,8 @@ COPY --link --chown=10001 function/functions/ functions/
 COPY --link --chown=10001 --from=kernel /kernel/_gated_ffn*.so functions/kernels/
 
 # No watchdog: the function is an HTTP server itself, and logs to its standard output.
-ENV FAASMOE_HOST=0.0.0.0 FAASMOE_PARTITION=/home/app/partition PYTHONUNBUFFERED=1
-EXPOSE 8080
+ENV {host}=0.0.0.0 {partition}=/home/app/partition PYTHONUNBUFFERED=1
+EXPOSE {port}
 CMD ["python", "-m", "functions.expert"]
 """
 
@@ -77,7 +78,13 @@ def dockerfile(manifest: Manifest) -> str:
         f"COPY --link --chown=10001 {' '.join(f'function/{file}' for file in files)} partition/blocks/"
         for files in block_layers(manifest)
     )
-    return _DOCKERFILE.format(requirements=_requirements(), blocks=blocks)
+    return _DOCKERFILE.format(
+        requirements=_requirements(),
+        blocks=blocks,
+        host=HOST_VARIABLE,
+        partition=PARTITION_VARIABLE,
+        port=DEFAULT_PORT,
+    )
 
 
 def write_template(manifest: Manifest, folder: Path) -> None:

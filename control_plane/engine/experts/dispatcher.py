@@ -13,7 +13,7 @@ from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.stopwatch import Part, Stopwatch
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
-from functions.contract.wire import Invocation, InvocationResult, Prefetch
+from functions.contract.messages import Invocation, InvocationResult, Prefetch
 
 _NO_HINTS: Mapping[str, Prefetch] = MappingProxyType({})
 

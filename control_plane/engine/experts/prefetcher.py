@@ -12,7 +12,7 @@ from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.trial import Trial
 from control_plane.faas.invocation import ExpertInvoker
 from control_plane.partition.manifest import Manifest
-from functions.contract.wire import Invocation, InvocationResult, Prefetch
+from functions.contract.messages import Invocation, InvocationResult, Prefetch
 
 PATIENCE = 64
 """How many answers in a row without an expert that was cold or read ahead end what a function is told."""

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from control_plane.deployment.stack import FUNCTION_VARIABLE
 from control_plane.errors import ConfigError
 from control_plane.faas.types import FunctionDeployment
+from functions.contract.process import FUNCTION_VARIABLE
 
 
 @dataclass(frozen=True)

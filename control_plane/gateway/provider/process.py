@@ -15,9 +15,7 @@ import psutil
 
 from control_plane.faas.types import FunctionUsage
 from control_plane.gateway.provider.log import FunctionLog
-
-LISTEN_FD = "FAASMOE_LISTEN_FD"
-"""The variable that tells a function the number of the listening socket that it inherits."""
+from functions.contract.process import LISTEN_FD_VARIABLE, READY_PATH
 
 _BACKLOG = 1024
 _READY_POLL_S = 0.02
@@ -71,7 +69,7 @@ class FunctionProcess:
         with socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                env={**environment, LISTEN_FD: str(listener.fileno())},
+                env={**environment, LISTEN_FD_VARIABLE: str(listener.fileno())},
                 pass_fds=(listener.fileno(),),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -95,7 +93,7 @@ class FunctionProcess:
         """Wait until it answers `/_/ready` with 200; False when it exits first."""
         while self.alive:
             try:
-                async with session.get(self.url + "/_/ready") as answer:
+                async with session.get(self.url + READY_PATH) as answer:
                     if answer.status == 200:
                         self.last_used = asyncio.get_running_loop().time()
                         return True

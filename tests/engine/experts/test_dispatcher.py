@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.partition.granularity import Granularity
-from functions.contract.wire import Invocation, InvocationResult
+from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
 from functions.kernels import load_kernel
 from tests.support.tiny_partition import TinyPartition

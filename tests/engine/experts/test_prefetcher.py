@@ -15,7 +15,7 @@ from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
-from functions.contract.wire import Invocation, InvocationResult, ResidencyReport
+from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
 from tests.conftest import StartFunction
 from tests.support.api_server import eventually
 from tests.support.loopback_server import gateway, loopback_server

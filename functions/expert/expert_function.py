@@ -1,25 +1,26 @@
-"""The expert function: `POST /` runs an invocation; health, readiness, metrics and residency beside it."""
+"""Routes an expert function's requests: invocations (`POST /`), health, readiness, metrics and residency."""
 
 import json
 import secrets
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from functions.contract.wire import CONTENT_TYPE, Invocation, InvocationResult, ResidencyReport, WireError
+from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
+from functions.contract.process import HEALTH_PATH, METRICS_PATH, READY_PATH, RESIDENCY_PATH
+from functions.contract.safetensors_codec import CONTENT_TYPE, WireError
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
-from functions.expert.http import Request, Response
+from functions.expert.http_messages import FunctionRequest, FunctionResponse
 
-_PROBES = frozenset({"/_/health", "/_/ready", "/metrics"})
-_RESIDENCY = "/_/residency"
+_PROBES = frozenset({HEALTH_PATH, READY_PATH, METRICS_PATH})
 _GAUGES = frozenset({"limit_bytes", "resident_experts", "resident_bytes", "overhead_bytes"})
-"""Of a residency report; the rest are counters."""
+"""Fields of a residency report that are gauges; the others are counters."""
 
 
 @dataclass
-class Counters:
-    """What the function has done since it started."""
+class FunctionCounters:
+    """Counts since the function's process started."""
 
     invocations: int = 0
     rows: int = 0
@@ -30,87 +31,91 @@ class Counters:
 
 @dataclass
 class ExpertFunction:
-    """Routes requests. Until `block` is set, the function is starting and answers 503."""
+    """Answers requests; with 503 while it has no `block` yet."""
 
     max_in_flight: int
+    """Invocations at once; more are refused."""
     block: ExpertBlock | None = None
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
-    counters: Counters = field(default_factory=Counters)
+    """A random name of this process."""
+    counters: FunctionCounters = field(default_factory=FunctionCounters)
     _in_flight: int = 0
     _used_at: float = field(default_factory=time.monotonic)
+    """When the last invocation began or ended, or the function started, by time.monotonic()."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self, request: Request) -> Response:
-        """Answer one request; never raises, whatever the request holds."""
+    def __call__(self, request: FunctionRequest) -> FunctionResponse:
+        """Answer one request. Never raises."""
         if request.path in _PROBES and request.method not in ("GET", "HEAD"):
-            return Response.error(405, "method_not_allowed", "ask with GET")
-        if request.path == "/_/health":
-            return Response(body=[b"OK"])
-        if request.path == "/_/ready":
+            return FunctionResponse.error(405, "method_not_allowed", "ask with GET")
+        if request.path == HEALTH_PATH:
+            return FunctionResponse(body=[b"OK"])
+        if request.path == READY_PATH:
             return self._ready()
-        if request.path == "/metrics":
-            return Response(body=[self._metrics().encode()])
-        if request.path == _RESIDENCY:
+        if request.path == METRICS_PATH:
+            return FunctionResponse(body=[self._metrics().encode()])
+        if request.path == RESIDENCY_PATH:
             return self._residency(request)
         if request.path != "/":
-            return Response.error(404, "not_found", f"no such path: {request.path}")
+            return FunctionResponse.error(404, "not_found", f"no such path: {request.path}")
         if request.method != "POST":
-            return Response.error(405, "method_not_allowed", "invoke with POST")
+            return FunctionResponse.error(405, "method_not_allowed", "invoke with POST")
         return self._invoke(request)
 
     @property
     def idle_seconds(self) -> float:
-        """Since the last invocation began, or the process; 0 while one is in flight."""
+        """Seconds since the last invocation ended, or the block was opened; 0 while one is in flight."""
         with self._lock:
             return 0.0 if self._in_flight else time.monotonic() - self._used_at
 
     def opened(self, block: ExpertBlock) -> None:
-        """The function can answer from now on; until then it was not idle."""
+        """Answer invocations with `block` from now on; idle time begins now."""
         with self._lock:
             self.block = block
             self._used_at = time.monotonic()
 
-    def _ready(self) -> Response:
+    def _ready(self) -> FunctionResponse:
         if self.block is None:
-            return Response.error(503, "starting", "the expert block is not open yet")
-        return Response(body=[b"OK"])
+            return FunctionResponse.error(503, "starting", "the expert block is not open yet")
+        return FunctionResponse(body=[b"OK"])
 
-    def _residency(self, request: Request) -> Response:
-        """GET tells what is held, PUT changes the limit, DELETE drops what is not in use."""
+    def _residency(self, request: FunctionRequest) -> FunctionResponse:
+        """GET reports the weights in memory, PUT changes their limit, DELETE drops those not in use."""
         if self.block is None:
-            return Response.error(503, "starting", "the expert block is not open yet")
+            return FunctionResponse.error(503, "starting", "the expert block is not open yet")
         residency = self.block.residency
         if request.method == "PUT":
             limit = _limit_in(request.body)
             if limit is None:
-                return Response.error(400, "bad_request", 'expected {"limit_bytes": a number, 0 or more}')
+                problem = 'expected {"limit_bytes": a number, 0 or more}'
+                return FunctionResponse.error(400, "bad_request", problem)
             residency.set_limit(limit)
         elif request.method == "DELETE":
             residency.drop_idle()
         elif request.method != "GET":
-            return Response.error(405, "method_not_allowed", "use GET, PUT or DELETE")
-        body = json.dumps(residency.report().to_json()).encode()
-        return Response(body=[body], content_type="application/json")
+            return FunctionResponse.error(405, "method_not_allowed", "use GET, PUT or DELETE")
+        body = json.dumps(asdict(residency.report())).encode()
+        return FunctionResponse(body=[body], content_type="application/json")
 
-    def _invoke(self, request: Request) -> Response:
+    def _invoke(self, request: FunctionRequest) -> FunctionResponse:
         if not self._enter():
             return self._refuse(429, "too_many_requests", f"{self.max_in_flight} calls are in flight")
         try:
             body, block = self._run(request).encode(), self.block
-            after = block.residency.count_call if block else None
-            return Response(body=body, content_type=CONTENT_TYPE, after=after)
+            after = block.residency.record_call if block else None
+            return FunctionResponse(body=body, content_type=CONTENT_TYPE, after=after)
         except WireError as error:
             return self._refuse(400, "bad_request", str(error))
         except InvocationRefused as error:
             return self._refuse(error.status, error.code, str(error))
         except Exception as error:
-            # The edge of the process: one bad call must not take the function down with it.
+            # This is the process's edge: one bad call must not end the function.
             print(f"invocation failed: {error!r}", file=sys.stderr, flush=True)
             return self._refuse(500, "internal", "the invocation failed, see the function's log")
         finally:
             self._leave()
 
-    def _run(self, request: Request) -> InvocationResult:
+    def _run(self, request: FunctionRequest) -> InvocationResult:
         block = self.block
         if block is None:
             raise InvocationRefused(503, "starting", "the expert block is not open yet")
@@ -119,7 +124,7 @@ class ExpertFunction:
         output, cold = block.run(invocation)
         seconds = time.perf_counter() - started
         with self._lock:
-            # One without rows has only told what to expect.
+            # An invocation without rows only carries a prefetch.
             self.counters.invocations += len(output) > 0
             self.counters.rows += len(output)
             self.counters.seconds += seconds
@@ -146,10 +151,10 @@ class ExpertFunction:
             self._in_flight -= 1
             self._used_at = time.monotonic()
 
-    def _refuse(self, status: int, code: str, message: str) -> Response:
+    def _refuse(self, status: int, code: str, message: str) -> FunctionResponse:
         with self._lock:
             self.counters.refused += 1
-        return Response.error(status, code, message)
+        return FunctionResponse.error(status, code, message)
 
     def _metrics(self) -> str:
         residency = self.block.residency.report() if self.block else ResidencyReport()
@@ -163,7 +168,7 @@ class ExpertFunction:
             "experts": self.block.num_experts if self.block else 0,
             **{
                 name if name in _GAUGES else f"{name}_total": value
-                for name, value in residency.to_json().items()
+                for name, value in asdict(residency).items()
             },
         }
         lines = []
@@ -175,7 +180,7 @@ class ExpertFunction:
 
 
 def _limit_in(body: bytes | bytearray) -> int | None:
-    """The limit that a PUT asks for, or None for a body that is no such request."""
+    """The limit in the body of a PUT, in bytes; None for a malformed body."""
     try:
         limit = json.loads(body)["limit_bytes"]
     except (KeyError, RecursionError, TypeError, ValueError):

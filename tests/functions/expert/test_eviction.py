@@ -1,6 +1,6 @@
 """The eviction policy on the demo model's recorded routing, between plain LRU and Belady's optimum.
 
-`pytest -s tests/functions/test_eviction.py -k beats` prints the share of calls' experts that were there.
+`pytest -s tests/functions/expert/test_eviction.py -k beats` prints the share of experts found in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ CUTS = {
     "half a layer": Granularity(8, 1),
 }
 TIE = 0.01
-"""Where a call uses about as many experts as there is room for, even Belady is hardly ahead of LRU."""
+"""Where Belady finds at most this share more experts than LRU, NextUse need only be as good as LRU."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one function is asked for at once; experts are ascending positions in its block."""
+    """One call of a function. `experts` are ascending positions in its block."""
 
     layer: int
     experts: np.ndarray
@@ -62,13 +62,13 @@ class LeastFrequentlyUsed(LeastRecentlyUsed):
 
 
 class Belady:
-    """Knows the future: drops what is needed last."""
+    """Knows the future, and drops the expert whose next use comes last."""
 
     def __init__(self, layer_of: np.ndarray, calls: Sequence[Call]) -> None:
         self._next_use = np.full(len(layer_of), len(calls))
         following = self._next_use.copy()
         self._following: list[np.ndarray] = []
-        """For each call that is still to come, the last first, when each of its experts is used again."""
+        """For each future call, the last first: the number of the call that uses each of its experts next."""
         for number in reversed(range(len(calls))):
             self._following.append(following[calls[number].experts])
             following[calls[number].experts] = number
@@ -91,7 +91,7 @@ POLICIES: dict[str, MakePolicy] = {
 
 @dataclass(frozen=True)
 class Recording:
-    """As scripts/record_routing.py writes it."""
+    """Routing of the demo model, written by scripts/record_routing.py."""
 
     experts: np.ndarray
     sequence: np.ndarray
@@ -99,7 +99,7 @@ class Recording:
     generated: np.ndarray
 
     def single(self) -> list[np.ndarray]:
-        """Steps of one row: a sequence of each domain, one after the other."""
+        """Steps of one row, for one sequence of each domain after the other."""
         sequences = [np.flatnonzero(self.generated & (self.sequence == number)) for number in range(3)]
         return [self.experts[row][None] for rows in sequences for row in rows[: STEPS // 3]]
 
@@ -109,7 +109,7 @@ class Recording:
         return [self.experts[list(step)] for step in zip(*rows, strict=False)][:STEPS]
 
     def prefills(self) -> list[np.ndarray]:
-        """The tenants, and at times a chunk of a long prompt."""
+        """The steps of `tenants`, with chunks of long prompts among them."""
         prompts = self.experts[~self.generated]
         steps = self.tenants()
         for number, start in enumerate(range(0, 600, 100)):
@@ -126,7 +126,7 @@ def recording() -> Recording:
 def functions_calls(
     steps: Sequence[np.ndarray], granularity: Granularity
 ) -> list[tuple[np.ndarray, list[Call]]]:
-    """For each function the layer of each of its positions, and its calls."""
+    """For each function, the layer of each of its positions, and its calls."""
     functions = []
     for layers, experts in granularity.cut(EXPERTS, range(LAYERS)):
         calls = []
@@ -142,7 +142,7 @@ def functions_calls(
 
 
 def hits(policy: Policy, calls: Sequence[Call], experts: int, capacity: int) -> int:
-    """How many experts were there when they were called; what a call uses is not dropped for it."""
+    """Counts experts in memory when they are called. A call never drops experts that it uses itself."""
     resident = np.zeros(experts, bool)
     found = held = 0
     for call in calls:
@@ -181,15 +181,15 @@ def test_it_beats_lru_at_every_size(recording: Recording, mix: str, cut: str) ->
 
 
 def found_of(make: MakePolicy, functions: Sequence[tuple[np.ndarray, list[Call]]], share: float) -> int:
-    """The hits of all functions, which may each hold a share of their experts."""
+    """The hits of all functions, each with room for a share of its experts."""
     return sum(
         hits(make(layer_of, calls), calls, len(layer_of), round(share * len(layer_of)))
         for layer_of, calls in functions
     )
 
 
-def test_a_scan_does_not_flush_what_is_hot() -> None:
-    """Two experts of each layer are hot; then a prefill of a few chunks uses all."""
+def test_a_scan_does_not_flush_hot_experts() -> None:
+    """Two experts of each layer are hot; then a prefill of a few chunks uses all experts."""
     layer_of = np.repeat(np.arange(LAYERS), EXPERTS)
     policy = NextUse(layer_of)
     hot = [layer * EXPERTS + expert for layer in range(LAYERS) for expert in (3, 9)]
@@ -207,8 +207,8 @@ def test_a_scan_does_not_flush_what_is_hot() -> None:
     assert left == set(hot)
 
 
-def test_among_equals_the_layer_that_comes_last_goes() -> None:
-    """All are used in every round: the layer just computed is the one whose turn is farthest."""
+def test_of_equals_the_layer_whose_turn_comes_last_is_dropped() -> None:
+    """All experts are used in every round: the layer just computed has the longest wait."""
     policy = NextUse(np.array([0, 1, 2]))
     for _ in range(20):
         for layer in range(3):
@@ -218,7 +218,7 @@ def test_among_equals_the_layer_that_comes_last_goes() -> None:
     assert policy.victim(np.array([1, 2])) == 2
 
 
-def test_what_was_never_used_goes_first() -> None:
+def test_experts_that_were_never_used_are_dropped_first() -> None:
     policy = NextUse(np.array([0, 0, 1, 1]))
     policy.record(0, np.array([0]), np.array([1]), 1)
     policy.record(1, np.array([2]), np.array([1]), 1)

@@ -1,4 +1,4 @@
-"""A function does not keep the memory of the longest prompt that it has ever seen."""
+"""Large buffers are returned to the system when they are freed."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def mapped(size):
 
 if {here}:
     return_large_buffers()
-# Once one has been given back, glibc would take those of its size for worth keeping.
+# By itself, glibc raises its threshold once a large buffer has been freed.
 del (large := [bytearray(4 << 20)])[:]
 print(mapped(1 << 20), mapped(100 << 10))
 """
@@ -34,9 +34,9 @@ def run(here: bool) -> str:
     return done.stdout.strip()
 
 
-def test_large_buffers_go_back_to_the_system() -> None:
+def test_large_buffers_are_mapped_and_small_ones_are_not() -> None:
     assert run(True) == "1 0"
 
 
-def test_without_it_they_would_be_kept() -> None:
+def test_glibc_alone_keeps_large_buffers() -> None:
     assert run(False) == "0 0"

@@ -1,19 +1,23 @@
-"""The function's HTTP: whatever arrives is answered in order, or refused with a clear status."""
+"""The function's HTTP server answers requests in order, and refuses the rest with a clear status."""
 
+import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
 from threading import Thread
 
 import pytest
 
-from functions.expert.http import MAX_CONNECTIONS, HttpServer
-from functions.expert.server import ExpertFunction
+from functions.expert.expert_function import ExpertFunction
+from functions.expert.http_messages import FunctionRequest, FunctionResponse
+from functions.expert.http_server import MAX_CONNECTIONS, HttpServer
 from tests.support.expert_process import ExpertProcess
 from tests.support.tiny_partition import TinyPartition
 
 MAX_BODY_BYTES = 256 << 20
+CORES = sorted(os.sched_getaffinity(0))
 HEALTH = b"GET /_/health HTTP/1.1\r\n\r\n"
 
 
@@ -22,14 +26,14 @@ def post(body: bytes, headers: str = "") -> bytes:
 
 
 def chunked(body: bytes, chunk: int) -> bytes:
-    """The same in chunks, as a gateway may pass it on."""
+    """The same request in chunks, as a gateway may send it."""
     parts = [body[start : start + chunk] for start in range(0, len(body), chunk)]
     framed = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
     return b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
 
 
 def exchange(address: tuple[str, int], *pieces: bytes) -> bytes:
-    """Send the pieces one by one, then no more; returns all that is answered before the server hangs up."""
+    """Send the pieces one by one; returns all that the server sends until it closes the connection."""
     with socket.create_connection(address, timeout=30) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in pieces:
@@ -54,7 +58,7 @@ def message(function: ExpertProcess, tiny: TinyPartition) -> bytes:
 
 @pytest.fixture(scope="module")
 def output(function: ExpertProcess, tiny: TinyPartition) -> bytes:
-    """The bytes of the right answer's tensor, with which every good answer ends."""
+    """The bytes of the result's tensor, with which every good response ends."""
     invocation = tiny.invocation(function.name)
     result = function.invoke(invocation)
     tiny.check(invocation, result.output)
@@ -100,13 +104,13 @@ def test_pipelined_calls_are_answered_in_order(
     assert answers.count(output) == 2
 
 
-def test_what_comes_before_garbage_is_still_answered(address: tuple[str, int]) -> None:
+def test_requests_before_garbage_are_answered(address: tuple[str, int]) -> None:
     answers = exchange(address, HEALTH + b"garbage\r\n\r\n")
     assert statuses(answers) == [200, 400]
 
 
 @pytest.mark.parametrize("call", [HEALTH.replace(b"1.1", b"1.0"), HEALTH[:-2] + b"Connection: close\r\n\r\n"])
-def test_a_caller_may_ask_to_hang_up(address: tuple[str, int], call: bytes) -> None:
+def test_a_client_may_ask_to_close_the_connection(address: tuple[str, int], call: bytes) -> None:
     with socket.create_connection(address, timeout=30) as client:
         client.sendall(call)
         answer = b"".join(iter(lambda: client.recv(65536), b""))
@@ -142,16 +146,14 @@ def test_100_continue_comes_before_the_body(address: tuple[str, int], message: b
     ],
     ids=repr,
 )
-def test_bytes_that_are_not_http_give_400(
-    function: ExpertProcess, address: tuple[str, int], garbage: bytes
-) -> None:
+def test_malformed_http_gives_400(function: ExpertProcess, address: tuple[str, int], garbage: bytes) -> None:
     answer = exchange(address, garbage)
     assert statuses(answer) == [400]
     assert b'"code": "bad_request"' in answer
     assert function.call("GET", "/_/health") == (200, b"OK")
 
 
-def test_a_caller_who_hangs_up_within_a_call_does_no_harm(
+def test_a_client_may_hang_up_within_a_request(
     function: ExpertProcess, address: tuple[str, int], message: bytes
 ) -> None:
     assert exchange(address, post(message)[:-1]) == b""
@@ -173,7 +175,7 @@ def test_other_methods_and_paths_are_refused(
     assert function.error(b"", method, path) == (status, code)
 
 
-def test_a_body_that_says_it_is_too_large_gives_413_at_once(address: tuple[str, int]) -> None:
+def test_a_too_large_content_length_gives_413_at_once(address: tuple[str, int]) -> None:
     call = f"POST / HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES + 1}\r\n\r\n".encode()
     answer = exchange(address, call)
     assert statuses(answer) == [413]
@@ -182,7 +184,7 @@ def test_a_body_that_says_it_is_too_large_gives_413_at_once(address: tuple[str, 
 
 @contextmanager
 def small_server() -> Iterator[tuple[str, int]]:
-    """The server of a function that is still starting, for bodies of 1000 bytes at most."""
+    """A server for bodies of at most 1000 bytes, whose function is still starting."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
     server = HttpServer(listener, ExpertFunction(max_in_flight=1), max_body_bytes=1000)
@@ -210,7 +212,7 @@ def test_a_header_over_the_limit_gives_413() -> None:
         assert statuses(exchange(address, b"GET / HTTP/1.1\r\nX: " + b"x" * 300_000)) == [413]
 
 
-def test_silent_connections_keep_nobody_out() -> None:
+def test_a_silent_connection_is_closed_for_a_new_one() -> None:
     with small_server() as address, ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS):
             stack.enter_context(socket.create_connection(address))
@@ -224,3 +226,25 @@ def test_the_answer_to_head_has_no_body() -> None:
         assert answer.endswith(b"\r\n\r\n")
         assert b"Content-Length: 2\r\n" in answer
         assert statuses(exchange(address, b"POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n")) == [405]
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="there is no other core to go to")
+@pytest.mark.parametrize("leaves", [False, True])
+def test_it_leaves_the_clients_core_if_configured(leaves: bool) -> None:
+    def cores(_: FunctionRequest) -> FunctionResponse:
+        return FunctionResponse(body=[str(len(os.sched_getaffinity(0))).encode()])
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = HttpServer(listener, cores, max_body_bytes=1000)
+    server.leaves_client_core = leaves
+    host, port = listener.getsockname()
+    serving = Thread(target=server.serve, args=(10.0,))
+    serving.start()
+    try:
+        client = HTTPConnection(host, port, timeout=10.0)
+        client.request("GET", "/")
+        assert int(client.getresponse().read()) == len(CORES) - leaves
+        client.close()
+    finally:
+        server.stop()
+        serving.join(10.0)

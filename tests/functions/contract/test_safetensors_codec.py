@@ -1,30 +1,84 @@
-"""What is not exactly one message raises WireError, and never anything else."""
+"""The codec agrees with the safetensors library, and refuses malformed messages with `WireError`."""
 
-import contextlib
-import json
 import struct
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
-from functions.contract.wire import (
-    MAX_HEADER_BYTES,
-    Invocation,
-    InvocationResult,
-    ResidencyReport,
-    WireError,
-    decode,
-    encode,
-)
+from functions.contract.safetensors_codec import MAX_HEADER_BYTES, WireError, decode, encode
+from tests.support.messages import joined, raw, same
+
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
+ARRAYS = st.one_of([hnp.arrays(np.dtype(name), SHAPES) for name in ("<f4", "<i2", "<u2")])
+TENSORS = st.dictionaries(st.text(max_size=8), ARRAYS, max_size=3)
+METADATA = st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4)
 
 
-def raw(header: Any, data: bytes = b"") -> bytes:
-    """A message with any header: JSON of it, or its bytes as they are."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+@given(TENSORS, METADATA)
+def test_messages_survive_encoding_and_decoding(
+    tensors: dict[str, NDArray[Any]], metadata: dict[str, str]
+) -> None:
+    tensors.pop("__metadata__", None)
+    message = decode(joined(encode(tensors, metadata)))
+    assert message.metadata == metadata
+    assert message.tensors.keys() == tensors.keys()
+    assert all(same(message.tensors[name], tensors[name]) for name in tensors)
+
+
+@given(hnp.arrays(np.dtype("<f4"), SHAPES), hnp.arrays(np.dtype("<i2"), SHAPES))
+def test_safetensors_reads_encoded_messages(floats: NDArray[Any], integers: NDArray[Any]) -> None:
+    body = joined(encode({"integers": integers, "floats": floats}, {"layer": "3"}))
+    read = safetensors.numpy.load(body)
+    assert same(read["floats"], floats)
+    assert same(read["integers"], integers)
+
+
+@given(hnp.arrays(np.dtype("<f4"), SHAPES), hnp.arrays(np.dtype("<i2"), SHAPES), METADATA)
+def test_messages_of_safetensors_are_decoded(
+    floats: NDArray[Any], integers: NDArray[Any], metadata: dict[str, str]
+) -> None:
+    written = safetensors.numpy.save({"integers": integers, "floats": floats}, metadata=metadata)
+    message = decode(written)
+    assert message.metadata == metadata
+    assert same(message.tensors["floats"], floats)
+    assert same(message.tensors["integers"], integers)
+
+
+def test_bf16_has_the_bits_of_torch() -> None:
+    values = torch.tensor([[1.5, -2.0, 3e38], [1e-40, float("inf"), float("nan")]], dtype=torch.bfloat16)
+    bits = values.view(torch.uint16).numpy()
+    read = safetensors.torch.load(joined(encode({"x": bits}, {})))["x"]
+    assert read.dtype == torch.bfloat16
+    assert torch.equal(read.view(torch.uint16), values.view(torch.uint16))
+    assert same(decode(safetensors.torch.save({"x": values})).tensors["x"], bits)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_decoded_tensors_are_views_of_the_received_bytes(kind: type) -> None:
+    body = kind(joined(encode({"x": np.zeros((2, 2), np.float32)}, {})))
+    tensor = decode(body).tensors["x"]
+    assert np.shares_memory(tensor, np.frombuffer(body, np.uint8))
+    assert tensor.flags.writeable == (kind is bytearray)
+
+
+def test_encoding_copies_no_tensor() -> None:
+    values = np.zeros((2, 2), np.float32)
+    _, buffer = encode({"x": values}, {})
+    assert np.shares_memory(np.frombuffer(buffer, np.uint8), values)
+
+
+def test_tensors_of_any_memory_order_are_encoded() -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for view in (values.T, values[:, ::2], values[::-1]):
+        assert same(decode(joined(encode({"x": view}, {}))).tensors["x"], np.ascontiguousarray(view))
 
 
 def tensor(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
@@ -95,75 +149,6 @@ MALFORMED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
-def test_anything_else_is_no_message(body: bytes) -> None:
+def test_malformed_messages_are_refused(body: bytes) -> None:
     with pytest.raises(WireError):
         decode(body)
-
-
-def read_all(body: bytes) -> None:
-    """Read `body` in each way there is; nothing but `WireError` may come of it."""
-    for read in (decode, Invocation.decode, InvocationResult.decode):
-        with contextlib.suppress(WireError):
-            read(body)
-
-
-@given(st.binary(max_size=200))
-def test_random_bytes_raise_nothing_else(body: bytes) -> None:
-    read_all(body)
-    read_all(raw(body))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["F32", "BF16", "I16", ""]),
-    lambda value: st.lists(value, max_size=3) | st.dictionaries(st.text(max_size=2), value, max_size=3),
-    max_leaves=5,
-)
-ENTRIES = st.fixed_dictionaries({}, optional={"dtype": JSON, "shape": JSON, "data_offsets": JSON})
-
-
-@given(st.dictionaries(st.sampled_from(["__metadata__", "output", "hidden_states"]), ENTRIES | JSON))
-def test_headers_of_any_json_raise_nothing_else(header: dict[str, Any]) -> None:
-    read_all(raw(header, b"1234"))
-
-
-# Both an invocation and a result.
-MESSAGE = b"".join(
-    encode(
-        {
-            "hidden_states": np.ones((2, 3), np.float32),
-            "expert_index": np.array([[1, -1], [0, 2]], np.int16),
-            "expert_weight": np.ones((2, 2), np.float32),
-            "output": np.ones((2, 3), np.uint16),
-        },
-        {
-            "layer": "7",
-            "model": "f" * 64,
-            "wire": "1",
-            "instance": "a1",
-            "address": "10.0.0.1:8080",
-            "seconds": "0.25",
-            "cold_experts": "1",
-            "prefetch": "8:1,2",
-            **dict.fromkeys(ResidencyReport().to_json(), "2"),
-        },
-    )
-)
-
-
-def test_the_message_that_is_changed_below_is_one() -> None:
-    assert Invocation.decode(MESSAGE).layer == 7
-    assert InvocationResult.decode(MESSAGE).seconds == 0.25
-
-
-@given(st.lists(st.tuples(st.integers(0, len(MESSAGE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
-def test_a_changed_message_raises_nothing_else(changes: list[tuple[int, int]]) -> None:
-    body = bytearray(MESSAGE)
-    for position, byte in changes:
-        body[position] = byte
-    read_all(bytes(body))
-
-
-@given(st.integers(0, len(MESSAGE) - 1))
-def test_a_message_that_was_cut_is_none(length: int) -> None:
-    with pytest.raises(WireError):
-        decode(MESSAGE[:length])

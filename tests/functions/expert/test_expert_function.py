@@ -1,9 +1,11 @@
-"""What an expert function answers to invocations, held against the model that its experts were cut from."""
+"""An expert function answers invocations as the model does that its experts were taken from."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Semaphore
@@ -13,10 +15,12 @@ import numpy as np
 import pytest
 
 import functions
-from functions.contract.wire import Invocation, InvocationResult
+from control_plane.partition.granularity import Granularity
+from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
-from functions.expert.http import Request
-from functions.expert.server import ExpertFunction
+from functions.expert.expert_function import ExpertFunction
+from functions.expert.http_messages import FunctionRequest
+from functions.kernels import load_kernel
 from functions.kernels.gated_ffn import NumpyGatedFFN
 from tests.conftest import StartFunction
 from tests.support.expert_process import ExpertProcess
@@ -45,14 +49,14 @@ def test_rows_of_other_functions_get_zeros(function: ExpertProcess, tiny: TinyPa
     assert output[0].any()
 
 
-def test_an_invocation_without_any_expert_gives_zeros(function: ExpertProcess, tiny: TinyPartition) -> None:
+def test_an_invocation_without_experts_gives_zeros(function: ExpertProcess, tiny: TinyPartition) -> None:
     invocation = tiny.invocation(function.name, rows=2, top_k=0)
     assert not function.invoke(invocation).output.any()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("dtype", ["f32", "int8"])
-def test_a_row_without_sense_leaves_its_neighbours_alone(
+def test_a_row_of_nan_or_infinity_leaves_its_neighbours_alone(
     partitions: Mapping[str, TinyPartition], start_function: StartFunction, dtype: str, value: float
 ) -> None:
     tiny = partitions[dtype]
@@ -104,7 +108,7 @@ REFUSED: dict[str, tuple[Callable[[Invocation], dict[str, Any]], int, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_invocation_that_is_not_for_this_block_is_refused(
+def test_an_invocation_for_another_block_is_refused(
     function: ExpertProcess, tiny: TinyPartition, case: str
 ) -> None:
     change, status, code = REFUSED[case]
@@ -119,11 +123,11 @@ def test_an_invocation_that_is_not_for_this_block_is_refused(
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\xff" * 100, b"\0" * 100], ids=repr)
-def test_a_body_that_is_no_message_is_refused(function: ExpertProcess, body: bytes) -> None:
+def test_a_malformed_body_is_refused(function: ExpertProcess, body: bytes) -> None:
     assert function.error(body) == (400, "bad_request")
 
 
-def test_an_answer_says_what_was_cold_and_what_is_in_memory(
+def test_results_and_metrics_report_cold_experts_and_memory(
     start_function: StartFunction, tiny: TinyPartition
 ) -> None:
     function = start_function(tiny.folder, tiny.functions[0])
@@ -131,13 +135,13 @@ def test_an_answer_says_what_was_cold_and_what_is_in_memory(
     first, second, again = (tiny.invocation(function.name, layer) for layer in (0, 2, 0))
     first.expert_index[first.expert_index == 1] = 0
 
-    def told(result: InvocationResult) -> tuple[int, int, int]:
+    def memory(result: InvocationResult) -> tuple[int, int, int]:
         return result.cold_experts, result.residency.resident_experts, result.residency.resident_bytes
 
-    assert told(function.invoke(first)) == (1, 1, size)
-    assert told(function.invoke(first)) == (0, 1, size)
-    assert told(function.invoke(second)) == (2, 3, 3 * size)
-    assert told(function.invoke(again)) == (1, 4, 4 * size)
+    assert memory(function.invoke(first)) == (1, 1, size)
+    assert memory(function.invoke(first)) == (0, 1, size)
+    assert memory(function.invoke(second)) == (2, 3, 3 * size)
+    assert memory(function.invoke(again)) == (1, 4, 4 * size)
     metrics = function.metrics()
     assert metrics.pop("compute_seconds_total") > 0
     assert metrics.pop("overhead_bytes") > 1 << 20
@@ -161,7 +165,7 @@ def test_an_answer_says_what_was_cold_and_what_is_in_memory(
     }
 
 
-def test_an_answer_says_which_process_gave_it_and_where(
+def test_a_result_names_its_process_and_address(
     function: ExpertProcess, start_function: StartFunction, tiny: TinyPartition
 ) -> None:
     other = start_function(tiny.folder, function.name)
@@ -171,7 +175,7 @@ def test_an_answer_says_which_process_gave_it_and_where(
     assert (first.address, third.address) == (str(function.address), str(other.address))
 
 
-def test_looking_at_a_function_is_not_using_it(start_function: StartFunction, tiny: TinyPartition) -> None:
+def test_probes_are_not_invocations(start_function: StartFunction, tiny: TinyPartition) -> None:
     function = start_function(tiny.folder, tiny.functions[0])
     before = function.metrics()
     for path in ("/_/health", "/_/ready", "/_/residency", "/metrics"):
@@ -179,8 +183,8 @@ def test_looking_at_a_function_is_not_using_it(start_function: StartFunction, ti
     after = function.metrics()
     assert after | {"overhead_bytes": before["overhead_bytes"]} == before
     assert before["experts"] == 6
-    told = ("experts", "limit_bytes", "overhead_bytes")
-    assert not any(value for name, value in before.items() if name not in told)
+    nonzero = ("experts", "limit_bytes", "overhead_bytes")
+    assert not any(value for name, value in before.items() if name not in nonzero)
 
 
 def test_concurrent_calls_get_their_own_answers(function: ExpertProcess, tiny: TinyPartition) -> None:
@@ -194,7 +198,7 @@ def test_concurrent_calls_get_their_own_answers(function: ExpertProcess, tiny: T
 
 @dataclass(frozen=True)
 class HeldKernel(NumpyGatedFFN):
-    """A kernel that computes when it is told to: what keeps a call in flight for as long as a test needs."""
+    """A kernel that waits for `go_on`, which keeps a call in flight for as long as a test needs."""
 
     entered: Semaphore = field(default_factory=lambda: Semaphore(0))
     go_on: Event = field(default_factory=Event)
@@ -205,10 +209,12 @@ class HeldKernel(NumpyGatedFFN):
         return super().gated_ffn(*arguments, **options)
 
 
-def test_more_calls_than_it_takes_at_once_are_refused(tiny: TinyPartition) -> None:
+def test_calls_over_the_limit_of_calls_in_flight_are_refused(tiny: TinyPartition) -> None:
     name, kernel = tiny.functions[0], HeldKernel()
     function = ExpertFunction(max_in_flight=1, block=ExpertBlock.open(tiny.folder, name, kernel, threads=1))
-    request = Request("POST", "/", b"".join(tiny.invocation(name).encode()), local_address="here:1")
+    request = FunctionRequest(
+        "POST", "/", bytearray().join(tiny.invocation(name).encode()), local_address="here:1"
+    )
     with ThreadPoolExecutor(1) as pool:
         in_flight = pool.submit(function, request)
         assert kernel.entered.acquire(timeout=30)
@@ -221,7 +227,7 @@ def test_more_calls_than_it_takes_at_once_are_refused(tiny: TinyPartition) -> No
     assert function(request).status == 200
 
 
-def test_it_works_where_the_c_kernel_could_not_be_built(
+def test_it_works_without_the_c_kernel(
     start_function: StartFunction, tiny: TinyPartition, tmp_path: Path
 ) -> None:
     sources = Path(functions.__file__).parent
@@ -230,3 +236,23 @@ def test_it_works_where_the_c_kernel_could_not_be_built(
     assert "with the numpy kernel" in function.banner
     invocation = tiny.invocation(function.name, rows=20)
     tiny.check(invocation, function.invoke(invocation).output)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "cores", "fits"),
+    [
+        (Granularity(5, 1), 2, True),
+        (Granularity(5, 3), 1, False),
+        (Granularity(3, 1), 2, False),
+        (Granularity(3, 1), 3, True),
+        (Granularity(1, 1), 4, False),
+    ],
+)
+def test_a_layers_functions_and_their_client_need_a_core_each(
+    granularity: Granularity, cores: int, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = TinyPartition.make(tmp_path, "f32", granularity)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    block = ExpertBlock.open(tiny.folder, tiny.functions[0], load_kernel("numpy"), threads=1)
+    with closing(block.residency):
+        assert block.fits_beside_client == fits

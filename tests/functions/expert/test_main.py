@@ -1,4 +1,4 @@
-"""How a function's process starts, what it costs, and how it ends."""
+"""How a function's process starts and ends, and how much memory it needs."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from control_plane.faas.connection import Address
-from functions.contract.wire import Invocation
+from functions.contract.messages import Invocation
 from tests.conftest import StartFunction
 from tests.support.expert_process import COMMAND, ExpertProcess, expert_environment, starting_process
 from tests.support.tiny_partition import TinyPartition
@@ -26,7 +26,7 @@ EXIT_SECONDS = 20
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port that no other process is given, and at which a server that reuses addresses may listen."""
+    """A port that no other process gets, and on which a server that reuses addresses can listen."""
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
@@ -34,7 +34,7 @@ def reserved_port() -> Iterator[int]:
 
 
 def failure_to_start(environment: dict[str, str]) -> str:
-    """The one line that a function prints which does not start."""
+    """Start a function that has to fail; returns the one line that it prints."""
     ended = subprocess.run(COMMAND, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (1, "")
     (line,) = ended.stderr.splitlines()
@@ -93,7 +93,7 @@ def test_a_damaged_partition_gives_one_clear_line(
         ("FAASMOE_HOST", "192.0.2.1"),
     ],
 )
-def test_a_setting_without_sense_gives_one_clear_line(tiny: TinyPartition, variable: str, value: str) -> None:
+def test_a_wrong_setting_gives_one_clear_line(tiny: TinyPartition, variable: str, value: str) -> None:
     with reserved_port() as port:
         environment = expert_environment(tiny.folder, tiny.functions[0], FAASMOE_PORT=str(port))
         line = failure_to_start({**environment, variable: value})
@@ -112,7 +112,7 @@ def test_while_it_starts_it_is_healthy_but_not_ready(tiny: TinyPartition, tmp_pa
     shutil.copytree(tiny.folder, tmp_path / "partition")
     manifest = tmp_path / "partition" / "manifest.json"
     manifest.unlink()
-    os.mkfifo(manifest)  # which it reads from for as long as we do not write
+    os.mkfifo(manifest)  # the function waits in its read until the test writes
     invocation = tiny.invocation(tiny.functions[0])
     with starting_process(tmp_path / "partition", tiny.functions[0]) as function:
         health = function.call("GET", "/_/health")
@@ -142,7 +142,7 @@ def test_without_a_supervisor_it_listens_on_its_own_port(tiny: TinyPartition) ->
                 invocation = tiny.invocation(function.name)
                 tiny.check(invocation, function.invoke(invocation).output)
             finally:
-                # It has no supervisor whose end would be its own.
+                # Without a supervisor, nothing else ends it.
                 process.terminate()
             assert process.wait(30) == 0
 
@@ -172,11 +172,13 @@ def everything_at_once(function: ExpertProcess) -> None:
 
 
 @pytest.mark.parametrize("end", [sigterm, sigint, end_of_stdin, everything_at_once])
-def test_it_ends_when_it_is_told_to(
+def test_it_ends_at_a_signal_or_with_its_supervisor(
     start_function: StartFunction, tiny: TinyPartition, end: Callable[[ExpertProcess], None]
 ) -> None:
     function = start_function(tiny.folder, tiny.functions[0])
-    with socket.create_connection((function.address.host, function.address.port)):  # idle, and in no way
+    with socket.create_connection(
+        (function.address.host, function.address.port)
+    ):  # an idle connection delays nothing
         end(function)
         assert function.process.wait(30) == 0
 
@@ -189,7 +191,7 @@ def test_the_call_in_flight_is_answered_before_it_ends(
     expected = np.tile(function.invoke(call).output, (1000, 1))
     connection = function.connect()
     connection.request("POST", "/", b"".join(tiled(call, 1000).encode()))
-    # 10 MB are more than the system buffers: until it is read, the function is held in the middle of it.
+    # The system buffers less than these 10 MB: until they are read, the function is busy sending them.
     connection.sock.recv(1, socket.MSG_PEEK)
     function.process.terminate()
     wait_until_refused(function)
@@ -200,7 +202,7 @@ def test_the_call_in_flight_is_answered_before_it_ends(
 
 
 def tiled(call: Invocation, times: int) -> Invocation:
-    """The same rows again and again."""
+    """The call's rows, repeated."""
     return replace(
         call,
         hidden_states=np.tile(call.hidden_states, (times, 1)),
@@ -217,7 +219,7 @@ def wait_until_refused(function: ExpertProcess) -> None:
             return
 
 
-def test_an_idle_function_ends_if_it_is_told_to(tiny: TinyPartition) -> None:
+def test_an_idle_function_ends_after_its_idle_time(tiny: TinyPartition) -> None:
     name = tiny.functions[0]
     with starting_process(tiny.folder, name, FAASMOE_IDLE_EXIT="1") as function:
         function.wait_ready()

@@ -1,4 +1,4 @@
-"""What is read next and what is dropped, decided without files or threads."""
+"""Which experts are read and dropped, decided without files or threads."""
 
 import random
 from collections.abc import Sequence
@@ -9,28 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.expert.expert_cache import READ_AHEAD_SHARE, ExpertCache
+from functions.expert.expert_cache import PREFETCH_SHARE, ExpertCache
 
 LAYERS, EXPERTS = 3, 4
 LAYER_OF = np.repeat(np.arange(LAYERS), EXPERTS)
 
 
 def call(cache: ExpertCache, positions: Sequence[int]) -> int:
-    """One row that calls all of them; returns how many were cold."""
+    """Begin a call of one row for these experts; returns how many are cold."""
     return cache.call(positions, np.ones(len(positions), np.int64), rows=1)
 
 
 def read_next(cache: ExpertCache) -> int | None:
-    """Read what is to be read now, at once; returns its position."""
-    load = cache.next_load()
-    if load is None:
+    """Complete the next read; returns its position."""
+    read = cache.next_read()
+    if read is None:
         return None
-    cache.loaded(load)
-    return load.position
+    cache.complete(read)
+    return read.position
 
 
 def run(cache: ExpertCache, positions: Sequence[int]) -> list[list[int]]:
-    """A whole call, with a reader that is as fast as it may; returns its waves."""
+    """A whole call, with a reader that is as fast as the cache lets it; returns the waves."""
     call(cache, positions)
     waves = []
     while cache.pending:
@@ -43,7 +43,7 @@ def run(cache: ExpertCache, positions: Sequence[int]) -> list[list[int]]:
     return waves
 
 
-def test_what_is_there_is_one_wave() -> None:
+def test_experts_in_memory_are_one_wave() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
     assert call(cache, [0, 2]) == 2
     assert not cache.has_wave
@@ -55,7 +55,7 @@ def test_what_is_there_is_one_wave() -> None:
     assert not cache.pending
 
 
-def test_a_call_goes_on_with_what_is_there_and_waits_in_order() -> None:
+def test_a_call_goes_on_with_experts_in_memory_and_waits_in_order() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
     run(cache, [1])
     assert call(cache, [0, 1, 2]) == 2
@@ -67,7 +67,7 @@ def test_a_call_goes_on_with_what_is_there_and_waits_in_order() -> None:
 
 
 @pytest.mark.parametrize("capacity", range(5))
-def test_a_call_of_more_than_there_is_room_for_has_all_of_them_in_order(capacity: int) -> None:
+def test_a_call_that_exceeds_the_capacity_gets_all_its_experts_in_order(capacity: int) -> None:
     cache = ExpertCache(LAYER_OF, capacity)
     assert list(chain(*run(cache, [4, 5, 6, 7]))) == [4, 5, 6, 7]
     assert len(cache.resident) == capacity
@@ -85,7 +85,7 @@ def test_each_expert_of_a_long_call_is_read_once() -> None:
     assert reads == 60
 
 
-def test_what_the_call_has_or_needs_is_not_dropped_while_there_is_another() -> None:
+def test_idle_experts_are_dropped_before_those_of_the_call() -> None:
     cache = ExpertCache(LAYER_OF, capacity=3)
     run(cache, [0, 1, 2])
     call(cache, [4, 5])
@@ -96,36 +96,36 @@ def test_what_the_call_has_or_needs_is_not_dropped_while_there_is_another() -> N
     assert cache.resident == {4, 5}
 
 
-def test_what_is_called_comes_before_what_is_expected() -> None:
+def test_called_experts_are_read_before_predicted_ones() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
-    cache.expect([4, 5])
-    ahead = cache.next_load()
-    assert ahead is not None
-    assert (ahead.position, ahead.ahead) == (4, True)
+    cache.prefetch([4, 5])
+    prefetch = cache.next_read()
+    assert prefetch is not None
+    assert (prefetch.position, prefetch.is_prefetch) == (4, True)
     call(cache, [0])
-    demanded = cache.next_load()
+    demanded = cache.next_read()
     assert demanded is not None
-    assert (demanded.position, demanded.ahead) == (0, False)
-    cache.loaded(demanded)
-    assert cache.next_load() == ahead, "what was begun is finished"
-    cache.loaded(ahead)
+    assert (demanded.position, demanded.is_prefetch) == (0, False)
+    cache.complete(demanded)
+    assert cache.next_read() == prefetch, "the interrupted prefetch goes on"
+    cache.complete(prefetch)
     assert read_next(cache) == 5
 
 
-def test_what_was_begun_ahead_is_called_now() -> None:
+def test_a_prefetch_in_progress_becomes_the_calls_read() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
-    cache.expect([4])
-    assert cache.next_load() is not None
+    cache.prefetch([4])
+    assert cache.next_read() is not None
     assert call(cache, [4]) == 1
-    load = cache.next_load()
-    assert load is not None
-    assert (load.position, load.ahead) == (4, False)
+    read = cache.next_read()
+    assert read is not None
+    assert (read.position, read.is_prefetch) == (4, False)
     assert (cache.prefetched, cache.prefetch_hits) == (1, 1)
 
 
-def test_hits_and_waste_of_what_was_read_ahead_are_counted() -> None:
+def test_hits_and_waste_of_prefetches_are_counted() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
-    cache.expect([4, 5, 6])
+    cache.prefetch([4, 5, 6])
     assert [read_next(cache) for _ in range(3)] == [4, 5, 6]
     assert call(cache, [4, 7]) == 1
     cache.finish()
@@ -134,26 +134,26 @@ def test_hits_and_waste_of_what_was_read_ahead_are_counted() -> None:
     assert (cache.prefetched, cache.prefetch_hits, cache.prefetch_wasted) == (3, 1, 2)
 
 
-def test_little_is_read_ahead_and_not_in_the_place_of_what_is_expected() -> None:
+def test_a_prefetch_is_short_and_replaces_no_predicted_expert() -> None:
     cache = ExpertCache(LAYER_OF, capacity=8)
     run(cache, [0, 1, 2, 3])
     run(cache, [4, 5, 6, 7])
-    cache.expect([8, 4, 5, 9, 10, 6, 11, 7])
+    cache.prefetch([8, 4, 5, 9, 10, 6, 11, 7])
     read = [read_next(cache) for _ in range(3)]
     assert read == [8, 9, None]
-    assert len(read) - 1 == 8 // READ_AHEAD_SHARE
+    assert len(read) - 1 == 8 // PREFETCH_SHARE
     assert cache.resident > {4, 5, 6, 7, 8, 9}
 
 
-def test_expectations_of_a_layer_end_with_its_call() -> None:
+def test_predictions_for_a_layer_end_with_its_call() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
-    cache.expect([4, 5])
+    cache.prefetch([4, 5])
     run(cache, [6])
     assert cache.resident == {4, 5, 6} or cache.resident == {6}
-    assert cache.next_load() is None
+    assert cache.next_read() is None
 
 
-def test_a_lower_limit_drops_what_is_over() -> None:
+def test_a_lower_limit_drops_the_surplus() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
     run(cache, [0, 1, 2, 3])
     cache.capacity = 1
@@ -162,7 +162,7 @@ def test_a_lower_limit_drops_what_is_over() -> None:
     assert cache.evicted == {"limit": 3}
 
 
-def test_a_lower_limit_in_mid_call_leaves_the_call_what_it_works_with() -> None:
+def test_a_lower_limit_in_mid_call_spares_the_wave_in_use() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
     run(cache, [0, 1, 2, 3])
     call(cache, [0, 1])
@@ -175,15 +175,15 @@ def test_a_lower_limit_in_mid_call_leaves_the_call_what_it_works_with() -> None:
     assert not cache.resident
 
 
-def test_a_read_that_failed_can_be_tried_again() -> None:
+def test_a_failed_read_can_be_tried_again() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
     call(cache, [0])
-    load = cache.next_load()
-    assert load is not None
-    assert cache.failed(load)
+    read = cache.next_read()
+    assert read is not None
+    assert cache.fail(read)
     assert not cache.pending
     cache.finish()
-    assert cache.next_load() is None
+    assert cache.next_read() is None
     assert run(cache, [0]) == [[0]]
 
 
@@ -199,14 +199,14 @@ CALLS = st.lists(
 
 
 @given(CALLS, st.integers(0, 12), st.randoms(use_true_random=False))
-def test_any_order_of_events_keeps_its_promises(
+def test_calls_get_their_experts_whatever_the_order_of_events(
     calls: list[tuple[int, set[int], list[int], int | None]], capacity: int, dice: random.Random
 ) -> None:
-    """Calls end with all their experts in order, and no more is held than there is room for."""
+    """Each call gets all its experts in order, and the cache holds no more than its capacity after it."""
     cache = ExpertCache(LAYER_OF, capacity)
-    for layer, experts, expected, limit in calls:
+    for layer, experts, predicted, limit in calls:
         wanted = [layer * EXPERTS + expert for expert in sorted(experts)]
-        cache.expect(expected)
+        cache.prefetch(predicted)
         call(cache, wanted)
         if limit is not None:
             cache.capacity = capacity = limit
@@ -217,9 +217,9 @@ def test_any_order_of_events_keeps_its_promises(
                 break
             if dice.random() < 0.5:
                 got += cache.next_wave()
-            elif (load := cache.next_load()) and dice.random() < 0.5:
-                # The piece that has been read was the last one.
-                cache.loaded(load)
+            elif (read := cache.next_read()) and dice.random() < 0.5:
+                # That was the read's last piece.
+                cache.complete(read)
                 cache.drop_surplus()
         assert got == wanted
         cache.finish()

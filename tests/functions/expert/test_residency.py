@@ -1,4 +1,4 @@
-"""Functions that have less memory than experts answer as those that have enough, and hold what they may."""
+"""A function with less memory than experts gives the same answers, and keeps to its limit."""
 
 import json
 import mmap
@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from functions.contract.wire import Invocation, ResidencyReport
+from functions.contract.messages import Invocation, ResidencyReport
 from functions.expert.block_file import BlockFile, BlockReadError
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
 from functions.expert.residency import Residency
@@ -27,14 +27,14 @@ from tests.support.expert_process import ExpertProcess
 from tests.support.tiny_partition import TinyPartition
 
 EXPERTS = 6
-"""Of the first function: two of each of three layers."""
+"""Experts of the first function: two of each of three layers."""
 
 
 @contextmanager
 def opened(
     tiny: TinyPartition, limit: int | None = None, folder: Path | None = None
 ) -> Iterator[ExpertBlock]:
-    """The first function's block, with room for so many experts."""
+    """The first function's block, which may hold `limit` experts."""
     nbytes = None if limit is None else limit * tiny.manifest.expert_nbytes
     block = ExpertBlock.open(folder or tiny.folder, tiny.functions[0], load_kernel(), 1, nbytes)
     with closing(block.residency):
@@ -42,7 +42,7 @@ def opened(
 
 
 def calls(tiny: TinyPartition) -> list[Invocation]:
-    """Of all layers in an order that is not a cycle, with one row and with many."""
+    """Calls of all layers in random order, with one row and with many."""
     layers = random.Random(0).choices(range(3), k=30)
     return [
         tiny.invocation(tiny.functions[0], layer, rows=1 + 16 * (seed % 3), seed=seed)
@@ -52,7 +52,7 @@ def calls(tiny: TinyPartition) -> list[Invocation]:
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
 @pytest.mark.parametrize("limit", [0, 1, 2, 3])
-def test_answers_do_not_depend_on_what_is_in_memory(
+def test_answers_do_not_depend_on_the_limit(
     partitions: Mapping[str, TinyPartition], dtype: str, limit: int
 ) -> None:
     tiny = partitions[dtype]
@@ -64,7 +64,7 @@ def test_answers_do_not_depend_on_what_is_in_memory(
             assert limited.residency.report().resident_experts <= limit
 
 
-def test_concurrent_calls_with_little_room_get_their_own_answers(tiny: TinyPartition) -> None:
+def test_concurrent_calls_with_room_for_one_expert_get_their_own_answers(tiny: TinyPartition) -> None:
     with opened(tiny) as whole, opened(tiny, 1) as limited, ThreadPoolExecutor(8) as pool:
         invocations = calls(tiny)
         answers = pool.map(limited.run, invocations)
@@ -85,8 +85,8 @@ def test_the_limit_can_change_while_calls_are_running(tiny: TinyPartition) -> No
         assert limited.residency.report().resident_experts <= 4
 
 
-def told(tiny: TinyPartition, layer: int, experts: list[int]) -> Invocation:
-    """An invocation that only says what to expect."""
+def prefetch(tiny: TinyPartition, layer: int, experts: list[int]) -> Invocation:
+    """An invocation that only carries a prefetch."""
     nothing = tiny.invocation(tiny.functions[0], layer, rows=1)
     fields = ("hidden_states", "expert_index", "expert_weight")
     return replace(
@@ -94,10 +94,10 @@ def told(tiny: TinyPartition, layer: int, experts: list[int]) -> Invocation:
     )
 
 
-def test_what_is_expected_is_there_when_it_is_called(tiny: TinyPartition) -> None:
+def test_a_prefetched_expert_is_in_memory_when_it_is_called(tiny: TinyPartition) -> None:
     with opened(tiny, EXPERTS) as block:
         experts = list(tiny.manifest.block(tiny.functions[0]).experts[1])
-        output, _ = block.run(told(tiny, 1, experts[:1]))
+        output, _ = block.run(prefetch(tiny, 1, experts[:1]))
         assert output.shape == (0, tiny.manifest.hidden_size)
         eventually(lambda: block.residency.report().resident_experts, 1)
         invocation = tiny.invocation(tiny.functions[0], 1)
@@ -107,10 +107,10 @@ def test_what_is_expected_is_there_when_it_is_called(tiny: TinyPartition) -> Non
         assert (report.prefetched_experts, report.prefetch_hits, report.prefetch_wasted_bytes) == (1, 1, 0)
 
 
-def test_what_others_have_is_not_expected(tiny: TinyPartition) -> None:
+def test_experts_of_other_blocks_are_not_prefetched(tiny: TinyPartition) -> None:
     with opened(tiny) as block:
-        block.run(told(tiny, 1, [4, 99]))
-        block.run(replace(told(tiny, 1, []), prefetch={7: [0]}))
+        block.run(prefetch(tiny, 1, [4, 99]))
+        block.run(replace(prefetch(tiny, 1, []), prefetch={7: [0]}))
         assert block.residency.report().prefetched_experts == 0
 
 
@@ -120,7 +120,7 @@ def damaged(tiny: TinyPartition, folder: Path) -> tuple[Path, Path]:
     return copy, copy / tiny.manifest.blocks[0].file
 
 
-def test_a_block_that_changes_underneath_is_an_error(tiny: TinyPartition, tmp_path: Path) -> None:
+def test_a_block_file_that_changes_is_an_error(tiny: TinyPartition, tmp_path: Path) -> None:
     folder, file = damaged(tiny, tmp_path)
     with opened(tiny, folder=folder) as block:
         with file.open("r+b") as stream:
@@ -132,8 +132,8 @@ def test_a_block_that_changes_underneath_is_an_error(tiny: TinyPartition, tmp_pa
         assert (refused.value.status, refused.value.code) == (500, "unreadable")
 
 
-def test_a_block_that_vanishes_goes_on_working(tiny: TinyPartition, tmp_path: Path) -> None:
-    """Its file is open; only its name is gone."""
+def test_a_block_file_that_was_replaced_is_still_read(tiny: TinyPartition, tmp_path: Path) -> None:
+    """The open file is the old one; only its name is gone."""
     folder, file = damaged(tiny, tmp_path)
     with opened(tiny, 1, folder) as block, opened(tiny) as whole:
         file.unlink()
@@ -142,9 +142,7 @@ def test_a_block_that_vanishes_goes_on_working(tiny: TinyPartition, tmp_path: Pa
             assert block.run(invocation)[0].tobytes() == whole.run(invocation)[0].tobytes()
 
 
-def test_a_block_that_was_cut_is_an_error_and_calls_are_answered_again_once_it_is_whole(
-    tiny: TinyPartition, tmp_path: Path
-) -> None:
+def test_a_truncated_block_is_an_error_until_it_is_whole_again(tiny: TinyPartition, tmp_path: Path) -> None:
     folder, file = damaged(tiny, tmp_path)
     status = file.stat()
     content = file.read_bytes()
@@ -176,7 +174,7 @@ def page_aligned(nbytes: int) -> memoryview:
 
 
 def report(function: ExpertProcess, method: str = "GET", body: Any = None) -> ResidencyReport:
-    """The residency endpoint's answer."""
+    """The report in the residency endpoint's response."""
     status, answer = function.call(
         method, "/_/residency", None if body is None else json.dumps(body).encode()
     )
@@ -184,7 +182,7 @@ def report(function: ExpertProcess, method: str = "GET", body: Any = None) -> Re
     return ResidencyReport(**json.loads(answer))
 
 
-def test_the_limit_is_set_from_outside(start_function: StartFunction, tiny: TinyPartition) -> None:
+def test_the_residency_endpoint_sets_the_limit(start_function: StartFunction, tiny: TinyPartition) -> None:
     function = start_function(tiny.folder, tiny.functions[0])
     size = tiny.manifest.expert_nbytes
     for invocation in calls(tiny):
@@ -203,14 +201,14 @@ def test_the_limit_is_set_from_outside(start_function: StartFunction, tiny: Tiny
     assert result.residency.read_bytes == report(function).read_bytes >= EXPERTS * size
 
 
-def test_what_is_expected_with_a_call_is_read_after_what_is_called(
+def test_a_call_can_carry_a_prefetch_for_another_layer(
     partitions: Mapping[str, TinyPartition],
 ) -> None:
     tiny = partitions["f32"]
     name = tiny.functions[0]
-    hint = {1: tiny.manifest.block(name).experts[1][:1]}
+    predicted = {1: tiny.manifest.block(name).experts[1][:1]}
     with opened(tiny) as block:
-        block.run(replace(tiny.invocation(name, 0), prefetch=hint))
+        block.run(replace(tiny.invocation(name, 0), prefetch=predicted))
         eventually(lambda: block.residency.report().resident_experts, 3)
         assert block.residency.report().prefetched_experts == 1
         _, cold = block.run(tiny.invocation(name, 1))
@@ -220,20 +218,20 @@ def test_what_is_expected_with_a_call_is_read_after_what_is_called(
 @pytest.mark.parametrize(
     "body", [b"", b"{}", b"[]", b'{"limit_bytes": -1}', b'{"limit_bytes": true}', b"\xff"]
 )
-def test_a_limit_that_is_none_is_refused(function: ExpertProcess, body: bytes) -> None:
+def test_a_malformed_limit_is_refused(function: ExpertProcess, body: bytes) -> None:
     assert function.error(body, "PUT", "/_/residency") == (400, "bad_request")
     assert function.error(b"", "POST", "/_/residency") == (405, "method_not_allowed")
 
 
-def test_memory_that_is_not_held_is_the_systems(tmp_path: Path) -> None:
+def test_dropped_experts_return_their_memory_to_the_system(tmp_path: Path) -> None:
     size, count = 1 << 20, 64
     path = tmp_path / "block"
     path.write_bytes(np.random.default_rng(0).bytes(size * count))
     residency = Residency(BlockFile(path), 0, np.zeros(count, np.int64), size, limit=count * size)
     with closing(residency):
         before = psutil.Process().memory_info().rss
-        wanted = np.ones(count, np.int64)
-        residency.call(range(count), wanted, 1, lambda wave, is_last: None)
+        with residency.call(range(count), np.ones(count, np.int64), 1) as waves:
+            assert sum(len(wave.offsets) for wave in waves) == count
         held = psutil.Process().memory_info().rss
         residency.set_limit(16 * size)
         lowered = psutil.Process().memory_info().rss

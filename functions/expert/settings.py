@@ -1,0 +1,67 @@
+"""A function's settings, which come from the environment."""
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from functions.contract.process import (
+    DEFAULT_PORT,
+    FUNCTION_VARIABLE,
+    HOST_VARIABLE,
+    IDLE_EXIT_VARIABLE,
+    LISTEN_FD_VARIABLE,
+    PARTITION_VARIABLE,
+    PORT_VARIABLE,
+    THREADS_VARIABLE,
+)
+from functions.kernels import MAX_THREADS
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PARTITION = "/home/app/partition"
+"""The partition's folder in the image."""
+
+
+@dataclass(frozen=True)
+class FunctionSettings:
+    """The function's configuration; the package's `__main__` describes each setting."""
+
+    function: str
+    partition: Path
+    host: str
+    port: int
+    threads: int | None
+    listen_fd: int | None
+    idle_exit: int | None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "FunctionSettings":
+        """Raises `ValueError` naming the variable that is missing or not a number in its range."""
+        if not environment.get(FUNCTION_VARIABLE):
+            raise ValueError(f"{FUNCTION_VARIABLE} is not set")
+        return cls(
+            function=environment[FUNCTION_VARIABLE],
+            partition=Path(environment.get(PARTITION_VARIABLE, DEFAULT_PARTITION)),
+            host=environment.get(HOST_VARIABLE, DEFAULT_HOST),
+            port=_number(environment, PORT_VARIABLE, 65535) or DEFAULT_PORT,
+            threads=_number(environment, THREADS_VARIABLE, MAX_THREADS),
+            listen_fd=_number(environment, LISTEN_FD_VARIABLE, 1 << 30),
+            idle_exit=_number(environment, IDLE_EXIT_VARIABLE, 1 << 30),
+        )
+
+    def listener(self) -> socket.socket:
+        """The listening socket: the supervisor's, or a new one. Raises OSError."""
+        if self.listen_fd is not None:
+            return socket.socket(fileno=self.listen_fd)
+        return socket.create_server((self.host, self.port), backlog=128)
+
+
+def _number(environment: Mapping[str, str], name: str, largest: int) -> int | None:
+    """A variable's value from 1 to `largest`, or None where it is not set; raises ValueError."""
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9]{1,10}", text) or not 1 <= int(text) <= largest:
+        raise ValueError(f"{name} is {text!r}, not a number from 1 to {largest}")
+    return int(text)
