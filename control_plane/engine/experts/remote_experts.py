@@ -48,13 +48,13 @@ class RemoteExperts(nn.Module):
 class OverlappedQwen2MoeBlock(Qwen2MoeSparseMoeBlock):
     """Qwen2-MoE's block, which computes the shared expert while the functions compute the routed ones."""
 
-    experts: RemoteExperts
+    experts: RemoteExperts  # type: ignore[assignment]  # Replaced in the model by the table below.
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.view(-1, hidden_states.shape[-1])
         _, routing_weights, selected_experts = self.gate(rows)
         routed = self.experts.begin(rows, selected_experts, routing_weights)
-        shared = F.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
+        shared: torch.Tensor = F.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
         return (routed.wait() + shared).reshape(hidden_states.shape)
 
 
