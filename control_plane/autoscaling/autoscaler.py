@@ -21,6 +21,7 @@ from control_plane.autoscaling.policy import (
     decide,
     to_wake,
 )
+from control_plane.autoscaling.requests import ScalingRequests
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.statistics import FunctionStatistics
@@ -32,14 +33,6 @@ INTERVAL_SECONDS = 1.0
 """The time between two rounds while requests run."""
 RETRY_SECONDS = 5.0
 """The wait after the gateway or a function has failed."""
-WAKE_SECONDS = 60.0
-"""The time that a gateway may take to start a function."""
-SLEEP_SECONDS = 90.0
-"""The time that a gateway may take to scale a function to zero. It may let running calls finish first."""
-LIMIT_SECONDS = 10.0
-"""The time that a function may take to drop weights."""
-LIST_SECONDS = 10.0
-"""The time that the gateways may take to list their functions."""
 
 
 @dataclass
@@ -66,6 +59,7 @@ class Autoscaler:
     """Returns this process's unused memory to the system. It may take long, and runs in a thread."""
     actions: Counter[str] = field(default_factory=Counter)
     """The number of completed actions of each kind."""
+    _requests: ScalingRequests = field(init=False)
     _observer: Observer = field(init=False)
     _settings: ScalingSettings = field(init=False)
     _limits: dict[str, int] = field(default_factory=dict)
@@ -78,6 +72,7 @@ class Autoscaler:
 
     def __post_init__(self) -> None:
         blocks, nbytes = self.footprint.blocks, self.footprint.expert_nbytes
+        self._requests = ScalingRequests(self.gateway)
         self._observer = Observer(nbytes, frozenset(blocks))
         self._settings = ScalingSettings(self.budget, self.idle_timeout, nbytes, blocks)
         if self.budget is not None:
@@ -138,8 +133,7 @@ class Autoscaler:
 
     async def _round(self, prompted: bool) -> None:
         asked = time.monotonic()
-        async with _deadline("list its functions", LIST_SECONDS):
-            listed = await self.gateway.functions()
+        listed = await self._requests.functions()
         now = time.monotonic()
         self._observer.observe_list(listed, asked, now)
         self._observer.observe_statistics(self.statistics, now, time.time())
@@ -203,8 +197,7 @@ class Autoscaler:
 
     async def _shrink(self, limit: Limit) -> None:
         nbytes = limit.experts * self.footprint.expert_nbytes
-        async with _deadline(f"have {limit.function} hold less", LIMIT_SECONDS):
-            report = await self.gateway.limit_residency(limit.function, nbytes)
+        report = await self._requests.limit(limit.function, nbytes)
         self._observer.limited(limit.function, limit.experts)
         self._observe_report(limit.function, report)
 
@@ -213,11 +206,18 @@ class Autoscaler:
         self._spawn(self._wake(name))
 
     async def _wake(self, name: str) -> None:
-        await self._scale(name, 1, f"wake {name}", WAKE_SECONDS)
+        try:
+            await self._requests.wake(name)
+        finally:
+            self._observer.scaled(name, time.monotonic())
         self.actions["wake"] += 1
 
     async def _sleep(self, name: str) -> None:
-        if await self._scale(name, 0, f"scale {name} to zero", SLEEP_SECONDS):
+        try:
+            asleep = await self._requests.sleep(name)
+        finally:
+            self._observer.scaled(name, time.monotonic())
+        if asleep:
             self.actions["zero"] += 1
             return
         self._observer.refused_zero(name)
@@ -227,17 +227,8 @@ class Autoscaler:
             logger.warning("%s does not scale to zero: idle functions drop their weights", url)
         await self._release(name)
 
-    async def _scale(self, name: str, replicas: int, what: str, seconds: float) -> bool:
-        """Returns whether the gateway agreed to this number of replicas."""
-        try:
-            async with _deadline(what, seconds):
-                return await self.gateway.scale(name, replicas)
-        finally:
-            self._observer.scaled(name, time.monotonic())
-
     async def _release(self, name: str) -> None:
-        async with _deadline(f"have {name} drop its weights", LIMIT_SECONDS):
-            report = await self.gateway.release_residency(name)
+        report = await self._requests.release(name)
         self._observer.released(name)
         self._observe_report(name, report)
         self.actions["release"] += 1
@@ -262,12 +253,3 @@ class Autoscaler:
         if not self._away:
             self._away = True
             logger.warning("autoscaling: %s", error)
-
-
-@asynccontextmanager
-async def _deadline(what: str, seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise GatewayError(f"the gateway did not {what} within {seconds:g} s") from error

@@ -20,9 +20,8 @@ from control_plane.errors import (
     InvocationTimeout,
     ProtocolError,
 )
-from control_plane.faas.addresses import AddressBook
 from control_plane.faas.connection import Address, Connection, ConnectionLost, HttpResponse
-from control_plane.faas.connection_pool import ConnectionPool, PrefetchConnections
+from control_plane.faas.function_connections import FunctionConnections
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
 from functions.contract.wire import CONTENT_TYPE, Invocation, InvocationResult, WireError
@@ -77,7 +76,7 @@ class _PendingCalls:
 
 @dataclass
 class Invoker:
-    """The `ExpertInvoker` for OpenFaaS: holds the connections to gateways and to running functions.
+    """The `ExpertInvoker` for OpenFaaS: sends invocations, repeats failed ones, and counts the answers.
 
     The engine's thread alone uses it and writes its statistics; other threads may read those and `abort`.
     """
@@ -87,16 +86,15 @@ class Invoker:
     policy: InvocationPolicy = field(default_factory=InvocationPolicy)
     statistics: defaultdict[str, FunctionStatistics] = field(init=False)
     usage: ExpertUsage = field(default_factory=ExpertUsage)
-    _addresses: AddressBook = field(init=False)
-    _pool: ConnectionPool = field(init=False)
-    _prefetches: PrefetchConnections = field(default_factory=PrefetchConnections)
+    _connections: FunctionConnections = field(init=False)
     _in_flight: Sequence[_Call] = ()
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.statistics = defaultdict(FunctionStatistics)
-        self._addresses = AddressBook(self.policy.gateway_interval)
-        self._pool = ConnectionPool(self.policy.connect_timeout)
+        self._connections = FunctionConnections(
+            self.gateway_of, self.policy.gateway_interval, self.policy.connect_timeout
+        )
 
     def begin(self, invocations: Mapping[str, Invocation]) -> _PendingCalls:
         """Send one invocation to each function. The functions compute while the caller does other work.
@@ -115,13 +113,11 @@ class Invoker:
     def prefetch(self, invocations: Mapping[str, Invocation]) -> None:
         """Send invocations without rows to functions that run. Waits for no answer and ignores failures."""
         for function, invocation in invocations.items():
-            address = self._addresses.last_known(function)
-            if address is not None:
-                self._prefetches.send(address, invocation)
+            self._connections.prefetch(function, invocation)
 
     def address_of(self, function: str) -> Address | None:
         """The function's own address at its last answer, if it can be reached from this machine."""
-        return self._addresses.last_known(function)
+        return self._connections.last_address(function)
 
     def abort(self) -> None:
         """From another thread: make the wait in progress, and every later one, raise a `GatewayError`."""
@@ -133,8 +129,7 @@ class Invoker:
     def close(self) -> None:
         """Close all connections."""
         self._hang_up()
-        self._pool.close()
-        self._prefetches.close()
+        self._connections.close()
 
     def _finish(
         self, calls: Sequence[_Call], attempt_deadline: float, deadline: float
@@ -180,12 +175,12 @@ class Invoker:
                 self._failed(call, FunctionUnavailable(f"function {call.function}: {error}"))
 
     def _send(self, call: _Call, deadline: float) -> None:
-        own = self._addresses.direct(call.function, time.monotonic())
+        own = self._connections.direct_address(call.function)
         call.direct = own is not None
         # The first check avoids a needless connection attempt, which could take seconds.
         if self._aborted.is_set():
             raise ConnectionLost("aborted")
-        call.connection = self._pool.take(own or self.gateway_of(call.function), deadline)
+        call.connection = self._connections.take(own or self.gateway_of(call.function), deadline)
         # The second check is for an abort since the first: `abort` sets the event, then shuts down the
         # connections that it finds. It either found this one, or has set the event before this line.
         if self._aborted.is_set():
@@ -222,24 +217,14 @@ class Invoker:
             return
         call.result = result
         if call.direct:
-            self._addresses.confirm(connection.address)
+            self._connections.confirm(connection.address)
         else:
-            self._learn(call.function, address)
+            self._connections.learn(call.function, address)
         sent = sum(len(part) for part in call.body)
         counted = self.statistics[call.function]
         self.usage += counted.record(call.invocation.layer, sent, len(response.body), result)
         call.connection = None
-        self._pool.release(connection)
-
-    def _learn(self, function: str, address: Address) -> None:
-        """Note a function's own address, which came with an answer through the gateway."""
-        # Behind a gateway on another machine, a loopback address means that machine, not this one.
-        if self.gateway_of(function).is_loopback or not address.is_loopback:
-            self._addresses.learn(function, address, time.monotonic())
-        # A function that was scaled to zero has a new address when it wakes; nothing uses the old one again.
-        in_use = self._addresses.known() | {self.gateway_of(function) for function in self.statistics}
-        self._pool.keep_only(in_use)
-        self._prefetches.keep_only(in_use)
+        self._connections.release(connection)
 
     def _refused(self, call: _Call, response: HttpResponse) -> None:
         code, message = _error_of(response.body)
@@ -259,7 +244,7 @@ class Invoker:
         """Note the failure of an attempt, so that the next one goes through the gateway."""
         call.failure = failure
         if call.direct:
-            self._addresses.forget(call.function, time.monotonic())
+            self._connections.forget(call.function)
         if call.connection is not None:
             call.connection.close()
             call.connection = None
