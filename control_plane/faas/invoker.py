@@ -61,7 +61,7 @@ class _Call:
     result: InvocationResult | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _PendingCalls:
     """The `PendingInvocations` of an `Invoker`."""
 

@@ -53,7 +53,7 @@ class ResidencyHistory:
         return self if older else self.after(report, new_process=False)
 
 
-class Residency:
+class ReportedResidency:
     """The newest residency history of one function, from two sources with one thread each.
 
     The invoker's thread calls `record`, the event loop calls `observe`, and any thread reads. Each of the
@@ -113,7 +113,7 @@ class FunctionStatistics:
     """Compute time inside the function."""
     last_call: float = 0.0
     """The time.time() of the last answer."""
-    residency: Residency = field(default_factory=Residency)
+    residency: ReportedResidency = field(default_factory=ReportedResidency)
     instance: str = ""
     """Identifies the process that answered last."""
     layers: dict[int, LayerStatistics] = field(default_factory=dict)

@@ -26,7 +26,7 @@ _NESTED = frozenset({"limits", "requests", "usage"})
 _NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 
 
-class Message(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class ApiMessage(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """A JSON object whose keys are the fields' names in camel case."""
 
     @classmethod
@@ -38,14 +38,14 @@ class Message(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
         return {name: _plain(value) for name, value in written.items() if value not in ("", {}, ())}
 
 
-class FunctionResources(Message, frozen=True):
+class FunctionResources(ApiMessage, frozen=True):
     """Memory ("128Mi") and CPU ("500m") in Kubernetes' notation."""
 
     memory: str = ""
     cpu: str = ""
 
 
-class FunctionDeployment(Message, frozen=True):
+class FunctionDeployment(ApiMessage, frozen=True):
     """The specification of one function: the body of POST and PUT `/system/functions`."""
 
     service: str = ""
@@ -62,14 +62,14 @@ class FunctionDeployment(Message, frozen=True):
     read_only_root_filesystem: bool = False
 
 
-class FunctionUsage(Message, frozen=True, omit_defaults=False):
+class FunctionUsage(ApiMessage, frozen=True, omit_defaults=False):
     """Resources over all replicas: CPU in millicores since the last measurement, and memory in bytes."""
 
     cpu: float = 0.0
     total_memory_bytes: float = 0.0
 
 
-class _Counters(Message, frozen=True):
+class _Counters(ApiMessage, frozen=True):
     """The fields of a `FunctionStatus` that a deployment does not have."""
 
     replicas: Count = 0
@@ -116,7 +116,7 @@ class FunctionStatus:
         }
 
 
-class ScaleServiceRequest(Message, frozen=True, omit_defaults=False):
+class ScaleServiceRequest(ApiMessage, frozen=True, omit_defaults=False):
     """The body of POST `/system/scale-function/{name}`."""
 
     service_name: str = ""
@@ -124,14 +124,14 @@ class ScaleServiceRequest(Message, frozen=True, omit_defaults=False):
     namespace: str = ""
 
 
-class DeleteFunctionRequest(Message, frozen=True):
+class DeleteFunctionRequest(ApiMessage, frozen=True):
     """The body of DELETE `/system/functions`."""
 
     function_name: str = ""
     namespace: str = ""
 
 
-class _SecretBody(Message, frozen=True):
+class _SecretBody(ApiMessage, frozen=True):
     name: str = ""
     namespace: str = ""
     value: str = ""

@@ -79,7 +79,7 @@ def test_first_limits_count_as_shrinking_so_that_they_are_confirmed() -> None:
     assert decided(budget(30), a=new, b=new, c=new) == [Limit(name, 10, grows=False) for name in "abc"]
 
 
-def test_shares_that_stay_are_not_told_again() -> None:
+def test_unchanged_shares_are_not_sent_again() -> None:
     assert decided(budget(30), a=AWAKE, b=AWAKE, c=AWAKE) == []
 
 

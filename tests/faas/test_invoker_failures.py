@@ -23,7 +23,7 @@ from control_plane.faas.invoker import InvocationPolicy, Invoker
 from functions.contract.wire import Invocation, InvocationResult
 from functions.expert.http import Response
 from tests.support.expert_process import ExpertProcess
-from tests.support.loopback_server import Answer, Call, loopback_server
+from tests.support.loopback_server import Call, Responder, loopback_server
 from tests.support.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -44,16 +44,16 @@ def body_of(result: InvocationResult) -> bytes:
     return b"".join(result.encode())
 
 
-def status(number: int, code: str) -> Answer:
+def status(number: int, code: str) -> Responder:
     error = b"".join(Response.error(number, code, "no").body)
     return lambda call: call.reply(number, error)
 
 
-def plain(number: int, body: bytes) -> Answer:
+def plain(number: int, body: bytes) -> Responder:
     return lambda call: call.reply(number, body)
 
 
-def sends(data: bytes) -> Answer:
+def sends(data: bytes) -> Responder:
     return lambda call: call.send_and_hang_up(data)
 
 
@@ -70,7 +70,7 @@ def trickle(call: Call) -> None:
 
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\nhalf"
 
-RETRIED: dict[str, tuple[Answer, type[GatewayError]]] = {
+RETRIED: dict[str, tuple[Responder, type[GatewayError]]] = {
     "hangs up": (sends(b""), FunctionUnavailable),
     "hangs up in the middle": (sends(HALF), FunctionUnavailable),
     "speaks no HTTP": (sends(b"SSH-2.0-OpenSSH_9.6\r\n"), FunctionUnavailable),
@@ -91,7 +91,7 @@ RETRIED: dict[str, tuple[Answer, type[GatewayError]]] = {
     "never answers": (never, InvocationTimeout),
     "answers too slowly": (trickle, InvocationTimeout),
 }
-FINAL: dict[str, tuple[Answer, type[GatewayError]]] = {
+FINAL: dict[str, tuple[Responder, type[GatewayError]]] = {
     "is not deployed": (plain(404, b"error finding function"), FunctionNotFound),
     "has not the expert": (status(404, "unknown_expert"), ProtocolError),
     "has another model": (status(409, "wrong_model"), ProtocolError),
@@ -116,7 +116,7 @@ class Target:
     name: str
     invocation: Invocation
     tiny: TinyPartition
-    good: Answer
+    good: Responder
     """Answers a call as the function does."""
 
     def invoke(self, invoker: Invoker) -> InvocationResult:
@@ -253,7 +253,7 @@ def test_an_unreachable_gateway_is_named(target: Target) -> None:
 
 
 @pytest.mark.parametrize("answer", [never, trickle, status(503, "starting")])
-def test_an_abort_ends_the_wait_and_every_later_one(target: Target, answer: Answer) -> None:
+def test_an_abort_ends_the_wait_and_every_later_one(target: Target, answer: Responder) -> None:
     received = Event()
 
     def receive(call: Call) -> None:

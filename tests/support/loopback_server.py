@@ -55,13 +55,13 @@ class Call(BaseHTTPRequestHandler):
         """Log nothing: tests read `paths`."""
 
 
-Answer = Callable[[Call], None]
+Responder = Callable[[Call], None]
 
 
 class LoopbackServer(ThreadingHTTPServer):
     """Answers with each of `answers` once, then always with `otherwise`."""
 
-    def __init__(self, otherwise: Answer, *answers: Answer) -> None:
+    def __init__(self, otherwise: Responder, *answers: Responder) -> None:
         super().__init__(("127.0.0.1", 0), Call)
         self.otherwise = otherwise
         self.answers = deque(answers)
@@ -81,7 +81,7 @@ class LoopbackServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def loopback_server(otherwise: Answer, *answers: Answer) -> Iterator[LoopbackServer]:
+def loopback_server(otherwise: Responder, *answers: Responder) -> Iterator[LoopbackServer]:
     """Run a server until the context ends."""
     with LoopbackServer(otherwise, *answers) as server:
         serving = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -93,7 +93,7 @@ def loopback_server(otherwise: Answer, *answers: Answer) -> Iterator[LoopbackSer
             serving.join()
 
 
-def gateway(routes: Mapping[str, Address]) -> Answer:
+def gateway(routes: Mapping[str, Address]) -> Responder:
     """Forwards `/function/<name>` to the function's address, as a gateway does; other paths get 404."""
 
     def answer(call: Call) -> None:
