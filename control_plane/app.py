@@ -21,7 +21,7 @@ from control_plane.autoscaling.footprint import HEAP_BYTES, Footprint, StepShape
 from control_plane.autoscaling.process_memory import (
     OwnMemory,
     bound_product_caches,
-    give_back,
+    trim_heap,
     unread_bytes,
     used_bytes,
 )
@@ -98,9 +98,9 @@ async def control_plane(
             config.memory_budget,
             config.idle_timeout,
             own_bytes=OwnMemory.measure().used,
-            busy=lambda: _busy(engine.status()),
-            tell=lambda limits: setattr(dispatcher, "resident_limits", limits),
-            give_back=give_back,
+            requests_running=lambda: _busy(engine.status()),
+            set_limits=lambda limits: setattr(dispatcher, "resident_limits", limits),
+            trim_memory=trim_heap,
         )
         metrics = Metrics(
             manifest.name, engine.status, invoker.statistics, autoscaler.memory, autoscaler.actions
@@ -215,7 +215,7 @@ def build_footprint(
     partition: Path, manifest: Manifest, runner: ModelRunner, config: ServeConfig
 ) -> Footprint:
     """What serving takes of memory, now that all is loaded. Raises `ConfigError` for a budget below it."""
-    give_back()
+    trim_heap()
     model, cache = runner.model.config, runner.kv_cache
     step = StepShape(
         rows=config.max_batch_tokens,

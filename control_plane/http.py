@@ -1,4 +1,11 @@
-"""Runs an aiohttp application on an address; says why one cannot be reached."""
+"""Serves an aiohttp application at an address, and explains connection errors.
+
+Two things that aiohttp has no setting for are done here: a bound on the number of connections, and JSON
+errors that never repeat what a client sent. They use only public names of aiohttp, but some of these are
+undocumented: `web.Server.request_handler`, and `web.RequestHandler` with its `finish_response`,
+`handle_error` and `log_exception`. tests/test_http.py checks them; setup.cfg pins aiohttp below the next
+version that is not known to have them.
+"""
 
 import asyncio
 import logging
@@ -17,114 +24,125 @@ from control_plane.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 5.0
-"""How long answers in progress may take once the application is to stop."""
+"""How long requests in progress may take once the application stops."""
 HEAD_SECONDS = 30.0
-"""How long a connection may take to send a request's head: a new one, or after an answer."""
+"""How long a connection may take to send the head of its first or its next request."""
 MAX_CONNECTIONS = 4096
-"""Of one server, where the process may open so many files."""
+"""The most connections of one server, if the process may open that many files."""
 _LEAST_CONNECTIONS = 64
 _SERVERS = 2
-"""In one process: the control plane, and perhaps the embedded gateway."""
+"""Servers in one process: the control plane, and perhaps the embedded gateway."""
 _RESERVED_FILES = 768
-"""For all else, and for what asyncio accepts before it is counted: some 128 connections at a time."""
+"""Files for everything else, among them some 128 connections that asyncio accepts before they are counted."""
+_BACKLOG = 128
+"""Connections that wait to be accepted."""
 
 
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[URL]:
-    """Yields the application's address; port 0 takes a free one. Raises `ConfigError` for a port in use."""
-    runner = _Runner(
-        app,
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=SHUTDOWN_SECONDS,
-        # A client that goes away takes its request with it.
-        handler_cancellation=True,
-        keepalive_timeout=HEAD_SECONDS,
-    )
+    """Serve the application until the context ends; yields its address.
+
+    Port 0 picks a free port. Raises `ConfigError` if the address cannot be used.
+    """
+    # A client that disconnects cancels its request.
+    runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_SECONDS, handler_cancellation=True)
     await runner.setup()
     try:
+        assert runner.server is not None
+        connections = _Connections(runner.server, _max_connections())
+        # Not by aiohttp's TCPSite, which always makes connections of aiohttp's own class.
+        create = asyncio.get_running_loop().create_server(connections.open, host, port, backlog=_BACKLOG)
         try:
-            await web.TCPSite(runner, host, port).start()
+            listener = await create
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {_os_problem(error)}") from error
-        yield URL.build(scheme="http", host=host, port=runner.addresses[0][1])
+        try:
+            yield URL.build(scheme="http", host=host, port=listener.sockets[0].getsockname()[1])
+        finally:
+            listener.close()
     finally:
         await runner.cleanup()
 
 
 def connection_problem(error: Exception) -> str:
-    """Why a request had no answer, in a few words: aiohttp's own are for its developers."""
+    """Why a request got no answer, in a few words, without the internals in aiohttp's own messages."""
     if isinstance(error, aiohttp.ClientConnectorError):
         return _os_problem(error.os_error)
     return str(error) or type(error).__name__
 
 
-class _Runner(web.AppRunner):
-    async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), _max_connections())
+class _Connections:
+    """The open connections of a server.
 
-
-class _Server(web.Server):
-    """Bounds its connections: for one too many, the one that waits longest for a request gives way."""
+    When there are too many, the one that has waited longest for its next request is closed. So nobody can
+    lock out others by holding connections open.
+    """
 
     def __init__(self, server: web.Server, max_connections: int) -> None:
-        """`server` is the application's own, in whose place this one is."""
-        super().__init__(
-            self._handle,
-            request_factory=server.request_factory,
-            handler_cancellation=server.handler_cancellation,
-            **server._kwargs,
-        )
+        self._server = server
         self._application = server.request_handler
+        # Connections read this attribute when they are made.
+        server.request_handler = self._handle
         self._max_connections = max_connections
-        self._waiting: dict[web.RequestHandler, asyncio.Transport] = {}
-        """Connections without a request, from the one that waits longest."""
-        self._asking: dict[web.RequestHandler, asyncio.Transport] = {}
+        self._waiting: dict[web.RequestHandler, asyncio.BaseTransport] = {}
+        """Connections without a request in progress, in the order in which they began to wait."""
+        self._busy: dict[web.RequestHandler, asyncio.BaseTransport] = {}
 
-    def __call__(self) -> web.RequestHandler:
-        return _Handler(self, loop=self._loop, **self._kwargs)
+    def open(self) -> "_Connection":
+        """A new connection, not connected yet."""
+        return _Connection(self, self._server)
 
-    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        self._waiting[handler] = transport
-        if len(self._waiting) + len(self._asking) > self._max_connections:
-            # It may be the new one. Closed politely, it would wait for what is not read.
-            self._waiting.pop(next(iter(self._waiting))).abort()
+    def opened(self, connection: web.RequestHandler, transport: asyncio.BaseTransport) -> None:
+        self._waiting[connection] = transport
+        if len(self._waiting) + len(self._busy) > self._max_connections:
+            oldest = self._waiting.pop(next(iter(self._waiting)))  # Perhaps the new one.
+            # Not close(), which would first wait for the peer to read what was sent.
+            assert isinstance(oldest, asyncio.Transport)
+            oldest.abort()
 
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        self._waiting.pop(handler, None)
-        self._asking.pop(handler, None)
-        super().connection_lost(handler, exc)
+    def closed(self, connection: web.RequestHandler) -> None:
+        self._waiting.pop(connection, None)
+        self._busy.pop(connection, None)
 
-    def answered(self, handler: web.RequestHandler) -> None:
-        """A connection waits for its next request."""
-        if transport := self._asking.pop(handler, None):
-            self._waiting[handler] = transport
+    def answered(self, connection: web.RequestHandler) -> None:
+        """A request of the connection has its response: the connection waits for the next one."""
+        if transport := self._busy.pop(connection, None):
+            self._waiting[connection] = transport
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if transport := self._waiting.pop(request.protocol, None):
-            self._asking[request.protocol] = transport
+            self._busy[request.protocol] = transport
         return await self._application(request)
 
 
-class _Handler(web.RequestHandler):
-    """One connection. It neither repeats nor logs what of a request is no HTTP: that may hold a key."""
+class _Connection(web.RequestHandler):
+    """One connection. It neither returns nor logs the text of malformed requests, which may contain a key."""
 
-    __slots__ = ("_server",)
+    __slots__ = ("_connections",)
 
-    def __init__(self, server: _Server, **settings: Any) -> None:
-        super().__init__(server, **settings)
-        self._server = server
+    def __init__(self, connections: _Connections, server: web.Server) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(server, loop=loop, keepalive_timeout=HEAD_SECONDS, access_log=None)  # type: ignore[arg-type]
+        self._connections = connections
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._connections.opened(self, transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._connections.closed(self)
+        super().connection_lost(exc)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        """Called with each response: the one place that sees aiohttp's own, too."""
         if isinstance(resp, web.HTTPExpectationFailed):
             resp = _refusal(resp.status, "Expect: only 100-continue is supported")
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
-            self._server.answered(self)
+            self._connections.answered(self)
 
     def handle_error(
         self,
@@ -133,16 +151,18 @@ class _Handler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        """Called for malformed HTTP, and for exceptions that the application did not handle."""
         if status < 500:
             logger.debug("malformed HTTP from %s: %s", request.remote, type(exc).__name__)
         else:
             logger.error("a request failed", exc_info=exc)
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
+            raise ConnectionError("the response has begun already")
         return _refusal(status, "malformed HTTP" if status < 500 else "internal error")
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        # Raised once more where an answer did without the body.
+        """Called for errors outside a request's handling."""
+        # aiohttp logs a malformed body in full if the response did not depend on it.
         if isinstance(error := kw.get("exc_info"), web.RequestPayloadError):
             logger.debug("a malformed body: %s", type(error.__cause__).__name__)
         else:
@@ -150,7 +170,7 @@ class _Handler(web.RequestHandler):
 
 
 def _refusal(status: int, message: str) -> web.Response:
-    """An error as OpenAI's API tells it, and the connection's last answer."""
+    """An error in the format of OpenAI's API, after which the connection is closed."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     error = {"message": message, "type": kind, "param": None, "code": None}
     response = web.json_response({"error": error}, status=status)
@@ -159,7 +179,7 @@ def _refusal(status: int, message: str) -> web.Response:
 
 
 def _max_connections() -> int:
-    """How many a server may have; raises the process's limit of open files, as far as that is allowed."""
+    """The most connections of a server. Raises the process's limit of open files as far as it may."""
     wanted = _SERVERS * MAX_CONNECTIONS + _RESERVED_FILES
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
@@ -171,5 +191,6 @@ def _max_connections() -> int:
 
 
 def _os_problem(error: OSError) -> str:
-    """The system's own word, without what libraries put around it; negative numbers are the resolver's."""
+    """The system's own error message, without the text that libraries add."""
+    # Negative numbers are the name resolver's; os.strerror does not know them.
     return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

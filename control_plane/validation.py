@@ -94,7 +94,9 @@ def _inner(kind: Any, part: str) -> Any:
             if arguments:
                 return arguments[-1] if get_origin(bare) is not tuple else arguments[0]
         elif isinstance(bare, type) and hasattr(bare, "__annotations__"):
-            return get_type_hints(bare, include_extras=True).get(part)
+            renamed = getattr(bare, "__struct_encode_fields__", ())
+            names = dict(zip(renamed, getattr(bare, "__struct_fields__", ()), strict=True))
+            return get_type_hints(bare, include_extras=True).get(names.get(part, part))
         elif isinstance(get_origin(bare), type) and issubclass(get_origin(bare), Mapping):
             return arguments[1]
     return None

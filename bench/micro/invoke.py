@@ -78,7 +78,7 @@ async def bench(folder: Path, rounds: int) -> None:
                 }
                 body = b"".join(next(iter(calls.values())).encode())
                 # So that all functions have told where they are.
-                direct.begin(calls)()
+                direct.begin(calls).wait()
                 ways: dict[str, Round] = {
                     "echo": _echo(client, echoes[:at_once], body),
                     "transport": _transport(stack, direct, list(calls), body),
@@ -111,7 +111,7 @@ async def _measure(ways: Mapping[str, Round], rounds: int) -> dict[str, list[flo
 def _invoke(invoker: Invoker, calls: Mapping[str, Invocation]) -> Round:
     async def run() -> None:
         # It blocks, as it does the engine's thread; nothing else runs in this loop meanwhile.
-        invoker.begin(calls)()
+        invoker.begin(calls).wait()
 
     return run
 

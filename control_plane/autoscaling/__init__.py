@@ -1,1 +1,1 @@
-"""Which functions run, and how many bytes of weights each may hold."""
+"""Decides which functions run, and how many bytes of weights each may hold."""

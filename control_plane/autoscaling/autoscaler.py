@@ -1,4 +1,4 @@
-"""Runs the policy: observes functions and memory, decides, applies through the gateway."""
+"""Runs the autoscaling policy: observes functions and memory, decides, and acts through the gateways."""
 
 import asyncio
 import logging
@@ -15,12 +15,13 @@ from control_plane.autoscaling.policy import (
     Limit,
     Observed,
     Release,
-    Settings,
+    ScalingSettings,
     Sleep,
     Wake,
     decide,
     to_wake,
 )
+from control_plane.autoscaling.requests import ScalingRequests
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.statistics import FunctionStatistics
@@ -29,58 +30,59 @@ from functions.contract.messages import ResidencyReport
 logger = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 1.0
-"""Between two looks while requests run."""
+"""The time between two rounds while requests run."""
 RETRY_SECONDS = 5.0
-"""After the gateway, or a function, has failed."""
-WAKE_SECONDS = 60.0
-SLEEP_SECONDS = 90.0
-"""A gateway may let calls come to their end first."""
-LIMIT_SECONDS = 10.0
-LIST_SECONDS = 10.0
+"""The wait after the gateway or a function has failed."""
 
 
 @dataclass
 class Autoscaler:
-    """One task; `prompted` is for whoever takes requests in."""
+    """Wakes, limits and puts to sleep a partition's functions.
+
+    It is one task of the event loop, with a further task for each action that may take long. The API calls
+    `prompted` for each request that it accepts.
+    """
 
     gateway: Gateways
     statistics: Mapping[str, FunctionStatistics]
     footprint: Footprint
     budget: int | None
     idle_timeout: float
-    """Seconds."""
+    """A function without calls for this many seconds is scaled to zero."""
     own_bytes: Callable[[], int]
-    """What this process uses now."""
-    busy: Callable[[], bool]
-    """Whether requests run."""
-    tell: Callable[[Mapping[str, int]], None]
-    """Takes the limits in bytes, by function, that every invocation is to carry."""
-    give_back: Callable[[], None]
-    """Has this process let go of memory that it does not use; may take a while."""
+    """Returns the memory that this process uses now, in bytes."""
+    requests_running: Callable[[], bool]
+    """Returns whether any request is running or queued."""
+    set_limits: Callable[[Mapping[str, int]], None]
+    """Sets the limits in bytes, by function, that all later invocations carry."""
+    trim_memory: Callable[[], None]
+    """Returns this process's unused memory to the system. It may take long, and runs in a thread."""
     actions: Counter[str] = field(default_factory=Counter)
-    """How often each kind of action has been taken."""
+    """The number of completed actions of each kind."""
+    _requests: ScalingRequests = field(init=False)
     _observer: Observer = field(init=False)
-    _settings: Settings = field(init=False)
+    _settings: ScalingSettings = field(init=False)
     _limits: dict[str, int] = field(default_factory=dict)
     _prompt: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _away: bool = False
-    """Whether it is said already that the gateway, or a function, does not do as it should."""
+    """Whether the current failure of a gateway or a function has been logged."""
     _refused: bool = False
-    """Whether it is said already that the gateway does not scale to zero."""
+    """Whether the gateway's refusal to scale to zero has been logged."""
 
     def __post_init__(self) -> None:
         blocks, nbytes = self.footprint.blocks, self.footprint.expert_nbytes
+        self._requests = ScalingRequests(self.gateway)
         self._observer = Observer(nbytes, frozenset(blocks))
-        self._settings = Settings(self.budget, self.idle_timeout, nbytes, blocks)
+        self._settings = ScalingSettings(self.budget, self.idle_timeout, nbytes, blocks)
         if self.budget is not None:
-            # Until the gateway has told who is there: a call may come first.
+            # The least, because the first call may come before the first list of functions.
             self._limits = {name: block.least * nbytes for name, block in blocks.items()}
-            self.tell(dict(self._limits))
+            self.set_limits(dict(self._limits))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """The task runs for as long as the context lasts."""
+        """Autoscale until the context ends."""
         self._spawn(self._run())
         try:
             yield
@@ -91,16 +93,16 @@ class Autoscaler:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def prompted(self) -> None:
-        """A prompt has arrived: the functions that it will need are woken, while it goes its own way."""
+        """A request has arrived: wake the functions that it will need. Returns at once."""
         if self._observer.any_asleep:
             for name in to_wake(self._observer.states(self.statistics, time.monotonic())):
                 self._begin_wake(name)
         self._prompt.set()
 
     def memory(self, awake: Collection[str] | None = None) -> MemoryUse:
-        """What everything takes, as far as answers have told.
+        """The memory that everything uses, from the functions' last reports.
 
-        `awake` are the functions that take calls, for whoever knows better than by the last look.
+        `awake` are the functions that take calls; None stands for those of the last list.
         """
         awake = self._observer.awake if awake is None else awake
         reports = [self.statistics[name].residency.last for name in awake if name in self.statistics]
@@ -115,37 +117,36 @@ class Autoscaler:
             self._prompt.clear()
             try:
                 await self._round(prompted)
-                pause = INTERVAL_SECONDS if prompted or self.busy() else self._until_idle()
+                pause = INTERVAL_SECONDS if prompted or self.requests_running() else self._until_idle()
                 self._away = False
             except GatewayError as error:
                 self._fail(error)
                 pause = RETRY_SECONDS
             except Exception:
-                # The edge of the task: whatever one round meets, requests are served and the next one comes.
+                # The edge of the task: a fault in one round must not end autoscaling.
                 logger.exception("autoscaling failed")
                 pause = RETRY_SECONDS
-            # Unlike wait_for, this does not lose a cancellation that comes together with a prompt.
+            # Not wait_for, which loses a cancellation that coincides with the event.
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._prompt.wait()
 
     async def _round(self, prompted: bool) -> None:
         asked = time.monotonic()
-        async with _deadline("list its functions", LIST_SECONDS):
-            listed = await self.gateway.functions()
+        listed = await self._requests.functions()
         now = time.monotonic()
-        self._observer.listed(listed, asked, now)
-        self._observer.answered(self.statistics, now, time.time())
-        if self.busy():
-            self._observer.awaited(now)
+        self._observer.observe_list(listed, asked, now)
+        self._observer.observe_statistics(self.statistics, now, time.time())
+        if self.requests_running():
+            self._observer.keep_woken(now)
         own = max(self.footprint.control_plane, self.own_bytes())
         functions = self._observer.states(self.statistics, now)
         await self._apply(decide(Observed(functions, own, prompted), self._settings))
 
     def _until_idle(self) -> float | None:
-        """Seconds until a function will have idled for too long; None when there is none that could.
+        """Seconds until the next function has been idle for too long; None if no function is awake.
 
-        Less, where the last list did not tell how all functions are.
+        Less if the last list was out of date for some function.
         """
         if not self._observer.is_current:
             return INTERVAL_SECONDS
@@ -158,29 +159,29 @@ class Autoscaler:
         return None if not waits else min(waits) if min(waits) > 0 else RETRY_SECONDS
 
     async def _apply(self, actions: list[Action]) -> None:
-        """What may take long goes on beside the next rounds."""
+        """Take the actions. Those that may take long become tasks, which run on during the next rounds."""
         for action in actions:
             match action:
                 case Wake(name):
                     self._begin_wake(name)
                 case Sleep(name):
-                    # At once: nobody is to ask it for anything any more.
+                    # Before the task runs: this function must not be limited any more.
                     self._observer.going_to_zero(name)
                     self._spawn(self._sleep(name))
                 case Release(name):
                     self._spawn(self._release(name))
         if any(isinstance(action, Sleep | Release) for action in actions):
-            self._spawn(asyncio.to_thread(self.give_back))
+            self._spawn(asyncio.to_thread(self.trim_memory))
         limits = [action for action in actions if isinstance(action, Limit)]
-        # Functions that may hold more wait for those that may hold less.
+        # Functions grow only after others have shrunk, so that the budget holds at any time.
         await self._limit([limit for limit in limits if not limit.grows])
         await self._limit([limit for limit in limits if limit.grows])
 
     async def _limit(self, limits: list[Limit]) -> None:
-        """Invocations tell the functions from now on; those that are to hold less are also told at once."""
+        """Send the limits with later invocations; functions that are to shrink also get theirs at once."""
         nbytes = self.footprint.expert_nbytes
         self._limits |= {limit.function: limit.experts * nbytes for limit in limits}
-        self.tell(dict(self._limits))
+        self.set_limits(dict(self._limits))
         awake = frozenset(self._observer.awake)
         failures = await asyncio.gather(
             *(self._shrink(limit) for limit in limits if not limit.grows and limit.function in awake),
@@ -196,21 +197,27 @@ class Autoscaler:
 
     async def _shrink(self, limit: Limit) -> None:
         nbytes = limit.experts * self.footprint.expert_nbytes
-        async with _deadline(f"have {limit.function} hold less", LIMIT_SECONDS):
-            report = await self.gateway.limit_residency(limit.function, nbytes)
+        report = await self._requests.limit(limit.function, nbytes)
         self._observer.limited(limit.function, limit.experts)
-        self._note(limit.function, report)
+        self._observe_report(limit.function, report)
 
     def _begin_wake(self, name: str) -> None:
         self._observer.waking(name, time.monotonic())
         self._spawn(self._wake(name))
 
     async def _wake(self, name: str) -> None:
-        await self._scale(name, 1, f"wake {name}", WAKE_SECONDS)
+        try:
+            await self._requests.wake(name)
+        finally:
+            self._observer.scaled(name, time.monotonic())
         self.actions["wake"] += 1
 
     async def _sleep(self, name: str) -> None:
-        if await self._scale(name, 0, f"scale {name} to zero", SLEEP_SECONDS):
+        try:
+            asleep = await self._requests.sleep(name)
+        finally:
+            self._observer.scaled(name, time.monotonic())
+        if asleep:
             self.actions["zero"] += 1
             return
         self._observer.refused_zero(name)
@@ -220,24 +227,15 @@ class Autoscaler:
             logger.warning("%s does not scale to zero: idle functions drop their weights", url)
         await self._release(name)
 
-    async def _scale(self, name: str, replicas: int, what: str, seconds: float) -> bool:
-        """Whether the gateway does it."""
-        try:
-            async with _deadline(what, seconds):
-                return await self.gateway.scale(name, replicas)
-        finally:
-            self._observer.scaled(name, time.monotonic())
-
     async def _release(self, name: str) -> None:
-        async with _deadline(f"have {name} drop its weights", LIMIT_SECONDS):
-            report = await self.gateway.release_residency(name)
+        report = await self._requests.release(name)
         self._observer.released(name)
-        self._note(name, report)
+        self._observe_report(name, report)
         self.actions["release"] += 1
 
-    def _note(self, name: str, report: ResidencyReport) -> None:
+    def _observe_report(self, name: str, report: ResidencyReport) -> None:
         if counted := self.statistics.get(name):
-            counted.residency = counted.residency.beside(report)
+            counted.residency.observe(report)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(self._guarded(work))
@@ -251,16 +249,7 @@ class Autoscaler:
             self._fail(error)
 
     def _fail(self, error: GatewayError) -> None:
-        """Say once what is wrong, until it is well again."""
+        """Log the failure, unless one has been logged since the last round without failure."""
         if not self._away:
             self._away = True
             logger.warning("autoscaling: %s", error)
-
-
-@asynccontextmanager
-async def _deadline(what: str, seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise GatewayError(f"the gateway did not {what} within {seconds:g} s") from error

@@ -1,4 +1,4 @@
-"""What serving a partition takes of memory: what is to be kept free, and the least that would do."""
+"""Computes the memory that serving a partition takes, and the smallest budget that is enough."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,27 +9,27 @@ from control_plane.partition.manifest import Manifest
 from functions.host.memory import MemoryLimit
 
 FUNCTION_OVERHEAD_BYTES = 20_000_000
-"""A function's process beside its experts' weights, before it has told."""
+"""The memory of a function's process without experts' weights, until it reports its own number."""
 HEAP_BYTES = 48_000_000
-"""Requests on their way, threads' heaps, and libraries' code that is first used by a step."""
+"""A reserve for requests in progress, threads' heaps, and library code that is loaded with the first step."""
 _SLOTS = 2
-"""Experts that a function needs room for: one that computes, and one that is being read."""
+"""The least experts that a function needs memory for: one that computes, and one that is being read."""
 _ROW_COPIES = 8
-"""Float32 rows of hidden states that a step holds at a time."""
+"""Copies of the float32 hidden states that a step holds at the same time."""
 _CALL_COPIES = 3
-"""Of the rows that functions get: gathered, encoded, and answered."""
+"""Copies of the rows that are sent to functions: gathered, encoded, and in the answer."""
 _LOGIT_BYTES = 16
-"""For each logit: itself, its probability, and its place among the sorted."""
+"""Bytes per logit: the logit, its probability, and its place in the sorted order."""
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """What the size of a step's tensors depends on."""
+    """The numbers that determine the size of a step's tensors."""
 
     rows: int
     hidden_size: int
     intermediate_size: int
-    """The widest of the dense part's."""
+    """The largest one in the dense part."""
     experts_per_row: int
     logits_rows: int
     vocabulary: int
@@ -37,7 +37,7 @@ class StepShape:
 
     @property
     def nbytes(self) -> int:
-        """A bound of what a step takes at its peak, beside weights, keys and values."""
+        """An upper bound of a step's memory in bytes, without weights, keys and values."""
         hidden = self.rows * self.hidden_size * 4
         return (
             _ROW_COPIES * hidden
@@ -50,16 +50,16 @@ class StepShape:
 
 @dataclass(frozen=True)
 class BlockSize:
-    """A function's block, in experts."""
+    """The size of a function's block, in experts."""
 
     experts: int
     least: int
-    """Experts that the function must be able to hold."""
+    """The smallest number of experts that the function must be able to hold in memory."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """The control plane's reserve in bytes, and the blocks of all functions by their names."""
+    """The memory of a partition: the control plane's reserve in bytes, and all functions' blocks."""
 
     control_plane: int
     expert_nbytes: int
@@ -67,12 +67,12 @@ class Footprint:
 
     @property
     def least(self) -> int:
-        """The smallest budget in which everything runs, if slowly."""
+        """The smallest budget in bytes with which everything runs, if slowly."""
         experts = sum(block.least for block in self.blocks.values()) * self.expert_nbytes
         return self.control_plane + len(self.blocks) * FUNCTION_OVERHEAD_BYTES + experts
 
     def check(self, budget: int) -> None:
-        """Raises `ConfigError`, with the least that would do, for a budget that is smaller."""
+        """Raises `ConfigError`, with the smallest possible budget, if `budget` is smaller than that."""
         if budget < self.least:
             functions = self.least - self.control_plane
             raise ConfigError(
@@ -85,24 +85,24 @@ class Footprint:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """What everything takes, in bytes, beside what it may."""
+    """The memory in use by all parts, and the budget, in bytes."""
 
     budget: int | None
     least: int
-    """The smallest budget that would do."""
+    """The smallest budget that is enough."""
     control_plane: int
     overhead: int
-    """Of the functions that are awake, beside weights."""
+    """The memory of all awake functions without experts' weights."""
     experts: int
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The memory of all parts together."""
         return self.control_plane + self.overhead + self.experts
 
 
 def check_limit(budget: int, limit: MemoryLimit) -> None:
-    """Raises `ConfigError` for a budget that is more than may be used."""
+    """Raises `ConfigError` for a budget above the limit of this process."""
     if budget > limit.nbytes:
         raise ConfigError(
             f"memory_budget: {format_bytes(budget)} is more than the {format_bytes(limit.nbytes)} "
@@ -111,7 +111,10 @@ def check_limit(budget: int, limit: MemoryLimit) -> None:
 
 
 def block_sizes(manifest: Manifest) -> dict[str, BlockSize]:
-    """The functions' blocks. The functions of a layer together hold the experts of one row there."""
+    """The size of each function's block.
+
+    The least of the functions of a layer adds up to the experts of one row, so that a row's experts fit.
+    """
     functions_of = {
         layer: sum(layer in block.experts for block in manifest.blocks) for layer in manifest.moe_layers
     }
@@ -124,5 +127,5 @@ def block_sizes(manifest: Manifest) -> dict[str, BlockSize]:
 
 
 def _rounded_up(nbytes: int) -> str:
-    """A size that, given as a budget, is not smaller than it."""
+    """A text for `nbytes`, rounded up so that it can be given as a budget."""
     return f"{-(-nbytes // 1_000_000)}MB"

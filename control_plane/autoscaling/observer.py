@@ -1,4 +1,4 @@
-"""Keeps what has been seen of each function, and makes of it what the policy decides by."""
+"""Collects what is known of each function into the state by which the policy decides."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,43 +11,45 @@ from control_plane.faas.statistics import FunctionStatistics
 from control_plane.faas.types import FunctionStatus
 
 SMOOTHING_SECONDS = 5.0
-"""Over which reads are averaged."""
+"""The time constant of the running average of reads."""
 
 
 @dataclass
 class _Function:
-    """One deployed function. Times are of one monotonic clock, in seconds."""
+    """One deployed function. Times are seconds of a monotonic clock."""
 
     replicas: int = 0
     available: bool = False
     listed_calls: int = 0
+    """The gateway's count of invocations."""
     invocations: int = 0
+    """The invoker's count of answers."""
     used_at: float = 0.0
     read_bytes: int = 0
     read_at: float = 0.0
     reads: float = 0.0
-    """Bytes a second."""
+    """Bytes read per second, smoothed."""
     share: int = 0
     refuses_zero: bool = False
     released: bool = False
     woken: bool = False
-    """And not called since."""
+    """Whether it was woken and has not been called since."""
     woken_in_vain: bool = False
     scalings: int = 0
-    """Under way."""
+    """The number of scale requests in progress."""
     scaled_at: float = -inf
-    """When the last one came to its end."""
+    """The end of the last scale request."""
 
 
 @dataclass
 class Observer:
-    """What is known of the functions: from the gateway's list, from their answers, and from what was done."""
+    """Combines the gateways' lists, the functions' answers, and the autoscaler's own actions."""
 
     expert_nbytes: int
     names: frozenset[str]
-    """The partition's functions: a gateway may have others."""
+    """The partition's functions. A gateway may list others, which are ignored."""
     is_current: bool = True
-    """Whether the last list could be believed of all functions."""
+    """Whether no function was being scaled during the last list."""
     _functions: dict[str, _Function] = field(default_factory=dict)
 
     @property
@@ -57,18 +59,18 @@ class Observer:
 
     @property
     def any_asleep(self) -> bool:
-        """Whether one that is deployed has none."""
+        """Whether a deployed function has no replica."""
         return not all(function.replicas for function in self._functions.values())
 
     @property
     def awake(self) -> list[str]:
-        """Those that take calls."""
+        """The functions that take calls."""
         return [name for name, function in self._functions.items() if function.available]
 
-    def listed(self, statuses: Iterable[FunctionStatus], asked: float, now: float) -> None:
-        """What the gateway tells, and when it was asked.
+    def observe_list(self, statuses: Iterable[FunctionStatus], asked: float, now: float) -> None:
+        """Take the gateways' list, which was requested at `asked` and arrived at `now`.
 
-        Of a function that was being scaled since then, it may tell what is no longer so.
+        For a function that has been scaled since `asked` the list may be out of date, and is ignored.
         """
         deployed = {status.name: status for status in statuses if status.name in self.names}
         self._functions = {name: self._functions.get(name, _Function()) for name in sorted(deployed)}
@@ -79,7 +81,7 @@ class Observer:
                 self.is_current = False
                 continue
             if status.replicas and (not function.replicas or status.invocation_count > function.listed_calls):
-                # Somebody else may call it, too.
+                # A call by another client of the gateway, or the start of a replica.
                 function.used_at = now
             if not status.replicas:
                 self._went_to_zero(function)
@@ -87,53 +89,55 @@ class Observer:
             function.available = status.available_replicas > 0
             function.listed_calls = status.invocation_count
 
-    def answered(self, statistics: Mapping[str, FunctionStatistics], now: float, wall: float) -> None:
-        """What the functions' answers tell; `wall` is what time.time() says now."""
+    def observe_statistics(
+        self, statistics: Mapping[str, FunctionStatistics], now: float, wall: float
+    ) -> None:
+        """Take the statistics of the functions' answers; `wall` is the current time.time()."""
         for name, function in self._functions.items():
             if counted := statistics.get(name):
                 self._count_calls(function, counted, now - max(wall - counted.last_call, 0.0))
                 self._count_reads(function, counted.residency.totals.read_bytes, now)
 
     def waking(self, name: str, now: float) -> None:
-        """It is being scaled to one replica, until `scaled`."""
+        """The function is being scaled to one replica, until `scaled`."""
         function = self._of(name)
         function.replicas, function.used_at, function.woken = 1, now, True
         function.scalings += 1
 
-    def awaited(self, now: float) -> None:
-        """Requests run: what was woken for them is not idle, though they may not have come to call it."""
+    def keep_woken(self, now: float) -> None:
+        """Requests run: functions that were woken for them are not idle, even if not called yet."""
         for function in self._functions.values():
             if function.woken:
                 function.used_at = now
 
     def going_to_zero(self, name: str) -> None:
-        """It is being scaled to no replica, until `scaled`."""
+        """The function is being scaled to zero, until `scaled`."""
         function = self._of(name)
         self._went_to_zero(function)
         function.scalings += 1
 
     def scaled(self, name: str, now: float) -> None:
-        """One scaling has come to its end, well or not."""
+        """A scale request has ended, with or without success."""
         function = self._of(name)
-        # One that was deployed anew meanwhile has none.
+        # The count is 0 already if the function was removed and deployed again meanwhile.
         function.scalings = max(function.scalings - 1, 0)
         function.scaled_at = now
 
     def refused_zero(self, name: str) -> None:
-        """The gateway keeps it running."""
+        """The gateway has refused to scale the function to zero, so it still runs."""
         function = self._of(name)
         function.replicas, function.available, function.refuses_zero = 1, True, True
 
     def released(self, name: str) -> None:
-        """It has dropped its weights."""
+        """The function has dropped its weights."""
         self._of(name).released = True
 
     def limited(self, name: str, share: int) -> None:
-        """It may hold so many experts."""
+        """The function may hold `share` experts."""
         self._of(name).share = share
 
     def states(self, statistics: Mapping[str, FunctionStatistics], now: float) -> dict[str, FunctionState]:
-        """For the policy."""
+        """The state of each function, for the policy."""
         states = {}
         for name, function in self._functions.items():
             report = statistics[name].residency.last if name in statistics else None
@@ -151,7 +155,7 @@ class Observer:
         return states
 
     def _of(self, name: str) -> _Function:
-        """One that is listed, or was when something was begun with it."""
+        """The function of that name, which may have been removed from the list since an action began."""
         return self._functions.setdefault(name, _Function())
 
     @staticmethod
@@ -170,7 +174,7 @@ class Observer:
 
     @staticmethod
     def _went_to_zero(function: _Function) -> None:
-        # One that was not there yet had no chance to be called.
+        # A function that never became available had no chance to be called.
         function.woken_in_vain |= function.woken and function.available
         function.woken = False
         function.replicas, function.available, function.reads = 0, False, 0.0

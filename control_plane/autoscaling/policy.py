@@ -1,4 +1,4 @@
-"""What is to be done, decided from what is seen: plain data in, a list of actions out."""
+"""Decides what to do with the functions: a pure function from observations to a list of actions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,56 +7,56 @@ from control_plane.autoscaling.footprint import BlockSize
 from control_plane.autoscaling.shares import Use, divide
 
 LEAST_READS = 0.5
-"""Experts a second: whoever reads less lacks nothing."""
+"""Experts per second. A function that reads fewer has all the memory that it needs."""
 
 
 @dataclass(frozen=True)
 class FunctionState:
-    """One deployed function, as gateway and answers show it."""
+    """One deployed function, as its gateway and its answers describe it."""
 
     replicas: int
-    """Wanted."""
+    """The wanted number, 0 or more."""
     available: bool
-    """Whether it takes calls."""
+    """Whether the function takes calls."""
     idle_seconds: float
-    """Since its last invocation, or since it became available."""
+    """Seconds since its last invocation, or since it became available."""
     use: Use
     overhead_bytes: int
     refuses_zero: bool = False
     """Whether the gateway has refused to scale it to zero."""
     released: bool = False
-    """Whether it was told to drop its weights, and has not been called since."""
+    """Whether it has dropped its weights and was not called since."""
     woken_in_vain: bool = False
-    """Whether it was woken the last time, and went back to zero without having been called."""
+    """Whether it was not called between its last wake and its return to zero."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What is seen."""
+    """All functions and the memory at one time."""
 
     functions: Mapping[str, FunctionState]
-    """Those that are deployed."""
+    """The deployed functions by name."""
     control_plane: int
-    """Bytes that the control plane uses, or has reserved."""
+    """Bytes that the control plane uses or has reserved."""
     prompted: bool
-    """Whether a prompt has arrived since the last time."""
+    """Whether a request has arrived since the last decision."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What does not change."""
+class ScalingSettings:
+    """The fixed parameters of the policy."""
 
     budget: int | None
-    """Bytes, for everything; None is no limit."""
+    """The memory for everything together, in bytes; None for no limit."""
     idle_timeout: float
-    """Seconds."""
+    """A function without calls for this many seconds is to sleep."""
     expert_nbytes: int
     blocks: Mapping[str, BlockSize]
 
 
 @dataclass(frozen=True)
 class Wake:
-    """Have the function started."""
+    """Start the function."""
 
     function: str
 
@@ -77,19 +77,19 @@ class Release:
 
 @dataclass(frozen=True)
 class Limit:
-    """Tell the function how many experts it may hold."""
+    """Set the number of experts that the function may hold in memory."""
 
     function: str
     experts: int
     grows: bool
-    """False, too, for one of which it is not known how many it holds."""
+    """Whether this is more than before. False for a function whose previous limit is unknown."""
 
 
 Action = Wake | Sleep | Release | Limit
 
 
-def decide(observed: Observed, settings: Settings) -> list[Action]:
-    """What to do now, in this order: wake, sleep, release, then limits, those that shrink first."""
+def decide(observed: Observed, settings: ScalingSettings) -> list[Action]:
+    """The actions to take now, in order: wake, sleep, release, then limits, with the shrinking ones first."""
     functions = observed.functions
     wakes = to_wake(functions) if observed.prompted else []
     idle = [
@@ -118,15 +118,14 @@ def decide(observed: Observed, settings: Settings) -> list[Action]:
 
 
 def to_wake(functions: Mapping[str, FunctionState]) -> list[str]:
-    """Those that a prompt will need: all that sleep, but for those that the last ones did without."""
+    """The functions to wake for a request: all that sleep, except those that the last ones did not use."""
     return [name for name, state in functions.items() if not state.replicas and not state.woken_in_vain]
 
 
-def expert_pool(observed: Observed, settings: Settings, awake: Mapping[str, Use]) -> int:
-    """How many experts the functions that are awake may hold together.
+def expert_pool(observed: Observed, settings: ScalingSettings, awake: Mapping[str, Use]) -> int:
+    """The number of experts that the awake functions may hold together.
 
-    For those that sleep there is always room to wake with the least that they need: a call can wake them
-    at any time.
+    A call can wake a sleeping function at any time, so the least that each of them needs is set aside.
     """
     budget = settings.budget or 0
     overhead = sum(state.overhead_bytes for state in observed.functions.values())
@@ -134,13 +133,14 @@ def expert_pool(observed: Observed, settings: Settings, awake: Mapping[str, Use]
     return (budget - observed.control_plane - overhead) // settings.expert_nbytes - asleep
 
 
-def _limits(observed: Observed, settings: Settings, awake: Mapping[str, Use]) -> list[Limit]:
-    """The limits that change. A function that sleeps has its least, to wake with."""
-    material = {
+def _limits(observed: Observed, settings: ScalingSettings, awake: Mapping[str, Use]) -> list[Limit]:
+    """The limits that change. A sleeping function gets its least, with which it wakes."""
+    # Reads of functions that hardly read are noise, which must not move memory.
+    significant = {
         name: use if use.reads >= LEAST_READS else Use(use.share, use.resident, 0.0)
         for name, use in awake.items()
     }
-    shares = divide(expert_pool(observed, settings, awake), settings.blocks, material)
+    shares = divide(expert_pool(observed, settings, awake), settings.blocks, significant)
     shares |= {name: settings.blocks[name].least for name in observed.functions if name not in awake}
     return [
         Limit(name, share, share > observed.functions[name].use.share > 0)

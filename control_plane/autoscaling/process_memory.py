@@ -1,4 +1,4 @@
-"""What this process uses of memory."""
+"""Measures and reduces the memory of this process."""
 
 import ctypes
 import mmap
@@ -11,15 +11,16 @@ _PROC = Path("/proc")
 
 _KIB = 1024
 _PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""oneDNN's, and torch's around it."""
+"""The environment variables for the sizes of oneDNN's cache and of torch's cache around it."""
 _KEPT_PRODUCTS = "16"
+"""Shapes of matrix products per cache."""
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
 
 
 def used_bytes(proc: Path = _PROC) -> int:
-    """This process's proportional set size: its own memory, and its part of what it shares.
+    """This process's proportional set size: its own memory, and its part of the memory that it shares.
 
-    The kernel looks at each page for it, which takes milliseconds for each gigabyte.
+    The kernel visits each page for it, which takes milliseconds per gigabyte.
     """
     rollup = (proc / "self" / "smaps_rollup").read_text()
     return _field(rollup, "Pss") * _KIB
@@ -27,23 +28,23 @@ def used_bytes(proc: Path = _PROC) -> int:
 
 @dataclass(frozen=True)
 class OwnMemory:
-    """Follows what this process uses at no cost: the kernel counts resident pages anyway."""
+    """Follows this process's memory at no cost, by the number of resident pages that the kernel keeps."""
 
     shared: int
-    """Bytes of those that are others', as far as they share them."""
+    """The part of the resident bytes that counts for other processes, which share them."""
 
     @classmethod
     def measure(cls) -> "OwnMemory":
-        """Look at each page, once."""
+        """Determine the shared part, by visiting each page once."""
         return cls(max(_resident_bytes() - used_bytes(), 0))
 
     def used(self) -> int:
-        """As `used_bytes`, if as much is shared as at first."""
+        """An estimate of `used_bytes`, on the assumption that the shared part has not changed."""
         return _resident_bytes() - self.shared
 
 
 def unread_bytes(file: Path, proc: Path = _PROC) -> int:
-    """How much of a file this process has mapped and not read yet; 0 when it has not mapped it."""
+    """The bytes of a file that this process has mapped but not read yet; 0 for a file that is not mapped."""
     unread, ours = 0, False
     wanted = str(file.resolve())
     with (proc / "self" / "smaps").open() as lines:
@@ -57,18 +58,18 @@ def unread_bytes(file: Path, proc: Path = _PROC) -> int:
     return unread * _KIB
 
 
-def give_back() -> None:
-    """Give the kernel what the heap holds and does not use, where the C library can (glibc's)."""
+def trim_heap() -> None:
+    """Return the heap's unused memory to the system, if the C library can do so (glibc can)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def bound_product_caches() -> None:
-    """Have torch keep code for the last few shapes of matrix products; to be called before the first one.
+    """Have torch cache code for only a few shapes of matrix products. To be called before the first product.
 
-    By itself it keeps a thousand of each of two kinds, some 0.4 MB together for each number of rows that a
-    step of a bf16 model ever has. `make bench-batch` is as fast with a few.
+    By default it caches 1,000 shapes in each of two caches: about 0.4 MB together for each number of rows
+    that a step of a bf16 model ever has. `make bench-batch` is as fast with a few.
     """
     for variable in _PRODUCT_CACHES:
         os.environ.setdefault(variable, _KEPT_PRODUCTS)
@@ -79,6 +80,6 @@ def _resident_bytes() -> int:
 
 
 def _field(text: str, name: str) -> int:
-    """The number behind a name, as /proc writes it; 0 where there is none."""
+    """The number that follows a name in a file of /proc; 0 if the name is missing."""
     match = re.search(rf"^{name}: +(\d+)", text, re.MULTILINE)
     return int(match[1]) if match else 0

@@ -1,8 +1,8 @@
-"""How many experts each function may hold: pure arithmetic over whole experts.
+"""Divides the memory for experts among the functions: pure arithmetic with whole experts.
 
-A function earns its share by the reads that it causes: those that read most, for each expert that they may
-hold, get more, a bounded part at a time, from those that read least. Where reads for each expert are alike,
-nothing moves. A move is made only if it would not be undone were the reads the same after it.
+A function's need shows in its reads from disk. Functions with the most reads per expert of their share get
+more, a bounded part at a time, from those with the fewest. Nothing moves between functions with similar
+reads per expert: a move is made only if it would not be reversed should the reads stay the same.
 """
 
 from collections.abc import Mapping
@@ -11,40 +11,42 @@ from dataclasses import dataclass
 from control_plane.autoscaling.footprint import BlockSize
 
 MOVED_PART = 50
-"""At most one in so many experts moves at a time."""
+"""At most 1/MOVED_PART of all experts moves at a time."""
 ADVANTAGE = 1.25
-"""How many times as much must be read for an expert where it goes to, as where it comes from."""
+"""How many times more reads per expert the receiving function must have than the giving one."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a function does with its share."""
+    """A function's share of the memory, and what it makes of it."""
 
     share: int
-    """Experts that it may hold; 0 for one that has none yet."""
+    """Experts that it may hold; 0 for a function without a share yet."""
     resident: int
-    """Experts that it holds."""
+    """Experts that it holds in memory."""
     reads: float
-    """Experts a second that it reads, smoothed."""
+    """Experts that it reads from disk per second, smoothed."""
 
 
 def divide(pool: int, blocks: Mapping[str, BlockSize], use: Mapping[str, Use]) -> dict[str, int]:
-    """The next shares of the functions in `use`: their sum is at most `pool`, each between its block's
-    least and its size. Where the pool is smaller than what is least, each has its least.
+    """The next shares of the functions in `use`, in experts.
+
+    Each share is between its block's least and its size, and their sum is at most `pool`. If the pool is
+    smaller than the sum of all leasts, each function gets its least.
     """
     shares = {name: min(max(of.share, blocks[name].least), blocks[name].experts) for name, of in use.items()}
     bounds = {name: blocks[name] for name in use}
     free = pool - sum(shares.values())
     if free < 0:
         return _shrunk(pool, bounds, shares)
-    # A little that is free stays so: what functions and control plane need varies, and shares should not.
+    # A small rest stays free: the memory of functions and control plane varies, and shares should not.
     if free >= max(1, pool // MOVED_PART) or any(not of.share for of in use.values()):
         shares = _spread(free, bounds, shares)
     return _moved(max(1, pool // MOVED_PART), bounds, shares, use)
 
 
 def _shrunk(pool: int, bounds: Mapping[str, BlockSize], shares: Mapping[str, int]) -> dict[str, int]:
-    """All give up the same part of what they have beyond the least."""
+    """Take the same part from every function's share beyond its least."""
     least = {name: block.least for name, block in bounds.items()}
     beyond = sum(shares.values()) - sum(least.values())
     room = max(pool - sum(least.values()), 0)
@@ -56,7 +58,7 @@ def _shrunk(pool: int, bounds: Mapping[str, BlockSize], shares: Mapping[str, int
 
 
 def _spread(free: int, bounds: Mapping[str, BlockSize], shares: Mapping[str, int]) -> dict[str, int]:
-    """Hand out what is free, in proportion to what each lacks of its block."""
+    """Distribute `free` experts in proportion to what each function lacks of its block."""
     lacking = {name: bounds[name].experts - share for name, share in shares.items()}
     total = sum(lacking.values())
     free = min(free, total)
@@ -64,7 +66,7 @@ def _spread(free: int, bounds: Mapping[str, BlockSize], shares: Mapping[str, int
         return dict(shares)
     spread = {name: share + free * lacking[name] // total for name, share in shares.items()}
     left = free - sum(spread.values()) + sum(shares.values())
-    # Rounding has left fewer than there are functions; those that lack most have them.
+    # Rounding leaves fewer experts than there are functions; they go to those that lack most.
     for name in sorted(lacking, key=lambda name: (-lacking[name], name))[:left]:
         spread[name] += spread[name] < bounds[name].experts
     return spread
@@ -73,14 +75,14 @@ def _spread(free: int, bounds: Mapping[str, BlockSize], shares: Mapping[str, int
 def _moved(
     most: int, bounds: Mapping[str, BlockSize], shares: dict[str, int], use: Mapping[str, Use]
 ) -> dict[str, int]:
-    """Move up to `most` experts, each from where least is read for it to where most is."""
+    """Move up to `most` experts, each to the function with the most reads per expert."""
     shares = dict(shares)
 
     def unused(name: str) -> int:
         return shares[name] - use[name].resident
 
     for _ in range(most):
-        # One that is not full yet reads what it will keep: that is no sign that it lacks room.
+        # A function below its share reads to fill it, which is no sign that it needs more.
         earners = [
             name
             for name, of in use.items()

@@ -6,8 +6,10 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+
+from msgspec.structs import replace
 
 from control_plane.config import GatewayAccess
 from control_plane.deployment.placement import Site, place

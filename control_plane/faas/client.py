@@ -1,4 +1,4 @@
-"""A client of the OpenFaaS REST API, as faas-cli speaks it: to deploy, look and scale, not to invoke."""
+"""A client of the OpenFaaS REST API that faas-cli uses: it deploys, lists and scales functions."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,32 +7,38 @@ from dataclasses import fields
 from typing import Any
 
 import aiohttp
+import msgspec
 from yarl import URL
 
 from control_plane.config import Credentials
 from control_plane.errors import FunctionNotFound, GatewayError, ProtocolError
 from control_plane.faas.connection import Address
-from control_plane.faas.json_fields import as_object, count
 from control_plane.faas.types import (
+    Count,
     DeleteFunctionRequest,
     FunctionDeployment,
     FunctionStatus,
     ScaleServiceRequest,
+    go_json,
 )
 from control_plane.http import connection_problem
 from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
+from control_plane.validation import convert
 from functions.contract.messages import ResidencyReport
 from functions.contract.process import RESIDENCY_PATH
 
-_REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
-_COMMUNITY = "-ce"
-"""How the names of the community editions' providers end."""
 HEALTH_SECONDS = 2.0
+"""The time within which a healthy gateway answers."""
+_Report = msgspec.defstruct("_Report", [(report.name, Count, 0) for report in fields(ResidencyReport)])
+"""A `ResidencyReport` from outside, whose counts are checked."""
+_COMMUNITY = "-ce"
+"""The ending of the providers' names in OpenFaaS' community editions."""
 _REFUSES_REPLICAS = frozenset({400, 403, 405, 409, 422, 501})
+"""The statuses with which gateways refuse a number of replicas."""
 
 
 class _Refusal(GatewayError):
-    """An answer that is an error, with its status."""
+    """The gateway answered with an error status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -40,26 +46,26 @@ class _Refusal(GatewayError):
 
 
 class Gateway:
-    """One gateway. Every call raises `GatewayError` when it is away, refuses, or answers nonsense."""
+    """One gateway. Calls raise `GatewayError` if it cannot be reached, refuses, or sends a bad answer."""
 
     def __init__(self, url: URL, session: aiohttp.ClientSession) -> None:
         self.url = url
         self.address = Address(url.host or "", url.port or 80)
-        """Where it listens."""
+        """The gateway's host and port, for invocations."""
         self._session = session
 
     @classmethod
     @asynccontextmanager
     async def connect(cls, url: URL, credentials: Credentials | None) -> AsyncIterator["Gateway"]:
-        """A client whose connections are closed at the end of the context."""
+        """A client for the gateway at `url`, whose connections are closed at the end of the context."""
         headers = {"Authorization": credentials.basic_auth} if credentials else None
-        # A deployment may have to start a process or pull an image before it is answered.
+        # A gateway may start a process or pull an image before it answers a deployment.
         timeout = aiohttp.ClientTimeout(total=120, connect=5)
         async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
             yield cls(url, session)
 
     async def deploy(self, deployment: FunctionDeployment) -> None:
-        """Create the function, or update it when it is there."""
+        """Update the function, or create it if it does not exist."""
         body = deployment.to_json()
         try:
             await self._request("PUT", "/system/functions", body)
@@ -67,25 +73,25 @@ class Gateway:
             await self._request("POST", "/system/functions", body)
 
     async def remove(self, function: str) -> None:
-        """Delete the function; one that is not there is no error."""
+        """Delete the function, if it exists."""
         body = DeleteFunctionRequest(function).to_json()
         with suppress(FunctionNotFound):
             await self._request("DELETE", "/system/functions", body)
 
     async def max_functions(self) -> int | None:
-        """How many functions its edition allows; None for as many as there is memory."""
+        """The most functions that the gateway's edition allows; None for no limit."""
         try:
             info = await self._request("GET", "/system/info")
         except (FunctionNotFound, _Refusal):
-            # Not every provider tells about itself.
+            # Not every provider has this route.
             return None
         provider = info.get("provider", "") if isinstance(info, dict) else ""
-        # A gateway tells of itself and of its provider; a provider by itself, of itself only.
+        # A gateway nests its provider's description; a provider that is called directly has its name here.
         name = provider.get("provider", "") if isinstance(provider, dict) else provider
         return COMMUNITY_FUNCTIONS if str(name).endswith(_COMMUNITY) else None
 
     async def answers(self) -> bool:
-        """Whether it is there and well."""
+        """Whether the gateway can be reached and is healthy."""
         try:
             async with asyncio.timeout(HEALTH_SECONDS):
                 await self._request("GET", "/healthz")
@@ -94,7 +100,7 @@ class Gateway:
         return True
 
     async def functions(self) -> list[FunctionStatus]:
-        """All functions that are deployed."""
+        """All deployed functions."""
         answer = await self._request("GET", "/system/functions")
         try:
             return [FunctionStatus.from_json(function) for function in answer]
@@ -104,7 +110,7 @@ class Gateway:
             ) from error
 
     async def scale(self, function: str, replicas: int) -> bool:
-        """Set the number of replicas; False when the gateway does not want so many, or so few.
+        """Set the number of replicas. Returns False if the gateway refuses this number.
 
         Raises `FunctionNotFound`.
         """
@@ -118,24 +124,24 @@ class Gateway:
         return True
 
     async def limit_residency(self, function: str, nbytes: int) -> ResidencyReport:
-        """Have a function that is awake hold at most so many bytes of weights; its report, after that."""
+        """Limit the weights that a running function may hold to `nbytes`; returns its new report."""
         return await self._residency("PUT", function, {"limit_bytes": nbytes})
 
     async def release_residency(self, function: str) -> ResidencyReport:
-        """Have a function that is awake drop the weights that no call is using; its report, after that."""
+        """Have a running function drop all weights that no call uses; returns its new report."""
         return await self._residency("DELETE", function)
 
     async def _residency(self, method: str, function: str, body: object = None) -> ResidencyReport:
         answer = await self._request(method, f"/function/{function}{RESIDENCY_PATH}", body)
         try:
-            return ResidencyReport(**{name: count(as_object(answer, "report"), name) for name in _REPORTED})
+            return ResidencyReport(**msgspec.structs.asdict(convert(go_json(answer), _Report)))
         except ValueError as error:
             raise ProtocolError(
                 f"function {function} reports its weights in an unknown way: {error}"
             ) from error
 
     async def _request(self, method: str, path: str, body: object = None) -> Any:
-        """The decoded JSON of the answer, or None when it is not JSON."""
+        """The decoded JSON of the answer; None if the answer is not JSON."""
         try:
             async with self._session.request(method, self.url.join(URL(path)), json=body) as answer:
                 if answer.status >= 400:

@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection for invocations, blocking, used by one thread.
+"""A blocking HTTP/1.1 connection for invocations, used by one thread.
 
-A layer cannot go on before all its functions have answered, so the engine's thread sends to each of them
-and then reads each answer: no event loop, no other thread, two system calls per invocation.
+A layer needs the answers of all its functions before it can go on. So the engine's thread sends to each of
+them and then reads each answer: no event loop, no other thread, two system calls per invocation.
 """
 
 import contextlib
@@ -16,25 +16,28 @@ import httptools
 
 from functions.host.sockets import send_all
 
-MAX_ANSWER_BYTES = 1 << 30
+MAX_RESPONSE_BYTES = 1 << 30
 RECEIVE_BUFFER_BYTES = 16384
-"""For the beginning of an answer: most of a small one, and little of a large one, which is copied."""
+"""The size of the buffer for the first bytes of a response.
+
+It holds most small responses whole. Of a large one it holds little, which is good: these bytes are copied.
+"""
 
 
 class ConnectionLost(Exception):
-    """The peer could not be reached, hung up, or spoke something other than HTTP."""
+    """The peer cannot be reached, closed the connection, or sent something other than HTTP."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a function or a gateway listens."""
+    """The host and port at which a function or a gateway listens."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> "Address":
-        """Read host:port; raises `ValueError`."""
+        """Parse "host:port". Raises `ValueError`."""
         host, _, port = text.rpartition(":")
         if not host or not 0 < int(port) < 65536:
             raise ValueError(f"not an address: {text!r}")
@@ -42,7 +45,7 @@ class Address:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it leads to the machine that it is used on."""
+        """Whether the address means the machine that connects to it."""
         try:
             return ip_address(self.host).is_loopback
         except ValueError:
@@ -53,43 +56,46 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Status and body of an answer. The body is writable: tensors that are views of it are, too."""
+class HttpResponse:
+    """Status and body of a response. The body is writable, and so are tensors that are views of it."""
 
     status: int
     body: bytearray
 
 
-class _AnswerReader:
-    """Collects one answer; httptools calls its on_* methods.
+class _ResponseReader:
+    """Collects one response. httptools calls the on_* methods.
 
-    What is left of a body after its first bytes goes straight to its place, past the parser.
+    Once the header and the first bytes are parsed, the rest of a body of known length is received straight
+    into its final place: the parser would copy it once more.
     """
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._status = 0
         self._length: int | None = None
-        """Of the body, once the header has told."""
+        """The Content-Length, once it is known."""
         self._body = bytearray()
         self._filled = 0
-        self._straight = False
-        self.answer: Answer | None = None
+        """Bytes of the body received so far."""
+        self._bypasses_parser = False
+        self.response: HttpResponse | None = None
+        """The response, once it is complete."""
         self.keep_alive = False
 
     def place(self, buffer: memoryview) -> memoryview:
-        """Where the next bytes are to be put: somewhere in the buffer, or where they belong."""
-        self._straight = self._status >= 200 and self._length is not None
-        return memoryview(self._body)[self._filled :] if self._straight else buffer
+        """Where to receive the next bytes: the buffer, or the unfilled part of the body."""
+        self._bypasses_parser = self._status >= 200 and self._length is not None
+        return memoryview(self._body)[self._filled :] if self._bypasses_parser else buffer
 
     def take(self, received: memoryview) -> None:
-        """Those bytes have come. Raises an error of httptools."""
-        if not self._straight:
+        """Process bytes that were received into the last `place`. Raises an error of httptools."""
+        if not self._bypasses_parser:
             self._parser.feed_data(received)
             return
         self._filled += len(received)
         if self._filled == self._length:
-            self.answer = Answer(self._status, self._body)
+            self.response = HttpResponse(self._status, self._body)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"content-length":
@@ -99,44 +105,45 @@ class _AnswerReader:
         self._status = self._parser.get_status_code()
         self.keep_alive = self._parser.should_keep_alive()
         if self._length is not None:
-            self._limit(self._length)
+            self._check_length(self._length)
             self._body = bytearray(self._length)
 
     def on_body(self, body: bytes) -> None:
         end = self._filled + len(body)
-        self._limit(end)
+        self._check_length(end)
         self._body[self._filled : end] = body
         self._filled = end
 
     def on_message_complete(self) -> None:
-        # 100 Continue is a message of its own, before the answer.
+        # A "100 Continue" is a message by itself, which precedes the response.
         if self._status >= 200:
-            self.answer = Answer(self._status, self._body)
+            self.response = HttpResponse(self._status, self._body)
 
     @staticmethod
-    def _limit(nbytes: int) -> None:
-        if nbytes > MAX_ANSWER_BYTES:
-            raise ConnectionLost(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+    def _check_length(nbytes: int) -> None:
+        if nbytes > MAX_RESPONSE_BYTES:
+            raise ConnectionLost(f"an answer of more than {MAX_RESPONSE_BYTES} bytes")
 
 
 class Connection:
-    """Sends one request and receives its answer, again and again. Every wait ends by the deadline."""
+    """Sends one request at a time and receives its response. No wait is longer than its deadline."""
 
     def __init__(self, address: Address, deadline: float) -> None:
-        """Connect by `deadline`, of time.monotonic(). Raises `ConnectionLost`."""
+        """Connect before `deadline`, a time.monotonic(). Raises `ConnectionLost` or `TimeoutError`."""
         self.address = address
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self.reusable = False
+        """Whether another request may follow the last response."""
         try:
             self._socket = socket.create_connection((address.host, address.port), _left(deadline))
-        except (OSError, UnicodeError) as error:  # the latter for a host that can be no name
+        except (OSError, UnicodeError) as error:  # UnicodeError: the host is not a valid name.
             raise ConnectionLost(f"cannot connect to {address}: {error}") from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(
         self, target: str, content_type: str, body: Sequence[bytes | memoryview], deadline: float
     ) -> None:
-        """POST `body` to `target`. Raises `ConnectionLost`."""
+        """POST `body` to `target`. Raises `ConnectionLost` or `TimeoutError`."""
         length = sum(len(part) for part in body)
         head = (
             f"POST {target} HTTP/1.1\r\nHost: {self.address}\r\n"
@@ -149,10 +156,10 @@ class Connection:
         except OSError as error:
             raise ConnectionLost(f"{self.address} hung up: {error}") from error
 
-    def receive(self, deadline: float) -> Answer:
-        """The answer to what was sent last. Raises `ConnectionLost`, or `TimeoutError` at the deadline."""
-        reader = _AnswerReader()
-        while reader.answer is None:
+    def receive(self, deadline: float) -> HttpResponse:
+        """Read the response to the last request. Raises `ConnectionLost` or `TimeoutError`."""
+        reader = _ResponseReader()
+        while reader.response is None:
             try:
                 self._socket.settimeout(_left(deadline))
                 place = reader.place(self._buffer)
@@ -165,25 +172,22 @@ class Connection:
             except (OSError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
                 raise ConnectionLost(f"{self.address}: {error!r}") from error
         self.reusable = reader.keep_alive
-        return reader.answer
+        return reader.response
 
     @property
     def readable(self) -> bool:
-        """Whether something has come, or the peer has hung up.
-
-        Of a connection that waits for no answer, that means that it cannot be used any more.
-        """
+        """Whether bytes have arrived, or the peer has closed the connection."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))
 
     def abort(self) -> None:
-        """From another thread: make a wait in `send` or `receive` end with `ConnectionLost`."""
+        """From another thread: make a running `send` or `receive` raise `ConnectionLost`."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the socket."""
         self._socket.close()
 
 

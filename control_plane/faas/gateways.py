@@ -1,4 +1,4 @@
-"""Several gateways that hold one partition's functions between them, as one."""
+"""Presents several gateways, each of which has some of a partition's functions, as one."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -11,42 +11,42 @@ from functions.contract.messages import ResidencyReport
 
 
 class Gateways:
-    """Knows which function is where, from what the gateways list; each call raises as `Gateway`'s do.
+    """Knows from the gateways' lists which gateway has which function. Calls raise the errors of `Gateway`.
 
-    The event loop writes what is known, and the engine's thread reads it.
+    The event loop updates the locations, and the engine's thread reads them.
     """
 
     def __init__(self, gateways: Sequence[Gateway], names: frozenset[str]) -> None:
-        """`names` are the partition's functions; there is at least one gateway."""
+        """`gateways` is not empty; `names` are the partition's functions."""
         self.all = gateways
         self._names = names
         self._locations: Mapping[str, Gateway] = {}
         self._listed: dict[str, FunctionDeployment] = {}
         self.problems: Mapping[str, str] = {}
-        """By address, why a gateway could not be asked the last time."""
+        """By URL, the errors of the gateways that failed to list their functions the last time."""
 
     def of(self, function: str) -> Gateway:
-        """The one that has the function; the first where none is known to."""
+        """The gateway that has the function; the first gateway if none is known to have it."""
         return self._locations.get(function, self.all[0])
 
     def address_of(self, function: str) -> Address:
-        """Where that listens."""
+        """The address of the gateway that has the function."""
         return self.of(function).address
 
     def at(self, gateway: Gateway) -> list[str]:
-        """The functions that are called there, or would be: those that no gateway has told of among them."""
+        """The partition's functions that this gateway has, and those that no gateway has listed yet."""
         return [name for name in sorted(self._names) if self._locations.get(name, gateway) is gateway]
 
     def listed(self, function: str) -> FunctionDeployment | None:
-        """As what it was deployed when a gateway last told of it."""
+        """The function's deployment when a gateway last listed it."""
         return self._listed.get(function)
 
     def move(self, function: str, gateway: Gateway) -> None:
-        """It is called there from now on."""
+        """Call the function at this gateway from now on."""
         self._locations = {**self._locations, function: gateway}
 
     async def functions(self) -> list[FunctionStatus]:
-        """What all gateways that answer have, each of the partition's functions once.
+        """The functions of all gateways that answer; each of the partition's functions is listed once.
 
         Raises the first `GatewayError` when none answers.
         """
@@ -72,21 +72,21 @@ class Gateways:
         ]
 
     async def scale(self, function: str, replicas: int) -> bool:
-        """As `Gateway.scale`."""
+        """See `Gateway.scale`."""
         return await self.of(function).scale(function, replicas)
 
     async def limit_residency(self, function: str, nbytes: int) -> ResidencyReport:
-        """As `Gateway.limit_residency`."""
+        """See `Gateway.limit_residency`."""
         return await self.of(function).limit_residency(function, nbytes)
 
     async def release_residency(self, function: str) -> ResidencyReport:
-        """As `Gateway.release_residency`."""
+        """See `Gateway.release_residency`."""
         return await self.of(function).release_residency(function)
 
     def _learn(self, listed: Mapping[Gateway, Sequence[FunctionStatus]]) -> None:
-        """A function stays where it was known to be, unless only another gateway has it now.
+        """Update the locations. A function keeps its location unless only another gateway has it now.
 
-        A list may be older than a move.
+        A list may be older than the last move of a function, so that it names the old gateway as well.
         """
         there: dict[str, list[Gateway]] = {}
         for gateway, statuses in listed.items():
@@ -101,7 +101,7 @@ class Gateways:
         self._locations = {**self._locations, **found}
 
     def _keeps(self, name: str, there: Sequence[Gateway], listed: Mapping[Gateway, object]) -> bool:
-        """Whether the function is where it was, as far as can be known."""
+        """Whether the function's known gateway lists it, or did not answer."""
         known = self._locations.get(name)
         return known is not None and (known in there or known not in listed)
 

@@ -1,6 +1,6 @@
-"""What the engine knows of FaaS, and no more."""
+"""The engine's view of FaaS: all that it imports from this package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,17 +9,20 @@ from functions.contract.messages import Invocation, InvocationResult
 
 @dataclass(frozen=True)
 class ExpertUsage:
-    """What calling functions has cost: a running total, the difference of two, or a share of it."""
+    """The cost of expert invocations: a running total, the difference of two totals, or a share of one.
+
+    Counts are floats because a batch's cost is divided among its sequences.
+    """
 
     invocations: float = 0
     cold_starts: float = 0
-    """Function processes that answered for the first time."""
+    """Answers that were the first of their function process."""
     cold_experts: float = 0
-    """Experts that a function used for the first time."""
+    """Experts whose weights a call had to wait for."""
     wire_bytes: float = 0
-    """Bodies, both ways."""
+    """Bytes of request and response bodies."""
     seconds: float = 0.0
-    """Compute time inside the functions."""
+    """Compute time inside the functions, in seconds."""
 
     def __add__(self, other: "ExpertUsage") -> "ExpertUsage":
         return ExpertUsage(
@@ -40,7 +43,7 @@ class ExpertUsage:
         )
 
     def share(self, part: float) -> "ExpertUsage":
-        """That part of it, from 0 to 1."""
+        """The fraction `part` (0 to 1) of every number."""
         return ExpertUsage(
             self.invocations * part,
             self.cold_starts * part,
@@ -50,24 +53,34 @@ class ExpertUsage:
         )
 
 
-class ExpertInvoker(Protocol):
-    """Calls expert functions, from one thread."""
+class PendingInvocations(Protocol):
+    """Invocations that were sent and whose answers have not been read yet."""
 
-    def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
-        """Send one invocation to each named function; the returned call waits for all the answers.
+    def wait(self) -> dict[str, InvocationResult]:
+        """Block until every function has answered; the results by function name. To be called once.
 
-        The wait raises a `GatewayError` when a function stays away.
+        Raises a `GatewayError` when a function does not answer before the deadline.
         """
 
+
+class ExpertInvoker(Protocol):
+    """Invokes expert functions. One thread uses it, except for `abort`."""
+
+    def begin(self, invocations: Mapping[str, Invocation]) -> PendingInvocations:
+        """Send one invocation to each named function."""
+
     def prefetch(self, invocations: Mapping[str, Invocation]) -> None:
-        """Tell functions that are awake what to expect, by invocations without rows. Waits for nothing."""
+        """Send invocations without rows, which only ask for a prefetch. Waits for no answer.
+
+        Functions whose process is not known to run are left out: a prefetch is no reason to start one.
+        """
 
     @property
     def usage(self) -> ExpertUsage:
-        """The total so far."""
+        """The total since the start."""
 
     def abort(self) -> None:
-        """From another thread: end the wait in progress, and every later one, with a `GatewayError`."""
+        """From another thread: make the wait in progress, and every later one, raise a `GatewayError`."""
 
     def close(self) -> None:
-        """Release what the invoker holds."""
+        """Close all connections."""

@@ -1,4 +1,4 @@
-"""What is known of each function from its answers."""
+"""Counts the invocations of each function, and follows the reports of the weights that it holds."""
 
 import time
 from dataclasses import dataclass, field, replace
@@ -10,51 +10,97 @@ _COUNTED = (
     *("read_bytes", "prefetched_experts", "prefetch_hits", "prefetch_wasted_bytes"),
     *("evicted_for_room", "evicted_for_limit", "evicted_for_idleness"),
 )
-"""Of a report, what only grows as long as its process lives."""
+"""The fields of a report that only grow while its process lives."""
 
 
 @dataclass(slots=True)
 class LayerStatistics:
-    """What has been asked of one function's experts of one layer."""
+    """Totals of the answered invocations of one function's experts of one layer."""
 
     invocations: int = 0
     rows: int = 0
     seconds: float = 0.0
-    """The function's own compute time."""
+    """Compute time inside the function."""
 
 
 @dataclass(frozen=True)
 class ResidencyHistory:
-    """What a function's processes, one after the other, have reported of the weights that they held."""
+    """The residency reports of a function's successive processes."""
 
     last: ResidencyReport = field(default_factory=ResidencyReport)
-    """The last process's last one."""
+    """The newest report of the newest process."""
     ended: ResidencyReport = field(default_factory=ResidencyReport)
-    """What the processes before it had counted, added up."""
+    """The counts of all earlier processes, added up."""
 
     @property
     def totals(self) -> ResidencyReport:
-        """The last report, with its counts over all processes."""
+        """The newest report, with its counts summed over all processes."""
         return replace(
             self.last, **{name: getattr(self.last, name) + getattr(self.ended, name) for name in _COUNTED}
         )
 
     def after(self, report: ResidencyReport, new_process: bool) -> "ResidencyHistory":
-        """With one report more."""
+        """The history with one more report."""
         return ResidencyHistory(report, self.totals if new_process else self.ended)
 
     def beside(self, report: ResidencyReport) -> "ResidencyHistory":
-        """With one that came beside the invocations, and not in their order: an older one is left out.
+        """The history with a report that did not come with an invocation, unless the report is older.
 
-        One of a process that has answered no invocation yet looks like an old one.
+        It may be older because such a request and the invocations overtake each other. The first report of
+        a new process looks older, too; the process's first invocation corrects that.
         """
         older = any(getattr(report, name) < getattr(self.last, name) for name in _COUNTED)
         return self if older else self.after(report, new_process=False)
 
 
+class ReportedResidency:
+    """The newest residency history of one function, from two sources with one thread each.
+
+    The invoker's thread calls `record`, the event loop calls `observe`, and any thread reads. Each of the
+    two attributes has one writer and is replaced as a whole, so that no lock is needed on the hot path.
+    """
+
+    __slots__ = ("_invoked", "_observed")
+
+    def __init__(self) -> None:
+        self._invoked = ResidencyHistory()
+        """The history as of the last invocation."""
+        self._observed = self._invoked, self._invoked
+        """The value of `_invoked` when a report was last observed, and the history with that report."""
+
+    def record(self, report: ResidencyReport, new_process: bool) -> None:
+        """Take the report that came with an invocation."""
+        self._invoked = self._history.after(report, new_process)
+
+    def observe(self, report: ResidencyReport) -> None:
+        """Take a report that came without an invocation."""
+        invoked = self._invoked
+        self._observed = invoked, self._history.beside(report)
+
+    @property
+    def last(self) -> ResidencyReport:
+        """The newest report of the newest process."""
+        return self._history.last
+
+    @property
+    def totals(self) -> ResidencyReport:
+        """The newest report, with its counts summed over all processes."""
+        return self._history.totals
+
+    @property
+    def _history(self) -> ResidencyHistory:
+        # An observed report holds until the next invocation, whose own report already accounts for it.
+        invoked, (base, observed) = self._invoked, self._observed
+        return observed if base is invoked else invoked
+
+
 @dataclass
 class FunctionStatistics:
-    """What has been asked of one function, as the caller sees it. One thread writes, any may read."""
+    """Totals of the answered invocations of one function.
+
+    The invoker's thread alone writes them, any thread may read. Reports from elsewhere go to
+    `residency.observe`.
+    """
 
     invocations: int = 0
     rows: int = 0
@@ -64,15 +110,16 @@ class FunctionStatistics:
     bytes_sent: int = 0
     bytes_received: int = 0
     seconds: float = 0.0
-    """The function's own compute time."""
+    """Compute time inside the function."""
     last_call: float = 0.0
-    """time.time() of the last answer."""
-    residency: ResidencyHistory = field(default_factory=ResidencyHistory)
+    """The time.time() of the last answer."""
+    residency: ReportedResidency = field(default_factory=ReportedResidency)
     instance: str = ""
+    """Identifies the process that answered last."""
     layers: dict[int, LayerStatistics] = field(default_factory=dict)
 
     def record(self, layer: int, sent: int, received: int, result: InvocationResult) -> ExpertUsage:
-        """Count one answered invocation of a layer's experts; returns what it has cost."""
+        """Count one answered invocation with bodies of `sent` and `received` bytes; returns its cost."""
         rows = len(result.output)
         self._record_layer(layer, rows, result.seconds)
         cold_start = result.instance != self.instance
@@ -83,14 +130,14 @@ class FunctionStatistics:
         self.cold_starts += cold_start
         self.instance = result.instance
         self.cold_experts += result.cold_experts
-        self.residency = self.residency.after(result.residency, cold_start)
+        self.residency.record(result.residency, cold_start)
         self.seconds += result.seconds
         self.last_call = time.time()
         return ExpertUsage(1, int(cold_start), result.cold_experts, sent + received, result.seconds)
 
     def _record_layer(self, layer: int, rows: int, seconds: float) -> None:
         if layer not in self.layers:
-            # A new dict: another thread may be iterating over the old one.
+            # A new dict, because another thread may be iterating over the old one.
             self.layers = {**self.layers, layer: LayerStatistics()}
         counted = self.layers[layer]
         counted.invocations += 1

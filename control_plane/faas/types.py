@@ -1,121 +1,87 @@
-"""What travels over the OpenFaaS REST API, as frozen dataclasses.
+"""The messages of the OpenFaaS REST API.
 
 Field names follow https://github.com/openfaas/faas-provider/tree/master/types and its `logs` package.
-`from_json` takes decoded JSON and raises ValueError, naming the field, where a type is wrong; a field
-that is missing or null has its default. `to_json` leaves out what is empty, as OpenFaaS does.
+`from_json` takes decoded JSON and raises `Invalid`, naming the field, for a wrong type; a missing field and
+null both mean the default, and unknown fields are ignored. `to_json` leaves out empty fields, like OpenFaaS.
 """
 
-import base64
-import binascii
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
-from control_plane.faas.json_fields import (
-    Json,
-    as_object,
-    count,
-    flag,
-    number,
-    text,
-    text_list,
-    text_map,
-    time,
-)
+import msgspec
+
+from control_plane.validation import Invalid, convert
 
 DEFAULT_NAMESPACE = "openfaas-fn"
 
-T = TypeVar("T")
+MAX_COUNT = 2**63 - 1
+Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT, description="a whole number, zero or more")]
+Time = Annotated[datetime, msgspec.Meta(tz=True, description="an RFC 3339 time")]
+
+_NESTED = frozenset({"limits", "requests", "usage"})
+"""The fields that are messages themselves."""
+_NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 
 
-@dataclass(frozen=True)
-class FunctionResources:
+class ApiMessage(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """A JSON object whose keys are the fields' names in camel case."""
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        return convert(go_json(data), cls)
+
+    def to_json(self) -> dict[str, Any]:
+        written: dict[str, Any] = msgspec.to_builtins(self, builtin_types=(datetime,))
+        return {name: _plain(value) for name, value in written.items() if value not in ("", {}, ())}
+
+
+class FunctionResources(ApiMessage, frozen=True):
     """Memory ("128Mi") and CPU ("500m") in Kubernetes' notation."""
 
     memory: str = ""
     cpu: str = ""
 
-    @classmethod
-    def from_json(cls, data: object) -> Self:
-        fields = as_object(data, "resources")
-        return cls(memory=text(fields, "memory"), cpu=text(fields, "cpu"))
 
-    def to_json(self) -> dict[str, Any]:
-        return _filled(memory=self.memory, cpu=self.cpu)
-
-
-@dataclass(frozen=True)
-class FunctionDeployment:
+class FunctionDeployment(ApiMessage, frozen=True):
     """The specification of one function: the body of POST and PUT `/system/functions`."""
 
-    service: str
-    image: str
+    service: str = ""
+    image: str = ""
     namespace: str = ""
     env_process: str = ""
-    env_vars: Mapping[str, str] = field(default_factory=dict)
+    env_vars: Mapping[str, str] = msgspec.field(default_factory=dict)
     constraints: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = msgspec.field(default_factory=dict)
+    annotations: Mapping[str, str] = msgspec.field(default_factory=dict)
     limits: FunctionResources | None = None
     requests: FunctionResources | None = None
     read_only_root_filesystem: bool = False
 
-    @classmethod
-    def from_json(cls, data: object) -> Self:
-        fields = as_object(data, "function")
-        return cls(
-            service=text(fields, "service"),
-            image=text(fields, "image"),
-            namespace=text(fields, "namespace"),
-            env_process=text(fields, "envProcess"),
-            env_vars=text_map(fields, "envVars"),
-            constraints=text_list(fields, "constraints"),
-            secrets=text_list(fields, "secrets"),
-            labels=text_map(fields, "labels"),
-            annotations=text_map(fields, "annotations"),
-            limits=_optional(FunctionResources.from_json, fields, "limits"),
-            requests=_optional(FunctionResources.from_json, fields, "requests"),
-            read_only_root_filesystem=flag(fields, "readOnlyRootFilesystem"),
-        )
 
-    def to_json(self) -> dict[str, Any]:
-        return _filled(
-            service=self.service,
-            image=self.image,
-            namespace=self.namespace,
-            envProcess=self.env_process,
-            envVars=dict(self.env_vars),
-            constraints=list(self.constraints),
-            secrets=list(self.secrets),
-            labels=dict(self.labels),
-            annotations=dict(self.annotations),
-            limits=self.limits and self.limits.to_json(),
-            requests=self.requests and self.requests.to_json(),
-            readOnlyRootFilesystem=self.read_only_root_filesystem,
-        )
+class FunctionUsage(ApiMessage, frozen=True, omit_defaults=False):
+    """Resources over all replicas: CPU in millicores since the last measurement, and memory in bytes."""
+
+    cpu: float = 0.0
+    total_memory_bytes: float = 0.0
 
 
-@dataclass(frozen=True)
-class FunctionUsage:
-    """CPU in millicores since the last measurement, and memory in bytes, over all replicas."""
+class _Counters(ApiMessage, frozen=True):
+    """The fields of a `FunctionStatus` that a deployment does not have."""
 
-    cpu: float
-    total_memory_bytes: float
-
-    @classmethod
-    def from_json(cls, data: object) -> Self:
-        fields = as_object(data, "usage")
-        return cls(cpu=number(fields, "cpu"), total_memory_bytes=number(fields, "totalMemoryBytes"))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"cpu": self.cpu, "totalMemoryBytes": self.total_memory_bytes}
+    replicas: Count = 0
+    available_replicas: Count = 0
+    invocation_count: Count = 0
+    created_at: Time | None = None
+    usage: FunctionUsage | None = None
 
 
 @dataclass(frozen=True)
 class FunctionStatus:
-    """A deployed function: `replicas` are wanted, `available_replicas` take calls right now."""
+    """A deployed function: the wanted number of `replicas`, and how many of them take calls now."""
 
     deployment: FunctionDeployment
     replicas: int = 0
@@ -130,74 +96,51 @@ class FunctionStatus:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        fields = as_object(data, "function status")
-        return cls(
-            deployment=FunctionDeployment.from_json({**fields, "service": fields.get("name")}),
-            replicas=count(fields, "replicas"),
-            available_replicas=count(fields, "availableReplicas"),
-            invocation_count=count(fields, "invocationCount"),
-            created_at=time(fields, "createdAt"),
-            usage=_optional(FunctionUsage.from_json, fields, "usage"),
-        )
+        """Read the API's flat object: a deployment whose `service` is called `name`, and counters."""
+        counters = _Counters.from_json(data)
+        renamed = {**data, "service": data.get("name")} if isinstance(data, dict) else data
+        deployment = FunctionDeployment.from_json(renamed)
+        return cls(deployment, **msgspec.structs.asdict(counters))
 
     def to_json(self) -> dict[str, Any]:
-        """Counts are written even when zero: a reader with curl should see them."""
+        """Counts are written even when they are zero, for readers who use curl."""
         fields = self.deployment.to_json()
-        name = fields.pop("service", "")
+        counters = _Counters(created_at=self.created_at, usage=self.usage).to_json()
         return {
-            "name": name,
+            "name": fields.pop("service", ""),
             **fields,
             "replicas": self.replicas,
             "availableReplicas": self.available_replicas,
             "invocationCount": self.invocation_count,
-            **_filled(
-                createdAt=self.created_at and self.created_at.isoformat(),
-                usage=self.usage and self.usage.to_json(),
-            ),
+            **counters,
         }
 
 
-@dataclass(frozen=True)
-class ScaleServiceRequest:
+class ScaleServiceRequest(ApiMessage, frozen=True, omit_defaults=False):
     """The body of POST `/system/scale-function/{name}`."""
 
-    service_name: str
-    replicas: int
+    service_name: str = ""
+    replicas: Count = 0
     namespace: str = ""
 
-    @classmethod
-    def from_json(cls, data: object) -> Self:
-        fields = as_object(data, "scale request")
-        return cls(
-            service_name=text(fields, "serviceName"),
-            replicas=count(fields, "replicas"),
-            namespace=text(fields, "namespace"),
-        )
 
-    def to_json(self) -> dict[str, Any]:
-        named = _filled(serviceName=self.service_name, namespace=self.namespace)
-        return {**named, "replicas": self.replicas}
-
-
-@dataclass(frozen=True)
-class DeleteFunctionRequest:
+class DeleteFunctionRequest(ApiMessage, frozen=True):
     """The body of DELETE `/system/functions`."""
 
-    function_name: str
+    function_name: str = ""
     namespace: str = ""
 
-    @classmethod
-    def from_json(cls, data: object) -> Self:
-        fields = as_object(data, "delete request")
-        return cls(function_name=text(fields, "functionName"), namespace=text(fields, "namespace"))
 
-    def to_json(self) -> dict[str, Any]:
-        return _filled(functionName=self.function_name, namespace=self.namespace)
+class _SecretBody(ApiMessage, frozen=True):
+    name: str = ""
+    namespace: str = ""
+    value: str = ""
+    raw_value: Annotated[bytes, msgspec.Meta(description="base64")] = b""
 
 
 @dataclass(frozen=True)
 class Secret:
-    """A secret: its value goes in, and never comes out again."""
+    """A secret. Its value is written, but never read back."""
 
     name: str
     namespace: str = ""
@@ -205,24 +148,17 @@ class Secret:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        fields = as_object(data, "secret")
-        try:
-            raw = base64.b64decode(text(fields, "rawValue"), validate=True)
-        except binascii.Error as error:
-            raise ValueError(f"rawValue: not base64: {error}") from None
-        return cls(
-            name=text(fields, "name"),
-            namespace=text(fields, "namespace"),
-            value=raw or text(fields, "value").encode(),
-        )
+        """The value comes as `rawValue`, in base64, or as `value`, a text."""
+        body = _SecretBody.from_json(data)
+        return cls(body.name, body.namespace, body.raw_value or body.value.encode())
 
     def to_json(self) -> dict[str, Any]:
-        return _filled(name=self.name, namespace=self.namespace)
+        return _SecretBody(self.name, self.namespace).to_json()
 
 
 @dataclass(frozen=True)
 class LogMessage:
-    """One line that a function wrote; `instance` tells its processes apart."""
+    """One line that a function has written; `instance` identifies its process."""
 
     name: str
     namespace: str
@@ -231,19 +167,44 @@ class LogMessage:
     text: str
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "namespace": self.namespace,
-            "instance": self.instance,
-            "timestamp": self.timestamp.isoformat(),
-            "text": self.text,
-        }
+        return {name: _plain(value) for name, value in vars(self).items()}
 
 
-def _filled(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value}
+def parse_time(name: str, text: str) -> datetime | None:
+    """Parse an RFC 3339 time; "" is none. Raises `Invalid`, with `name` as its path."""
+    try:
+        return convert(_to_microseconds(text), Time) if text else None
+    except Invalid as error:
+        raise Invalid(name, error.problem) from None
 
 
-def _optional(from_json: Callable[[object], T], fields: Json, name: str) -> T | None:
-    value = fields.get(name)
-    return None if value is None else from_json(value)
+def go_json(data: object) -> object:
+    """A JSON value from a Go program in the form that `convert` takes.
+
+    Go sends null for an empty list or map; here this means a missing field. Whole numbers may be written as
+    1.0. Times have nanoseconds, or are empty.
+    """
+    if not isinstance(data, dict):
+        return data
+    fields = {name: _field(name, value) for name, value in data.items()}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _field(name: str, value: object) -> object:
+    if name == "createdAt" and isinstance(value, str):
+        return _to_microseconds(value) or None
+    if isinstance(value, float) and value.is_integer() and value <= MAX_COUNT:
+        return int(value)
+    return go_json(value) if name in _NESTED else value
+
+
+def _plain(value: object) -> object:
+    """A value as `json` writes it."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _to_microseconds(text: str) -> str:
+    """Cut off nanoseconds, which msgspec would round."""
+    return _NANOSECONDS.sub(r"\1", text)

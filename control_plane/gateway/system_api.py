@@ -16,13 +16,13 @@ from typing import Final, Protocol, TypeVar
 from aiohttp import web
 
 from control_plane.errors import ConfigError
-from control_plane.faas import json_fields
 from control_plane.faas.types import (
     DEFAULT_NAMESPACE,
     DeleteFunctionRequest,
     FunctionDeployment,
     ScaleServiceRequest,
     Secret,
+    parse_time,
 )
 from control_plane.gateway.provider.provider import LocalProvider
 
@@ -149,7 +149,7 @@ def _log_range(request: web.Request) -> tuple[datetime | None, int, bool]:
     """The arguments of FunctionLog.read."""
     query = request.query
     try:
-        since = json_fields.time(query, "since")
+        since = parse_time("since", query.get("since", ""))
         tail = int(query.get("tail") or 0)
     except ValueError as error:
         raise web.HTTPUnprocessableEntity(text=f"could not parse the log request: {error}\n") from None

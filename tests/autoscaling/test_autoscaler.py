@@ -1,4 +1,4 @@
-"""The autoscaler against a gateway: what it asks of it, when, and what it makes of refusals."""
+"""The autoscaler with a gateway: its requests, their timing, and its reaction to refusals."""
 
 import asyncio
 import logging
@@ -27,18 +27,18 @@ SHORT = 0.2
 
 @dataclass
 class ControlPlane:
-    """What the autoscaler is given in the place of an engine."""
+    """Stands in for the engine and the rest of the control plane."""
 
     statistics: dict[str, FunctionStatistics] = field(default_factory=dict)
-    told: list[Mapping[str, int]] = field(default_factory=list)
+    limits: list[Mapping[str, int]] = field(default_factory=list)
     busy: bool = False
     own_bytes: int = OWN
-    given_back: int = 0
+    trims: int = 0
 
     def autoscaler(
         self, gateway: Gateway, *names: str, idle: float = LONG, room: int | None = None
     ) -> Autoscaler:
-        """One with blocks of 20 experts each; `room` is that of the budget for experts, in experts."""
+        """An autoscaler of blocks of 20 experts; `room` is the budget's memory for experts, in experts."""
         blocks = {name: BlockSize(20, 2) for name in names}
         budget = None if room is None else OWN + len(names) * FUNCTION_OVERHEAD_BYTES + room * EXPERT
         return Autoscaler(
@@ -48,16 +48,16 @@ class ControlPlane:
             budget,
             idle,
             own_bytes=lambda: self.own_bytes,
-            busy=lambda: self.busy,
-            tell=self.told.append,
-            give_back=self.give_back,
+            requests_running=lambda: self.busy,
+            set_limits=self.limits.append,
+            trim_memory=self.trim_memory,
         )
 
-    def give_back(self) -> None:
-        self.given_back += 1
+    def trim_memory(self) -> None:
+        self.trims += 1
 
     def answered(self, name: str, resident: int = 0, read: int = 0) -> None:
-        """The function has answered an invocation."""
+        """Record an answer of the function."""
         report = ResidencyReport(
             resident_experts=resident, resident_bytes=resident * EXPERT, read_bytes=read * EXPERT
         )
@@ -66,14 +66,14 @@ class ControlPlane:
 
 
 @asynchronous
-async def test_functions_that_idle_go_to_zero_and_then_nobody_asks_any_more() -> None:
+async def test_idle_functions_go_to_zero_and_polling_ends() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a", "b", "other") as (site, gateway):
         autoscaler = plane.autoscaler(gateway, "a", "b", idle=SHORT)
         async with autoscaler.running():
             await until(lambda: autoscaler.actions["zero"] == 2)
             assert site.replicas == {"a": 0, "b": 0, "other": 1}
-            await until(lambda: plane.given_back > 0)
+            await until(lambda: plane.trims > 0)
             await asyncio.sleep(0)
             listings = site.listings
             await asyncio.sleep(3 * SHORT)
@@ -81,14 +81,14 @@ async def test_functions_that_idle_go_to_zero_and_then_nobody_asks_any_more() ->
 
 
 @asynchronous
-async def test_a_prompt_wakes_all_at_the_same_time() -> None:
+async def test_a_request_wakes_all_functions_at_the_same_time() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a", "b", "c") as (site, gateway):
         site.replicas = dict.fromkeys("abc", 0)
         async with (autoscaler := plane.autoscaler(gateway, "a", "b", "c")).running():
             await until(lambda: site.listings == 1)
             await asyncio.sleep(0.05)
-            # No call is answered before all have come.
+            # The gateway answers no scale request before it has received all of them.
             site.released.clear()
             site.on_scale = lambda _: site.released.set() if len({a[1] for a in site.asked}) == 3 else None
             autoscaler.prompted()
@@ -97,7 +97,7 @@ async def test_a_prompt_wakes_all_at_the_same_time() -> None:
 
 
 @asynchronous
-async def test_a_prompt_does_not_wake_what_the_last_one_did_without() -> None:
+async def test_a_request_does_not_wake_functions_that_the_last_one_did_not_use() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a", "b") as (site, gateway):
         site.replicas = {"a": 0, "b": 0}
@@ -115,8 +115,8 @@ async def test_a_prompt_does_not_wake_what_the_last_one_did_without() -> None:
 
 
 @asynchronous
-async def test_what_a_request_that_takes_long_has_woken_stays_until_it_is_called() -> None:
-    """A prompt that waits for the first layers' weights has not come to the last ones' yet."""
+async def test_functions_woken_for_a_long_request_stay_awake_until_they_are_called() -> None:
+    """A request that waits for the first layers' weights has not reached the last layers yet."""
     plane = ControlPlane(busy=True)
     async with scaling_gateway("first", "last") as (site, gateway):
         site.replicas = {"first": 0, "last": 0}
@@ -133,14 +133,14 @@ async def test_what_a_request_that_takes_long_has_woken_stays_until_it_is_called
 
 
 @asynchronous
-async def test_what_a_call_wakes_while_it_is_put_to_sleep_is_found_out() -> None:
+async def test_a_function_that_a_call_wakes_during_its_scale_to_zero_is_noticed() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a", "b") as (site, gateway):
         site.released.clear()
         async with plane.autoscaler(gateway, "a", "b", idle=SHORT).running():
             await until(lambda: site.listings == 1)
             await asyncio.sleep(SHORT / 2)
-            # For which b sleeps later: a is on its way then.
+            # So that b becomes idle later than a, whose scale request is then in progress.
             plane.answered("b")
             await until(lambda: ("scale", "a", "0") in site.asked)
             listings = site.listings
@@ -152,7 +152,7 @@ async def test_what_a_call_wakes_while_it_is_put_to_sleep_is_found_out() -> None
 
 
 @asynchronous
-async def test_it_ends_in_the_moment_in_which_a_prompt_arrives() -> None:
+async def test_it_can_be_stopped_just_when_a_request_arrives() -> None:
     plane = ControlPlane()
     async with (
         scaling_gateway("a") as (site, gateway),
@@ -164,7 +164,7 @@ async def test_it_ends_in_the_moment_in_which_a_prompt_arrives() -> None:
 
 
 @asynchronous
-async def test_a_gateway_that_refuses_zero_is_told_of_once_and_weights_are_dropped() -> None:
+async def test_a_refusal_to_scale_to_zero_is_logged_once_and_weights_are_dropped() -> None:
     plane = ControlPlane()
     messages: list[str] = []
     handler = logging.Handler()
@@ -179,7 +179,7 @@ async def test_a_gateway_that_refuses_zero_is_told_of_once_and_weights_are_dropp
                 assert site.replicas == {"a": 1, "b": 1}
                 assert plane.statistics["a"].residency.totals.evicted_for_idleness == 3
                 assert autoscaler.memory().experts == 0
-                # Once more after the next use, and without another try to scale.
+                # Again after the next use, without another attempt to scale.
                 plane.answered("a", resident=3)
                 autoscaler.prompted()
                 await until(lambda: autoscaler.actions["release"] == 3)
@@ -192,26 +192,26 @@ async def test_a_gateway_that_refuses_zero_is_told_of_once_and_weights_are_dropp
 
 
 @asynchronous
-async def test_shares_are_told_and_confirmed_from_the_start() -> None:
+async def test_limits_are_set_and_confirmed_from_the_start() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a", "b") as (site, gateway):
         autoscaler = plane.autoscaler(gateway, "a", "b", room=30)
-        assert plane.told == [{"a": 2 * EXPERT, "b": 2 * EXPERT}]
+        assert plane.limits == [{"a": 2 * EXPERT, "b": 2 * EXPERT}]
         async with autoscaler.running():
             await until(lambda: len(site.of("limit")) == 2)
-            await until(lambda: plane.told[-1] == {"a": 15 * EXPERT, "b": 15 * EXPERT})
+            await until(lambda: plane.limits[-1] == {"a": 15 * EXPERT, "b": 15 * EXPERT})
         assert sorted(site.asked) == [("limit", "a", str(15 * EXPERT)), ("limit", "b", str(15 * EXPERT))]
 
 
 @asynchronous
-async def test_nobody_grows_before_the_others_have_shrunk() -> None:
+async def test_no_function_grows_before_the_others_have_shrunk() -> None:
     plane = ControlPlane()
     async with (
         scaling_gateway("a", "b") as (site, gateway),
         (autoscaler := plane.autoscaler(gateway, "a", "b", room=30)).running(),
     ):
         await until(lambda: autoscaler.actions["limit"] == 2)
-        # b does not do as it is told; a reads a lot.
+        # b fails to shrink while a reads a lot.
         site.failing = {"b"}
         plane.busy = True
         plane.answered("b", resident=15)
@@ -221,21 +221,21 @@ async def test_nobody_grows_before_the_others_have_shrunk() -> None:
             await asyncio.sleep(0.01)
             if len(site.of("limit")) > 2:
                 break
-        assert plane.told[-1] == {"a": 15 * EXPERT, "b": 14 * EXPERT}
+        assert plane.limits[-1] == {"a": 15 * EXPERT, "b": 14 * EXPERT}
         site.failing = set()
         for read in range(100_000, 200_000, 100):
             plane.answered("a", resident=15, read=read)
             autoscaler.prompted()
             await asyncio.sleep(0.01)
-            if plane.told[-1]["a"] > 15 * EXPERT:
+            if plane.limits[-1]["a"] > 15 * EXPERT:
                 break
-    limits = [sum(told.values()) for told in plane.told]
-    assert max(limits) <= 30 * EXPERT
-    assert plane.told[-1]["a"] > 15 * EXPERT
+    totals = [sum(limits.values()) for limits in plane.limits]
+    assert max(totals) <= 30 * EXPERT
+    assert plane.limits[-1]["a"] > 15 * EXPERT
 
 
 @asynchronous
-async def test_a_control_plane_that_grows_has_functions_shrink() -> None:
+async def test_functions_shrink_when_the_control_plane_grows() -> None:
     plane = ControlPlane()
     async with (
         scaling_gateway("a", "b") as (site, gateway),
@@ -250,7 +250,7 @@ async def test_a_control_plane_that_grows_has_functions_shrink() -> None:
 
 
 @asynchronous
-async def test_a_gateway_that_is_away_costs_nobody_anything() -> None:
+async def test_an_unreachable_gateway_does_no_harm() -> None:
     plane = ControlPlane()
     with closed_port() as port:
         async with (
@@ -265,7 +265,7 @@ async def test_a_gateway_that_is_away_costs_nobody_anything() -> None:
 
 
 @asynchronous
-async def test_it_ends_while_a_call_hangs() -> None:
+async def test_it_can_be_stopped_while_a_request_hangs() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a") as (site, gateway):
         site.released.clear()

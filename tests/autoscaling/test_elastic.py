@@ -1,4 +1,4 @@
-"""The whole system as functions come and go: to zero and back, and with room for more or fewer experts."""
+"""The whole system while functions scale to zero and back, and with memory for more or fewer experts."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,7 +18,8 @@ pytest_plugins = "tests.support.chat_fixtures"
 def text(api: ApiClient) -> str:
     answer = completion(api, max_tokens=12)
     assert answer.status == 200, answer.body
-    return answer.json["choices"][0]["text"]
+    generated: str = answer.json["choices"][0]["text"]
+    return generated
 
 
 def replicas(api: ApiClient) -> list[int]:
@@ -36,18 +37,18 @@ def actions(api: ApiClient, action: str) -> float:
 
 @pytest.fixture
 def expected_text(unsplit: Any, tokenizer: Any, expected: Callable[[list[int], int], str]) -> str:
-    """What the unsplit model answers to `text`."""
+    """The unsplit model's answer to the prompt of `text`."""
     return expected(tokenizer.encode("the cat"), 12)
 
 
-def test_what_idles_goes_to_zero_and_the_next_prompt_wakes_it(
+def test_idle_functions_go_to_zero_and_the_next_request_wakes_them(
     chat_partition: Path, tmp_path: Path, expected_text: str
 ) -> None:
     with serving(chat_partition, tmp_path / "db", open=True, idle_timeout=0.3) as api:
         for wakes in range(2):
             assert text(api) == expected_text
             eventually(lambda: replicas(api), [0] * len(EXPERTS))
-            # Those that the gateway itself has put to sleep first may be started by their calls.
+            # The gateway may have put some to sleep first; those may be started by their calls.
             assert actions(api, "wake") >= wakes
         memory = api.status()["memory"]
         assert (memory["overhead"], memory["experts"]) == (0, 0)
@@ -64,12 +65,12 @@ def test_scaling_and_limits_during_traffic_lose_no_request(
         names = [function["function"] for function in status["functions"]]
         with ThreadPoolExecutor(4) as clients:
             answers = [clients.submit(text, api) for _ in range(12)]
-            # As often as somebody is answered: more often, and functions would do nothing but start.
+            # Once per answer: more often, and the functions would only be starting.
             for number, answer in enumerate(as_completed(answers)):
                 assert answer.result() == expected_text
                 name = names[number % len(names)]
                 limit = {"limit_bytes": 0 if number % 2 else 1 << 30}
-                # 503 is for one that sleeps just now.
+                # A function that sleeps just now answers 503.
                 residency = f"/function/{name}/_/residency"
                 assert gateway.answer("PUT", residency, limit).status in (200, 503)
                 scale = {"serviceName": name, "replicas": 0}
@@ -77,7 +78,9 @@ def test_scaling_and_limits_during_traffic_lose_no_request(
         assert sum(function["cold_starts"] for function in api.status()["functions"]) > len(names)
 
 
-def test_a_budget_is_divided_and_told(chat_partition: Path, tmp_path: Path, expected_text: str) -> None:
+def test_a_budget_is_divided_among_the_functions(
+    chat_partition: Path, tmp_path: Path, expected_text: str
+) -> None:
     def served(budget: int) -> Any:
         return serving(chat_partition, tmp_path / "db", open=True, memory_budget=budget)
 
@@ -91,7 +94,7 @@ def test_a_budget_is_divided_and_told(chat_partition: Path, tmp_path: Path, expe
         assert memory["budget"] == budget
         assert memory["least"] <= budget
         assert memory["total"] == memory["control_plane"] + memory["overhead"] + memory["experts"] <= budget
-        # There is room for all: each function is told so.
+        # The budget is large enough for all experts, so each function may hold its whole block.
         functions = {function["function"]: function for function in api.status()["functions"]}
         expert = next(f["resident_bytes"] // f["resident_experts"] for f in functions.values())
         limits = [function["limit_bytes"] for function in functions.values()]

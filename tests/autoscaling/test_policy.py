@@ -1,4 +1,4 @@
-"""What is decided of functions that are used, idle or asleep, by cases; and what holds in all of them."""
+"""The policy's decisions for functions in use, idle or asleep: single cases, and properties of all cases."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from control_plane.autoscaling.policy import (
     Limit,
     Observed,
     Release,
-    Settings,
+    ScalingSettings,
     Sleep,
     Wake,
     decide,
@@ -24,20 +24,20 @@ EXPERT = 1_000_000
 OVERHEAD = 20_000_000
 OWN = 100_000_000
 BLOCKS = {name: BlockSize(20, 2) for name in ("a", "b", "c")}
-UNLIMITED = Settings(budget=None, idle_timeout=60.0, expert_nbytes=EXPERT, blocks=BLOCKS)
+UNLIMITED = ScalingSettings(budget=None, idle_timeout=60.0, expert_nbytes=EXPERT, blocks=BLOCKS)
 AWAKE = FunctionState(1, True, 5.0, Use(10, 10, 0.0), OVERHEAD)
 IDLE = replace(AWAKE, idle_seconds=60.0)
 ASLEEP = FunctionState(0, False, 900.0, Use(2, 0, 0.0), OVERHEAD)
 STARTING = replace(AWAKE, available=False)
 
 
-def budget(pool: int) -> Settings:
-    """One that leaves room for so many experts in all."""
+def budget(pool: int) -> ScalingSettings:
+    """Settings with a budget that has memory for `pool` experts in all."""
     return replace(UNLIMITED, budget=OWN + 3 * OVERHEAD + pool * EXPERT)
 
 
 def decided(
-    settings: Settings = UNLIMITED, prompted: bool = False, **functions: FunctionState
+    settings: ScalingSettings = UNLIMITED, prompted: bool = False, **functions: FunctionState
 ) -> list[Action]:
     return decide(Observed(functions, OWN, prompted), settings)
 
@@ -49,7 +49,7 @@ def decided(
         (AWAKE, True, []),
         (IDLE, False, [Sleep("a")]),
         (replace(IDLE, idle_seconds=59.9), False, []),
-        # It may be needed in a moment.
+        # A request has just arrived that may need it.
         (IDLE, True, []),
         (ASLEEP, False, []),
         (ASLEEP, True, [Wake("a")]),
@@ -66,20 +66,20 @@ def test_one_function(state: FunctionState, prompted: bool, actions: list[Action
     assert decided(a=state, prompted=prompted) == actions
 
 
-def test_a_prompt_wakes_all_that_sleep_at_once() -> None:
+def test_a_request_wakes_all_sleeping_functions_at_once() -> None:
     assert decided(a=ASLEEP, b=AWAKE, c=ASLEEP, prompted=True) == [Wake("a"), Wake("c")]
 
 
-def test_without_a_budget_nobody_is_limited() -> None:
+def test_without_a_budget_there_are_no_limits() -> None:
     assert decided(a=replace(AWAKE, use=Use(0, 0, 0.0)), b=AWAKE) == []
 
 
-def test_at_first_all_are_told_and_asked_to_confirm_it() -> None:
+def test_first_limits_count_as_shrinking_so_that_they_are_confirmed() -> None:
     new = replace(AWAKE, use=Use(0, 5, 0.0))
     assert decided(budget(30), a=new, b=new, c=new) == [Limit(name, 10, grows=False) for name in "abc"]
 
 
-def test_shares_that_stay_are_not_told_again() -> None:
+def test_unchanged_shares_are_not_sent_again() -> None:
     assert decided(budget(30), a=AWAKE, b=AWAKE, c=AWAKE) == []
 
 
@@ -103,12 +103,12 @@ def test_what_sleeps_leaves_its_share_but_for_the_least_to_wake_with() -> None:
     ]
 
 
-def test_all_that_wake_share_alike() -> None:
+def test_waking_functions_get_equal_shares() -> None:
     actions = decided(budget(30), a=ASLEEP, b=ASLEEP, c=ASLEEP, prompted=True)
     assert actions == [*map(Wake, "abc"), *(Limit(name, 10, grows=True) for name in "abc")]
 
 
-def test_a_control_plane_that_grows_takes_from_the_functions() -> None:
+def test_a_growing_control_plane_takes_memory_from_the_functions() -> None:
     functions = {"a": AWAKE, "b": AWAKE, "c": AWAKE}
     actions = decide(Observed(functions, OWN + 6 * EXPERT, False), budget(30))
     assert actions == [Limit(name, 8, grows=False) for name in "abc"]
@@ -117,8 +117,8 @@ def test_a_control_plane_that_grows_takes_from_the_functions() -> None:
 
 
 @st.composite
-def observations(draw: st.DrawFn) -> tuple[Observed, Settings]:
-    """Any functions in any state, and a budget that is at least the least."""
+def observations(draw: st.DrawFn) -> tuple[Observed, ScalingSettings]:
+    """Functions in any state, and a sufficient budget."""
     blocks, functions = {}, {}
     for name in "abcd"[: draw(st.integers(1, 4))]:
         experts = draw(st.integers(1, 40))
@@ -137,23 +137,23 @@ def observations(draw: st.DrawFn) -> tuple[Observed, Settings]:
     least = OWN + sum(state.overhead_bytes for state in functions.values())
     least += sum(block.least for block in blocks.values()) * EXPERT
     total = least + draw(st.integers(0, 100 * EXPERT))
-    return Observed(functions, OWN, draw(st.booleans())), Settings(total, 60.0, EXPERT, blocks)
+    return Observed(functions, OWN, draw(st.booleans())), ScalingSettings(total, 60.0, EXPERT, blocks)
 
 
 @given(observations())
-def test_the_budget_is_never_passed(observation: tuple[Observed, Settings]) -> None:
+def test_the_budget_is_never_exceeded(observation: tuple[Observed, ScalingSettings]) -> None:
     observed, settings = observation
     actions = decide(observed, settings)
-    told = {action.function: action.experts for action in actions if isinstance(action, Limit)}
-    shares = {name: told.get(name, state.use.share) for name, state in observed.functions.items()}
+    limits = {action.function: action.experts for action in actions if isinstance(action, Limit)}
+    shares = {name: limits.get(name, state.use.share) for name, state in observed.functions.items()}
     overhead = sum(state.overhead_bytes for state in observed.functions.values())
     assert settings.budget is not None
     assert OWN + overhead + sum(shares.values()) * EXPERT <= settings.budget
     for name, share in shares.items():
         assert settings.blocks[name].least <= share <= settings.blocks[name].experts
-    # Nobody grows before all that shrink have been told.
+    # Functions that shrink come before those that grow.
     grows = [action.grows for action in actions if isinstance(action, Limit)]
     assert grows == sorted(grows)
-    # Nor is anybody told two things that do not go together.
+    # No function gets two contradictory actions.
     changes = [action.function for action in actions if not isinstance(action, Limit)]
     assert len(changes) == len(set(changes))

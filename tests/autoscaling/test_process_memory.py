@@ -1,4 +1,4 @@
-"""What this process uses, and what it may, as /proc and /sys tell it."""
+"""The memory that this process uses and may use, from /proc and /sys."""
 
 import mmap
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.autoscaling.process_memory import OwnMemory, give_back, unread_bytes, used_bytes
+from control_plane.autoscaling.process_memory import OwnMemory, trim_heap, unread_bytes, used_bytes
 from functions.host.memory import MemoryLimit, machine_memory, memory_limit
 
 MB = 1 << 20
@@ -15,7 +15,7 @@ MACHINE = machine_memory()
 
 
 def machine(folder: Path, membership: str, limits: dict[str, str]) -> MemoryLimit:
-    """The limit of a process of these groups, whose control groups say that."""
+    """The limit of a process with this membership in control groups, which have these limits."""
     proc, cgroups = folder / "proc", folder / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "self" / "cgroup").write_text(membership)
@@ -41,7 +41,7 @@ def machine(folder: Path, membership: str, limits: dict[str, str]) -> MemoryLimi
         ("9:name=systemd:/x:y\n0::/\n", {}, MACHINE, "this machine"),
     ],
 )
-def test_the_least_limit_counts(
+def test_the_smallest_limit_counts(
     tmp_path: Path, membership: str, limits: dict[str, str], nbytes: int, source: str
 ) -> None:
     limit = machine(tmp_path, membership, limits)
@@ -53,7 +53,7 @@ def test_this_machine_has_a_limit() -> None:
     assert 64 * MB < memory_limit().nbytes < 1 << 50
 
 
-def test_what_is_used_grows_with_what_is_written() -> None:
+def test_used_memory_grows_with_written_pages() -> None:
     own = OwnMemory.measure()
     before, before_cheaply = used_bytes(), own.used()
     with mmap.mmap(-1, 64 * MB) as memory:
@@ -62,16 +62,16 @@ def test_what_is_used_grows_with_what_is_written() -> None:
             memory[page] = 1
         assert 60 * MB < used_bytes() - before < 72 * MB
         assert 60 * MB < own.used() - before_cheaply < 72 * MB
-    give_back()
+    trim_heap()
     assert abs(used_bytes() - before) < 8 * MB
 
 
-def test_what_of_a_file_is_not_read_yet(tmp_path: Path) -> None:
+def test_unread_bytes_of_a_mapped_file(tmp_path: Path) -> None:
     path, other = tmp_path / "weights one", tmp_path / "other"
     for file in (path, other):
         file.write_bytes(b"x" * MB)
     assert unread_bytes(path) == 0
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         mapped.madvise(mmap.MADV_RANDOM)
         unread = unread_bytes(path)
         assert 0 < unread <= MB
@@ -82,7 +82,7 @@ def test_what_of_a_file_is_not_read_yet(tmp_path: Path) -> None:
 
 _PRODUCTS_OF_MANY_SHAPES = """
 import torch
-from control_plane.autoscaling.process_memory import bound_product_caches, give_back, used_bytes
+from control_plane.autoscaling.process_memory import bound_product_caches, trim_heap, used_bytes
 
 bound_product_caches()
 weight = torch.ones(64, 64, dtype=torch.bfloat16)
@@ -92,13 +92,13 @@ with torch.inference_mode():
     before = used_bytes()
     for rows in range(21, 321):
         torch.ones(rows, 64, dtype=torch.bfloat16) @ weight
-give_back()
+trim_heap()
 print(used_bytes() - before)
 """
 
 
 def test_products_of_many_shapes_leave_nothing_in_memory() -> None:
-    # In a process of its own: how much is kept is asked for once.
+    # In a new process, because torch reads the settings only once.
     run = subprocess.run(
         [sys.executable, "-c", _PRODUCTS_OF_MANY_SHAPES],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""How the room for experts is divided: the bounds hold whatever comes, and use decides in the long run."""
+"""The division of memory among functions: its bounds always hold, and in the long run use decides."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NOTHING = Use(share=0, resident=0, reads=0.0)
 
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[int, dict[str, BlockSize], dict[str, Use]]:
-    """A pool, blocks, and what functions did with shares of any size."""
+    """A pool, blocks, and functions' use with shares of any size."""
     blocks, use = {}, {}
     for number in range(draw(st.integers(1, 6))):
         experts = draw(st.integers(1, 60))
@@ -40,7 +40,9 @@ def test_the_bounds_hold(situation: tuple[int, dict[str, BlockSize], dict[str, U
 
 
 @given(situations())
-def test_a_bounded_part_moves_at_a_time(situation: tuple[int, dict[str, BlockSize], dict[str, Use]]) -> None:
+def test_only_a_bounded_part_moves_at_a_time(
+    situation: tuple[int, dict[str, BlockSize], dict[str, Use]],
+) -> None:
     pool, blocks, use = situation
     settled = divide(pool, blocks, {name: Use(of.share, of.resident, 0.0) for name, of in use.items()})
     used = {name: Use(settled[name], of.resident, of.reads) for name, of in use.items()}
@@ -62,13 +64,13 @@ def test_a_bounded_part_moves_at_a_time(situation: tuple[int, dict[str, BlockSiz
         (-5, [20, 1], [2, 1]),
     ],
 )
-def test_at_first_shares_are_in_proportion_to_blocks(pool: int, sizes: list[int], shares: list[int]) -> None:
+def test_first_shares_are_in_proportion_to_the_blocks(pool: int, sizes: list[int], shares: list[int]) -> None:
     blocks = {f"f{number}": BlockSize(size, min(2, size)) for number, size in enumerate(sizes)}
     assert list(divide(pool, blocks, dict.fromkeys(blocks, NOTHING)).values()) == shares
 
 
 def divided(pool: int, **use: tuple[int, int, float]) -> dict[str, int]:
-    """Functions with blocks of 20 experts, of which each must hold 2, with (share, resident, reads)."""
+    """The next shares of functions with (share, resident, reads), a block of 20 experts and a least of 2."""
     return divide(
         pool, {name: BlockSize(20, 2) for name in use}, {name: Use(*of) for name, of in use.items()}
     )
@@ -77,38 +79,40 @@ def divided(pool: int, **use: tuple[int, int, float]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        # Both are full, and one reads more for each expert that it may hold.
+        # Both are full, and one has more reads per expert of its share.
         ({"a": (10, 10, 30.0), "b": (10, 10, 5.0)}, {"a": 11, "b": 9}),
-        # It does, too, when both read as much but it has less room.
+        # The same with equal reads and a smaller share.
         ({"a": (4, 4, 10.0), "b": (16, 16, 10.0)}, {"a": 5, "b": 15}),
-        # Alike, or nearly so: nothing moves.
+        # Equal, or nearly equal: nothing moves.
         ({"a": (10, 10, 10.0), "b": (10, 10, 10.0)}, {"a": 10, "b": 10}),
         ({"a": (10, 10, 11.0), "b": (10, 10, 9.5)}, {"a": 10, "b": 10}),
-        # Nobody reads.
+        # No function reads.
         ({"a": (10, 10, 0.0), "b": (10, 2, 0.0)}, {"a": 10, "b": 10}),
-        # It is still filling what it has.
+        # The reading function is still filling its share.
         ({"a": (10, 3, 30.0), "b": (10, 10, 0.0)}, {"a": 10, "b": 10}),
-        # The other has no more than it needs.
+        # The other function has only its least.
         ({"a": (10, 10, 30.0), "b": (2, 2, 0.0)}, {"a": 10, "b": 2}),
-        # It has its whole block already.
+        # The reading function has its whole block already.
         ({"a": (20, 20, 30.0), "b": (5, 5, 0.0)}, {"a": 20, "b": 5}),
-        # Among those that read nothing, the one with most unused room gives.
+        # Of functions without reads, the one with the most unused memory gives.
         ({"a": (10, 10, 9.0), "b": (10, 10, 0.0), "c": (10, 3, 0.0)}, {"a": 11, "b": 10, "c": 9}),
     ],
 )
-def test_what_moves(before: dict[str, tuple[int, int, float]], after: dict[str, int]) -> None:
+def test_experts_move_to_the_function_with_more_reads_per_expert(
+    before: dict[str, tuple[int, int, float]], after: dict[str, int]
+) -> None:
     assert divided(sum(share for share, _, _ in before.values()), **before) == after
 
 
-def test_what_becomes_free_is_spread_over_those_that_lack_it() -> None:
+def test_free_memory_is_spread_over_the_functions_that_lack_it() -> None:
     assert divided(30, a=(10, 10, 0.0), b=(16, 16, 0.0)) == {"a": 13, "b": 17}
 
 
-def test_a_smaller_pool_takes_from_all_alike() -> None:
+def test_a_smaller_pool_takes_the_same_part_from_all() -> None:
     assert divided(20, a=(18, 18, 9.0), b=(10, 10, 0.0)) == {"a": 12, "b": 8}
 
 
-def test_a_pool_that_flickers_moves_nothing_to_and_fro() -> None:
+def test_small_changes_of_the_pool_move_nothing_back_and_forth() -> None:
     blocks = {name: BlockSize(100, 2) for name in "ab"}
     shares = {"a": 50, "b": 50}
     seen = []
@@ -120,22 +124,23 @@ def test_a_pool_that_flickers_moves_nothing_to_and_fro() -> None:
 
 @dataclass
 class Workload:
-    """Functions that are called with experts of falling popularity, and read those that they do not hold."""
+    """Functions with experts of different popularity. They read called experts that they do not hold."""
 
     calls: Mapping[str, float]
-    """Experts a second that are called."""
+    """Experts that are called per second, by function."""
     hot: Mapping[str, int]
-    """How many experts of the block get nearly all calls."""
+    """The number of experts that get nearly all calls, by function."""
     blocks: Mapping[str, BlockSize]
 
     def reads(self, name: str, share: int) -> float:
-        """Experts a second: the hit rate grows with the share, steeply as far as the hot ones."""
+        """Experts read per second. The hit rate grows with the share, steeply for the hot experts."""
         hot = min(share / self.hot[name], 1.0)
         rest = max(share - self.hot[name], 0) / max(self.blocks[name].experts - self.hot[name], 1)
-        return self.calls[name] * (1 - 0.9 * hot**0.7 - 0.1 * rest)
+        missed: float = 1 - 0.9 * hot**0.7 - 0.1 * rest
+        return self.calls[name] * missed
 
     def run(self, pool: int, seconds: int) -> tuple[list[dict[str, int]], list[float]]:
-        """Shares and all reads, second by second."""
+        """The shares and the sum of all reads, second by second."""
         use = dict.fromkeys(self.blocks, NOTHING)
         history, reads = [], []
         for _ in range(seconds):
@@ -156,14 +161,14 @@ def workload(calls: list[float], hot: list[int]) -> Workload:
     return Workload(dict(zip(names, calls, strict=True)), dict(zip(names, hot, strict=True)), blocks)
 
 
-def test_shares_go_where_they_spare_reads_and_settle_there() -> None:
+def test_shares_move_to_where_they_save_reads_and_settle_there() -> None:
     history, reads = workload([100.0, 20.0, 5.0, 1.0], [40, 30, 20, 50]).run(100, 300)
     first, last = history[0], history[-1]
     assert list(first.values()) == [25, 25, 25, 25]
     assert last["f0"] > last["f1"] > last["f2"] >= last["f3"]
     assert last["f0"] >= 45
     assert reads[-1] < 0.5 * reads[0]
-    # Settled: in the last hundred seconds next to nothing moves any more.
+    # Hardly anything moves in the last hundred seconds.
     for name in last:
         late = [shares[name] for shares in history[200:]]
         assert max(late) - min(late) <= 2

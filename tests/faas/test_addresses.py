@@ -1,4 +1,4 @@
-"""When a function is called at its own address."""
+"""When the address book sends a call to a function's own address."""
 
 from control_plane.faas.addresses import MAX_AVOID_SECONDS, AddressBook
 from control_plane.faas.connection import Address
@@ -16,14 +16,14 @@ def test_a_function_is_called_directly_once_it_is_known() -> None:
     assert book.known() == {HERE}
 
 
-def test_one_call_in_an_interval_is_the_gateways() -> None:
+def test_one_call_per_interval_goes_through_the_gateway() -> None:
     book = AddressBook(gateway_interval=10)
     book.learn("f", HERE, 0)
     calls = [book.direct("f", second) for second in range(1, 31)]
     assert [second for second, address in enumerate(calls, 1) if address is None] == [10, 20, 30]
 
 
-def test_an_address_that_failed_is_avoided_for_longer_and_longer() -> None:
+def test_an_address_is_avoided_for_longer_after_each_failure() -> None:
     book = AddressBook(gateway_interval=1000)
     waits = []
     now = 0.0
@@ -40,7 +40,7 @@ def test_an_address_that_failed_is_avoided_for_longer_and_longer() -> None:
     assert waits == [1, 2, 4, 8, 16, 32, *[MAX_AVOID_SECONDS] * 3]
 
 
-def test_a_function_that_moved_is_found_at_once() -> None:
+def test_the_new_address_of_a_function_is_used_at_once() -> None:
     book = AddressBook(gateway_interval=10)
     book.learn("f", HERE, 0)
     book.forget("f", 1)

@@ -1,4 +1,4 @@
-"""The invoker against real functions: which way calls take, and what is counted."""
+"""The invoker with real functions: which way calls take, and what it counts."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -32,8 +32,8 @@ class Site:
     invoker: Invoker
 
     def invoke(self, *invocations: tuple[str, Invocation]) -> None:
-        """Invoke functions at once, and check what they answer."""
-        results = self.invoker.begin(dict(invocations))()
+        """Invoke functions at the same time, and check their answers."""
+        results = self.invoker.begin(dict(invocations)).wait()
         assert results.keys() == dict(invocations).keys()
         for name, invocation in invocations:
             self.tiny.check(invocation, results[name].output)
@@ -51,18 +51,19 @@ def site(tiny: TinyPartition, processes: Mapping[str, ExpertProcess]) -> Iterato
     routes = {name: process.address for name, process in processes.items()}
     with loopback_server(gateway(routes)) as server:
         invoker = Invoker(lambda _: server.address, POLICY)
-        yield Site(tiny, routes, server, invoker)
-        invoker.close()
+        site = Site(tiny, routes, server, invoker)
+        yield site
+        site.invoker.close()
         servers = {(address.host, address.port) for address in (server.address, *routes.values())}
         assert not [c for c in connections() if c.raddr in servers]
 
 
 def connections() -> list[Any]:
-    """This process's TCP connections."""
+    """All TCP connections of this process."""
     return psutil.Process().net_connections("tcp")
 
 
-def test_the_first_call_goes_through_the_gateway_and_the_next_ones_straight(site: Site) -> None:
+def test_the_first_call_goes_through_the_gateway_and_later_ones_are_direct(site: Site) -> None:
     name = site.tiny.functions[0]
     for seed in range(5):
         site.invoke((name, site.tiny.invocation(name, seed % 3, seed=seed)))
@@ -70,16 +71,16 @@ def test_the_first_call_goes_through_the_gateway_and_the_next_ones_straight(site
     assert site.invoker.statistics[name].retries == 0
 
 
-def test_the_gateway_gets_a_call_now_and_then(site: Site) -> None:
+def test_the_gateway_gets_one_call_per_interval(site: Site) -> None:
     name = site.tiny.functions[0]
-    site.invoker.policy = replace(POLICY, gateway_interval=0.1)
+    site.invoker = Invoker(lambda _: site.gateway.address, replace(POLICY, gateway_interval=0.1))
     while len(site.gateway.paths) < 3:
         site.invoke((name, site.tiny.invocation(name)))
     assert site.invoker.usage.invocations >= 3
     assert site.invoker.statistics[name].retries == 0
 
 
-def test_functions_are_invoked_at_once_and_answer_each_its_own(site: Site) -> None:
+def test_functions_are_invoked_together_and_each_answers_its_own_call(site: Site) -> None:
     for seed in range(3):
         site.invoke(
             *((name, site.tiny.invocation(name, rows=seed + 1, seed=seed)) for name in site.tiny.functions)
@@ -87,12 +88,12 @@ def test_functions_are_invoked_at_once_and_answer_each_its_own(site: Site) -> No
     assert sorted(site.gateway.paths) == [f"/function/{name}" for name in site.tiny.functions]
 
 
-def test_invoking_nothing_answers_nothing(site: Site) -> None:
+def test_no_invocations_have_no_results(site: Site) -> None:
     site.invoke()
     assert site.gateway.paths == []
 
 
-def test_connections_are_used_again(site: Site) -> None:
+def test_connections_are_reused(site: Site) -> None:
     for name in site.tiny.functions:
         site.invoke((name, site.tiny.invocation(name)))
     assert site.gateway.connections == 1
@@ -106,7 +107,7 @@ def test_connections_are_used_again(site: Site) -> None:
     assert len(set(own_ends)) == 1
 
 
-def test_what_was_asked_and_answered_is_counted(site: Site) -> None:
+def test_answered_invocations_are_counted(site: Site) -> None:
     first, second = site.tiny.functions[:2]
     invocations = [site.tiny.invocation(first, layer, rows=rows) for layer, rows in ((0, 1), (2, 5), (2, 3))]
     other = site.tiny.invocation(second, rows=2)
@@ -131,9 +132,7 @@ def test_what_was_asked_and_answered_is_counted(site: Site) -> None:
     assert usage.seconds > 0
 
 
-def test_a_function_that_was_started_anew_is_found_and_counted(
-    site: Site, start_function: StartFunction
-) -> None:
+def test_a_restarted_function_is_found_and_counted(site: Site, start_function: StartFunction) -> None:
     name = site.tiny.functions[0]
     old = start_function(site.tiny.folder, name)
     site.routes[name] = old.address
@@ -147,7 +146,7 @@ def test_a_function_that_was_started_anew_is_found_and_counted(
     assert len(site.gateway.paths) == 2
 
 
-def test_a_function_whose_address_is_anothers_by_now_is_found(
+def test_a_function_is_found_whose_old_address_belongs_to_another_one(
     site: Site, start_function: StartFunction
 ) -> None:
     mine, others = site.tiny.functions[:2]
@@ -164,7 +163,7 @@ def test_a_function_whose_address_is_anothers_by_now_is_found(
     assert len(site.gateway.paths) == 2
 
 
-def test_an_invocation_that_nobody_waits_for_is_given_up(site: Site) -> None:
+def test_invocations_that_nobody_waits_for_are_dropped(site: Site) -> None:
     name = site.tiny.functions[0]
     site.invoke((name, site.tiny.invocation(name)))
     site.invoker.begin({name: site.tiny.invocation(name, rows=9)})
@@ -172,7 +171,7 @@ def test_an_invocation_that_nobody_waits_for_is_given_up(site: Site) -> None:
     site.invoker.begin({name: site.tiny.invocation(name, rows=9)})
 
 
-def test_the_batch_of_a_bf16_model_comes_back_as_bf16(
+def test_the_result_of_a_bf16_batch_is_bf16(
     partitions: Mapping[str, TinyPartition], start_function: StartFunction
 ) -> None:
     tiny = partitions["bf16"]
@@ -180,18 +179,18 @@ def test_the_batch_of_a_bf16_model_comes_back_as_bf16(
     invocation = tiny.invocation(function.name)
     with loopback_server(gateway({function.name: function.address})) as server:
         invoker = Invoker(lambda _: server.address, POLICY)
-        result = invoker.begin({function.name: invocation})()[function.name]
+        result = invoker.begin({function.name: invocation}).wait()[function.name]
         invoker.close()
     tiny.check(invocation, result.output)
 
 
-def test_loopback_behind_a_gateway_elsewhere_is_not_this_machine(site: Site) -> None:
-    # An address by which Linux reaches itself, and that does not look so.
+def test_a_loopback_address_from_a_gateway_elsewhere_is_not_called(site: Site) -> None:
+    # Linux connects to itself at this address, which does not count as loopback.
     elsewhere = Address("0.0.0.0", site.gateway.address.port)
     invoker = Invoker(lambda _: elsewhere, POLICY)
     name = site.tiny.functions[0]
     invocation = site.tiny.invocation(name)
     for _ in range(2):
-        site.tiny.check(invocation, invoker.begin({name: invocation})()[name].output)
+        site.tiny.check(invocation, invoker.begin({name: invocation}).wait()[name].output)
     invoker.close()
     assert site.gateway.paths == [f"/function/{name}"] * 2

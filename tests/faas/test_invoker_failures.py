@@ -1,4 +1,4 @@
-"""What the invoker does when a function, the gateway or the way to them fails."""
+"""The invoker when a function, the gateway or the network fails."""
 
 import socket
 import time
@@ -23,14 +23,14 @@ from control_plane.faas.invoker import InvocationPolicy, Invoker
 from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.http_messages import FunctionResponse
 from tests.support.expert_process import ExpertProcess
-from tests.support.loopback_server import Answer, Call, loopback_server
+from tests.support.loopback_server import Call, Responder, loopback_server
 from tests.support.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
 class TwoAttempts(InvocationPolicy):
-    """The second follows at once, and the deadline forbids a third."""
+    """A policy of two attempts: the second follows at once, and the deadline forbids a third."""
 
     def backoff(self, attempt: int) -> float:
         return 0.0 if attempt == 1 else self.deadline
@@ -44,16 +44,16 @@ def body_of(result: InvocationResult) -> bytes:
     return b"".join(result.encode())
 
 
-def status(number: int, code: str) -> Answer:
+def status(number: int, code: str) -> Responder:
     error = b"".join(FunctionResponse.error(number, code, "no").body)
     return lambda call: call.reply(number, error)
 
 
-def plain(number: int, body: bytes) -> Answer:
+def plain(number: int, body: bytes) -> Responder:
     return lambda call: call.reply(number, body)
 
 
-def sends(data: bytes) -> Answer:
+def sends(data: bytes) -> Responder:
     return lambda call: call.send_and_hang_up(data)
 
 
@@ -62,7 +62,7 @@ def never(call: Call) -> None:
 
 
 def trickle(call: Call) -> None:
-    """A good answer, at a pace at which it would take minutes."""
+    """Send a good answer, so slowly that it would take minutes."""
     call.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n")
     while not call.wait_for_hang_up(0.02):
         call.wfile.write(b".")
@@ -70,7 +70,7 @@ def trickle(call: Call) -> None:
 
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\nhalf"
 
-MENDABLE: dict[str, tuple[Answer, type[GatewayError]]] = {
+RETRIED: dict[str, tuple[Responder, type[GatewayError]]] = {
     "hangs up": (sends(b""), FunctionUnavailable),
     "hangs up in the middle": (sends(HALF), FunctionUnavailable),
     "speaks no HTTP": (sends(b"SSH-2.0-OpenSSH_9.6\r\n"), FunctionUnavailable),
@@ -91,7 +91,7 @@ MENDABLE: dict[str, tuple[Answer, type[GatewayError]]] = {
     "never answers": (never, InvocationTimeout),
     "answers too slowly": (trickle, InvocationTimeout),
 }
-FINAL: dict[str, tuple[Answer, type[GatewayError]]] = {
+FINAL: dict[str, tuple[Responder, type[GatewayError]]] = {
     "is not deployed": (plain(404, b"error finding function"), FunctionNotFound),
     "has not the expert": (status(404, "unknown_expert"), ProtocolError),
     "has another model": (status(409, "wrong_model"), ProtocolError),
@@ -111,16 +111,16 @@ def invoker_of(gateway: Address, policy: InvocationPolicy = PATIENT) -> Iterator
 
 @dataclass(frozen=True)
 class Target:
-    """A function to invoke, and what it should answer."""
+    """A function to invoke, with its invocation and the expected answer."""
 
     name: str
     invocation: Invocation
     tiny: TinyPartition
-    good: Answer
-    """The function's own answer."""
+    good: Responder
+    """Answers a call as the function does."""
 
     def invoke(self, invoker: Invoker) -> InvocationResult:
-        return invoker.begin({self.name: self.invocation})()[self.name]
+        return invoker.begin({self.name: self.invocation}).wait()[self.name]
 
     def check(self, invoker: Invoker) -> None:
         self.tiny.check(self.invocation, self.invoke(invoker).output)
@@ -132,9 +132,9 @@ def target(function: ExpertProcess, tiny: TinyPartition) -> Target:
     return Target(function.name, invocation, tiny, lambda call: call.forward(function.address))
 
 
-@pytest.mark.parametrize("case", [case for case in MENDABLE if MENDABLE[case][1] is not InvocationTimeout])
-def test_another_attempt_mends_a_failure_behind_the_gateway(target: Target, case: str) -> None:
-    failure, _ = MENDABLE[case]
+@pytest.mark.parametrize("case", [case for case in RETRIED if RETRIED[case][1] is not InvocationTimeout])
+def test_a_retry_mends_a_failure_behind_the_gateway(target: Target, case: str) -> None:
+    failure, _ = RETRIED[case]
     with loopback_server(target.good, failure, failure) as gateway, invoker_of(gateway.address) as invoker:
         target.check(invoker)
         assert len(gateway.paths) == 3
@@ -142,16 +142,16 @@ def test_another_attempt_mends_a_failure_behind_the_gateway(target: Target, case
         assert invoker.usage.invocations == 1
 
 
-def test_another_attempt_mends_an_answer_that_never_comes(target: Target) -> None:
+def test_a_retry_mends_an_answer_that_never_comes(target: Target) -> None:
     policy = replace(PATIENT, attempt_timeout=0.5)
     with loopback_server(target.good, never) as gateway, invoker_of(gateway.address, policy) as invoker:
         target.check(invoker)
         assert len(gateway.paths) >= 2
 
 
-@pytest.mark.parametrize("case", MENDABLE)
-def test_a_failure_that_lasts_is_named(target: Target, case: str) -> None:
-    failure, error = MENDABLE[case]
+@pytest.mark.parametrize("case", RETRIED)
+def test_a_permanent_failure_is_raised_with_its_own_error(target: Target, case: str) -> None:
+    failure, error = RETRIED[case]
     policy = TwoAttempts(attempt_timeout=0.2 if error is InvocationTimeout else 20)
     with loopback_server(failure) as gateway, invoker_of(gateway.address, policy) as invoker:
         with pytest.raises(error, match=target.name) as raised:
@@ -161,7 +161,7 @@ def test_a_failure_that_lasts_is_named(target: Target, case: str) -> None:
         assert invoker.usage.invocations == 0
 
 
-def test_a_gateway_that_goes_away_does_not_matter_while_the_function_is_there(target: Target) -> None:
+def test_direct_calls_go_on_while_the_gateway_is_away(target: Target) -> None:
     policy = replace(PATIENT, gateway_interval=0.1)
     with (
         loopback_server(status(503, "starting"), target.good) as gateway,
@@ -172,7 +172,7 @@ def test_a_gateway_that_goes_away_does_not_matter_while_the_function_is_there(ta
         assert invoker.statistics[target.name].retries >= 1
 
 
-def test_attempts_end_with_the_deadline(target: Target) -> None:
+def test_attempts_end_at_the_deadline(target: Target) -> None:
     policy = InvocationPolicy(attempt_timeout=0.2, deadline=0.5, first_backoff=0.01, max_backoff=0.02)
     with loopback_server(status(503, "starting")) as gateway, invoker_of(gateway.address, policy) as invoker:
         began = time.monotonic()
@@ -192,9 +192,9 @@ def test_a_refusal_is_raised_at_once(target: Target, case: str) -> None:
         assert len(gateway.paths) == 1
 
 
-@pytest.mark.parametrize("case", [*MENDABLE, *FINAL])
-def test_what_stands_at_a_functions_old_address_does_not_matter(target: Target, case: str) -> None:
-    failure, error = (MENDABLE | FINAL)[case]
+@pytest.mark.parametrize("case", [*RETRIED, *FINAL])
+def test_a_failure_at_an_old_address_is_retried_through_the_gateway(target: Target, case: str) -> None:
+    failure, error = (RETRIED | FINAL)[case]
     policy = replace(PATIENT, attempt_timeout=1.0) if error is InvocationTimeout else PATIENT
     with loopback_server(failure) as old:
         first = plain(200, body_of(replace(RESULT, address=str(old.address))))
@@ -208,16 +208,16 @@ def test_what_stands_at_a_functions_old_address_does_not_matter(target: Target, 
 
 
 @pytest.mark.parametrize("address", ["a..b:80", "127.0.0.1:1"])
-def test_an_address_that_leads_nowhere_is_left_for_the_gateway(target: Target, address: str) -> None:
+def test_an_unreachable_address_is_replaced_by_the_gateway(target: Target, address: str) -> None:
     first = plain(200, body_of(replace(RESULT, address=address)))
     with loopback_server(target.good, first) as gateway, invoker_of(gateway.address) as invoker:
         target.invoke(invoker)
         target.check(invoker)
 
 
-def test_an_address_that_swallows_connections_is_tried_once(target: Target) -> None:
+def test_an_address_that_accepts_no_connection_is_tried_once(target: Target) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, socket.socket() as queued:
-        queued.connect(deaf.getsockname())  # takes the only place: the next connection waits for one
+        queued.connect(deaf.getsockname())  # Fills the backlog: the next connection has to wait.
         unreachable = Address(*deaf.getsockname())
         answer = plain(200, body_of(replace(RESULT, address=str(unreachable))))
         policy = replace(PATIENT, connect_timeout=0.1)
@@ -228,7 +228,7 @@ def test_an_address_that_swallows_connections_is_tried_once(target: Target) -> N
             assert len(gateway.paths) == 4
 
 
-def test_only_what_failed_is_invoked_again(target: Target) -> None:
+def test_only_failed_invocations_are_repeated(target: Target) -> None:
     invocations = {"a": target.invocation, "b": target.invocation, "c": target.invocation}
 
     def fail_b_once(call: Call) -> None:
@@ -236,15 +236,15 @@ def test_only_what_failed_is_invoked_again(target: Target) -> None:
         status(503, "starting")(call) if call.path == "/function/b" and is_first else target.good(call)
 
     with loopback_server(fail_b_once) as gateway, invoker_of(gateway.address) as invoker:
-        results = invoker.begin(invocations)()
+        results = invoker.begin(invocations).wait()
     assert sorted(gateway.paths) == ["/function/a", "/function/b", "/function/b", "/function/c"]
     for name, invocation in invocations.items():
         target.tiny.check(invocation, results[name].output)
 
 
-def test_a_gateway_that_is_away_is_named(target: Target) -> None:
+def test_an_unreachable_gateway_is_named(target: Target) -> None:
     with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))  # and listens not: connections are refused
+        holder.bind(("127.0.0.1", 0))  # It does not listen, so that connections are refused.
         with (
             invoker_of(Address(*holder.getsockname()), TwoAttempts()) as invoker,
             pytest.raises(FunctionUnavailable, match="cannot connect"),
@@ -253,7 +253,7 @@ def test_a_gateway_that_is_away_is_named(target: Target) -> None:
 
 
 @pytest.mark.parametrize("answer", [never, trickle, status(503, "starting")])
-def test_an_abort_ends_the_wait_and_every_later_one(target: Target, answer: Answer) -> None:
+def test_an_abort_ends_the_wait_and_every_later_one(target: Target, answer: Responder) -> None:
     received = Event()
 
     def receive(call: Call) -> None:

@@ -1,4 +1,7 @@
-"""What is counted of a function's weights goes on over the processes that it has, one after the other."""
+"""The statistics of a function's weights span its successive processes."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 
@@ -11,7 +14,7 @@ def answer(instance: str, **report: int) -> InvocationResult:
     return InvocationResult(output, instance, "127.0.0.1:1", 0.1, 0, ResidencyReport(**report))
 
 
-def test_a_new_process_begins_again_and_what_is_counted_goes_on() -> None:
+def test_counts_go_on_when_a_new_process_starts_from_zero() -> None:
     counted = FunctionStatistics()
     seen = []
     for result in (
@@ -28,8 +31,39 @@ def test_a_new_process_begins_again_and_what_is_counted_goes_on() -> None:
     assert counted.cold_starts == 3
 
 
-def test_a_report_beside_the_invocations_counts_unless_it_is_older() -> None:
+def test_a_report_without_an_invocation_counts_unless_it_is_older() -> None:
     history = ResidencyHistory().after(ResidencyReport(read_bytes=100, resident_experts=3), new_process=True)
     newer = ResidencyReport(read_bytes=100, evicted_for_limit=3, limit_bytes=7)
     assert history.beside(newer).totals == newer
     assert history.beside(ResidencyReport(read_bytes=90)) == history
+
+
+def test_an_observed_report_holds_until_the_next_invocation() -> None:
+    counted = FunctionStatistics()
+    counted.record(0, 1, 1, answer("one", read_bytes=100, resident_experts=3))
+    counted.residency.observe(ResidencyReport(read_bytes=100, evicted_for_limit=2, resident_experts=1))
+    assert counted.residency.last.resident_experts == 1
+    counted.residency.observe(ResidencyReport(read_bytes=100, evicted_for_limit=3))
+    counted.residency.observe(ResidencyReport(read_bytes=100, evicted_for_limit=1))
+    assert counted.residency.totals.evicted_for_limit == 3
+    counted.record(0, 1, 1, answer("two", read_bytes=10, resident_experts=2))
+    assert counted.residency.last.resident_experts == 2
+    totals = counted.residency.totals
+    assert (totals.read_bytes, totals.evicted_for_limit) == (110, 3)
+
+
+def test_reports_from_two_threads_lose_no_invocation() -> None:
+    counted = FunctionStatistics()
+    ended = Event()
+
+    def observe() -> None:
+        while not ended.is_set():
+            counted.residency.observe(ResidencyReport())
+
+    with ThreadPoolExecutor(1) as pool:
+        observing = pool.submit(observe)
+        for process in range(2000):
+            counted.record(0, 1, 1, answer(str(process), read_bytes=1))
+        ended.set()
+        observing.result()
+    assert counted.residency.totals.read_bytes == 2000

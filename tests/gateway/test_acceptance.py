@@ -91,7 +91,7 @@ class Target:
     def call(self, invoker: Invoker, name: str, seed: int = 0) -> None:
         """Invoke it, and check the answer against the model's own weights."""
         invocation = self.invocation(name, seed)
-        self.demo.check(invocation, invoker.begin({name: invocation})()[name].output)
+        self.demo.check(invocation, invoker.begin({name: invocation}).wait()[name].output)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

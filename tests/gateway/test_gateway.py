@@ -71,7 +71,7 @@ async def test_a_deployment_that_cannot_be_is_refused_with_one_clear_line(tmp_pa
         ({"envVars": {"FAASMOE_FUNCTION": "damaged"}}, "blocks/damaged.safetensors: wrong checksum"),
         ({"envVars": {"FAASMOE_FUNCTION": "block-0", "a=b": "c"}}, "not a setting of this image"),
         ({"envVars": {"FAASMOE_FUNCTION": "block-0", "LD_PRELOAD": "x"}}, "not a setting of this image"),
-        ({"envVars": {"FAASMOE_FUNCTION": 1}}, "envVars: expected an object whose values are strings"),
+        ({"envVars": {"FAASMOE_FUNCTION": 1}}, "envVars[...]: must be a string"),
         (
             {"labels": {"com.openfaas.scale.min": "2"}},
             "this gateway runs 0 or 1 replicas of a function, not 2",

@@ -28,7 +28,7 @@ def test_code_in_the_current_folder_is_not_run(
         invoker = Invoker(lambda _: address)
         name = tiny.functions[0]
         invocation = tiny.invocation(name)
-        tiny.check(invocation, invoker.begin({name: invocation})()[name].output)
+        tiny.check(invocation, invoker.begin({name: invocation}).wait()[name].output)
         invoker.close()
 
 

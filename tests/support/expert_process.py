@@ -1,4 +1,4 @@
-"""An expert function as its own process, with the few calls that tests make of it."""
+"""An expert function in a process, with the requests that tests send to it."""
 
 import json
 import os
@@ -21,13 +21,13 @@ COMMAND = (sys.executable, "-m", "functions.expert")
 
 @dataclass
 class ExpertProcess:
-    """A function's process, and where it listens."""
+    """A function's process and its address."""
 
     name: str
     address: Address
     process: subprocess.Popen[str]
     banner: str = ""
-    """The line that it has printed when it is ready."""
+    """The line that the process printed when it was ready."""
 
     def wait_ready(self) -> None:
         assert self.process.stdout is not None
@@ -38,7 +38,7 @@ class ExpertProcess:
         return HTTPConnection(self.address.host, self.address.port, timeout=30)
 
     def call(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Status and body of an answer, on a connection of its own."""
+        """Send a request on a new connection; returns status and body of the answer."""
         connection = self.connect()
         try:
             connection.request(method, path, body)
@@ -53,12 +53,12 @@ class ExpertProcess:
         return InvocationResult.decode(body)
 
     def error(self, body: bytes, method: str = "POST", path: str = "/") -> tuple[int, str]:
-        """Status and code of the contract's error."""
+        """Send a request that fails; returns status and code of the contract's error."""
         status, answer = self.call(method, path, body)
         return status, json.loads(answer)["error"]["code"]
 
     def metrics(self) -> dict[str, float]:
-        """The metrics by their names without the common prefix."""
+        """The metrics, by their names without the common prefix."""
         lines = self.call("GET", "/metrics")[1].decode().splitlines()
         samples = (line.split() for line in lines if not line.startswith("#"))
         return {name.removeprefix("faasmoe_function_"): float(value) for name, value in samples}
@@ -68,7 +68,7 @@ class ExpertProcess:
 def starting_process(
     partition: Path, function: str, *, port: int = 0, sources: Path = ROOT, **environment: str
 ) -> Iterator[ExpertProcess]:
-    """Run `function` as a supervisor does: on a socket that it inherits, until its standard input ends."""
+    """Run `function` as a supervisor does: on an inherited socket, until its standard input ends."""
     with socket.create_server(("127.0.0.1", port)) as listener:
         process = subprocess.Popen(
             COMMAND,
@@ -88,13 +88,13 @@ def starting_process(
 
 @contextmanager
 def expert_process(partition: Path, function: str, **options: Any) -> Iterator[ExpertProcess]:
-    """The same, once it is ready."""
+    """Run `function` as `starting_process` does, and wait until it is ready."""
     with starting_process(partition, function, **options) as process:
         process.wait_ready()
         yield process
 
 
 def expert_environment(partition: Path, function: str, **more: str) -> dict[str, str]:
-    """The environment of a function's process, with one compute thread."""
+    """The environment variables for a function's process with one compute thread."""
     settings = {"FAASMOE_FUNCTION": function, "FAASMOE_PARTITION": str(partition), "FAASMOE_THREADS": "1"}
     return {**os.environ, **settings, **more}

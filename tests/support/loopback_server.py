@@ -1,4 +1,4 @@
-"""A small HTTP server on loopback whose answers a test chooses: a gateway, or a function that misbehaves."""
+"""A small HTTP server on loopback whose answers a test chooses: a gateway, or a faulty function."""
 
 import select
 from collections import deque
@@ -13,7 +13,7 @@ from control_plane.faas.connection import Address
 
 
 class Call(BaseHTTPRequestHandler):
-    """One POST, and the ways to answer it."""
+    """One POST request, with several ways to answer it."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -34,7 +34,7 @@ class Call(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def forward(self, address: Address) -> None:
-        """Pass the call on, and the answer back."""
+        """Forward the request to the address, and its answer to the caller."""
         connection = HTTPConnection(address.host, address.port, timeout=30)
         try:
             connection.request("POST", "/", self.body)
@@ -48,20 +48,20 @@ class Call(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def wait_for_hang_up(self, seconds: float | None = None) -> bool:
-        """Whether the caller has hung up, within `seconds` or at all."""
+        """Whether the caller closes the connection within `seconds`; None waits without a limit."""
         return bool(select.select([self.connection], [], [], seconds)[0])
 
     def log_message(self, *_: Any) -> None:
-        """Nothing: the test reads `paths`."""
+        """Log nothing: tests read `paths`."""
 
 
-Answer = Callable[[Call], None]
+Responder = Callable[[Call], None]
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """Gives each of `answers` once, and `otherwise` when they are used up."""
+    """Answers with each of `answers` once, then always with `otherwise`."""
 
-    def __init__(self, otherwise: Answer, *answers: Answer) -> None:
+    def __init__(self, otherwise: Responder, *answers: Responder) -> None:
         super().__init__(("127.0.0.1", 0), Call)
         self.otherwise = otherwise
         self.answers = deque(answers)
@@ -77,12 +77,12 @@ class LoopbackServer(ThreadingHTTPServer):
         return super().get_request()
 
     def handle_error(self, *_: Any) -> None:
-        """A caller that hangs up before it is answered is what some tests are about."""
+        """Ignore errors: in some tests the caller closes the connection early."""
 
 
 @contextmanager
-def loopback_server(otherwise: Answer, *answers: Answer) -> Iterator[LoopbackServer]:
-    """Run one for as long as the context lasts."""
+def loopback_server(otherwise: Responder, *answers: Responder) -> Iterator[LoopbackServer]:
+    """Run a server until the context ends."""
     with LoopbackServer(otherwise, *answers) as server:
         serving = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         serving.start()
@@ -93,8 +93,8 @@ def loopback_server(otherwise: Answer, *answers: Answer) -> Iterator[LoopbackSer
             serving.join()
 
 
-def gateway(routes: Mapping[str, Address]) -> Answer:
-    """Forwards `/function/<name>` to where the function is, as a gateway does; 404 for others."""
+def gateway(routes: Mapping[str, Address]) -> Responder:
+    """Forwards `/function/<name>` to the function's address, as a gateway does; other paths get 404."""
 
     def answer(call: Call) -> None:
         address = routes.get(call.path.removeprefix("/function/"))

@@ -1,4 +1,4 @@
-"""A gateway on loopback with no functions behind it: it scales them on paper, or refuses to."""
+"""A gateway on loopback without real functions: it only keeps their numbers of replicas, or refuses to."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from functions.contract.messages import ResidencyReport
 
 @dataclass
 class ScalingGateway:
-    """What it has been asked, in order, and how its functions are."""
+    """Records the requests in order, and answers them from the functions' state."""
 
     replicas: dict[str, int]
     refuses_zero: bool = False
@@ -23,13 +23,13 @@ class ScalingGateway:
     """("scale", name, replicas), ("limit", name, bytes) and ("release", name)."""
     listings: int = 0
     failing: set[str] = field(default_factory=set)
-    """Functions that answer nothing but errors."""
+    """Functions that answer every request with an error."""
     on_scale: Callable[[str], None] = lambda name: None
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    """Calls that scale are answered once it is set."""
+    """Scale requests are answered once it is set."""
 
     def of(self, kind: str) -> list[tuple[str, ...]]:
-        """What it was asked of one kind."""
+        """The recorded requests of one kind."""
         return [asked for asked in self.asked if asked[0] == kind]
 
     def app(self) -> web.Application:
@@ -83,7 +83,7 @@ class ScalingGateway:
 async def scaling_gateway(
     *names: str, refuses_zero: bool = False
 ) -> AsyncIterator[tuple[ScalingGateway, Gateway]]:
-    """One whose functions all run, and a client of it."""
+    """A gateway whose functions all run, and a client of it."""
     site = ScalingGateway(dict.fromkeys(names, 1), refuses_zero)
     site.released.set()
     async with serving(site.app(), "127.0.0.1", 0) as url, Gateway.connect(url, None) as gateway:

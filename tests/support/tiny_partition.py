@@ -1,4 +1,4 @@
-"""A tiny partition beside the model that it was cut from, whose weights say what functions must answer."""
+"""A tiny partition and the model that it was made from, whose weights give the expected answers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,17 @@ from functions.contract.messages import Invocation
 from tests.support.checkpoints import save_checkpoint, tiny_model
 
 ERROR_BOUNDS = {"f32": 2e-6, "bf16": 3 * 2**-8, "int8": 0.05}
-"""How large the error of an output row may be, as a share of the sums of its terms' absolute values.
+"""The largest error of an output row, relative to the sums of its terms' absolute values.
 
-f32 differs by the order of sums (4e-7 was seen). bf16 rounds the intermediate activations, a function's
-output and the sum of several outputs, each time by 2**-8 at most. int8 rounds weights and activations to
-multiples of 1/127 of the largest in their group (0.02 was seen).
+f32 differs by the order of additions (up to 4e-7 in practice). bf16 rounds the intermediate activations, a
+function's output and the sum of several outputs, each time by 2**-8 at most. int8 rounds weights and
+activations to multiples of 1/127 of the largest in their group (up to 0.02 in practice).
 """
 
 
 @dataclass(frozen=True)
 class TinyPartition:
-    """3 layers of 5 experts, hidden size 24. Weights are large enough for SwiGLU to bend what passes it."""
+    """3 layers of 5 experts, hidden size 24. Weights are large enough to make SwiGLU clearly nonlinear."""
 
     folder: Path
     manifest: Manifest
@@ -34,7 +34,7 @@ class TinyPartition:
 
     @classmethod
     def make(cls, folder: Path, dtype: str, granularity: Granularity) -> "TinyPartition":
-        """Write one below `folder`; `dtype` is that of the experts."""
+        """Write a partition below `folder`; `dtype` is the experts' type."""
         source = torch.bfloat16 if dtype == "bf16" else torch.float32
         model = tiny_model("qwen2_moe", dtype=source, initializer_range=0.5, num_experts_per_tok=4)
         save_checkpoint(model, folder / "model")
@@ -49,7 +49,7 @@ class TinyPartition:
     def invocation(
         self, function: str, layer: int = 0, *, rows: int = 3, top_k: int = 4, seed: int = 0
     ) -> Invocation:
-        """Random rows for the experts of one block; about every third place is not the block's."""
+        """Random rows for the experts of one block; some places hold -1, another block's expert."""
         random = np.random.default_rng(seed)
         experts = self.manifest.block(function).experts[layer]
         return Invocation(
@@ -61,7 +61,7 @@ class TinyPartition:
         )
 
     def hidden_states(self, rows: int, seed: int = 0) -> NDArray[Any]:
-        """Random [rows, H] as they travel: float32, or the bits of bf16."""
+        """Random [rows, H] in the form of the wire: float32, or the bits of bf16."""
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn(rows, self.manifest.hidden_size, generator=generator)
         return (
@@ -69,7 +69,7 @@ class TinyPartition:
         )
 
     def expected(self, invocation: Invocation) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The weighted sums [T, H] in float64, and those of the absolute values of the same terms."""
+        """The weighted sums [T, H] in float64, and the sums of the same terms' absolute values."""
         hidden = as_float64(invocation.hidden_states)
         total, magnitude = np.zeros_like(hidden), np.zeros_like(hidden)
         for row, slot in np.argwhere(invocation.expert_index >= 0):
@@ -82,7 +82,7 @@ class TinyPartition:
         return total, magnitude
 
     def check(self, invocation: Invocation, output: NDArray[Any]) -> None:
-        """Fail unless each row of `output` is what the model would answer, within the dtype's bound."""
+        """Fail unless each row of `output` equals the model's result within the dtype's bound."""
         expected, magnitude = self.expected(invocation)
         assert output.dtype == invocation.hidden_states.dtype
         assert output.shape == expected.shape
@@ -97,6 +97,6 @@ class TinyPartition:
 
 
 def as_float64(array: NDArray[Any]) -> NDArray[np.float64]:
-    """float32 values, or those of the bits of bf16."""
+    """The values of a float32 array, or of an array of bf16 bits."""
     tensor = torch.tensor(array)
     return (tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor).double().numpy()

@@ -1,6 +1,6 @@
-"""Sends the rows of one MoE layer to the functions that hold their experts, and adds up what comes back."""
+"""Sends the rows of one MoE layer to the functions that hold their experts, and adds up the results."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,7 +11,7 @@ from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.tensors import to_numpy, to_torch
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.stopwatch import Part, Stopwatch
-from control_plane.faas.invocation import ExpertInvoker
+from control_plane.faas.invocation import ExpertInvoker, PendingInvocations
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, InvocationResult, Prefetch
 
@@ -19,20 +19,44 @@ _NO_HINTS: Mapping[str, Prefetch] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Group:
-    """The rows of a batch that one function has experts for."""
+class RowGroup:
+    """The rows of a batch that are routed to experts of one function."""
 
     function: str
     rows: np.ndarray | None
-    """Their numbers; None when it is all of them."""
+    """The rows' numbers in the batch; None for all rows."""
     invocation: Invocation
 
 
-class Dispatcher:
-    """Knows which function holds which expert.
+@dataclass(slots=True)
+class PendingExperts:
+    """The routed experts of one layer, whose functions are computing."""
 
-    `resident_limits` are the most bytes of weights that functions may hold: whoever shares memory out
-    replaces it as a whole, from any thread. `prefetcher` is set once the model is there.
+    groups: list[RowGroup]
+    hidden_states: torch.Tensor
+    """The batch's rows [T, H]."""
+    invocations: PendingInvocations
+    prefetcher: Prefetcher | None
+    stopwatch: Stopwatch
+
+    def wait(self) -> torch.Tensor:
+        """The weighted sums [T, H] of the experts' outputs. Raises a `GatewayError`."""
+        lap = self.stopwatch.lap
+        lap(Part.SHARED)
+        results = self.invocations.wait()
+        lap(Part.WAIT)
+        if self.prefetcher is not None:
+            self.prefetcher.observe(results)
+        total = _add_up(self.groups, results, self.hidden_states)
+        lap(Part.ADD)
+        return total
+
+
+class Dispatcher:
+    """Knows which function holds which expert, and sends each function its rows.
+
+    `resident_limits` holds, by function, the most bytes of weights that the function may keep in memory.
+    The autoscaler replaces the mapping as a whole, from another thread.
     """
 
     def __init__(
@@ -56,11 +80,10 @@ class Dispatcher:
 
     def begin(
         self, layer: int, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> Callable[[], torch.Tensor]:
-        """Send the rows [T, H] on their way; the returned call waits for the weighted sums [T, H].
+    ) -> PendingExperts:
+        """Send the rows [T, H] to the experts top_k_index [T, K], weighted by top_k_weights [T, K].
 
-        top_k_index and top_k_weights are [T, K]. The wait raises a `GatewayError`. Raises `Interrupted`
-        when the step is to give way; nothing is on its way then.
+        Raises `Interrupted`, before anything is sent, if the step is to give way to other sequences.
         """
         self._interruption.check()
         lap, prefetcher = self._stopwatch.lap, self.prefetcher
@@ -71,23 +94,12 @@ class Dispatcher:
         weights = top_k_weights.to(torch.float32).numpy()
         groups = self.group(layer, to_numpy(hidden_states), index, weights, hints)
         invocations = {group.function: group.invocation for group in groups}
-        answers = self._invoker.begin(invocations)
+        pending = self._invoker.begin(invocations)
         lap(Part.SEND)
         if prefetcher is not None:
             prefetcher.prefetch({name: hint for name, hint in hints.items() if name not in invocations})
             lap(Part.PREFETCH)
-
-        def wait() -> torch.Tensor:
-            lap(Part.SHARED)
-            results = answers()
-            lap(Part.WAIT)
-            if prefetcher is not None:
-                prefetcher.observed(results)
-            total = _add_up(groups, results, hidden_states)
-            lap(Part.ADD)
-            return total
-
-        return wait
+        return PendingExperts(groups, hidden_states, pending, prefetcher, self._stopwatch)
 
     def group(
         self,
@@ -96,8 +108,12 @@ class Dispatcher:
         index: np.ndarray,
         weights: np.ndarray,
         hints: Mapping[str, Prefetch] = _NO_HINTS,
-    ) -> list[Group]:
-        """One group for each function that has at least one of the rows' experts, with its hint."""
+    ) -> list[RowGroup]:
+        """One group for each function that has at least one of the rows' experts.
+
+        hidden_states are [T, H], index and weights [T, K]. An invocation gets its function's hint, which
+        names the experts to prefetch.
+        """
         owner = self._owner[layer][index]
         limits = self.resident_limits
         numbers = np.unique(owner).tolist()
@@ -106,6 +122,7 @@ class Dispatcher:
         for number in numbers:
             mine = owner == number
             rows = mine.any(axis=1).nonzero()[0]
+            # -1 stands for an expert of another function, which gets the row, too.
             own_index = np.where(mine, index, np.int16(-1)) if len(numbers) > 1 else index
             inputs = hidden_states, own_index, weights
             some = None if len(rows) == len(index) else rows
@@ -115,16 +132,21 @@ class Dispatcher:
             invocation = Invocation(
                 layer, self._model, *inputs, limits.get(function), hints.get(function, {})
             )
-            groups.append(Group(function, some, invocation))
+            groups.append(RowGroup(function, some, invocation))
         return groups
 
 
-def _add_up(groups: list[Group], answers: Mapping[str, InvocationResult], like: torch.Tensor) -> torch.Tensor:
+def _add_up(
+    groups: list[RowGroup], results: Mapping[str, InvocationResult], like: torch.Tensor
+) -> torch.Tensor:
+    """The sum of all functions' outputs, row by row, in the shape and dtype of `like`."""
     if len(groups) == 1:
-        return to_torch(answers[groups[0].function].output)
+        # Every row has an expert, so one function alone has them all.
+        return to_torch(results[groups[0].function].output)
+    # Sums are float32: in bf16, each of several functions' outputs would be rounded once more.
     total = torch.zeros(like.shape, dtype=torch.float32)
     for group in groups:
-        output = to_torch(answers[group.function].output)
+        output = to_torch(results[group.function].output)
         if group.rows is None:
             total += output
         else:

@@ -1,4 +1,4 @@
-"""Which experts the next layer is likely to call, predicted while the present one is computed."""
+"""Predicts which experts the next layer will call, while the current layer is computed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -12,39 +12,41 @@ from transformers import PreTrainedModel
 from control_plane.partition.manifest import Manifest
 
 RECENT_DECAY = 0.9
-"""What a tenant's expert counts for one step later."""
+"""The factor by which a tenant's past use of an expert loses weight with each step."""
 RECENT_WEIGHT = 0.05
-"""Of a tenant's recent use against the next layer's router, both of which add up to about one a row."""
+"""The weight of recent use, relative to the router's probabilities. Both are about one per row in total."""
 LEAST_ACCURACY = 0.6
-"""A predictor that is right less often costs the disk more time than it saves."""
+"""A layer with a lower accuracy sends no hints: they would cost more disk time than they save."""
 ACCURACY_STEP = 0.1
+"""The weight of the newest prediction in the running accuracy."""
 MAX_TENANTS = 256
-"""Whose recent use is remembered; the one that has been silent longest is forgotten first."""
+"""The most tenants whose recent use is remembered; the one without rows for the longest time goes first."""
 
 
 class ExpertPredictor:
-    """Applies each layer's router early, to what the layer before has as its input.
+    """Applies each layer's router early, to the input of the MoE layer before it.
 
-    A layer changes the hidden state little, so the next router's choice shows there already. The first layer
-    has none before it: there, as everywhere with a small weight, counts what the same tenants used lately.
+    A layer changes the hidden states little, so the next router mostly makes the same choice there. The first
+    layer has no layer before it: its prediction is the experts that the same tenants used recently. For
+    other layers, recent use only affects the order.
     """
 
     def __init__(self, routers: Mapping[int, torch.Tensor], num_experts: int, top_k: int) -> None:
-        """`routers`: of each MoE layer but the first, its matrix [E, H] for inputs of the layer before."""
+        """`routers` holds, for each MoE layer but the first, its `fitted_router` [E, H]."""
         self._routers = routers
         self._top_k = top_k
         self._num_experts = num_experts
         self._tenants: list[tuple[str, int]] = []
         self._recent: dict[str, dict[int, NDArray[np.float32]]] = {}
         self._num_called: dict[int, int] = {}
-        """By layer: how many different experts the last step called."""
+        """By layer, the number of different experts that the last step called."""
         self._predicted: dict[int, NDArray[np.int64]] = {}
         self._accuracy: dict[int, float] = {}
-        """By layer: what share of the predicted experts was called, lately."""
+        """By layer, the running share (0 to 1) of predicted experts that were called."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, manifest: Manifest) -> "ExpertPredictor":
-        """From the model's own routers and norms."""
+        """A predictor that uses the model's own routers and norms."""
         layers = model.model.layers
         routers = {
             after: fitted_router(
@@ -57,16 +59,16 @@ class ExpertPredictor:
         return cls(routers, manifest.num_experts, manifest.num_experts_per_tok)
 
     def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
-        """Whose rows the batch has, and how many of each, in their order."""
+        """Start a step whose batch has these tenants' rows: (tenant, number of rows) in the batch's order."""
         self._tenants = list(tenants)
         for tenant in dict.fromkeys(tenant for tenant, _ in self._tenants):
-            # The last ones to be remembered are the last ones to be forgotten.
+            # Inserted anew, so that the dict is ordered by the last use.
             self._recent[tenant] = self._recent.pop(tenant, {})
         while len(self._recent) > MAX_TENANTS:
             del self._recent[next(iter(self._recent))]
 
     def record(self, layer: int, index: NDArray[np.int64]) -> None:
-        """The rows [T, K] of the batch have called these experts."""
+        """Record which experts [T, K] the batch's rows call in `layer`, and how good the prediction was."""
         end = 0
         for tenant, rows in self._tenants:
             start, end = end, end + rows
@@ -83,19 +85,21 @@ class ExpertPredictor:
             self._accuracy[layer] = accuracy + ACCURACY_STEP * (right - accuracy)
 
     def experts(self, layer: int, hidden_states: torch.Tensor) -> Sequence[int]:
-        """Those that `layer` will call, likeliest first, by the inputs [T, H] of the layer before.
+        """Predict the experts that `layer` will call, the likeliest first.
 
-        None as long as too few of what was predicted of this layer was true.
+        hidden_states [T, H] are the inputs of the MoE layer before. Returns no expert while the layer's past
+        predictions are not accurate enough, but keeps predicting, to measure their accuracy.
         """
         scores = self._by_recent_use(layer)
         if layer in self._routers:
             logits = F.linear(hidden_states, self._routers[layer]).float()
             probabilities, chosen = logits.softmax(dim=1).topk(self._top_k)
             likely = np.bincount(chosen.ravel().numpy(), probabilities.ravel().numpy(), self._num_experts)
-            # Only what the router names; recent use says in which order.
+            # Only experts that the router chooses; recent use affects their order.
             scores = np.where(likely > 0, likely + scores, 0)
             most = self._num_experts
         else:
+            # Without a router there is no telling how many; assume as many as in the last step.
             most = self._num_called.get(layer, 0)
         order = np.argsort(-scores, kind="stable")[:most]
         predicted = self._predicted[layer] = order[scores[order] > 0]
@@ -111,7 +115,11 @@ class ExpertPredictor:
 
 
 def fitted_router(router: torch.Tensor, norm_before: torch.Tensor, norm_after: torch.Tensor) -> torch.Tensor:
-    """The router [E, H] of one layer, for inputs that carry the norm's weights of the layer before."""
+    """A layer's router [E, H], changed so that it takes the normalized input of the layer before it.
+
+    A norm multiplies its output by its weights. The product divides by those of the layer before, and
+    multiplies by those of the router's own layer.
+    """
     before = norm_before.float()
     ratio = torch.where(before == 0, 0.0, norm_after.float() / before)
     return (router.float() * ratio).to(router.dtype).detach()

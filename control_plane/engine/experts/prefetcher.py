@@ -1,4 +1,4 @@
-"""Tells functions which experts to expect next, as long as steps are faster for it."""
+"""Asks functions to read the next layer's experts from disk early, as long as this makes steps faster."""
 
 import time
 from collections import defaultdict
@@ -15,15 +15,22 @@ from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, InvocationResult, Prefetch
 
 PATIENCE = 64
-"""How many answers in a row without an expert that was cold or read ahead end what a function is told."""
+"""A function gets no more hints after this many answers in a row without a cold or a prefetched expert.
+
+Such a function holds all the experts that it needs.
+"""
 MOST_ROWS = 32
-"""A step of more calls most experts of a layer: reading some of them earlier than others gains nothing."""
+"""Larger steps are not predicted: they call most experts of a layer, so that their order hardly matters."""
 MOST_EXPERTS = 32
-"""That one function is told of at a time."""
+"""The most experts in one hint."""
 
 
 class Prefetcher:
-    """Used by the engine's thread, before and after the sending of a layer's rows."""
+    """Predicts the next layer's experts and sends them to their functions as hints.
+
+    Functions that are called anyway get the hint with their rows, the others get an invocation without rows.
+    Only the engine's thread uses it.
+    """
 
     def __init__(
         self,
@@ -37,7 +44,7 @@ class Prefetcher:
             (0, manifest.hidden_size), np.uint16 if manifest.dtype == "bf16" else np.float32
         )
         self._invoker = invoker
-        self._forecast = predictor
+        self._predictor = predictor
         layers = manifest.moe_layers
         self._next_layer = dict(zip(layers, layers[1:] + layers[:1], strict=True))
         self._owner = {
@@ -54,36 +61,37 @@ class Prefetcher:
         self._started = 0.0
 
     def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
-        """As of `ExpertPredictor`."""
+        """Start a step with these tenants' rows: see `ExpertPredictor.begin_step`."""
         tenants = list(tenants)
-        self._forecast.begin_step(tenants)
+        self._predictor.begin_step(tenants)
         self._rows = sum(rows for _, rows in tenants)
         self._started = self._clock()
 
     def end_step(self) -> None:
-        """The step has come to its end, and not been given up."""
-        if self._is_of_use:
-            self._trial.took(self._rows, self._clock() - self._started)
+        """End a step that was computed completely, so that its duration counts."""
+        if self._may_help:
+            self._trial.record(self._rows, self._clock() - self._started)
 
     def predict(
         self, layer: int, hidden_states: torch.Tensor, index: NDArray[np.int64]
     ) -> dict[str, Prefetch]:
-        """The rows [T, H] of `layer` go to the experts [T, K] of index: what the next layer's functions are
-        to be told. Those that are called now are told with their rows, and the others by `prefetch`.
+        """Predict the next layer's experts, while rows [T, H] of `layer` go to its experts `index` [T, K].
+
+        Returns the hints by function.
         """
-        if not self._is_of_use or not self._trial.enabled:
+        if not self._may_help or not self._trial.enabled:
             return {}
-        self._forecast.record(layer, index)
+        self._predictor.record(layer, index)
         following = self._next_layer[layer]
-        expected: defaultdict[str, list[int]] = defaultdict(list)
-        for expert in self._forecast.experts(following, hidden_states):
+        predicted: defaultdict[str, list[int]] = defaultdict(list)
+        for expert in self._predictor.experts(following, hidden_states):
             function = self._owner[following, expert]
-            if self._patience[function] and len(expected[function]) < MOST_EXPERTS:
-                expected[function].append(expert)
-        return {function: {following: experts} for function, experts in expected.items() if experts}
+            if self._patience[function] and len(predicted[function]) < MOST_EXPERTS:
+                predicted[function].append(expert)
+        return {function: {following: experts} for function, experts in predicted.items() if experts}
 
     def prefetch(self, hints: Mapping[str, Prefetch]) -> None:
-        """Tell functions that are not called now what the next layer will call, and wait for no answer."""
+        """Send hints to functions that the current layer does not call. Waits for no answer."""
         if not hints:
             return
         nothing = self._no_rows, np.empty((0, 0), np.int16), np.empty((0, 0), np.float32)
@@ -95,17 +103,17 @@ class Prefetcher:
             }
         )
 
-    @property
-    def _is_of_use(self) -> bool:
-        """Whether the step has few rows, and functions miss experts."""
-        return self._rows <= MOST_ROWS and (not self._patience or any(self._patience.values()))
-
-    def observed(self, answers: Mapping[str, InvocationResult]) -> None:
-        """The answers of a layer, which tell who can use a predictor."""
-        for function, answer in answers.items():
-            hits = answer.residency.prefetch_hits
-            if answer.cold_experts or hits != self._hits[function]:
+    def observe(self, results: Mapping[str, InvocationResult]) -> None:
+        """Note from a layer's results which functions miss experts or use prefetched ones."""
+        for function, result in results.items():
+            hits = result.residency.prefetch_hits
+            if result.cold_experts or hits != self._hits[function]:
                 self._hits[function] = hits
                 self._patience[function] = PATIENCE
             elif self._patience[function]:
                 self._patience[function] -= 1
+
+    @property
+    def _may_help(self) -> bool:
+        """Whether the step has few rows, and some function still misses experts."""
+        return self._rows <= MOST_ROWS and (not self._patience or any(self._patience.values()))

@@ -1,6 +1,5 @@
-"""The modules that stand in a transformers model where its routed experts were."""
+"""The modules that replace the routed experts of a transformers model."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
-from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.experts.dispatcher import Dispatcher, PendingExperts
 from control_plane.engine.model.attention import (
     RaggedMixtralAttention,
     RaggedOlmoeAttention,
@@ -19,41 +18,44 @@ from control_plane.engine.model.layers import KernelRMSNorm
 
 
 class RemoteExperts(nn.Module):
-    """The experts of one layer, without parameters: their rows go to functions.
+    """The routed experts of one layer. The module has no parameters: it sends the rows to functions.
 
-    Called as transformers calls its own: `experts(hidden_states [T, H], top_k_index [T, K],
-    top_k_weights [T, K]) -> [T, H]`. `attach` tells it its layer, which transformers does not.
+    Its call has the signature of transformers' own modules: `experts(hidden_states [T, H],
+    top_k_index [T, K], top_k_weights [T, K]) -> [T, H]`. transformers does not pass the layer's number to
+    the constructor, so `attach` sets it.
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
 
     def attach(self, layer: int, dispatcher: Dispatcher) -> None:
-        """To be called once, before the first forward."""
+        """Set the layer's number and its dispatcher. To be called once, before the first forward pass."""
         self._layer = layer
         self._dispatcher = dispatcher
 
     def begin(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> Callable[[], torch.Tensor]:
-        """Send the rows; the returned call waits for the result."""
+    ) -> PendingExperts:
+        """Send the rows, and leave it to the caller when to wait for the result."""
         return self._dispatcher.begin(self._layer, hidden_states, top_k_index, top_k_weights)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        return self.begin(hidden_states, top_k_index, top_k_weights)()
+        return self.begin(hidden_states, top_k_index, top_k_weights).wait()
 
 
 class OverlappedQwen2MoeBlock(Qwen2MoeSparseMoeBlock):
-    """Qwen2-MoE's block, with the shared expert computed while the routed experts' calls are in flight."""
+    """Qwen2-MoE's block, which computes the shared expert while the functions compute the routed ones."""
+
+    experts: RemoteExperts  # type: ignore[assignment]  # Replaced in the model by the table below.
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         rows = hidden_states.view(-1, hidden_states.shape[-1])
         _, routing_weights, selected_experts = self.gate(rows)
         routed = self.experts.begin(rows, selected_experts, routing_weights)
-        shared = F.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
-        return (routed() + shared).reshape(hidden_states.shape)
+        shared: torch.Tensor = F.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
+        return (routed.wait() + shared).reshape(hidden_states.shape)
 
 
 REPLACEMENTS: dict[str, dict[str, type[nn.Module]]] = {
@@ -79,4 +81,4 @@ REPLACEMENTS: dict[str, dict[str, type[nn.Module]]] = {
         "OlmoeRMSNorm": KernelRMSNorm,
     },
 }
-"""For each model type, transformers' classes and what takes their place."""
+"""By model type, the names of transformers' classes and the modules that replace them."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 class RoutingRecorder:
-    """Reads what a model's routers choose, in every forward from now on."""
+    """Counts the choices of a model's routers in every forward pass after its construction."""
 
     def __init__(self, model: PreTrainedModel, moe_layers: Sequence[int], num_experts: int) -> None:
         self._counts = torch.zeros(len(moe_layers), num_experts, num_experts, dtype=torch.int64)
@@ -26,16 +26,17 @@ class RoutingRecorder:
 
     @property
     def together(self) -> NDArray[np.int64]:
-        """[layers, experts, experts]: the rows that both were chosen for; nothing on the diagonal."""
+        """[layers, experts, experts]: the rows that both experts were chosen for; 0 on the diagonal."""
         counts = self._counts.clone()
         counts.diagonal(dim1=1, dim2=2).zero_()
         return counts.numpy()
 
     def _hook(self, number: int) -> Any:
         def count(router: nn.Module, inputs: object, output: tuple[torch.Tensor, ...]) -> None:
-            # transformers' routers return logits, weights and what we are after [rows, top_k].
+            # transformers' routers return logits, weights and the chosen experts [rows, top_k].
             chosen = torch.zeros(len(output[2]), self._counts.shape[1], dtype=torch.float32)
             chosen.scatter_(1, output[2], 1.0)
+            # Row by row, the product counts each pair of chosen experts; the diagonal counts single experts.
             self._counts[number] += (chosen.T @ chosen).to(torch.int64)
 
         return count

@@ -1,53 +1,55 @@
-"""Whether something that may help does: found out by doing without it now and then.
+"""An A/B trial that finds out whether prefetching makes steps faster.
 
-Reading ahead helps as long as the disk has time for it, and costs where it has none. Nothing that could be
-asked tells which it is; how long steps take does.
+Prefetching helps while the disk has time to spare, and slows steps down otherwise. Neither can be observed
+directly, so steps are timed with and without it.
 """
 
 from statistics import median
 
 TURN_STEPS = 4
-"""With it, or without it, in a row."""
+"""Consecutive steps with prefetching, or without it, before the other's turn."""
 TURNS = 8
-"""Of both together, before it is decided."""
+"""Turns in a trial, half of them with prefetching."""
 KEPT_STEPS = 256
-"""How long a decision stands."""
+"""Steps for which the result of a trial is kept before the next trial."""
 
 
 class Trial:
-    """Tells for each step whether to do it. Steps are compared only with others of as many rows."""
+    """Decides for each step whether to prefetch. Only steps of equally many rows are compared."""
 
     def __init__(self) -> None:
         self._rows = 0
         self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        """The durations of the trial's steps, with (True) and without prefetching."""
         self._kept = 0
-        """Steps for which the last decision still stands."""
+        """Steps for which the last result still holds."""
         self._decided = True
 
     @property
     def enabled(self) -> bool:
-        """Whether to do it in the next step."""
+        """Whether to prefetch in the next step."""
         return self._decided if self._kept else self._steps // TURN_STEPS % 2 == 0
 
-    def took(self, rows: int, seconds: float) -> None:
-        """A step of so many rows has taken so long."""
+    def record(self, rows: int, seconds: float) -> None:
+        """Count a step of `rows` rows that took `seconds`."""
         if self._kept:
             self._kept -= 1
             return
         if rows != self._rows:
             self._rows = rows
-            self._forget()
-            # What it was begun with may not be what a trial begins with.
+            self._restart()
+            # This step may have run without prefetching, but a trial starts with it.
             return
         self._seconds[self.enabled].append(seconds)
         if self._steps == TURN_STEPS * TURNS:
+            # The median, because a few slow steps say nothing about prefetching.
             self._decided = median(self._seconds[True]) <= median(self._seconds[False])
             self._kept = KEPT_STEPS
-            self._forget()
+            self._restart()
 
     @property
     def _steps(self) -> int:
         return sum(map(len, self._seconds.values()))
 
-    def _forget(self) -> None:
+    def _restart(self) -> None:
         self._seconds = {True: [], False: []}

@@ -3,8 +3,9 @@
 import asyncio
 import re
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 from typing import Self
+
+from msgspec.structs import replace
 
 from control_plane.errors import ConfigError, FunctionNotFound, FunctionUnavailable
 from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus

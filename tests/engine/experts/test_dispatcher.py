@@ -1,7 +1,8 @@
-"""Rows find the functions that have their experts, and what comes back adds up to what the model computes."""
+"""The dispatcher sends rows to the functions that have their experts, and its sums equal the model's."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -25,8 +26,18 @@ GRANULARITIES = {
 }
 
 
+@dataclass(frozen=True)
+class Answered:
+    """Pending invocations whose results are known already."""
+
+    results: dict[str, InvocationResult]
+
+    def wait(self) -> dict[str, InvocationResult]:
+        return self.results
+
+
 class LocalInvoker:
-    """An ExpertInvoker whose functions are in this process, and compute with the NumPy kernel."""
+    """An ExpertInvoker whose functions run in this process, with the NumPy kernel."""
 
     def __init__(self, tiny: TinyPartition) -> None:
         kernel = load_kernel("numpy")
@@ -35,8 +46,8 @@ class LocalInvoker:
         }
         self.usage = ExpertUsage()
 
-    def begin(self, invocations: Mapping[str, Invocation]) -> Callable[[], dict[str, InvocationResult]]:
-        return lambda: {name: self._run(name, invocation) for name, invocation in invocations.items()}
+    def begin(self, invocations: Mapping[str, Invocation]) -> Answered:
+        return Answered({name: self._run(name, invocation) for name, invocation in invocations.items()})
 
     def _run(self, function: str, invocation: Invocation) -> InvocationResult:
         received = Invocation.decode(bytearray().join(invocation.encode()))
@@ -44,13 +55,13 @@ class LocalInvoker:
         return InvocationResult(output, function, "here:1", 0.0, cold)
 
     def prefetch(self, invocations: Mapping[str, Invocation]) -> None:
-        """Nobody prefetches here."""
+        """These functions prefetch nothing."""
 
     def abort(self) -> None:
-        """Nothing waits."""
+        """No call ever waits."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """There is no connection to close."""
 
 
 @pytest.fixture(scope="module", params=GRANULARITIES)
@@ -66,7 +77,7 @@ def dispatcher(tiny: TinyPartition) -> Dispatcher:
 
 @st.composite
 def routings(draw: st.DrawFn) -> NDArray[np.int64]:
-    """Random [T, K] experts, each row's different from each other."""
+    """Random experts [T, K], all different within a row."""
     top_k = draw(st.integers(1, 4))
     rows = st.permutations(range(5)).map(lambda experts: experts[:top_k])
     return np.array(draw(st.lists(rows, max_size=9)), np.int64).reshape(-1, top_k)
@@ -76,14 +87,14 @@ LAYERS = st.integers(0, 2)
 
 
 def batch(tiny: TinyPartition, layer: int, index: NDArray[np.int64]) -> Invocation:
-    """A whole layer's batch, as if one function had all experts: the oracle takes it so."""
+    """A whole layer's batch as one invocation, which the oracle `TinyPartition.check` takes."""
     weight = np.random.default_rng(len(index)).random(index.shape, np.float32)
     hidden_states = tiny.hidden_states(len(index))
     return Invocation(layer, tiny.manifest.fingerprint, hidden_states, index.astype(np.int16), weight)
 
 
 @given(layer=LAYERS, index=routings())
-def test_each_place_of_each_row_is_in_one_group(
+def test_each_expert_of_each_row_is_in_exactly_one_group(
     tiny: TinyPartition, dispatcher: Dispatcher, layer: int, index: NDArray[np.int64]
 ) -> None:
     whole = batch(tiny, layer, index)
@@ -93,7 +104,7 @@ def test_each_place_of_each_row_is_in_one_group(
         rows = np.arange(len(index)) if group.rows is None else group.rows
         invocation = group.invocation
         mine = invocation.expert_index >= 0
-        assert mine.any(axis=1).all(), "a row was sent to a function that has nothing to do for it"
+        assert mine.any(axis=1).all(), "a row was sent to a function that has none of its experts"
         assert set(invocation.expert_index[mine]) <= set(tiny.manifest.block(group.function).experts[layer])
         np.testing.assert_array_equal(invocation.expert_index[mine], index[rows][mine])
         np.testing.assert_array_equal(invocation.hidden_states, whole.hidden_states[rows])
@@ -104,22 +115,21 @@ def test_each_place_of_each_row_is_in_one_group(
 
 
 @given(layer=LAYERS, index=routings())
-def test_sums_are_the_models(
+def test_the_sums_equal_the_models(
     tiny: TinyPartition, dispatcher: Dispatcher, layer: int, index: NDArray[np.int64]
 ) -> None:
     whole = batch(tiny, layer, index)
     tensors = map(torch.from_numpy, (whole.hidden_states, index, whole.expert_weight))
-    tiny.check(whole, dispatcher.begin(layer, *tensors)().numpy())
+    tiny.check(whole, dispatcher.begin(layer, *tensors).wait().numpy())
 
 
-def test_a_batch_in_bf16_comes_back_in_bf16(partitions: Mapping[str, TinyPartition]) -> None:
+def test_the_result_of_a_bf16_batch_is_bf16(partitions: Mapping[str, TinyPartition]) -> None:
     tiny = partitions["bf16"]
     index = np.array([[0, 4, 2], [1, 0, 3], [4, 3, 1]])
     whole = batch(tiny, 1, index)
     hidden_states = torch.from_numpy(whole.hidden_states).view(torch.bfloat16)
     weights = torch.from_numpy(whole.expert_weight)
-    output = Dispatcher(tiny.manifest, LocalInvoker(tiny)).begin(
-        1, hidden_states, torch.from_numpy(index), weights
-    )()
+    dispatcher = Dispatcher(tiny.manifest, LocalInvoker(tiny))
+    output = dispatcher.begin(1, hidden_states, torch.from_numpy(index), weights).wait()
     assert output.dtype == torch.bfloat16
     tiny.check(whole, output.view(torch.uint16).numpy())

@@ -1,4 +1,4 @@
-"""What is predicted of the next layer, and whether anybody is told."""
+"""What the predictor predicts of the next layer, and when it keeps its predictions to itself."""
 
 import numpy as np
 import pytest
@@ -10,32 +10,32 @@ EXPERTS, TOP_K, HIDDEN = 8, 2, 16
 
 
 def routed(router: torch.Tensor, hidden_states: torch.Tensor) -> np.ndarray:
-    """The experts [T, K] that a router chooses."""
+    """The experts [T, K] that the router chooses."""
     return (hidden_states @ router.T).topk(TOP_K).indices.numpy()
 
 
 def one_step(predictor: ExpertPredictor, hidden_states: torch.Tensor, later: np.ndarray) -> list[int]:
-    """A step of one tenant, whose second layer calls `later`; returns what was predicted of it."""
+    """Run a step of one tenant whose second layer calls the experts `later`; returns the prediction."""
     predictor.begin_step([("a", len(hidden_states))])
     predicted = list(predictor.experts(1, hidden_states))
     predictor.record(1, later)
     return predicted
 
 
-def test_a_router_that_is_right_early_is_believed() -> None:
+def test_the_predictions_of_a_router_that_is_right_early_are_used() -> None:
     torch.manual_seed(0)
     router = torch.randn(EXPERTS, HIDDEN)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
-    told = []
+    predictions = []
     for _ in range(20):
         hidden_states = torch.randn(3, HIDDEN)
         calls = routed(router, hidden_states)
-        told.append((one_step(predictor, hidden_states, calls), set(calls.ravel().tolist())))
-    assert told[0][0] == [], "nothing is known of it yet"
-    assert all(set(predicted) == called for predicted, called in told[1:])
+        predictions.append((one_step(predictor, hidden_states, calls), set(calls.ravel().tolist())))
+    assert predictions[0][0] == [], "the accuracy is not known yet"
+    assert all(set(predicted) == called for predicted, called in predictions[1:])
 
 
-def test_a_router_that_is_wrong_is_not_passed_on() -> None:
+def test_wrong_predictions_are_not_used() -> None:
     torch.manual_seed(0)
     router = torch.randn(EXPERTS, HIDDEN)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
@@ -45,16 +45,16 @@ def test_a_router_that_is_wrong_is_not_passed_on() -> None:
         assert one_step(predictor, hidden_states, wrong) == []
 
 
-def test_it_is_believed_again_when_it_is_right_again() -> None:
+def test_predictions_are_used_again_once_they_are_right_again() -> None:
     torch.manual_seed(0)
     router = torch.randn(EXPERTS, HIDDEN)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
     one_step(predictor, torch.randn(1, HIDDEN), np.array([[0, 1]]))
-    told = []
+    predictions = []
     for _ in range(30):
         hidden_states = torch.randn(1, HIDDEN)
-        told.append(one_step(predictor, hidden_states, routed(router, hidden_states)))
-    assert len(told[-1]) == TOP_K
+        predictions.append(one_step(predictor, hidden_states, routed(router, hidden_states)))
+    assert len(predictions[-1]) == TOP_K
 
 
 def test_the_likeliest_comes_first() -> None:
@@ -66,7 +66,7 @@ def test_the_likeliest_comes_first() -> None:
     assert one_step(predictor, hidden_states, np.array([[5, 2]])) == [5, 2]
 
 
-def test_the_first_layer_is_foretold_by_what_the_same_tenants_used() -> None:
+def test_the_first_layer_is_predicted_from_the_same_tenants_recent_use() -> None:
     predictor = ExpertPredictor({}, EXPERTS, TOP_K)
     nothing = torch.zeros(1, HIDDEN)
     habits = {"a": [[0, 1]], "b": [[6, 7]]}
@@ -81,8 +81,8 @@ def test_the_first_layer_is_foretold_by_what_the_same_tenants_used() -> None:
 
 
 @pytest.mark.parametrize("norm", [0.5, 1.0, 3.0])
-def test_norms_of_two_layers_are_told_apart(norm: float) -> None:
-    """The input of a layer carries its own norm's weights; the next router wants those of the next layer."""
+def test_the_fitted_router_accounts_for_the_norms_of_both_layers(norm: float) -> None:
+    """A layer's input is scaled by its own norm's weights, the next router's input by the next norm's."""
     torch.manual_seed(1)
     router, state = torch.randn(EXPERTS, HIDDEN), torch.randn(5, HIDDEN)
     before, after = torch.rand(HIDDEN) + 0.5, torch.rand(HIDDEN) * norm + 0.1

@@ -1,4 +1,4 @@
-"""With and without in turn, then whatever was faster."""
+"""A trial runs steps with and without prefetching in turns, then keeps what was faster."""
 
 import pytest
 
@@ -7,42 +7,42 @@ from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS, Tr
 TRIAL_STEPS = TURN_STEPS * TURNS
 
 
-def run(trial: Trial, steps: int, rows: int, with_it: float, without: float) -> list[bool]:
-    """Whether it was done in each of these steps, which take so long with it and without it."""
+def run(trial: Trial, steps: int, rows: int, enabled: float, disabled: float) -> list[bool]:
+    """Run steps that take `enabled` seconds with prefetching and `disabled` without; returns which had it."""
     done = []
     for _ in range(steps):
         done.append(trial.enabled)
-        trial.took(rows, with_it if trial.enabled else without)
+        trial.record(rows, enabled if trial.enabled else disabled)
     return done
 
 
-@pytest.mark.parametrize(("with_it", "without", "better"), [(0.9, 1.0, True), (1.0, 0.9, False)])
-def test_what_is_faster_is_kept(with_it: float, without: float, better: bool) -> None:
+@pytest.mark.parametrize(("enabled", "disabled", "better"), [(0.9, 1.0, True), (1.0, 0.9, False)])
+def test_the_faster_way_is_kept(enabled: float, disabled: float, better: bool) -> None:
     trial = Trial()
-    run(trial, 1, 1, with_it, without)
-    tried = run(trial, TRIAL_STEPS, 1, with_it, without)
+    run(trial, 1, 1, enabled, disabled)
+    tried = run(trial, TRIAL_STEPS, 1, enabled, disabled)
     assert tried.count(True) == tried.count(False)
-    assert run(trial, KEPT_STEPS, 1, with_it, without) == [better] * KEPT_STEPS
+    assert run(trial, KEPT_STEPS, 1, enabled, disabled) == [better] * KEPT_STEPS
 
 
-def test_it_is_tried_again_and_then_decided_otherwise() -> None:
+def test_a_later_trial_can_decide_otherwise() -> None:
     trial = Trial()
     run(trial, 1 + TRIAL_STEPS + KEPT_STEPS, 1, 1.0, 0.9)
     assert set(run(trial, TRIAL_STEPS, 1, 0.9, 1.0)) == {True, False}
     assert run(trial, KEPT_STEPS, 1, 0.9, 1.0) == [True] * KEPT_STEPS
 
 
-def test_single_steps_that_take_long_decide_nothing() -> None:
+def test_a_few_slow_steps_do_not_decide() -> None:
     trial = Trial()
     run(trial, 1, 1, 0.9, 1.0)
     for step in range(TRIAL_STEPS):
         late = 100.0 if step % TURN_STEPS == 0 and trial.enabled else 0.0
-        trial.took(1, late + (0.9 if trial.enabled else 1.0))
+        trial.record(1, late + (0.9 if trial.enabled else 1.0))
     assert trial.enabled
 
 
-def test_steps_of_other_rows_are_not_compared() -> None:
-    """More rows take longer with it and without: the trial begins anew with them."""
+def test_steps_with_different_numbers_of_rows_are_not_compared() -> None:
+    """More rows take longer either way, so that the trial restarts when their number changes."""
     trial = Trial()
     run(trial, 1 + TURN_STEPS, 1, 0.9, 1.0)
     run(trial, 1, 6, 5.0, 5.0)
@@ -51,7 +51,7 @@ def test_steps_of_other_rows_are_not_compared() -> None:
     assert not trial.enabled
 
 
-def test_a_decision_stands_while_rows_change() -> None:
+def test_a_result_is_kept_while_the_number_of_rows_changes() -> None:
     trial = Trial()
     run(trial, 1 + TRIAL_STEPS, 1, 1.0, 0.9)
     for rows in (2, 3, 4):
