@@ -8,16 +8,18 @@ from pathlib import Path
 
 from control_plane.api.openai.requests import Chat, Prompt
 from control_plane.api.text.codec import TextCodec
-from control_plane.app import build_engine, build_invoker, build_runner
+from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
 from control_plane.engine import sequence
+from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.routing_recorder import RoutingRecorder
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.faas.client import Gateway
+from control_plane.faas.invocation import ResidentLimits
 from control_plane.files import read_lines
 from control_plane.gateway import embedded_gateway
 from control_plane.partition.manifest import Manifest
@@ -65,7 +67,7 @@ async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[Mo
             async for _ in deploy_all(manifest, [gateway]):
                 pass
         invoker = build_invoker(lambda _: address, config)
-        runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+        runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()
         try:

@@ -23,6 +23,7 @@ from control_plane.autoscaling.policy import (
 )
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
+from control_plane.faas.invocation import ResidentLimits
 from control_plane.faas.statistics import FunctionStatistics
 from functions.contract.wire import ResidencyReport
 
@@ -53,8 +54,8 @@ class Autoscaler:
     """What this process uses now."""
     busy: Callable[[], bool]
     """Whether requests run."""
-    tell: Callable[[Mapping[str, int]], None]
-    """Takes the limits in bytes, by function, that every invocation is to carry."""
+    limits: ResidentLimits
+    """Written here, and read by whoever sends invocations."""
     give_back: Callable[[], None]
     """Has this process let go of memory that it does not use; may take a while."""
     actions: Counter[str] = field(default_factory=Counter)
@@ -76,7 +77,7 @@ class Autoscaler:
         if self.budget is not None:
             # Until the gateway has told who is there: a call may come first.
             self._limits = {name: block.least * nbytes for name, block in blocks.items()}
-            self.tell(dict(self._limits))
+            self.limits.replace(self._limits)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -180,7 +181,7 @@ class Autoscaler:
         """Invocations tell the functions from now on; those that are to hold less are also told at once."""
         nbytes = self.footprint.expert_nbytes
         self._limits |= {limit.function: limit.experts * nbytes for limit in limits}
-        self.tell(dict(self._limits))
+        self.limits.replace(self._limits)
         awake = frozenset(self._observer.awake)
         failures = await asyncio.gather(
             *(self._shrink(limit) for limit in limits if not limit.grows and limit.function in awake),

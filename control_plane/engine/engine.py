@@ -18,7 +18,7 @@ from control_plane.engine.scheduling.interruption import Interrupted
 from control_plane.engine.scheduling.scheduler import Chunk, Scheduler
 from control_plane.engine.sequence import FinishReason, Generated, Sequence
 from control_plane.engine.step import Step, StepResult
-from control_plane.engine.stopwatch import Part
+from control_plane.engine.stopwatch import StepPart
 from control_plane.engine.stream import Outbox, TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, FaaSMoEError, ShuttingDown
 from control_plane.faas.invocation import ExpertInvoker, ExpertUsage
@@ -41,7 +41,7 @@ class EngineStatus:
     """How often a sequence had to give its memory up, since the start."""
     steps: int
     """That came to their end, since the start."""
-    step_seconds: Mapping[Part, float]
+    step_seconds: Mapping[StepPart, float]
     """What steps took, and the time between them while there was something to do."""
 
 
@@ -153,7 +153,7 @@ class Engine:
                 if batch := self._scheduler.schedule():
                     self._step(batch)
                 self._outbox.flush()
-                self._stopwatch.lap(Part.SCHEDULE)
+                self._stopwatch.lap(StepPart.SCHEDULE)
         except Exception:
             # The edge of the thread: nobody may wait for what will never come.
             logger.exception("the engine has stopped")

@@ -9,7 +9,7 @@ from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.model.sampler import Sampler, token_logprobs
 from control_plane.engine.scheduling.scheduler import Chunk
 from control_plane.engine.sequence import Sequence, TokenLogprob
-from control_plane.engine.stopwatch import Part
+from control_plane.engine.stopwatch import StepPart
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Step:
             token_id, logprob = tokens.get(chunk.sequence, (None, None))
             prompt_logprobs = list(self._prompt_logprobs(rows, chunk))
             results.append(StepResult(chunk.sequence, prompt_logprobs, chunk.is_last, token_id, logprob))
-        self.runner.stopwatch.lap(Part.SAMPLE)
+        self.runner.stopwatch.lap(StepPart.SAMPLE)
         return results
 
     def _next_tokens(

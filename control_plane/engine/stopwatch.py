@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Part(StrEnum):
+class StepPart(StrEnum):
     """What the engine's thread does, in a layer's order, then a step's."""
 
     DENSE = "dense"
     """Embeddings, norms, attention and routers."""
     SEND = "send"
     """Rows are sorted by function, and sent."""
-    PREFETCH = "predict"
+    PREFETCH = "prefetch"
     """Functions are told what to read ahead."""
     SHARED = "shared"
     """A shared expert, while functions compute."""
@@ -36,11 +36,11 @@ class Stopwatch:
     clock: Callable[[], float] = time.perf_counter
     steps: int = 0
     """That came to their end."""
-    _seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(Part, 0.0))
+    _seconds: dict[StepPart, float] = field(default_factory=lambda: dict.fromkeys(StepPart, 0.0))
     _since: float = 0.0
 
     @property
-    def seconds(self) -> Mapping[Part, float]:
+    def seconds(self) -> Mapping[StepPart, float]:
         """Of each part, in all: a copy."""
         return dict(self._seconds)
 
@@ -48,7 +48,7 @@ class Stopwatch:
         """What was until now is no part of a step."""
         self._since = self.clock()
 
-    def lap(self, part: Part) -> None:
+    def lap(self, part: StepPart) -> None:
         """What was since the last lap, was this."""
         now = self.clock()
         self._seconds[part] += now - self._since

@@ -1,7 +1,8 @@
 """What the engine knows of FaaS, and no more."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from functions.contract.wire import Invocation, InvocationResult
@@ -71,3 +72,19 @@ class ExpertInvoker(Protocol):
 
     def close(self) -> None:
         """Release what the invoker holds."""
+
+
+@dataclass
+class ResidentLimits:
+    """The most bytes of expert weights that each function may hold, as every invocation states it.
+
+    The autoscaler replaces the mapping and the engine's thread reads it. The mapping itself never changes,
+    and replacing a reference is atomic, so neither side needs a lock.
+    """
+
+    by_function: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}), init=False)
+    """A function that is not in it has no limit."""
+
+    def replace(self, by_function: Mapping[str, int]) -> None:
+        """Set all limits at once."""
+        self.by_function = MappingProxyType(dict(by_function))

@@ -7,7 +7,7 @@ from urllib.request import urlopen
 import pytest
 
 from control_plane.engine.sequence import FinishReason, Generated
-from control_plane.engine.stopwatch import Part
+from control_plane.engine.stopwatch import StepPart
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, OutOfCache
 from control_plane.faas.invocation import ExpertUsage
@@ -216,4 +216,12 @@ def test_where_time_goes_is_told(serving: Served) -> None:
     after = serving.engine.status()
     assert after.steps - before.steps == -(-20 // MAX_BATCH_TOKENS) + 5
     spent = {part for part, seconds in after.step_seconds.items() if seconds > before.step_seconds[part]}
-    assert spent >= {Part.DENSE, Part.SEND, Part.WAIT, Part.ADD, Part.HEAD, Part.SAMPLE, Part.SCHEDULE}
+    assert spent >= {
+        StepPart.DENSE,
+        StepPart.SEND,
+        StepPart.WAIT,
+        StepPart.ADD,
+        StepPart.HEAD,
+        StepPart.SAMPLE,
+        StepPart.SCHEDULE,
+    }

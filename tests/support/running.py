@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from yarl import URL
 
-from control_plane.app import build_engine, build_invoker, build_runner
+from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
+from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.faas.client import Gateway
+from control_plane.faas.invocation import ResidentLimits
 from control_plane.gateway import embedded_gateway
 from control_plane.partition.manifest import Manifest
 
@@ -52,7 +54,7 @@ async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
             address = gateway.address
             assert [change async for change in deploy_all(manifest, [gateway])]
         invoker = build_invoker(lambda _: address, config)
-        runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+        runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()
         try:

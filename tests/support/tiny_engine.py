@@ -14,14 +14,17 @@ from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.kv_cache import KVCache
-from control_plane.engine.model.loader import load_model
+from control_plane.engine.model.loader import attach_experts, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.stopwatch import Stopwatch
 from control_plane.engine.stream import TokenStream
 from control_plane.faas.connection import Address
+from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
@@ -70,6 +73,25 @@ class Reference:
         return output[0, len(prompt) :].tolist()
 
 
+def make_dispatcher(
+    manifest: Manifest,
+    invoker: ExpertInvoker,
+    *,
+    interruption: Interruption | None = None,
+    stopwatch: Stopwatch | None = None,
+    prefetcher: Prefetcher | None = None,
+) -> Dispatcher:
+    """A dispatcher without limits, and otherwise of whatever a test does not provide."""
+    return Dispatcher(
+        manifest,
+        invoker,
+        ResidentLimits(),
+        interruption or Interruption(),
+        stopwatch or Stopwatch(),
+        prefetcher,
+    )
+
+
 @asynccontextmanager
 async def engine_behind(
     gateway: URL,
@@ -86,11 +108,13 @@ async def engine_behind(
     interruption = interruption or Interruption()
     address = Address(gateway.host or "", gateway.port or 80)
     invoker = build_invoker(lambda _: address, ServeConfig(invocation_deadline=deadline))
-    dispatcher = Dispatcher(reference.manifest, invoker, interruption)
-    model = load_model(reference.folder, reference.manifest, dispatcher)
+    stopwatch = Stopwatch()
+    dispatcher = make_dispatcher(reference.manifest, invoker, interruption=interruption, stopwatch=stopwatch)
+    model = load_model(reference.folder, reference.manifest)
+    attach_experts(model, reference.manifest, dispatcher)
     cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH)
     scheduler = Scheduler(cache, max_batch_tokens, max_sequences)
-    runner = ModelRunner(model, cache, interruption)
+    runner = ModelRunner(model, cache, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
     engine.start()
     try:

@@ -10,8 +10,8 @@ import torch
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.tensors import to_numpy, to_torch
 from control_plane.engine.scheduling.interruption import Interruption
-from control_plane.engine.stopwatch import Part, Stopwatch
-from control_plane.faas.invocation import ExpertInvoker
+from control_plane.engine.stopwatch import StepPart, Stopwatch
+from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
 from control_plane.partition.manifest import Manifest
 from functions.contract.wire import Invocation, InvocationResult, Prefetch
 
@@ -29,30 +29,28 @@ class Group:
 
 
 class Dispatcher:
-    """Knows which function holds which expert.
-
-    `resident_limits` are the most bytes of weights that functions may hold: whoever shares memory out
-    replaces it as a whole, from any thread. `prefetcher` is set once the model is there.
-    """
+    """Knows which function holds which expert."""
 
     def __init__(
         self,
         manifest: Manifest,
         invoker: ExpertInvoker,
-        interruption: Interruption | None = None,
-        stopwatch: Stopwatch | None = None,
+        resident_limits: ResidentLimits,
+        interruption: Interruption,
+        stopwatch: Stopwatch,
+        prefetcher: Prefetcher | None,
     ) -> None:
         self._invoker = invoker
-        self._interruption = interruption or Interruption()
-        self._stopwatch = stopwatch or Stopwatch()
+        self._resident_limits = resident_limits
+        self._interruption = interruption
+        self._stopwatch = stopwatch
+        self._prefetcher = prefetcher
         self._model = manifest.fingerprint
         self._functions = [block.function for block in manifest.blocks]
         self._owner = {layer: np.full(manifest.num_experts, -1, np.int32) for layer in manifest.moe_layers}
         for number, block in enumerate(manifest.blocks):
             for layer, experts in block.experts.items():
                 self._owner[layer][list(experts)] = number
-        self.resident_limits: Mapping[str, int] = {}
-        self.prefetcher: Prefetcher | None = None
 
     def begin(
         self, layer: int, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -63,28 +61,28 @@ class Dispatcher:
         when the step is to give way; nothing is on its way then.
         """
         self._interruption.check()
-        lap, prefetcher = self._stopwatch.lap, self.prefetcher
-        lap(Part.DENSE)
+        lap, prefetcher = self._stopwatch.lap, self._prefetcher
+        lap(StepPart.DENSE)
         index = top_k_index.numpy()
         hints = prefetcher.predict(layer, hidden_states, index) if prefetcher is not None else {}
-        lap(Part.PREFETCH)
+        lap(StepPart.PREFETCH)
         weights = top_k_weights.to(torch.float32).numpy()
         groups = self.group(layer, to_numpy(hidden_states), index, weights, hints)
         invocations = {group.function: group.invocation for group in groups}
         answers = self._invoker.begin(invocations)
-        lap(Part.SEND)
+        lap(StepPart.SEND)
         if prefetcher is not None:
             prefetcher.prefetch({name: hint for name, hint in hints.items() if name not in invocations})
-            lap(Part.PREFETCH)
+            lap(StepPart.PREFETCH)
 
         def wait() -> torch.Tensor:
-            lap(Part.SHARED)
+            lap(StepPart.SHARED)
             results = answers()
-            lap(Part.WAIT)
+            lap(StepPart.WAIT)
             if prefetcher is not None:
                 prefetcher.observed(results)
             total = _add_up(groups, results, hidden_states)
-            lap(Part.ADD)
+            lap(StepPart.ADD)
             return total
 
         return wait
@@ -99,7 +97,7 @@ class Dispatcher:
     ) -> list[Group]:
         """One group for each function that has at least one of the rows' experts, with its hint."""
         owner = self._owner[layer][index]
-        limits = self.resident_limits
+        limits = self._resident_limits.by_function
         numbers = np.unique(owner).tolist()
         index = index.astype(np.int16)
         groups = []

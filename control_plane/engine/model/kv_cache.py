@@ -97,6 +97,11 @@ class KVCache:
         self._lanes = torch.frombuffer(self._memory, dtype=shape.dtype).view(size)
         self._array = to_numpy(self._lanes)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages, which the cache takes when it is full."""
+        return self.num_pages * self.shape.page_nbytes
+
     def check_fits(self, sequence: Sequence) -> None:
         """Raises `OutOfCache` when the sequence could not run even alone."""
         if sequence.max_length > self.max_length:

@@ -34,10 +34,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> PreTrainedModel:
+def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
     """transformers' model with ragged attention and remote experts. Raises `PartitionError`.
 
-    Its weights are mapped from the file: they are read when they are used, and shared between processes.
+    The weights are mapped from the file: they are read when they are used, and shared between processes.
+    `attach_experts` has to follow before the model can run.
     """
     manifest.verify_dense(partition)
     attention.register()
@@ -64,11 +65,19 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
     if not model.config.tie_word_embeddings:
         model.model.embed_tokens = StoredEmbedding(partition / manifest.dense.file, EMBEDDING)
     for layer in manifest.moe_layers:
-        experts = model.model.layers[layer].mlp.experts
-        if not isinstance(experts, RemoteExperts):
+        if not isinstance(model.model.layers[layer].mlp.experts, RemoteExperts):
             raise UnsupportedModel(f"layer {layer} of {manifest.model_type} kept its experts")
-        experts.attach(layer, dispatcher)
     return model.eval()
+
+
+def attach_experts(model: PreTrainedModel, manifest: Manifest, dispatcher: Dispatcher) -> None:
+    """Have the loaded model's MoE layers send their rows through the dispatcher.
+
+    This is a step after loading because transformers builds the modules, and because what the dispatcher
+    prefetches with is made from the model's own routers.
+    """
+    for layer in manifest.moe_layers:
+        model.model.layers[layer].mlp.experts.attach(layer, dispatcher)
 
 
 def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.attention import RaggedBatch
 from control_plane.engine.model.kv_cache import KVCache, KVCacheShape
-from control_plane.engine.model.layers import PackedLinear
+from control_plane.engine.model.layers import PackedLinear, StoredEmbedding
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.scheduler import Chunk
-from control_plane.engine.stopwatch import Part, Stopwatch
+from control_plane.engine.stopwatch import StepPart, Stopwatch
 
 LOGITS_ROWS = 16
 """Rows of prompts whose logits are computed at a time: each is as wide as the vocabulary."""
@@ -27,17 +27,23 @@ class ModelRunner:
 
     model: PreTrainedModel
     kv_cache: KVCache
-    interruption: Interruption = field(default_factory=Interruption)
-    """Asked between layers whether to go on."""
-    prefetcher: Prefetcher | None = None
-    """Told whose rows a batch has."""
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    interruption: Interruption
+    """The one that the dispatcher checks between layers."""
+    stopwatch: Stopwatch
+    prefetcher: Prefetcher | None
+    """Learns whose rows a batch has, and when a step ends."""
     threads: int = field(default_factory=torch.get_num_threads)
 
     @cached_property
     def is_packed(self) -> bool:
         """Whether all large products are the kernel's, which has threads of its own."""
         return isinstance(self.model.lm_head, PackedLinear)
+
+    @property
+    def stored_embedding_bytes(self) -> int:
+        """Bytes of token embeddings that stay on disk instead of in memory."""
+        embedding = self.model.model.embed_tokens
+        return embedding.nbytes if isinstance(embedding, StoredEmbedding) else 0
 
     @torch.inference_mode()
     def run(self, batch: list[Chunk]) -> torch.Tensor:
@@ -74,7 +80,7 @@ class ModelRunner:
             if chunk.is_last:
                 ends.append(end - 1)
         logits: torch.Tensor = self.model.lm_head(hidden_states[ends])
-        self.stopwatch.lap(Part.HEAD)
+        self.stopwatch.lap(StepPart.HEAD)
         return logits
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ from control_plane.partition.granularity import Granularity
 from functions.contract.wire import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
 from functions.kernels import load_kernel
+from tests.support.tiny_engine import make_dispatcher
 from tests.support.tiny_partition import TinyPartition
 
 GRANULARITIES = {
@@ -61,7 +62,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def dispatcher(tiny: TinyPartition) -> Dispatcher:
-    return Dispatcher(tiny.manifest, LocalInvoker(tiny))
+    return make_dispatcher(tiny.manifest, LocalInvoker(tiny))
 
 
 @st.composite
@@ -118,7 +119,7 @@ def test_a_batch_in_bf16_comes_back_in_bf16(partitions: Mapping[str, TinyPartiti
     whole = batch(tiny, 1, index)
     hidden_states = torch.from_numpy(whole.hidden_states).view(torch.bfloat16)
     weights = torch.from_numpy(whole.expert_weight)
-    output = Dispatcher(tiny.manifest, LocalInvoker(tiny)).begin(
+    output = make_dispatcher(tiny.manifest, LocalInvoker(tiny)).begin(
         1, hidden_states, torch.from_numpy(index), weights
     )()
     assert output.dtype == torch.bfloat16

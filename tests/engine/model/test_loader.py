@@ -15,11 +15,8 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeSparseMoeBlock
 from transformers.monkey_patching import get_patch_mapping
 
-from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.model.loader import EMBEDDING, eos_token_ids, load_model, load_tokenizer
 from control_plane.errors import PartitionError
-from control_plane.faas.connection import Address
-from control_plane.faas.invoker import Invoker
 from control_plane.partition.manifest import Manifest, PartitionFile
 from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_config, tiny_model
@@ -30,7 +27,7 @@ DENSE = "dense.safetensors"
 
 def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
     """The model, whose functions nobody will call."""
-    return load_model(folder, manifest, Dispatcher(manifest, Invoker(lambda _: Address("127.0.0.1", 9))))
+    return load_model(folder, manifest)
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from control_plane.cli import main
-from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.model.layers import PackedGatedFFN, PackedLinear
 from control_plane.engine.model.loader import load_model
 from control_plane.errors import ConfigError, PartitionError
-from control_plane.faas.connection import Address
-from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest, PartitionFile
 from control_plane.partition.partitioner import partition
@@ -55,9 +52,7 @@ def int8_partition(folder: Path, model: PreTrainedModel, dtype: str = "auto") ->
 
 def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
     """The model, whose functions nobody will call."""
-    return load_model(
-        folder / "partition", manifest, Dispatcher(manifest, Invoker(lambda _: Address("127.0.0.1", 9)))
-    )
+    return load_model(folder / "partition", manifest)
 
 
 def packed_modules(model: nn.Module) -> dict[str, nn.Module]:
