@@ -16,6 +16,7 @@ from control_plane.engine.model.kv_cache import KVCache
 from control_plane.engine.model.loader import attach_experts, eos_token_ids, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
+from control_plane.engine.scheduling.policy import POLICIES
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.stopwatch import Stopwatch
 from control_plane.errors import ConfigError
@@ -55,8 +56,8 @@ def build_runner(
 
 def build_engine(partition: Path, runner: ModelRunner, invoker: ExpertInvoker, config: ServeConfig) -> Engine:
     """The engine around the runner; its thread is not started yet."""
-    fair = config.scheduling == "fair"
-    scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences, fair)
+    policy = POLICIES[config.scheduling]()
+    scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences, policy)
     context_length = runner.model.config.max_position_embeddings
     return Engine(scheduler, runner, invoker, context_length, eos_token_ids(partition, runner.model))
 

@@ -16,6 +16,7 @@ from control_plane.deployment.deploy import deploy_all
 from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.model.runner import ModelRunner
+from control_plane.engine.scheduling.policy import FirstComeFirstServed
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.faas.client import Gateway
@@ -35,7 +36,12 @@ class Served:
     def prompt_logits(self, prompt: torch.Tensor) -> torch.Tensor:
         """The logits [vocabulary] that follow the prompt [1, n], computed beside the idle engine."""
         alone = sequence(prompt, 1)
-        scheduler = Scheduler(self.runner.kv_cache, max_batch_tokens=prompt.numel(), max_sequences=1)
+        scheduler = Scheduler(
+            self.runner.kv_cache,
+            max_batch_tokens=prompt.numel(),
+            max_sequences=1,
+            policy=FirstComeFirstServed(),
+        )
         scheduler.add(alone)
         try:
             batch = scheduler.schedule()

@@ -19,6 +19,7 @@ from control_plane.engine.model.kv_cache import KVCache
 from control_plane.engine.model.loader import attach_experts, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
+from control_plane.engine.scheduling.policy import FairAcrossTenants
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.engine.stopwatch import Stopwatch
@@ -113,7 +114,7 @@ async def engine_behind(
     model = load_model(reference.folder, reference.manifest)
     attach_experts(model, reference.manifest, dispatcher)
     cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH)
-    scheduler = Scheduler(cache, max_batch_tokens, max_sequences)
+    scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
     runner = ModelRunner(model, cache, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
     engine.start()

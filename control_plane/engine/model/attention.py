@@ -19,7 +19,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 
 from control_plane.engine.model.kv_cache import CacheRows, KVCache
 from control_plane.engine.model.layers import apply_all
-from control_plane.engine.scheduling.scheduler import Chunk
+from control_plane.engine.scheduling.chunk import Chunk
 
 NO_MASK = "faasmoe_ragged"
 """The name under which transformers knows that it is to make no mask."""

@@ -11,8 +11,8 @@ from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.attention import RaggedBatch
 from control_plane.engine.model.kv_cache import KVCache, KVCacheShape
 from control_plane.engine.model.layers import PackedLinear, StoredEmbedding
+from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.interruption import Interruption
-from control_plane.engine.scheduling.scheduler import Chunk
 from control_plane.engine.stopwatch import StepPart, Stopwatch
 
 LOGITS_ROWS = 16

@@ -38,7 +38,7 @@ def after_a_step(seconds: float) -> tuple[Interruption, Clock]:
 def test_a_newcomer_interrupts() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.begin({"running"})
-    interruption.ask("newcomer")
+    interruption.request("newcomer")
     with pytest.raises(Interrupted):
         interruption.check()
 
@@ -46,13 +46,13 @@ def test_a_newcomer_interrupts() -> None:
 def test_a_tenant_of_the_step_does_not_interrupt() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.begin({"running", "newcomer"})
-    interruption.ask("newcomer")
+    interruption.request("newcomer")
     interruption.check()
 
 
 def test_a_newcomer_while_the_step_was_planned_interrupts_it() -> None:
     interruption, _ = after_a_step(1.0)
-    interruption.ask("newcomer")
+    interruption.request("newcomer")
     interruption.begin({"running"})
     with pytest.raises(Interrupted):
         interruption.check()
@@ -60,8 +60,8 @@ def test_a_newcomer_while_the_step_was_planned_interrupts_it() -> None:
 
 def test_who_was_heard_before_the_step_does_not_interrupt() -> None:
     interruption, _ = after_a_step(1.0)
-    interruption.ask("newcomer")
-    interruption.heard("newcomer")
+    interruption.request("newcomer")
+    interruption.acknowledge("newcomer")
     interruption.begin({"running"})
     interruption.check()
 
@@ -69,7 +69,7 @@ def test_who_was_heard_before_the_step_does_not_interrupt() -> None:
 def test_a_step_of_nobody_is_not_interrupted() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.begin(set())
-    interruption.ask("newcomer")
+    interruption.request("newcomer")
     interruption.check()
 
 
@@ -79,7 +79,7 @@ def test_no_more_is_wasted_than_its_share() -> None:
     for _ in range(10):
         interruption.begin({"running"})
         clock.now += 0.03
-        interruption.ask("newcomer")
+        interruption.request("newcomer")
         try:
             interruption.check()
         except Interrupted:

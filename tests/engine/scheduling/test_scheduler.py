@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.engine.scheduling.scheduler import Chunk, Scheduler
+from control_plane.engine.scheduling.chunk import Chunk
+from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import Sequence
 from tests.support.scheduling import advance, assert_empty, complete, make_scheduler, make_sequence
 
