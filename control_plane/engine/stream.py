@@ -31,7 +31,7 @@ class TokenStream:
         self._running = len(self.sequences)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Generated]]:
-        """Yield each token with its sequence's number until all have ended; raise the error that ends them."""
+        """Yield each token with its sequence's number until all have ended, or raise the error."""
         while self._running:
             event = await self._events.get()
             if isinstance(event, FaaSMoEError):

@@ -14,7 +14,7 @@ from control_plane.engine.scheduling.interruption import Interrupted, Interrupti
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.faas.invocation import ExpertUsage
 from tests.support.running import Served
-from tests.support.tiny_engine import Reference, all_tokens_of, engine_behind, idle, tokens_of
+from tests.support.tiny_engine import Reference, all_tokens_of, engine_behind, greedy_answers, idle, tokens_of
 
 pytest_plugins = "tests.support.engine_fixtures"
 
@@ -46,21 +46,15 @@ def guests(reference: Reference) -> list[Guest]:
     for length in PROMPT_LENGTHS:
         generator = torch.Generator().manual_seed(length)
         prompts = torch.randint(64, (NUM_SEQUENCES // len(PROMPT_LENGTHS), length), generator=generator)
-        for prompt, answer in zip(prompts.tolist(), answers(reference, prompts), strict=True):
+        for prompt, answer in zip(
+            prompts.tolist(), greedy_answers(reference.model, prompts, MAX_TOKENS), strict=True
+        ):
             max_tokens = dice.randint(1, MAX_TOKENS)
             tenant = f"tenant {dice.randrange(NUM_TENANTS)}"
             sequence = Sequence("test", tenant, prompt, SamplingParams(max_tokens))
             patience = dice.randrange(max_tokens) if dice.random() < 1 / 6 else None
             invited.append(Guest(sequence, answer[:max_tokens], max(dice.randrange(-300, 300), 0), patience))
     return invited
-
-
-def answers(reference: Reference, prompts: torch.Tensor) -> list[list[int]]:
-    """transformers' greedy answers to prompts [n, length]."""
-    output = reference.model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=MAX_TOKENS, do_sample=False
-    )
-    return output[:, prompts.shape[1] :].tolist()
 
 
 class Party:
@@ -139,7 +133,7 @@ def test_no_tenant_gets_anything_of_anothers(serving: Served, reference: Referen
     assert together == alone
     for sequence, tokens in zip(everybody(), together, strict=True):
         if not sequence.params.temperature:
-            assert tokens == answers(reference, torch.tensor([sequence.token_ids]))[0][:40]
+            assert tokens == greedy_answers(reference.model, torch.tensor([sequence.token_ids]), 40)[0]
 
 
 def test_what_functions_cost_is_shared_out_in_full(serving: Served, reference: Reference) -> None:

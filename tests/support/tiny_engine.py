@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -68,10 +69,17 @@ class Reference:
 
     def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
         """The greedy answer of transformers' own `generate`."""
-        inputs = torch.tensor([prompt])
-        mask = torch.ones_like(inputs)
-        output = self.model.generate(inputs, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False)
-        return output[0, len(prompt) :].tolist()
+        (answer,) = greedy_answers(self.model, torch.tensor([prompt]), max_tokens)
+        return answer
+
+
+def greedy_answers(model: PreTrainedModel, prompts: torch.Tensor, max_tokens: int) -> list[list[int]]:
+    """The answers of transformers' own `generate` to prompts [n, length]."""
+    generate: Any = model.generate
+    mask = torch.ones_like(prompts)
+    output = generate(prompts, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False)
+    answers: list[list[int]] = output[:, prompts.shape[1] :].tolist()
+    return answers
 
 
 def make_dispatcher(

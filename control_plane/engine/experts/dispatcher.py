@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from control_plane.engine.experts.prefetcher import Prefetcher
-from control_plane.engine.model.tensors import to_numpy, to_torch
+from control_plane.engine.model.layers import to_numpy, to_torch
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.stopwatch import StepPart, Stopwatch
 from control_plane.faas.invocation import ExpertInvoker, ResidentLimits

@@ -88,9 +88,11 @@ def test_large_matrices_are_packed_and_the_rest_stays(
 def packed_as_a_whole(module: str, tensors: dict[str, torch.Tensor]) -> np.ndarray:
     if f"{module}.weight" in tensors:
         weight = tensors[f"{module}.weight"].numpy()
-        return pack_matrix(LinearShape(*weight.shape, "int8"), weight)
+        outputs, inputs = weight.shape
+        return pack_matrix(LinearShape(outputs, inputs, "int8"), weight)
     gate, up, down = (tensors[f"{module}.{part}_proj.weight"].numpy() for part in ("gate", "up", "down"))
-    return pack_expert(ExpertShape(*down.shape, "int8"), gate, up, down)
+    hidden_size, intermediate_size = down.shape
+    return pack_expert(ExpertShape(hidden_size, intermediate_size, "int8"), gate, up, down)
 
 
 def test_matrices_larger_than_what_is_packed_at_a_time(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_each_module_computes_nearly_what_the_models_own_does(
     gated = [name for name, module in modules.items() if isinstance(module, PackedGatedFFN)]
     assert len(modules) == 3 * 4 + (not model.config.tie_word_embeddings) + len(gated)
     for name, module in modules.items():
-        own = model.get_submodule(name)
+        own: Any = model.get_submodule(name)
         width = own.down_proj.out_features if name in gated else own.in_features
         x = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():

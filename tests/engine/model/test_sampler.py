@@ -42,19 +42,22 @@ def draw(sampler: Sampler, sequence: Sequence, steps: int, others: int = 0) -> l
 
 def reference(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """The distribution [rows, vocabulary] that transformers' `generate` draws from."""
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
+    warpers: Any = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
     if params.top_k:
         warpers.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         warpers.append(TopPLogitsWarper(params.top_p))
     if params.min_p > 0:
         warpers.append(MinPLogitsWarper(params.min_p))
-    return warpers(torch.empty(0, dtype=torch.long), logits).softmax(dim=-1)
+    scores: torch.Tensor = warpers(torch.empty(0, dtype=torch.long), logits)
+    return scores.softmax(dim=-1)
 
 
 def penalised_reference(logits: torch.Tensor, token_ids: list[int], penalty: float) -> torch.Tensor:
     """transformers' logits [vocabulary]."""
-    return RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([token_ids]), logits[None])[0]
+    process: Any = RepetitionPenaltyLogitsProcessor(penalty)
+    scores: torch.Tensor = process(torch.tensor([token_ids]), logits[None])
+    return scores[0]
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 4.0, 100.0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from control_plane.engine.model.layers import StoredEmbedding
+from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import EngineError
 
 

@@ -99,7 +99,7 @@ def test_what_was_interrupted_is_computed_right(serving: Served, reference: Refe
     async def run() -> tuple[list[int], list[list[int]]]:
         serving.runner.interruption.credit = 1e9
         first = asyncio.create_task(tokens_of(serving.engine.submit([long])))
-        others = []
+        others: list[list[int]] = []
         while not first.done():
             newcomer = Sequence("test", f"newcomer-{len(others)}", random_prompt(5), SamplingParams(2))
             others.append(await tokens_of(serving.engine.submit([newcomer])))

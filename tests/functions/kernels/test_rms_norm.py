@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeRMSNorm
 
-from control_plane.engine.model.tensors import to_numpy, to_torch
+from control_plane.engine.model.layers import to_numpy, to_torch
 from functions.kernels import available_isas, load_kernel
 
 
