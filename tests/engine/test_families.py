@@ -1,4 +1,4 @@
-"""Every family, served in functions at several granularities, answers as transformers' unsplit model does."""
+"""Every family, split at several granularities, gives the answers of transformers' unsplit model."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A partition served for real inside a test: gateway, function processes, engine."""
+"""Serves a partition inside a test with a real gateway, real function processes and an engine."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,14 +27,14 @@ from control_plane.partition.manifest import Manifest
 
 @dataclass(frozen=True)
 class Served:
-    """What a test talks to: the model runner by itself, and the engine around it, which is started."""
+    """A served partition: the model runner, and the running engine around it."""
 
     runner: ModelRunner
     engine: Engine
     gateway_url: URL
 
     def prompt_logits(self, prompt: torch.Tensor) -> torch.Tensor:
-        """The logits [vocabulary] that follow the prompt [1, n], computed beside the idle engine."""
+        """The logits [vocabulary] after the prompt [1, n], computed on this thread while the engine is idle."""
         alone = sequence(prompt, 1)
         scheduler = Scheduler(
             self.runner.kv_cache,
@@ -52,7 +52,7 @@ class Served:
 
 @asynccontextmanager
 async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
-    """The partition, its functions deployed on an embedded gateway."""
+    """Deploy the partition's functions on an embedded gateway, and start an engine."""
     manifest = Manifest.load(partition)
     config = ServeConfig(threads=1, kv_cache_mb=32, **settings)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, idle_after=900.0) as url:

@@ -1,4 +1,4 @@
-"""A dense part in int8: what is packed, how it is loaded, and how near it stays to the model."""
+"""A dense part in int8: which weights are packed, how they load, and how accurate the modules are."""
 
 import asyncio
 import dataclasses
@@ -39,7 +39,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def int8_partition(folder: Path, model: PreTrainedModel, dtype: str = "auto") -> Manifest:
-    """Save a model and cut it, with its dense part in int8, to `folder`/partition."""
+    """Save the model, and partition it with an int8 dense part into `folder`/partition."""
     save_checkpoint(model, folder / "model")
     return partition(
         folder / "model",
@@ -51,7 +51,7 @@ def int8_partition(folder: Path, model: PreTrainedModel, dtype: str = "auto") ->
 
 
 def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
-    """The model, whose functions nobody will call."""
+    """The model without a dispatcher."""
     return load_model(folder / "partition", manifest)
 
 
@@ -107,7 +107,7 @@ def test_matrices_larger_than_what_is_packed_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize(("family", "overrides"), CASES, ids=str)
-def test_each_module_computes_nearly_what_the_models_own_does(
+def test_modules_are_close_to_the_models_own(
     family: str, overrides: dict[str, Any], dtype: str, tmp_path: Path
 ) -> None:
     model = tiny_model(family, initializer_range=0.2, **overrides)
@@ -166,7 +166,7 @@ def test_logits_stay_near_the_f32_models(family: str, dtype: str, tmp_path: Path
     assert error < 0.03
 
 
-def test_the_manifest_tells_and_the_fingerprint_depends_on_it(tmp_path: Path) -> None:
+def test_manifest_has_the_dtype_and_the_fingerprint_depends_on_it(tmp_path: Path) -> None:
     manifest = int8_partition(tmp_path, tiny_model("qwen2_moe"))
     plain = partition(
         tmp_path / "model", tmp_path / "plain", granularity=Granularity(5, 2), name=manifest.name
@@ -227,7 +227,7 @@ def test_weights_that_cannot_be_packed_are_named(
 
 
 def test_a_packed_weight_of_another_shape_than_the_models_is_refused(tmp_path: Path) -> None:
-    """Their packed forms may well have as many bytes."""
+    """Their packed forms can have the same number of bytes."""
     folder = save_checkpoint(tiny_model("qwen2_moe"), tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.self_attn.o_proj.weight"

@@ -1,4 +1,4 @@
-"""Embeddings that are read from a file, against those in memory."""
+"""Embeddings read from a file equal those in memory."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A step gives way to a tenant that has nothing in it, and wastes little by that."""
+"""A step is abandoned for a tenant that has nothing in it, within the credit."""
 
 import asyncio
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def test_a_newcomer_while_the_step_was_planned_interrupts_it() -> None:
         interruption.check()
 
 
-def test_who_was_heard_before_the_step_does_not_interrupt() -> None:
+def test_an_acknowledged_tenant_does_not_interrupt() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.request("newcomer")
     interruption.acknowledge("newcomer")
@@ -66,7 +66,7 @@ def test_who_was_heard_before_the_step_does_not_interrupt() -> None:
     interruption.check()
 
 
-def test_a_step_of_nobody_is_not_interrupted() -> None:
+def test_a_step_without_tenants_is_not_interrupted() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.begin(set())
     interruption.request("newcomer")
@@ -92,8 +92,8 @@ def test_credit_has_a_bound() -> None:
     assert interruption.credit == MAX_CREDIT_SECONDS
 
 
-def test_what_was_interrupted_is_computed_right(serving: Served, reference: Reference) -> None:
-    """Newcomers without end, to steps that may always be interrupted: each token is still transformers'."""
+def test_interrupted_steps_are_computed_again_correctly(serving: Served, reference: Reference) -> None:
+    """Newcomers keep arriving, and credit is unlimited: each token still equals transformers'."""
     long = Sequence("test", "long", random_prompt(12), SamplingParams(40))
 
     async def run() -> tuple[list[int], list[list[int]]]:
