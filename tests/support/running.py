@@ -34,7 +34,7 @@ class Served:
     gateway_url: URL
 
     def prompt_logits(self, prompt: torch.Tensor) -> torch.Tensor:
-        """The logits [vocabulary] after the prompt [1, n], computed on this thread while the engine is idle."""
+        """The logits [vocabulary] after the prompt [1, n], computed beside the idle engine."""
         alone = sequence(prompt, 1)
         scheduler = Scheduler(
             self.runner.kv_cache,

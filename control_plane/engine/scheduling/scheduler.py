@@ -274,7 +274,7 @@ class Scheduler:
         return min(self.max_sequences, self.max_batch_tokens)
 
     def _settle(self, behind: set[str]) -> None:
-        """Replace the set of owners with unserved work, and tell the counters who left it."""
+        """Replace the set of owners with unserved work, and note in the counters who has left it."""
         for owner in self._behind - behind:
             self._counters.stops_waiting(owner)
         self._behind = behind

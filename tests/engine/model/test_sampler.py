@@ -172,14 +172,14 @@ def test_logprobs_are_those_of_the_logits(num_top: int) -> None:
     logits = random_logits(4)
     expected = logits.log_softmax(dim=-1)
     token_ids = [3, 0, 49, 3]
-    for row, token_id, told in zip(
+    for row, token_id, reported in zip(
         expected, token_ids, token_logprobs(logits, token_ids, num_top), strict=True
     ):
-        assert told.token_id == token_id
-        assert told.logprob == pytest.approx(float(row[token_id]))
+        assert reported.token_id == token_id
+        assert reported.logprob == pytest.approx(float(row[token_id]))
         order = row.argsort(descending=True)[:num_top].tolist()
-        assert [token for token, _ in told.top] == order
-        assert [logprob for _, logprob in told.top] == pytest.approx(row[order].tolist())
+        assert [token for token, _ in reported.top] == order
+        assert [logprob for _, logprob in reported.top] == pytest.approx(row[order].tolist())
 
 
 def test_equal_logits_stay_in_together() -> None:
