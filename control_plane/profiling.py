@@ -1,4 +1,4 @@
-"""Runs prompts through a partition, to see which experts they use."""
+"""Runs prompts through a partition, and records which experts they use."""
 
 import asyncio
 import json
@@ -8,43 +8,45 @@ from pathlib import Path
 
 from control_plane.api.openai.requests import Chat, Prompt
 from control_plane.api.text.codec import TextCodec
-from control_plane.app import build_engine, build_invoker, build_runner
+from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
 from control_plane.engine import sequence
+from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.routing_recorder import RoutingRecorder
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.faas.client import Gateway
+from control_plane.faas.invocation import ResidentLimits
 from control_plane.files import read_lines
 from control_plane.gateway import embedded_gateway
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.profile import Profile
 
 IDLE_AFTER = 900.0
-"""Seconds; the functions are to stay for as long as it takes."""
+"""Seconds without a call before a function is put to sleep: longer than any pause between prompts."""
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: its lines, or the "prompt" of each when its name ends with .jsonl.
+    """The prompts of a file: its lines, or in a .jsonl file, the "prompt" field of each line.
 
-    Empty lines do not count. Raises `ConfigError`, which names the line.
+    Empty lines are skipped. Raises `ConfigError`, which names the line.
     """
-    told = read_lines(path)
-    if not told:
+    lines = read_lines(path)
+    if not lines:
         raise ConfigError(f"{path} has no prompts")
     if path.suffix != ".jsonl":
-        return [line for _, line in told]
-    return [_prompt_of(line, where) for where, line in told]
+        return [line for _, line in lines]
+    return [_prompt_of(line, where) for where, line in lines]
 
 
 async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> Profile:
-    """What the prompts and sampled answers of `max_tokens` at most use of the partition's model.
+    """Count the experts that the prompts, and sampled answers of up to `max_tokens`, are routed to.
 
-    Each prompt is a chat of its own, or is continued where the model has no chat template. Raises
-    `PartitionError`, `ConfigError` for a prompt that cannot run, `GatewayError`.
+    Each prompt is sent as a chat, or continued as text if the model has no chat template. Raises
+    `PartitionError`, `GatewayError`, and `ConfigError` for a prompt that cannot run.
     """
     manifest = Manifest.load(partition)
     async with _engine(partition, manifest) as (runner, engine):
@@ -57,7 +59,7 @@ async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> P
 
 @asynccontextmanager
 async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[ModelRunner, Engine]]:
-    """The engine, started, with its functions behind a gateway of its own."""
+    """A running engine, with its functions behind an embedded gateway."""
     config = ServeConfig(prefetch=False)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, IDLE_AFTER) as url:
         async with Gateway.connect(url, None) as gateway:
@@ -65,7 +67,7 @@ async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[Mo
             async for _ in deploy_all(manifest, [gateway]):
                 pass
         invoker = build_invoker(lambda _: address, config)
-        runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+        runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()
         try:

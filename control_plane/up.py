@@ -1,4 +1,4 @@
-"""Everything for one model in one process: gateway, functions, control plane."""
+"""Serves one model from one process: embedded gateway, functions and control plane."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,11 +21,12 @@ from functions.contract.manifest import MANIFEST_FILE
 async def running(
     folder: Path, config: ServeConfig, gateway_port: int, say: Callable[[str], object]
 ) -> AsyncIterator[URL]:
-    """Yields the address of the partition's API; `say` is told what happens on the way there.
+    """Serve the partition in `folder`; yields the address of its API. `say` gets a line for each stage.
 
     Raises `PartitionError`, or `ConfigError` for a port in use.
     """
-    # The gateway misses the calls that go straight to a function: it is not to be the first to think it idle.
+    # The gateway does not see calls that go straight to a function, so it learns of them later than the
+    # autoscaler. Its own time limit is longer, so that it does not put a busy function to sleep.
     idle_after = config.idle_timeout + gateway_interval(config)
     async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, idle_after) as gateway_url:
         say(f"gateway on {gateway_url}")
@@ -37,9 +38,9 @@ async def running(
 
 
 def partition_of(model: Path, say: Callable[[str], object]) -> Path:
-    """The folder itself when it is a partition, else the one beside it, which is made when it is not there.
+    """The partition of a model: `model` itself if it is one, else the folder beside it, made if missing.
 
-    Raises `PartitionError`.
+    Raises `PartitionError`, also for a partition that is older than the model.
     """
     if (model / MANIFEST_FILE).exists():
         return model
@@ -55,6 +56,6 @@ def partition_of(model: Path, say: Callable[[str], object]) -> Path:
 
 
 def _newest(model: Path) -> float:
-    """When what a partition is made of changed last."""
+    """Time of the last change to a file that a partition is made from. Seconds since 1970."""
     sources = (path for pattern in ("*.safetensors", "*.json") for path in model.glob(pattern))
     return max((path.stat().st_mtime for path in sources), default=0.0)

@@ -24,6 +24,7 @@ from control_plane.autoscaling.policy import (
 from control_plane.autoscaling.requests import ScalingRequests
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
+from control_plane.faas.invocation import ResidentLimits
 from control_plane.faas.statistics import FunctionStatistics
 from functions.contract.messages import ResidencyReport
 
@@ -53,8 +54,8 @@ class Autoscaler:
     """Returns the memory that this process uses now, in bytes."""
     requests_running: Callable[[], bool]
     """Returns whether any request is running or queued."""
-    set_limits: Callable[[Mapping[str, int]], None]
-    """Sets the limits in bytes, by function, that all later invocations carry."""
+    limits: ResidentLimits
+    """The limits that all later invocations carry."""
     trim_memory: Callable[[], None]
     """Returns this process's unused memory to the system. It may take long, and runs in a thread."""
     actions: Counter[str] = field(default_factory=Counter)
@@ -78,7 +79,7 @@ class Autoscaler:
         if self.budget is not None:
             # The least, because the first call may come before the first list of functions.
             self._limits = {name: block.least * nbytes for name, block in blocks.items()}
-            self.set_limits(dict(self._limits))
+            self.limits.replace(self._limits)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -181,7 +182,7 @@ class Autoscaler:
         """Send the limits with later invocations; functions that are to shrink also get theirs at once."""
         nbytes = self.footprint.expert_nbytes
         self._limits |= {limit.function: limit.experts * nbytes for limit in limits}
-        self.set_limits(dict(self._limits))
+        self.limits.replace(self._limits)
         awake = frozenset(self._observer.awake)
         failures = await asyncio.gather(
             *(self._shrink(limit) for limit in limits if not limit.grows and limit.function in awake),

@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from transformers import PretrainedConfig
+
+from control_plane.autoscaling.process_memory import unread_bytes, used_bytes
 from control_plane.errors import ConfigError
 from control_plane.formatting import format_bytes
 from control_plane.partition.manifest import Manifest
@@ -35,6 +39,21 @@ class StepShape:
     vocabulary: int
     context: int
 
+    @classmethod
+    def of(
+        cls, manifest: Manifest, model: PretrainedConfig, *, rows: int, logits_rows: int, context: int
+    ) -> "StepShape":
+        """The shape of the largest step: `rows` rows, `logits_rows` of which get logits."""
+        return cls(
+            rows=rows,
+            hidden_size=manifest.hidden_size,
+            intermediate_size=getattr(model, "shared_expert_intermediate_size", model.intermediate_size),
+            experts_per_row=manifest.num_experts_per_tok,
+            logits_rows=logits_rows,
+            vocabulary=model.vocab_size,
+            context=context,
+        )
+
     @property
     def nbytes(self) -> int:
         """An upper bound of a step's memory in bytes, without weights, keys and values."""
@@ -64,6 +83,24 @@ class Footprint:
     control_plane: int
     expert_nbytes: int
     blocks: Mapping[str, BlockSize]
+
+    @classmethod
+    def measure(
+        cls,
+        manifest: Manifest,
+        dense_file: Path,
+        step: StepShape,
+        *,
+        kv_cache_bytes: int,
+        stored_embedding_bytes: int,
+    ) -> "Footprint":
+        """The footprint of this process once everything is loaded.
+
+        The dense file is mapped: what is not read yet will be, except embeddings that stay on disk.
+        """
+        unread = unread_bytes(dense_file) - stored_embedding_bytes
+        control_plane = used_bytes() + unread + kv_cache_bytes + step.nbytes + HEAP_BYTES
+        return cls(control_plane, manifest.expert_nbytes, block_sizes(manifest))
 
     @property
     def least(self) -> int:

@@ -5,11 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from functions.contract.wire import ResidencyReport
-
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.types import FunctionStatus
+from functions.contract.messages import ResidencyReport
 
 LIST_SECONDS = 10.0
 WAKE_SECONDS = 60.0

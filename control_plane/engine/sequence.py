@@ -1,4 +1,4 @@
-"""One prompt on its way to becoming an answer."""
+"""A sequence of tokens, a prompt and its answer, and the parameters that it is sampled with."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,7 +7,7 @@ from control_plane.faas.invocation import ExpertUsage
 
 
 class FinishReason(StrEnum):
-    """Why a sequence has ended, in OpenAI's words."""
+    """Why a sequence has ended, as OpenAI's API names it."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -15,70 +15,70 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a next token is chosen: `temperature` 0 is greedy; the other defaults leave all tokens in."""
+    """How the next token is chosen. `temperature` 0 is greedy; the other defaults exclude no token."""
 
     max_tokens: int
-    """May be 0: the prompt alone is computed, for its log-probabilities."""
+    """0 computes the prompt alone, for its log-probabilities."""
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    """Least probability of a token, as a share of the likeliest one's."""
+    """Smallest probability of a token, as a share of the likeliest token's."""
     repetition_penalty: float = 1.0
-    """Divides the positive logits of tokens that are there already, and multiplies the negative ones."""
+    """Divides positive logits of tokens that the sequence already has, and multiplies negative ones."""
     seed: int | None = None
     ignore_eos: bool = False
-    """Whether the answer goes on after an end-of-sequence token."""
+    """Whether the answer continues after an end-of-sequence token."""
     logprobs: int | None = None
-    """How many of the likeliest tokens to report with each; 0 for the chosen one alone, None for nothing."""
+    """Number of likeliest tokens to report with each token; 0 reports the token alone, None nothing."""
     prompt_logprobs: bool = False
-    """Whether to report on the prompt's tokens, too."""
+    """Whether to report log-probabilities of the prompt's tokens as well."""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely a token was, in natural logarithms, before temperature and the like were applied."""
+    """A token's log-probability (natural logarithm), before temperature and other parameters apply."""
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    """The likeliest tokens at its place and their log-probabilities, falling."""
+    """The likeliest tokens at the same position and their log-probabilities, in descending order."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What one step added to a sequence."""
+    """The token that one step added to a sequence."""
 
     token_id: int | None
-    """None at the end of a sequence that was to generate nothing."""
+    """None at the end of a sequence with `max_tokens` 0."""
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
 
 
 @dataclass(eq=False)
 class Sequence:
-    """The tokens of one answer: the prompt's, then the generated ones."""
+    """The tokens of a prompt, followed by those generated so far."""
 
     request_id: str
     tenant: str
     token_ids: list[int] = field(repr=False)
-    """Not in what is logged of it: they are what a tenant wrote."""
+    """Left out of `repr`, so that no log has what a tenant wrote."""
     params: SamplingParams
     weight: float = 1.0
-    """The tenant's, when tenants compete: twice the weight is twice the service."""
+    """The tenant's weight: twice the weight gets twice the service."""
     num_prompt_tokens: int = 0
     num_computed: int = 0
-    """Tokens whose keys and values are in the KV cache. Only a step that succeeded moves it."""
+    """Tokens whose keys and values are in the KV cache. Changes only when a step has succeeded."""
     num_charged: int = 0
-    """Tokens that the tenant's counter has been charged for; computing them again is free."""
+    """Tokens that the tenant's counter was charged for. Computing them again is free."""
     stalls: bool = False
-    """Whether it was its turn and there was no memory for it, so that others had to wait, too."""
+    """Whether it has held up other sequences: it was next, and there was not enough memory for it."""
     started: float | None = None
-    """time.monotonic() of its first step."""
+    """`time.monotonic()` at the start of its first step; None before that."""
     usage: ExpertUsage = field(default_factory=ExpertUsage)
-    """What calling experts for it has cost: its rows' share of the steps that it took part in."""
+    """The cost of its expert calls: its share, by rows, of each step that it took part in."""
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    """Of the prompt's second token, and so on; whole before the first token is generated."""
+    """Log-probabilities from the prompt's second token on; complete before the first generated token."""
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
@@ -86,12 +86,12 @@ class Sequence:
 
     @property
     def max_length(self) -> int:
-        """The most tokens that this sequence can come to."""
+        """Tokens of the prompt and of the longest possible answer."""
         return self.num_prompt_tokens + self.params.max_tokens
 
     @property
     def num_uncomputed(self) -> int:
-        """Tokens that the model has still to see: the rest of the prompt, or the last generated one."""
+        """Tokens still to be computed: the rest of the prompt, or the last generated token."""
         return len(self.token_ids) - self.num_computed
 
     @property
@@ -100,7 +100,7 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     def append(self, token_id: int, eos_ids: frozenset[int]) -> None:
-        """Take a generated token, and finish where it ends the answer."""
+        """Append a generated token, and set `finish_reason` if it ends the answer."""
         self.token_ids.append(token_id)
         if token_id in eos_ids and not self.params.ignore_eos:
             self.finish_reason = FinishReason.STOP

@@ -1,4 +1,4 @@
-"""What one step of the engine brings: computed first, told afterwards."""
+"""Computes one step: a batch through the model and the sampler. It changes no sequence."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,34 +7,37 @@ import torch
 
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.model.sampler import Sampler, token_logprobs
-from control_plane.engine.scheduling.scheduler import Chunk
+from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.sequence import Sequence, TokenLogprob
-from control_plane.engine.stopwatch import Part
+from control_plane.engine.stopwatch import StepPart
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found out about one of its sequences."""
+    """The outcome of a step for one of its sequences."""
 
     sequence: Sequence
     prompt_logprobs: list[TokenLogprob]
-    """Of the prompt's tokens that the step has brought within sight."""
+    """Log-probabilities of the prompt tokens that follow the chunk's tokens, if they were asked for."""
     is_last: bool
     """Whether the chunk reached the sequence's end, so that the next token is known."""
     token_id: int | None
-    """The next token; None where there is none to be generated, or no number to choose it by."""
+    """The next token; None if there is none to generate, or if the logits are not numbers."""
     logprob: TokenLogprob | None
 
 
 @dataclass(frozen=True)
 class Step:
-    """Runs a batch through the model and the sampler."""
+    """Runs batches through the model and the sampler."""
 
     runner: ModelRunner
     sampler: Sampler
 
     def run(self, batch: list[Chunk]) -> list[StepResult]:
-        """A result for each chunk. Raises a `GatewayError` when an expert function stays away."""
+        """A result for each chunk.
+
+        Raises a `GatewayError` when an expert function cannot be called, and `Interrupted`.
+        """
         hidden_states = self.runner.run(batch)
         tokens = dict(self._next_tokens(hidden_states, batch))
         results = []
@@ -45,12 +48,13 @@ class Step:
             token_id, logprob = tokens.get(chunk.sequence, (None, None))
             prompt_logprobs = list(self._prompt_logprobs(rows, chunk))
             results.append(StepResult(chunk.sequence, prompt_logprobs, chunk.is_last, token_id, logprob))
-        self.runner.stopwatch.lap(Part.SAMPLE)
+        self.runner.stopwatch.lap(StepPart.SAMPLE)
         return results
 
     def _next_tokens(
         self, hidden_states: torch.Tensor, batch: list[Chunk]
     ) -> Iterator[tuple[Sequence, tuple[int | None, TokenLogprob | None]]]:
+        """The sampled token of each sequence whose end is in the batch, with its log-probability."""
         sequences = [chunk.sequence for chunk in batch if chunk.is_last]
         if not sequences:
             return
@@ -64,7 +68,10 @@ class Step:
             yield sequence, (token_id, logprob)
 
     def _prompt_logprobs(self, rows: torch.Tensor, chunk: Chunk) -> Iterator[TokenLogprob]:
-        """Each row tells of the token after it. What was told before a preemption is not told again."""
+        """Log-probabilities of prompt tokens: each row [hidden] gives those of the token after it.
+
+        After a preemption, rows are computed again whose result the sequence already has: they are skipped.
+        """
         sequence = chunk.sequence
         if not sequence.params.prompt_logprobs:
             return

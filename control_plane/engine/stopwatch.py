@@ -1,4 +1,4 @@
-"""Where the engine's time goes: a stopwatch that is read off between the parts of a step."""
+"""Measures where the engine's time goes: each lap charges the time since the lap before to one part."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,50 +6,50 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Part(StrEnum):
-    """What the engine's thread does, in a layer's order, then a step's."""
+class StepPart(StrEnum):
+    """The parts of a step, in the order in which they occur: those of a layer, then those of the step."""
 
     DENSE = "dense"
     """Embeddings, norms, attention and routers."""
     SEND = "send"
-    """Rows are sorted by function, and sent."""
-    PREFETCH = "predict"
-    """Functions are told what to read ahead."""
+    """Group rows by function, and send the invocations."""
+    PREFETCH = "prefetch"
+    """Predict the next layer's experts, and send hints to the functions that hold them."""
     SHARED = "shared"
-    """A shared expert, while functions compute."""
+    """Compute a shared expert while the functions compute."""
     WAIT = "wait"
-    """For functions, after that."""
+    """Wait for the functions' answers."""
     ADD = "add"
-    """Their answers are added up."""
+    """Add up the answers."""
     HEAD = "head"
-    """Logits."""
+    """Compute logits."""
     SAMPLE = "sample"
-    """Tokens are drawn, and log probabilities looked up."""
+    """Draw tokens, and look up log-probabilities."""
     SCHEDULE = "schedule"
-    """Between steps: tokens go out, the next batch is chosen."""
+    """Between steps: send tokens to their streams, and plan the next step."""
 
 
 @dataclass
 class Stopwatch:
-    """Belongs to the engine's thread; others may read `seconds`."""
+    """Belongs to the engine's thread."""
 
     clock: Callable[[], float] = time.perf_counter
     steps: int = 0
-    """That came to their end."""
-    _seconds: dict[Part, float] = field(default_factory=lambda: dict.fromkeys(Part, 0.0))
+    """Completed steps."""
+    _seconds: dict[StepPart, float] = field(default_factory=lambda: dict.fromkeys(StepPart, 0.0))
     _since: float = 0.0
 
     @property
-    def seconds(self) -> Mapping[Part, float]:
-        """Of each part, in all: a copy."""
+    def seconds(self) -> Mapping[StepPart, float]:
+        """Total seconds of each part: a copy."""
         return dict(self._seconds)
 
     def start(self) -> None:
-        """What was until now is no part of a step."""
+        """Charge the time until now to no part."""
         self._since = self.clock()
 
-    def lap(self, part: Part) -> None:
-        """What was since the last lap, was this."""
+    def lap(self, part: StepPart) -> None:
+        """Charge the time since the last lap to `part`."""
         now = self.clock()
         self._seconds[part] += now - self._since
         self._since = now

@@ -1,4 +1,4 @@
-"""What the engine's thread says to the asyncio side."""
+"""Carries tokens and errors from the engine's thread to the event loop."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from control_plane.errors import FaaSMoEError
 logger = logging.getLogger(__name__)
 
 Event = tuple[int, Generated | None] | FaaSMoEError
-"""A sequence's number and what it generated, or None at its end; or the error that ends all of them."""
+"""A sequence's number and its next token, or None at its end; or the error that ends all sequences."""
 
 
 @dataclass(eq=False)
@@ -22,14 +22,16 @@ class TokenStream:
 
     sequences: list[Sequence]
     loop: asyncio.AbstractEventLoop
+    """The loop of whoever iterates over the stream."""
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     _running: int = field(init=False)
+    """Sequences whose end has not been read yet."""
 
     def __post_init__(self) -> None:
         self._running = len(self.sequences)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Generated]]:
-        """Each with the number of its sequence, until all have ended; raises the error that ended them."""
+        """Yield each token with its sequence's number until all have ended, or raise the error."""
         while self._running:
             event = await self._events.get()
             if isinstance(event, FaaSMoEError):
@@ -42,35 +44,35 @@ class TokenStream:
                 yield number, generated
 
     async def ended(self) -> None:
-        """Wait until nothing more happens to the sequences, whatever ends them."""
+        """Wait until all sequences have ended, with or without an error."""
         with suppress(FaaSMoEError):
             async for _ in self:
                 pass
 
     def put(self, event: Event) -> None:
-        """On the loop's thread."""
+        """Add an event. Call it on the loop's thread."""
         self._events.put_nowait(event)
 
 
 @dataclass
 class Outbox:
-    """Events on their way to their streams. A step's go together: each handover wakes the other thread."""
+    """Collects the events of a step, because each hand-over wakes the other thread."""
 
     _events: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, Event]]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
     def add(self, stream: TokenStream, event: Event) -> None:
-        """To be sent with the next `flush`."""
+        """Add an event for the next `flush`."""
         self._events[stream.loop].append((stream, event))
 
     def flush(self) -> None:
-        """Hand all events over to the loops that they belong to."""
+        """Hand all events over to their streams' loops. Events for a closed loop are dropped."""
         for loop, events in self._events.items():
             try:
                 loop.call_soon_threadsafe(_deliver, events)
             except RuntimeError:
-                logger.debug("the event loop of %d events is gone", len(events))
+                logger.debug("the event loop of %d events is closed", len(events))
         self._events.clear()
 
 

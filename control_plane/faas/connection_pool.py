@@ -3,9 +3,9 @@
 import time
 from collections.abc import Set
 
-from functions.contract.wire import CONTENT_TYPE, Invocation
-
 from control_plane.faas.connection import Address, Connection, ConnectionLost
+from functions.contract.messages import Invocation
+from functions.contract.safetensors_codec import CONTENT_TYPE
 
 PREFETCH_SECONDS = 0.1
 """The time to send a prefetch; one that takes longer is not worth it."""

@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable
 
-from functions.contract.wire import Invocation
-
 from control_plane.faas.addresses import AddressBook
 from control_plane.faas.connection import Address, Connection
 from control_plane.faas.connection_pool import ConnectionPool, PrefetchConnections
+from functions.contract.messages import Invocation
 
 
 class FunctionConnections:

@@ -1,7 +1,8 @@
 """The engine's view of FaaS: all that it imports from this package."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from functions.contract.messages import Invocation, InvocationResult
@@ -84,3 +85,19 @@ class ExpertInvoker(Protocol):
 
     def close(self) -> None:
         """Close all connections."""
+
+
+@dataclass
+class ResidentLimits:
+    """The most bytes of expert weights that each function may hold, as every invocation states it.
+
+    The autoscaler replaces the mapping and the engine's thread reads it. The mapping itself never changes,
+    and replacing a reference is atomic, so neither side needs a lock.
+    """
+
+    by_function: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}), init=False)
+    """A function that is not in it has no limit."""
+
+    def replace(self, by_function: Mapping[str, int]) -> None:
+        """Set all limits at once."""
+        self.by_function = MappingProxyType(dict(by_function))

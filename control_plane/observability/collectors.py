@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from control_plane.autoscaling.footprint import MemoryUse
-from control_plane.engine.engine import EngineStatus
+from control_plane.engine.core import EngineStatus
 from control_plane.faas.statistics import FunctionStatistics
 from functions.contract.messages import ResidencyReport
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 
 from control_plane.autoscaling.footprint import MemoryUse
-from control_plane.engine.engine import EngineStatus
+from control_plane.engine.core import EngineStatus
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.observability.collectors import PREFIX, LiveCollector, ScalingCollector
 

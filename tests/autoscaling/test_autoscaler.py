@@ -12,6 +12,7 @@ from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.footprint import FUNCTION_OVERHEAD_BYTES, BlockSize, Footprint
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
+from control_plane.faas.invocation import ResidentLimits
 from control_plane.faas.statistics import FunctionStatistics
 from functions.contract.messages import InvocationResult, ResidencyReport
 from tests.support.api_server import closed_port
@@ -26,11 +27,22 @@ SHORT = 0.2
 
 
 @dataclass
+class RecordedLimits(ResidentLimits):
+    """Keeps every set of limits that the autoscaler has set."""
+
+    history: list[Mapping[str, int]] = field(default_factory=list)
+
+    def replace(self, by_function: Mapping[str, int]) -> None:
+        super().replace(by_function)
+        self.history.append(self.by_function)
+
+
+@dataclass
 class ControlPlane:
     """Stands in for the engine and the rest of the control plane."""
 
     statistics: dict[str, FunctionStatistics] = field(default_factory=dict)
-    limits: list[Mapping[str, int]] = field(default_factory=list)
+    limits: RecordedLimits = field(default_factory=RecordedLimits)
     busy: bool = False
     own_bytes: int = OWN
     trims: int = 0
@@ -49,7 +61,7 @@ class ControlPlane:
             idle,
             own_bytes=lambda: self.own_bytes,
             requests_running=lambda: self.busy,
-            set_limits=self.limits.append,
+            limits=self.limits,
             trim_memory=self.trim_memory,
         )
 
@@ -196,10 +208,10 @@ async def test_limits_are_set_and_confirmed_from_the_start() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a", "b") as (site, gateway):
         autoscaler = plane.autoscaler(gateway, "a", "b", room=30)
-        assert plane.limits == [{"a": 2 * EXPERT, "b": 2 * EXPERT}]
+        assert plane.limits.history == [{"a": 2 * EXPERT, "b": 2 * EXPERT}]
         async with autoscaler.running():
             await until(lambda: len(site.of("limit")) == 2)
-            await until(lambda: plane.limits[-1] == {"a": 15 * EXPERT, "b": 15 * EXPERT})
+            await until(lambda: plane.limits.history[-1] == {"a": 15 * EXPERT, "b": 15 * EXPERT})
         assert sorted(site.asked) == [("limit", "a", str(15 * EXPERT)), ("limit", "b", str(15 * EXPERT))]
 
 
@@ -221,17 +233,17 @@ async def test_no_function_grows_before_the_others_have_shrunk() -> None:
             await asyncio.sleep(0.01)
             if len(site.of("limit")) > 2:
                 break
-        assert plane.limits[-1] == {"a": 15 * EXPERT, "b": 14 * EXPERT}
+        assert plane.limits.history[-1] == {"a": 15 * EXPERT, "b": 14 * EXPERT}
         site.failing = set()
         for read in range(100_000, 200_000, 100):
             plane.answered("a", resident=15, read=read)
             autoscaler.prompted()
             await asyncio.sleep(0.01)
-            if plane.limits[-1]["a"] > 15 * EXPERT:
+            if plane.limits.history[-1]["a"] > 15 * EXPERT:
                 break
-    totals = [sum(limits.values()) for limits in plane.limits]
-    assert max(totals) <= 30 * EXPERT
-    assert plane.limits[-1]["a"] > 15 * EXPERT
+    limits = [sum(told.values()) for told in plane.limits.history]
+    assert max(limits) <= 30 * EXPERT
+    assert plane.limits.history[-1]["a"] > 15 * EXPERT
 
 
 @asynchronous

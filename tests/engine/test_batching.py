@@ -1,4 +1,4 @@
-"""Many tenants' sequences in one engine over real functions: each gets what it would get alone."""
+"""Many tenants' sequences in one engine over real functions: each gets the tokens that it would get alone."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from control_plane.engine.scheduling.interruption import Interrupted, Interrupti
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.faas.invocation import ExpertUsage
 from tests.support.running import Served
-from tests.support.tiny_engine import Reference, all_tokens_of, engine_behind, idle, tokens_of
+from tests.support.tiny_engine import Reference, all_tokens_of, engine_behind, greedy_answers, idle, tokens_of
 
 pytest_plugins = "tests.support.engine_fixtures"
 
@@ -23,30 +23,32 @@ MAX_TOKENS = 64
 NUM_SEQUENCES = 64
 NUM_TENANTS = 9
 SMALL: dict[str, Any] = {"max_batch_tokens": 48, "max_sequences": 12, "num_pages": 24}
-"""Pages of 16 tokens are not enough for all that run: some are preempted."""
+"""Too few pages of 16 tokens for all sequences, so that some are preempted."""
 
 
 @dataclass
 class Guest:
-    """A sequence that comes and goes at its own time."""
+    """A sequence that arrives, and perhaps is cancelled, at some time."""
 
     sequence: Sequence
     expected: list[int]
     arrival: int
-    """Tokens of all sequences that have come before it does."""
+    """Tokens that all sequences together have before this one is submitted."""
     patience: int | None
-    """Its own tokens after which it is cancelled."""
+    """Its own tokens after which it is cancelled; None for never."""
     tokens: list[int] = field(default_factory=list)
 
 
 def guests(reference: Reference) -> list[Guest]:
-    """Of every length and tenant, in random order; one in six goes before its end."""
+    """Sequences of every length and tenant in random order; one in six is cancelled."""
     dice = random.Random(0)
     invited = []
     for length in PROMPT_LENGTHS:
         generator = torch.Generator().manual_seed(length)
         prompts = torch.randint(64, (NUM_SEQUENCES // len(PROMPT_LENGTHS), length), generator=generator)
-        for prompt, answer in zip(prompts.tolist(), answers(reference, prompts), strict=True):
+        for prompt, answer in zip(
+            prompts.tolist(), greedy_answers(reference.model, prompts, MAX_TOKENS), strict=True
+        ):
             max_tokens = dice.randint(1, MAX_TOKENS)
             tenant = f"tenant {dice.randrange(NUM_TENANTS)}"
             sequence = Sequence("test", tenant, prompt, SamplingParams(max_tokens))
@@ -55,16 +57,8 @@ def guests(reference: Reference) -> list[Guest]:
     return invited
 
 
-def answers(reference: Reference, prompts: torch.Tensor) -> list[list[int]]:
-    """transformers' greedy answers to prompts [n, length]."""
-    output = reference.model.generate(
-        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=MAX_TOKENS, do_sample=False
-    )
-    return output[:, prompts.shape[1] :].tolist()
-
-
 class Party:
-    """Guests come when so many tokens have been generated, which is the same on every machine."""
+    """Submits sequences by the number of tokens generated so far, which is the same on every machine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -87,7 +81,7 @@ class Party:
                 self._changed.notify_all()
 
 
-def test_sequences_that_come_and_go_at_random(serving: Served, reference: Reference) -> None:
+def test_sequences_arrive_and_are_cancelled_at_random(serving: Served, reference: Reference) -> None:
     invited = guests(reference)
 
     async def scenario() -> None:
@@ -108,7 +102,7 @@ def test_sequences_that_come_and_go_at_random(serving: Served, reference: Refere
 
 
 def texts(tenant: int, number: int) -> list[Sequence]:
-    """A tenant's prompts, from an alphabet of its own; half of the answers are drawn at random."""
+    """A tenant's prompts, which share no token with other tenants'; half of the answers are sampled."""
     dice = random.Random(f"{tenant} {number}")
     alphabet = range(8 * tenant, 8 * tenant + 8)
     sequences = []
@@ -121,8 +115,8 @@ def texts(tenant: int, number: int) -> list[Sequence]:
     return sequences
 
 
-def test_no_tenant_gets_anything_of_anothers(serving: Served, reference: Reference) -> None:
-    """Random answers, too, are those of the same prompt and seed alone."""
+def test_tenants_do_not_affect_each_others_tokens(serving: Served, reference: Reference) -> None:
+    """Sampled answers, too, equal those of the same prompt and seed alone."""
 
     def everybody() -> list[Sequence]:
         return [sequence for tenant in range(8) for sequence in texts(tenant, 3)]
@@ -139,10 +133,10 @@ def test_no_tenant_gets_anything_of_anothers(serving: Served, reference: Referen
     assert together == alone
     for sequence, tokens in zip(everybody(), together, strict=True):
         if not sequence.params.temperature:
-            assert tokens == answers(reference, torch.tensor([sequence.token_ids]))[0][:40]
+            assert tokens == greedy_answers(reference.model, torch.tensor([sequence.token_ids]), 40)[0]
 
 
-def test_what_functions_cost_is_shared_out_in_full(serving: Served, reference: Reference) -> None:
+def test_cost_of_functions_is_shared_out_in_full(serving: Served, reference: Reference) -> None:
     sequences = [sequence for tenant in range(8) for sequence in texts(tenant, 2)]
 
     async def scenario() -> ExpertUsage:
@@ -154,7 +148,7 @@ def test_what_functions_cost_is_shared_out_in_full(serving: Served, reference: R
 
 
 def check_shares(sequences: list[Sequence], total: ExpertUsage) -> None:
-    """Fail unless the sequences' shares come to the total."""
+    """Fail unless the sequences' shares add up to the total."""
     shares: dict[str, float] = defaultdict(float)
     for sequence in sequences:
         for name, value in vars(sequence.usage).items():
@@ -164,7 +158,7 @@ def check_shares(sequences: list[Sequence], total: ExpertUsage) -> None:
 
 
 class Interrupting(Interruption):
-    """Has every third step give way in its second layer, whatever there is to give way to."""
+    """Interrupts every eighth check, whether there is a newcomer or not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,8 +170,8 @@ class Interrupting(Interruption):
             raise Interrupted
 
 
-def test_so_is_what_was_spent_on_steps_that_gave_way(serving: Served, reference: Reference) -> None:
-    """They count for who was in the next one; what they have computed is computed again, the same."""
+def test_cost_of_abandoned_steps_is_shared_out_too(serving: Served, reference: Reference) -> None:
+    """Abandoned steps are charged to their sequences, and computing them again gives the same tokens."""
     sequences = [sequence for tenant in range(8) for sequence in texts(tenant, 2)]
 
     async def scenario(interruption: Interruption) -> tuple[list[list[int]], ExpertUsage]:

@@ -1,4 +1,4 @@
-"""Sequences come, stop and go in one engine over real functions, and get the unsplit model's tokens."""
+"""Sequences in one engine over real functions get the unsplit model's tokens, whichever join or leave."""
 
 import asyncio
 import re
@@ -7,7 +7,7 @@ from urllib.request import urlopen
 import pytest
 
 from control_plane.engine.sequence import FinishReason, Generated
-from control_plane.engine.stopwatch import Part
+from control_plane.engine.stopwatch import StepPart
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, OutOfCache
 from control_plane.faas.invocation import ExpertUsage
@@ -29,7 +29,7 @@ from tests.support.tiny_engine import (
 pytest_plugins = "tests.support.engine_fixtures"
 
 REQUESTS = [(1, 9), (2, 1), (5, 12), (8, 3), (9, 8), (15, 12), (16, 2), (17, 10), (30, 5), (41, 12)]
-"""Lengths of prompts, some of which fill several batches, and of answers."""
+"""Lengths of prompts and answers; some prompts fill several batches."""
 
 
 def test_many_sequences_at_once(serving: Served, reference: Reference) -> None:
@@ -62,7 +62,7 @@ def test_sequences_that_join_a_running_one(serving: Served, reference: Reference
 
 
 def test_the_sequences_of_one_request(serving: Served, reference: Reference) -> None:
-    """More than run at the same time, and one of them is cancelled."""
+    """There are more than can run at the same time, and one is cancelled."""
     lengths = [3, 10, 20, 12, 7, 5, 30]
     sequences = [make_sequence(length, 5) for length in lengths]
     long = make_sequence(4, LONG)
@@ -84,7 +84,7 @@ def test_the_sequences_of_one_request(serving: Served, reference: Reference) -> 
 
 
 def test_a_prompt_alone(serving: Served) -> None:
-    """Nothing is generated, and the stream says that it has ended."""
+    """The stream yields the end, and no token."""
 
     async def scenario() -> list[tuple[int, Generated]]:
         return [event async for event in serving.engine.submit([make_sequence(20, 0)])]
@@ -150,7 +150,7 @@ def test_cancelling_makes_room(serving: Served, reference: Reference) -> None:
     assert idle(serving.engine)
 
 
-def test_cancelling_what_does_not_run_is_harmless(serving: Served, reference: Reference) -> None:
+def test_cancelling_an_ended_or_unknown_sequence_does_nothing(serving: Served, reference: Reference) -> None:
     ended, unknown = make_sequence(5, 2), make_sequence(5, 2)
 
     async def scenario() -> list[int]:
@@ -183,7 +183,7 @@ def test_a_sequence_that_could_never_run_is_refused(
     assert idle(serving.engine)
 
 
-def test_usage_is_what_the_functions_have_counted(serving: Served, reference: Reference) -> None:
+def test_usage_equals_the_functions_own_counts(serving: Served, reference: Reference) -> None:
     def invocations() -> int:
         total = 0
         for block in reference.manifest.blocks:
@@ -206,7 +206,7 @@ def test_usage_is_what_the_functions_have_counted(serving: Served, reference: Re
     assert warm.seconds > 0
 
 
-def test_where_time_goes_is_told(serving: Served) -> None:
+def test_status_has_the_time_of_each_part(serving: Served) -> None:
     before = serving.engine.status()
 
     async def answer() -> None:
@@ -216,4 +216,12 @@ def test_where_time_goes_is_told(serving: Served) -> None:
     after = serving.engine.status()
     assert after.steps - before.steps == -(-20 // MAX_BATCH_TOKENS) + 5
     spent = {part for part, seconds in after.step_seconds.items() if seconds > before.step_seconds[part]}
-    assert spent >= {Part.DENSE, Part.SEND, Part.WAIT, Part.ADD, Part.HEAD, Part.SAMPLE, Part.SCHEDULE}
+    assert spent >= {
+        StepPart.DENSE,
+        StepPart.SEND,
+        StepPart.WAIT,
+        StepPart.ADD,
+        StepPart.HEAD,
+        StepPart.SAMPLE,
+        StepPart.SCHEDULE,
+    }

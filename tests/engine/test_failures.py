@@ -1,4 +1,4 @@
-"""Functions and gateways that go, hang and come back: streams get the error, and nothing stays behind."""
+"""Functions and gateways that fail, hang and return: streams raise the error, and no sequence remains."""
 
 import asyncio
 import socket
@@ -42,7 +42,7 @@ def address(port: int) -> URL:
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port that refuses connections until a server of ours takes it."""
+    """A port that refuses connections until the test starts a server on it."""
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
@@ -51,13 +51,13 @@ def reserved_port() -> Iterator[int]:
 
 @contextmanager
 def silent_gateway() -> Iterator[URL]:
-    """It takes connections and answers nothing."""
+    """A gateway that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield address(server.getsockname()[1])
 
 
 async def deploy(reference: Reference, gateway: Gateway) -> None:
-    """Deploy what is not there, and wait until all functions are awake."""
+    """Deploy missing functions, and wait until all are awake."""
     assert [change async for change in deploy_all(reference.manifest, [gateway])]
     async with asyncio.timeout(30):
         while not all(function.available_replicas for function in await gateway.functions()):
@@ -65,7 +65,7 @@ async def deploy(reference: Reference, gateway: Gateway) -> None:
 
 
 async def assert_serves(engine: Engine, reference: Reference) -> None:
-    """Nothing is left of earlier sequences, and the next ones get the right tokens."""
+    """Fail unless the engine is idle and computes the right tokens for new sequences."""
     assert idle(engine)
     streams = [engine.submit([make_sequence(length, 5)]) for length in (4, 20)]
     answers = [reference.answer(random_prompt(length), 5) for length in (4, 20)]
@@ -150,7 +150,7 @@ def test_stop_while_functions_hang(reference: Reference) -> None:
         async with engine_behind(gateway, reference) as engine:
             running = engine.submit([make_sequence(3, 5)])
             await until(lambda: engine.status().running == 1)
-            # The engine's thread, which waits for an answer, has not seen this one yet.
+            # The engine's thread waits for an answer, so it has not queued this request yet.
             await assert_stops(engine, running, engine.submit([make_sequence(3, 5)]))
 
     with silent_gateway() as gateway:
@@ -170,7 +170,7 @@ def test_stop_in_the_middle_of_answers(serving: Served, reference: Reference) ->
 def test_a_bug_ends_its_own_batch_only(
     serving: Served, reference: Reference, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever nobody has thought of."""
+    """Any exception counts, not only our own errors."""
     poison = token_apart_from(*random_prompt(3), *reference.answer(random_prompt(3), 8))
     sequence = Sequence("test", "tenant", [poison], SamplingParams(max_tokens=5))
 
@@ -185,7 +185,7 @@ def test_a_bug_ends_its_own_batch_only(
 
 
 def test_an_error_ends_the_whole_request(serving: Served, reference: Reference) -> None:
-    """Also those of its sequences that were not in the batch that failed: nobody listens to them any more."""
+    """This includes sequences outside the failed batch: their stream has ended."""
     bad = Sequence("test", "tenant", [10**6], SamplingParams(max_tokens=5))  # there is no such token
     others = [make_sequence(3, LONG) for _ in range(MAX_SEQUENCES)]
 
@@ -206,7 +206,7 @@ def test_an_error_ends_the_whole_request(serving: Served, reference: Reference) 
 def test_output_that_is_not_a_number_ends_its_own_sequence_only(
     serving: Served, reference: Reference
 ) -> None:
-    """Rows of the same batch are not touched, whoever's they are."""
+    """Other rows of the same batch are not affected."""
     answer = reference.answer(random_prompt(3), 8)
     poison = token_apart_from(*random_prompt(3), *answer)
     bad = Sequence("test", "other", [4, poison], SamplingParams(max_tokens=5))

@@ -1,4 +1,4 @@
-"""Every family, served in functions at several granularities, answers as transformers' unsplit model does."""
+"""Every family, split at several granularities, gives the answers of transformers' unsplit model."""
 
 import asyncio
 from pathlib import Path
@@ -6,19 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_model
 from tests.support.running import sequence, served
-from tests.support.tiny_engine import tokens_of
+from tests.support.tiny_engine import greedy_answers, tokens_of
 
 MAX_TOKENS = 24
 PROMPT_LENGTHS = (1, 7, 30)
 
 # Weights ten times larger than a fresh model's: experts and routing then decide the logits.
-LARGE_WEIGHTS = {"initializer_range": 0.2}
+LARGE_WEIGHTS: dict[str, Any] = {"initializer_range": 0.2}
 
 CASES: list[tuple[str, dict[str, Any], Granularity]] = [
     *((family, {}, Granularity(1, 1)) for family in FAMILIES),
@@ -34,13 +33,6 @@ CASES: list[tuple[str, dict[str, Any], Granularity]] = [
 def prompts() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(3, 64, (1, length), generator=generator) for length in PROMPT_LENGTHS]
-
-
-def generate(model: PreTrainedModel, prompt: torch.Tensor) -> list[int]:
-    """The reference's greedy answer."""
-    mask = torch.ones_like(prompt)
-    output = model.generate(prompt, attention_mask=mask, max_new_tokens=MAX_TOKENS, do_sample=False)
-    return output[0, prompt.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize(("family", "overrides", "granularity"), CASES, ids=str)
@@ -59,7 +51,7 @@ def test_greedy_tokens_and_logits_equal_the_unsplit_models(
 
     logits, tokens = asyncio.run(answers())
 
-    assert tokens == [generate(model, prompt) for prompt in prompts()]
+    assert tokens == [greedy_answers(model, prompt, MAX_TOKENS)[0] for prompt in prompts()]
     for ours, prompt in zip(logits, prompts(), strict=True):
         torch.testing.assert_close(ours, model(prompt).logits[0, -1], atol=1e-4, rtol=0)
 

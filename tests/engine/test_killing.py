@@ -1,4 +1,4 @@
-"""Functions may die at any time, and no request notices."""
+"""Functions that die at any time do not change any answer."""
 
 import asyncio
 import random
@@ -23,9 +23,9 @@ AT_ONCE = 8
 
 @dataclass
 class FunctionKiller:
-    """SIGKILLs a random function of this process again and again, with some 30 tokens in between.
+    """SIGKILLs a random function of this process every 30 tokens or so.
 
-    Counting tokens rather than seconds lets the work go on, however long this machine takes for a restart.
+    It counts tokens rather than seconds, so that work continues however long a restart takes here.
     """
 
     partition: Path
@@ -34,7 +34,7 @@ class FunctionKiller:
     _tokens_to_go: int = 1
 
     def count_token(self) -> None:
-        """A token has come; the next ones are being computed meanwhile."""
+        """Count a token, and kill a function if it is time. The next tokens are being computed meanwhile."""
         self._tokens_to_go -= 1
         if not self._tokens_to_go:
             self._random.choice(function_processes(self.partition)).kill()
@@ -43,7 +43,7 @@ class FunctionKiller:
 
 
 def function_processes(partition: Path) -> list[psutil.Process]:
-    """Those of this process that are alive and serve the partition: a fixture may have others."""
+    """This process's living functions of the partition: a fixture may have other functions."""
     alive = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
@@ -53,14 +53,14 @@ def function_processes(partition: Path) -> list[psutil.Process]:
 
 
 def prompt(number: int) -> Sequence:
-    """A prompt of 1 to 40 tokens for 4 to 8 more."""
+    """A prompt of 1 to 40 tokens with an answer of 4 to 8."""
     dice = random.Random(number)
     token_ids = [dice.randrange(3, 280) for _ in range(dice.randint(1, 40))]
     return Sequence(str(number), f"tenant {number % 3}", token_ids, SamplingParams(dice.randint(4, 8)))
 
 
 async def answer_all(engine: Engine, on_token: Callable[[], None]) -> list[list[int | None]]:
-    """The answers to all prompts, of which several are always under way."""
+    """The answers to all prompts, AT_ONCE of which run at the same time."""
     turn = asyncio.Semaphore(AT_ONCE)
 
     async def answer(number: int) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""A row of a step that holds no numbers ends its own request, and no other."""
+"""A row whose logits are not numbers fails its own request, and no other."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ async def first_of(stream: TokenStream) -> AsyncIterator[tuple[int, Generated]]:
         return
 
 
-def test_others_go_on(serving: Served, reference: Reference) -> None:
+def test_other_sequences_continue(serving: Served, reference: Reference) -> None:
     prompt = random_prompt(12)
     expected = reference.answer(prompt, 30)
     poison = token_apart_from(*prompt, *expected)
@@ -43,11 +43,11 @@ def test_others_go_on(serving: Served, reference: Reference) -> None:
         stream = serving.engine.submit([sequence("good", prompt, 30)])
         first = [generated.token_id async for _, generated in first_of(stream)]
         good = asyncio.create_task(tokens_of(stream))
-        # Its one row leaves room for both of these in the same step.
+        # The running sequence has one row, so both of these fit into the same step.
         bad = [sequence("bad", [poison, 2], 5), sequence("bad", [3, 4], 5)]
         with pytest.raises(EngineError, match="not a number"):
             await all_tokens_of(serving.engine.submit(bad))
-        return [*first, *await good]
+        return [token for token in first if token is not None] + await good
 
     with embedded_as(serving.runner.model, poison, lambda rows: torch.full_like(rows, torch.nan)):
         assert asyncio.run(run()) == expected

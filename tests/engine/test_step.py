@@ -1,4 +1,4 @@
-"""Log-probabilities of prompts and answers are the unsplit model's, however the steps were cut."""
+"""Log-probabilities of prompts and answers equal the unsplit model's, however steps divide the prompt."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ pytest_plugins = "tests.support.engine_fixtures"
 
 TOLERANCE = 1e-4
 LENGTHS = [1, 2, 8, 9, 20, 70, 150]
-"""Of prompts: within a step, over several ones, and over more rows than logits are computed of at a time."""
+"""Prompts of less than a step, of several steps, and of more rows than LOGITS_ROWS."""
 
 
 def make_sequence(length: int, max_tokens: int, num_top: int | None = 3, *, prompt: bool = True) -> Sequence:
@@ -22,8 +22,8 @@ def make_sequence(length: int, max_tokens: int, num_top: int | None = 3, *, prom
     return Sequence("test", f"tenant {length}", random_prompt(length), params)
 
 
-async def told(stream: TokenStream) -> list[list[Generated]]:
-    """All that the stream says of each of its sequences."""
+async def events_of(stream: TokenStream) -> list[list[Generated]]:
+    """The tokens of each of the stream's sequences, as events."""
     events: list[list[Generated]] = [[] for _ in stream.sequences]
     async for number, generated in stream:
         events[number].append(generated)
@@ -31,7 +31,7 @@ async def told(stream: TokenStream) -> list[list[Generated]]:
 
 
 def check(reference: Reference, token_ids: list[int], reported: list[TokenLogprob], num_top: int) -> None:
-    """Fail unless `reported` is of the last of these tokens, as the unsplit model sees them."""
+    """Fail unless `reported` has the unsplit model's log-probabilities of the last of these tokens."""
     with torch.inference_mode():
         logits = reference.model(torch.tensor([token_ids])).logits[0, :-1]
     expected = logits.log_softmax(dim=-1)[len(token_ids) - 1 - len(reported) :]
@@ -63,11 +63,11 @@ def test_prompts_and_answers(serving: Served, reference: Reference) -> None:
 
 
 async def submitted(serving: Served, sequences: list[Sequence]) -> list[list[Generated]]:
-    return await told(serving.engine.submit(sequences))
+    return await events_of(serving.engine.submit(sequences))
 
 
 def test_prompts_alone(serving: Served, reference: Reference) -> None:
-    """As evaluation harnesses ask for them: nothing is generated."""
+    """Evaluation harnesses send such requests: nothing is generated."""
     sequences = [make_sequence(length, 0, 1) for length in LENGTHS]
     events = asyncio.run(submitted(serving, sequences))
     for sequence, each in zip(sequences, events, strict=True):
@@ -104,12 +104,12 @@ def test_sampling_does_not_change_what_is_reported(serving: Served, reference: R
 
 
 def test_after_preemption(serving: Served, reference: Reference) -> None:
-    """In memory for 16 pages of 16 tokens. What was told before is told once."""
+    """There are 16 pages of 16 tokens. Results from before a preemption are not reported again."""
     sequences = [make_sequence(length, 40) for length in (3, 40, 12, 90, 30)]
 
     async def scenario() -> list[list[Generated]]:
         async with engine_behind(serving.gateway_url, reference, max_batch_tokens=32, num_pages=16) as engine:
-            events = await told(engine.submit(sequences))
+            events = await events_of(engine.submit(sequences))
             assert engine.status().preemptions > 0
             assert idle(engine)
             return events

@@ -1,33 +1,33 @@
-"""Whose time is whose."""
+"""Each lap charges its time to one part."""
 
 from collections.abc import Iterator
 from itertools import accumulate
 
-from control_plane.engine.stopwatch import Part, Stopwatch
+from control_plane.engine.stopwatch import StepPart, Stopwatch
 
 
 def ticks(*seconds: float) -> Iterator[float]:
-    """What a clock says when it is looked at after so long each time."""
+    """Readings of a clock, with these seconds between them."""
     return accumulate(seconds)
 
 
-def test_time_goes_to_what_has_just_ended() -> None:
+def test_time_is_charged_to_the_part_that_ends() -> None:
     clock = ticks(100, 1, 2, 4, 8)
     stopwatch = Stopwatch(clock=lambda: next(clock))
     stopwatch.start()
-    stopwatch.lap(Part.DENSE)
-    stopwatch.lap(Part.WAIT)
-    stopwatch.lap(Part.DENSE)
-    stopwatch.lap(Part.SCHEDULE)
+    stopwatch.lap(StepPart.DENSE)
+    stopwatch.lap(StepPart.WAIT)
+    stopwatch.lap(StepPart.DENSE)
+    stopwatch.lap(StepPart.SCHEDULE)
     spent = {part: seconds for part, seconds in stopwatch.seconds.items() if seconds}
-    assert spent == {Part.DENSE: 5, Part.WAIT: 2, Part.SCHEDULE: 8}
+    assert spent == {StepPart.DENSE: 5, StepPart.WAIT: 2, StepPart.SCHEDULE: 8}
 
 
-def test_waiting_for_work_is_nobodys_time() -> None:
+def test_waiting_for_work_is_charged_to_no_part() -> None:
     clock = ticks(0, 1, 1000, 2)
     stopwatch = Stopwatch(clock=lambda: next(clock))
     stopwatch.start()
-    stopwatch.lap(Part.DENSE)
+    stopwatch.lap(StepPart.DENSE)
     stopwatch.start()
-    stopwatch.lap(Part.DENSE)
+    stopwatch.lap(StepPart.DENSE)
     assert sum(stopwatch.seconds.values()) == 3

@@ -10,8 +10,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from control_plane.autoscaling.footprint import MemoryUse
-from control_plane.engine.engine import EngineStatus
-from control_plane.engine.stopwatch import Part
+from control_plane.engine.core import EngineStatus
+from control_plane.engine.stopwatch import StepPart
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.observability.metrics import Metrics, RequestRecord
 from functions.contract.messages import InvocationResult, ResidencyReport
@@ -22,7 +22,7 @@ STATUS = EngineStatus(
     kv_cache_used=0.25,
     preemptions=4,
     steps=5,
-    step_seconds={Part.DENSE: 1.5, Part.WAIT: 0.25},
+    step_seconds={StepPart.DENSE: 1.5, StepPart.WAIT: 0.25},
 )
 
 MEMORY = MemoryUse(budget=None, least=900, control_plane=500, overhead=200, experts=100)

@@ -1,4 +1,4 @@
-"""The tiny model and its engine, for test modules that have this as their `pytest_plugins`."""
+"""Fixtures of the tiny model and its engine. Test modules name this module in `pytest_plugins`."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ from tests.support.tiny_engine import MAX_BATCH_TOKENS, MAX_SEQUENCES, Reference
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    """The model and its partition. Not to be changed."""
+    """The model and its partition, shared by all tests: do not change them."""
     return Reference.make(tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture(scope="module")
 def serving(reference: Reference) -> Iterator[Served]:
-    """Its functions on a gateway, and an engine. Each test leaves them as they were."""
+    """The model's functions on a gateway, and an engine. Each test leaves them idle."""
     with in_thread(
         served(reference.folder, max_batch_tokens=MAX_BATCH_TOKENS, max_sequences=MAX_SEQUENCES)
     ) as serving:

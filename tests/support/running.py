@@ -1,4 +1,4 @@
-"""A partition served for real inside a test: gateway, function processes, engine."""
+"""Serves a partition inside a test with a real gateway, real function processes and an engine."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,30 +10,38 @@ from typing import Any
 import torch
 from yarl import URL
 
-from control_plane.app import build_engine, build_invoker, build_runner
+from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
+from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.model.runner import ModelRunner
+from control_plane.engine.scheduling.policy import FirstComeFirstServed
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 from control_plane.faas.client import Gateway
+from control_plane.faas.invocation import ResidentLimits
 from control_plane.gateway import embedded_gateway
 from control_plane.partition.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a test talks to: the model runner by itself, and the engine around it, which is started."""
+    """A served partition: the model runner, and the running engine around it."""
 
     runner: ModelRunner
     engine: Engine
     gateway_url: URL
 
     def prompt_logits(self, prompt: torch.Tensor) -> torch.Tensor:
-        """The logits [vocabulary] that follow the prompt [1, n], computed beside the idle engine."""
+        """The logits [vocabulary] after the prompt [1, n], computed beside the idle engine."""
         alone = sequence(prompt, 1)
-        scheduler = Scheduler(self.runner.kv_cache, max_batch_tokens=prompt.numel(), max_sequences=1)
+        scheduler = Scheduler(
+            self.runner.kv_cache,
+            max_batch_tokens=prompt.numel(),
+            max_sequences=1,
+            policy=FirstComeFirstServed(),
+        )
         scheduler.add(alone)
         try:
             batch = scheduler.schedule()
@@ -44,7 +52,7 @@ class Served:
 
 @asynccontextmanager
 async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
-    """The partition, its functions deployed on an embedded gateway."""
+    """Deploy the partition's functions on an embedded gateway, and start an engine."""
     manifest = Manifest.load(partition)
     config = ServeConfig(threads=1, kv_cache_mb=32, **settings)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, idle_after=900.0) as url:
@@ -52,7 +60,7 @@ async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
             address = gateway.address
             assert [change async for change in deploy_all(manifest, [gateway])]
         invoker = build_invoker(lambda _: address, config)
-        runner, _ = await asyncio.to_thread(build_runner, partition, manifest, invoker, config)
+        runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()
         try:

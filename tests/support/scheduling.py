@@ -1,12 +1,14 @@
-"""A scheduler over a cache without a model, driven as the engine drives it."""
+"""A scheduler over a cache without a model, driven in the same way as the engine drives it."""
 
 from collections import Counter, defaultdict
 
 import torch
 
 from control_plane.engine.model.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
-from control_plane.engine.scheduling.scheduler import Chunk, Scheduler
+from control_plane.engine.scheduling.policy import FairAcrossTenants, FirstComeFirstServed
+from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
 
 PAGE = 16
@@ -22,27 +24,28 @@ def make_scheduler(
     *,
     fair: bool = True,
 ) -> Scheduler:
-    """One that has nothing to do."""
+    """A scheduler without sequences; fair across tenants, or first come, first served."""
     cache = KVCache(SHAPE, num_pages, num_lanes, max_length=num_pages * PAGE)
-    return Scheduler(cache, max_batch_tokens, max_sequences, fair)
+    policy = FairAcrossTenants() if fair else FirstComeFirstServed()
+    return Scheduler(cache, max_batch_tokens, max_sequences, policy)
 
 
 def make_sequence(
     prompt: int, output: int = 1, tenant: str = "tenant", weight: float = 1.0, name: str = ""
 ) -> Sequence:
-    """A sequence of so many prompt and output tokens."""
+    """A sequence with these numbers of prompt and output tokens."""
     return Sequence(name, tenant, [0] * prompt, SamplingParams(output), weight)
 
 
 def advance(scheduler: Scheduler) -> list[Chunk]:
-    """One step as the engine takes it: the tokens are computed, what has ended is removed."""
+    """Plan a step and complete it; returns its chunks."""
     batch = scheduler.schedule()
     complete(scheduler, batch)
     return batch
 
 
 def complete(scheduler: Scheduler, batch: list[Chunk]) -> None:
-    """The second half of `advance`."""
+    """Commit a step, append a token where the next one is known, and remove sequences that have ended."""
     scheduler.commit(batch)
     for sequence in [chunk.sequence for chunk in batch if chunk.is_last]:
         sequence.append(0, frozenset())
@@ -51,7 +54,7 @@ def complete(scheduler: Scheduler, batch: list[Chunk]) -> None:
 
 
 def assert_empty(scheduler: Scheduler) -> None:
-    """Nothing of any sequence is left."""
+    """Fail if the scheduler or its cache still holds anything of a sequence."""
     pages = scheduler.kv_cache.pages
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
     assert (pages.num_free_pages, pages.num_free_lanes) == (pages.num_pages, pages.num_lanes)
@@ -59,7 +62,7 @@ def assert_empty(scheduler: Scheduler) -> None:
 
 
 class Simulation:
-    """Steps of a scheduler, and what the tenants have had: each token counts once, however often computed."""
+    """Runs a scheduler and counts each tenant's service: a token counts once, even if computed twice."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
@@ -87,11 +90,14 @@ class Simulation:
         return batch
 
     def backlogged(self, tenant: str) -> bool:
-        """Whether something of the tenant's has had nothing yet."""
+        """Whether the tenant has a sequence that has had no service yet."""
         return self._unseen[tenant] > 0
 
     def run(self, backlogged: str) -> list[tuple[float, float]]:
-        """What the flooding and the steady tenant have had, after each step that leaves `backlogged` so."""
+        """Run until the tenant is no longer backlogged.
+
+        Returns the service of "flood" and of "steady" after each step.
+        """
         had = []
         while self.backlogged(backlogged):
             self.step()

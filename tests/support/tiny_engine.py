@@ -1,10 +1,11 @@
-"""A tiny model behind real functions, what transformers answers in its place, and a client of its engine."""
+"""A tiny model behind real functions, transformers' reference answers, and helpers to drive an engine."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -14,14 +15,18 @@ from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.kv_cache import KVCache
-from control_plane.engine.model.loader import load_model
+from control_plane.engine.model.loader import attach_experts, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
+from control_plane.engine.scheduling.policy import FairAcrossTenants
 from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.stopwatch import Stopwatch
 from control_plane.engine.stream import TokenStream
 from control_plane.faas.connection import Address
+from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
@@ -30,16 +35,16 @@ from tests.support.checkpoints import save_checkpoint, tiny_model
 MAX_BATCH_TOKENS = 8
 MAX_SEQUENCES = 4
 CONTEXT_LENGTH = 16384
-"""More than the KV cache of `tests.support.running.served` holds."""
+"""Tokens; more than fit into the KV cache of `tests.support.running.served`."""
 NUM_PAGES = 200
-"""Of 16 tokens."""
+"""Pages of the KV cache, of 16 tokens each."""
 LONG = 2500
-"""More tokens than any test waits for; the cache has room for MAX_SEQUENCES of such answers."""
+"""Tokens of an answer that no test waits for; the cache has room for MAX_SEQUENCES of them."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A partition in two functions, and the model that it was cut from. No token is eos."""
+    """A partition, and the model that it was made from. No token ends an answer."""
 
     folder: Path
     manifest: Manifest
@@ -48,9 +53,9 @@ class Reference:
     @classmethod
     def make(cls, folder: Path) -> "Reference":
         """Write the partition below `folder`."""
-        # Threads that wait for each other make `generate` of so small a model far slower.
+        # With several threads, `generate` is far slower for a model as small as this.
         torch.set_num_threads(1)
-        # Heads are wide so that a page has few tokens.
+        # Wide heads make a page hold few tokens.
         model = tiny_model(
             "qwen2_moe",
             initializer_range=0.2,
@@ -63,11 +68,37 @@ class Reference:
         return cls(folder / "partition", manifest, model)
 
     def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """The greedy answer of transformers' own `generate`."""
-        inputs = torch.tensor([prompt])
-        mask = torch.ones_like(inputs)
-        output = self.model.generate(inputs, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False)
-        return output[0, len(prompt) :].tolist()
+        """transformers' greedy answer."""
+        (answer,) = greedy_answers(self.model, torch.tensor([prompt]), max_tokens)
+        return answer
+
+
+def greedy_answers(model: PreTrainedModel, prompts: torch.Tensor, max_tokens: int) -> list[list[int]]:
+    """The greedy answers of transformers' `generate` to prompts [n, length]."""
+    generate: Any = model.generate
+    mask = torch.ones_like(prompts)
+    output = generate(prompts, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False)
+    answers: list[list[int]] = output[:, prompts.shape[1] :].tolist()
+    return answers
+
+
+def make_dispatcher(
+    manifest: Manifest,
+    invoker: ExpertInvoker,
+    *,
+    interruption: Interruption | None = None,
+    stopwatch: Stopwatch | None = None,
+    prefetcher: Prefetcher | None = None,
+) -> Dispatcher:
+    """A dispatcher without resident limits. Parts that the test does not share are made here."""
+    return Dispatcher(
+        manifest,
+        invoker,
+        ResidentLimits(),
+        interruption or Interruption(),
+        stopwatch or Stopwatch(),
+        prefetcher,
+    )
 
 
 @asynccontextmanager
@@ -82,15 +113,17 @@ async def engine_behind(
     num_pages: int = NUM_PAGES,
     interruption: Interruption | None = None,
 ) -> AsyncIterator[Engine]:
-    """Another engine for the partition, which gives an invocation up after `deadline` seconds."""
+    """A separate engine for the partition. An invocation fails after `deadline` seconds."""
     interruption = interruption or Interruption()
     address = Address(gateway.host or "", gateway.port or 80)
     invoker = build_invoker(lambda _: address, ServeConfig(invocation_deadline=deadline))
-    dispatcher = Dispatcher(reference.manifest, invoker, interruption)
-    model = load_model(reference.folder, reference.manifest, dispatcher)
+    stopwatch = Stopwatch()
+    dispatcher = make_dispatcher(reference.manifest, invoker, interruption=interruption, stopwatch=stopwatch)
+    model = load_model(reference.folder, reference.manifest)
+    attach_experts(model, reference.manifest, dispatcher)
     cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH)
-    scheduler = Scheduler(cache, max_batch_tokens, max_sequences)
-    runner = ModelRunner(model, cache, interruption)
+    scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
+    runner = ModelRunner(model, cache, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
     engine.start()
     try:
@@ -100,7 +133,7 @@ async def engine_behind(
 
 
 def token_apart_from(*tokens: int) -> int:
-    """One of the tiny model's that is none of these."""
+    """A token of the tiny model's vocabulary that is none of these."""
     return min(set(range(64)) - {*tokens})
 
 
@@ -108,7 +141,7 @@ def token_apart_from(*tokens: int) -> int:
 def embedded_as(
     model: PreTrainedModel, token: int, change: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:
-    """Until the context ends, what `change` makes of the token's embeddings [n, H] takes their place."""
+    """Until the context ends, `change` replaces the token's embeddings [n, H]."""
 
     def changed(_: object, inputs: tuple[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
         chosen = inputs[0] == token
@@ -124,13 +157,13 @@ def embedded_as(
 
 
 def idle(engine: Engine) -> bool:
-    """Whether nothing of any sequence is left in it."""
+    """Whether the engine holds no sequence and no memory of one."""
     status = engine.status()
     return (status.running, status.waiting, status.kv_cache_used) == (0, 0, 0.0)
 
 
 def random_prompt(length: int) -> list[int]:
-    """The same tokens each time."""
+    """A random prompt, the same for each call with this length."""
     return torch.randint(64, (length,), generator=torch.Generator().manual_seed(length)).tolist()
 
 
@@ -140,13 +173,13 @@ def make_sequence(length: int, max_tokens: int) -> Sequence:
 
 
 async def tokens_of(stream: TokenStream) -> list[int]:
-    """All tokens of the stream's one sequence, or its error."""
+    """All tokens of the stream's only sequence. Raises the stream's error."""
     (tokens,) = await all_tokens_of(stream)
     return tokens
 
 
 async def all_tokens_of(stream: TokenStream) -> list[list[int]]:
-    """All tokens of each of the stream's sequences, or their error."""
+    """All tokens of each of the stream's sequences. Raises the stream's error."""
     tokens: list[list[int]] = [[] for _ in stream.sequences]
     async for number, generated in stream:
         assert generated.token_id is not None
@@ -155,7 +188,7 @@ async def all_tokens_of(stream: TokenStream) -> list[list[int]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
+    """Wait until another thread makes the condition true."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.001)

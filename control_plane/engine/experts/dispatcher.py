@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from control_plane.engine.experts.prefetcher import Prefetcher
-from control_plane.engine.model.tensors import to_numpy, to_torch
+from control_plane.engine.model.layers import to_numpy, to_torch
 from control_plane.engine.scheduling.interruption import Interruption
-from control_plane.engine.stopwatch import Part, Stopwatch
-from control_plane.faas.invocation import ExpertInvoker, PendingInvocations
+from control_plane.engine.stopwatch import StepPart, Stopwatch
+from control_plane.faas.invocation import ExpertInvoker, PendingInvocations, ResidentLimits
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, InvocationResult, Prefetch
 
@@ -42,41 +42,39 @@ class PendingExperts:
     def wait(self) -> torch.Tensor:
         """The weighted sums [T, H] of the experts' outputs. Raises a `GatewayError`."""
         lap = self.stopwatch.lap
-        lap(Part.SHARED)
+        lap(StepPart.SHARED)
         results = self.invocations.wait()
-        lap(Part.WAIT)
+        lap(StepPart.WAIT)
         if self.prefetcher is not None:
             self.prefetcher.observe(results)
         total = _add_up(self.groups, results, self.hidden_states)
-        lap(Part.ADD)
+        lap(StepPart.ADD)
         return total
 
 
 class Dispatcher:
-    """Knows which function holds which expert, and sends each function its rows.
-
-    `resident_limits` holds, by function, the most bytes of weights that the function may keep in memory.
-    The autoscaler replaces the mapping as a whole, from another thread.
-    """
+    """Knows which function holds which expert, and sends each function its rows."""
 
     def __init__(
         self,
         manifest: Manifest,
         invoker: ExpertInvoker,
-        interruption: Interruption | None = None,
-        stopwatch: Stopwatch | None = None,
+        resident_limits: ResidentLimits,
+        interruption: Interruption,
+        stopwatch: Stopwatch,
+        prefetcher: Prefetcher | None,
     ) -> None:
         self._invoker = invoker
-        self._interruption = interruption or Interruption()
-        self._stopwatch = stopwatch or Stopwatch()
+        self._resident_limits = resident_limits
+        self._interruption = interruption
+        self._stopwatch = stopwatch
+        self._prefetcher = prefetcher
         self._model = manifest.fingerprint
         self._functions = [block.function for block in manifest.blocks]
         self._owner = {layer: np.full(manifest.num_experts, -1, np.int32) for layer in manifest.moe_layers}
         for number, block in enumerate(manifest.blocks):
             for layer, experts in block.experts.items():
                 self._owner[layer][list(experts)] = number
-        self.resident_limits: Mapping[str, int] = {}
-        self.prefetcher: Prefetcher | None = None
 
     def begin(
         self, layer: int, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -86,19 +84,19 @@ class Dispatcher:
         Raises `Interrupted`, before anything is sent, if the step is to give way to other sequences.
         """
         self._interruption.check()
-        lap, prefetcher = self._stopwatch.lap, self.prefetcher
-        lap(Part.DENSE)
+        lap, prefetcher = self._stopwatch.lap, self._prefetcher
+        lap(StepPart.DENSE)
         index = top_k_index.numpy()
         hints = prefetcher.predict(layer, hidden_states, index) if prefetcher is not None else {}
-        lap(Part.PREFETCH)
+        lap(StepPart.PREFETCH)
         weights = top_k_weights.to(torch.float32).numpy()
         groups = self.group(layer, to_numpy(hidden_states), index, weights, hints)
         invocations = {group.function: group.invocation for group in groups}
         pending = self._invoker.begin(invocations)
-        lap(Part.SEND)
+        lap(StepPart.SEND)
         if prefetcher is not None:
             prefetcher.prefetch({name: hint for name, hint in hints.items() if name not in invocations})
-            lap(Part.PREFETCH)
+            lap(StepPart.PREFETCH)
         return PendingExperts(groups, hidden_states, pending, prefetcher, self._stopwatch)
 
     def group(
@@ -115,7 +113,7 @@ class Dispatcher:
         names the experts to prefetch.
         """
         owner = self._owner[layer][index]
-        limits = self.resident_limits
+        limits = self._resident_limits.by_function
         numbers = np.unique(owner).tolist()
         index = index.astype(np.int16)
         groups = []

@@ -1,7 +1,8 @@
 """Attention over a ragged batch: the rows of several sequences in one flat tensor, each with its own past.
 
-A family's own attention module keeps its weights and norms; from queries, keys and values on, all families
-share what is here.
+A family's attention module keeps its projections and norms. All families share the code that follows them:
+rows that are alone in their chunk (decoding) attend in one kernel call, chunks of several rows (prefill) in
+torch, one after the other.
 """
 
 from dataclasses import dataclass, field
@@ -19,10 +20,10 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 
 from control_plane.engine.model.kv_cache import CacheRows, KVCache
 from control_plane.engine.model.layers import apply_all
-from control_plane.engine.scheduling.scheduler import Chunk
+from control_plane.engine.scheduling.chunk import Chunk
 
 NO_MASK = "faasmoe_ragged"
-"""The name under which transformers knows that it is to make no mask."""
+"""The name of our attention in transformers, registered so that it makes no mask."""
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines [N, head_dim] of the rotary embedding of each row's position."""
@@ -30,7 +31,7 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Span:
-    """Where one chunk's rows lie in the flat batch, and its sequence's past in the cache."""
+    """The place of one chunk: its rows in the flat batch, and its sequence's past in the cache."""
 
     first_row: int
     lane: int
@@ -39,28 +40,28 @@ class Span:
 
     @property
     def length(self) -> int:
-        """How many rows."""
+        """Number of rows."""
         return self.end - self.start
 
     @property
     def rows(self) -> slice:
-        """The chunk's rows."""
+        """The chunk's rows in the batch."""
         return slice(self.first_row, self.first_row + self.length)
 
 
 @dataclass(frozen=True)
 class RaggedBatch:
-    """The chunks whose rows lie one after the other in the flat batch, and the cache of their past."""
+    """The chunks of a step, whose rows lie one after the other, and the cache that holds their past."""
 
     kv_cache: KVCache
     spans: list[Span]
     rows: CacheRows
-    """The rows that are alone in their chunk attend by themselves."""
+    """Of all rows; those that attend in the kernel are the ones that are alone in their chunk."""
     _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_chunks(cls, chunks: list[Chunk], kv_cache: KVCache) -> "RaggedBatch":
-        """The batch of these chunks; each sequence must have its memory."""
+        """The batch of these chunks. Each sequence must hold memory for its chunk."""
         spans = []
         row = 0
         for chunk in chunks:
@@ -75,11 +76,14 @@ class RaggedBatch:
 
     @property
     def positions(self) -> torch.Tensor:
-        """[N]: of each row in its sequence."""
+        """[N]: each row's position in its sequence."""
         return torch.from_numpy(self.rows.positions)
 
     def mask(self, span: Span, window: int | None) -> torch.Tensor:
-        """[rows, end]: True where a row may look at a position. The layers of a step share it."""
+        """[rows, end]: True if a row sees a position. Cached, because all layers of a step share it.
+
+        With a window, a row sees that many positions, its own included.
+        """
         key = (span.start, span.end, window)
         if key not in self._masks:
             rows = torch.arange(span.start, span.end)[:, None]
@@ -90,12 +94,12 @@ class RaggedBatch:
 
 
 class RaggedAttention(nn.Module):
-    """Mixed into a family's attention module, whose projections and norms it uses."""
+    """A mixin for a family's attention module, whose projections and norms it uses."""
 
     sliding_window: int | None = None
 
     def project(self: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values of rows [N, hidden], [N, heads * head_dim] each."""
+        """Queries, keys and values of rows [N, hidden]: each [N, heads * head_dim]."""
         query, key, value = apply_all((self.q_proj, self.k_proj, self.v_proj), rows)
         return query, key, value
 
@@ -106,7 +110,7 @@ class RaggedAttention(nn.Module):
         ragged_batch: RaggedBatch,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
-        """[1, N, hidden] of all chunks' rows to the same; no attention weights."""
+        """All chunks' rows [1, N, hidden] to [1, N, hidden]. Returns no attention weights."""
         projected = self.project(hidden_states[0])
         query, key, value = (states.view(len(states), -1, self.head_dim) for states in projected)
         cosine, sine = position_embeddings
@@ -125,6 +129,7 @@ class RaggedAttention(nn.Module):
         cache, window = batch.kv_cache, self.sliding_window
         attended = cache.attend(self.layer_idx, query, key, value, rotation, batch.rows, self.scaling, window)
         if len(attended) == len(query):
+            # Every row decodes: the usual step of a batch without prompts.
             return attended
         output = torch.empty_like(query)
         output[batch.rows.attending] = attended
@@ -137,11 +142,11 @@ class RaggedAttention(nn.Module):
 
 
 class RaggedQwen2MoeAttention(RaggedAttention, Qwen2MoeAttention):
-    """Qwen2-MoE's."""
+    """Qwen2-MoE's attention, which needs no change."""
 
 
 class RaggedMixtralAttention(RaggedAttention, MixtralAttention):
-    """Mixtral's."""
+    """Mixtral's attention, which may have a sliding window."""
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -149,7 +154,7 @@ class RaggedMixtralAttention(RaggedAttention, MixtralAttention):
 
 
 class RaggedQwen3MoeAttention(RaggedAttention, Qwen3MoeAttention):
-    """Qwen3-MoE's, which normalises each head's queries and keys."""
+    """Qwen3-MoE's attention, which normalises the queries and keys of each head."""
 
     def project(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         query, key, value = super().project(rows)
@@ -158,7 +163,7 @@ class RaggedQwen3MoeAttention(RaggedAttention, Qwen3MoeAttention):
 
 
 class RaggedOlmoeAttention(RaggedAttention, OlmoeAttention):
-    """OLMoE's, which normalises queries and keys over all heads, and may clip."""
+    """OLMoE's attention, which normalises queries and keys over all heads, and may clip them."""
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -174,9 +179,9 @@ class RaggedOlmoeAttention(RaggedAttention, OlmoeAttention):
 
 
 def register() -> None:
-    """Make `attn_implementation=NO_MASK` known to transformers."""
+    """Make `attn_implementation=NO_MASK` known to transformers. Calling it again is harmless."""
     AttentionMaskInterface.register(NO_MASK, _nothing)
-    # Without a function for attention it does not take the name. Our modules do not ask for that.
+    # transformers accepts only names that also have an attention function. Our modules never call it.
     AttentionInterface.register(NO_MASK, _nothing)
 
 
@@ -185,7 +190,7 @@ def _nothing(*_: object, **__: object) -> None:
 
 
 def _rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Heads [n, heads, d] with the rotary embedding of their rows' angles [n, d]."""
+    """Heads [n, heads, d], rotated by their rows' cosines and sines [n, d]."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosine[:, None] + torch.cat((-second, first), dim=-1) * sine[:, None]
 
@@ -193,7 +198,7 @@ def _rotated(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> t
 def _prefill(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Rows [n, heads, d] over their past and themselves [kv_heads, m, d]: [n, heads, d]."""
+    """Attention of rows [n, heads, d] to keys and values [kv_heads, m, d], their own included."""
     output = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys[None],

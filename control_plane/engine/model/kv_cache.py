@@ -1,9 +1,10 @@
 """The memory for the keys and values of all running sequences.
 
-Each sequence has a lane: a range of addresses as long as any sequence may get, of which only what has been
-written takes memory. The operating system's page table is thus the cache's, too, and a sequence's keys lie
-in one piece, however it grows (vAttention, arXiv 2405.04437, does so on GPUs). `KVPages` counts what is
-taken; a lane that is freed gives its memory back, so no sequence can find another's in it.
+Each running sequence has a lane: a range of addresses for the longest possible sequence. Only the part that
+has been written takes memory, so the operating system's page table does the paging, and a sequence's keys
+stay contiguous as it grows (as vAttention, arXiv 2405.04437, does on GPUs). `KVPages` counts the memory in
+use. A freed lane's memory is returned to the operating system, which zeroes it, so no sequence can read
+another's.
 """
 
 import math
@@ -15,19 +16,19 @@ import torch
 
 from control_plane.engine.kernels import DenseKernel, load_dense_kernel
 from control_plane.engine.model.kv_pages import KVPages
-from control_plane.engine.model.tensors import to_numpy, to_torch
+from control_plane.engine.model.layers import to_numpy, to_torch
 from control_plane.engine.sequence import Sequence
 from control_plane.errors import OutOfCache
 from functions.kernels import MAX_THREADS
 
 _MAP_NORESERVE = 0x4000
-"""Linux's; Python's mmap has a name for it from 3.13 on."""
+"""Linux's value; Python's mmap module names it from 3.13 on."""
 _LEAST_PAGE_SIZE = 16
 
 
 @dataclass(frozen=True)
 class KVCacheShape:
-    """What one token keeps."""
+    """The size of one token's keys and values."""
 
     num_layers: int
     num_kv_heads: int
@@ -36,7 +37,7 @@ class KVCacheShape:
 
     @property
     def page_size(self) -> int:
-        """Tokens in a page: so many that the values of one head fill a page of memory."""
+        """Tokens in a page: as many as fill one page of the machine's memory with one head's values."""
         return max(_LEAST_PAGE_SIZE, mmap.PAGESIZE // self._row_nbytes)
 
     @property
@@ -45,7 +46,10 @@ class KVCacheShape:
         return 2 * self.num_layers * self.num_kv_heads * self._row_nbytes * self.page_size
 
     def lane_length(self, num_tokens: int) -> int:
-        """The least length of a lane, in tokens, that holds so many and ends where a page of memory does."""
+        """Tokens of the shortest lane for `num_tokens` that ends at the end of a page of memory.
+
+        Lanes then share no page, and each can be returned to the operating system alone.
+        """
         step = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, self._row_nbytes)
         return -(-num_tokens // step) * step
 
@@ -56,19 +60,19 @@ class KVCacheShape:
 
 @dataclass(frozen=True)
 class CacheRows:
-    """Where the rows of a batch have their keys and values, and which of them attend by themselves."""
+    """The places of a batch's rows in the cache, and the rows that attend in the kernel."""
 
     lanes: np.ndarray
     """int64 [T]: the lane of each row's sequence."""
     positions: np.ndarray
-    """int64 [T]: of each row in its sequence."""
+    """int64 [T]: each row's position in its sequence."""
     attending: np.ndarray
-    """int64 [N], in ascending order."""
+    """int64 [N]: the numbers of the attending rows, in ascending order."""
 
 
 @dataclass
 class KVCache:
-    """Lanes of memory, bounded by `num_pages` in all and by `max_length` tokens each."""
+    """Lanes of memory: `num_pages` pages in all, and at most `max_length` tokens in each lane."""
 
     shape: KVCacheShape
     num_pages: int
@@ -82,10 +86,10 @@ class KVCache:
     _lanes: torch.Tensor = field(init=False)
     """[lanes, layers, keys and values, kv_heads, tokens, head_dim]"""
     _array: np.ndarray = field(init=False)
-    """The same, as NumPy sees it."""
+    """The same memory as a NumPy array."""
 
     def __post_init__(self) -> None:
-        """Raises `OSError` or `OverflowError` where so many addresses cannot be had."""
+        """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
         self.pages = KVPages(self.num_pages, self.shape.page_size, self.num_lanes)
         self.max_length = min(self.max_length, self.pages.num_tokens)
         shape = self.shape
@@ -93,20 +97,25 @@ class KVCache:
         size = (self.num_lanes, shape.num_layers, 2, shape.num_kv_heads, length, shape.head_dim)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._memory = mmap.mmap(-1, math.prod(size) * shape.dtype.itemsize, flags=flags)
-        # A huge page would take memory for tokens that nobody has counted.
+        # A huge page would take memory for many tokens that `pages` does not count.
         self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self._lanes = torch.frombuffer(self._memory, dtype=shape.dtype).view(size)
         self._array = to_numpy(self._lanes)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages, which the cache takes when it is full."""
+        return self.num_pages * self.shape.page_nbytes
+
     def check_fits(self, sequence: Sequence) -> None:
-        """Raises `OutOfCache` when the sequence could not run even alone."""
+        """Raises `OutOfCache` if the sequence could not run even alone."""
         if sequence.max_length > self.max_length:
             raise OutOfCache(
                 f"{sequence.max_length} tokens do not fit into the KV cache of {self.pages.num_tokens}"
             )
 
     def free(self, sequence: Sequence) -> None:
-        """Give the sequence's lane and memory back; harmless for one that holds none."""
+        """Free the sequence's lane and memory. Does nothing for a sequence that holds none."""
         lane = self.pages.free(sequence)
         if lane is not None:
             nbytes = self._lanes[lane].nbytes
@@ -119,15 +128,16 @@ class KVCache:
         key: torch.Tensor,
         value: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        rows: "CacheRows",
+        rows: CacheRows,
         scaling: float,
         window: int | None = None,
     ) -> torch.Tensor:
-        """Keep keys and values [T, kv_heads, head_dim], then have some rows of query [T, heads, head_dim] see
-        their past: [N, heads, head_dim] for the N that attend.
+        """Store keys and values [T, kv_heads, head_dim] of all rows, and compute attention of some rows.
 
-        `rotation` are the cosines and sines [T, head_dim] of the rotary embedding that queries and keys get.
-        `window` is how many tokens a row sees at most, itself among them.
+        Of the queries [T, heads, head_dim], the N rows in `rows.attending` attend to their past and
+        themselves: [N, heads, head_dim]. `rotation` holds the cosines and sines [T, head_dim] of the rotary
+        embedding, which is applied to queries and keys. `window` is the most tokens that a row sees, its own
+        included.
         """
         out = self.kernel.attention(
             self._array,

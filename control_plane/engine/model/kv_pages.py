@@ -1,4 +1,4 @@
-"""Who holds how much of the KV cache: pure counting, no memory."""
+"""Counts the pages and lanes of the KV cache that sequences hold. It allocates no memory itself."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from control_plane.engine.sequence import Sequence
 
 @dataclass(frozen=True)
 class Holding:
-    """What one sequence has of the cache."""
+    """The lane and the number of pages of one sequence."""
 
     lane: int
     num_pages: int
@@ -15,7 +15,7 @@ class Holding:
 
 @dataclass
 class KVPages:
-    """Pages and lanes. A running sequence has one lane, and as many pages as its tokens need."""
+    """A running sequence holds one lane, and as many pages as its tokens need."""
 
     num_pages: int
     page_size: int
@@ -36,43 +36,43 @@ class KVPages:
 
     @property
     def num_free_lanes(self) -> int:
-        """Lanes that no sequence has."""
+        """Lanes that no sequence holds."""
         return len(self._free_lanes)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that all pages hold."""
+        """Tokens that fit into all pages."""
         return self.num_pages * self.page_size
 
     def pages_for(self, num_tokens: int) -> int:
-        """Pages that hold this many tokens."""
+        """Pages that this many tokens need."""
         return -(-num_tokens // self.page_size)
 
     def holds(self, sequence: Sequence) -> bool:
-        """Whether the sequence has a lane."""
+        """Whether the sequence holds a lane."""
         return sequence in self._holdings
 
     def lane(self, sequence: Sequence) -> int:
-        """The lane of a sequence that has one."""
+        """The sequence's lane. Raises `KeyError` for a sequence without one."""
         return self._holdings[sequence].lane
 
     def held(self, sequence: Sequence) -> int:
-        """Pages of the sequence; 0 for one without a lane."""
+        """Pages that the sequence holds; 0 for a sequence without a lane."""
         return self._holdings[sequence].num_pages if sequence in self._holdings else 0
 
     def missing(self, sequence: Sequence, num_tokens: int) -> int:
-        """Pages that the sequence needs besides those that it has, to hold this many tokens."""
+        """Pages that the sequence needs for this many tokens, in addition to those that it holds."""
         return max(self.pages_for(num_tokens) - self.held(sequence), 0)
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> None:
-        """Give the sequence room for this many tokens. There must be pages, and for a new one a lane."""
+        """Give the sequence room for this many tokens, and a lane if it has none. Both must be free."""
         missing = self.missing(sequence, num_tokens)
         lane = self.lane(sequence) if sequence in self._holdings else self._free_lanes.pop()
         self._holdings[sequence] = Holding(lane, self.held(sequence) + missing)
         self._num_free -= missing
 
     def free(self, sequence: Sequence) -> int | None:
-        """Take everything back from the sequence; returns the lane that it had, if it had one."""
+        """Free the sequence's pages and lane; returns the lane, or None if it had none."""
         holding = self._holdings.pop(sequence, None)
         if holding is None:
             return None

@@ -1,21 +1,11 @@
-"""Modules that take the place of a model's own: packed linear layers, norms and embeddings.
+"""Modules that replace a model's own linear layers, gated FFNs and norms, and compute with our kernels.
 
-Modules that compute with packed weights, in the place of a model's own.
-
-Their weights are a partition's bytes as they lie in the file, and activations pass without a copy.
-
-The models' normalisation in one call of a kernel, where torch takes seven.
-
-Token embeddings that stay on disk: a step reads the rows of its tokens, and no others take memory.
+Packed weights are the partition file's bytes, mapped into memory, and activations pass to the kernels without
+a copy: NumPy and torch share their memory.
 """
 
-import json
-import os
-import struct
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +14,27 @@ from numpy.typing import NDArray
 from torch import nn
 
 from control_plane.engine.kernels import DenseKernel, LinearLayer, load_dense_kernel
-from control_plane.engine.model.tensors import to_numpy, to_torch
-from control_plane.errors import EngineError, PartitionError
+from control_plane.errors import PartitionError
 from functions.kernels import MAX_THREADS, ExpertShape, GatedFFNKernel, LinearShape, load_kernel
 
 
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A view of the tensor's memory; a copy only if it is not contiguous.
+
+    NumPy has no bfloat16, so the view of a bfloat16 tensor has its bits as uint16.
+    """
+    tensor = tensor.contiguous()
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """The inverse of `to_numpy`: a view of the array's memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
 class PackedLinear(nn.Module):
-    """A linear layer; takes and gives [..., K] and [..., N] in float32 or bfloat16."""
+    """A linear layer with packed weights: [..., K] to [..., N], in float32 or bfloat16."""
 
     def __init__(self, linear: nn.Linear, kernel: DenseKernel) -> None:
         super().__init__()
@@ -41,12 +45,12 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
 
     def sources(self) -> dict[str, tuple[int, ...]]:
-        """The weights that are packed, by their names in the module's own place, and their shapes."""
+        """Names and shapes of the weights that are packed here, as the replaced module had them."""
         return {"weight": (self._shape.outputs, self._shape.inputs)}
 
     @cached_property
     def layer(self) -> LinearLayer:
-        """As the kernel takes it, once the weights are there."""
+        """The kernel's view of the weights. Do not use it before they are loaded."""
         bias = None if self.bias is None else self.bias.detach().float().numpy()
         return LinearLayer(self._shape, self.packed.numpy(), bias)
 
@@ -56,7 +60,7 @@ class PackedLinear(nn.Module):
 
 
 def apply_all(modules: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
-    """Each module's output for x [..., K]; packed ones are computed in one call."""
+    """Each module's output for x [..., K]. If all modules are packed, one kernel call computes them."""
     packed = [module for module in modules if isinstance(module, PackedLinear)]
     if len(packed) < len(modules):
         return [module(x) for module in modules]
@@ -66,7 +70,10 @@ def apply_all(modules: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tenso
 
 
 class PackedGatedFFN(nn.Module):
-    """down(silu(gate(x)) * up(x)); takes and gives [..., H] in float32 or bfloat16."""
+    """down(silu(gate(x)) * up(x)) with packed weights: [..., H] to [..., H], in float32 or bfloat16.
+
+    The kernel is the one that computes experts: here it has one expert, which all rows are routed to.
+    """
 
     def __init__(self, module: nn.Module, kernel: GatedFFNKernel) -> None:
         super().__init__()
@@ -77,7 +84,7 @@ class PackedGatedFFN(nn.Module):
         self.packed = _packed_parameter(self._shape.nbytes)
 
     def sources(self) -> dict[str, tuple[int, ...]]:
-        """Likewise."""
+        """Names and shapes of the weights that are packed here, as the replaced module had them."""
         inward = self._shape.intermediate_size, self._shape.hidden_size
         return {"gate_proj.weight": inward, "up_proj.weight": inward, "down_proj.weight": inward[::-1]}
 
@@ -104,9 +111,10 @@ def replace_packed(model: nn.Module, modules: Iterable[str]) -> None:
 
 
 def check_packed(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise PartitionError unless the model wants what was packed: weights of these shapes, by name.
+    """Raise `PartitionError` unless the packed weights have the shapes that the model needs.
 
-    The packed bytes do not tell, and may be as many for another shape.
+    `shapes` are those that the partition states, by name. The packed bytes alone do not show a mismatch:
+    different shapes can take the same number of bytes.
     """
     wanted = {
         f"{name}.{source}": shape
@@ -126,22 +134,22 @@ def _packed_parameter(nbytes: int) -> nn.Parameter:
 
 
 def _threads() -> int:
-    """As many as torch has while the model is loaded; a step may have torch use fewer."""
+    """torch's number of threads at the time of loading. Small steps reduce torch's, but not the kernels'."""
     return min(torch.get_num_threads(), MAX_THREADS)
 
 
 def _as_rows(x: torch.Tensor) -> NDArray[Any]:
-    """[T, K] as the kernels take it."""
+    """x [..., K] as a NumPy array [T, K]."""
     return to_numpy(x.detach().reshape(-1, x.shape[-1]))
 
 
 def _as_tensor(rows: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
-    """The tensor [..., N] that rows stand for, shaped as `like` but for its last dimension."""
+    """Rows [T, N] as a tensor [..., N] with the leading dimensions of `like`."""
     return to_torch(rows).view(*like.shape[:-1], rows.shape[1])
 
 
 class KernelRMSNorm(nn.Module):
-    """In the place of a model's own RMSNorm, of which all supported families have the same."""
+    """RMSNorm in one kernel call, where torch needs seven. All supported families compute it alike."""
 
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -150,47 +158,7 @@ class KernelRMSNorm(nn.Module):
         self._kernel = load_dense_kernel()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[..., H], of the weight's dtype."""
+        """[..., H] to [..., H]; the dtype has to be the weight's."""
         rows = to_numpy(hidden_states.reshape(-1, hidden_states.shape[-1]))
         out = self._kernel.rms_norm(rows, to_numpy(self.weight.detach()), self._epsilon)
         return to_torch(out).view(hidden_states.shape)
-
-
-_TORCH_DTYPE = {"F32": torch.float32, "BF16": torch.bfloat16}
-
-
-class StoredEmbedding(nn.Module):
-    """In the place of an nn.Embedding [vocabulary, H] whose weight is in a file and used by nobody else."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        """Of the tensor of that name in a safetensors file. Raises OSError."""
-        super().__init__()
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            entry = json.loads(file.read(length))[name]
-        self._vocabulary, self._size = entry["shape"]
-        self._dtype = _TORCH_DTYPE[entry["dtype"]]
-        self._offset = 8 + length + entry["data_offsets"][0]
-        self._path = path
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-
-    @property
-    def nbytes(self) -> int:
-        """What it would take in memory."""
-        return self._vocabulary * self._size * self._dtype.itemsize
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The rows [..., H] of tokens [...]. Raises `EngineError` when they cannot be read."""
-        rows = torch.empty((input_ids.numel(), self._size), dtype=self._dtype)
-        places = rows.view(torch.uint8).numpy()
-        try:
-            for place, token in zip(places, input_ids.ravel().tolist(), strict=True):
-                if not 0 <= token < self._vocabulary:
-                    raise EngineError(f"token {token} is not in the vocabulary of {self._vocabulary}")
-                # The page cache has the rows of common tokens, for as long as there is memory to spare.
-                if os.preadv(self._file, [place], self._offset + token * place.nbytes) != place.nbytes:
-                    raise EngineError(f"{self._path} ends within the embedding of token {token}")
-        except OSError as error:
-            raise EngineError(f"cannot read embeddings from {self._path}: {error.strerror}") from error
-        return rows.view(*input_ids.shape, self._size)

@@ -1,4 +1,4 @@
-"""Loads the part of a model that every token needs; its experts are never allocated."""
+"""Loads the dense part of a model, which every token needs. The routed experts are never allocated."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,8 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.remote_experts import REPLACEMENTS, RemoteExperts
 from control_plane.engine.model import attention
-from control_plane.engine.model.layers import StoredEmbedding, check_packed, replace_packed
+from control_plane.engine.model.layers import check_packed, replace_packed
+from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.dense import PACKED, packed_shapes
 from control_plane.partition.manifest import Manifest
@@ -34,15 +35,16 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> PreTrainedModel:
+def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
     """transformers' model with ragged attention and remote experts. Raises `PartitionError`.
 
-    Its weights are mapped from the file: they are read when they are used, and shared between processes.
+    The weights are mapped from the file: they are read when they are used, and shared between processes.
+    `attach_experts` has to follow before the model can run.
     """
     manifest.verify_dense(partition)
     attention.register()
-    disable_progress_bar()
-    set_verbosity_error()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(partition)
         _check_rope(config)
@@ -64,16 +66,25 @@ def load_model(partition: Path, manifest: Manifest, dispatcher: Dispatcher) -> P
     if not model.config.tie_word_embeddings:
         model.model.embed_tokens = StoredEmbedding(partition / manifest.dense.file, EMBEDDING)
     for layer in manifest.moe_layers:
-        experts = model.model.layers[layer].mlp.experts
-        if not isinstance(experts, RemoteExperts):
+        if not isinstance(model.model.layers[layer].mlp.experts, RemoteExperts):
             raise UnsupportedModel(f"layer {layer} of {manifest.model_type} kept its experts")
-        experts.attach(layer, dispatcher)
-    return model.eval()
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def attach_experts(model: PreTrainedModel, manifest: Manifest, dispatcher: Dispatcher) -> None:
+    """Have the loaded model's MoE layers send their rows through the dispatcher.
+
+    This is a step after loading because transformers builds the modules, and because what the dispatcher
+    prefetches with is made from the model's own routers.
+    """
+    for layer in manifest.moe_layers:
+        model.model.layers[layer].mlp.experts.attach(layer, dispatcher)
 
 
 def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, as it was beside the checkpoint. Raises `PartitionError`."""
-    # transformers makes one up where there is none.
+    """The model's tokenizer, which the partition has from the checkpoint. Raises `PartitionError`."""
+    # Without these files, transformers would make up an empty tokenizer instead of failing.
     if not any((partition / name).exists() for name in TOKENIZER_FILES):
         raise PartitionError(f"{partition} has no tokenizer: {' or '.join(TOKENIZER_FILES)}")
     try:
@@ -83,7 +94,7 @@ def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
 
 
 def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end an answer, as the generation config names them, or else the model's own."""
+    """The tokens that end an answer: the generation config's, or else the model config's."""
     try:
         eos = GenerationConfig.from_pretrained(partition).eos_token_id
     except OSError:
@@ -95,32 +106,32 @@ def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
 
 
 def _check_rope(config: PretrainedConfig) -> None:
-    """Raises `UnsupportedModel` for frequencies that depend on the longest sequence of the batch."""
+    """Raises `UnsupportedModel` if the rotary frequencies depend on the longest sequence of a batch."""
     rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope_type in ("dynamic", "longrope"):
         raise UnsupportedModel(f"{rope_type} rotary embeddings would mix the sequences of a batch")
 
 
 def _read_dense(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]:
-    """The tensors of the dense part, mapped, and the shapes of the weights that are packed in them."""
+    """The tensors of the dense part, mapped from the file, and the shapes of its packed weights."""
     with safe_open(path, "pt") as file:
         names = file.keys()
         return {name: file.get_tensor(name) for name in names}, packed_shapes(file.metadata() or {})
 
 
 def _model_class(config: PretrainedConfig, state_dict: Iterable[str]) -> Any:
-    """The model's own class, with our modules where its weights are packed.
+    """The model's own class, or a subclass with our modules in place of those whose weights are packed.
 
-    They are put in while the model is built, when no weight has memory yet.
+    The subclass replaces them while it is built, when transformers has allocated no weights yet.
     """
-    # Auto classes take no state dict, the model's own class does.
+    # transformers' Auto classes accept no state dict; the model's own class does.
     own: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     modules = [name.removesuffix(PACKED) for name in state_dict if name.endswith(PACKED)]
 
-    class PackedModel(own):
+    class PackedModel(own):  # type: ignore[misc]
         def __init__(self, config: PretrainedConfig) -> None:
             super().__init__(config)
-            # Nothing may be raised here: transformers would stay patched.
+            # This must not raise: transformers' own patches would then stay in place.
             replace_packed(self, modules)
 
     return PackedModel if modules else own
@@ -128,7 +139,7 @@ def _model_class(config: PretrainedConfig, state_dict: Iterable[str]) -> Any:
 
 @contextmanager
 def _patched(model_type: str) -> Iterator[None]:
-    """Have transformers build our modules; its registry is global, so only for as long as it takes."""
+    """Have transformers build our modules. Its registry is global, so undo the change at the end."""
     replacements = REPLACEMENTS[model_type]
     register_patch_mapping(replacements, overwrite=True)
     try:
@@ -138,5 +149,5 @@ def _patched(model_type: str) -> Iterator[None]:
 
 
 def _in_one_line(error: Exception) -> str:
-    """transformers' messages can be paragraphs."""
+    """The error's message without line breaks: transformers' messages can be paragraphs."""
     return " ".join(str(error).split())

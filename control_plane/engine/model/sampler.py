@@ -1,4 +1,4 @@
-"""Picks the next token of each sequence."""
+"""Chooses the next token of each sequence from its logits."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,21 +9,24 @@ import torch.nn.functional as F
 from control_plane.engine.sequence import SamplingParams, Sequence, TokenLogprob
 
 LEAST_TEMPERATURE = 1e-5
-"""Below this, sampling is greedy: dividing by less can leave float32's range. vLLM draws the same line."""
+"""Below this, sampling is greedy, as in vLLM: dividing by less can overflow float32."""
 PART = 512
-"""Probabilities that are added up at a time, where a token is drawn."""
+"""Probabilities in a group whose sum `token_at` computes first."""
 
 
 @dataclass
 class Sampler:
-    """Greedy, or random under temperature and the like; each sequence has a generator of its own."""
+    """Samples greedily or at random. Each sequence has its own random generator.
+
+    So a sequence with a seed gets the same tokens, whichever sequences share its steps.
+    """
 
     _generators: dict[Sequence, torch.Generator] = field(default_factory=dict)
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
         """The next token of each sequence, from its row of the logits [len(sequences), vocabulary].
 
-        None for a row that holds no numbers: its sequence cannot go on, the others can.
+        None for a row of logits that are not finite: only its own sequence cannot continue.
         """
         best, tokens = logits.max(dim=-1)
         greedy = zip(tokens.tolist(), best.tolist(), strict=True)
@@ -33,7 +36,7 @@ class Sampler:
         ]
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence has ended."""
+        """Drop the generator of a sequence that has ended."""
         self._generators.pop(sequence, None)
 
     def _next(self, likeliest: int, logits: torch.Tensor, sequence: Sequence) -> int:
@@ -58,14 +61,14 @@ class Sampler:
 
 
 def penalised(logits: torch.Tensor, token_ids: list[int], penalty: float) -> torch.Tensor:
-    """The logits [vocabulary], those of tokens that are there already made less likely (arXiv 1909.05858)."""
-    seen = torch.tensor(token_ids).unique()
+    """Logits [vocabulary] with those of `token_ids` made less likely (arXiv 1909.05858)."""
+    seen = torch.unique(torch.tensor(token_ids))
     scores = logits[seen].float()
     return logits.float().index_copy(0, seen, torch.where(scores < 0, scores * penalty, scores / penalty))
 
 
 def token_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """The distribution [vocabulary] to draw from: temperature, top-k, top-p, min-p, in transformers' order.
+    """The distribution [vocabulary] after temperature, top-k, top-p and min-p, in transformers' order.
 
     `params.temperature` must be at least `LEAST_TEMPERATURE`.
     """
@@ -76,7 +79,7 @@ def token_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.T
     probabilities = logits.softmax(dim=-1)
     if params.top_p < 1:
         ordered, index = probabilities.sort(descending=True)
-        # A token stays while those before it have not yet reached top_p: the most likely one always does.
+        # A token stays if the sum of those before it is below top_p, so the likeliest one always stays.
         beyond = ordered.cumsum(dim=-1) - ordered >= params.top_p
         probabilities = probabilities.scatter(0, index, ordered.masked_fill(beyond, 0.0))
     if params.min_p > 0:
@@ -86,10 +89,11 @@ def token_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.T
 
 
 def token_at(point: float, probabilities: torch.Tensor) -> int:
-    """The token of a distribution [vocabulary] at `point`, from 0 to below 1, of its cumulative sum.
+    """The token at which the cumulative sum of a distribution [vocabulary] passes `point`, in [0, 1).
 
-    For a point drawn evenly it is a draw from the distribution, which torch.multinomial takes many times as
-    long for: it draws a number for each token.
+    A uniformly random point gives a draw from the distribution. torch.multinomial takes many times as long,
+    because it draws a random number for each token. The search goes by groups of PART tokens, and then within
+    one of them.
     """
     parts = F.pad(probabilities, (0, -len(probabilities) % PART)).view(-1, PART)
     sums = parts.sum(dim=1, dtype=torch.float64).cumsum(dim=0)
@@ -100,13 +104,13 @@ def token_at(point: float, probabilities: torch.Tensor) -> int:
 
 
 def _first_above(value: float, sums: torch.Tensor) -> int:
-    """Where rising sums [n] exceed the value, which is below the last one but for rounding."""
+    """Index of the first of the rising sums [n] above the value; rounding may not take it past the last."""
     below_last = math.nextafter(float(sums[-1]), 0.0)
     return int(torch.searchsorted(sums, min(value, below_last), right=True))
 
 
 def token_logprobs(logits: torch.Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprob]:
-    """How likely each of the tokens was, by its row of the logits [len(token_ids), vocabulary]."""
+    """The log-probability of each token in its row of the logits [len(token_ids), vocabulary]."""
     logprobs = logits.float().log_softmax(dim=-1)
     chosen = logprobs.gather(1, torch.tensor(token_ids)[:, None])[:, 0].tolist()
     values, indices = logprobs.topk(min(num_top, logprobs.shape[1]), dim=-1)

@@ -1,8 +1,8 @@
 """Fair service across tenants: the Virtual Token Counter (arXiv 2401.00588), with weights.
 
-Each tenant has a counter of the service that it has had, divided by its weight; whoever's is least is
-served next. A tenant that comes back is lifted to the least counter of those who wait: what it did not ask
-for while it was away is not saved up.
+A counter holds the service that a tenant has had, divided by its weight. The tenant with the smallest
+counter is served next. When a tenant comes back, its counter is raised to the smallest counter of the tenants
+that are waiting, so that nobody can save up service by staying away.
 """
 
 import heapq
@@ -11,40 +11,42 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 PROMPT_COST = 1.0
-"""Of computing a prompt's token, in units of service."""
+"""Service for one token of a prompt."""
 OUTPUT_COST = 2.0
-"""Of computing a generated one; the paper's choice, and most prices'."""
+"""Service for one generated token: twice a prompt token's, as in the paper and in most price lists."""
 
 Item = TypeVar("Item")
 
 
 @dataclass
 class VirtualTokenCounters:
-    """The service that each tenant has had."""
+    """The service that each tenant has had, divided by its weight. A tenant without a counter has 0."""
 
     _service: dict[str, float] = field(default_factory=dict)
     _last: str = ""
     """The tenant that stopped waiting last."""
 
     def __getitem__(self, tenant: str) -> float:
-        """The tenant's counter."""
         return self._service.get(tenant, 0.0)
 
     def begins_to_wait(self, tenant: str, waiting: Collection[str]) -> None:
-        """Lift the tenant to the others who wait; when nobody does, to the one that did so last."""
+        """Raise the tenant's counter to the smallest of the `waiting` tenants' counters.
+
+        If none is waiting, raise it to the counter of the tenant that stopped waiting last.
+        """
         least = min((self[other] for other in waiting), default=self[self._last])
         self._service[tenant] = max(self[tenant], least)
 
     def stops_waiting(self, tenant: str) -> None:
-        """All of the tenant's work is being done."""
+        """Note that the last step served all of the tenant's work, or that the tenant has none left."""
         self._last = tenant
 
     def charge(self, tenant: str, cost: float, weight: float) -> None:
-        """The tenant has been served."""
+        """Add a served cost to the tenant's counter."""
         self._service[tenant] = self[tenant] + cost / weight
 
     def retain(self, tenants: Collection[str]) -> None:
-        """Forget all other tenants, but for those that have had more than a newcomer would start with."""
+        """Drop the counters of other tenants that are no higher than the one a new tenant starts with."""
         floor = min(self[tenant] for tenant in (self._last, *tenants))
         self._service = {
             tenant: service
@@ -56,9 +58,10 @@ class VirtualTokenCounters:
 def interleave(
     queues: Mapping[str, Iterable[Item]], counters: Mapping[str, float], price: Callable[[Item], float]
 ) -> Iterator[Item]:
-    """All items in the order to serve them in: always the next one of whoever's counter is least by then.
+    """Yield all items in the order to serve them: always the next item of the smallest counter's owner.
 
-    `price` is what an item adds to its owner's counter. Of equal counters the first in `queues` goes first.
+    `price` is the amount that an item adds to its owner's counter. If counters are equal, the owner that is
+    first in `queues` goes first.
     """
     iterators = [iter(queue) for queue in queues.values()]
     heap = [(counters[owner], number) for number, owner in enumerate(queues)]

@@ -1,8 +1,8 @@
-"""Lets a step give way to a tenant that has nothing in it.
+"""Abandons a running step when a tenant arrives that has nothing in it.
 
-Without this a newcomer waits for the end of whatever step it meets, which under another tenant's flood is
-longer than its own. A step that gives way has changed nothing and is planned anew; what that wastes is
-bounded by a share of the time in which steps came to their end.
+Without this, a new tenant waits for the end of the step that is running, which under another tenant's flood
+takes longer than its own first step. An abandoned step has changed nothing; the next step is planned with the
+newcomer. The time lost is bounded by a share of the time of completed steps.
 """
 
 import time
@@ -10,42 +10,45 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 WASTED_SHARE = 0.1
-"""Of the engine's time, at most, in steps that gave way."""
+"""The largest share of the engine's time that may be lost in abandoned steps."""
 MAX_CREDIT_SECONDS = 1.0
 
 
 class Interrupted(Exception):
-    """The step gives way; it has changed nothing."""
+    """The step is abandoned. It has changed nothing."""
 
 
 @dataclass
 class Interruption:
-    """Between the side that submits, which asks, and the engine's thread, which looks between layers."""
+    """Shared by two threads: the event loop requests, the engine's thread checks between layers.
+
+    Adding to a set and removing from it are atomic, so there is no lock.
+    """
 
     clock: Callable[[], float] = time.monotonic
     credit: float = 0.0
-    """Seconds that may yet be wasted."""
+    """Seconds that abandoned steps may still take."""
     _tenants: Set[str] = field(default_factory=frozenset)
-    """Those with rows in the current step."""
+    """The tenants with rows in the current step."""
     _newcomers: set[str] = field(default_factory=set)
-    """Those who have asked, and whom the engine's thread has not heard yet."""
+    """The tenants that have sent a request which the engine's thread has not queued yet."""
     _started: float = 0.0
 
-    def ask(self, tenant: str) -> None:
-        """From another thread: the tenant has work now."""
+    def request(self, tenant: str) -> None:
+        """The tenant has sent a request. Called from the event loop."""
         self._newcomers.add(tenant)
 
-    def heard(self, tenant: str) -> None:
-        """The tenant's work is part of what the next step is planned from."""
+    def acknowledge(self, tenant: str) -> None:
+        """The tenant's request is queued, so the next step is planned with it."""
         self._newcomers.discard(tenant)
 
     def begin(self, tenants: Set[str]) -> None:
-        """A step with rows of these tenants begins; with none of them it is not to be interrupted."""
+        """Begin a step with rows of these tenants. If there are none, it cannot be interrupted."""
         self._started = self.clock()
         self._tenants = tenants
 
     def check(self) -> None:
-        """Raises `Interrupted` for a newcomer, if there is credit for what has been done so far."""
+        """Raise `Interrupted` if a newcomer is waiting and the credit covers the step's time so far."""
         if not self._tenants or self._newcomers <= self._tenants:
             return
         elapsed = self.clock() - self._started
@@ -54,7 +57,7 @@ class Interruption:
             raise Interrupted
 
     def end(self) -> None:
-        """The step came to its end."""
+        """The step is complete: a share of its time becomes credit."""
         self._tenants = frozenset()
         elapsed = self.clock() - self._started
         self.credit = min(self.credit + elapsed * WASTED_SHARE, MAX_CREDIT_SECONDS)

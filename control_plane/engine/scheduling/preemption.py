@@ -1,34 +1,38 @@
-"""Whose memory is taken when there is too little: a pure decision."""
+"""Chooses the sequences that give up a scarce resource: pure decisions on plain data.
+
+The resource is anything that running sequences hold amounts of: pages of the KV cache, lanes, or places in a
+step. Owners compete for it, and each owner's newest sequences are taken first.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-Owner = TypeVar("Owner")
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Holder(Generic[Item]):
-    """What one tenant's running sequences hold."""
+    """The amounts that one owner's running sequences hold."""
 
     items: Sequence[tuple[Item, int]]
-    """Each with its amount, the oldest first."""
+    """Each sequence with its amount, the oldest first."""
     weight: float
 
     def share(self, more: int = 0) -> float:
-        """What it holds and wants besides, by its weight."""
+        """The owner's total amount and `more`, divided by its weight."""
         return (sum(amount for _, amount in self.items) + more) / self.weight
 
     def without_newest(self) -> "Holder[Item]":
-        """What is left when the newest gives up its amount."""
+        """The holder after its newest sequence has given up its amount."""
         return Holder(self.items[:-1], self.weight)
 
 
 def victims_of_growth(holders: Mapping[str, Holder[Item]], missing: int) -> list[Item]:
-    """What has to go so that something that runs already gets `missing` more: the newest of the largest.
+    """The sequences to take from so that a running sequence can grow by `missing`.
 
-    The one that grows may be among them: then it has to wait, too.
+    Always the newest sequence of the owner with the largest share. The growing sequence may be among them;
+    it then has to wait.
     """
     holders = dict(holders)
     chosen: list[Item] = []
@@ -44,10 +48,12 @@ def victims_of_growth(holders: Mapping[str, Holder[Item]], missing: int) -> list
 def victims_of_admission(
     holders: Mapping[str, Holder[Item]], owner: str, weight: float, wanted: int, missing: int
 ) -> list[Item] | None:
-    """What has to go so that the owner's next one, which wants `wanted`, gets the `missing` part of it.
+    """The sequences to take from so that the owner's next sequence can start.
 
-    None when nobody has to make room: only whoever would still hold at least as much as the owner then
-    does gives something up, so that two tenants never take from each other in turn.
+    It needs `wanted` in all, of which `missing` is not free. Returns None when it has to wait.
+
+    An owner gives up a sequence only if its remaining share is at least the new sequence's owner's share
+    after admission. Otherwise two owners would take from each other in turn, and neither would progress.
     """
     holders = dict(holders)
     share = holders.get(owner, Holder([], weight)).share(more=wanted)

@@ -1,4 +1,9 @@
-"""Which tokens of which sequences the next step computes."""
+"""Plans each step: which tokens of which sequences it computes, and who has memory.
+
+A waiting sequence has no memory. A running sequence has a lane and pages of the KV cache. More sequences may
+run than one step computes: the others pause, and keep their memory. A preempted sequence loses its memory and
+waits again.
+"""
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -6,49 +11,16 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from control_plane.engine.model.kv_cache import KVCache
-from control_plane.engine.scheduling.fairness import (
-    OUTPUT_COST,
-    PROMPT_COST,
-    VirtualTokenCounters,
-    interleave,
-)
+from control_plane.engine.scheduling.chunk import Chunk
+from control_plane.engine.scheduling.fairness import VirtualTokenCounters, interleave
+from control_plane.engine.scheduling.policy import SchedulingPolicy
 from control_plane.engine.scheduling.preemption import Holder, victims_of_admission, victims_of_growth
 from control_plane.engine.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The tokens `start` to `start + length` of one sequence, computed in one step."""
-
-    sequence: Sequence
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        """The sequence's tokens after this chunk."""
-        return self.start + self.length
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The chunk's tokens."""
-        return self.sequence.token_ids[self.start : self.end]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the sequence's next token can be sampled after this chunk."""
-        return self.end == len(self.sequence.token_ids)
-
-    @property
-    def service(self) -> float:
-        """What computing it is worth, in the units of `fairness`."""
-        prompt = max(min(self.end, self.sequence.num_prompt_tokens) - self.start, 0)
-        return prompt * PROMPT_COST + (self.length - prompt) * OUTPUT_COST
-
-
 @dataclass
-class TenantQueue:
-    """One tenant's sequences, the oldest first: those that have memory, then those that wait for it."""
+class SequenceQueue:
+    """One owner's sequences, running and waiting, each the oldest first."""
 
     weight: float
     running: list[Sequence] = field(default_factory=list)
@@ -56,94 +28,102 @@ class TenantQueue:
 
     @property
     def precedence(self) -> tuple[float, int]:
-        """Of tenants with equal counters, who has least at work goes first, then who wants least."""
+        """Tie-break: fewest running sequences per weight, then the shortest pending work."""
         return len(self.running) / self.weight, self.waiting[0].num_uncomputed if self.waiting else 0
 
     def __len__(self) -> int:
         return len(self.running) + len(self.waiting)
 
-    def __iter__(self) -> Iterator[Sequence]:
-        return chain(self.running, self.waiting)
-
 
 @dataclass
 class Scheduler:
-    """Holds the sequences. Each step serves tenants by their virtual token counters, and each tenant's
-    sequences in the order in which they came; without `fair`, all sequences in that order.
-    """
+    """Holds the sequences in one queue for each owner. The policy says who owns a sequence."""
 
     kv_cache: KVCache
     max_batch_tokens: int
+    """Most tokens of one step."""
     max_sequences: int
-    """Sequences of one step. More may have memory: they pause, and go on when it is their turn."""
-    fair: bool = True
-    num_running: int = 0
-    num_waiting: int = 0
+    """Most sequences of one step."""
+    policy: SchedulingPolicy
     num_preemptions: int = 0
-    counters: VirtualTokenCounters = field(default_factory=VirtualTokenCounters)
-    _queues: dict[str, TenantQueue] = field(default_factory=dict)
+    """Preemptions since the start."""
+    _counters: VirtualTokenCounters = field(default_factory=VirtualTokenCounters)
+    _queues: dict[str, SequenceQueue] = field(default_factory=dict)
     _behind: set[str] = field(default_factory=set)
-    """Tenants with work that the last step left undone."""
+    """Owners with sequences that the last step did not serve."""
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have memory."""
+        return sum(len(queue.running) for queue in self._queues.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that wait for memory."""
+        return sum(len(queue.waiting) for queue in self._queues.values())
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        owner = self._owner(sequence)
-        queue = self._queues.setdefault(owner, TenantQueue(sequence.weight))
+        owner = self.policy.owner(sequence)
+        queue = self._queues.setdefault(owner, SequenceQueue(sequence.weight))
         queue.weight = sequence.weight
         queue.waiting.append(sequence)
         if owner not in self._behind:
-            self.counters.begins_to_wait(owner, self._behind)
+            self._counters.begins_to_wait(owner, self._behind)
             self._behind.add(owner)
-        self._count()
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or not, and free its memory; harmless for one that is not here."""
-        owner = self._owner(sequence)
+        """Forget a sequence, finished or not, and free its memory. Does nothing for an unknown sequence."""
+        owner = self.policy.owner(sequence)
         if queue := self._queues.get(owner):
             if sequence in queue.running:
                 queue.running.remove(sequence)
             elif sequence in queue.waiting:
                 queue.waiting.remove(sequence)
                 if sequence.stalls:
-                    # Others have waited for it: it is not the next again for nothing.
+                    # It held up others without being served. Without a charge, its owner could send it again
+                    # and again, be next each time, and hold up the others for ever.
                     prompt = Chunk(sequence, 0, sequence.num_prompt_tokens)
-                    self.counters.charge(owner, prompt.service, sequence.weight)
+                    self._counters.charge(owner, prompt.service, sequence.weight)
             if not queue:
                 del self._queues[owner]
                 self._settle(behind=self._behind - {owner})
-                self.counters.retain(self._queues.keys())
+                self._counters.retain(self._queues.keys())
         self.kv_cache.free(sequence)
-        self._count()
 
     def schedule(self) -> list[Chunk]:
-        """The next step's chunks: a token of each sequence that generates, and parts of prompts.
+        """Plan the next step: one token of each generating sequence, and as much of prompts as fits.
 
-        Admits and preempts sequences as memory allows. Empty only when there are no sequences.
+        Admits and preempts sequences as memory allows. The result is empty only if there are no sequences.
+        A step that is not committed is planned again, with the same result if no sequence came or left.
         """
         paused = self._paused()
         batch = self._generating(paused)
         self._add_prompts(batch, paused)
-        served = Counter(self._owner(sequence) for sequence in batch)
+        served = Counter(self.policy.owner(sequence) for sequence in batch)
         self._settle({owner for owner, queue in self._queues.items() if len(queue) > served[owner]})
-        self._count()
         return list(batch.values())
 
     def commit(self, batch: list[Chunk]) -> None:
-        """The step succeeded: its tokens are in the KV cache."""
+        """Note that the step succeeded: its tokens are in the KV cache, and their owners pay for them."""
         for chunk in batch:
             sequence = chunk.sequence
-            # What a preempted sequence has lost is computed again at nobody's expense.
+            # Tokens that are computed again after a preemption were paid for the first time.
             new = max(chunk.end - max(chunk.start, sequence.num_charged), 0)
             service = Chunk(sequence, chunk.end - new, new).service
-            self.counters.charge(self._owner(sequence), service, sequence.weight)
+            self._counters.charge(self.policy.owner(sequence), service, sequence.weight)
             sequence.num_computed = chunk.end
             sequence.num_charged += new
 
+    def _paused(self) -> set[Sequence]:
+        """Running sequences that have no place in the next step: the newest ones of the largest owners."""
+        return set(victims_of_growth(self._holders(lambda _: 1), self.num_running - self._limit))
+
     def _generating(self, paused: set[Sequence]) -> dict[Sequence, Chunk]:
-        """One row for each sequence that generates and does not pause."""
+        """One token of each running sequence that generates and does not pause."""
         batch: dict[Sequence, Chunk] = {}
-        for sequence in list(self._running()):
-            # One that grew before this one may have taken its memory.
+        for sequence in list(chain.from_iterable(queue.running for queue in self._queues.values())):
+            # An earlier sequence of this loop may have grown, and taken this one's memory.
             if sequence.num_uncomputed > 1 or sequence in paused or not self.kv_cache.pages.holds(sequence):
                 continue
             chunk = Chunk(sequence, sequence.num_computed, 1)
@@ -155,7 +135,7 @@ class Scheduler:
         return batch
 
     def _add_prompts(self, batch: dict[Sequence, Chunk], paused: set[Sequence]) -> None:
-        """The step's other rows go to prompts; waiting sequences begin to run as memory allows."""
+        """Fill the step with tokens of prompts, and admit waiting sequences as memory allows."""
         full = False
         for sequence in self._prompts():
             left = self.max_batch_tokens - sum(chunk.length for chunk in batch.values())
@@ -164,7 +144,8 @@ class Scheduler:
             if sequence in paused:
                 continue
             if not self.kv_cache.pages.holds(sequence):
-                # Nobody whose turn is later takes what another waits for.
+                # Once one sequence has to wait for memory, those after it wait as well. Otherwise small
+                # sequences would keep taking the memory that a large one waits for.
                 full = full or not self._admit(sequence, batch, paused)
                 if full:
                     continue
@@ -172,24 +153,26 @@ class Scheduler:
             batch[sequence] = Chunk(sequence, sequence.num_computed, length)
 
     def _prompts(self) -> Iterator[Sequence]:
-        """Sequences with prompts to compute, in the order of their tenants' counters."""
+        """Sequences with prompt tokens to compute, in the order of their owners' counters."""
         queues = sorted(self._queues.items(), key=lambda item: item[1].precedence)
         prompts = {
+            # Copies, because admission moves sequences from one list to the other while they are iterated.
             owner: chain(
                 [sequence for sequence in queue.running if sequence.num_uncomputed > 1],
                 list(islice(queue.waiting, self._limit)),
             )
             for owner, queue in queues
         }
-        counters = {owner: self.counters[owner] for owner in self._queues}
+        counters = {owner: self._counters[owner] for owner in self._queues}
         return interleave(prompts, counters, self._price)
 
-    def _paused(self) -> set[Sequence]:
-        """Running sequences beyond those that one step computes: the newest of whoever has most."""
-        return set(victims_of_growth(self._holders(lambda _: 1), self.num_running - self._limit))
+    def _price(self, sequence: Sequence) -> float:
+        """The amount that the sequence's next chunk would add to its owner's counter."""
+        length = min(sequence.num_uncomputed, self.max_batch_tokens)
+        return Chunk(sequence, sequence.num_computed, length).service / sequence.weight
 
     def _grow(self, chunk: Chunk) -> list[Sequence]:
-        """Give a running sequence room for the chunk; returns who was preempted, perhaps itself."""
+        """Give a running sequence room for the chunk; returns the preempted sequences, perhaps itself."""
         pages = self.kv_cache.pages
         missing = pages.missing(chunk.sequence, chunk.end) - pages.num_free_pages
         victims = victims_of_growth(self._holders(pages.held), missing) if missing > 0 else []
@@ -200,97 +183,98 @@ class Scheduler:
         return victims
 
     def _admit(self, sequence: Sequence, batch: dict[Sequence, Chunk], paused: set[Sequence]) -> bool:
-        """Let a waiting sequence run, if need be in others' place and memory; or have it wait on."""
-        pages = self.kv_cache.pages
-        num_tokens = len(sequence.token_ids)
-        wanted = pages.pages_for(num_tokens)
-        # Each that runs may need another page before one is free again.
-        missing = wanted + self.num_running - pages.num_free_pages
-        places = 1 if self.num_running >= self._limit else 0
-        pausing = self._make_room(sequence, lambda one: one not in paused, 1, places, in_turn=True)
-        victims = self._make_room(sequence, pages.held, wanted, missing)
-        if victims == [] and not pages.num_free_lanes:
-            victims = self._make_room(sequence, lambda _: 1, 1, 1)
+        """Let a waiting sequence run, if necessary in place of others. Returns False if it has to wait.
+
+        It needs a place in this step, for which others pause but keep their memory, and it needs memory, for
+        which others are preempted. Nothing changes unless it gets both.
+        """
+        pausing = self._pausing_for(sequence, paused)
         if pausing is None:
             return False
+        victims = self._preempted_for(sequence)
         if victims is None:
             sequence.stalls = True
             return False
         for victim in victims:
             self._preempt(victim)
-        for victim in (*victims, *pausing):
-            batch.pop(victim, None)
+        for other in (*victims, *pausing):
+            batch.pop(other, None)
         paused.update(pausing)
-        queue = self._queues[self._owner(sequence)]
+        queue = self._queues[self.policy.owner(sequence)]
         queue.waiting.remove(sequence)
         queue.running.append(sequence)
-        self.num_running += 1
-        pages.allocate(sequence, num_tokens)
+        self.kv_cache.pages.allocate(sequence, len(sequence.token_ids))
         return True
 
-    def _make_room(
-        self,
-        sequence: Sequence,
-        held: Callable[[Sequence], int],
-        wanted: int,
-        missing: int,
-        in_turn: bool = False,
-    ) -> list[Sequence] | None:
-        """Whose share of something scarce the sequence gets; None when it has to wait.
+    def _pausing_for(self, sequence: Sequence, paused: set[Sequence]) -> list[Sequence] | None:
+        """The sequences that pause so that this one has a place in the step; None if it gets none.
 
-        `in_turn`: nobody gives way to a tenant that has been served more.
+        A place costs its holder one step, so only owners with at least as much service give one up: the
+        others would be next anyway.
+        """
+        if self.num_running < self._limit:
+            return []
+        owner = self.policy.owner(sequence)
+        holders = {
+            other: holder
+            for other, holder in self._holders(lambda each: each not in paused).items()
+            if other == owner or self._counters[other] >= self._counters[owner]
+        }
+        return victims_of_admission(holders, owner, sequence.weight, wanted=1, missing=1)
+
+    def _preempted_for(self, sequence: Sequence) -> list[Sequence] | None:
+        """The sequences to preempt so that this one gets its memory; None if it gets none.
+
+        Memory is shared by weight alone, whatever service the owners have had: a preempted sequence has to
+        be computed again, so an order that changes with each step would waste too much.
+        """
+        pages = self.kv_cache.pages
+        wanted = pages.pages_for(len(sequence.token_ids))
+        # One page for each running sequence stays free. Each may need one before another sequence ends, and
+        # without them the next step would preempt what this one has admitted.
+        missing = wanted + self.num_running - pages.num_free_pages
+        victims = self._make_room(sequence, pages.held, wanted, missing)
+        if victims == [] and not pages.num_free_lanes:
+            # There are pages enough, but no lane: take one from the owner of most lanes.
+            victims = self._make_room(sequence, lambda _: 1, wanted=1, missing=1)
+        return victims
+
+    def _make_room(
+        self, sequence: Sequence, held: Callable[[Sequence], int], wanted: int, missing: int
+    ) -> list[Sequence] | None:
+        """The sequences to take from so that this one gets its share of a resource; None if it has to wait.
+
+        `held` is the amount of the resource that a running sequence holds.
         """
         if missing <= 0:
             return []
-        owner = self._owner(sequence)
-        holders = self._holders(held)
-        if in_turn:
-            holders = {
-                other: holder
-                for other, holder in holders.items()
-                if other == owner or self.counters[other] >= self.counters[owner]
-            }
-        return victims_of_admission(holders, owner, sequence.weight, wanted, missing)
+        owner = self.policy.owner(sequence)
+        return victims_of_admission(self._holders(held), owner, sequence.weight, wanted, missing)
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take the sequence's memory; it goes on later, from its first token, ahead of those that wait."""
-        queue = self._queues[self._owner(sequence)]
+        """Take the sequence's memory. It waits at the head of its queue, and is computed from its start."""
+        queue = self._queues[self.policy.owner(sequence)]
         queue.running.remove(sequence)
         queue.waiting.appendleft(sequence)
         self.kv_cache.free(sequence)
         sequence.num_computed = 0
-        self.num_running -= 1
         self.num_preemptions += 1
 
-    def _running(self) -> Iterator[Sequence]:
-        return chain.from_iterable(queue.running for queue in self._queues.values())
-
     def _holders(self, held: Callable[[Sequence], int]) -> dict[str, Holder[Sequence]]:
+        """The amounts of a resource that running sequences hold, by owner."""
         return {
             owner: Holder([(sequence, held(sequence)) for sequence in queue.running], queue.weight)
             for owner, queue in self._queues.items()
             if queue.running
         }
 
-    def _price(self, sequence: Sequence) -> float:
-        """What the sequence's next step would add to its tenant's counter."""
-        length = min(sequence.num_uncomputed, self.max_batch_tokens)
-        return Chunk(sequence, sequence.num_computed, length).service / sequence.weight
-
     @property
     def _limit(self) -> int:
-        """Sequences of one step, each of which may have a row."""
+        """Most sequences of one step: each has at least one row."""
         return min(self.max_sequences, self.max_batch_tokens)
 
-    def _owner(self, sequence: Sequence) -> str:
-        return sequence.tenant if self.fair else ""
-
     def _settle(self, behind: set[str]) -> None:
-        """Note who has work left undone, and who has not any more."""
+        """Replace the set of owners with unserved work, and note in the counters who has left it."""
         for owner in self._behind - behind:
-            self.counters.stops_waiting(owner)
+            self._counters.stops_waiting(owner)
         self._behind = behind
-
-    def _count(self) -> None:
-        self.num_running = sum(len(queue.running) for queue in self._queues.values())
-        self.num_waiting = sum(len(queue.waiting) for queue in self._queues.values())

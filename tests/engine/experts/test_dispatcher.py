@@ -17,6 +17,7 @@ from control_plane.partition.granularity import Granularity
 from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
 from functions.kernels import load_kernel
+from tests.support.tiny_engine import make_dispatcher
 from tests.support.tiny_partition import TinyPartition
 
 GRANULARITIES = {
@@ -72,7 +73,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def dispatcher(tiny: TinyPartition) -> Dispatcher:
-    return Dispatcher(tiny.manifest, LocalInvoker(tiny))
+    return make_dispatcher(tiny.manifest, LocalInvoker(tiny))
 
 
 @st.composite
@@ -129,7 +130,10 @@ def test_the_result_of_a_bf16_batch_is_bf16(partitions: Mapping[str, TinyPartiti
     whole = batch(tiny, 1, index)
     hidden_states = torch.from_numpy(whole.hidden_states).view(torch.bfloat16)
     weights = torch.from_numpy(whole.expert_weight)
-    dispatcher = Dispatcher(tiny.manifest, LocalInvoker(tiny))
-    output = dispatcher.begin(1, hidden_states, torch.from_numpy(index), weights).wait()
+    output = (
+        make_dispatcher(tiny.manifest, LocalInvoker(tiny))
+        .begin(1, hidden_states, torch.from_numpy(index), weights)
+        .wait()
+    )
     assert output.dtype == torch.bfloat16
     tiny.check(whole, output.view(torch.uint16).numpy())

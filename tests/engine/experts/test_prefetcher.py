@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import MOST_ROWS, PATIENCE, Prefetcher
 from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS
@@ -19,6 +18,7 @@ from functions.contract.messages import Invocation, InvocationResult, ResidencyR
 from tests.conftest import StartFunction
 from tests.support.api_server import eventually
 from tests.support.loopback_server import gateway, loopback_server
+from tests.support.tiny_engine import make_dispatcher
 from tests.support.tiny_partition import TinyPartition
 
 EXPERTS, TOP_K = 5, 4
@@ -107,9 +107,9 @@ def test_functions_that_are_called_anyway_get_the_hint_with_their_rows(
 ) -> None:
     tiny = TinyPartition.make(tmp_path, "f32", granularity)
     recorder = Recorder()
-    dispatcher = Dispatcher(tiny.manifest, recorder)
-    dispatcher.prefetcher = Prefetcher(tiny.manifest, sure(tiny), recorder)
-    dispatcher.prefetcher.begin_step([("a", 1)])
+    prefetcher = Prefetcher(tiny.manifest, sure(tiny), recorder)
+    dispatcher = make_dispatcher(tiny.manifest, recorder, prefetcher=prefetcher)
+    prefetcher.begin_step([("a", 1)])
     index = torch.arange(TOP_K)[None]
     dispatcher.begin(0, torch.from_numpy(tiny.hidden_states(1)), index, torch.ones(1, TOP_K))
     one_function = granularity.layers_per_function == 3

@@ -1,4 +1,4 @@
-"""What is written is read, and memory that is given back is gone, with what was in it."""
+"""The cache returns the keys and values written to it, and a freed lane holds nothing of them."""
 
 import mmap
 from pathlib import Path
@@ -16,7 +16,7 @@ from control_plane.errors import OutOfCache
 from tests.support.scheduling import make_sequence
 
 SHAPE = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=96, dtype=torch.float32)
-"""A row of 384 bytes: neither a page of memory nor what tokens need is a multiple of the other."""
+"""A row of 384 bytes, of which a page of memory is no multiple."""
 LANES = 3
 LONGEST = 40
 
@@ -26,12 +26,12 @@ def make_cache(num_pages: int = 12, num_lanes: int = LANES, max_length: int = LO
 
 
 def random_tokens(length: int) -> torch.Tensor:
-    """[layers, 2, length, heads, head_dim]: keys and values."""
+    """Random keys and values [layers, 2, length, heads, head_dim]."""
     return torch.randn(SHAPE.num_layers, 2, length, SHAPE.num_kv_heads, SHAPE.head_dim)
 
 
 def unturned(length: int, head_dim: int = SHAPE.head_dim) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rotation of angles of zero, which leaves keys as they are."""
+    """The rotation by an angle of zero, which does not change keys."""
     return torch.ones(length, head_dim), torch.zeros(length, head_dim)
 
 
@@ -46,13 +46,13 @@ def write(cache: KVCache, rows: list[tuple[int, int, torch.Tensor]]) -> None:
 
 
 def read(cache: KVCache, lane: int, length: int) -> torch.Tensor:
-    """[layers, 2, length, heads, head_dim]."""
+    """Keys and values [layers, 2, length, heads, head_dim] of the lane's first tokens."""
     layers = [torch.stack(cache.read(layer, lane, length)) for layer in range(SHAPE.num_layers)]
     return torch.stack(layers).transpose(2, 3)
 
 
 class Cache(RuleBasedStateMachine):
-    """Sequences come, write some tokens at a time, and go; beside the cache is what each has written."""
+    """Sequences start, write some tokens at a time, and end. The test keeps a copy of what each wrote."""
 
     @initialize()
     def open(self) -> None:
@@ -63,7 +63,7 @@ class Cache(RuleBasedStateMachine):
     @precondition(lambda self: self.cache.pages.num_free_lanes)
     @rule()
     def come(self) -> None:
-        """What it finds is as empty as if nobody had been there."""
+        """A new sequence's lane is empty, whoever had it before."""
         sequence = make_sequence(1, LONGEST - 1)
         self.cache.pages.allocate(sequence, LONGEST)
         self.written[sequence] = random_tokens(0)
@@ -100,13 +100,13 @@ TestCache.settings = settings(max_examples=30, stateful_step_count=20)
 
 
 def resident_nbytes() -> int:
-    """Of this process: private pages without a file behind them."""
+    """This process's anonymous memory in bytes."""
     fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     return int(fields["Anonymous"].split()[0]) << 10
 
 
-def test_memory_is_taken_when_it_is_written_and_goes_back_when_it_is_free() -> None:
-    """64 MB of a cache of a terabyte, give or take what else the process does meanwhile."""
+def test_memory_is_taken_by_writing_and_returned_by_freeing() -> None:
+    """64 MB of a cache of a terabyte; the bounds leave room for the process's other allocations."""
     shape = KVCacheShape(num_layers=8, num_kv_heads=8, head_dim=128, dtype=torch.float32)
     length = (64 << 20) // shape.page_nbytes * shape.page_size
     keys = torch.ones(length, shape.num_kv_heads, shape.head_dim)
@@ -124,7 +124,7 @@ def test_memory_is_taken_when_it_is_written_and_goes_back_when_it_is_free() -> N
     assert resident_nbytes() - before < 8 << 20
 
 
-def test_freeing_one_leaves_the_neighbours() -> None:
+def test_freeing_a_lane_leaves_its_neighbours() -> None:
     cache = make_cache()
     sequences = [make_sequence(1, LONGEST - 1) for _ in range(LANES)]
     tokens = random_tokens(LONGEST)
@@ -150,7 +150,7 @@ SHAPES = st.builds(
 
 @given(shape=SHAPES, num_tokens=st.integers(1, 5000))
 def test_sizes(shape: KVCacheShape, num_tokens: int) -> None:
-    """Tokens in whole pages never touch more memory than is counted, but for the last page's rounding."""
+    """Pages touch no more memory than is counted, except for rounding to pages of memory."""
     row_nbytes = shape.head_dim * shape.dtype.itemsize
     heads = 2 * shape.num_layers * shape.num_kv_heads
     assert shape.page_size >= 16
@@ -165,7 +165,7 @@ def test_sizes(shape: KVCacheShape, num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_page_takes_the_bytes_that_it_says(dtype: torch.dtype) -> None:
+def test_page_nbytes(dtype: torch.dtype) -> None:
     shape = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=64, dtype=dtype)
     cache = KVCache(shape, num_pages=1, num_lanes=1, max_length=1000)
     tensors = [tensor for layer in range(2) for tensor in cache.read(layer, 0, shape.page_size)]
@@ -191,7 +191,7 @@ def test_a_sequence_that_could_never_fit_is_refused(num_pages: int, longest: int
 
 
 def test_a_full_cache_still_fits_later() -> None:
-    """Whether a sequence fits alone does not depend on who is there now."""
+    """Whether a sequence fits alone does not depend on the sequences that run now."""
     cache = make_cache(num_pages=3)
     cache.pages.allocate(make_sequence(1), 3 * SHAPE.page_size)
     cache.check_fits(make_sequence(1, LONGEST - 1))

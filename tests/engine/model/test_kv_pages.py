@@ -1,4 +1,4 @@
-"""Pages and lanes are conserved and belong to one sequence each, whatever comes and goes."""
+"""Pages and lanes are conserved, and belong to one sequence each."""
 
 import pytest
 from hypothesis import settings
@@ -13,7 +13,7 @@ PAGE_SIZE = 4
 
 
 class Pages(RuleBasedStateMachine):
-    """Sequences come, grow and go; beside the pages is how many tokens each has room for."""
+    """Sequences start, grow and end. The test keeps the number of tokens that each has room for."""
 
     @initialize(num_pages=st.integers(1, 12), num_lanes=st.integers(1, 5))
     def open(self, num_pages: int, num_lanes: int) -> None:
@@ -92,7 +92,7 @@ def test_a_sequence_keeps_its_lane_and_its_pages() -> None:
     assert pages.lane(second) != lane
 
 
-def test_a_sequence_that_holds_nothing_gives_nothing_back() -> None:
+def test_freeing_a_sequence_that_holds_nothing() -> None:
     pages = KVPages(2, PAGE_SIZE, 1)
     assert pages.free(make_sequence(1)) is None
     assert (pages.num_free_pages, pages.num_free_lanes) == (2, 1)

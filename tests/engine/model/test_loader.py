@@ -1,4 +1,4 @@
-"""The dense part is loaded whole and without experts, and transformers is left as it was."""
+"""Loading reads the whole dense part and no experts, and does not change transformers for others."""
 
 import dataclasses
 import hashlib
@@ -11,26 +11,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeSparseMoeBlock
 from transformers.monkey_patching import get_patch_mapping
 
-from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.model.loader import EMBEDDING, eos_token_ids, load_model, load_tokenizer
 from control_plane.errors import PartitionError
-from control_plane.faas.connection import Address
-from control_plane.faas.invoker import Invoker
 from control_plane.partition.manifest import Manifest, PartitionFile
 from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_config, tiny_model
 from tests.support.tiny_partition import TinyPartition
 
 DENSE = "dense.safetensors"
-
-
-def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
-    """The model, whose functions nobody will call."""
-    return load_model(folder, manifest, Dispatcher(manifest, Invoker(lambda _: Address("127.0.0.1", 9))))
 
 
 @pytest.fixture(autouse=True)
@@ -44,16 +35,16 @@ def transformers_is_left_as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tiny: TinyPartition, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy of the partition that the test may damage."""
     return Path(shutil.copytree(tiny.folder, tmp_path / "partition"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_expert_is_allocated(family: str, tmp_path: Path) -> None:
-    """The parameters are the dense file's tensors, and no other; embeddings stay in the file."""
+    """The parameters are exactly the dense file's tensors, except embeddings, which stay in the file."""
     save_checkpoint(tiny_model(family), tmp_path / "model")
     manifest = partition(tmp_path / "model", tmp_path / "partition", dtype="bf16")
-    model = load(tmp_path / "partition", manifest)
+    model = load_model(tmp_path / "partition", manifest)
 
     # Published Mixtral checkpoints name its MoE block differently from transformers' class.
     tensors = load_file(tmp_path / "partition" / DENSE)
@@ -69,8 +60,8 @@ def test_no_expert_is_allocated(family: str, tmp_path: Path) -> None:
 
 
 def test_weights_are_mapped_from_the_file(tiny: TinyPartition) -> None:
-    """Processes that serve the same partition share them."""
-    model = load(tiny.folder, tiny.manifest)
+    """So processes that serve the same partition share them."""
+    model = load_model(tiny.folder, tiny.manifest)
     maps = Path("/proc/self/maps").read_text().splitlines()
     path = str(tiny.folder / DENSE)
     ranges = [line.split()[0].split("-") for line in maps if line.endswith(path)]
@@ -101,13 +92,13 @@ def test_a_damaged_partition_is_refused_in_one_line(
 ) -> None:
     damage(folder / file)
     with pytest.raises(PartitionError) as caught:
-        load(folder, tiny.manifest)
+        load_model(folder, tiny.manifest)
     assert str(caught.value).startswith(problem.format(path=folder / file, folder=folder))
     assert "\n" not in str(caught.value)
 
 
 def with_dense(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> Manifest:
-    """Write another dense file, and a manifest that is right about it."""
+    """Replace the dense file; returns a manifest that matches it."""
     save_file(tensors, folder / DENSE, metadata={"format": "pt"})
     data = (folder / DENSE).read_bytes()
     dense = PartitionFile(DENSE, len(data), hashlib.sha256(data).hexdigest())
@@ -119,7 +110,7 @@ def test_missing_tensors_are_named(tiny: TinyPartition, folder: Path) -> None:
     del tensors["model.norm.weight"], tensors["model.layers.1.mlp.gate.weight"]
     manifest = with_dense(folder, tiny.manifest, tensors)
     with pytest.raises(PartitionError) as caught:
-        load(folder, manifest)
+        load_model(folder, manifest)
     lacking = "model.layers.1.mlp.gate.weight, model.norm.weight"
     assert str(caught.value) == f"{folder / DENSE} lacks {lacking}"
 
@@ -128,7 +119,7 @@ def test_a_tensor_of_another_shape_is_refused_in_one_line(tiny: TinyPartition, f
     tensors = load_file(folder / DENSE)
     manifest = with_dense(folder, tiny.manifest, {**tensors, "model.norm.weight": torch.ones(7)})
     with pytest.raises(PartitionError) as caught:
-        load(folder, manifest)
+        load_model(folder, manifest)
     assert str(caught.value).startswith(f"cannot load the model in {folder}: ")
     assert "\n" not in str(caught.value)
 
@@ -152,7 +143,7 @@ def test_eos_is_the_generation_configs_or_else_the_models(
     assert eos_token_ids(tmp_path, tiny_model("qwen2_moe", eos_token_id=own)) == expected
 
 
-def test_a_missing_tokenizer_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     tiny_config("mixtral").save_pretrained(tmp_path)
     with pytest.raises(PartitionError) as caught:
         load_tokenizer(tmp_path)

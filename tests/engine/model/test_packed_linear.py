@@ -1,4 +1,4 @@
-"""A dense part in int8: what is packed, how it is loaded, and how near it stays to the model."""
+"""A dense part in int8: which weights are packed, how they load, and how accurate the modules are."""
 
 import asyncio
 import dataclasses
@@ -17,12 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from control_plane.cli import main
-from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.model.layers import PackedGatedFFN, PackedLinear
 from control_plane.engine.model.loader import load_model
 from control_plane.errors import ConfigError, PartitionError
-from control_plane.faas.connection import Address
-from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest, PartitionFile
 from control_plane.partition.partitioner import partition
@@ -42,7 +39,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 
 def int8_partition(folder: Path, model: PreTrainedModel, dtype: str = "auto") -> Manifest:
-    """Save a model and cut it, with its dense part in int8, to `folder`/partition."""
+    """Save the model, and partition it with an int8 dense part into `folder`/partition."""
     save_checkpoint(model, folder / "model")
     return partition(
         folder / "model",
@@ -54,10 +51,8 @@ def int8_partition(folder: Path, model: PreTrainedModel, dtype: str = "auto") ->
 
 
 def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
-    """The model, whose functions nobody will call."""
-    return load_model(
-        folder / "partition", manifest, Dispatcher(manifest, Invoker(lambda _: Address("127.0.0.1", 9)))
-    )
+    """The model without a dispatcher."""
+    return load_model(folder / "partition", manifest)
 
 
 def packed_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -93,9 +88,11 @@ def test_large_matrices_are_packed_and_the_rest_stays(
 def packed_as_a_whole(module: str, tensors: dict[str, torch.Tensor]) -> np.ndarray:
     if f"{module}.weight" in tensors:
         weight = tensors[f"{module}.weight"].numpy()
-        return pack_matrix(LinearShape(*weight.shape, "int8"), weight)
+        outputs, inputs = weight.shape
+        return pack_matrix(LinearShape(outputs, inputs, "int8"), weight)
     gate, up, down = (tensors[f"{module}.{part}_proj.weight"].numpy() for part in ("gate", "up", "down"))
-    return pack_expert(ExpertShape(*down.shape, "int8"), gate, up, down)
+    hidden_size, intermediate_size = down.shape
+    return pack_expert(ExpertShape(hidden_size, intermediate_size, "int8"), gate, up, down)
 
 
 def test_matrices_larger_than_what_is_packed_at_a_time(tmp_path: Path) -> None:
@@ -110,7 +107,7 @@ def test_matrices_larger_than_what_is_packed_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize(("family", "overrides"), CASES, ids=str)
-def test_each_module_computes_nearly_what_the_models_own_does(
+def test_modules_are_close_to_the_models_own(
     family: str, overrides: dict[str, Any], dtype: str, tmp_path: Path
 ) -> None:
     model = tiny_model(family, initializer_range=0.2, **overrides)
@@ -119,7 +116,7 @@ def test_each_module_computes_nearly_what_the_models_own_does(
     gated = [name for name, module in modules.items() if isinstance(module, PackedGatedFFN)]
     assert len(modules) == 3 * 4 + (not model.config.tie_word_embeddings) + len(gated)
     for name, module in modules.items():
-        own = model.get_submodule(name)
+        own: Any = model.get_submodule(name)
         width = own.down_proj.out_features if name in gated else own.in_features
         x = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():
@@ -169,7 +166,7 @@ def test_logits_stay_near_the_f32_models(family: str, dtype: str, tmp_path: Path
     assert error < 0.03
 
 
-def test_the_manifest_tells_and_the_fingerprint_depends_on_it(tmp_path: Path) -> None:
+def test_manifest_has_the_dtype_and_the_fingerprint_depends_on_it(tmp_path: Path) -> None:
     manifest = int8_partition(tmp_path, tiny_model("qwen2_moe"))
     plain = partition(
         tmp_path / "model", tmp_path / "plain", granularity=Granularity(5, 2), name=manifest.name
@@ -230,7 +227,7 @@ def test_weights_that_cannot_be_packed_are_named(
 
 
 def test_a_packed_weight_of_another_shape_than_the_models_is_refused(tmp_path: Path) -> None:
-    """Their packed forms may well have as many bytes."""
+    """Their packed forms can have the same number of bytes."""
     folder = save_checkpoint(tiny_model("qwen2_moe"), tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.self_attn.o_proj.weight"

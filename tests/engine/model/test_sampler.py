@@ -1,4 +1,4 @@
-"""The next token: greedy, or drawn from transformers' distribution."""
+"""The next token is greedy, or drawn from transformers' distribution."""
 
 from typing import Any
 
@@ -35,26 +35,29 @@ def make_sequence(temperature: float = 1.0, seed: int | None = None) -> Sequence
 
 
 def draw(sampler: Sampler, sequence: Sequence, steps: int, others: int = 0) -> list[int | None]:
-    """A sequence's tokens over some steps, last in a batch with some others."""
+    """A sequence's tokens over some steps, as the last of a batch with `others` more."""
     batch = [*(make_sequence(seed=7) for _ in range(others)), sequence]
     return [sampler.sample(random_logits(1, step).expand(len(batch), -1), batch)[-1] for step in range(steps)]
 
 
 def reference(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     """The distribution [rows, vocabulary] that transformers' `generate` draws from."""
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
+    warpers: Any = LogitsProcessorList([TemperatureLogitsWarper(params.temperature)])
     if params.top_k:
         warpers.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
         warpers.append(TopPLogitsWarper(params.top_p))
     if params.min_p > 0:
         warpers.append(MinPLogitsWarper(params.min_p))
-    return warpers(torch.empty(0, dtype=torch.long), logits).softmax(dim=-1)
+    scores: torch.Tensor = warpers(torch.empty(0, dtype=torch.long), logits)
+    return scores.softmax(dim=-1)
 
 
 def penalised_reference(logits: torch.Tensor, token_ids: list[int], penalty: float) -> torch.Tensor:
-    """transformers' logits [vocabulary]."""
-    return RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([token_ids]), logits[None])[0]
+    """transformers' penalised logits [vocabulary]."""
+    process: Any = RepetitionPenaltyLogitsProcessor(penalty)
+    scores: torch.Tensor = process(torch.tensor([token_ids]), logits[None])
+    return scores[0]
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 4.0, 100.0])
@@ -88,7 +91,7 @@ def test_the_repetition_penalty_equals_that_of_transformers(penalty: float, toke
 
 
 def test_a_penalty_changes_what_is_likeliest() -> None:
-    """Of greedy sequences, too: each with its own prompt and answer."""
+    """Greedy sequences are penalised too, each by its own prompt and answer."""
     logits = random_logits(1)[0].abs()
     best, second = logits.topk(2).indices.tolist()
     params = SamplingParams(16, repetition_penalty=100.0)
@@ -159,7 +162,7 @@ def test_an_excluded_token_is_no_failure() -> None:
 
 
 def draw_from(logits: torch.Tensor, steps: int) -> list[int | None]:
-    """Tokens of one sequence after the same logits each time."""
+    """Tokens of one sequence for the same logits at each step."""
     sampler, sequence = Sampler(), make_sequence(seed=1)
     return [sampler.sample(logits, [sequence])[0] for _ in range(steps)]
 
@@ -169,14 +172,14 @@ def test_logprobs_are_those_of_the_logits(num_top: int) -> None:
     logits = random_logits(4)
     expected = logits.log_softmax(dim=-1)
     token_ids = [3, 0, 49, 3]
-    for row, token_id, told in zip(
+    for row, token_id, reported in zip(
         expected, token_ids, token_logprobs(logits, token_ids, num_top), strict=True
     ):
-        assert told.token_id == token_id
-        assert told.logprob == pytest.approx(float(row[token_id]))
+        assert reported.token_id == token_id
+        assert reported.logprob == pytest.approx(float(row[token_id]))
         order = row.argsort(descending=True)[:num_top].tolist()
-        assert [token for token, _ in told.top] == order
-        assert [logprob for _, logprob in told.top] == pytest.approx(row[order].tolist())
+        assert [token for token, _ in reported.top] == order
+        assert [logprob for _, logprob in reported.top] == pytest.approx(row[order].tolist())
 
 
 def test_equal_logits_stay_in_together() -> None:
@@ -210,7 +213,7 @@ def test_greedy_and_random_sequences_in_one_batch() -> None:
 
 
 def test_draws_follow_the_distribution() -> None:
-    """Chance leaves a total variation distance of about 0.04 after 4000 draws."""
+    """After 4000 draws, chance leaves a total variation distance of about 0.04."""
     logits, sequence = random_logits(1), make_sequence(temperature=1.0, seed=1)
     sampler = Sampler()
     tokens = torch.tensor([sampler.sample(logits, [sequence])[0] for _ in range(4000)])

@@ -1,4 +1,4 @@
-"""Embeddings that are read from a file, against those in memory."""
+"""Embeddings read from a file equal those in memory."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from control_plane.engine.model.layers import StoredEmbedding
+from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import EngineError
 
 

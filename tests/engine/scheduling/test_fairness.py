@@ -1,4 +1,4 @@
-"""Virtual token counters by cases, and what tenants get of a scheduler, against the bounds of the paper."""
+"""Cases of virtual token counters, and tenants' service by a scheduler against the paper's bounds."""
 
 import pytest
 from hypothesis import given
@@ -15,7 +15,7 @@ from tests.support.scheduling import PAGE, Simulation, advance, make_scheduler, 
 
 
 def counters(**service: float) -> VirtualTokenCounters:
-    """Those of tenants that have had so much, and of whom none has stopped to wait yet."""
+    """Counters of tenants with this service, none of which has stopped waiting yet."""
     made = VirtualTokenCounters()
     for tenant, cost in service.items():
         made.charge(tenant, cost, 1.0)
@@ -26,8 +26,8 @@ def counters(**service: float) -> VirtualTokenCounters:
     ("service", "last", "waiting", "lifted"),
     [
         pytest.param({}, None, [], 0, id="the first of all"),
-        pytest.param({"a": 5, "b": 3}, None, ["a", "b"], 3, id="to the least of those who wait"),
-        pytest.param({"a": 5, "b": 3}, None, ["a"], 5, id="not to one who does not"),
+        pytest.param({"a": 5, "b": 3}, None, ["a", "b"], 3, id="to the least of the waiting"),
+        pytest.param({"a": 5, "b": 3}, None, ["a"], 5, id="not to one that does not wait"),
         pytest.param({"a": 5, "b": 3}, "b", ["a"], 5, id="nor to the last one, while another waits"),
         pytest.param({"a": 5, "b": 3}, "b", [], 3, id="to the last one that did, when nobody does"),
         pytest.param({"a": 5, "new": 7}, None, ["a"], 7, id="never down"),
@@ -54,14 +54,14 @@ def test_weights() -> None:
     assert (made["light"], made["heavy"], made["unknown"]) == (6, 4, 0)
 
 
-def test_time_away_is_not_saved_up() -> None:
+def test_service_is_not_saved_up_while_away() -> None:
     made = counters(busy=10, idle=10)
     made.charge("busy", 990, 1.0)
     made.begins_to_wait("idle", ["busy"])
     assert made["idle"] == 1000
 
 
-def test_the_last_one_that_waited_counts_with_what_it_has_had_since() -> None:
+def test_service_since_it_stopped_waiting_counts() -> None:
     made = counters(a=10)
     made.stops_waiting("a")
     made.charge("a", 5, 1.0)
@@ -74,7 +74,7 @@ COSTS = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 20))
 
 
 @given(service=COSTS, last=st.sampled_from("abcde"), here=st.sets(st.sampled_from("abcd")), data=st.data())
-def test_who_leaves_and_comes_back_has_gained_nothing(
+def test_leaving_and_coming_back_gains_nothing(
     service: dict[str, float], last: str, here: set[str], data: st.DataObject
 ) -> None:
     waiting = sorted(data.draw(st.sets(st.sampled_from(sorted(here)))) if here else here)
@@ -93,7 +93,7 @@ def test_who_leaves_and_comes_back_has_gained_nothing(
 
 
 def test_tenants_that_have_gone_are_forgotten() -> None:
-    """Those who have had no more than a newcomer: there may be very many in a server's life."""
+    """Counters no higher than a newcomer's are dropped: a long-lived server sees very many tenants."""
     made = counters(**{f"tenant{number}": number for number in range(100)})
     made.begins_to_wait("newest", ["tenant99"])
     made.stops_waiting("newest")
@@ -116,14 +116,14 @@ def test_tenants_that_have_gone_are_forgotten() -> None:
     ],
 )
 def test_interleave(queues: dict[str, str], served: dict[str, float], order: str) -> None:
-    """A capital's price is 2, another letter's 1."""
+    """The price of a capital letter is 2, of any other 1."""
     assert "".join(interleave(queues, served, lambda letter: 1 + letter.isupper())) == order
 
 
 MEMORY = 16 * PAGE
 LONGEST = 40
 BOUND = 2 * max(PROMPT_COST * LONGEST, OUTPUT_COST * MEMORY)
-"""arXiv 2401.00588, theorem 4.4: of the difference in service between two tenants that both wait."""
+"""The bound on the difference in service of two waiting tenants (arXiv 2401.00588, theorem 4.4)."""
 
 KINDS = [
     pytest.param((LONGEST, 8), (LONGEST, 8), id="alike"),
@@ -131,7 +131,7 @@ KINDS = [
     pytest.param((4, 40), (LONGEST, 2), id="answers against prompts"),
     pytest.param((1, 20), (LONGEST, 20), id="tiny prompts against long ones"),
 ]
-"""Prompt and output tokens of the flooding tenant's sequences and of the other one's."""
+"""Prompt and output tokens of the flooding tenant's sequences, and of the steady tenant's."""
 
 
 def contest(
@@ -141,7 +141,7 @@ def contest(
     *,
     fair: bool = True,
 ) -> Simulation:
-    """Two tenants, one of which sends ten times as much as the other, and both more than they can get."""
+    """Two tenants that both send more than they can get, one of them ten times as much as the other."""
     simulation = Simulation(make_scheduler(16, 6, MEMORY // PAGE, 12, fair=fair))
     for _ in range(60):
         simulation.add(10, "flood", *flood, weights[0])
@@ -180,8 +180,8 @@ def test_service_is_by_weight(
     assert ratio == pytest.approx(weights[0] / weights[1], rel=0.05)
 
 
-def test_who_comes_back_has_its_share_and_no_more() -> None:
-    """Not what it has left to the other while it was away."""
+def test_a_tenant_that_comes_back_gets_its_share_and_no_more() -> None:
+    """It does not get the service that it missed while it was away."""
     simulation = contest((LONGEST, 8), (LONGEST, 8))
     simulation.run("steady")
     while any(chunk.sequence.tenant == "steady" for chunk in simulation.step()):
@@ -197,7 +197,7 @@ def test_who_comes_back_has_its_share_and_no_more() -> None:
 
 
 def fill(simulation: Simulation, output: int) -> None:
-    """Let the flooding tenant have all places of a step, and generate in all of them."""
+    """Run until the flooding tenant generates in all places of a step."""
     simulation.add(50, "flood", 10, output)
     while True:
         batch = simulation.step()
@@ -226,7 +226,7 @@ def test_without_fairness_a_newcomer_waits() -> None:
 
 @pytest.mark.parametrize("num_pages", [10, 100])
 def test_first_come_first_served_within_a_tenant(num_pages: int) -> None:
-    """Also where memory is short, and what has begun is preempted."""
+    """The order also holds if memory is short and sequences are preempted."""
     simulation = Simulation(make_scheduler(16, 6, num_pages, 12))
     lengths = [(3, 30), (40, 2), (9, 60), (1, 9), (30, 40), (2, 1), (17, 20), (1, 5), (8, 8)] * 2
     sequences = [simulation.add(1, tenant, *each)[0] for each in lengths for tenant in ("one", "two")]
@@ -241,8 +241,8 @@ def test_first_come_first_served_within_a_tenant(num_pages: int) -> None:
     assert bool(simulation.scheduler.num_preemptions) == (num_pages == 10)
 
 
-def test_who_stalls_others_and_gives_up_is_not_next_again() -> None:
-    """A prompt as large as the memory, cancelled before it gets any and sent again, for ever."""
+def test_a_tenant_that_stalls_others_and_cancels_is_charged() -> None:
+    """A prompt as large as the memory is cancelled before it gets any, and sent again, many times."""
     scheduler = make_scheduler(16, 4, num_pages=8, num_lanes=8)
     scheduler.add(make_sequence(16, 1000, "running"))
     advance(scheduler)

@@ -1,4 +1,4 @@
-"""A step gives way to a tenant that has nothing in it, and wastes little by that."""
+"""A step is abandoned for a tenant that has nothing in it, within the credit."""
 
 import asyncio
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def after_a_step(seconds: float) -> tuple[Interruption, Clock]:
 def test_a_newcomer_interrupts() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.begin({"running"})
-    interruption.ask("newcomer")
+    interruption.request("newcomer")
     with pytest.raises(Interrupted):
         interruption.check()
 
@@ -46,30 +46,30 @@ def test_a_newcomer_interrupts() -> None:
 def test_a_tenant_of_the_step_does_not_interrupt() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.begin({"running", "newcomer"})
-    interruption.ask("newcomer")
+    interruption.request("newcomer")
     interruption.check()
 
 
 def test_a_newcomer_while_the_step_was_planned_interrupts_it() -> None:
     interruption, _ = after_a_step(1.0)
-    interruption.ask("newcomer")
+    interruption.request("newcomer")
     interruption.begin({"running"})
     with pytest.raises(Interrupted):
         interruption.check()
 
 
-def test_who_was_heard_before_the_step_does_not_interrupt() -> None:
+def test_an_acknowledged_tenant_does_not_interrupt() -> None:
     interruption, _ = after_a_step(1.0)
-    interruption.ask("newcomer")
-    interruption.heard("newcomer")
+    interruption.request("newcomer")
+    interruption.acknowledge("newcomer")
     interruption.begin({"running"})
     interruption.check()
 
 
-def test_a_step_of_nobody_is_not_interrupted() -> None:
+def test_a_step_without_tenants_is_not_interrupted() -> None:
     interruption, _ = after_a_step(1.0)
     interruption.begin(set())
-    interruption.ask("newcomer")
+    interruption.request("newcomer")
     interruption.check()
 
 
@@ -79,7 +79,7 @@ def test_no_more_is_wasted_than_its_share() -> None:
     for _ in range(10):
         interruption.begin({"running"})
         clock.now += 0.03
-        interruption.ask("newcomer")
+        interruption.request("newcomer")
         try:
             interruption.check()
         except Interrupted:
@@ -92,14 +92,14 @@ def test_credit_has_a_bound() -> None:
     assert interruption.credit == MAX_CREDIT_SECONDS
 
 
-def test_what_was_interrupted_is_computed_right(serving: Served, reference: Reference) -> None:
-    """Newcomers without end, to steps that may always be interrupted: each token is still transformers'."""
+def test_interrupted_steps_are_computed_again_correctly(serving: Served, reference: Reference) -> None:
+    """Newcomers keep arriving, and credit is unlimited: each token still equals transformers'."""
     long = Sequence("test", "long", random_prompt(12), SamplingParams(40))
 
     async def run() -> tuple[list[int], list[list[int]]]:
         serving.runner.interruption.credit = 1e9
         first = asyncio.create_task(tokens_of(serving.engine.submit([long])))
-        others = []
+        others: list[list[int]] = []
         while not first.done():
             newcomer = Sequence("test", f"newcomer-{len(others)}", random_prompt(5), SamplingParams(2))
             others.append(await tokens_of(serving.engine.submit([newcomer])))

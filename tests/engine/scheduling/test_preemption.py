@@ -1,4 +1,4 @@
-"""Whose memory is taken, by cases, and what holds in every case."""
+"""Cases of which sequences are preempted, and properties that hold in every case."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ Holders = dict[str, Holder[str]]
 
 
 def holders(**amounts: list[int]) -> Holders:
-    """Each tenant's items are named by it and by their age: a0 is tenant a's oldest. Weights are 1."""
+    """Holders of weight 1. An item's name is its tenant and its age: a0 is tenant a's oldest."""
     return weighted(dict.fromkeys(amounts, 1.0), **amounts)
 
 
@@ -28,8 +28,8 @@ def weighted(weights: dict[str, float], **amounts: list[int]) -> Holders:
         pytest.param(holders(a=[2, 2]), 1, ["a1"], id="the newest of the only one"),
         pytest.param(holders(a=[5], b=[2, 2]), 1, ["a0"], id="of the largest in all"),
         pytest.param(holders(a=[4], b=[3, 2]), 2, ["b1"], id="though another's single one is larger"),
-        pytest.param(holders(a=[5, 1, 1], b=[3]), 2, ["a2", "a1"], id="as many as it takes"),
-        pytest.param(holders(a=[3, 3], b=[4]), 5, ["a1", "b0"], id="then of who is the largest by then"),
+        pytest.param(holders(a=[5, 1, 1], b=[3]), 2, ["a2", "a1"], id="several of one owner"),
+        pytest.param(holders(a=[3, 3], b=[4]), 5, ["a1", "b0"], id="then of the largest that remains"),
         pytest.param(weighted({"a": 2, "b": 1}, a=[3, 2], b=[3]), 1, ["b0"], id="by weight"),
         pytest.param(holders(a=[1], b=[1]), 2, ["a0", "b0"], id="everything"),
     ],
@@ -77,7 +77,7 @@ def amount_of(held: Holders, victims: list[str]) -> int:
 
 
 def without(held: Holders, victims: list[str]) -> Holders:
-    """What is left; that those gone were the newest of their tenants is checked on the way."""
+    """The holders without the victims. Fail unless those are the newest of their tenants."""
     left = {}
     for tenant, holder in held.items():
         items = [(item, amount) for item, amount in holder.items if item not in victims]
@@ -87,7 +87,7 @@ def without(held: Holders, victims: list[str]) -> Holders:
 
 
 @given(held=held_by_some(), data=st.data())
-def test_growth_frees_what_is_missing_and_no_more(held: Holders, data: st.DataObject) -> None:
+def test_growth_takes_what_is_missing_and_no_more(held: Holders, data: st.DataObject) -> None:
     everything = amount_of(held, [item for holder in held.values() for item, _ in holder.items])
     missing = data.draw(st.integers(1, everything))
     victims = victims_of_growth(held, missing)
@@ -96,7 +96,7 @@ def test_growth_frees_what_is_missing_and_no_more(held: Holders, data: st.DataOb
 
 
 @given(held=held_by_some(), weight=WEIGHTS, wanted=st.integers(1, 20), data=st.data())
-def test_admission_frees_what_is_missing_from_who_has_more(
+def test_admission_takes_what_is_missing_from_larger_owners(
     held: Holders, weight: float, wanted: int, data: st.DataObject
 ) -> None:
     missing = data.draw(st.integers(1, wanted))
@@ -111,10 +111,10 @@ def test_admission_frees_what_is_missing_from_who_has_more(
 
 
 @given(held=held_by_some(), weight=WEIGHTS, wanted=st.integers(1, 20), data=st.data())
-def test_who_has_made_room_does_not_take_it_back(
+def test_a_victim_does_not_take_its_place_back(
     held: Holders, weight: float, wanted: int, data: st.DataObject
 ) -> None:
-    """The admitted one stays, whichever victim asks for its place next."""
+    """The admitted item stays, whichever victim is to be admitted next."""
     weight = held["a"].weight if "a" in held else weight
     victims = victims_of_admission(held, "a", weight, wanted, data.draw(st.integers(1, wanted)))
     if not victims:

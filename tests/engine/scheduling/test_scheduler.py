@@ -1,4 +1,4 @@
-"""What each step computes, by cases. Sequences are named by a letter; a page holds 16 tokens."""
+"""Cases of what each step computes. Sequences are named by a letter; a page holds 16 tokens."""
 
 from collections import Counter, defaultdict
 from typing import Any
@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.engine.scheduling.scheduler import Chunk, Scheduler
+from control_plane.engine.scheduling.chunk import Chunk
+from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.sequence import Sequence
 from tests.support.scheduling import advance, assert_empty, complete, make_scheduler, make_sequence
 
 Step = list[tuple[str, int, int]]
-"""The chunks of a step: name, start and length."""
+"""The chunks of a step, each by name, start and length."""
 
 
 def add(scheduler: Scheduler, *lengths: tuple[int, int], tenant: str = "tenant") -> list[Sequence]:
-    """Queue sequences a, b, ... of so many prompt and output tokens."""
+    """Queue sequences a, b, ... with these numbers of prompt and output tokens."""
     sequences = [
         make_sequence(prompt, output, tenant, name=name)
         for name, (prompt, output) in zip("abcdefghij", lengths, strict=False)
@@ -31,7 +32,7 @@ def shown(batch: list[Chunk]) -> Step:
 
 
 def run(scheduler: Scheduler) -> list[Step]:
-    """All steps until there is nothing left to do."""
+    """All steps until no sequence is left."""
     return list(iter(lambda: shown(advance(scheduler)), []))
 
 
@@ -88,13 +89,13 @@ def run(scheduler: Scheduler) -> list[Step]:
             {"num_lanes": 1},
             [(4, 2), (4, 1)],
             [[("a", 0, 4)], [("a", 4, 1)], [("b", 0, 4)]],
-            id="or for a lane",
+            id="the second waits for a lane",
         ),
         pytest.param(
             {"num_pages": 2},
             [(7, 2), (16, 1), (1, 1)],
             [[("a", 0, 7)], [("a", 7, 1)], [("b", 0, 8)], [("b", 8, 8)], [("c", 0, 1)]],
-            id="who does not fit into the cache waits, and nobody overtakes",
+            id="a sequence that does not fit into the cache waits, and none overtakes it",
         ),
         pytest.param(
             {"num_pages": 3},
@@ -105,13 +106,13 @@ def run(scheduler: Scheduler) -> list[Step]:
                 [("a", 9, 1), ("b", 7, 1)],
                 *([("a", start, 1)] for start in range(10, 17)),
             ],
-            id="with a page for each that runs, and for its growth",
+            id="a page for each running sequence, and one to grow into",
         ),
         pytest.param(
             {"num_pages": 2},
             [(8, 4), (8, 1)],
             [[("a", 0, 8)], [("a", 8, 1)], [("a", 9, 1)], [("a", 10, 1)], [("b", 0, 8)]],
-            id="and none is left here",
+            id="too few pages for growth",
         ),
         pytest.param(
             {"num_pages": 3},
@@ -139,7 +140,7 @@ def test_steps(limits: dict[str, Any], lengths: list[tuple[int, int]], steps: li
 
 @pytest.mark.parametrize("steps", range(1, 6))
 def test_a_step_that_is_not_committed_is_scheduled_again(steps: int) -> None:
-    """From the first step on: before it the tenants' turn is a tie, which goes to who has less at work."""
+    """Not before the first step: the counters are equal then, and the tie-break depends on what runs."""
     scheduler = make_scheduler()
     add(scheduler, (2, 8), (20, 2), (3, 5))
     add(scheduler, (9, 4), tenant="other")
@@ -161,7 +162,7 @@ def test_a_step_that_is_not_committed_is_scheduled_again(steps: int) -> None:
     ],
 )
 def test_remove(name: str, steps_before: int) -> None:
-    """Its place and its memory are free, and the others go on where they were."""
+    """Its place and its memory are free, and the others continue from where they were."""
     scheduler = make_scheduler(max_sequences=2)
     sequences = {each.request_id: each for each in add(scheduler, (2, 7), (60, 4), (3, 5))}
     for _ in range(steps_before):
@@ -188,7 +189,7 @@ def test_a_sequence_that_was_never_added_can_be_removed() -> None:
 TENANTS = st.sampled_from("abc")
 LENGTHS = st.tuples(st.integers(1, 70), st.integers(0, 50))
 ARRIVALS = st.lists(st.tuples(st.integers(0, 6), TENANTS, LENGTHS, st.integers(0, 60)), max_size=16)
-"""Steps after the one before, whose, its lengths, and steps until it is cancelled (0 for never)."""
+"""Each: steps since the one before, tenant, lengths, and steps until it is cancelled (0 for never)."""
 
 
 @settings(max_examples=300)
@@ -239,7 +240,7 @@ def test_every_sequence_ends_and_leaves_nothing(
 def timetable(
     arrivals: list[tuple[int, str, tuple[int, int], int]], weights: dict[str, float]
 ) -> tuple[dict[int, list[Sequence]], dict[int, list[Sequence]]]:
-    """Who comes and who is cancelled, by step."""
+    """The sequences that arrive, and those that are cancelled, by step."""
     coming, leaving = defaultdict(list), defaultdict(list)
     now = 0
     for wait, tenant, (prompt, output), patience in arrivals:
@@ -252,7 +253,7 @@ def timetable(
 
 
 def check(scheduler: Scheduler, batch: list[Chunk]) -> None:
-    """What holds of every step: its size, its chunks, and the memory that they have."""
+    """Fail unless the step is within its limits, and its chunks have memory."""
     assert sum(chunk.length for chunk in batch) <= scheduler.max_batch_tokens
     assert len(batch) <= scheduler.max_sequences
     assert max(Counter(chunk.sequence for chunk in batch).values(), default=1) == 1

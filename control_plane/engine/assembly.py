@@ -1,0 +1,84 @@
+"""Builds the engine for a partition: dense model, KV cache, dispatcher, prefetcher and scheduler."""
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from control_plane.autoscaling.process_memory import bound_product_caches
+from control_plane.config import ServeConfig
+from control_plane.engine.engine import Engine
+from control_plane.engine.experts.dispatcher import Dispatcher
+from control_plane.engine.experts.predictor import ExpertPredictor
+from control_plane.engine.experts.prefetcher import Prefetcher
+from control_plane.engine.model.kv_cache import KVCache
+from control_plane.engine.model.loader import attach_experts, eos_token_ids, load_model
+from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
+from control_plane.engine.scheduling.interruption import Interruption
+from control_plane.engine.scheduling.policy import POLICIES
+from control_plane.engine.scheduling.scheduler import Scheduler
+from control_plane.engine.stopwatch import Stopwatch
+from control_plane.errors import ConfigError
+from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
+from control_plane.partition.manifest import Manifest
+
+SMALL_DENSE_BYTES = 256 << 20
+"""A smaller dense part is slower with a second thread (measured on two cores: docs/benchmarks.md)."""
+
+LANES_PER_SEQUENCE = 2
+"""Sequences that may hold memory, for each sequence that one step computes. The others pause, so that a new
+tenant's sequence can start before one of them ends. A lane takes no memory until it is used."""
+
+
+def build_runner(
+    partition: Path,
+    manifest: Manifest,
+    invoker: ExpertInvoker,
+    resident_limits: ResidentLimits,
+    config: ServeConfig,
+) -> ModelRunner:
+    """Load the dense model and connect its MoE layers to the functions. Takes seconds.
+
+    Raises `PartitionError`, or `ConfigError` when the KV cache cannot be allocated.
+    """
+    bound_product_caches()
+    torch.set_num_threads(config.threads or _default_threads(manifest))
+    model = load_model(partition, manifest)
+    kv_cache = _kv_cache(model, config)
+    interruption, stopwatch = Interruption(), Stopwatch()
+    predictor = ExpertPredictor.of(model, manifest) if config.prefetch else None
+    prefetcher = Prefetcher(manifest, predictor, invoker) if predictor else None
+    dispatcher = Dispatcher(manifest, invoker, resident_limits, interruption, stopwatch, prefetcher)
+    attach_experts(model, manifest, dispatcher)
+    return ModelRunner(model, kv_cache, interruption, stopwatch, prefetcher)
+
+
+def build_engine(partition: Path, runner: ModelRunner, invoker: ExpertInvoker, config: ServeConfig) -> Engine:
+    """The engine around the runner; its thread is not started yet."""
+    policy = POLICIES[config.scheduling]()
+    scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences, policy)
+    context_length = runner.model.config.max_position_embeddings
+    return Engine(scheduler, runner, invoker, context_length, eos_token_ids(partition, runner.model))
+
+
+def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
+    """Raises `ConfigError` for less than a page of memory, or more addresses than the machine has."""
+    shape = kv_cache_shape(model)
+    num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
+    if num_pages == 0:
+        raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {shape.page_nbytes} bytes")
+    lanes = LANES_PER_SEQUENCE * config.max_sequences
+    max_length = model.config.max_position_embeddings
+    try:
+        return KVCache(shape, num_pages, lanes, max_length)
+    except (MemoryError, OSError, OverflowError, ValueError) as error:
+        raise ConfigError(
+            f"max_sequences: this machine has no addresses for {lanes} sequences of "
+            f"{max_length} tokens: {error}"
+        ) from error
+
+
+def _default_threads(manifest: Manifest) -> int:
+    """One thread for a small model: waking a second one takes longer than its small products."""
+    return 1 if manifest.dense.nbytes < SMALL_DENSE_BYTES else len(os.sched_getaffinity(0))
