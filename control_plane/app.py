@@ -14,7 +14,7 @@ from yarl import URL
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
 from control_plane.api.routes import Api
-from control_plane.api.service import Generations
+from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.footprint import HEAP_BYTES, Footprint, StepShape, block_sizes, check_limit
@@ -110,7 +110,7 @@ async def control_plane(
             fingerprint=manifest.fingerprint,
             started=int(time.time()),
             authentication=Authentication(store, config.open),
-            generations=Generations(
+            service=CompletionService(
                 engine=engine,
                 codec=codec,
                 limiter=_limiter(store, database, config),

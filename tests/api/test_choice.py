@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from control_plane.api.choice import LEAST_LOGPROB, Choice, Piece, TokenEntry
 from control_plane.api.openai.requests import parse_chat, parse_completion
+from control_plane.api.text.choice import LEAST_LOGPROB, Choice, Piece, TokenEntry
 from control_plane.api.text.codec import TextCodec
 from control_plane.engine.sequence import FinishReason, Generated, Sequence, TokenLogprob
 from tests.api.test_text_codec import FALLBACK

@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 
 from control_plane.api.openai.requests import (
-    Chat,
-    GenerationRequest,
     parse_chat,
     parse_completion,
     parse_detokenize,
     parse_tokenize,
 )
+from control_plane.api.text.request import Chat, GenerationRequest
 from control_plane.engine.sequence import SamplingParams
 from control_plane.errors import BadRequest, UnknownModel
 
@@ -218,9 +217,9 @@ def test_messages() -> None:
         ([*HELLO, {"role": "tool", "content": "hello"}], "messages[1].role"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": []}], "messages[0].content"),
-        ([{"role": "user", "content": ["a"]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": "a", "name": 5}], "messages[0].name"),
         ([{"role": "user", "content": "a", "tool_calls": [{}]}], "messages[0].tool_calls"),
     ],
@@ -366,9 +365,11 @@ def test_as_many_messages_and_parts_as_there_may_be() -> None:
     assert isinstance(prompt, Chat)
     assert [message["content"] for message in prompt.messages] == ["a" * 64] * 2048
     # What is too many is not looked at.
-    assert "at most 2048 messages" in str(refused(chat, messages=[*messages, None]))
+    assert "1 to 2048 messages" in str(refused(chat, messages=[*messages, None]))
     many = [{"role": "user", "content": [*parts, None]}]
-    assert str(refused(chat, messages=many)) == "messages[0].content: must be at most 64 parts"
+    assert str(refused(chat, messages=many)) == (
+        "messages[0].content: must be a string or a list of 1 to 64 text parts"
+    )
 
 
 def test_as_many_token_ids_as_there_may_be() -> None:

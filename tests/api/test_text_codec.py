@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from control_plane.api.openai.requests import Chat
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.request import Chat
 from control_plane.errors import BadRequest
 from tests.support.paths import DEMO_MODEL
 
