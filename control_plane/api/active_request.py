@@ -11,7 +11,7 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.sequence import Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.faas.invocation import ExpertUsage
-from control_plane.observability.metrics import RequestRecord
+from control_plane.observability.request_record import RequestRecord
 from control_plane.tenancy.limits.admission import Ticket
 from control_plane.tenancy.tenants import Tenant
 

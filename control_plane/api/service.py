@@ -105,8 +105,8 @@ class CompletionService:
     async def _in_thread(self, tenant: str, work: Callable[[], Result]) -> Result:
         """Run `work`, which may take seconds, in a thread; one call at a time for each tenant.
 
-        A call keeps the tenant's lock when its client disconnects: otherwise clients could start any number of
-        threads.
+        A call keeps the tenant's lock when its client disconnects: otherwise they could start any
+        number of threads.
         """
         lock = self._locks.setdefault(tenant, asyncio.Lock())
 
@@ -119,7 +119,7 @@ class CompletionService:
     def _sequence(
         self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int
     ) -> Sequence:
-        """Build a choice's sequence. Raises `BadRequest`, `ContextLengthExceeded` or `OutOfCache` if too long."""
+        """Raises `BadRequest`, `ContextLengthExceeded` or `OutOfCache` for a sequence that is too long."""
         limits = caller.tenant.limits
         most = min(limits.max_context or self.engine.max_length, self.engine.max_length)
         room = max(most - len(token_ids), 1)

@@ -188,7 +188,7 @@ def test_alternatives_are_texts() -> None:
 
 @pytest.mark.parametrize(("is_chat", "text"), [(False, " cat"), (True, "cat")])
 def test_a_completion_continues_a_text_and_a_chat_begins_one(is_chat: bool, text: str) -> None:
-    the, cat = (FALLBACK.tokenizer.convert_tokens_to_ids(word) for word in ("▁the", "▁cat"))
+    the, cat = FALLBACK.tokenizer.convert_tokens_to_ids(["▁the", "▁cat"])
     request = (
         parse_chat({"messages": [{"role": "user", "content": "the"}]}, "tiny")
         if is_chat

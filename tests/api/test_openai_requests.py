@@ -139,20 +139,23 @@ def test_chats_may_ask_for_nothing(neutral: dict[str, Any], other: dict[str, Any
 def test_completions_may_ask_for_nothing() -> None:
     assert completion(suffix="", best_of=1, frequency_penalty=0, logit_bias={}) == completion()
     assert completion(best_of=3, n=3).n == 3
-    for other in ({"suffix": "end"}, {"best_of": 2}, {"messages": HELLO}, {"tools": []}):
+    others: list[dict[str, Any]] = [{"suffix": "end"}, {"best_of": 2}, {"messages": HELLO}, {"tools": []}]
+    for other in others:
         assert [refused(completion, **other).param] == list(other)
 
 
 @pytest.mark.parametrize("parse", [parse_chat, parse_completion, parse_tokenize, parse_detokenize])
 def test_another_model(parse: Any) -> None:
-    body = {
+    bodies: dict[Any, dict[str, Any]] = {
         parse_chat: {"messages": HELLO},
         parse_detokenize: {"tokens": [1]},
-    }.get(parse, {"prompt": "hello"})
+    }
+    body = bodies.get(parse, {"prompt": "hello"})
     assert parse({**body, "model": MODEL}, MODEL) == parse(body, MODEL)
     with pytest.raises(UnknownModel, match="there is no model 'gpt-4', only 'tiny'"):
         parse({**body, "model": "gpt-4"}, MODEL)
-    for no_object in (None, [], "hello", 5):
+    not_objects: list[Any] = [None, [], "hello", 5]
+    for no_object in not_objects:
         with pytest.raises(BadRequest, match="the body must be a JSON object"):
             parse(no_object, MODEL)
 

@@ -94,7 +94,7 @@ class TextCodec:
 
     @cached_property
     def _longest_token(self) -> int:
-        """The length of the longest token, in characters; in bytes, which are no fewer, if it is byte-level."""
+        """The length of the longest token, in characters, or in bytes (no fewer) if byte-level."""
         return max(map(len, self.tokenizer.get_vocab()))
 
     @cached_property
