@@ -116,8 +116,8 @@ def _families(model: str, values: _Values, sources: _Sources) -> Iterator[Metric
         yield _family(model, name, {labels: value(source) for labels, source in sources})
 
 
-def _family(model: str, name: str, samples: Mapping[tuple[str, ...], float]) -> Metric:
-    """Build one metric from its values by labels."""
+def _family(model: str, name: str, samples: Mapping[Any, float]) -> Metric:
+    """Build one metric from its values, keyed by tuples of labels."""
     family = METRICS[name].family()
     for labels, value in samples.items():
         family.add_metric((model, *labels), value)

@@ -41,8 +41,8 @@ def tiny_model(
     """A random model in eval mode; `overrides` are for its config."""
     torch.manual_seed(seed)
     factory: Any = AutoModelForCausalLM
-    model: PreTrainedModel = factory.from_config(tiny_config(model_type, **overrides))
-    return model.to(dtype=dtype).eval()
+    model: PreTrainedModel = factory.from_config(tiny_config(model_type, **overrides)).to(dtype).eval()
+    return model
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path, *, max_shard_size: str = "1GB") -> Path:

@@ -31,20 +31,19 @@ Probability = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 
 # Numbers above 0: less than 1e-6 can leave float32's range.
 TopP = Annotated[float, Meta(ge=1e-6, le=1, description="a number from 1e-06 to 1")]
 Penalty = Annotated[float, Meta(ge=1e-6, le=10, description="a number from 1e-06 to 10")]
-StopString = Annotated[
-    str, Meta(min_length=1, max_length=1024, pattern=_UNICODE, description="Unicode of 1 to 1024 characters")
-]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024, pattern=_UNICODE)]
 StopStrings = Annotated[
-    list[StopString], Meta(max_length=16, description="a string or a list of at most 16 strings")
+    list[StopString],
+    Meta(
+        max_length=16,
+        description="a string of 1 to 1024 Unicode characters, or a list of at most 16 of these",
+    ),
 ]
-TokenId = Annotated[int, Meta(description="a token id")]
 TokenIds = Annotated[
-    list[TokenId],
-    Meta(max_length=MAX_TOKEN_IDS, description=f"a list of at most {MAX_TOKEN_IDS} token ids"),
+    list[int], Meta(max_length=MAX_TOKEN_IDS, description=f"a list of at most {MAX_TOKEN_IDS} token ids")
 ]
-PromptItem = Annotated[str | int | list[TokenId], Meta(description="a string, a token id, or a list of ids")]
 Prompts = Annotated[
-    str | Annotated[list[PromptItem], Meta(max_length=MAX_TOKEN_IDS)],
+    str | Annotated[list[str | int | list[int]], Meta(max_length=MAX_TOKEN_IDS)],
     Meta(
         description="a string, a list of token ids, or a list of one of these, "
         f"with at most {MAX_TOKEN_IDS} token ids"
@@ -199,7 +198,9 @@ def read_body(body: object, kind: type[AnyBody]) -> AnyBody:
             raise BadRequest(f"the body {error.problem}") from error
         unknown = error.problem == UNKNOWN_FIELD
         problem = "this field is not supported" if unknown else error.problem
-        raise field_error(error.path[:MAX_QUOTED], problem) from error
+        path = error.path[:MAX_QUOTED]
+        # The text names the place in a chat; elsewhere the field is enough.
+        raise field_error(path if path.startswith("messages") else path.partition("[")[0], problem) from error
 
 
 def field_error(path: str, problem: str) -> BadRequest:
