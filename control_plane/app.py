@@ -13,7 +13,7 @@ from yarl import URL
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
 from control_plane.api.routes import Api
-from control_plane.api.service import Generations
+from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.footprint import Footprint, StepShape, check_limit
@@ -161,7 +161,7 @@ def _api(
 ) -> Api:
     manifest, engine, statistics = backend.manifest, backend.engine, backend.invoker.statistics
     metrics = Metrics(manifest.name, engine.status, statistics, autoscaler.memory, autoscaler.actions)
-    generations = Generations(
+    service = CompletionService(
         engine=engine,
         codec=backend.codec,
         limiter=tenancy.limiter,
@@ -176,7 +176,7 @@ def _api(
         fingerprint=manifest.fingerprint,
         started=int(time.time()),
         authentication=Authentication(tenancy.store, config.open),
-        generations=generations,
+        service=service,
         drain=drain,
         status=StatusReporter(manifest, engine, backend.gateways, statistics, autoscaler.memory),
         metrics=metrics,

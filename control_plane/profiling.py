@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from control_plane.api.openai.requests import Chat, Prompt
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.request import Chat, Prompt
 from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all

@@ -1,20 +1,28 @@
-"""Checks data that comes from outside against declared types, and says what is wrong in plain English.
+"""Checks data from outside against declared types, and reports faults in plain English.
 
-msgspec (https://jcristharif.com/msgspec) does the checking. A field's `Meta(description="a number from 0 to 2")`
-becomes the error's text, "must be a number from 0 to 2"; without one, the text is made from msgspec's own.
+msgspec (https://jcristharif.com/msgspec) does the checking. A field's `Meta(description="a list of names")`
+becomes the error's text, "must be a list of names"; without one, the text is derived from msgspec's.
+
+Do not declare a union of a list and a str with a pattern: msgspec 0.22 then crashes in garbage collection.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 T = TypeVar("T")
 
+UNKNOWN_FIELD = "is not a known field"
+"""The `problem` of a field that the type does not declare."""
+MAX_QUOTED = 80
+"""The most characters of a rejected value that an error repeats."""
+
 _AT = re.compile(r" - at `(key` in `)?\$\.?(.*)`$", re.DOTALL)
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
+_CHOICE = re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL)
 _WRONG_TYPE = re.compile(r"Expected `([^`]*)`(, got `[^`]*`)?(.*)", re.DOTALL)
 _PATH_PART = re.compile(r"\[[^\]]*\]|[^.\[]+")
 _NOUNS = {
@@ -30,24 +38,27 @@ _BOUNDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"
 
 
 class Invalid(ValueError):
-    """Data that does not have the declared form."""
+    """Data does not have the declared form."""
 
     def __init__(self, path: str, problem: str) -> None:
-        """`path` is where, such as "tenants[0].weight", or "" for the whole; `problem` says what is wrong."""
+        """`path` locates the fault, as "tenants[0].weight", or "" for the whole; `problem` describes it."""
         super().__init__(f"{path}: {problem}" if path else problem)
         self.path = path
         self.problem = problem
 
 
 def convert(data: object, kind: type[T], *, lax_numbers: bool = False) -> T:
-    """`data`, as a JSON or YAML parser returns it, as a value of a type that msgspec knows.
+    """Convert `data`, as a JSON or YAML parser returns it, to a type that msgspec supports.
 
-    `lax_numbers` also takes numbers that are written as text. Raises `Invalid` for the first fault.
+    `lax_numbers` also accepts numbers written as text. Raises `Invalid` for the first fault.
     """
     try:
         return msgspec.convert(data, kind, strict=not lax_numbers, str_keys=True)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), kind) from None
+    except UnicodeEncodeError:
+        # A key, or a value with a fixed set of choices; JSON can escape half of a surrogate pair.
+        raise Invalid("", "is not Unicode: it has half of a surrogate pair") from None
 
 
 def _invalid(message: str, kind: type) -> Invalid:
@@ -56,13 +67,19 @@ def _invalid(message: str, kind: type) -> Invalid:
     text = message[: found.start()] if found else message
     if field := _FIELD.fullmatch(text):
         where = f"{path}.{field[2]}" if path else field[2]
-        return Invalid(where, "is missing" if field[1].startswith("missing") else "is not a known field")
-    described = _description(kind, path)
-    return Invalid(path, f"must be {described}" if described else _plain(text))
+        return Invalid(where, "is missing" if field[1].startswith("missing") else UNKNOWN_FIELD)
+    declared, description = _declared(kind, path)
+    if description:
+        return Invalid(path, f"must be {description}")
+    if choice := _CHOICE.fullmatch(text):
+        literals = [bare for bare in _bare(declared) if get_origin(bare) is Literal]
+        choices = ", ".join(repr(value) for literal in literals for value in get_args(literal))
+        return Invalid(path, f"{choice[1][:MAX_QUOTED]} is not supported, only {choices}")
+    return Invalid(path, _plain(text))
 
 
 def _plain(text: str) -> str:
-    """msgspec's text in the words of a person who writes JSON or YAML."""
+    """Reword an error of msgspec's for a person who writes JSON or YAML."""
     if not (wrong := _WRONG_TYPE.fullmatch(text)):
         return text
     nouns = " or ".join(_NOUNS.get(part, part) for part in wrong[1].split(" | ") if part != "null")
@@ -72,23 +89,18 @@ def _plain(text: str) -> str:
     return " ".join(f"must be {nouns} {bound}".split())
 
 
-def _description(kind: Any, path: str) -> str | None:
-    """The description of the innermost type on the path that has one."""
-    described = None
-    for part in ["", *_PATH_PART.findall(path)]:
-        if part:
-            kind = _inner(kind, part)
-        for option in _options(kind):
-            if get_origin(option) is Annotated:
-                for meta in option.__metadata__:
-                    described = getattr(meta, "description", None) or described
-    return described
+def _declared(kind: Any, path: str) -> tuple[Any, str | None]:
+    """The type at `path`, and its description. An element inherits its list's."""
+    description = _description(kind)
+    for part in _PATH_PART.findall(path):
+        kind = _inner(kind, part)
+        description = _description(kind) or (description if part.startswith("[") else None)
+    return kind, description
 
 
 def _inner(kind: Any, part: str) -> Any:
     """The type of a field, or of an element, of a type."""
-    for option in _options(kind):
-        bare = get_args(option)[0] if get_origin(option) is Annotated else option
+    for bare in _bare(kind):
         arguments = get_args(bare)
         if part.startswith("["):
             if arguments:
@@ -102,5 +114,25 @@ def _inner(kind: Any, part: str) -> Any:
     return None
 
 
-def _options(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+def _description(kind: Any) -> str | None:
+    for option in get_args(kind) if _is_union(kind) else (kind,):
+        if get_origin(option) is Annotated:
+            for meta in option.__metadata__:
+                if description := getattr(meta, "description", None):
+                    return str(description)
+    return None
+
+
+def _bare(kind: Any) -> Iterator[Any]:
+    """The alternatives of a type, without annotations."""
+    if get_origin(kind) is Annotated:
+        yield from _bare(get_args(kind)[0])
+    elif _is_union(kind):
+        for option in get_args(kind):
+            yield from _bare(option)
+    else:
+        yield kind
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType)

@@ -3,7 +3,7 @@
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -34,6 +34,9 @@ LAYERS = (
     ("bench.micro", "bench.memory_limit"),
 )
 """Each may import itself and what stands above it."""
+
+INTERTWINED = ("control_plane.deployment", "control_plane.engine", "control_plane.gateway")
+"""Parts whose sub-folders import each other in a circle. To add one here needs a reason."""
 
 OURS = {"control_plane", "functions", "bench"}
 
@@ -80,6 +83,76 @@ def test_imports_go_one_way(package: str) -> None:
     ours = [(importer, name) for importer, name in imports(package) if name.split(".")[0] in OURS]
     assert ours
     assert [(importer, name) for importer, name in ours if layer(name) > layer(importer)] == []
+
+
+def test_no_folder_has_too_many_modules() -> None:
+    most = {**dict.fromkeys(OURS, 12), "tests": 20}
+    crowded = {
+        str(folder.relative_to(ROOT)): len(modules)
+        for package, limit in most.items()
+        for folder, modules in modules_by_folder(package).items()
+        if len(modules) > limit
+    }
+    assert crowded == {}
+
+
+def modules_by_folder(package: str) -> dict[Path, list[Path]]:
+    """The modules of each folder below a package; of tests, the files with tests."""
+    found: dict[Path, list[Path]] = {}
+    for path in (ROOT / package).rglob("test_*.py" if package == "tests" else "*.py"):
+        if path.name != "__init__.py":
+            found.setdefault(path.parent, []).append(path)
+    return found
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    """Neither the folders, nor the parts of the program that LAYERS lists."""
+    assert circles(imports_between(folder_of)) == []
+    assert circles(imports_between(part_of)) == []
+
+
+def folder_of(name: str) -> str:
+    """The folder of a module, or of a name in it. A top-level module of a package stands for itself.
+
+    A part of `INTERTWINED` counts as one folder.
+    """
+    if found := [part for part in INTERTWINED if is_in(name, part)]:
+        return found[0]
+    path = ROOT.joinpath(*name.split("."))
+    while not path.is_dir() and not path.with_suffix(".py").is_file():
+        path = path.parent
+    folder = path if path.is_dir() else path.parent
+    return ".".join((folder if folder.parent != ROOT else path).relative_to(ROOT).parts)
+
+
+def part_of(name: str) -> str:
+    """The entry of LAYERS that has a module."""
+    return next(part for parts in LAYERS for part in parts if is_in(name, part))
+
+
+def imports_between(group: Callable[[str], str]) -> dict[str, set[str]]:
+    """Which groups of modules each group imports from, other than itself."""
+    graph: dict[str, set[str]] = {}
+    for package in sorted(OURS):
+        for importer, name in imports(package):
+            if name.split(".")[0] in OURS and group(name) != group(importer):
+                graph.setdefault(group(importer), set()).add(group(name))
+    return graph
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """The sets of groups that import each other, directly or by way of others."""
+    reach = {group: set(imported) for group, imported in graph.items()}
+    for middle in graph:
+        for imported in reach.values():
+            if middle in imported:
+                imported |= reach[middle]
+    found: list[set[str]] = []
+    for group in sorted(graph):
+        circle = {other for other in reach[group] if group in reach.get(other, ())}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
 
 
 def test_functions_need_little() -> None:

@@ -8,6 +8,13 @@ from msgspec import Meta, Struct
 from control_plane.validation import Invalid, convert
 
 
+class Part(Struct):
+    kind: Literal["a"]
+
+
+OnePart = Annotated[Part, Meta(description="an object")]
+
+
 class Inner(Struct, forbid_unknown_fields=True):
     count: Annotated[int, Meta(ge=1, le=20, description="a whole number from 1 to 20")] | None = None
     plain: Annotated[int, Meta(ge=1)] = 1
@@ -15,6 +22,7 @@ class Inner(Struct, forbid_unknown_fields=True):
     either: str | list[int] = ""
     flag: bool = False
     mode: Literal["a", "b"] = "a"
+    parts: Annotated[str | list[OnePart], Meta(description="a text or parts")] = ""
     by_layer: dict[int, list[int]] = {}
 
     def __post_init__(self) -> None:
@@ -48,8 +56,16 @@ def test_what_fits_is_returned() -> None:
         ({"number": 1, "inner": {"names": ["a", 1]}}, "inner.names[1]", "must be a string"),
         ({"number": 1, "inner": {"either": 1}}, "inner.either", "must be a string or a list"),
         ({"number": 1, "inner": {"flag": 0}}, "inner.flag", "must be true or false"),
-        ({"number": 1, "inner": {"mode": "c"}}, "inner.mode", "Invalid enum value 'c'"),
+        ({"number": 1, "inner": {"mode": "c"}}, "inner.mode", "'c' is not supported, only 'a', 'b'"),
         ({"number": 1, "inner": {"by_layer": {"x": []}}}, "inner.by_layer", "must be a whole number"),
+        ({"number": 1, "inner": {"parts": ["a"]}}, "inner.parts[0]", "must be an object"),
+        ({"number": 1, "inner": {"parts": 1}}, "inner.parts", "must be a text or parts"),
+        (
+            {"number": 1, "inner": {"parts": [{"kind": "b"}]}},
+            "inner.parts[0].kind",
+            "'b' is not supported, only 'a'",
+        ),
+        ({"number": 1, "inner": {"mode": "\ud83d"}}, "", "is not Unicode: it has half of a surrogate pair"),
         ({"number": 1, "inner": {"either": "bad"}}, "inner", "either: is bad"),
     ],
 )

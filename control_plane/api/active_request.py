@@ -1,56 +1,87 @@
-"""One request for text that was let in: its sequences in the engine, and the answers that become of them."""
+"""One admitted request for text: its sequences in the engine, and its answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from control_plane.api.choice import Choice, Piece
-from control_plane.api.openai.answers import usage_body
-from control_plane.api.openai.requests import GenerationRequest
-from control_plane.api.timing import Timing
+from control_plane.api.text.choice import Choice, Piece
+from control_plane.api.text.request import GenerationRequest
 from control_plane.engine.engine import Engine
 from control_plane.engine.sequence import Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.faas.invocation import ExpertUsage
-from control_plane.observability.metrics import RequestRecord
+from control_plane.observability.request_record import RequestRecord
 from control_plane.tenancy.limits.admission import Ticket
 from control_plane.tenancy.tenants import Tenant
 
 CLIENT_GONE = 499
-"""The status in logs and metrics of a request whose client did not wait for the answer."""
+"""The status, in logs and metrics, of a request whose client did not wait for the answer."""
+
+
+@dataclass
+class RequestTiming:
+    """When the tokens of a request were generated. Times are seconds of time.monotonic()."""
+
+    arrived: float = field(default_factory=time.monotonic)
+    first_token: float | None = None
+    inter_token_latencies: list[float] = field(default_factory=list)
+    """Seconds between successive tokens of the same choice."""
+    _last_tokens: dict[int, float] = field(default_factory=dict)
+
+    def add_token(self, choice: int) -> None:
+        """Record that a token of that choice was generated now."""
+        now = time.monotonic()
+        if self.first_token is None:
+            self.first_token = now
+        if choice in self._last_tokens:
+            self.inter_token_latencies.append(now - self._last_tokens[choice])
+        self._last_tokens[choice] = now
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from arrival to the first token; None before it."""
+        return None if self.first_token is None else self.first_token - self.arrived
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request arrived."""
+        return time.monotonic() - self.arrived
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks for what, as HTTP tells it."""
+    """The tenant that sends a request, and the identity of its HTTP request."""
 
     tenant: Tenant
     request_id: str
     path: str
-    timing: Timing
+    timing: RequestTiming
 
 
 @dataclass
-class Generation:
-    """A request that was admitted: its sequences in the engine, and the answers that become of them."""
+class ActiveRequest:
+    """A request that was admitted and has not ended."""
 
     request: GenerationRequest
     caller: Caller
     sequences: list[Sequence]
+    """One for each choice; the choices of a prompt follow each other."""
     choices: list[Choice]
     ticket: Ticket
     engine: Engine
     submitted: float
+    """When it was ready for admission, in seconds of time.monotonic()."""
     status: int = CLIENT_GONE
-    """The answer's; until there is one, the client may still go away."""
+    """The HTTP status for logs and metrics. It stays `CLIENT_GONE` until all choices or an error end it."""
     finish_reasons: dict[int, str] = field(default_factory=dict)
+    """Why each choice that ended did so, by the choice's index."""
     stream: TokenStream | None = None
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        """The pieces of all choices as they come, each with its choice's index.
+        """Run the request; yields the pieces of all choices, each with its choice's index.
 
-        Raises what ends the request: a `GatewayError`, an `EngineError`.
+        Raises a `GatewayError` or an `EngineError` that ends the request.
         """
         open_choices = len(self.choices)
         self.stream = self.engine.submit(self.sequences)
@@ -58,10 +89,10 @@ class Generation:
             choice = self.choices[index]
             if choice.stopped:
                 continue
-            # What a long echo says of its tokens takes a while; other answers go on meanwhile.
-            aside = choice.num_tokens == 0 and self.request.echo and self.request.logprobs is not None
-            piece = await asyncio.to_thread(choice.add, generated) if aside else choice.add(generated)
-            self.caller.timing.token(index)
+            # The report on the tokens of a long echo takes a while: build it without blocking the event loop.
+            is_slow = choice.num_tokens == 0 and self.request.echo and self.request.logprobs is not None
+            piece = await asyncio.to_thread(choice.add, generated) if is_slow else choice.add(generated)
+            self.caller.timing.add_token(index)
             if piece.finish_reason:
                 self.finish_reasons[index] = str(piece.finish_reason)
                 open_choices -= 1
@@ -74,41 +105,21 @@ class Generation:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts, each counted once however many answers it has."""
+        """The tokens of all prompts. A prompt counts once, however many answers it has."""
         return sum(sequence.num_prompt_tokens for sequence in self.sequences[:: self.request.n])
 
     @property
     def generated_tokens(self) -> int:
-        """Of all answers so far."""
+        """The tokens of all answers so far."""
         return sum(choice.num_tokens for choice in self.choices)
 
     @property
     def expert_usage(self) -> ExpertUsage:
-        """What calling experts for it has cost so far."""
+        """The request's share of the expert calls so far."""
         return sum((sequence.usage for sequence in self.sequences), ExpertUsage())
 
-    def usage(self) -> dict[str, Any]:
-        """OpenAI's usage, and beside it what the request's experts have cost."""
-        experts = self.expert_usage
-        return {
-            **usage_body(self.prompt_tokens, self.generated_tokens),
-            "experts": {
-                "invocations": round(experts.invocations, 3),
-                "cold_starts": round(experts.cold_starts, 3),
-                "cold_experts": round(experts.cold_experts, 3),
-                "wire_bytes": round(experts.wire_bytes),
-                "seconds": round(experts.seconds, 6),
-            },
-        }
-
-    def continuous_usage(self) -> Mapping[str, Any] | None:
-        """OpenAI's usage so far, if the client wants it with every chunk."""
-        if not self.request.continuous_usage:
-            return None
-        return usage_body(self.prompt_tokens, self.generated_tokens)
-
     def record(self) -> RequestRecord:
-        """What is told of the request when it has ended."""
+        """Summarise the request for metrics, logs and the ledger."""
         started = [sequence.started for sequence in self.sequences if sequence.started is not None]
         experts = self.expert_usage
         timing = self.caller.timing

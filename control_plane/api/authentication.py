@@ -1,4 +1,4 @@
-"""Who is asking: the tenant whose key a request carries."""
+"""Finds the tenant that sends a request, by its API key."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,25 @@ from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
 ANONYMOUS = "default"
-"""Who asks an open server without a name."""
+"""The tenant of requests to an open server that name none."""
 
 
 @dataclass(frozen=True)
 class Authentication:
-    """Reads keys. An open server serves requests without one, too, as the tenant that they name."""
+    """Authenticates requests. An open server also takes requests without a key, as the tenant they name."""
 
     store: StoreThread
     open: bool
+    """Whether requests without a key are served."""
 
     async def tenant(self, request: web.Request) -> Tenant | None:
-        """The key's tenant; None for a request without a key where none is needed. Raises `InvalidApiKey`."""
+        """The tenant of the request's key; None when it has none and needs none. Raises `InvalidApiKey`."""
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and key.strip():
             try:
                 return await self.store.run(lambda store: store.authenticate(key.strip()))
             except InvalidApiKey:
-                # Clients that have to send some key send any to a server that needs none.
+                # Some clients cannot go without a key, and send an arbitrary one to an open server.
                 if not self.open:
                     raise
         elif not self.open:
@@ -34,7 +35,10 @@ class Authentication:
         return None
 
     async def named(self, name: str | None) -> Tenant:
-        """Who a request without a key is served as. Raises `InvalidApiKey` for a tenant that has a key."""
+        """The tenant of a request without a key, named by its `user` field.
+
+        Raises `InvalidApiKey` for a tenant that has a key, and `BadRequest` for a name that is not allowed.
+        """
         name = name or ANONYMOUS
         try:
             check_name(name)
@@ -47,7 +51,7 @@ class Authentication:
         raise InvalidApiKey(f"the tenant {name} has a key: send it as `Authorization: Bearer KEY`")
 
     async def is_operator(self, request: web.Request) -> bool:
-        """Whether the request may see what concerns all tenants."""
+        """Whether the request may see the data of all tenants."""
         try:
             tenant = await self.tenant(request)
         except InvalidApiKey:

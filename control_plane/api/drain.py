@@ -1,4 +1,4 @@
-"""Counts the requests in progress, and waits for them when the server is to end."""
+"""Counts the requests in progress, and waits for them when the server shuts down."""
 
 import asyncio
 from collections import Counter
@@ -9,28 +9,30 @@ from dataclasses import dataclass, field
 from control_plane.errors import QueueFull, ShuttingDown
 
 RETRY_SECONDS = 1.0
+"""When a client with too many requests in progress may retry."""
 
 
 @dataclass
 class Drain:
-    """Lets requests in until it is told to end; of one tenant, so many at once."""
+    """Admits requests until shutdown begins, and a limited number of each tenant at a time."""
 
     max_per_tenant: int
-    """Each may hold a body in memory, before anything is known of what it asks."""
+    """The most requests in progress of one tenant. Each may hold a body in memory before it is admitted."""
     ending: bool = False
+    """Whether shutdown has begun."""
     _in_progress: Counter[str] = field(default_factory=Counter)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def in_progress(self) -> int:
-        """Requests of all tenants."""
+        """The number of requests in progress, of all tenants."""
         return self._in_progress.total()
 
     @contextmanager
     def request(self, tenant: str) -> Iterator[None]:
-        """Count one request for as long as the context lasts.
+        """Count one request of a tenant for as long as the context lasts.
 
-        Raises `ShuttingDown` after the end began, and `QueueFull` for one too many.
+        Raises `ShuttingDown` once shutdown has begun, and `QueueFull` when the tenant has too many.
         """
         if self.ending:
             raise ShuttingDown
@@ -47,7 +49,7 @@ class Drain:
                 self._idle.set()
 
     async def finish(self, seconds: float) -> bool:
-        """Let nobody in any more; returns whether all requests came to their end within the time."""
+        """Admit no more requests and wait for those in progress; returns whether all ended in time."""
         self.ending = True
         self._idle.clear()
         if not self._in_progress:

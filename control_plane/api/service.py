@@ -1,4 +1,4 @@
-"""Starts requests for text, and ends them: admission before, the books after."""
+"""Starts requests for text and ends them: admission before, metrics and the ledger after."""
 
 import asyncio
 import logging
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from control_plane.api.active_request import CLIENT_GONE, Caller, Generation
-from control_plane.api.choice import Choice
+from control_plane.api.active_request import CLIENT_GONE, ActiveRequest, Caller
 from control_plane.api.openai.errors import KINDS
-from control_plane.api.openai.requests import GenerationRequest, Prompt
+from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.request import GenerationRequest, Prompt
 from control_plane.engine.engine import Engine
 from control_plane.engine.sequence import Sequence
 from control_plane.errors import (
@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 OPEN_ANSWER_TOKENS = 512
-"""Counted against a tenant's tokens per minute for an answer that names no limit, until its end is known."""
+"""Tokens charged to the tenant's rate limit for an answer without `max_tokens`, until it has ended."""
 CANCEL_SECONDS = 10.0
-"""How long a step may hold up the end of a request that was cancelled in it."""
+"""How long to wait for the step in which a request is cancelled."""
 
 
 @dataclass(frozen=True)
-class Generations:
-    """Starts and ends requests."""
+class CompletionService:
+    """Starts and ends requests for text."""
 
     engine: Engine
     codec: TextCodec
@@ -51,15 +51,16 @@ class Generations:
     ledger: Ledger
     metrics: Metrics
     request_timeout: float
-    """Seconds."""
+    """The longest that a request may take, in seconds."""
     log_prompts: bool
     admitted: Callable[[], None]
-    """Told of each request that is let in, before its first step."""
+    """Called for each request that is admitted, before its first step."""
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+    """By tenant; held while its text is converted in a thread."""
 
     @asynccontextmanager
-    async def start(self, request: GenerationRequest, caller: Caller) -> AsyncIterator[Generation]:
-        """Admit the request; at the context's end nothing of it is left, and it is booked.
+    async def start(self, request: GenerationRequest, caller: Caller) -> AsyncIterator[ActiveRequest]:
+        """Admit a request. When the context ends, the request is cancelled, recorded and booked.
 
         Raises `BadRequest`, `ContextLengthExceeded`, `OutOfCache` or a `RetryLater`, and `RequestTimeout`
         when it takes too long.
@@ -70,41 +71,42 @@ class Generations:
             for token_ids in prompts
             for choice in range(request.n)
         ]
-        generation = await self._admit(request, caller, sequences)
+        active = await self._admit(request, caller, sequences)
         self.admitted()
         try:
             async with asyncio.timeout(self.request_timeout):
-                yield generation
+                yield active
         except TimeoutError as error:
-            generation.status = KINDS[RequestTimeout].status
+            active.status = KINDS[RequestTimeout].status
             raise RequestTimeout(f"the request took more than {self.request_timeout:g} s") from error
         except FaaSMoEError as error:
-            generation.status = KINDS[type(error)].status
+            active.status = KINDS[type(error)].status
             raise
         finally:
             self.engine.cancel(sequences)
             try:
-                await self._ended(generation)
+                await self._wait_for_step(active)
             finally:
-                await self._settle(generation)
+                await self._settle(active)
 
     async def encode(self, prompt: Prompt, tenant: str, add_special_tokens: bool = True) -> list[int]:
-        """The prompt's tokens. Raises `BadRequest`, or `ContextLengthExceeded` for a text that cannot fit."""
+        """The tokens of a prompt. Raises `BadRequest`, or `ContextLengthExceeded` if it cannot fit."""
         least = self.codec.least_tokens(prompt)
         if least > self.engine.max_length:
             raise ContextLengthExceeded(
                 f"the prompt has at least {least} tokens, and there is room for {self.engine.max_length}"
             )
-        return await self._aside(tenant, lambda: self.codec.encode(prompt, add_special_tokens))
+        return await self._in_thread(tenant, lambda: self.codec.encode(prompt, add_special_tokens))
 
     async def decode(self, token_ids: list[int], tenant: str) -> str:
-        """The tokens' text. Raises `BadRequest`."""
-        return await self._aside(tenant, lambda: self.codec.decode(token_ids))
+        """The text of tokens. Raises `BadRequest`."""
+        return await self._in_thread(tenant, lambda: self.codec.decode(token_ids))
 
-    async def _aside(self, tenant: str, work: Callable[[], Result]) -> Result:
-        """Do what may take seconds beside the event loop: for each tenant one thing at a time.
+    async def _in_thread(self, tenant: str, work: Callable[[], Result]) -> Result:
+        """Run `work`, which may take seconds, in a thread; one call at a time for each tenant.
 
-        A client that goes away does not make room for the next one's before its own is done.
+        A call keeps the tenant's lock when its client disconnects: otherwise they could start any
+        number of threads.
         """
         lock = self._locks.setdefault(tenant, asyncio.Lock())
 
@@ -117,7 +119,7 @@ class Generations:
     def _sequence(
         self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int
     ) -> Sequence:
-        """Raises `BadRequest`, `ContextLengthExceeded` or `OutOfCache` when it is longer than it may be."""
+        """Raises `BadRequest`, `ContextLengthExceeded` or `OutOfCache` for a sequence that is too long."""
         limits = caller.tenant.limits
         most = min(limits.max_context or self.engine.max_length, self.engine.max_length)
         room = max(most - len(token_ids), 1)
@@ -141,8 +143,8 @@ class Generations:
 
     async def _admit(
         self, request: GenerationRequest, caller: Caller, sequences: list[Sequence]
-    ) -> Generation:
-        """Raises a `RetryLater`."""
+    ) -> ActiveRequest:
+        """Charge the request to the tenant's limits. Raises a `RetryLater`."""
         prompt_tokens = sum(sequence.num_prompt_tokens for sequence in sequences[:: request.n])
         answer_tokens = sum(
             sequence.params.max_tokens
@@ -157,18 +159,18 @@ class Generations:
         except RetryLater as error:
             self.metrics.refused(caller.tenant.name, str(KINDS[type(error)].code))
             raise
-        return Generation(request, caller, sequences, choices, ticket, self.engine, now)
+        return ActiveRequest(request, caller, sequences, choices, ticket, self.engine, now)
 
-    async def _ended(self, generation: Generation) -> None:
-        """Wait for the step in which sequences are cancelled: it costs something, too."""
+    async def _wait_for_step(self, active: ActiveRequest) -> None:
+        """Wait for the step in which the sequences are cancelled, so that its cost is booked, too."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CANCEL_SECONDS):
-                if generation.stream:
-                    await generation.stream.ended()
+                if active.stream:
+                    await active.stream.ended()
 
-    async def _settle(self, generation: Generation) -> None:
-        """Give back what the request held, and tell what it was."""
-        record = generation.record()
+    async def _settle(self, active: ActiveRequest) -> None:
+        """Record the request that has ended, book it, and release what it held of the tenant's limits."""
+        record = active.record()
         booking = Booking(
             tenant=record.tenant,
             at=time.time(),
@@ -178,17 +180,17 @@ class Generations:
             expert_invocations=record.expert_invocations,
             expert_seconds=record.expert_seconds,
         )
-        # All that does not wait comes first: a client that goes away now ends this at the booking.
+        # Whatever needs no waiting comes first: if the client disconnects now, this stops at the booking.
         self.metrics.request_finished(record)
         if record.status == CLIENT_GONE:
             self.metrics.failed(record.status)
-        log_request(record, self._prompt_text(generation) if self.log_prompts else None)
-        # Also when the client has gone: what was served is booked.
-        await asyncio.shield(self._written(generation.ticket, booking))
+        log_request(record, self._prompt_text(active) if self.log_prompts else None)
+        # Shielded, since tokens that were served are booked even if the client has disconnected.
+        await asyncio.shield(self._book(active.ticket, booking))
 
-    async def _written(self, ticket: Ticket, booking: Booking) -> None:
-        """The tenant has its answer; that something is not in the books is the operator's to know."""
-        # Both are begun at once: a ledger that is closed writes what it was given before.
+    async def _book(self, ticket: Ticket, booking: Booking) -> None:
+        """Book and release. The tenant has its answer, so a failure is only logged, for the operator."""
+        # Both start at once: a ledger that closes still writes the bookings that it has accepted.
         booked, released = await asyncio.gather(
             self.ledger.book(booking),
             self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens),
@@ -199,8 +201,8 @@ class Generations:
         if isinstance(released, TenancyError):
             logger.error("not released before it expires: %s", released)
 
-    def _prompt_text(self, generation: Generation) -> str:
+    def _prompt_text(self, active: ActiveRequest) -> str:
         return "\n".join(
             self.codec.decode(sequence.token_ids[: sequence.num_prompt_tokens])
-            for sequence in generation.sequences[:: generation.request.n]
+            for sequence in active.sequences[:: active.request.n]
         )

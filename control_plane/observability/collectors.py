@@ -1,73 +1,56 @@
-"""What engine, functions and autoscaler count anyway, read at scrape time."""
+"""Metrics that are read at scrape time from what engine, functions and autoscaler count anyway."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.core import EngineStatus
 from control_plane.faas.statistics import FunctionStatistics
-from functions.contract.messages import ResidencyReport
+from control_plane.observability.definitions import METRICS
 
-PREFIX = "faasmoe:"
+_Values = Mapping[str, Callable[[Any], float]]
+"""How to read each metric's value from its source, by the metric's short name."""
+_Sources = Iterable[tuple[tuple[str, ...], object]]
+"""(values of the labels after the model's, the object to read from)."""
 
-_Table = tuple[
-    tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str, str, Callable[[Any], float]], ...
-]
-
-_OF_ENGINE: _Table = (
-    (GaugeMetricFamily, "num_requests_running", "Sequences in the batch.", attrgetter("running")),
-    (GaugeMetricFamily, "num_requests_waiting", "Sequences in the queue.", attrgetter("waiting")),
-    (GaugeMetricFamily, "kv_cache_usage_perc", "Share of pages in use, 0 to 1.", attrgetter("kv_cache_used")),
-    (CounterMetricFamily, "steps", "Batches computed.", attrgetter("steps")),
-    (CounterMetricFamily, "num_preemptions", "Sequences sent back to the queue.", attrgetter("preemptions")),
-)
-_OF_STEPS: _Table = ((CounterMetricFamily, "step_seconds", "The engine's time, by what it did.", float),)
-_OF_FUNCTION: _Table = (
-    (
-        CounterMetricFamily,
-        "function_cold_starts",
-        "Processes' first answers.",
-        attrgetter("cold_starts"),
-    ),
-    (CounterMetricFamily, "function_retries", "Attempts after an invocation's first.", attrgetter("retries")),
-    (CounterMetricFamily, "function_sent_bytes", "Bodies of invocations.", attrgetter("bytes_sent")),
-    (CounterMetricFamily, "function_received_bytes", "Bodies of answers.", attrgetter("bytes_received")),
-    (CounterMetricFamily, "function_cold_experts", "Experts waited for.", attrgetter("cold_experts")),
-)
-_OF_RESIDENCY: _Table = (
-    (GaugeMetricFamily, "function_resident_experts", "At its last answer.", attrgetter("resident_experts")),
-    (GaugeMetricFamily, "function_resident_bytes", "At its last answer.", attrgetter("resident_bytes")),
-    (GaugeMetricFamily, "function_resident_limit_bytes", "At its last answer.", attrgetter("limit_bytes")),
-    (CounterMetricFamily, "function_read_bytes", "Weights read from disk.", attrgetter("read_bytes")),
-    (
-        CounterMetricFamily,
-        "function_prefetched_experts",
-        "Experts read ahead of their call.",
-        attrgetter("prefetched_experts"),
-    ),
-    (CounterMetricFamily, "function_prefetch_hits", "Of those, called.", attrgetter("prefetch_hits")),
-    (
-        CounterMetricFamily,
-        "function_prefetch_wasted_bytes",
-        "Read ahead, and dropped without a call.",
-        attrgetter("prefetch_wasted_bytes"),
-    ),
-)
-_EVICTED = ("room", "limit", "idleness")
+_ENGINE: _Values = {
+    "num_requests_running": attrgetter("running"),
+    "num_requests_waiting": attrgetter("waiting"),
+    "kv_cache_usage_perc": attrgetter("kv_cache_used"),
+    "steps": attrgetter("steps"),
+    "num_preemptions": attrgetter("preemptions"),
+}
+_FUNCTION: _Values = {
+    "function_cold_starts": attrgetter("cold_starts"),
+    "function_retries": attrgetter("retries"),
+    "function_sent_bytes": attrgetter("bytes_sent"),
+    "function_received_bytes": attrgetter("bytes_received"),
+    "function_cold_experts": attrgetter("cold_experts"),
+}
+_RESIDENCY: _Values = {
+    "function_resident_experts": attrgetter("resident_experts"),
+    "function_resident_bytes": attrgetter("resident_bytes"),
+    "function_resident_limit_bytes": attrgetter("limit_bytes"),
+    "function_read_bytes": attrgetter("read_bytes"),
+    "function_prefetched_experts": attrgetter("prefetched_experts"),
+    "function_prefetch_hits": attrgetter("prefetch_hits"),
+    "function_prefetch_wasted_bytes": attrgetter("prefetch_wasted_bytes"),
+}
+_LAYER: _Values = {
+    "function_invocations": attrgetter("invocations"),
+    "function_rows": attrgetter("rows"),
+    "function_seconds": attrgetter("seconds"),
+}
+_EVICTION_REASONS = ("room", "limit", "idleness")
 _MEMORY_PARTS = ("control_plane", "overhead", "experts")
-_OF_LAYER: _Table = (
-    (CounterMetricFamily, "function_invocations", "Answered invocations.", attrgetter("invocations")),
-    (CounterMetricFamily, "function_rows", "Rows of answered invocations.", attrgetter("rows")),
-    (CounterMetricFamily, "function_seconds", "Compute time in the function.", attrgetter("seconds")),
-)
 
 
 class LiveCollector(Collector):
-    """What others count, read when it is asked for."""
+    """Reads the metrics of the engine and of the functions."""
 
     def __init__(
         self,
@@ -81,43 +64,33 @@ class LiveCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         engine = self._engine_status()
-        yield from self._families(_OF_ENGINE, (), [((), engine)])
-        parts = [((part.value,), seconds) for part, seconds in engine.step_seconds.items()]
-        yield from self._families(_OF_STEPS, ("part",), parts)
-        # A copy: the engine's thread adds functions meanwhile.
+        yield from _families(self._model, _ENGINE, [((), engine)])
+        yield _family(
+            self._model, "step_seconds", {(part.value,): s for part, s in engine.step_seconds.items()}
+        )
+        # A copy, since the engine's thread may add functions during the scrape.
         functions = dict(self._functions)
-        by_name = [((function,), statistics) for function, statistics in functions.items()]
-        yield from self._families(_OF_FUNCTION, ("function",), by_name)
-        residencies = [((function,), counted.residency.totals) for function, counted in functions.items()]
-        yield from self._families(_OF_RESIDENCY, ("function",), residencies)
-        yield self._evicted(residencies)
-        by_layer = [
-            ((function, str(layer)), counted)
-            for function, statistics in functions.items()
-            for layer, counted in statistics.layers.items()
+        yield from _families(
+            self._model, _FUNCTION, [((name,), counts) for name, counts in functions.items()]
+        )
+        totals = [((name,), counts.residency.totals) for name, counts in functions.items()]
+        yield from _families(self._model, _RESIDENCY, totals)
+        evicted = {
+            (name, reason): getattr(report, f"evicted_for_{reason}")
+            for (name,), report in totals
+            for reason in _EVICTION_REASONS
+        }
+        yield _family(self._model, "function_evicted_experts", evicted)
+        layers = [
+            ((name, str(layer)), counts_of_layer)
+            for name, counts in functions.items()
+            for layer, counts_of_layer in counts.layers.items()
         ]
-        yield from self._families(_OF_LAYER, ("function", "layer"), by_layer)
-
-    def _evicted(self, residencies: Sequence[tuple[tuple[str, ...], ResidencyReport]]) -> Metric:
-        labels = ("model_name", "function", "reason")
-        family = CounterMetricFamily(PREFIX + "function_evicted_experts", "Experts dropped.", labels=labels)
-        for (function,), report in residencies:
-            for reason in _EVICTED:
-                family.add_metric((self._model, function, reason), getattr(report, f"evicted_for_{reason}"))
-        return family
-
-    def _families(
-        self, table: _Table, labels: tuple[str, ...], sources: Sequence[tuple[tuple[str, ...], object]]
-    ) -> Iterator[Metric]:
-        for kind, name, text, value in table:
-            family = kind(PREFIX + name, text, labels=("model_name", *labels))
-            for label_values, source in sources:
-                family.add_metric((self._model, *label_values), value(source))
-            yield family
+        yield from _families(self._model, _LAYER, layers)
 
 
 class ScalingCollector(Collector):
-    """What the autoscaler has done, and how much memory everything takes."""
+    """Reads the metrics of the autoscaler and of memory."""
 
     def __init__(
         self, model_name: str, memory: Callable[[], MemoryUse], scale_actions: Mapping[str, int]
@@ -127,22 +100,25 @@ class ScalingCollector(Collector):
         self._actions = scale_actions
 
     def collect(self) -> Iterator[Metric]:
-        actions = CounterMetricFamily(
-            PREFIX + "scale_actions", "What functions were told.", labels=("model_name", "action")
-        )
-        for action, number in dict(self._actions).items():
-            actions.add_metric((self._model, action), number)
-        yield actions
+        actions = {(action,): number for action, number in dict(self._actions).items()}
+        yield _family(self._model, "scale_actions", actions)
         memory = self._memory()
-        used = GaugeMetricFamily(
-            PREFIX + "memory_used_bytes", "By what takes it.", labels=("model_name", "part")
-        )
-        for part in _MEMORY_PARTS:
-            used.add_metric((self._model, part), getattr(memory, part))
-        yield used
+        used = {(part,): getattr(memory, part) for part in _MEMORY_PARTS}
+        yield _family(self._model, "memory_used_bytes", used)
         if memory.budget is not None:
-            budget = GaugeMetricFamily(
-                PREFIX + "memory_budget_bytes", "For all parts together.", labels=("model_name",)
-            )
-            budget.add_metric((self._model,), memory.budget)
-            yield budget
+            yield _family(self._model, "memory_budget_bytes", {(): memory.budget})
+
+
+def _families(model: str, values: _Values, sources: _Sources) -> Iterator[Metric]:
+    """Read each metric of a table from all sources."""
+    sources = list(sources)
+    for name, value in values.items():
+        yield _family(model, name, {labels: value(source) for labels, source in sources})
+
+
+def _family(model: str, name: str, samples: Mapping[Any, float]) -> Metric:
+    """Build one metric from its values, keyed by tuples of labels."""
+    family = METRICS[name].family()
+    for labels, value in samples.items():
+        family.add_metric((model, *labels), value)
+    return family

@@ -1,25 +1,22 @@
-"""Structured logs: one JSON object a line, on standard error.
+"""Structured logs on standard error: one JSON object per line.
 
-What is logged is data of a field, never part of the line: no text can begin a line of its own.
+Variable data goes into fields, so no text from outside can start a new line.
 """
 
 import logging
 import sys
-from typing import TYPE_CHECKING
 
 from pythonjsonlogger.json import JsonFormatter
 
-if TYPE_CHECKING:
-    # The gateway logs, too, and has no need of torch, which that module brings in.
-    from control_plane.observability.metrics import RequestRecord
+from control_plane.observability.request_record import RequestRecord
 
 _logger = logging.getLogger(__name__)
 
 
 def configure(level: str) -> None:
-    """Log this program's events of a level (of `config.LOG_LEVELS`) and above, and its libraries' warnings.
+    """Log the program's events from `level` (one of `config.LOG_LEVELS`) up, and warnings of its libraries.
 
-    At `debug` the libraries tell everything, too. In place of what was configured before.
+    At `debug`, log all events of the libraries, too. This replaces any earlier configuration.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -35,8 +32,8 @@ def configure(level: str) -> None:
     logging.captureWarnings(True)
 
 
-def log_request(record: "RequestRecord", prompt: str | None) -> None:
-    """Log one request that has ended; what was asked only when `prompt` is given. Times in milliseconds."""
+def log_request(record: RequestRecord, prompt: str | None) -> None:
+    """Log a request that has ended, with its prompt if given. Times in milliseconds."""
     fields: dict[str, object] = {
         "request_id": record.request_id,
         "tenant": record.tenant,

@@ -1,4 +1,4 @@
-"""What `GET /status` tells: each function as the gateway and as its callers see it, and the engine."""
+"""The report of `GET /status`: the engine, and each function as its gateway and its callers see it."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
@@ -17,23 +17,23 @@ from control_plane.faas.types import FunctionStatus
 from control_plane.partition.manifest import Manifest
 
 _INTERNAL = ("instance", "layers", "residency")
-"""What is kept of a function, and is not told as it is."""
+"""Fields of `FunctionStatistics` that the report leaves out or presents differently."""
 
 
 @dataclass
 class StatusReporter:
-    """Puts the two views together. Wakes nothing; those who ask at the same time share one report."""
+    """Combines both views of the functions. Simultaneous calls share one report; none wakes a function."""
 
     manifest: Manifest
     engine: Engine
     gateways: Gateways
     statistics: Mapping[str, FunctionStatistics]
     memory: Callable[[Collection[str] | None], MemoryUse]
-    """Given the functions that take calls, or None where that is not known."""
+    """Measures memory, given the names of the functions that take calls, or None if unknown."""
     _reporting: asyncio.Task[dict[str, Any]] | None = None
 
     async def report(self) -> dict[str, Any]:
-        """A JSON object; when the gateway is away it says so and tells what is known without it."""
+        """Build the JSON object. If a gateway is unreachable, it says so and has the rest."""
         if self._reporting is None or self._reporting.done():
             self._reporting = asyncio.create_task(self._report())
         return await asyncio.shield(self._reporting)
@@ -86,9 +86,9 @@ class StatusReporter:
 
 
 async def _open_counts() -> dict[str, int]:
-    """What this process holds open: with as many clients and functions as before, these are as before."""
+    """Count what this process holds open. Growth under constant load reveals a leak."""
     process = psutil.Process()
-    # In a thread: the system's list of connections may be long.
+    # In a thread, since the system's list of connections may be long.
     connections = await asyncio.to_thread(process.net_connections, "tcp")
     return {
         "tasks": len(asyncio.all_tasks()),

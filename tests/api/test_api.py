@@ -79,7 +79,7 @@ def test_usage(api: ApiClient, tokenizer: Any) -> None:
 def test_a_seed_makes_an_answer_repeatable(api: ApiClient) -> None:
     def answer(seed: int) -> str:
         asked = {"prompt": "the cat", "max_tokens": 32, "temperature": 1.5, "top_p": 0.95, "top_k": 100}
-        return api.post(COMPLETION, **asked, seed=seed)["choices"][0]["text"]
+        return str(api.post(COMPLETION, **asked, seed=seed)["choices"][0]["text"])
 
     assert answer(1) == answer(1)
     assert answer(1) != answer(2)
@@ -110,7 +110,7 @@ def test_answers_do_not_depend_on_who_else_asks(api: ApiClient) -> None:
             "temperature": 0,
             "user": str(number),
         }
-        return api.post(COMPLETION, **body)["choices"][0]["text"]
+        return str(api.post(COMPLETION, **body)["choices"][0]["text"])
 
     alone = [answer(number) for number in range(8)]
     with ThreadPoolExecutor(8) as threads:

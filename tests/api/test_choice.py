@@ -7,14 +7,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from control_plane.api.choice import LEAST_LOGPROB, Choice, Piece, TokenEntry
 from control_plane.api.openai.requests import parse_chat, parse_completion
+from control_plane.api.text.choice import LEAST_LOGPROB, Choice, Piece, TokenEntry
 from control_plane.api.text.codec import TextCodec
 from control_plane.engine.sequence import FinishReason, Generated, Sequence, TokenLogprob
 from tests.api.test_text_codec import FALLBACK
 from tests.support.paths import DEMO_MODEL
 
-DEMO = AutoTokenizer.from_pretrained(DEMO_MODEL)
+DEMO: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
 CODEC = TextCodec(DEMO, len(DEMO))
 END = DEMO.convert_tokens_to_ids("<|im_end|>")
 OHM = DEMO.encode("\N{OHM SIGN}")
@@ -188,7 +188,7 @@ def test_alternatives_are_texts() -> None:
 
 @pytest.mark.parametrize(("is_chat", "text"), [(False, " cat"), (True, "cat")])
 def test_a_completion_continues_a_text_and_a_chat_begins_one(is_chat: bool, text: str) -> None:
-    the, cat = (FALLBACK.tokenizer.convert_tokens_to_ids(word) for word in ("▁the", "▁cat"))
+    the, cat = map(FALLBACK.tokenizer.get_vocab().__getitem__, ("▁the", "▁cat"))
     request = (
         parse_chat({"messages": [{"role": "user", "content": "the"}]}, "tiny")
         if is_chat

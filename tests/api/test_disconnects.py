@@ -70,7 +70,8 @@ def nothing_is_left(api: ApiClient) -> Iterator[Mapping[str, int]]:
 
 
 def open_counts(api: ApiClient) -> Mapping[str, int]:
-    return api.status()["open"]
+    counts: Mapping[str, int] = api.status()["open"]
+    return counts
 
 
 def settled_counts(api: ApiClient) -> Mapping[str, int]:

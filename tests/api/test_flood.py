@@ -107,9 +107,10 @@ def test_a_flood(
     asked = {**ASK, "max_tokens": STREAMED_TOKENS, "ignore_eos": True}
 
     async def both(requests: int) -> tuple[Counter[tuple[str, int]], list[Any]]:
-        return await asyncio.gather(
+        answers, events = await asyncio.gather(
             flood(server, flooding, requests), asyncio.to_thread(behaved.stream, COMPLETION, **asked)
         )
+        return answers, events
 
     asyncio.run(both(WARM_UP))
     eventually(server.engine, IDLE)

@@ -17,7 +17,7 @@ from yarl import URL
 
 from control_plane import http
 from control_plane.api.middleware import TENANT, request_middleware
-from control_plane.api.openai.fields import COMPLETION, Fields
+from control_plane.api.openai.wire import CompletionBody, read_body
 from control_plane.http import serving
 from control_plane.tenancy.tenants import Limits, Tenant
 from tests.support.api_server import TIMEOUT_SECONDS, ApiClient, in_thread
@@ -55,7 +55,7 @@ def application() -> web.Application:
 
     async def parse(request: web.Request) -> web.Response:
         request[TENANT] = Tenant("acme", Limits())
-        Fields(await request.json(), COMPLETION)
+        read_body(await request.json(), CompletionBody)
         return web.json_response({})
 
     async def stream(request: web.Request) -> web.StreamResponse:

@@ -8,7 +8,6 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
-from control_plane.api.choice import Alternative, Piece, TokenEntry
 from control_plane.api.openai.answers import (
     AnswerFormat,
     detokenize_body,
@@ -17,6 +16,7 @@ from control_plane.api.openai.answers import (
     usage_body,
 )
 from control_plane.api.openai.requests import parse_chat, parse_completion
+from control_plane.api.text.choice import Alternative, Piece, TokenEntry
 from control_plane.engine.sequence import FinishReason
 
 STOP = FinishReason.STOP

@@ -30,7 +30,7 @@ def client(server: ApiClient, key: str) -> Iterator[openai.OpenAI]:
 
 
 def chat_ids(tokenizer: Any) -> list[int]:
-    return tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+    return list(tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False))
 
 
 def test_a_chat(client: openai.OpenAI, tokenizer: Any, expected: Any) -> None:
@@ -129,7 +129,8 @@ def test_log_probabilities_of_a_completion(client: openai.OpenAI, tokenizer: Any
     logprobs = unsplit(token_ids).logits[0].log_softmax(-1)
     for place, token_id in enumerate(token_ids[0].tolist()):
         if place == 0:
-            assert (found.token_logprobs[0], found.top_logprobs[0]) == (None, None)
+            no_logprobs: Any = (None, None)
+            assert (found.token_logprobs[0], found.top_logprobs[0]) == no_logprobs
             continue
         row = logprobs[place - 1]
         assert found.token_logprobs[place] == pytest.approx(float(row[token_id]), abs=1e-3)
@@ -143,7 +144,7 @@ def test_log_probabilities_of_a_completion(client: openai.OpenAI, tokenizer: Any
 def test_log_probabilities_of_a_chat(client: openai.OpenAI, tokenizer: Any, unsplit: Any) -> None:
     asked: Any = {"model": NAME, "messages": MESSAGES, "max_tokens": 6, "temperature": 0, "logprobs": True}
     answer = client.chat.completions.create(**asked, top_logprobs=2)
-    entries = answer.choices[0].logprobs.content  # type: ignore[union-attr]
+    entries = answer.choices[0].logprobs.content
     prompt = torch.tensor([chat_ids(tokenizer)])
     token_ids = unsplit.generate(prompt, max_new_tokens=6, do_sample=False)
     rows = unsplit(token_ids).logits[0, prompt.shape[1] - 1 : -1].log_softmax(-1)

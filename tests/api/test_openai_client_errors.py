@@ -80,7 +80,7 @@ def test_it_tries_again_when_it_is_told_to(server: ApiClient, database: Path) ->
             client.with_options(max_retries=0).completions.create(**HOT)
         assert limited.value.code == "rate_limit_exceeded"
         assert limited.value.response.headers["retry-after"] == "1"
-        trying = thread.submit(client.completions.with_raw_response.create, **HOT)
+        trying = thread.submit(lambda: client.completions.with_raw_response.create(**HOT))
         eventually(lambda: operator.metrics()[refusals], 2)
         stream.close()
         assert trying.result(60).retries_taken >= 1

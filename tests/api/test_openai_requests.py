@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 
 from control_plane.api.openai.requests import (
-    Chat,
-    GenerationRequest,
     parse_chat,
     parse_completion,
     parse_detokenize,
     parse_tokenize,
 )
+from control_plane.api.text.request import Chat, GenerationRequest
 from control_plane.engine.sequence import SamplingParams
 from control_plane.errors import BadRequest, UnknownModel
 
@@ -140,20 +139,23 @@ def test_chats_may_ask_for_nothing(neutral: dict[str, Any], other: dict[str, Any
 def test_completions_may_ask_for_nothing() -> None:
     assert completion(suffix="", best_of=1, frequency_penalty=0, logit_bias={}) == completion()
     assert completion(best_of=3, n=3).n == 3
-    for other in ({"suffix": "end"}, {"best_of": 2}, {"messages": HELLO}, {"tools": []}):
+    others: list[dict[str, Any]] = [{"suffix": "end"}, {"best_of": 2}, {"messages": HELLO}, {"tools": []}]
+    for other in others:
         assert [refused(completion, **other).param] == list(other)
 
 
 @pytest.mark.parametrize("parse", [parse_chat, parse_completion, parse_tokenize, parse_detokenize])
 def test_another_model(parse: Any) -> None:
-    body = {
+    bodies: dict[Any, dict[str, Any]] = {
         parse_chat: {"messages": HELLO},
         parse_detokenize: {"tokens": [1]},
-    }.get(parse, {"prompt": "hello"})
+    }
+    body = bodies.get(parse, {"prompt": "hello"})
     assert parse({**body, "model": MODEL}, MODEL) == parse(body, MODEL)
     with pytest.raises(UnknownModel, match="there is no model 'gpt-4', only 'tiny'"):
         parse({**body, "model": "gpt-4"}, MODEL)
-    for no_object in (None, [], "hello", 5):
+    not_objects: list[Any] = [None, [], "hello", 5]
+    for no_object in not_objects:
         with pytest.raises(BadRequest, match="the body must be a JSON object"):
             parse(no_object, MODEL)
 
@@ -218,9 +220,9 @@ def test_messages() -> None:
         ([*HELLO, {"role": "tool", "content": "hello"}], "messages[1].role"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": []}], "messages[0].content"),
-        ([{"role": "user", "content": ["a"]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": "a", "name": 5}], "messages[0].name"),
         ([{"role": "user", "content": "a", "tool_calls": [{}]}], "messages[0].tool_calls"),
     ],
@@ -366,9 +368,11 @@ def test_as_many_messages_and_parts_as_there_may_be() -> None:
     assert isinstance(prompt, Chat)
     assert [message["content"] for message in prompt.messages] == ["a" * 64] * 2048
     # What is too many is not looked at.
-    assert "at most 2048 messages" in str(refused(chat, messages=[*messages, None]))
+    assert "1 to 2048 messages" in str(refused(chat, messages=[*messages, None]))
     many = [{"role": "user", "content": [*parts, None]}]
-    assert str(refused(chat, messages=many)) == "messages[0].content: must be at most 64 parts"
+    assert str(refused(chat, messages=many)) == (
+        "messages[0].content: must be a string or a list of 1 to 64 text parts"
+    )
 
 
 def test_as_many_token_ids_as_there_may_be() -> None:

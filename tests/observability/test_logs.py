@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from control_plane.observability.logs import configure, log_request
-from control_plane.observability.metrics import RequestRecord
+from control_plane.observability.request_record import RequestRecord
 
 RECORD = RequestRecord(
     tenant="acme",

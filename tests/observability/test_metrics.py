@@ -13,7 +13,9 @@ from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.core import EngineStatus
 from control_plane.engine.stopwatch import StepPart
 from control_plane.faas.statistics import FunctionStatistics
-from control_plane.observability.metrics import Metrics, RequestRecord
+from control_plane.observability.definitions import METRICS
+from control_plane.observability.metrics import Metrics
+from control_plane.observability.request_record import RequestRecord
 from functions.contract.messages import InvocationResult, ResidencyReport
 
 STATUS = EngineStatus(
@@ -119,6 +121,21 @@ def test_every_sample_of_ours_names_the_model() -> None:
     samples = [s for s in scraped.samples(with_tenants=True) if s.name.startswith("faasmoe:")]
     assert samples
     assert {sample.labels.get("model_name") for sample in samples} == {"demo"}
+
+
+def test_every_metric_has_a_definition_and_appears() -> None:
+    scraped = Scraped(memory=replace(MEMORY, budget=1000), actions={"wake": 1})
+    scraped.functions["experts-0"] = FunctionStatistics()
+    text = scraped.metrics.render(with_tenants=True).decode()
+    # The client library adds the time of creation to each counter and histogram.
+    ours = [
+        family
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("faasmoe:") and not family.name.endswith("_created")
+    ]
+    assert {family.name: (family.type, family.documentation) for family in ours} == {
+        f"faasmoe:{metric.short_name}": (metric.kind, metric.help) for metric in METRICS.values()
+    }
 
 
 def test_the_process_is_measured() -> None:

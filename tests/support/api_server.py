@@ -87,7 +87,7 @@ def eventually(seen: Callable[[], Any], wanted: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ApiResponse:
     """What came back."""
 
     status: int
@@ -127,11 +127,11 @@ class ApiClient:
         connection.request(method, path, data, {**JSON, **authorization, **headers})
         return connection
 
-    def answer(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+    def answer(self, method: str, path: str, body: Any = None, **headers: str) -> ApiResponse:
         """The whole answer."""
         with closing(self.send(method, path, body, **headers)) as connection:
             answer = connection.getresponse()
-            return Answer(answer.status, answer.headers, answer.read())
+            return ApiResponse(answer.status, answer.headers, answer.read())
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """The status and the decoded JSON of the answer."""
@@ -214,7 +214,7 @@ def holding(api: ApiClient, sequences: int = 1, **fields: Any) -> Iterator[None]
             answer.close()
 
 
-def completion(api: ApiClient, **changes: Any) -> Answer:
+def completion(api: ApiClient, **changes: Any) -> ApiResponse:
     """The answer to `ASK`, with other fields."""
     return api.answer("POST", COMPLETION, {**ASK, **changes})
 

@@ -58,7 +58,7 @@ def expected(unsplit: Any, tokenizer: Any) -> Callable[[list[int], int], str]:
 
     def generate(token_ids: list[int], max_tokens: int) -> str:
         output = unsplit.generate(torch.tensor([token_ids]), max_new_tokens=max_tokens, do_sample=False)
-        return tokenizer.decode(output[0, len(token_ids) :], skip_special_tokens=True)
+        return str(tokenizer.decode(output[0, len(token_ids) :], skip_special_tokens=True))
 
     return generate
 

@@ -40,8 +40,9 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random model in eval mode; `overrides` are for its config."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides))
-    return model.to(dtype).eval()
+    factory: Any = AutoModelForCausalLM
+    model: PreTrainedModel = factory.from_config(tiny_config(model_type, **overrides)).to(dtype).eval()
+    return model
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path, *, max_shard_size: str = "1GB") -> Path:

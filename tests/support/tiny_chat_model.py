@@ -1,6 +1,7 @@
 """A tiny random model that can be talked to: it has a tokenizer of bytes, and a chat template."""
 
 from pathlib import Path
+from typing import Any, cast
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -51,4 +52,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([_CORPUS] * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, chat_template=_CHAT_TEMPLATE)
+    fast: Any = PreTrainedTokenizerFast
+    return cast(
+        PreTrainedTokenizerFast,
+        fast(tokenizer_object=tokenizer, eos_token=END, chat_template=_CHAT_TEMPLATE),
+    )

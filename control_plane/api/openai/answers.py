@@ -1,18 +1,25 @@
-"""The JSON of answers, whole and in the chunks of a stream. https://platform.openai.com/docs/api-reference"""
+"""The JSON of answers, whole or as the events of a stream.
+
+https://platform.openai.com/docs/api-reference
+"""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from control_plane.api.choice import Alternative, Piece, TokenEntry
-from control_plane.api.openai.requests import GenerationRequest
+from control_plane.api.text.choice import Alternative, Piece, TokenEntry
+from control_plane.api.text.request import GenerationRequest
+from control_plane.faas.invocation import ExpertUsage
 
 Usage = Mapping[str, Any]
 
+DONE = b"data: [DONE]\n\n"
+"""The last event of every stream."""
+
 
 def usage_body(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    """OpenAI's `usage`."""
+    """Build OpenAI's `usage` object."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -20,49 +27,63 @@ def usage_body(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     }
 
 
+def usage_with_experts(prompt_tokens: int, completion_tokens: int, experts: ExpertUsage) -> dict[str, Any]:
+    """Extend OpenAI's `usage` object by the request's share of the expert calls."""
+    return {
+        **usage_body(prompt_tokens, completion_tokens),
+        "experts": {
+            "invocations": round(experts.invocations, 3),
+            "cold_starts": round(experts.cold_starts, 3),
+            "cold_experts": round(experts.cold_experts, 3),
+            "wire_bytes": round(experts.wire_bytes),
+            "seconds": round(experts.seconds, 6),
+        },
+    }
+
+
 def tokenize_body(token_ids: Sequence[int], max_model_len: int) -> dict[str, Any]:
-    """The answer of /tokenize."""
+    """Build the answer of /tokenize."""
     return {"count": len(token_ids), "max_model_len": max_model_len, "tokens": list(token_ids)}
 
 
 def detokenize_body(text: str) -> dict[str, Any]:
-    """The answer of /detokenize."""
+    """Build the answer of /detokenize."""
     return {"prompt": text}
 
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """The bodies of one request's answer."""
+    """Builds the answer to one request, whole or as events."""
 
     request: GenerationRequest
     request_id: str
-    """Unique; the answer's id is made of it."""
+    """A unique string, from which the answer's id is made."""
     model: str
     created: int
-    """Seconds since 1970."""
+    """When the request arrived, in seconds since 1970."""
     system_fingerprint: str
 
     @property
     def id(self) -> str:
-        """The answer's, the same in all its chunks."""
+        """The answer's id, the same in all its chunks."""
         return f"{'chatcmpl' if self.request.is_chat else 'cmpl'}-{self.request_id}"
 
     def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> dict[str, Any]:
-        """The answer of a request that does not stream: all pieces of each choice, in the choices' order."""
+        """Build the answer to a request that does not stream, from all pieces of each choice in order."""
         name = "chat.completion" if self.request.is_chat else "text_completion"
         bodies = [self._whole_choice(index, pieces) for index, pieces in enumerate(choices)]
         return {**self._head(name), "choices": bodies, "usage": usage}
 
     def choice_stream(self, index: int) -> "ChoiceStream":
-        """The chunks of one choice."""
+        """Start the event stream of one choice."""
         return ChoiceStream(self, index)
 
     def usage_event(self, usage: Usage) -> bytes:
-        """The event that ends a stream whose client asked for usage."""
-        return _event(_json({**self.chunk_head(), "choices": [], "usage": usage}))
+        """Build the event that reports the usage at the end of a stream."""
+        return event({**self.chunk_head(), "choices": [], "usage": usage})
 
     def chunk_head(self) -> dict[str, Any]:
-        """What all chunks begin with."""
+        """The fields that all chunks begin with."""
         return self._head("chat.completion.chunk" if self.request.is_chat else "text_completion")
 
     def _whole_choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
@@ -89,24 +110,26 @@ class AnswerFormat:
 
 
 class ChoiceStream:
-    """The events of one choice. There is one for every token, so what they share is encoded once."""
+    """Builds the events of one choice: one per token, so the JSON that they share is encoded once."""
 
     def __init__(self, answer: AnswerFormat, index: int) -> None:
         request = answer.request
         self._is_chat = request.is_chat
         self._continuous_usage = request.continuous_usage
-        self._tells_tokens = request.return_token_ids
+        self._reports_token_ids = request.return_token_ids
         self._usage = ',"usage":null' if request.include_usage and not request.continuous_usage else ""
         self._head = f'{_json(answer.chunk_head())[:-1]},"choices":[{{"index":{index},'
         self._plain = self._parts("null", "null", self._usage)
         self._begun = False
 
     def event(self, piece: Piece, usage: Usage | None = None) -> bytes:
-        """The piece's event; a chat's first and last one come with another, which opens or ends the message.
+        """Build the event of a piece. In a chat, an event that opens or ends the message may accompany it.
 
-        `usage` is the usage so far, for a request with continuous_usage.
+        `usage` is the usage so far, and needed only for a request with `continuous_usage`.
         """
-        is_plain = not (piece.finish_reason or piece.logprobs or self._continuous_usage or self._tells_tokens)
+        is_plain = not (
+            piece.finish_reason or piece.logprobs or self._continuous_usage or self._reports_token_ids
+        )
         if self._begun and is_plain:
             before, after = self._plain
             return before + json.dumps(piece.text).encode() + after
@@ -116,7 +139,7 @@ class ChoiceStream:
         logprobs = _json(logprobs_body(piece.logprobs, self._is_chat)) if piece.logprobs else "null"
         reason = _json(piece.finish_reason)
         text = json.dumps(piece.text).encode()
-        tokens = f',"token_ids":{_json(piece.token_ids)}' if self._tells_tokens else ""
+        tokens = f',"token_ids":{_json(piece.token_ids)}' if self._reports_token_ids else ""
         begun, self._begun = self._begun, True
         if not self._is_chat:
             before, after = self._parts(logprobs, reason, usage, tokens)
@@ -128,7 +151,7 @@ class ChoiceStream:
         return events + self._delta("{}", reason, usage) if piece.finish_reason else events
 
     def _parts(self, logprobs: str, reason: str, usage: str, tokens: str = "") -> tuple[bytes, bytes]:
-        """What stands before and after the text in an event."""
+        """The bytes before and after the text in an event."""
         opening, closing = ('"delta":{"content":', "}") if self._is_chat else ('"text":', "")
         after = f'{closing}{tokens},"logprobs":{logprobs},"finish_reason":{reason}}}]{usage}}}\n\n'
         return f"data: {self._head}{opening}".encode(), after.encode()
@@ -138,7 +161,7 @@ class ChoiceStream:
 
 
 def logprobs_body(entries: Sequence[TokenEntry], is_chat: bool) -> dict[str, Any]:
-    """The tokens' log-probabilities, in the shape of chats or of completions."""
+    """Build the `logprobs` object of a chat or a completion."""
     if is_chat:
         return {"content": [_chat_entry(entry) for entry in entries], "refusal": None}
     return {
@@ -159,9 +182,9 @@ def _chat_token(text: str, logprob: float | None, raw: bytes) -> dict[str, Any]:
 
 
 def _top_logprobs(entry: TokenEntry) -> dict[str, float] | None:
-    """By text, the chosen token among them: clients compare it with the others' greatest.
+    """Log-probabilities by text. They include the chosen token, since clients compare it with the greatest.
 
-    Of tokens that read the same the likeliest counts; one that reads as the chosen does is known by its id.
+    Among tokens with the same text the likeliest counts. One with the chosen token's text goes by its id.
     """
     if entry.logprob is None:
         return None
@@ -177,8 +200,13 @@ def _key(other: Alternative, entry: TokenEntry) -> str:
 
 
 def _json(value: Any) -> str:
-    # ASCII alone: some clients take U+2028 and the like for the end of a line.
+    # ASCII only: some clients take U+2028 and the like for the end of a line.
     return json.dumps(value, separators=(",", ":"))
+
+
+def event(data: Mapping[str, Any]) -> bytes:
+    """Encode a JSON object as a server-sent event."""
+    return _event(_json(data))
 
 
 def _event(data: str) -> bytes:

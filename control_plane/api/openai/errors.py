@@ -1,40 +1,30 @@
-"""The HTTP status and the JSON body of each domain error, as OpenAI's API has them.
+"""The HTTP status of each domain error, and its JSON body in OpenAI's form."""
 
-How OpenAI's API tells an error.
-
-Which HTTP status each domain error has: the one table, and the answers made of it.
-"""
-
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from control_plane import errors
-
-
-def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """The JSON object; `param` names the field at fault."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-LONG_SECONDS = 60.0
-"""A client had better not wait for longer than this."""
+from control_plane.api.openai.headers import error_headers
 
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """An error's status, and OpenAI's words for it."""
+    """The HTTP status of an error, with its code and type in OpenAI's terms."""
 
     status: int
     code: str | None = None
     type: str = ""
+    """By default the general type for the status."""
 
     def __post_init__(self) -> None:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        object.__setattr__(self, "type", self.type or kind)
+        object.__setattr__(self, "type", self.type or error_type(self.status))
+
+
+def error_type(status: int) -> str:
+    """OpenAI's general type for the errors of a status."""
+    return "invalid_request_error" if status < 500 else "server_error"
 
 
 _LIMITED = ErrorKind(429, "rate_limit_exceeded", "rate_limit_error")
@@ -66,26 +56,18 @@ KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
 }
 
 
-def describe(error: errors.FaaSMoEError) -> dict[str, Any]:
-    """OpenAI's body for a domain error."""
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The JSON object of an error; `param` is the field at fault."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def domain_error_body(error: errors.FaaSMoEError) -> dict[str, Any]:
+    """The JSON object of a domain error."""
     kind = KINDS[type(error)]
     return error_body(str(error), kind.type, getattr(error, "param", None), kind.code)
 
 
 def error_response(error: errors.FaaSMoEError) -> web.Response:
-    """The whole answer, with headers that say whether and when to try again."""
+    """The response to a request that raised a domain error."""
     status = KINDS[type(error)].status
-    return web.json_response(describe(error), status=status, headers=_headers(error))
-
-
-def _headers(error: errors.FaaSMoEError) -> Mapping[str, str]:
-    if isinstance(error, errors.InvalidApiKey):
-        return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, errors.ShuttingDown):
-        return {"Retry-After": "1"}
-    if not isinstance(error, errors.RetryLater):
-        return {}
-    if error.retry_after is None:
-        return {"x-should-retry": "false"}
-    headers = {"Retry-After": str(math.ceil(error.retry_after))}
-    return headers if error.retry_after <= LONG_SECONDS else {**headers, "x-should-retry": "false"}
+    return web.json_response(domain_error_body(error), status=status, headers=error_headers(error))

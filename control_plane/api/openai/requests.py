@@ -1,227 +1,141 @@
-"""What a client asks for: the bodies of OpenAI's completions, and of vLLM's /tokenize and /detokenize.
+"""Turns the bodies of OpenAI's and vLLM's requests into requests for the engine.
 
-https://platform.openai.com/docs/api-reference. Every parser raises `BadRequest`, which names the field.
+Every parser takes a decoded JSON body and the name of the served model, and raises `BadRequest`, whose
+`param` is the field at fault.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-from control_plane.api.openai import fields as known
-from control_plane.api.openai.fields import MAX_INTEGER, Fields, is_unicode
-from control_plane.api.openai.messages import Chat, parse_messages
-from control_plane.engine.sequence import SamplingParams
+from control_plane.api.openai import wire
+from control_plane.api.openai.wire import AnyBody, field_error, read_body
+from control_plane.api.text.request import MAX_SEED, Chat, GenerationRequest, Prompt, TokenizeRequest
 from control_plane.errors import UnknownModel
 
-DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 256
-MAX_TOKEN_IDS = 1_000_000
-"""Of all prompts together."""
-MAX_CHOICES = 128
-MAX_LOGPROBS = 20
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 1024
-_ALMOST_ZERO = 1e-6
-"""For numbers above 0: less can leave float32's range."""
+_TEMPLATE_ROLES = {"developer": "system"}
+"""Roles that chat templates know by another name."""
 
 
-Prompt = str | list[int] | Chat
-"""Text, token ids, or a chat."""
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """What both kinds of completion ask for: `n` answers to each prompt."""
-
-    prompts: tuple[Prompt, ...]
-    max_tokens: int | None
-    """For each answer; None leaves it to the server."""
-    n: int
-    stop: tuple[str, ...]
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    seed: int | None
-    ignore_eos: bool
-    logprobs: int | None
-    """How many of the likeliest tokens to report with each; None for no report."""
-    echo: bool
-    """Whether an answer begins with its prompt."""
-    stream: bool
-    include_usage: bool
-    """Whether a stream ends with its usage."""
-    continuous_usage: bool
-    """Whether every chunk tells the usage so far."""
-    return_token_ids: bool
-    """Whether each choice, or chunk of one, tells its tokens' ids."""
-    user: str | None
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether the answer is a message, too."""
-        return isinstance(self.prompts[0], Chat)
-
-    def sampling_params(self, max_tokens: int, choice: int) -> SamplingParams:
-        """The engine's view of a prompt's answer number `choice`: a seed makes them differ, and repeat."""
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=None if self.seed is None else (self.seed + choice) % (MAX_INTEGER + 1),
-            ignore_eos=self.ignore_eos,
-            logprobs=self.logprobs,
-            prompt_logprobs=self.echo and self.logprobs is not None,
-        )
-
-
-@dataclass(frozen=True)
-class TokenizeRequest:
-    """A prompt whose tokens are asked for."""
-
-    prompt: Prompt
-    add_special_tokens: bool
-
-
-def parse_chat(body: Any, model: str) -> GenerationRequest:
+def parse_chat(body: object, model: str) -> GenerationRequest:
     """Read the body of /v1/chat/completions."""
-    fields = _served(Fields(body, known.CHAT), model)
-    limits = [fields.integer(name, 1) for name in ("max_completion_tokens", "max_tokens")]
+    chat = _read(body, wire.ChatBody, model)
+    if chat.top_logprobs and not chat.logprobs:
+        raise field_error("top_logprobs", "is only for a request with logprobs true")
     return _request(
-        fields,
-        prompts=(parse_messages(fields.raw("messages")),),
-        max_tokens=next((limit for limit in limits if limit is not None), None),
-        logprobs=_chat_logprobs(fields),
+        chat,
+        prompts=(_chat(chat.messages),),
+        max_tokens=chat.max_tokens if chat.max_completion_tokens is None else chat.max_completion_tokens,
+        logprobs=(chat.top_logprobs or 0) if chat.logprobs else None,
     )
 
 
-def parse_completion(body: Any, model: str) -> GenerationRequest:
+def parse_completion(body: object, model: str) -> GenerationRequest:
     """Read the body of /v1/completions."""
-    fields = _served(Fields(body, known.COMPLETION), model)
-    max_tokens = fields.integer("max_tokens", 0 if fields.flag("echo") else 1)
-    request = _request(
-        fields,
-        prompts=_prompts(fields),
-        max_tokens=DEFAULT_COMPLETION_TOKENS if max_tokens is None else max_tokens,
-        logprobs=None if fields.raw("logprobs") is False else fields.integer("logprobs", 0, MAX_LOGPROBS),
+    completion = _read(body, wire.CompletionBody, model)
+    logprobs = completion.logprobs
+    if logprobs is True:
+        raise field_error("logprobs", "must be a whole number from 0 to 20")
+    if completion.max_tokens == 0 and not completion.echo:
+        raise field_error("max_tokens", "must be a whole number of at least 1")
+    if completion.best_of not in (None, 1, completion.n):
+        raise field_error("best_of", "is not supported beyond n")
+    return _request(
+        completion,
+        prompts=_prompts(completion.prompt),
+        max_tokens=completion.max_tokens,
+        logprobs=None if logprobs is False else logprobs,
+        echo=completion.echo,
     )
-    if fields.integer("best_of", 1) not in (None, 1, request.n):
-        raise fields.error("best_of", "is not supported beyond n")
-    return request
 
 
-def parse_tokenize(body: Any, model: str) -> TokenizeRequest:
+def parse_tokenize(body: object, model: str) -> TokenizeRequest:
     """Read the body of /tokenize: a prompt that is a string, or messages."""
-    fields = _served(Fields(body, known.TOKENIZE), model)
-    text = fields.text("prompt")
-    if (text is None) == ("messages" not in fields):
-        raise fields.error("prompt", "either it or messages must be there")
-    prompt = parse_messages(fields.raw("messages")) if text is None else text
-    if text is None and fields.raw("add_special_tokens") is True:
-        raise fields.error("add_special_tokens", "the chat template adds them to messages")
-    return TokenizeRequest(prompt, fields.flag("add_special_tokens", True))
+    tokenize = _read(body, wire.TokenizeBody, model)
+    if tokenize.prompt is not None and tokenize.messages is None:
+        return TokenizeRequest(tokenize.prompt, tokenize.add_special_tokens is not False)
+    if tokenize.prompt is not None or tokenize.messages is None:
+        raise field_error("prompt", "either it or messages must be there")
+    if tokenize.add_special_tokens:
+        raise field_error("add_special_tokens", "the chat template adds them to messages")
+    return TokenizeRequest(_chat(tokenize.messages), tokenize.add_special_tokens is not False)
 
 
-def parse_detokenize(body: Any, model: str) -> list[int]:
+def parse_detokenize(body: object, model: str) -> list[int]:
     """Read the body of /detokenize: token ids."""
-    fields = _served(Fields(body, known.DETOKENIZE), model)
-    tokens = fields.raw("tokens")
-    if not isinstance(tokens, list):
-        raise fields.error("tokens", "must be a list of token ids")
-    _check_token_ids(fields, "tokens", [tokens])
-    return tokens
+    return _read(body, wire.DetokenizeBody, model).tokens
 
 
-def _served(fields: Fields, model: str) -> Fields:
-    """The fields, if they name no other model."""
-    asked = fields.text("model")
-    if asked is not None and asked != model:
-        raise UnknownModel(asked, model)
-    return fields
+def _read(body: object, kind: type[AnyBody], model: str) -> AnyBody:
+    """Raises `UnknownModel` for a body that names another model."""
+    read = read_body(body, kind)
+    if read.model is not None and read.model != model:
+        raise UnknownModel(read.model, model)
+    return read
 
 
 def _request(
-    fields: Fields, *, prompts: tuple[Prompt, ...], max_tokens: int | None, logprobs: int | None
+    body: wire.GenerationBody,
+    *,
+    prompts: tuple[Prompt, ...],
+    max_tokens: int | None,
+    logprobs: int | None,
+    echo: bool = False,
 ) -> GenerationRequest:
-    top_k, seed = fields.integer("top_k", -1), fields.integer("seed", -MAX_INTEGER - 1)
-    include_usage, continuous_usage = _stream_options(fields)
+    most = max(wire.MAX_CHOICES // len(prompts), 1)
+    if body.n > most:
+        raise field_error("n", f"must be a whole number from 1 to {most}")
+    if body.stream_options and not body.stream:
+        raise field_error("stream_options", "is only for a request that streams")
+    options = body.stream_options or wire.StreamOptions()
     return GenerationRequest(
         prompts=prompts,
         max_tokens=max_tokens,
-        n=fields.integer("n", 1, max(MAX_CHOICES // len(prompts), 1)) or 1,
-        stop=_stop(fields),
-        temperature=fields.number("temperature", 1.0, 0.0, 2.0),
-        top_p=fields.number("top_p", 1.0, _ALMOST_ZERO, 1.0),
-        top_k=max(top_k or 0, 0),
-        min_p=fields.number("min_p", 0.0, 0.0, 1.0),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, _ALMOST_ZERO, 10.0),
-        seed=None if seed is None else seed % (MAX_INTEGER + 1),
-        ignore_eos=fields.flag("ignore_eos"),
+        n=body.n,
+        stop=tuple(body.stop),
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0),
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        seed=None if body.seed is None else body.seed % (MAX_SEED + 1),
+        ignore_eos=body.ignore_eos,
         logprobs=logprobs,
-        echo=fields.flag("echo"),
-        stream=fields.flag("stream"),
-        include_usage=include_usage,
-        continuous_usage=continuous_usage,
-        return_token_ids=fields.flag("return_token_ids"),
-        user=fields.text("user"),
+        echo=echo,
+        stream=body.stream,
+        include_usage=options.include_usage,
+        continuous_usage=options.continuous_usage_stats,
+        return_token_ids=body.return_token_ids,
+        user=body.user,
     )
 
 
-def _stream_options(fields: Fields) -> tuple[bool, bool]:
-    """(include_usage, continuous_usage_stats)."""
-    if "stream_options" not in fields:
-        return False, False
-    options = Fields(fields.raw("stream_options"), known.STREAM_OPTIONS, within="stream_options")
-    if not fields.flag("stream"):
-        raise fields.error("stream_options", "is only for a request that streams")
-    return options.flag("include_usage"), options.flag("continuous_usage_stats")
+def _chat(messages: list[wire.Message]) -> Chat:
+    return Chat([_message(message) for message in messages])
 
 
-def _stop(fields: Fields) -> tuple[str, ...]:
-    value = fields.raw("stop")
-    stops = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(stops, list):
-        raise fields.error("stop", "must be a string or a list of strings")
-    bound = f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
-    if len(stops) > MAX_STOPS:
-        raise fields.error("stop", bound)
-    if not all(isinstance(stop, str) for stop in stops):
-        raise fields.error("stop", "must be a string or a list of strings")
-    if not all(1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
-        raise fields.error("stop", bound)
-    if not all(map(is_unicode, stops)):
-        raise fields.error("stop", "is not Unicode: it has half of a surrogate pair")
-    return tuple(stops)
+def _message(message: wire.Message) -> dict[str, str]:
+    content = message.content
+    return {
+        "role": _TEMPLATE_ROLES.get(message.role, message.role),
+        "content": content if isinstance(content, str) else "".join(part.text for part in content),
+        **({} if message.name is None else {"name": message.name}),
+    }
 
 
-def _chat_logprobs(fields: Fields) -> int | None:
-    wanted, top = fields.flag("logprobs"), fields.integer("top_logprobs", 0, MAX_LOGPROBS)
-    if top and not wanted:
-        raise fields.error("top_logprobs", "is only for a request with logprobs true")
-    return (top or 0) if wanted else None
-
-
-def _prompts(fields: Fields) -> tuple[Prompt, ...]:
-    value = fields.raw("prompt")
-    prompts = value if isinstance(value, list) and value and isinstance(value[0], str | list) else [value]
+def _prompts(value: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
+    """Several prompts are a list of strings, or of lists of token ids; one may stand alone."""
+    prompts: list[Any] = value if isinstance(value, list) and not _is_token_ids(value) else [value]
     if len(prompts) > MAX_PROMPTS:
-        raise fields.error("prompt", f"must be at most {MAX_PROMPTS} prompts")
+        raise field_error("prompt", f"must be at most {MAX_PROMPTS} prompts")
     kinds = set(map(type, prompts))
-    if kinds not in ({str}, {list}):
-        raise fields.error("prompt", "must be a string, a list of token ids, or a list of one of these")
-    if kinds == {list}:
-        _check_token_ids(fields, "prompt", prompts)
+    if len(kinds) != 1:
+        raise field_error("prompt", "must be a string, a list of token ids, or a list of one of these")
+    if kinds == {list} and sum(map(len, prompts)) > wire.MAX_TOKEN_IDS:
+        raise field_error("prompt", f"must be at most {wire.MAX_TOKEN_IDS} token ids")
     if not all(prompts):
-        raise fields.error("prompt", "it is empty")
+        raise field_error("prompt", "it is empty")
     return tuple(prompts)
 
 
-def _check_token_ids(fields: Fields, name: str, lists: list[list[Any]]) -> None:
-    """Whether they are whole numbers, and not too many; the vocabulary is not known here."""
-    if sum(map(len, lists)) > MAX_TOKEN_IDS:
-        raise fields.error(name, f"must be at most {MAX_TOKEN_IDS} token ids")
-    if not all(set(map(type, token_ids)) <= {int} for token_ids in lists):
-        raise fields.error(name, "must be a list of token ids")
+def _is_token_ids(values: list[str | int | list[int]]) -> bool:
+    return set(map(type, values)) <= {int}

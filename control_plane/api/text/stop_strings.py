@@ -1,12 +1,13 @@
-"""Where an answer's text ends because of a stop string."""
+"""Ends the text of an answer at a stop string."""
 
 from collections.abc import Iterable
 
 
 class StopStrings:
-    """Cuts a text that comes in pieces before the first stop string in it.
+    """Cuts a text, which arrives in pieces, before the first stop string in it.
 
-    What might be the beginning of one is held back. Of two that overlap, the one that begins first counts.
+    Text that may be the beginning of a stop string is held back. Of two that overlap,
+    the first to begin counts.
     """
 
     def __init__(self, stops: Iterable[str]) -> None:
@@ -14,10 +15,10 @@ class StopStrings:
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.stopped = False
-        """Whether a stop string has come; there is no text after it."""
+        """Whether a stop string was found. The text ends there."""
 
     def add(self, text: str) -> tuple[str, bool]:
-        """(the text that cannot be part of a stop string any more, whether one has come)."""
+        """Add text; returns (the text that can no longer be part of a stop string, whether one was found)."""
         if not self._stops:
             return text, False
         self._held += text
@@ -28,7 +29,7 @@ class StopStrings:
         return emitted, False
 
     def finish(self) -> str:
-        """What was held back, up to a stop string in it, when no more text comes."""
+        """The text held back, up to a stop string in it, once there is no more to come."""
         found = self._first_stop()
         if found is not None:
             return self._cut(found)
@@ -45,7 +46,7 @@ class StopStrings:
         return min((place for place in places if place >= 0), default=None)
 
     def _first_beginning(self) -> int:
-        """Where a stop string may have begun that goes on in the next piece; the text's length if nowhere."""
+        """Where a stop string may begin that the next piece continues; the length of the text if nowhere."""
         held = self._held
         for place in range(max(len(held) - self._longest + 1, 0), len(held)):
             tail = held[place:]

@@ -1,46 +1,46 @@
-"""One answer while it is generated: its text, its tokens' log-probabilities, and its end."""
+"""One answer while it is generated: its text, the log-probabilities of its tokens, and its end."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from control_plane.api.openai.requests import GenerationRequest
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.request import GenerationRequest
 from control_plane.api.text.stop_strings import StopStrings
 from control_plane.engine.sequence import FinishReason, Generated, Sequence, TokenLogprob
 
 LEAST_LOGPROB = -9999.0
-"""OpenAI's word for a token that cannot be: JSON has no infinity."""
+"""OpenAI's value for an impossible token: JSON has no infinity."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token that might have come."""
+    """A token that might have been chosen."""
 
     token_id: int
     text: str
     raw: bytes
-    """Its bytes, also where they are only a part of a character."""
+    """The token's bytes, even if they are only a part of a character."""
     logprob: float
 
 
 @dataclass(frozen=True)
 class TokenEntry:
-    """How likely a token was, and what else might have come."""
+    """The log-probability of a token, and of its likeliest alternatives."""
 
     token_id: int
     text: str
-    """What it adds to the answer's text; "" for a part of a character, whose last token has it whole."""
+    """The text that it adds to the answer. A character of several tokens belongs to the last of them."""
     raw: bytes
     logprob: float | None
     """None for the first token of a prompt."""
     text_offset: int
-    """Characters of the answer's text, the echoed prompt among them, before this token."""
+    """The number of characters before this token in the answer's text, which includes an echoed prompt."""
     top: tuple[Alternative, ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one step added to an answer; the last one says why the answer ends."""
+    """The part of an answer that one step adds. The last one has a `finish_reason`."""
 
     text: str
     logprobs: tuple[TokenEntry, ...] = ()
@@ -49,18 +49,18 @@ class Piece:
 
 
 class Choice:
-    """Answer number `index` of a request. It gives one piece a token, also where text is held back."""
+    """Answer number `index` of a request. Each token yields one piece, even if its text is held back."""
 
     def __init__(self, codec: TextCodec, request: GenerationRequest, sequence: Sequence, index: int) -> None:
-        """`sequence` is what is generated for it; index // n is the number of its prompt."""
+        """`sequence` is the answer's sequence in the engine; index // n is the number of its prompt."""
         self.index = index
         self.num_tokens = 0
-        """Generated ones, up to the one that ended the answer."""
+        """The number of tokens generated, including the one that ended the answer."""
         self._codec = codec
         self._sequence = sequence
         self._stop = StopStrings(request.stop)
         prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
-        # A message begins a text of its own; a completion continues the prompt's.
+        # A message begins a new text; a completion continues the prompt's.
         self._decoder = codec.decoder(() if request.is_chat else prompt_ids)
         self._echo: str | None = None
         if request.echo:
@@ -70,11 +70,11 @@ class Choice:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has ended it, of which the engine does not know."""
+        """Whether a stop string has ended the answer. The engine does not know of stop strings."""
         return self._stop.stopped
 
     def add(self, generated: Generated) -> Piece:
-        """Take what a step generated. Not to be called after the last piece."""
+        """Add what a step generated; returns the piece for the client. There is none after the last."""
         entries: list[TokenEntry] = []
         echo = ""
         if self._echo is not None:
@@ -97,7 +97,7 @@ class Choice:
         return Piece(echo + emitted, tuple(entries), reason, token_ids)
 
     def _prompt_entries(self) -> Iterator[TokenEntry]:
-        """Of the echoed prompt's tokens, if the sequence has their log-probabilities."""
+        """The entries of an echoed prompt's tokens, if the request asks for them."""
         if not self._sequence.params.prompt_logprobs:
             return
         first, *others = self._sequence.token_ids[: self._sequence.num_prompt_tokens]
@@ -116,7 +116,7 @@ class Choice:
 
     def _entry(self, logprob: TokenLogprob, text: str, offset: int) -> TokenEntry:
         token_id = logprob.token_id
-        # The text that comes with a special token was held back: its bytes are those of the tokens before.
+        # Text that arrives with a special token was held back, so its bytes belong to earlier tokens.
         raw = b"" if self._codec.is_special(token_id) else self._codec.token_bytes(token_id, text)
         top = tuple(
             Alternative(token_id, text, raw, _finite(value))

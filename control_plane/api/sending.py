@@ -1,55 +1,40 @@
-"""Server-sent events, and how answers are sent to clients that may not read them.
-
-Server-sent events, as OpenAI's API streams them.
-
-Sends answers to clients, who may not read them.
-"""
+"""Sends responses, whole or as server-sent events. A client that does not read its response is cut off."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from aiohttp import web
 
-DONE = b"data: [DONE]\n\n"
-
-
-def event(data: Mapping[str, Any]) -> bytes:
-    """One event."""
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+SEND_SECONDS = 30.0
+"""The longest that a client may take to make room for more data."""
 
 
 def event_stream() -> web.StreamResponse:
-    """An answer that events are written to, once it is prepared."""
+    """A response for server-sent events. `send_part` sends its head with the first events."""
     return web.StreamResponse(
         headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
     )
 
 
-SEND_SECONDS = 30.0
-"""How long a client may take to make room for more."""
-
-
 async def send_whole(request: web.Request, response: web.Response) -> web.Response:
-    """Send an answer; raises `ConnectionResetError` where the client does not take it."""
-    async with _in_time(request):
+    """Send a response. Raises `ConnectionResetError` when the client does not read it in time."""
+    async with _time_limit(request):
         await response.prepare(request)
         await response.write_eof()
     return response
 
 
 async def send_part(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-    """Send some more of a stream, and its head before the first part. Raises as above."""
-    async with _in_time(request):
+    """Send a part of a stream. Raises `ConnectionResetError` when the client does not read it in time."""
+    async with _time_limit(request):
         if not response.prepared:
             await response.prepare(request)
         await response.write(data)
 
 
 @asynccontextmanager
-async def _in_time(request: web.Request) -> AsyncIterator[None]:
+async def _time_limit(request: web.Request) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(SEND_SECONDS) as deadline:
             yield
@@ -57,6 +42,6 @@ async def _in_time(request: web.Request) -> AsyncIterator[None]:
         if not deadline.expired():
             raise
         if request.transport is not None:
-            # Closed politely, it would wait for what is not read.
+            # A regular close would wait for the client to read what was sent.
             request.transport.abort()
         raise ConnectionResetError("the client does not read its answer") from error
