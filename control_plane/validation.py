@@ -1,7 +1,8 @@
 """Checks data that comes from outside against declared types, and says what is wrong in plain English.
 
-msgspec (https://jcristharif.com/msgspec) does the checking. A field's `Meta(description="a number from 0 to 2")`
-becomes the error's text, "must be a number from 0 to 2"; without one, the text is made from msgspec's own.
+msgspec (https://jcristharif.com/msgspec) does the checking. A field's `Meta(description="a number from 0 to
+2")` becomes the error's text, "must be a number from 0 to 2"; without one, the text is made from msgspec's
+own.
 """
 
 import re
@@ -10,6 +11,8 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+
+from control_plane.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -48,6 +51,17 @@ def convert(data: object, kind: type[T], *, lax_numbers: bool = False) -> T:
         return msgspec.convert(data, kind, strict=not lax_numbers, str_keys=True)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), kind) from None
+
+
+def check_settings(settings: Mapping[str, object], types: Mapping[str, Any]) -> None:
+    """Check settings by name. Raises `ConfigError`: "NAME must be ..., not VALUE"."""
+    for name, value in settings.items():
+        if name not in types:
+            raise ConfigError(f"unknown setting {name!r}; there are {', '.join(types)}")
+        try:
+            convert(value, types[name])
+        except Invalid as error:
+            raise ConfigError(f"{name} {error.problem}, not {value!r}") from None
 
 
 def _invalid(message: str, kind: type) -> Invalid:

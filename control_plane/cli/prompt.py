@@ -60,7 +60,7 @@ def prompt(
     $FAASMOE_API_KEY, and has no option of its own: other users of the machine can read command lines.
     """
     from control_plane.cli.api_client import Client, Question
-    from control_plane.config import parse_url
+    from control_plane.gateway_access import parse_url
 
     key = _key(key_file)
     question = Question(_text(text), tenant, max_tokens, temperature, seed, raw)
@@ -80,7 +80,7 @@ def status(as_json: bool, server: str) -> None:
     """Show the functions: replicas, resident experts, memory, calls and the last one's age."""
     from control_plane.cli.api_client import Client
     from control_plane.cli.tables import status_lines
-    from control_plane.config import parse_url
+    from control_plane.gateway_access import parse_url
 
     async def run() -> None:
         async with Client.connect(parse_url(server)) as client:

@@ -61,9 +61,9 @@ def gateway(
     faas-cli speaks to it as to any other gateway. It has one image, that of this partition. Functions
     live as long as the gateway does.
     """
-    from control_plane.config import read_credentials
     from control_plane.gateway import embedded_gateway
     from control_plane.gateway.emulation import EMULATED, OWN
+    from control_plane.gateway_access import read_credentials
 
     credentials = read_credentials(user, password_file)
     behaviour = EMULATED[emulate] if emulate else OWN

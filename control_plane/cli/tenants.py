@@ -10,9 +10,8 @@ import click
 
 from control_plane.cli.options import COUNT, Command, database_option
 from control_plane.cli.tables import tenant_lines, tenant_object
-from control_plane.config import database_address
 from control_plane.errors import ConfigError
-from control_plane.tenancy.storage.database import check_exists
+from control_plane.tenancy.storage.database import check_exists, database_address
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import BOUNDS, Limits, check_name
 

@@ -9,7 +9,6 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from control_plane.config import Credentials
 from control_plane.errors import FunctionNotFound, GatewayError, ProtocolError
 from control_plane.faas.connection import Address
 from control_plane.faas.json_fields import as_object, count
@@ -19,6 +18,7 @@ from control_plane.faas.types import (
     FunctionStatus,
     ScaleServiceRequest,
 )
+from control_plane.gateway_access import Credentials
 from control_plane.http import connection_problem
 from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
 from functions.contract.wire import ResidencyReport

@@ -201,7 +201,7 @@ def test_limits_that_cannot_be(database: Path, option: str, value: str, problem:
 
 def test_weights_that_cannot_be(database: Path) -> None:
     for weight in (0, -1, 0.0009, 1e-300, 1001, "nan", "inf"):
-        assert "weight must be from 0.001" in refused(
+        assert "weight must be a number from 0.001" in refused(
             database, "tenants", "add", "acme", f"--weight={weight}"
         )
     assert not database.exists()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from control_plane.errors import ConfigError, InvalidApiKey, TenancyError, UnknownTenant
 from control_plane.tenancy.declared import DeclaredTenant
-from control_plane.tenancy.storage.database import SqliteDatabase
 from control_plane.tenancy.storage.migrations import MIGRATIONS
+from control_plane.tenancy.storage.sqlite import SqliteDatabase
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
 from control_plane.tenancy.usage import Booking, Usage

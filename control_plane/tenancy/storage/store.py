@@ -10,7 +10,7 @@ from typing import Any
 from control_plane.errors import InvalidApiKey, TenancyError, UnknownTenant
 from control_plane.tenancy.declared import DeclaredTenant
 from control_plane.tenancy.keys import checked_key, hash_key, new_key
-from control_plane.tenancy.storage.database import Database, Duplicate, opened
+from control_plane.tenancy.storage.database import Database, Duplicate, open_database
 from control_plane.tenancy.tenants import Limits, Tenant
 from control_plane.tenancy.usage import Booking, Usage
 
@@ -38,7 +38,7 @@ class TenantStore:
 
         Raises `ConfigError` for what is no such database, or a newer one, or cannot be written or reached.
         """
-        with opened(address) as database:
+        with open_database(address) as database:
             yield cls(database)
 
     def add(self, name: str, limits: Limits, operator: bool, key: str | None = None) -> str:
