@@ -10,7 +10,7 @@ import click
 import pytest
 import yaml
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from control_plane.partition.manifest import Manifest
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import EXPERTS
@@ -58,7 +58,7 @@ def test_help_lists_the_commands() -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    program = "import control_plane.cli, sys; sys.exit('torch' in sys.modules)"
+    program = "import control_plane.cli.main, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 

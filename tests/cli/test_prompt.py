@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 from click.testing import CliRunner
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from tests.support.api_server import ApiClient, closed_port
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME

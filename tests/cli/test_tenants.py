@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from control_plane.cli.tenants import tenants
 from control_plane.errors import InvalidApiKey
 from control_plane.tenancy.storage.store import TenantStore
@@ -62,7 +62,7 @@ def test_help_of_every_command(name: str) -> None:
 
 def test_they_do_not_wait_for_torch(database: Path) -> None:
     program = (
-        "import sys; from control_plane.cli import main; "
+        "import sys; from control_plane.cli.main import main; "
         "main([*sys.argv[1:]], standalone_mode=False); sys.exit('torch' in sys.modules)"
     )
     for command in (["tenants", "add", "acme"], ["tenants", "list"], ["usage"]):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 
 WAIT_SECONDS = 60
 
