@@ -55,7 +55,7 @@ class Listed(click.ParamType[tuple[Any, ...]]):
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 SECRET_FILE = click.Path(dir_okay=False, path_type=Path)
-"""A file that `control_plane` reads, with an error of its own if it is missing."""
+"""A file whose reader reports that it is missing; click does not check it."""
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)

@@ -1,4 +1,4 @@
-"""Admission: tables of what is let in and what is refused, and what holds for any run of requests."""
+"""Admission: tables of admitted and refused requests, and invariants of any sequence of requests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -74,7 +74,7 @@ def test_refusals(
     words: str,
     retry_after: float | None,
 ) -> None:
-    """After two requests of two sequences and 50 tokens each."""
+    """The third request, after two of two sequences and 50 tokens each, is refused."""
     who = tenant(**limits)
     for _ in range(2):
         admission.admit(who, 2, 50, 0.0)
@@ -221,7 +221,7 @@ NAMES = st.sampled_from(["acme", "bob"])
 
 
 class AnyRun(RuleBasedStateMachine):
-    """Requests of two tenants that come and go at any times."""
+    """Requests of two tenants, which begin and end at random times."""
 
     @initialize(
         rpm=st.sampled_from([None, 1, 3, 10]),

@@ -1,4 +1,4 @@
-"""Where the database of tenants is."""
+"""The address of the database of tenants."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tenants in PostgreSQL, and limits that several control planes hold together: a real server, in a folder."""
+"""Tenants in PostgreSQL, and limits that several control planes share, with a real server."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def url(server: str, request: pytest.FixtureRequest) -> str:
-    """Of a new database."""
+    """The URL of a new database."""
     name = f"t{abs(hash(request.node.nodeid))}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -121,7 +121,7 @@ def test_other_programs_and_newer_versions_are_refused(url: str) -> None:
         assert list(store.list()) == []
 
 
-def test_a_broken_connection_is_told_and_made_anew(store: TenantStore, server: str) -> None:
+def test_a_broken_connection_raises_and_is_replaced(store: TenantStore, server: str) -> None:
     store.add("acme", LIMITS, operator=False)
     with psycopg.connect(server, autocommit=True) as connection:
         others = "pid <> pg_backend_pid() AND backend_type = 'client backend'"
@@ -189,7 +189,7 @@ async def test_what_a_crashed_control_plane_had_let_in_expires(url: str) -> None
 def test_an_account_that_was_written_and_read_decides_the_same(
     steps: list[tuple[int, int, float, int]],
 ) -> None:
-    """Each step lets a request in, or releases one, some seconds after the one before."""
+    """Each step admits a request or releases one, some seconds after the previous step."""
     tenant = Tenant("acme", Limits(rpm=10, tpm=100, max_concurrency=4))
     kept, stored = Admission(MANY, MANY), Admission(MANY, MANY)
     tickets: list[tuple[Ticket, Ticket]] = []
