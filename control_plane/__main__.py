@@ -1,5 +1,5 @@
-"""`python -m control_plane` is `faasmoe`."""
+"""Runs `python -m control_plane` as `faasmoe`."""
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 
 main(prog_name="faasmoe")

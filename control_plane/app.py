@@ -18,7 +18,7 @@ from control_plane.api.text.codec import TextCodec
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.footprint import Footprint, StepShape, check_limit
 from control_plane.autoscaling.process_memory import OwnMemory, trim_heap
-from control_plane.config import GatewayAccess, ServeConfig, database_address
+from control_plane.config import ServeConfig
 from control_plane.deployment.failover import Failover
 from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
@@ -30,13 +30,14 @@ from control_plane.faas.connection import Address
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.gateway_access import GatewayAccess
 from control_plane.http import serving
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
 from control_plane.partition.manifest import Manifest
 from control_plane.tenancy.limits.admission import Admission
 from control_plane.tenancy.limits.limiter import Limiter, LocalLimiter
-from control_plane.tenancy.storage.database import is_postgres
+from control_plane.tenancy.storage.database import database_address, is_postgres
 from control_plane.tenancy.storage.ledger import Ledger
 from control_plane.tenancy.storage.store_thread import StoreThread
 from functions.host.memory import memory_limit

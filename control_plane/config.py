@@ -1,115 +1,99 @@
-"""Settings, read once: a YAML file, the command line over it, secrets from files."""
+"""The control plane's settings: the command line's options over a YAML file's over the defaults."""
 
-import base64
 import ipaddress
-import math
-import os
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from yarl import URL
+from msgspec import Meta
 
 from control_plane.errors import ConfigError
 from control_plane.quantities import parse_bytes, parse_seconds
 from control_plane.tenancy.declared import DeclaredTenant, read_declared
-from control_plane.tenancy.storage.database import is_postgres
+from control_plane.validation import check_settings
 
-SCHEDULINGS = ("fair", "fcfs")
-LOG_LEVELS = ("debug", "info", "warning", "error")
+Scheduling = Literal["fair", "fcfs"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_LEVELS: tuple[str, ...] = get_args(LogLevel)
 
-_MAY_BE_ZERO = ("port", "threads", "drain_seconds")
-_CHOICES = {"scheduling": SCHEDULINGS, "log_level": LOG_LEVELS}
-_READERS: Mapping[str, Callable[[str], float]] = {
+_MAX_INTEGER = 2**63 - 1
+_MAX_FLOAT = sys.float_info.max  # All but infinity.
+_Port = Annotated[int, Meta(ge=0, le=65535, description="a whole number from 0 to 65535")]
+_Count = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description="a whole number above zero")]
+_CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INTEGER, description="a whole number, zero or more")]
+_Seconds = Annotated[float, Meta(gt=0, le=_MAX_FLOAT, description="a number of seconds above zero")]
+_SecondsOrZero = Annotated[float, Meta(ge=0, le=_MAX_FLOAT, description="a number of seconds, zero or more")]
+_Bytes = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description="a number of bytes above zero")]
+
+_AMOUNTS: Mapping[str, Callable[[str], float]] = {
     "memory_budget": parse_bytes,
     "idle_timeout": parse_seconds,
 }
-"""Of settings that a file may also have as text with a unit."""
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """A gateway's basic auth."""
-
-    user: str
-    password: str = field(repr=False)
-
-    @property
-    def basic_auth(self) -> str:
-        """The value of the Authorization header."""
-        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-
-
-class GatewayAccess(NamedTuple):
-    """A gateway's address, and who we are there."""
-
-    url: URL
-    credentials: Credentials | None = None
+"""Settings that a file may give as text with a unit, such as "6GB" or "15m"."""
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """The control plane's settings; a YAML config file has these names as its keys."""
+    """The control plane's settings. The attributes' names are the keys of a YAML config file.
+
+    Raises `ConfigError`, which names the setting.
+    """
 
     host: str = "127.0.0.1"
-    port: int = 8000
-    max_batch_tokens: int = 512
-    """Rows of one engine step: longer prompts are computed in chunks of this size."""
-    max_sequences: int = 32
-    """Sequences that run at the same time; more wait."""
-    max_queued: int = 1024
-    """Sequences of all tenants that wait or run; requests for more are refused."""
-    max_queued_per_tenant: int = 128
-    """Of one tenant."""
-    scheduling: str = "fair"
-    """Whose turn it is: "fair" across tenants, or "fcfs": first come, first served."""
+    """Address to listen on."""
+    port: _Port = 8000
+    """TCP port to listen on; 0 takes a free one."""
+    max_batch_tokens: _Count = 512
+    """Most tokens in one engine step. Longer prompts are computed in chunks of this size."""
+    max_sequences: _Count = 32
+    """Most sequences that run at the same time. More have to wait."""
+    max_queued: _Count = 1024
+    """Most sequences of all tenants together that wait or run. Requests for more are refused."""
+    max_queued_per_tenant: _Count = 128
+    """Most sequences of one tenant that wait or run. Requests for more are refused."""
+    scheduling: Annotated[Scheduling, Meta(description="one of fair, fcfs")] = "fair"
+    """Order of service: "fair" shares the engine among tenants; "fcfs" is first come, first served."""
     prefetch: bool = True
-    """Whether functions are told which experts to expect next, while they have less memory than experts."""
-    kv_cache_mb: int = 512
-    """Most memory for keys and values; touched as it is used."""
-    memory_budget: int | None = None
-    """Bytes that the control plane and all functions together may use; None is no limit."""
-    idle_timeout: float = 900.0
-    """Seconds without a call after which a function goes to zero."""
+    """Whether to predict experts and prefetch them in functions whose memory limit is below their size."""
+    kv_cache_mb: _Count = 512
+    """Most memory for the attention's keys and values, in MB (2^20 bytes). It is allocated as it is used."""
+    memory_budget: _Bytes | None = None
+    """Most memory of the control plane and all functions together, in bytes. None is no limit."""
+    idle_timeout: _Seconds = 900.0
+    """Seconds without a call before a function is scaled to zero."""
     image_prefix: str = ""
-    """Registry of the functions' image, for those that have to be deployed on another gateway."""
-    threads: int = 0
-    """Compute threads of the dense part; 0 takes all cores for a model that is large enough to gain."""
-    invocation_timeout: float = 30.0
-    """Seconds before one attempt at calling a function is given up."""
-    invocation_deadline: float = 60.0
-    """Seconds before a call, with all its attempts, is given up and the request fails."""
-    request_timeout: float = 600.0
-    """Seconds before a request is given up, waiting included."""
-    drain_seconds: float = 30.0
-    """How long running answers may take once the server is told to stop."""
+    """Registry of the functions' image, for functions that fail over to another gateway."""
+    threads: _CountOrZero = 0
+    """Compute threads of the dense part. 0 uses all cores if the model is large enough to gain from them."""
+    invocation_timeout: _Seconds = 30.0
+    """Seconds before one attempt to call a function is abandoned."""
+    invocation_deadline: _Seconds = 60.0
+    """Seconds before a call to a function, with all its attempts, is abandoned and the request fails."""
+    request_timeout: _Seconds = 600.0
+    """Seconds before a request is abandoned, including the time that it waits."""
+    drain_seconds: _SecondsOrZero = 30.0
+    """Seconds that running requests have to finish after the server is asked to stop."""
     open: bool = False
-    """Serve requests without a key, too, as the tenant that their `user` field names; on loopback only."""
+    """Whether to serve requests without a key, as the tenant in their `user` field. On loopback only."""
     database: str = ""
-    """File with tenants and usage, or a PostgreSQL URL; see `database_address` for the default."""
+    """SQLite file with tenants and usage, or a PostgreSQL URL. "" is the default: see `database_address`."""
     tenants: tuple[DeclaredTenant, ...] = ()
-    """Added to the database, or updated there, when the server starts."""
-    log_level: str = "info"
+    """Tenants that the server adds to the database, or updates there, when it starts."""
+    log_level: Annotated[LogLevel, Meta(description=f"one of {', '.join(LOG_LEVELS)}")] = "info"
+    """Least severe level that is logged: "debug", "info", "warning" or "error"."""
     log_prompts: bool = False
-    """Whether what tenants ask is logged."""
+    """Whether to log the text of prompts."""
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name in _CHOICES and value not in _CHOICES[setting.name]:
-                allowed = ", ".join(_CHOICES[setting.name])
-                raise ConfigError(f"{setting.name} must be one of {allowed}, not {value!r}")
-            if setting.type in (int, float) or (setting.name in _READERS and value is not None):
-                _check_number(setting.name, value)
+        check_settings(vars(self), _types())
         if self.max_batch_tokens <= self.max_sequences:
             raise ConfigError(
                 f"max_batch_tokens must be more than max_sequences ({self.max_sequences}), not "
                 f"{self.max_batch_tokens}: a step has a row for each sequence that runs, and some for prompts"
             )
-        if self.port > 65535:
-            raise ConfigError(f"port must be at most 65535, not {self.port}")
         if self.open and not is_loopback(self.host):
             raise ConfigError(f"open: whoever reaches {self.host} would be served; it needs a loopback host")
 
@@ -117,11 +101,11 @@ class ServeConfig:
     def load(
         cls, path: Path | None, overrides: Mapping[str, Any], open_on_loopback: bool = False
     ) -> "ServeConfig":
-        """The settings of the file, if there is one, under the overrides that are not None.
+        """Read the file, if there is one, and apply those overrides that are not None.
 
-        `open_on_loopback` is for a server that, unless it is told otherwise, is open where it may be.
+        With `open_on_loopback`, a server on a loopback host is open unless `open` is set.
         """
-        settings = _typed(path, _read_yaml(path)) if path else {}
+        settings = _read_settings(path) if path else {}
         settings |= {name: value for name, value in overrides.items() if value is not None}
         if open_on_loopback:
             settings.setdefault("open", is_loopback(settings.get("host", cls.host)))
@@ -129,54 +113,29 @@ class ServeConfig:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server on that host."""
+    """Whether a server on that host can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def database_address(setting: str, environment: Mapping[str, str] = os.environ) -> Path | str:
-    """Where tenants and usage are: the setting; else $FAASMOE_DATABASE; else the user's state folder.
+def _types() -> dict[str, Any]:
+    return {setting.name: setting.type for setting in fields(ServeConfig)}
 
-    A file, or PostgreSQL's URL. The folder is $XDG_STATE_HOME
-    (https://specifications.freedesktop.org/basedir-spec), or ~/.local/state. Raises `ConfigError` for a user
-    without a home.
-    """
-    chosen = setting or environment.get("FAASMOE_DATABASE")
-    if chosen and is_postgres(chosen):
-        return chosen
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, checked one by one. Raises `ConfigError`, which names the file."""
+    settings = _read_yaml(path)
     try:
-        if chosen:
-            return Path(chosen).expanduser()
-        state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"database: {error}") from error
-    return Path(state, "faasmoe", "faasmoe.db")
-
-
-def read_credentials(user: str, password_file: Path | None) -> Credentials | None:
-    """Credentials with the password that the file holds; None without a file."""
-    if password_file is None:
-        return None
-    try:
-        password = password_file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the password file {password_file}: {error}") from error
-    if not password:
-        raise ConfigError(f"the password file {password_file} is empty")
-    return Credentials(user, password)
-
-
-def parse_url(text: str) -> URL:
-    """An http address such as http://127.0.0.1:8080. Raises `ConfigError`."""
-    try:
-        url = URL(text)
-    except ValueError as error:
-        raise ConfigError(f"not a URL: {text!r}: {error}") from error
-    if url.scheme != "http" or not url.host or url.user or url.path not in ("", "/"):
-        raise ConfigError(f"not an address like http://127.0.0.1:8080: {text!r}")
-    return url
+        for name in _AMOUNTS.keys() & settings.keys():
+            settings[name] = _parse_amount(name, settings[name])
+        if "tenants" in settings:
+            settings["tenants"] = read_declared(settings["tenants"], path.parent)
+        check_settings(settings, _types())
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return settings
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -191,41 +150,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _typed(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """A file's settings, all known and of their types; the tenants are read."""
-    known = {setting.name: setting.type for setting in fields(ServeConfig)}
-    for name, value in settings.items():
-        if name not in known:
-            raise ConfigError(f"{path}: unknown setting {name!r}; there are {', '.join(known)}")
-        kind = known[name]
-        wanted = (int, float) if kind is float else (kind,)
-        # What is no plain type is read below. A bool is no int here.
-        if isinstance(kind, type) and name not in _READERS and type(value) not in wanted:
-            raise ConfigError(f"{path}: {name} must be {kind.__name__}, not {value!r}")
-    try:
-        read: dict[str, Any] = {
-            name: _quantity(name, settings[name]) for name in _READERS if name in settings
-        }
-        if "tenants" in settings:
-            read["tenants"] = read_declared(settings["tenants"], path.parent)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return {**settings, **read}
-
-
-def _quantity(name: str, value: object) -> float:
-    """A setting that is text with a unit, or a plain number."""
+def _parse_amount(name: str, value: object) -> float:
+    """A setting that is text with a unit or a plain number."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ConfigError(f"{name}: expected an amount, not {value!r}")
     try:
-        return _READERS[name](str(value))
+        return _AMOUNTS[name](str(value))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-def _check_number(name: str, value: float) -> None:
-    if value < 0 and name in _MAY_BE_ZERO:
-        raise ConfigError(f"{name} must not be negative: {value}")
-    # Neither is a NaN between the two, nor can a wait be infinite.
-    if not 0 <= value < math.inf or (value == 0 and name not in _MAY_BE_ZERO):
-        raise ConfigError(f"{name} must be positive, not {value}")

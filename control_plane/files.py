@@ -1,9 +1,4 @@
-"""Text files of one entry a line, and folders that are whole or absent.
-
-Reads text files of one entry a line.
-
-A folder that is whole or absent: written under another name, and renamed when it is complete.
-"""
+"""Reads text files line by line, and writes folders atomically."""
 
 import fcntl
 import os
@@ -16,7 +11,10 @@ from control_plane.errors import ConfigError, PartitionError
 
 
 def read_lines(file: Path) -> list[tuple[str, str]]:
-    """The lines that are not empty, each after where it stands. Raises `ConfigError`."""
+    """The lines of a UTF-8 file that are not blank, as pairs of "FILE, line NUMBER" and text.
+
+    Raises `ConfigError` if the file cannot be read.
+    """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -28,10 +26,12 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
 
 @contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty sibling of `target` to write to; a clean exit makes it `target`, any other removes it.
+    """Write a folder that either exists completely or not at all.
 
-    What a killed run left is removed first. All that the body wrote is on the disk (fsync) before the rename.
-    Raises PartitionError when `target` exists, another run is writing it, or the disk refuses.
+    Yields an empty folder beside `target`. If the block succeeds, its files are flushed to disk (fsync) and
+    the folder is renamed to `target`; otherwise it is removed. Files of an earlier run that was killed are
+    removed first. Raises `PartitionError` if `target` exists, if another run is writing it, or if writing
+    fails.
     """
     if target.exists():
         raise PartitionError(f"{target} exists already: remove it, or choose another folder")
@@ -54,8 +54,8 @@ def partial_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the folder itself, which the kernel drops however this process ends."""
-    # A link could lead to a folder that is not ours to empty.
+    """Hold an exclusive lock on a folder. The kernel releases it when the process ends in any way."""
+    # O_NOFOLLOW: a symbolic link could lead to a folder that must not be emptied.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if not _lock(descriptor, folder):
@@ -68,7 +68,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _lock(descriptor: int, folder: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever held it until now may have renamed or removed the folder since it was opened here.
+        # The previous holder may have renamed or removed the folder between the open and the lock.
         return os.path.samestat(os.fstat(descriptor), folder.stat())
     except (BlockingIOError, FileNotFoundError):
         return False

@@ -1,10 +1,10 @@
-"""Aligned tables and amounts, as people read them."""
+"""Formats tables and amounts for people."""
 
 from collections.abc import Iterator, Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Aligned lines: the first column to the left, the others to the right."""
+    """Align rows in columns: the first to the left, the others to the right. Yields lines."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     for row in [header, *rows]:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
@@ -12,7 +12,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 
 def format_bytes(nbytes: float) -> str:
-    """Bytes in a unit that keeps them short."""
+    """Format a number of bytes in B, KB, MB or GB (powers of 1000)."""
     for unit in ("B", "KB", "MB"):
         if nbytes < 1000:
             return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"

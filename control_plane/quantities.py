@@ -1,4 +1,4 @@
-"""Amounts as people write them: bytes ("6GB", "512MiB") and durations ("60s", "1h30m")."""
+"""Parses amounts with units: bytes ("6GB", "512MiB") and durations ("60s", "1h30m")."""
 
 import re
 from decimal import Decimal
@@ -19,7 +19,7 @@ _DURATION_PART = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of "6GB" (10^9 each), "6GiB" (2^30), "500MB" or "6000000000"; raises `ConfigError`."""
+    """Parse "6GB" (10^9 bytes each), "6GiB" (2^30), "500MB" or "6000000000". Raises `ConfigError`."""
     match = _AMOUNT.fullmatch(text.strip())
     factor = _BYTES.get(match[2].lower()) if match else None
     if match is None or factor is None:
@@ -28,7 +28,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration in Go's notation ("90s", "1h30m"), more than zero; raises `ConfigError`."""
+    """Parse a duration above zero in Go's notation ("90s", "1h30m") to seconds. Raises `ConfigError`."""
     parts = _DURATION_PART.findall(text)
     seconds = sum(float(amount) * _SECONDS[unit] for amount, unit in parts)
     if not seconds or "".join(amount + unit for amount, unit in parts) != text:
@@ -37,5 +37,5 @@ def parse_duration(text: str) -> float:
 
 
 def parse_seconds(text: str) -> float:
-    """The same, or plain seconds ("60")."""
+    """Parse a duration in Go's notation, or a plain number of seconds ("60"). Raises `ConfigError`."""
     return float(text) if _NUMBER.fullmatch(text.strip()) else parse_duration(text.strip())

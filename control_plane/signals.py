@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to a command."""
+"""Ends commands in an orderly way on SIGINT and SIGTERM."""
 
 import asyncio
 import signal
@@ -11,7 +11,10 @@ import click
 
 
 def serve_until_signal(what: str, server: AbstractAsyncContextManager[Any]) -> None:
-    """Run a server, whose context yields its address, until SIGINT or SIGTERM, be it up by then or not."""
+    """Run a server, whose context yields its address, until SIGINT or SIGTERM.
+
+    A signal also ends a server that is still starting. `what` names it in the line that is printed.
+    """
 
     async def run() -> None:
         async with server as url:
@@ -30,7 +33,7 @@ def serve_until_signal(what: str, server: AbstractAsyncContextManager[Any]) -> N
 
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """SIGTERM as an exception, so that what was half written is removed."""
+    """Turn SIGTERM into SystemExit within the block, so that half-written files are removed."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

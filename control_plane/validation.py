@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
+from control_plane.errors import ConfigError
+
 T = TypeVar("T")
 
 UNKNOWN_FIELD = "is not a known field"
@@ -59,6 +61,17 @@ def convert(data: object, kind: type[T], *, lax_numbers: bool = False) -> T:
     except UnicodeEncodeError:
         # A key, or a value with a fixed set of choices; JSON can escape half of a surrogate pair.
         raise Invalid("", "is not Unicode: it has half of a surrogate pair") from None
+
+
+def check_settings(settings: Mapping[str, object], types: Mapping[str, Any]) -> None:
+    """Check settings by name. Raises `ConfigError`: "NAME must be ..., not VALUE"."""
+    for name, value in settings.items():
+        if name not in types:
+            raise ConfigError(f"unknown setting {name!r}; there are {', '.join(types)}")
+        try:
+            convert(value, types[name])
+        except Invalid as error:
+            raise ConfigError(f"{name} {error.problem}, not {value!r}") from None
 
 
 def _invalid(message: str, kind: type) -> Invalid:

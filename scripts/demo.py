@@ -16,7 +16,7 @@ import psutil
 from yarl import URL
 
 from bench.support.processes import output, running
-from control_plane.cli.api_client import Answer, Client, Question
+from control_plane.cli.api_client import Client, PromptAnswer, Question
 from control_plane.errors import FaaSMoEError
 from control_plane.formatting import format_bytes, table
 from control_plane.partition.partitioner import partition
@@ -72,7 +72,7 @@ async def demo(model: Path) -> None:
     click.echo("\nall stopped")
 
 
-async def ask(url: URL, key: str, question: Question) -> Answer:
+async def ask(url: URL, key: str, question: Question) -> PromptAnswer:
     """One tenant's prompt; its answer comes line by line, between the others'."""
     width = max(len(question.tenant), 9)
 
@@ -108,7 +108,7 @@ def wrapped(text: str) -> list[str]:
     return lines
 
 
-def tenant_table(questions: list[Question], answers: list[Answer]) -> Iterator[str]:
+def tenant_table(questions: list[Question], answers: list[PromptAnswer]) -> Iterator[str]:
     """What each tenant got and what it took."""
     header = ["tenant", "tokens", "first token", "tokens/s"]
     header += ["invocations", "cold starts", "new experts", "moved"]

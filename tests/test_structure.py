@@ -19,7 +19,7 @@ LAYERS = (
     ("control_plane.validation",),
     ("control_plane.signals",),
     ("functions",),
-    ("control_plane.tenancy", "control_plane.config"),
+    ("control_plane.tenancy", "control_plane.config", "control_plane.gateway_access"),
     ("control_plane.partition", "control_plane.faas"),
     ("control_plane.deployment",),
     ("control_plane.gateway",),

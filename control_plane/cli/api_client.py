@@ -1,4 +1,4 @@
-"""A client of the control plane's own API, for the command line and the demo."""
+"""A client of the control plane's API, for the command line, the demo and the benchmarks."""
 
 import json
 import time
@@ -16,19 +16,20 @@ from control_plane.http import connection_problem
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and how to answer it."""
+    """A prompt, with the options of its answer."""
 
     text: str
     tenant: str
-    """Who asks a server that takes requests without keys; with a key, it is the key's."""
+    """Tenant to ask as, where the server takes requests without a key. A key takes precedence."""
     max_tokens: int
+    """Most tokens to generate."""
     temperature: float = 0.0
     seed: int | None = None
     raw: bool = False
-    """Continue the text as it is, rather than answer it as a chat's message."""
+    """Whether to continue the text itself, rather than answer it as a message in a chat."""
 
     def body(self) -> dict[str, Any]:
-        """The request, in OpenAI's terms."""
+        """The body of the request to OpenAI's API."""
         prompt = {"prompt": self.text} if self.raw else {"messages": [{"role": "user", "content": self.text}]}
         return {
             **prompt,
@@ -42,28 +43,35 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The text, and what the client saw and was told of it. Seconds."""
+class PromptAnswer:
+    """The model's answer to a prompt, with the client's measurements."""
 
     text: str
     finish_reason: str
+    """Why generation ended, in OpenAI's terms: "stop" or "length"."""
     usage: dict[str, Any]
+    """Numbers of tokens, as the server counts them."""
     time_to_first_token: float
+    """Seconds from the request to the first event."""
     seconds: float
+    """Seconds from the request to the end of the answer."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first one."""
+        """Rate of the tokens after the first one; 0 if there is only one."""
         tokens = self.usage["completion_tokens"] - 1
         return tokens / max(self.seconds - self.time_to_first_token, 1e-9) if tokens > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """What `faasmoe prompt --json` prints."""
+        """The object that `faasmoe prompt --json` prints."""
         return {**asdict(self), "tokens_per_second": round(self.tokens_per_second, 2)}
 
 
 class Client:
-    """One control plane. Every call raises a `FaaSMoEError` when it is away or refuses."""
+    """A client of one control plane.
+
+    Every call raises a `FaaSMoEError` if the server is unreachable or refuses the request.
+    """
 
     def __init__(self, url: URL, session: aiohttp.ClientSession) -> None:
         self._url = url
@@ -72,14 +80,14 @@ class Client:
     @classmethod
     @asynccontextmanager
     async def connect(cls, url: URL, key: str | None = None) -> AsyncIterator["Client"]:
-        """A client, with a tenant's key, whose connections are closed at the end of the context."""
+        """Open a client, which sends a tenant's key if there is one. Leaving the context closes it."""
         timeout = aiohttp.ClientTimeout(total=None, connect=5, sock_read=300)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
             yield cls(url, session)
 
-    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> Answer:
-        """The whole answer; `on_text` gets its pieces as they come."""
+    async def ask(self, question: Question, on_text: Callable[[str], None] | None = None) -> PromptAnswer:
+        """Send a prompt and return the whole answer. `on_text` is called with each piece as it arrives."""
         path = "/v1/completions" if question.raw else "/v1/chat/completions"
         started = time.perf_counter()
         first, finish_reason = 0.0, ""
@@ -96,10 +104,10 @@ class Client:
             usage = event.get("usage") or usage
         if not usage:
             raise FaaSMoEError(f"{self._url} ended its answer before it was whole")
-        return Answer("".join(pieces), finish_reason, usage, first, time.perf_counter() - started)
+        return PromptAnswer("".join(pieces), finish_reason, usage, first, time.perf_counter() - started)
 
     async def status(self) -> dict[str, Any]:
-        """The control plane's view of its functions."""
+        """Fetch the report of GET /status on the control plane and its functions."""
         try:
             async with self._session.get(self._url.join(URL("/status"))) as answer:
                 await self._check(answer)
@@ -140,7 +148,7 @@ class Client:
 
 
 def _refusal(answer: aiohttp.ClientResponse, message: str) -> FaaSMoEError:
-    """The error that an answer tells, and what can be done about it."""
+    """The error for a refused request, with advice on what to do about it."""
     if answer.status == 400:
         return BadRequest(message)
     if answer.status == 401:
@@ -148,7 +156,7 @@ def _refusal(answer: aiohttp.ClientResponse, message: str) -> FaaSMoEError:
     if answer.status not in (429, 503):
         return FaaSMoEError(message)
     seconds = answer.headers.get("Retry-After", "")
-    # It may also be a date, but is none where FaaSMoE answers.
+    # HTTP also allows a date here, but FaaSMoE sends seconds.
     if seconds.isdecimal():
         return RetryLater(f"{message}; try again in {seconds} s", float(seconds))
     if answer.headers.get("x-should-retry") == "false":

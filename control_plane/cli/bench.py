@@ -1,4 +1,4 @@
-"""`faasmoe bench`: ways to serve several tenants, compared under one workload."""
+"""`faasmoe bench`: compare ways to serve several tenants under one workload."""
 
 import os
 import shutil
@@ -8,53 +8,55 @@ from typing import Any
 
 import click
 
-from control_plane.cli.options import BYTES, COUNT, SECONDS, Command, Listed
+from control_plane.cli.options import BYTES, COUNT, FILE, FOLDER, OUTPUT_FILE, SECONDS, Listed, option_group
 from control_plane.errors import ConfigError
 from control_plane.signals import sigterm_exits
 
 RESULTS = Path("build") / "bench"
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _ABOVE_ZERO = click.FloatRange(0, min_open=True)
 
 
 def _count(text: str) -> int:
-    """Raises ValueError."""
+    """Parse a whole number above zero. Raises ValueError."""
     if not text.isascii() or not text.isdigit() or not int(text):
         raise ValueError(f"{text!r} is not a number above zero")
     return int(text)
 
 
-def _workload_options(command: Command) -> Command:
-    """What a workload that is made by its name is made of."""
-    options = [
-        click.option("--tenants", type=COUNT, default=6, show_default=True),
-        click.option(
-            "--tasks",
-            type=_FOLDER,
-            help="Folder with BIG-Bench-Hard's tasks, for bbh.  [default: random tokens]",
-        ),
-        click.option("--rounds", type=COUNT, default=3, show_default=True, help="Of bbh."),
-        click.option(
-            "--output-tokens", type=COUNT, default=24, show_default=True, help="Of an answer, for bbh."
-        ),
-        click.option("--duration", type=SECONDS, default="120s", show_default=True, help="Of all but bbh."),
-        click.option(
-            "--rate",
-            type=_ABOVE_ZERO,
-            default=0.5,
-            show_default=True,
-            help="Requests a second of all tenants, on average, of poisson and bursty.",
-        ),
-        click.option("--seed", type=int, default=0, show_default=True),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+_workload_options = option_group(
+    click.option("--tenants", type=COUNT, default=6, show_default=True, help="Number of tenants."),
+    click.option(
+        "--tasks",
+        type=FOLDER,
+        help="Folder with BIG-Bench-Hard's tasks, as prompts for bbh.  [default: random tokens]",
+    ),
+    click.option("--rounds", type=COUNT, default=3, show_default=True, help="Number of rounds, for bbh."),
+    click.option(
+        "--output-tokens", type=COUNT, default=24, show_default=True, help="Tokens of each answer, for bbh."
+    ),
+    click.option(
+        "--duration",
+        type=SECONDS,
+        default="120s",
+        show_default=True,
+        help="Length of the workload, for all kinds but bbh.",
+    ),
+    click.option(
+        "--rate",
+        type=_ABOVE_ZERO,
+        default=0.5,
+        show_default=True,
+        help="Average requests per second of all tenants together, for poisson and bursty.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers."),
+)
 
 
 @click.group()
 def bench() -> None:
-    """Compare ways to serve several tenants: full models, and FaaSMoE's.
+    """Compare ways to serve several tenants.
+
+    Some serve full models, others serve with FaaSMoE.
 
     \b
       faasmoe bench run                                     # six tenants, five strategies
@@ -71,52 +73,64 @@ def bench() -> None:
     type=Listed(str),
     default="all",
     show_default=True,
-    help="baseline, shared-model, local, faasmoe-shared, faasmoe-private, llama-cpp, with commas between.",
+    help="Strategies to measure, with commas between them: baseline, shared-model, local, faasmoe-shared, "
+    "faasmoe-private, llama-cpp.",
 )
 @click.option(
     "--shape",
     default="qwen1.5-moe-mini",
     show_default=True,
-    help="Dimensions of a model of random weights, as bench/support/checkpoint.py has them.",
+    help="Name of the dimensions of a model with random weights, from bench/support/checkpoint.py.",
 )
-@click.option("--model", type=_FOLDER, help="A checkpoint to serve in its place.")
+@click.option("--model", type=FOLDER, help="Checkpoint to serve instead of random weights.")
 @click.option(
     "--workload",
     default="bbh",
     show_default=True,
-    help="bbh (rounds, as in the paper), poisson, bursty, or a file of `faasmoe bench workload`.",
+    help="Workload: bbh (rounds, as in the paper), poisson, bursty, or a file that `faasmoe bench workload` "
+    "wrote.",
 )
 @_workload_options
 @click.option(
     "--experts-per-function",
     type=Listed(_count),
     default="",
-    help="Measure FaaSMoE-Shared with functions of these sizes, too: 6,10,20,30.",
+    help="Sizes of functions, such as 6,10,20,30, with which FaaSMoE-Shared is measured in addition.",
 )
 @click.option(
-    "--threads", type=COUNT, default=None, help="Of each process that computes.  [default: all cores]"
+    "--threads", type=COUNT, default=None, help="Threads of each process that computes.  [default: all cores]"
 )
 @click.option(
-    "--idle-timeout", type=SECONDS, default="10s", show_default=True, help="Of FaaSMoE's functions."
+    "--idle-timeout",
+    type=SECONDS,
+    default="10s",
+    show_default=True,
+    help="Time without a call before a function of FaaSMoE is scaled to zero.",
 )
-@click.option("--memory-budget", type=BYTES, help="Measure FaaSMoE-Shared within so much, too.")
+@click.option(
+    "--memory-budget",
+    type=BYTES,
+    metavar="BYTES",
+    help="Memory budget, such as 6GB, with which FaaSMoE-Shared is measured in addition.",
+)
 @click.option(
     "--llama-server",
     type=click.Path(exists=True, dir_okay=False),
-    help="llama.cpp's program, for the strategy llama-cpp.  [default: the one on the PATH, if any]",
+    help="llama.cpp's server program, for the strategy llama-cpp.  [default: the one on the PATH, if any]",
 )
 @click.option(
     "--output",
     "-o",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder.  [default: build/bench/TIME]",
+    help="Folder for the results.  [default: build/bench/TIME]",
 )
-@click.option("--resume", type=_FOLDER, help="Go on with the results of this folder, as they were begun.")
+@click.option("--resume", type=FOLDER, help="Results folder of a run to continue, with its own options.")
 @click.pass_context
-def run(ctx: click.Context, output: Path | None, resume: Path | None, **options: Any) -> None:
-    """Measure strategies one after the other, over the same workload, and write a report.
+def run(ctx: click.Context, /, output: Path | None, resume: Path | None, **options: Any) -> None:
+    """Measure strategies under the same workload, and write a report.
 
-    Each is started as real processes and asked over its HTTP API. Ctrl-C keeps what is measured.
+    They run one after the other. Each runs as real processes and gets its requests over HTTP. After Ctrl-C,
+    --resume continues.
     """
     from bench.comparison.progress import Progress
     from bench.comparison.report.report import write_report
@@ -147,37 +161,44 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
 @click.argument("kind", type=click.Choice(["azure", "burstgpt", "bbh", "poisson", "bursty"]))
 @click.option(
     "--trace",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV file, of azure and burstgpt.",
+    type=FILE,
+    help="CSV file of the trace, for azure and burstgpt.",
 )
 @click.option(
     "--scale",
     type=_ABOVE_ZERO,
     default=1.0,
     show_default=True,
-    help="Factor of a trace's numbers of tokens.",
+    help="Factor for a trace's numbers of tokens.",
 )
 @click.option(
     "--speed",
     type=_ABOVE_ZERO,
     default=1.0,
     show_default=True,
-    help="So many seconds of a trace become one.",
+    help="Seconds of a trace that become one second of the workload.",
 )
 @_workload_options
 @click.option(
     "--output",
     "-o",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     default="workload.jsonl",
     show_default=True,
+    help="File to write.",
 )
 def workload(
     kind: str, trace: Path | None, tenants: int, scale: float, speed: float, output: Path, **options: Any
 ) -> None:
-    """Write a workload: who asks for what, and when, as JSON lines.
+    """Write a workload as a file of JSON lines.
 
-    azure and burstgpt are public traces; their requests are given to tenants at random, unequally.
+    Each line has a request's time, tenant, prompt and numbers of tokens.
+
+    azure and burstgpt are public traces. Their requests are assigned to tenants at random, in unequal shares.
+
+    \b
+      faasmoe bench workload azure --trace FILE.csv --duration 5m -o azure.jsonl
+      faasmoe bench workload poisson --tenants 10 --rate 2
     """
     from bench.comparison.workload import generators as workloads
     from bench.comparison.workload import workload as files
@@ -201,9 +222,11 @@ def workload(
 
 
 @bench.command()
-@click.argument("results", type=_FOLDER)
+@click.argument("results", type=FOLDER)
 def report(results: Path) -> None:
-    """Write report.html, report.md and plots anew, from the JSON in the RESULTS folder alone."""
+    """Write the report from the JSON files in the RESULTS folder.
+
+    It consists of report.html, report.md and plots."""
     from bench.comparison.report.report import write_report
 
     for file in write_report(results):
@@ -211,12 +234,12 @@ def report(results: Path) -> None:
 
 
 def _installed(program: str) -> str | None:
-    """Its name, if it is on the PATH."""
+    """The program's name, if it is on the PATH."""
     return program if shutil.which(program) else None
 
 
 def _refuse_others(ctx: click.Context) -> None:
-    """Raises UsageError: a run that goes on has the options that it was begun with."""
+    """Raise a usage error for options beside --resume: a run continues with its own options."""
     given = click.core.ParameterSource.COMMANDLINE
     others = [name for name in ctx.params if ctx.get_parameter_source(name) == given and name != "resume"]
     if others:

@@ -1,20 +1,24 @@
-"""Options that several commands share."""
+"""Types of options, and options that several commands share."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from control_plane.config import LOG_LEVELS, GatewayAccess, parse_url, read_credentials
+from control_plane.config import LOG_LEVELS
 from control_plane.errors import ConfigError
+from control_plane.gateway_access import GatewayAccess, parse_url, read_credentials
 from control_plane.quantities import parse_bytes, parse_seconds
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8080"
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 
-class _Quantity(click.ParamType):
+
+class _Quantity(click.ParamType[float]):
     """An amount with a unit."""
 
     def __init__(self, name: str, parse: Callable[[str], float]) -> None:
@@ -28,13 +32,13 @@ class _Quantity(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Listed(click.ParamType):
-    """Several values, with commas between them."""
+class Listed(click.ParamType[tuple[Any, ...]]):
+    """Several values with commas between them, as a tuple."""
 
     name = "LIST"
 
     def __init__(self, read: Callable[[str], Any]) -> None:
-        """`read` makes one value of its text, or raises `ConfigError` or ValueError."""
+        """`read` converts the text of one value, or raises `ConfigError` or ValueError."""
         self._read = read
 
     def convert(
@@ -48,17 +52,43 @@ class Listed(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-PARTITION = click.Path(exists=True, file_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+SECRET_FILE = click.Path(dir_okay=False, path_type=Path)
+"""A file whose reader reports that it is missing; click does not check it."""
+OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
 BYTES = _Quantity("bytes", parse_bytes)
 SECONDS = _Quantity("duration", parse_seconds)
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def gateway_options(command: Command) -> Command:
-    """Where the gateways are, and who we are there: `gateway_access` makes one value of it."""
-    options = [
+def option_group(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Join options to one decorator. The help text lists them in this order."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options for the gateways. The command gets them as `gateways`, a list of `GatewayAccess`."""
+
+    @functools.wraps(command)
+    def with_gateways(
+        *arguments: Any,
+        gateway_urls: Sequence[str],
+        gateway_user: str,
+        gateway_password_files: Sequence[Path],
+        **others: Any,
+    ) -> Any:
+        gateways = _gateway_access(gateway_urls, gateway_user, gateway_password_files)
+        return command(*arguments, gateways=gateways, **others)
+
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = option_group(
         click.option(
             "--gateway",
             "gateway_urls",
@@ -67,29 +97,29 @@ def gateway_options(command: Command) -> Command:
             envvar="OPENFAAS_URL",
             show_default=True,
             show_envvar=True,
-            help="Address of the OpenFaaS gateway; given again, the functions are spread over several.",
+            help="Address of the OpenFaaS gateway. Repeat it to spread the functions over several gateways.",
         ),
         click.option(
-            "--gateway-user", default="admin", show_default=True, help="User for the gateway's basic auth."
+            "--gateway-user",
+            default="admin",
+            show_default=True,
+            help="User for the gateway's basic authentication.",
         ),
         click.option(
             "--gateway-password-file",
             "gateway_password_files",
             multiple=True,
-            type=click.Path(dir_okay=False, path_type=Path),
-            help="File with the gateway's password, one for all or one for each in their order; without it, "
-            "calls go without basic auth.",
+            type=SECRET_FILE,
+            help="File with the gateway's password: one for all gateways, or one for each in the same order. "
+            " [default: no authentication]",
         ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    )
+    return decorate(with_gateways)
 
 
-def gateway_access(
+def _gateway_access(
     gateway_urls: Sequence[str], gateway_user: str, gateway_password_files: Sequence[Path]
 ) -> list[GatewayAccess]:
-    """What `gateway_options` have been given. Raises `ConfigError`."""
     urls = [parse_url(url) for url in gateway_urls]
     if len({url.origin() for url in urls}) < len(urls):
         raise ConfigError("--gateway: the same address is there twice")
@@ -104,12 +134,12 @@ image_prefix_option = click.option(
     "--image-prefix",
     default="",
     metavar="REGISTRY/",
-    help="Registry that the image is in, such as host:5000/.",
+    help="Registry of the functions' image, such as host:5000/.  [default: none]",
 )
 
 
 def whole_seconds(duration: float | None) -> int | None:
-    """One at least, since a function that ended at once would be of no use."""
+    """Round a duration to whole seconds, at least 1: a function that exits at once would be useless."""
     return None if duration is None else max(1, round(duration))
 
 
@@ -117,80 +147,77 @@ idle_exit_option = click.option(
     "--idle-exit",
     type=SECONDS,
     metavar="DURATION",
-    help="Have a function's process end after so long without a call, for gateways that do not scale to zero "
-    "but start a function that has ended with its next call. Read docs/deploy-faasd.md on licences first.  "
-    "[default: never]",
+    help="Time without a call, such as 60s or 15m, after which a function's process exits. For gateways that "
+    "do not scale to zero, but restart a function at its next call. Read docs/deploy-faasd.md about "
+    "licences first.  [default: never]",
 )
 
+database_option = click.option(
+    "--database",
+    metavar="FILE|URL",
+    help="Database of tenants and usage: a file, or a PostgreSQL database that several servers share "
+    "(postgresql://user@host/name).  [default: $FAASMOE_DATABASE, or faasmoe/faasmoe.db in $XDG_STATE_HOME "
+    "or ~/.local/state]",
+)
 
-def database_option(command: Command) -> Command:
-    """Where tenants and usage are; None leaves it to the config file or the default."""
-    return click.option(
-        "--database",
-        metavar="FILE|URL",
-        help="Where tenants and usage are: a file, or a PostgreSQL database that several servers share "
-        "(postgresql://user@host/name).  [default: $FAASMOE_DATABASE, or "
-        "faasmoe/faasmoe.db in $XDG_STATE_HOME or ~/.local/state]",
-    )(command)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+server_option = click.option(
+    "--server",
+    default=DEFAULT_SERVER,
+    envvar="FAASMOE_URL",
+    show_default=True,
+    show_envvar=True,
+    help="Address of the control plane.",
+)
 
-def serve_options(command: Command) -> Command:
-    """The control plane's own settings; None leaves them to the config file or the default."""
-    options = [
-        click.option(
-            "--config",
-            "config_file",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="YAML file with settings; options given here override it.",
-        ),
-        click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
-        click.option("--port", type=PORT, help="Port to listen on.  [default: 8000]"),
-        click.option(
-            "--kv-cache-mb", type=click.IntRange(1), help="Most memory for keys and values.  [default: 512]"
-        ),
-        click.option(
-            "--memory-budget",
-            type=BYTES,
-            metavar="BYTES",
-            help="Most memory for control plane and functions together, such as 6GB (10^9 bytes each), 6GiB "
-            "or 500MB: experts are then read from disk when they are needed, and the busiest functions hold "
-            "most. Too little is refused with the least that would do.  [default: no limit]",
-        ),
-        click.option(
-            "--idle-timeout",
-            type=SECONDS,
-            metavar="DURATION",
-            help="How long after its last call a function goes to zero, such as 60s, 15m or 60; where the "
-            "gateway does not scale to zero, it drops its weights. The next prompt wakes it.  [default: 15m]",
-        ),
-        click.option(
-            "--threads",
-            type=click.IntRange(1),
-            help="Compute threads of the dense part.  [default: by the model's size]",
-        ),
-        click.option(
-            "--open/--keys-only",
-            default=None,
-            help="Whether requests without a key are served, too, as the tenant that their user field names "
-            "(on loopback only).  [default: keys only; open for `up` on loopback]",
-        ),
-        database_option,
-        click.option(
-            "--log-level", type=click.Choice(LOG_LEVELS), help="Least of what is logged.  [default: info]"
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def server_option(command: Command) -> Command:
-    """Where the control plane is."""
-    return click.option(
-        "--server",
-        default=DEFAULT_SERVER,
-        envvar="FAASMOE_URL",
-        show_default=True,
-        show_envvar=True,
-        help="Address of the control plane.",
-    )(command)
+# The control plane's settings. An option that is not given is None: the config file or the default counts.
+_CONFIG_FILE = click.option(
+    "--config",
+    "config_file",
+    type=FILE,
+    help="YAML file with settings. Options on the command line override it.  [default: none]",
+)
+_OPEN = click.option(
+    "--open/--keys-only",
+    default=None,
+    help="Whether requests without a key are served, as the tenant in their user field. On loopback only.  "
+    "[default: keys only; open for `up` on loopback]",
+)
+_MEMORY_BUDGET = click.option(
+    "--memory-budget",
+    type=BYTES,
+    metavar="BYTES",
+    help="Most memory of the control plane and all functions together, such as 6GB (10^9 bytes each), 6GiB "
+    "(2^30) or 500MB. Functions then read experts from disk when they need them, and the busiest functions "
+    "get the most memory. A budget that is too small is refused with the least that works.  "
+    "[default: no limit]",
+)
+_IDLE_TIMEOUT = click.option(
+    "--idle-timeout",
+    type=SECONDS,
+    metavar="DURATION",
+    help="Time after its last call when a function is scaled to zero, such as 60s, 15m or 60 (seconds). "
+    "Where the gateway does not scale to zero, the function frees its weights instead. The next prompt wakes "
+    "it.  [default: 15m]",
+)
+serve_options = option_group(
+    _CONFIG_FILE,
+    click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
+    click.option("--port", type=PORT, help="Port to listen on; 0 takes a free one.  [default: 8000]"),
+    click.option(
+        "--kv-cache-mb",
+        type=COUNT,
+        help="Most memory for the attention's keys and values, in MB (2^20 bytes).  [default: 512]",
+    ),
+    _MEMORY_BUDGET,
+    _IDLE_TIMEOUT,
+    click.option(
+        "--threads", type=COUNT, help="Compute threads of the dense part.  [default: by the model's size]"
+    ),
+    _OPEN,
+    database_option,
+    click.option(
+        "--log-level", type=click.Choice(LOG_LEVELS), help="Least severe level to log.  [default: info]"
+    ),
+)

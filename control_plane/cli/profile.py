@@ -1,37 +1,44 @@
-"""`faasmoe profile`: which experts a model's prompts use, for `faasmoe partition --profile`."""
+"""`faasmoe profile`: record which experts a model's prompts use, for `faasmoe partition --profile`."""
 
 import asyncio
 from pathlib import Path
 
 import click
 
-from control_plane.cli.options import COUNT, PARTITION
+from control_plane.cli.options import COUNT, FILE, FOLDER, OUTPUT_FILE
 from control_plane.signals import sigterm_exits
 
 
 @click.command()
-@click.argument("partition", type=PARTITION)
+@click.argument("partition", type=FOLDER)
 @click.option(
     "--prompts",
     "prompts_file",
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=FILE,
     metavar="FILE",
-    help='A prompt a line; or, in a .jsonl file, an object a line, with the prompt as its "prompt".',
+    help='File with one prompt per line or, if it ends in .jsonl, one object with a "prompt" per line.',
 )
-@click.option("--max-tokens", type=COUNT, default=64, show_default=True, help="To generate for a prompt.")
+@click.option(
+    "--max-tokens", type=COUNT, default=64, show_default=True, help="Most tokens to generate for each prompt."
+)
 @click.option(
     "--output",
     "-o",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OUTPUT_FILE,
     default="profile.safetensors",
     show_default=True,
     help="File to write.",
 )
 def profile(partition: Path, prompts_file: Path, max_tokens: int, output: Path) -> None:
-    """Record which experts prompts use of the PARTITION folder's model, and which of them together.
+    """Record which experts prompts use, and which ones together.
 
-    Its functions run for that on this machine. `faasmoe partition --profile` packs experts by the result.
+    The functions of the PARTITION folder run on this machine meanwhile. `faasmoe partition --profile` packs
+    experts by the result.
+
+    \b
+      faasmoe profile OUT_DIR --prompts prompts.txt
+      faasmoe partition MODEL_DIR PACKED_DIR --profile profile.safetensors
     """
     from control_plane import profiling
 

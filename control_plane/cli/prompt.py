@@ -1,4 +1,4 @@
-"""`faasmoe prompt` and `status`: asking a control plane that runs."""
+"""`faasmoe prompt`: send a prompt to a control plane."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from control_plane.cli.options import server_option
+from control_plane.cli.options import COUNT, SECRET_FILE, server_option
 
 KEY_VARIABLE = "FAASMOE_API_KEY"
 
@@ -20,27 +20,29 @@ KEY_VARIABLE = "FAASMOE_API_KEY"
     "--tenant",
     default="default",
     show_default=True,
-    help="Who is asking, where the server takes requests without keys.",
+    help="Tenant to ask as, where the server takes requests without a key.",
 )
 @click.option(
     "--key-file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=SECRET_FILE,
     help=f"File with the tenant's key.  [default: the key in ${KEY_VARIABLE}, if any]",
 )
-@click.option(
-    "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens to generate."
-)
+@click.option("--max-tokens", type=COUNT, default=64, show_default=True, help="Most tokens to generate.")
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
-    help="0 always takes the likeliest.",
+    help="Randomness of the answer; 0 always takes the likeliest token.",
 )
-@click.option("--seed", type=click.IntRange(0), help="Makes a temperature above 0 repeatable.")
-@click.option("--raw", is_flag=True, help="Continue TEXT as it is, without the chat template.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of streaming."
+    "--seed",
+    type=click.IntRange(0),
+    help="Seed that makes an answer with a temperature above 0 repeatable.  [default: random]",
+)
+@click.option("--raw", is_flag=True, help="Continue TEXT itself, without the chat template.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object at the end, instead of a stream of text."
 )
 @server_option
 def prompt(
@@ -54,45 +56,31 @@ def prompt(
     as_json: bool,
     server: str,
 ) -> None:
-    """Ask the model, and print its answer as it comes. TEXT "-" is read from standard input.
+    """Send TEXT to the model and print its answer as it arrives. If TEXT is "-", read standard input.
 
-    The key that `faasmoe tenants add` has printed says who is asking. It is read from a file or from
-    $FAASMOE_API_KEY, and has no option of its own: other users of the machine can read command lines.
+    The tenant's key, which `faasmoe tenants add` prints, comes from a file or from $FAASMOE_API_KEY. There is
+    no option for the key itself: other users of the machine can read command lines.
+
+    \b
+      faasmoe prompt "Write a function that sorts a list"
+      faasmoe prompt - --key-file acme.key --max-tokens 200 < question.txt
     """
-    from control_plane.cli.api_client import Client, Question
-    from control_plane.config import parse_url
+    from control_plane.cli.api_client import Client, PromptAnswer, Question
+    from control_plane.gateway_access import parse_url
 
     key = _key(key_file)
     question = Question(_text(text), tenant, max_tokens, temperature, seed, raw)
 
-    async def run() -> None:
+    async def ask() -> PromptAnswer:
         async with Client.connect(parse_url(server), key) as client:
-            answer = await client.ask(question, on_text=None if as_json else partial(click.echo, nl=False))
-            click.echo(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "")
+            return await client.ask(question, on_text=None if as_json else partial(click.echo, nl=False))
 
-    asyncio.run(run())
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print everything, as JSON.")
-@server_option
-def status(as_json: bool, server: str) -> None:
-    """Show the functions: replicas, resident experts, memory, calls and the last one's age."""
-    from control_plane.cli.api_client import Client
-    from control_plane.cli.tables import status_lines
-    from control_plane.config import parse_url
-
-    async def run() -> None:
-        async with Client.connect(parse_url(server)) as client:
-            report = await client.status()
-        for line in [json.dumps(report, indent=2)] if as_json else status_lines(report):
-            click.echo(line)
-
-    asyncio.run(run())
+    answer = asyncio.run(ask())
+    click.echo(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "")
 
 
 def _key(file: Path | None) -> str | None:
-    """The key of the file, or else of the environment, if there is one."""
+    """The key in the file or else in the environment, if there is one."""
     from control_plane.tenancy.keys import checked_key, read_key
 
     if file is not None:
@@ -102,7 +90,7 @@ def _key(file: Path | None) -> str | None:
 
 
 def _text(argument: str) -> str:
-    """The prompt; raises a usage error for an empty one."""
+    """The prompt. Raises a usage error if it is empty."""
     text = argument
     if argument == "-":
         try:

@@ -1,25 +1,25 @@
-"""`faasmoe tenants`: who has a key, and for how much."""
+"""`faasmoe tenants`: add, limit and remove tenants."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from control_plane.cli.options import COUNT, Command, database_option
-from control_plane.cli.tables import tenant_lines, tenant_object
-from control_plane.config import database_address
+from control_plane.cli.options import COUNT, database_option, json_option, option_group
 from control_plane.errors import ConfigError
-from control_plane.tenancy.storage.database import check_exists
+from control_plane.formatting import table
+from control_plane.tenancy.storage.database import check_exists, database_address
 from control_plane.tenancy.storage.store import TenantStore
-from control_plane.tenancy.tenants import BOUNDS, Limits, check_name
+from control_plane.tenancy.tenants import BOUNDS, Limits, Tenant, check_name
 
 UNLIMITED = "none"
 
 
-class _Name(click.ParamType):
+class _Name(click.ParamType[str]):
     """A tenant's name."""
 
     name = "name"
@@ -32,7 +32,7 @@ class _Name(click.ParamType):
         return value
 
 
-class _Bound(click.ParamType):
+class _Bound(click.ParamType[str | int]):
     """A whole number above zero, or `none`."""
 
     name = "bound"
@@ -44,41 +44,42 @@ class _Bound(click.ParamType):
 NAME = _Name()
 BOUND = _Bound()
 
-
-def limit_options(command: Command) -> Command:
-    """A tenant's limits; None where an option is not given."""
-    options = [
-        click.option(
-            "--weight", type=float, metavar="X", help="Share when tenants compete: 2 gets twice what 1 gets."
-        ),
-        click.option("--rpm", type=BOUND, metavar="N|none", help="Most requests per minute."),
-        click.option(
-            "--tpm", type=BOUND, metavar="N|none", help="Most tokens per minute, of prompts and answers."
-        ),
-        click.option("--max-concurrency", type=BOUND, metavar="N|none", help="Most requests at once."),
-        click.option(
-            "--max-context", type=BOUND, metavar="N|none", help="Most tokens of one prompt and its answer."
-        ),
-        click.option("--max-output", type=BOUND, metavar="N|none", help="Most tokens of one answer."),
-        click.option(
-            "--operator/--no-operator", default=None, help="Whether its key may read all tenants' metrics."
-        ),
-        database_option,
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+# An option that is not given is None. `add` then takes the default, and `set` keeps what there is.
+limit_options = option_group(
+    click.option(
+        "--weight",
+        type=float,
+        metavar="X",
+        help="Share when tenants compete, from 0.001 to 1000: 2 gets twice the service of 1.",
+    ),
+    click.option("--rpm", type=BOUND, metavar="N|none", help="Most requests per minute."),
+    click.option(
+        "--tpm", type=BOUND, metavar="N|none", help="Most tokens per minute, of prompts and answers together."
+    ),
+    click.option("--max-concurrency", type=BOUND, metavar="N|none", help="Most requests at the same time."),
+    click.option(
+        "--max-context",
+        type=BOUND,
+        metavar="N|none",
+        help="Most tokens of one prompt and its answer together.",
+    ),
+    click.option("--max-output", type=BOUND, metavar="N|none", help="Most tokens of one answer."),
+    click.option(
+        "--operator/--no-operator",
+        default=None,
+        help="Whether the tenant's key may read the metrics of all tenants.",
+    ),
+    database_option,
+)
 
 
 @click.group()
 def tenants() -> None:
-    """Add, limit and remove tenants, who each have a key.
+    """Add, limit and remove tenants, each of whom has a key.
 
-    A running server with the same database follows at the next request. Limits are unlimited unless given;
-    keys are stored as hashes, and printed once.
+    A running server with the same database applies a change from the next request on. A new tenant has weight
+    1, no limits and no operator's rights, unless options say otherwise. A key is printed once; the database
+    has only its hash.
 
     \b
       faasmoe tenants add acme --weight 2 --rpm 60 --tpm 20000 --max-concurrency 8
@@ -91,12 +92,15 @@ def tenants() -> None:
 @click.argument("name", type=NAME)
 @limit_options
 def add(name: str, operator: bool | None, database: str | None, **limits: Any) -> None:
-    """Add the tenant NAME, and print its key: it is not stored, and cannot be printed again.
+    """Add the tenant NAME and print its key. The key is not stored and cannot be printed again.
 
     NAME has up to 64 letters, digits, dots, dashes and underscores.
+
+    \b
+      faasmoe tenants add acme --weight 2 --rpm 60 > acme.key
     """
     wanted = replace(Limits(), **_given(limits))
-    with opened_store(database, make=True) as store:
+    with opened_store(database, create=True) as store:
         key = store.add(name, wanted, bool(operator))
     click.echo(f"added {name}; this is its key, which is not shown again:", err=True)
     click.echo(key)
@@ -106,7 +110,7 @@ def add(name: str, operator: bool | None, database: str | None, **limits: Any) -
 @json_option
 @database_option
 def list_(as_json: bool, database: str | None) -> None:
-    """List all tenants with their limits."""
+    """List all tenants with their limits. A dash is no limit; in JSON, null is."""
     with opened_store(database) as store:
         found = store.list()
     if as_json:
@@ -121,7 +125,7 @@ def list_(as_json: bool, database: str | None) -> None:
 @json_option
 @database_option
 def show(name: str, as_json: bool, database: str | None) -> None:
-    """Show the tenant NAME."""
+    """Show the limits of the tenant NAME. A dash is no limit; in JSON, null is."""
     with opened_store(database) as store:
         tenant = store.get(name)
     for line in [json.dumps(tenant_object(tenant), indent=2)] if as_json else tenant_lines([tenant]):
@@ -132,7 +136,11 @@ def show(name: str, as_json: bool, database: str | None) -> None:
 @click.argument("name", type=NAME)
 @limit_options
 def set_(name: str, operator: bool | None, database: str | None, **limits: Any) -> None:
-    """Change limits of the tenant NAME: those given, and no others. `none` removes one."""
+    """Change limits of the tenant NAME. Limits without an option stay as they are; `none` removes a limit.
+
+    \b
+      faasmoe tenants set acme --rpm none --max-output 512
+    """
     changes = _given(limits)
     if not changes and operator is None:
         raise click.UsageError("nothing to set: give at least one limit")
@@ -147,9 +155,10 @@ def set_(name: str, operator: bool | None, database: str | None, **limits: Any) 
 @click.argument("name", type=NAME)
 @database_option
 def rotate_key(name: str, database: str | None) -> None:
-    """Print a new key for the tenant NAME; the one before is refused from now on.
+    """Print a new key for the tenant NAME, and refuse its previous key from now on.
 
-    Where the server's config file has a key_file for it, that key counts again when the server starts.
+    If the server's config file has a key_file for the tenant, the key in that file is valid again when the
+    server starts.
     """
     with opened_store(database) as store:
         key = store.rotate_key(name)
@@ -161,27 +170,58 @@ def rotate_key(name: str, database: str | None) -> None:
 @click.argument("name", type=NAME)
 @database_option
 def remove(name: str, database: str | None) -> None:
-    """Remove the tenant NAME, at once; what it has used stays in `faasmoe usage`.
+    """Remove the tenant NAME at once. `faasmoe usage` still shows what it has used.
 
-    A tenant that the server's config file declares comes back when the server starts.
+    A tenant that the server's config file declares is added again when the server starts.
     """
     with opened_store(database) as store:
         store.remove(name)
 
 
 @contextmanager
-def opened_store(database: str | None, make: bool = False) -> Iterator[TenantStore]:
-    """The store of an option, or the default one; where there is none, it is made or `ConfigError` raised."""
+def opened_store(database: str | None, create: bool = False) -> Iterator[TenantStore]:
+    """Open the database in the option's value, or the default one if that is None.
+
+    Raises `ConfigError` if it does not exist, unless `create` is set.
+    """
     if database == "":
         raise click.UsageError("--database: a file's name cannot be empty")
-    path = database_address(database or "")
-    if not make:
-        check_exists(path)
-    with TenantStore.open(path) as store:
+    address = database_address(database or "")
+    if not create:
+        check_exists(address)
+    with TenantStore.open(address) as store:
         yield store
 
 
+def tenant_lines(tenants: Sequence[Tenant]) -> Iterator[str]:
+    """Format tenants as a table. A dash is no limit."""
+    yield from table(
+        ["tenant", "weight", *BOUNDS, "operator", "created"], [_tenant_row(tenant) for tenant in tenants]
+    )
+
+
+def tenant_object(tenant: Tenant) -> dict[str, Any]:
+    """A tenant as an object for JSON. None is no limit."""
+    return {
+        "name": tenant.name,
+        **asdict(tenant.limits),
+        "operator": tenant.operator,
+        "created": datetime.fromtimestamp(tenant.created, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _tenant_row(tenant: Tenant) -> list[str]:
+    bounds = [getattr(tenant.limits, name) for name in BOUNDS]
+    return [
+        tenant.name,
+        f"{tenant.limits.weight:g}",
+        *("-" if bound is None else str(bound) for bound in bounds),
+        "yes" if tenant.operator else "no",
+        f"{datetime.fromtimestamp(tenant.created):%Y-%m-%d %H:%M}",
+    ]
+
+
 def _given(limits: dict[str, Any]) -> dict[str, Any]:
-    """The limits that were given, as `Limits` has them."""
+    """The limits whose options were given, as fields of `Limits`."""
     given = {name: value for name, value in limits.items() if value is not None}
     return {name: None if name in BOUNDS and value == UNLIMITED else value for name, value in given.items()}

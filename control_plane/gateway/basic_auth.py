@@ -6,7 +6,7 @@ import hmac
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from control_plane.config import Credentials
+from control_plane.gateway_access import Credentials
 
 
 def require_basic_auth(credentials: Credentials) -> Middleware:

@@ -8,20 +8,24 @@ from typing import Any
 
 from control_plane.errors import ConfigError
 from control_plane.tenancy.keys import read_key
-from control_plane.tenancy.tenants import BOUNDS, Limits, check_name
+from control_plane.tenancy.tenants import BOUNDS, Bound, Limits, Weight, check_name
+from control_plane.validation import check_settings
 
-_KINDS: Mapping[str, tuple[type, ...]] = {
-    "name": (str,),
-    "key_file": (str,),
-    "weight": (int, float),
-    **dict.fromkeys(BOUNDS, (int,)),
-    "operator": (bool,),
+_TYPES: Mapping[str, Any] = {
+    "name": str,
+    "key_file": str,
+    "weight": Weight,
+    **dict.fromkeys(BOUNDS, Bound),
+    "operator": bool,
 }
 
 
 @dataclass(frozen=True)
 class DeclaredTenant:
-    """A tenant as the config file has it; without a key it gets one from `faasmoe tenants rotate-key`."""
+    """A tenant as the config file declares it.
+
+    A tenant that is declared without a key gets one from `faasmoe tenants rotate-key`.
+    """
 
     name: str
     limits: Limits
@@ -30,9 +34,9 @@ class DeclaredTenant:
 
 
 def read_declared(entries: object, folder: Path) -> tuple[DeclaredTenant, ...]:
-    """The tenants of a decoded YAML list, and their keys, whose files are found from `folder`.
+    """Read the tenants in a decoded YAML list, and their key files, whose paths are relative to `folder`.
 
-    Raises `ConfigError`, which names the tenant and the key of the entry.
+    Raises `ConfigError`, which names the tenant and its setting.
     """
     if not isinstance(entries, list):
         raise ConfigError("tenants must be a list, such as `- {name: acme, rpm: 60}`")
@@ -53,15 +57,9 @@ def _read_all(entries: list[object], folder: Path) -> Iterator[DeclaredTenant]:
             raise ConfigError(f"tenant {entry['name']}: {error}") from error
 
 
-def _read(entry: Mapping[Any, Any], folder: Path) -> DeclaredTenant:
-    for key, value in entry.items():
-        if key not in _KINDS:
-            raise ConfigError(f"unknown key {key!r}; there are {', '.join(_KINDS)}")
-        # A bool is no int here.
-        if type(value) not in _KINDS[key]:
-            raise ConfigError(f"{key} must be {_KINDS[key][-1].__name__}, not {value!r}")
+def _read(entry: Mapping[str, Any], folder: Path) -> DeclaredTenant:
+    check_settings(entry, _TYPES)
     check_name(entry["name"])
-    limits = Limits(**{key: value for key, value in entry.items() if key in ("weight", *BOUNDS)})
-    key_file = entry.get("key_file")
-    key = None if key_file is None else read_key(folder / key_file)
+    limits = Limits(**{name: value for name, value in entry.items() if name in ("weight", *BOUNDS)})
+    key = read_key(folder / entry["key_file"]) if "key_file" in entry else None
     return DeclaredTenant(entry["name"], limits, entry.get("operator", False), key)

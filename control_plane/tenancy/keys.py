@@ -1,4 +1,4 @@
-"""API keys: made, read from files, and hashed."""
+"""Makes, reads, checks and hashes API keys."""
 
 import hashlib
 import secrets
@@ -7,26 +7,29 @@ from pathlib import Path
 from control_plane.errors import ConfigError
 
 MIN_KEY_CHARACTERS = 20
-"""Of a key that somebody chose."""
+"""Least length of a key that a person chose."""
 
 
 def new_key() -> str:
-    """A key of 256 random bits."""
+    """Make a key of 256 random bits."""
     return "fm-" + secrets.token_urlsafe(32)
 
 
 def hash_key(key: str) -> bytes:
-    """The SHA-256 by which a key is stored and found.
+    """The SHA-256 under which a key is stored and looked up.
 
-    A slow, salted hash makes guessing passwords costly, of which people choose few. 256 random bits cannot
-    be guessed at any speed, and a fast hash without salt can be looked up.
+    A slow, salted hash protects passwords, which are guessable. A key of 256 random bits is not guessable at
+    any speed, and a hash without salt can be looked up in an index.
     """
-    # A header may hold anything, also what is no text.
+    # A header may hold bytes that are not valid text: they are surrogates here.
     return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
 
 
 def checked_key(key: str, what: str = "the key") -> str:
-    """The key itself. Raises `ConfigError`, which does not show it, for one that is too short or odd."""
+    """Return the key. Raises `ConfigError` for one that is too short or not printable ASCII.
+
+    `what` names the key in the error, which does not show the key itself.
+    """
     if len(key) < MIN_KEY_CHARACTERS:
         raise ConfigError(f"{what} has {len(key)} characters, and needs at least {MIN_KEY_CHARACTERS}")
     if not key.isascii() or not key.isprintable() or " " in key:
@@ -35,7 +38,7 @@ def checked_key(key: str, what: str = "the key") -> str:
 
 
 def read_key(path: Path) -> str:
-    """The key that a file holds, without the space around it. Raises `ConfigError`."""
+    """Read a key from a file, without surrounding white space. Raises `ConfigError`."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,66 +1,70 @@
-"""Who may ask, and for how much."""
+"""Tenants and their limits."""
 
 import re
 from dataclasses import dataclass, fields
+from typing import Annotated
+
+from msgspec import Meta
 
 from control_plane.errors import ConfigError
+from control_plane.validation import check_settings
 
 MIN_WEIGHT = 0.001
-"""Counters of service are floats: what a smaller one would add to them could be lost."""
+"""The scheduler's counters are floats: what a smaller weight adds to them could be lost to rounding."""
 MAX_WEIGHT = 1000.0
 MAX_BOUND = 10**12
-"""Of the limits that are counts; far above all that is meant, and within a database's integers."""
+"""Far above every sensible limit, and within the range of a database's integers."""
+
+Weight = Annotated[
+    float, Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT, description=f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
+]
+Bound = Annotated[int, Meta(ge=1, le=MAX_BOUND, description=f"a whole number from 1 to {MAX_BOUND}")]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """A tenant's share and bounds; None is unlimited. Raises `ConfigError`."""
+    """A tenant's weight and its bounds; None is unlimited. Raises `ConfigError`, which names the limit."""
 
-    weight: float = 1.0
-    """When tenants compete: twice the weight is twice the service."""
-    rpm: int | None = None
-    """Requests per minute."""
-    tpm: int | None = None
-    """Tokens per minute, of prompts and answers together."""
-    max_concurrency: int | None = None
-    """Requests at once."""
-    max_context: int | None = None
-    """Tokens of prompt and output together, of one sequence."""
-    max_output: int | None = None
-    """Tokens of output, of one sequence."""
+    weight: Weight = 1.0
+    """The tenant's share when tenants compete: twice the weight gets twice the service."""
+    rpm: Bound | None = None
+    """Most requests per minute."""
+    tpm: Bound | None = None
+    """Most tokens per minute, of prompts and outputs together."""
+    max_concurrency: Bound | None = None
+    """Most requests at the same time."""
+    max_context: Bound | None = None
+    """Most tokens of one sequence, of prompt and output together."""
+    max_output: Bound | None = None
+    """Most tokens of one sequence's output."""
 
     def __post_init__(self) -> None:
-        if not MIN_WEIGHT <= self.weight <= MAX_WEIGHT:
-            raise ConfigError(f"weight must be from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, not {self.weight}")
-        for name in BOUNDS:
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_BOUND:
-                raise ConfigError(f"{name} must be between 1 and {MAX_BOUND}, not {value}")
+        check_settings(vars(self), {limit.name: limit.type for limit in fields(self)})
 
 
-BOUNDS = tuple(field.name for field in fields(Limits) if field.name != "weight")
+BOUNDS = tuple(limit.name for limit in fields(Limits) if limit.name != "weight")
 """The names of those limits that can be None."""
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """Who is authenticated, limited, scheduled fairly and accounted. Raises `ConfigError` for a bad name."""
+    """Who is authenticated, limited, scheduled and accounted. Raises `ConfigError` for a bad name."""
 
     name: str
     limits: Limits
     operator: bool = False
-    """Whether its key may read what concerns all tenants."""
+    """Whether the tenant's key may read the metrics of all tenants."""
     created: float = 0.0
-    """Unix time."""
+    """Unix time, in seconds."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
 
 
 def check_name(name: str) -> None:
-    """Raises `ConfigError` for what cannot be a tenant's name."""
+    """Raise `ConfigError` unless `name` is a valid name for a tenant."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"not a tenant's name: {name[:80]!r}; it has up to 64 letters, digits, dots, dashes and "

@@ -1,25 +1,26 @@
-"""What is accounted to tenants."""
+"""Usage of tenants: one request's booking, and sums of bookings."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Booking:
-    """What to add to a tenant's account, at a Unix time."""
+    """An amount to add to a tenant's usage."""
 
     tenant: str
     at: float
+    """Unix time, in seconds."""
     requests: int
     prompt_tokens: int
     generated_tokens: int
     expert_invocations: float
-    """With a fraction where an invocation had rows of several tenants."""
+    """The tenant's share of invocations; not whole where invocations had rows of several tenants."""
     expert_seconds: float
 
 
 @dataclass(frozen=True)
 class Usage:
-    """A tenant's sums."""
+    """A tenant's usage, summed over a period."""
 
     tenant: str
     requests: int

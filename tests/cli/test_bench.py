@@ -1,4 +1,4 @@
-"""`faasmoe bench`: what it writes, and what it says to what it cannot do."""
+"""`faasmoe bench`: the files that it writes, and its errors."""
 
 from collections import Counter
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_trace_that_is_cut_off_is_named_with_its_line(tmp_path: Path) -> None:
     assert not (tmp_path / "w").exists()
 
 
-def test_wrong_use_is_told() -> None:
+def test_usage_errors() -> None:
     assert usage_error(faasmoe("bench", "workload", "azure")) == "azure needs --trace"
     wrong = usage_error(faasmoe("bench", "run", "--experts-per-function", "6,many"))
     assert "'many' is not a number above zero" in wrong

@@ -1,4 +1,4 @@
-"""The commands that need no server: what they print, and the one line that tells what is wrong."""
+"""The help, and the commands that need no server: their output and their errors."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import click
 import pytest
 import yaml
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from control_plane.partition.manifest import Manifest
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import EXPERTS
@@ -20,7 +20,7 @@ pytest_plugins = "tests.support.chat_fixtures"
 
 @pytest.fixture
 def checkpoint(chat_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy to be damaged."""
+    """A copy of the checkpoint that a test may damage."""
     return Path(shutil.copytree(chat_checkpoint, tmp_path / "model"))
 
 
@@ -41,7 +41,7 @@ def test_help_of_every_command(name: str) -> None:
     command = main.commands[name]
     assert result.output.startswith(f"Usage: main {name} [OPTIONS]")
     for parameter in command.params:
-        # An argument is told by its name, an option by every way to write it and by its help.
+        # The help shows an argument's name, and all spellings and the help of an option.
         if isinstance(parameter, click.Option):
             assert all(option in result.output for option in parameter.opts)
             assert parameter.help
@@ -58,7 +58,7 @@ def test_help_lists_the_commands() -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    program = "import control_plane.cli, sys; sys.exit('torch' in sys.modules)"
+    program = "import control_plane.cli.main, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -84,7 +84,7 @@ def test_partition_then_verify(chat_checkpoint: Path, tmp_path: Path) -> None:
     assert result.output.startswith(f"{out} is whole: 1 blocks, fingerprint ")
 
 
-def test_uneven_granularity_is_told(chat_checkpoint: Path, tmp_path: Path) -> None:
+def test_uneven_granularity_is_reported(chat_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--experts-per-function", 3, "--layers-per-function", 2, "--name", "Uneven")
     lines = faasmoe("partition", chat_checkpoint, out, *options).output.splitlines()

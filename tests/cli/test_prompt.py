@@ -1,4 +1,4 @@
-"""`faasmoe prompt` and `faasmoe status`, which ask a control plane."""
+"""`faasmoe prompt` and `faasmoe status`, against a control plane."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from threading import Thread
 import pytest
 from click.testing import CliRunner
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from tests.support.api_server import ApiClient, closed_port
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
@@ -23,9 +23,9 @@ KEY = "fm-a-key-of-a-tenant"
 
 @contextmanager
 def server_that_answers(body: bytes, status: int = 200, **headers: str) -> Iterator[str]:
-    """The address of a server that is no control plane, or one that dies: this is all that it ever says.
+    """Run a server that sends one fixed response, and yield its address.
 
-    In the body, AUTHORIZATION and USER stand for what the request has of them.
+    AUTHORIZATION and USER in the body are replaced with the request's header and field.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -89,7 +89,7 @@ def test_a_prompt_that_is_not_utf_8() -> None:
 
 
 def heard(*options: object, **environment: str) -> str:
-    """Key and tenant as a server gets them."""
+    """The key and tenant that a server receives, as text."""
     event = {
         "choices": [{"delta": {"content": "AUTHORIZATION, USER"}, "finish_reason": "stop"}],
         "usage": {"n": 1},
@@ -101,7 +101,7 @@ def heard(*options: object, **environment: str) -> str:
     return result.stdout.strip()
 
 
-def test_who_is_asking(tmp_path: Path) -> None:
+def test_key_and_tenant_of_a_request(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
     assert heard() == "no key, default"
@@ -113,7 +113,7 @@ def test_who_is_asking(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "short", "with a space in its midst", "kéy-that-is-not-all-ascii"])
-def test_keys_that_cannot_be(tmp_path: Path, key: str) -> None:
+def test_bad_keys(tmp_path: Path, key: str) -> None:
     file = tmp_path / "key"
     file.write_text(key)
     assert error_line(faasmoe("prompt", "hello", "--key-file", file)).startswith(f"the key in {file} ")

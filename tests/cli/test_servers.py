@@ -1,4 +1,4 @@
-"""The commands that serve, and `deploy`: what keeps them from it is told in one line."""
+"""The commands that serve, and `deploy`: each problem is reported in one line."""
 
 import shutil
 import socket
@@ -87,14 +87,18 @@ def test_the_gateway_s_port_in_use(chat_partition: Path, port_in_use: int) -> No
 
 @pytest.mark.parametrize(("command", "option"), [("gateway", "--port"), ("up", "--gateway-port")])
 @pytest.mark.parametrize("port", ["65536", "-1", "http"])
-def test_ports_that_there_are_not(chat_partition: Path, command: str, option: str, port: str) -> None:
+def test_bad_ports(chat_partition: Path, command: str, option: str, port: str) -> None:
     assert f"Invalid value for '{option}'" in usage_error(faasmoe(command, chat_partition, option, port))
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("prot: 1", "unknown setting 'prot'"), ("port: high", "port must be int"), ("port: [", "is not YAML")],
+    [
+        ("prot: 1", "unknown setting 'prot'"),
+        ("port: high", "port must be a"),
+        ("port: [", "is not YAML"),
+    ],
 )
 def test_a_bad_config_file(
     chat_partition: Path, tmp_path: Path, command: str, text: str, problem: str
@@ -120,7 +124,7 @@ def test_settings_out_of_range(chat_partition: Path, option: str, problem: str) 
     ("option", "problem"),
     [("--memory-budget=lots", "expected bytes, such as 6GB"), ("--idle-timeout=soon", "expected a duration")],
 )
-def test_amounts_that_there_are_not(chat_partition: Path, command: str, option: str, problem: str) -> None:
+def test_bad_amounts(chat_partition: Path, command: str, option: str, problem: str) -> None:
     message = usage_error(faasmoe(command, chat_partition, option))
     assert message.startswith(f"Invalid value for '{option.split('=')[0]}': {problem}")
 
@@ -165,12 +169,12 @@ def test_a_server_for_anybody_that_everybody_reaches(chat_partition: Path, comma
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-def test_log_levels_that_there_are_not(chat_partition: Path, command: str) -> None:
+def test_bad_log_levels(chat_partition: Path, command: str) -> None:
     message = usage_error(faasmoe(command, chat_partition, "--log-level", "loud"))
     assert message.startswith("Invalid value for '--log-level': 'loud' is not one of")
 
 
-def test_a_database_that_cannot_be(chat_partition: Path, tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_opened(chat_partition: Path, tmp_path: Path) -> None:
     message = error_line(faasmoe("serve", chat_partition, "--port", 0, "--database", tmp_path))
     assert message == f"cannot open the database {tmp_path}: Is a directory"
 

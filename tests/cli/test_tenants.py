@@ -1,4 +1,4 @@
-"""`faasmoe tenants` and `faasmoe usage`: what they print, and what a running server then sees."""
+"""`faasmoe tenants` and `faasmoe usage`: their output, and their effect on a running server."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from control_plane.cli.tenants import tenants
 from control_plane.errors import InvalidApiKey
 from control_plane.tenancy.storage.store import TenantStore
@@ -29,7 +29,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def run(database: Path, *arguments: object) -> str:
-    """What a command that succeeds prints on standard output."""
+    """Run a command that succeeds, and return its standard output."""
     result = faasmoe(*arguments, "--database", database)
     assert (result.exit_code, result.exception) == (0, None), result.output
     return result.stdout
@@ -60,9 +60,9 @@ def test_help_of_every_command(name: str) -> None:
             assert parameter.help
 
 
-def test_they_do_not_wait_for_torch(database: Path) -> None:
+def test_they_do_not_import_torch(database: Path) -> None:
     program = (
-        "import sys; from control_plane.cli import main; "
+        "import sys; from control_plane.cli.main import main; "
         "main([*sys.argv[1:]], standalone_mode=False); sys.exit('torch' in sys.modules)"
     )
     for command in (["tenants", "add", "acme"], ["tenants", "list"], ["usage"]):
@@ -164,7 +164,7 @@ def test_an_empty_list(database: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "set", "rotate-key", "remove"])
-def test_tenants_that_there_are_not(database: Path, command: str) -> None:
+def test_unknown_tenants(database: Path, command: str) -> None:
     options = ["--rpm", 5] if command == "set" else []
     run(database, "tenants", "add", "acme")
     assert refused(database, "tenants", command, "eve", *options) == "there is no tenant 'eve'"
@@ -175,7 +175,7 @@ def test_a_name_that_is_taken(database: Path) -> None:
     assert refused(database, "tenants", "add", "acme") == "there is a tenant acme already"
 
 
-def test_names_that_cannot_be(database: Path) -> None:
+def test_bad_names(database: Path) -> None:
     for name in ("a/b", "", "x" * 65, "\udcff"):
         for command in ("add", "show", "remove"):
             result = faasmoe("tenants", command, name, "--database", database)
@@ -192,16 +192,16 @@ def test_names_that_cannot_be(database: Path) -> None:
         ("--weight", "none", "not a valid float"),
     ],
 )
-def test_limits_that_cannot_be(database: Path, option: str, value: str, problem: str) -> None:
+def test_bad_limits(database: Path, option: str, value: str, problem: str) -> None:
     for command in ("add", "set"):
         result = faasmoe("tenants", command, "acme", f"{option}={value}", "--database", database)
         assert problem in usage_error(result)
     assert not database.exists()
 
 
-def test_weights_that_cannot_be(database: Path) -> None:
+def test_bad_weights(database: Path) -> None:
     for weight in (0, -1, 0.0009, 1e-300, 1001, "nan", "inf"):
-        assert "weight must be from 0.001" in refused(
+        assert "weight must be a number from 0.001" in refused(
             database, "tenants", "add", "acme", f"--weight={weight}"
         )
     assert not database.exists()
@@ -226,7 +226,7 @@ def test_where_the_database_is_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["tenants", "list"], ["tenants", "add", "acme"], ["usage"]])
-def test_a_database_that_is_none(tmp_path: Path, command: list[str]) -> None:
+def test_a_file_that_is_not_a_database(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "notes").write_text("not a database, but more than a few words of text\n" * 20)
     message = refused(tmp_path / "notes", *command)
     assert message == f"cannot open the database {tmp_path / 'notes'}: file is not a database"
@@ -254,7 +254,7 @@ USAGE = [
 
 @pytest.fixture
 def used(database: Path) -> Path:
-    """Three requests of acme's, of which one is old, and one of bob, who has been removed."""
+    """A database with three requests of acme, one of them old, and one of bob, a removed tenant."""
     run(database, "tenants", "add", "acme")
     now = time.time()
     old, recent = (Booking("acme", now - age, 1, 10, 4, 1.5, 0.25) for age in (5 * 86400, 7200))
@@ -310,7 +310,7 @@ def test_since_what_is_no_time(database: Path, since: str) -> None:
     assert "is neither an age such as" in usage_error(faasmoe("usage", f"--since={since}"))
 
 
-def test_usage_of_who_never_asked(used: Path) -> None:
+def test_usage_of_a_tenant_without_requests(used: Path) -> None:
     assert refused(used, "usage", "--tenant", "eve") == "there is no tenant 'eve'"
     run(used, "tenants", "add", "eve")
     result: Result = faasmoe("usage", "--tenant", "eve", "--json", "--database", used)

@@ -1,4 +1,4 @@
-"""The whole system as its users run it, and how it ends: nothing of it is left, whatever ends it."""
+"""The whole system as its users run it. However it ends, no process or file is left."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def function_processes(partition: Path) -> list[psutil.Process]:
-    """All on this machine that serve a block of the partition, whosever children they are."""
+    """All processes on this machine that serve a block of the partition."""
     mine = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from control_plane.config import ServeConfig
 from tests.support.paths import ROOT
 

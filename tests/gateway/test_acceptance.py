@@ -24,13 +24,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from yarl import URL
 
 from control_plane.app import control_plane
-from control_plane.config import Credentials, GatewayAccess, ServeConfig, read_credentials
+from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.invoker import InvocationPolicy, Invoker
 from control_plane.gateway import embedded_gateway
 from control_plane.gateway.emulation import FAASD, OWN
+from control_plane.gateway_access import Credentials, GatewayAccess, read_credentials
 from control_plane.partition.partitioner import partition
 from functions.contract.messages import Invocation
 from tests.support.api_server import ApiClient, in_thread

@@ -1,4 +1,4 @@
-"""The `faasmoe` command inside a test: in this process, or as one of its own."""
+"""Runs the `faasmoe` command in a test, in this process or in a new one."""
 
 import os
 import re
@@ -12,19 +12,19 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 
 WAIT_SECONDS = 60
 
 
 def faasmoe(*arguments: object, stdin: bytes | None = None) -> Result:
-    """Run a command that ends by itself."""
+    """Run a command in this process, until it ends."""
     return CliRunner().invoke(main, [str(a) for a in arguments], input=stdin)
 
 
 def error_line(result: Result) -> str:
-    """What a command that failed has told: one line, after which it exited with 1."""
-    # Anything else is what a traceback would have been printed for.
+    """The error of a command that printed one line and exited with 1."""
+    # Any other exception would have printed a traceback.
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
@@ -33,7 +33,7 @@ def error_line(result: Result) -> str:
 
 
 def usage_error(result: Result) -> str:
-    """What a command that was called in a wrong way has told, after which it exited with 2."""
+    """The usage error of a command that exited with 2."""
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 2
     assert result.stderr.startswith("Usage: ")
@@ -42,12 +42,12 @@ def usage_error(result: Result) -> str:
 
 @dataclass(frozen=True)
 class RunningCommand:
-    """A command that serves until it is ended."""
+    """A command in a process, which runs until it is stopped."""
 
     process: subprocess.Popen[str]
 
     def wait_for(self, pattern: str) -> str:
-        """Read its output up to a line that matches; returns the match's first group, or all of it."""
+        """Read output until a line matches. Returns the match's last group, or the whole match."""
         assert self.process.stdout is not None
         seen = []
         for line in self.process.stdout:
@@ -57,14 +57,14 @@ class RunningCommand:
         raise AssertionError(f"it ended without {pattern!r}: {''.join(seen)}")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send it a signal, and wait until it has exited; returns the exit code."""
+        """Send a signal, wait until the process exits, and return its exit code."""
         self.process.send_signal(number)
         return self.process.wait(WAIT_SECONDS)
 
 
 @contextmanager
 def running_command(*arguments: object, temporary: Path) -> Iterator[RunningCommand]:
-    """Start `faasmoe`, whose temporary files go to a folder; it is ended after the test, if not by it."""
+    """Start `faasmoe` with a folder for its temporary files. Leaving the context stops it."""
     with subprocess.Popen(
         [sys.executable, "-m", "control_plane", *map(str, arguments)],
         stdout=subprocess.PIPE,

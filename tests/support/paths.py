@@ -1,4 +1,4 @@
-"""Where the repository and what it brings along are."""
+"""Paths of the repository and of its files for tests."""
 
 from pathlib import Path
 

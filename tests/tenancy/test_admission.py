@@ -1,6 +1,7 @@
-"""Admission: tables of what is let in and what is refused, and what holds for any run of requests."""
+"""Admission: tables of admitted and refused requests, and invariants of any sequence of requests."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -13,8 +14,8 @@ from control_plane.tenancy.tenants import Limits, Tenant
 MANY = 10**9
 
 
-def tenant(name: str = "acme", **limits: int) -> Tenant:
-    return Tenant(name, Limits(**limits))  # type: ignore[arg-type]
+def tenant(tenant_name: str = "acme", /, **limits: Any) -> Tenant:
+    return Tenant(tenant_name, Limits(**limits))
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def refusal(
 
 
 def retry_after(admission: Admission, who: Tenant, tokens: int, now: float) -> float | None:
-    """Ask; zero when it is let in."""
+    """Ask for admission. Returns the error's wait, or 0 if admitted."""
     try:
         admission.admit(who, 1, tokens, now)
     except QuotaExceeded as error:
@@ -42,7 +43,7 @@ def retry_after(admission: Admission, who: Tenant, tokens: int, now: float) -> f
     return 0
 
 
-def test_nothing_is_limited_unless_it_is_said() -> None:
+def test_nothing_is_limited_by_default() -> None:
     admission = Admission(MANY, MANY)
     tickets = [admission.admit(tenant(), 3, MANY, 0.0) for _ in range(100)]
     assert (admission.live_requests, admission.live_sequences) == (100, 300)
@@ -73,7 +74,7 @@ def test_refusals(
     words: str,
     retry_after: float | None,
 ) -> None:
-    """After two requests of two sequences and 50 tokens each."""
+    """The third request, after two of two sequences and 50 tokens each, is refused."""
     who = tenant(**limits)
     for _ in range(2):
         admission.admit(who, 2, 50, 0.0)
@@ -108,14 +109,14 @@ def test_one_ticket_is_released_once(admission: Admission) -> None:
     for _ in range(3):
         admission.release(first, 10, 0.0)
     assert (admission.live_requests, admission.live_sequences) == (1, 2)
-    assert admission.quota(who, 0.0).tokens == Allowance(1000, 890, pytest.approx(6.6))
+    assert admission.quota(who, 0.0).tokens == Allowance(1000, 890, pytest.approx(6.6))  # type: ignore[arg-type]
     admission.release(second, 100, 0.0)
     admission.release(second, 0, 0.0)
     assert (admission.live_requests, admission.live_sequences) == (0, 0)
-    assert admission.quota(who, 0.0).tokens == Allowance(1000, 890, pytest.approx(6.6))
+    assert admission.quota(who, 0.0).tokens == Allowance(1000, 890, pytest.approx(6.6))  # type: ignore[arg-type]
 
 
-def test_the_quota_tells_what_is_left_and_when_all_is_back(admission: Admission) -> None:
+def test_the_quota_has_the_rest_and_the_time_until_it_is_whole(admission: Admission) -> None:
     who = tenant(rpm=6, tpm=600)
     assert admission.quota(who, 0.0) == Quota(Allowance(6, 6, 0.0), Allowance(600, 600, 0.0))
     assert admission.remembered == 0
@@ -129,7 +130,7 @@ def test_the_quota_tells_what_is_left_and_when_all_is_back(admission: Admission)
 
 @pytest.mark.parametrize("limits", [{"rpm": 7}, {"tpm": 1000}])
 @pytest.mark.parametrize("start", [0.0, 1234.5678, 86_400_000.1])
-def test_who_waits_as_long_as_told_is_let_in(limits: dict[str, int], start: float) -> None:
+def test_a_request_after_the_wait_is_admitted(limits: dict[str, int], start: float) -> None:
     admission, who, now, waits = Admission(MANY, MANY), tenant(**limits), start, 0
     for _ in range(50):
         if wait := retry_after(admission, who, 333, now):
@@ -220,7 +221,7 @@ NAMES = st.sampled_from(["acme", "bob"])
 
 
 class AnyRun(RuleBasedStateMachine):
-    """Requests of two tenants that come and go at any times."""
+    """Requests of two tenants, which begin and end at random times."""
 
     @initialize(
         rpm=st.sampled_from([None, 1, 3, 10]),

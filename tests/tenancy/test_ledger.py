@@ -1,4 +1,4 @@
-"""The ledger: what it has booked is there, whatever ends the process or keeps it from writing for a while."""
+"""The ledger: bookings survive a crash of the process and a database that is busy for a while."""
 
 import asyncio
 import logging
@@ -50,7 +50,7 @@ def booking(tenant: str, at: float = 0.0) -> Booking:
 
 
 def requests(path: Path) -> dict[str, int]:
-    """Booked requests by tenant."""
+    """Numbers of booked requests by tenant."""
     with TenantStore.open(path) as store:
         return {usage.tenant: usage.requests for usage in store.usage(None, None)}
 
@@ -95,7 +95,7 @@ def test_the_end_of_the_context_writes_what_nobody_waits_for(path: Path) -> None
     assert requests(path) == {"acme": 20}
 
 
-def test_a_booking_that_cannot_be_written_is_told_and_later_ones_are_written(
+def test_a_failed_booking_raises_and_later_ones_are_written(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     execute(path, REFUSE_BOB)
@@ -112,7 +112,7 @@ def test_a_booking_that_cannot_be_written_is_told_and_later_ones_are_written(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3 + ["ERROR"]
 
 
-def test_who_waits_meanwhile_is_not_concerned(path: Path) -> None:
+def test_other_callers_are_not_affected(path: Path) -> None:
     execute(path, REFUSE_BOB)
 
     async def book() -> list[BaseException | None]:

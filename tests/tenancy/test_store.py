@@ -1,4 +1,4 @@
-"""Tenants, keys and usage in the database: what is written is found again, by whoever opens it."""
+"""Tenants, keys and usage in the database, across connections and processes."""
 
 import os
 import random
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from control_plane.errors import ConfigError, InvalidApiKey, TenancyError, UnknownTenant
 from control_plane.tenancy.declared import DeclaredTenant
-from control_plane.tenancy.storage.database import SqliteDatabase
 from control_plane.tenancy.storage.migrations import MIGRATIONS
+from control_plane.tenancy.storage.sqlite import SqliteDatabase
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
 from control_plane.tenancy.usage import Booking, Usage
@@ -38,7 +38,7 @@ def store(path: Path) -> Iterator[TenantStore]:
 
 
 def refusal(path: Path) -> str:
-    """The one line with which a file is refused."""
+    """The error with which a file is refused."""
     with pytest.raises(ConfigError) as caught, TenantStore.open(path):
         pass
     assert "\n" not in str(caught.value)
@@ -138,7 +138,7 @@ def test_a_removed_tenant_is_gone_and_its_usage_is_not(store: TenantStore, path:
     assert [usage.tenant for usage in store.usage(None, None)] == ["acme"]
 
 
-def test_tenants_that_there_are_not(store: TenantStore) -> None:
+def test_unknown_tenants(store: TenantStore) -> None:
     for call in (
         lambda: store.get("eve"),
         lambda: store.remove("eve"),

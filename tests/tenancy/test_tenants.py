@@ -11,6 +11,8 @@ from control_plane.tenancy.declared import DeclaredTenant
 from control_plane.tenancy.tenants import BOUNDS, Limits, Tenant
 
 KEY = "a-key-that-somebody-chose"
+BOUND = "a whole number from 1 to 1000000000000"
+WEIGHT = "a number from 0.001 to 1000"
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_what_is_no_name(name: str) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1000.1, float("nan"), float("inf")])
 def test_weights_out_of_range(weight: float) -> None:
-    with pytest.raises(ConfigError, match=r"weight must be from 0\.001 to 1000"):
+    with pytest.raises(ConfigError, match=r"weight must be a number from 0\.001 to 1000"):
         Limits(weight=weight)
 
 
@@ -50,7 +52,7 @@ def test_weights_out_of_range(weight: float) -> None:
 @pytest.mark.parametrize("value", [0, -1, 10**13])
 def test_bounds_out_of_range(bound: str, value: int) -> None:
     limits: dict[str, Any] = {bound: value}
-    with pytest.raises(ConfigError, match=f"{bound} must be between 1 and"):
+    with pytest.raises(ConfigError, match=f"{bound} must be a whole number from 1 to"):
         Limits(**limits)
 
 
@@ -87,20 +89,29 @@ def test_a_key_file_elsewhere(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ("{name: acme, rmp: 5}", "tenant acme: unknown key 'rmp'; there are name, key_file, weight, rpm"),
-        ("{name: acme, 7: 5}", "tenant acme: unknown key 7"),
-        ("{name: acme, rpm: 0}", "tenant acme: rpm must be between 1 and"),
-        ("{name: acme, rpm: 1.5}", "tenant acme: rpm must be int, not 1.5"),
-        ("{name: acme, rpm: true}", "tenant acme: rpm must be int, not True"),
-        ("{name: acme, rpm: }", "tenant acme: rpm must be int, not None"),
-        ("{name: acme, weight: heavy}", "tenant acme: weight must be float, not 'heavy'"),
-        ("{name: acme, weight: .nan}", "tenant acme: weight must be from 0.001"),
-        ("{name: acme, operator: 1}", "tenant acme: operator must be bool, not 1"),
-        ("{name: acme, key_file: 5}", "tenant acme: key_file must be str, not 5"),
+        ("{name: acme, rmp: 5}", "tenant acme: unknown setting 'rmp'; there are name, key_file, weight, rpm"),
+        ("{name: acme, 7: 5}", "tenant acme: unknown setting 7"),
+        ("{name: acme, rpm: 0}", "tenant acme: rpm must be a whole number from 1 to"),
+        (
+            "{name: acme, rpm: 1.5}",
+            f"tenant acme: rpm must be {BOUND}, not 1.5",
+        ),
+        (
+            "{name: acme, rpm: true}",
+            f"tenant acme: rpm must be {BOUND}, not True",
+        ),
+        ("{name: acme, rpm: }", f"tenant acme: rpm must be {BOUND}, not None"),
+        (
+            "{name: acme, weight: heavy}",
+            f"tenant acme: weight must be {WEIGHT}, not 'heavy'",
+        ),
+        ("{name: acme, weight: .nan}", f"tenant acme: weight must be {WEIGHT}, not nan"),
+        ("{name: acme, operator: 1}", "tenant acme: operator must be true or false, not 1"),
+        ("{name: acme, key_file: 5}", "tenant acme: key_file must be a string, not 5"),
         ("{name: acme, key_file: none}", "tenant acme: cannot read the key file"),
         ("{name: acme, key_file: short}", "tenant acme: the key in "),
         ("{name: a b}", "tenant a b: not a tenant's name"),
-        ("{name: 5}", "tenant 5: name must be str, not 5"),
+        ("{name: 5}", "tenant 5: name must be a string, not 5"),
         ("{rpm: 5}", "tenants: the entry number 1 has no name"),
         ("acme", "tenants: the entry number 1 has no name"),
         ("{name: acme}, {name: bob}, {name: acme}", "tenant acme: name: declared 2 times"),

@@ -1,4 +1,4 @@
-"""Decides which requests are let in. It has no clock: `now` is in seconds, and never goes back."""
+"""Decides which requests are admitted. It reads no clock: callers pass `now`, in seconds."""
 
 import math
 from collections.abc import Mapping
@@ -11,24 +11,24 @@ from control_plane.tenancy.limits.bucket import MINUTE, SLACK, Bucket, Charge
 from control_plane.tenancy.tenants import Limits, Tenant
 
 RETRY_SECONDS = 1.0
-"""Where nobody knows when others end."""
+"""Retry-After in seconds where the wait depends on when other requests end."""
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A request that was let in, until it is released. Two are the same when their ids are."""
+    """An admitted request, until it is released. Tickets are compared by id."""
 
     tenant: str = field(compare=False)
     sequences: int = field(compare=False)
     tokens: int = field(compare=False)
     expires: float = field(compare=False, default=math.inf)
-    """From when on nobody will release it any more: who let it in has crashed."""
+    """Time when the control plane that admitted it must have crashed: a live one would have released it."""
     id: str = field(default_factory=lambda: uuid4().hex)
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What is left of a limit per minute, and the seconds until all of it is there again."""
+    """The rest of a limit per minute, and the seconds until it is fully available again."""
 
     limit: int
     remaining: int
@@ -37,7 +37,7 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Quota:
-    """A tenant's allowances; None is unlimited."""
+    """A tenant's rest of its limits per minute; None is unlimited."""
 
     requests: Allowance | None
     tokens: Allowance | None
@@ -48,7 +48,7 @@ _TICKET = ("tenant", "sequences", "tokens", "expires", "id")
 
 @dataclass
 class Account:
-    """What is remembered of a tenant."""
+    """The state of one tenant: its buckets and its admitted requests."""
 
     requests: Bucket | None = None
     tokens: Bucket | None = None
@@ -60,7 +60,7 @@ class Account:
         self.tokens = _resized(self.tokens, limits.tpm, now)
 
     def to_json(self) -> dict[str, Any]:
-        """For a database; `from_json` reads it."""
+        """The state for a database; `from_json` reads it."""
         buckets = {"requests": self.requests, "tokens": self.tokens}
         return {
             **{name: bucket.to_json() if bucket else None for name, bucket in buckets.items()},
@@ -75,10 +75,10 @@ class Account:
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any], now: float) -> "Account":
-        """What was written; tickets that have expired count as released, with all that they might use."""
+        """The account that `to_json` wrote. Expired tickets count as released, with all tokens used."""
         requests, tokens = (Bucket.from_json(state[name]) for name in ("requests", "tokens"))
         account = cls(requests, tokens)
-        # To settle one changes their order.
+        # A copy: `settle` merges charges, which would shift the indices.
         charges = list(tokens.charges) if tokens else []
         for entry in state["live"]:
             ticket = Ticket(**{name: entry[name] for name in _TICKET})
@@ -91,18 +91,18 @@ class Account:
         return account
 
     def is_fresh(self, now: float) -> bool:
-        """Whether it is as a new one would be."""
+        """Whether the account equals a new one, and so need not be kept."""
         buckets = (self.requests, self.tokens)
         return not self.live and not any(bucket and bucket.used(now) for bucket in buckets)
 
 
 class Admission:
-    """Holds all tenants to their limits, and the sequences that wait or run to bounds."""
+    """Enforces tenants' limits, and the bounds on sequences that wait or run."""
 
     def __init__(
         self, max_queued: int, max_queued_per_tenant: int, accounts: dict[str, Account] | None = None
     ) -> None:
-        """`accounts` by tenant are those to begin with."""
+        """`accounts` holds earlier state by tenant name. The bounds are numbers of sequences."""
         self._max_queued = max_queued
         self._max_queued_per_tenant = max_queued_per_tenant
         self.accounts = accounts or {}
@@ -111,25 +111,25 @@ class Admission:
 
     @property
     def live_requests(self) -> int:
-        """Requests that were let in and are not released."""
+        """Number of requests that are admitted and not released."""
         return sum(len(account.live) for account in self.accounts.values())
 
     @property
     def live_sequences(self) -> int:
-        """Sequences of those."""
+        """Number of sequences of all live requests."""
         return self._live_sequences
 
     @property
     def remembered(self) -> int:
-        """Tenants with something live, or with less than their whole quota a minute ago."""
+        """Number of tenants whose account is kept: those with live requests or recent usage."""
         return len(self.accounts)
 
     def admit(
         self, tenant: Tenant, sequences: int, tokens: int, now: float, expires: float = math.inf
     ) -> Ticket:
-        """Let a request in that has that many sequences, and at most so many tokens of prompts and answers.
+        """Admit a request with a number of sequences, and at most `tokens` tokens of prompts and outputs.
 
-        Raises `QuotaExceeded`, `QueueFull` or `Overloaded`, and then has changed nothing.
+        Raises `QuotaExceeded`, `QueueFull` or `Overloaded`; the state is then unchanged.
         """
         self._forget_fresh(now)
         self._check_possible(tenant.limits, sequences, tokens)
@@ -147,9 +147,9 @@ class Admission:
         return ticket
 
     def release(self, ticket: Ticket, used_tokens: int, now: float) -> None:
-        """A request has ended, and needed so many tokens, be it fewer or more than it was let in for.
+        """End a request, and correct its charge to the tokens that it has used, fewer or more than admitted.
 
-        Again, for the same one, it does nothing.
+        Releasing a ticket again has no effect.
         """
         account = self.accounts.get(ticket.tenant)
         if account is None or ticket not in account.live:
@@ -163,7 +163,7 @@ class Admission:
             del self.accounts[ticket.tenant]
 
     def quota(self, tenant: Tenant, now: float) -> Quota:
-        """What the tenant may still ask for."""
+        """The rest of the tenant's limits per minute."""
         account = self.accounts.get(tenant.name) or Account()
         return Quota(
             _allowance(account.requests, tenant.limits.rpm, now),
@@ -171,7 +171,7 @@ class Admission:
         )
 
     def _check_possible(self, limits: Limits, sequences: int, tokens: int) -> None:
-        """Refuse for good what could not even be granted alone."""
+        """Refuse a request that would exceed a limit even alone: retrying is no use."""
         if limits.tpm is not None and tokens > limits.tpm:
             raise QuotaExceeded(
                 f"the request may take {tokens} tokens, and the limit is {limits.tpm} tokens per minute", None
@@ -198,7 +198,7 @@ class Admission:
             raise Overloaded("the server has too many sequences waiting or running", RETRY_SECONDS)
 
     def _forget_fresh(self, now: float) -> None:
-        """Once a minute, in which every bucket fills up."""
+        """Drop fresh accounts, once a minute: within that time every bucket refills."""
         if now - self._swept >= MINUTE:
             self._swept = now
             self.accounts = {

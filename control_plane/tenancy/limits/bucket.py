@@ -1,4 +1,4 @@
-"""A limit per minute, as a token bucket (https://en.wikipedia.org/wiki/Token_bucket)."""
+"""Limits per minute, as token buckets (https://en.wikipedia.org/wiki/Token_bucket)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,23 +7,26 @@ from typing import Any
 MINUTE = 60.0
 
 SLACK = 1e-6
-"""Of the capacity: what floating point may lose while a client waits for exactly as long as it was told."""
+"""Tolerated rounding error, as a share of the capacity.
+
+Without it, a client that waits for exactly the time in Retry-After could be refused again.
+"""
 
 
 @dataclass(eq=False)
 class Charge:
-    """What one request has taken and the bucket has not got back yet."""
+    """The part of one request's amount that is not refilled yet."""
 
     amount: float
     settled: bool = False
-    """Whether no more of it can be given back by its owner."""
+    """Whether the request has ended, so that none of the charge can be refunded any more."""
 
 
 class Bucket:
-    """Holds `capacity` and is refilled evenly, all of it in 60 s. Times are in seconds, and never go back.
+    """A bucket of `capacity` units, which refills evenly within 60 s. Times are in seconds.
 
-    What is refilled is the oldest charge. That makes it known how much of a charge is still to be refilled,
-    which is the most of it that can be given back: more would let a later burst exceed the limit.
+    Refilling pays off the oldest charge first. So the bucket knows how much of each charge is still to be
+    refilled, and refunds no more than that: a larger refund would let a later burst exceed the limit.
     """
 
     def __init__(self, capacity: int, now: float) -> None:
@@ -32,13 +35,13 @@ class Bucket:
         self._at = now
 
     def to_json(self) -> dict[str, Any]:
-        """For a database; `from_json` reads it."""
+        """The state for a database; `from_json` reads it."""
         charges = [[charge.amount, charge.settled] for charge in self.charges]
         return {"capacity": self.capacity, "at": self._at, "charges": charges}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any] | None) -> "Bucket | None":
-        """What was written, if there was one."""
+        """The bucket that `to_json` wrote; None stays None."""
         if state is None:
             return None
         bucket = cls(state["capacity"], state["at"])
@@ -46,35 +49,35 @@ class Bucket:
         return bucket
 
     def index(self, charge: Charge) -> int | None:
-        """Which of its charges that is; None for one that it has settled."""
+        """The index of a charge in `charges`; None if it is not there any more."""
         return next((number for number, own in enumerate(self.charges) if own is charge), None)
 
     def resize(self, capacity: int, now: float) -> None:
-        """Change the limit, from now on."""
+        """Change the capacity. What is used beyond a smaller one is forgiven."""
         self._advance(now)
         self.capacity = capacity
         self._refill(self.used(now) - capacity)
 
     def used(self, now: float) -> float:
-        """How much is missing."""
+        """The amount that is not refilled yet."""
         return max(0.0, sum(charge.amount for charge in self.charges) - self._refilled(now))
 
     def wait(self, amount: int, now: float) -> float:
-        """Seconds until the amount can be taken, if nobody else takes any; no more than the capacity."""
+        """Seconds until `amount`, at most the capacity, can be taken if nothing else is taken meanwhile."""
         missing = self.used(now) + amount - self.capacity
         return missing / self.capacity * MINUTE if missing > self.capacity * SLACK else 0.0
 
     def charge(self, amount: int, now: float) -> Charge:
-        """Take the amount, for which there must be no wait."""
+        """Take an amount for which `wait` is 0."""
         self._advance(now)
         charge = Charge(float(amount))
         self.charges.append(charge)
         return charge
 
     def settle(self, charge: Charge, unused: int, now: float) -> None:
-        """End a charge, and give back of it what was not used and has not been refilled meanwhile.
+        """End a charge, and refund the unused amount as far as it is not refilled yet.
 
-        A negative amount is what was used besides, even if there was not so much.
+        A negative `unused` is charged in addition, even beyond the capacity.
         """
         self._advance(now)
         charge.amount -= min(charge.amount, unused)
@@ -96,12 +99,12 @@ class Bucket:
         self._merge()
 
     def _merge(self) -> None:
-        """Keep no more charges than are open, and one between any two of those."""
+        """Merge neighbouring settled charges, so that the number of charges stays bounded."""
         merged: list[Charge] = []
         for charge in self.charges:
             if charge.settled and merged and merged[-1].settled:
                 charge.amount += merged.pop().amount
-            # One that is not settled may turn out to have been larger.
+            # An empty charge that is not settled may still grow: `unused` can be negative.
             if charge.amount or not charge.settled:
                 merged.append(charge)
         self.charges = merged

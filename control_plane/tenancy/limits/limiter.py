@@ -1,4 +1,4 @@
-"""Lets requests in for the event loop, and keeps what has to be remembered: in this process."""
+"""Admission of requests for the event loop: the protocol, and an implementation within this process."""
 
 import time
 from typing import Protocol
@@ -8,32 +8,32 @@ from control_plane.tenancy.tenants import Tenant
 
 
 class Limiter(Protocol):
-    """What is asked before a request, and told after it."""
+    """Admits requests, and is notified of their end."""
 
     async def admit(self, tenant: Tenant, sequences: int, tokens: int) -> Ticket:
-        """As `Admission.admit`."""
+        """See `Admission.admit`."""
 
     async def release(self, ticket: Ticket, used_tokens: int) -> None:
-        """As `Admission.release`."""
+        """See `Admission.release`."""
 
     async def quota(self, tenant: Tenant) -> Quota:
-        """As `Admission.quota`."""
+        """See `Admission.quota`."""
 
 
 class LocalLimiter:
-    """Remembers what tenants have had in this process; it never waits."""
+    """A limiter for a single control plane: it keeps accounts in memory and never waits."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
 
     async def admit(self, tenant: Tenant, sequences: int, tokens: int) -> Ticket:
-        """As every limiter's."""
+        """See `Admission.admit`."""
         return self._admission.admit(tenant, sequences, tokens, time.monotonic())
 
     async def release(self, ticket: Ticket, used_tokens: int) -> None:
-        """As every limiter's."""
+        """See `Admission.release`."""
         self._admission.release(ticket, used_tokens, time.monotonic())
 
     async def quota(self, tenant: Tenant) -> Quota:
-        """As every limiter's."""
+        """See `Admission.quota`."""
         return self._admission.quota(tenant, time.monotonic())

@@ -1,4 +1,4 @@
-"""Lets requests in together with other control planes, over the database that they share."""
+"""Admission of requests for several control planes, which share accounts in a database."""
 
 import asyncio
 import json
@@ -16,10 +16,11 @@ Result = TypeVar("Result")
 
 
 class SharedLimiter:
-    """Keeps tenants' accounts in the database, by its clock, so that all control planes count as one.
+    """A limiter that keeps tenants' accounts in the database, so that all control planes count together.
 
-    What a control plane that has crashed had let in counts for `lease_seconds`. The bound on the sequences of
-    all tenants is this process's own. Methods raise `TenancyError`, too, when the database is away.
+    Times are those of the database's clock. Requests that a crashed control plane had admitted count for
+    `lease_seconds`. Only `max_queued`, the bound on all tenants' sequences, is per process. Methods also
+    raise `TenancyError` if the database is unreachable.
     """
 
     def __init__(
@@ -30,10 +31,10 @@ class SharedLimiter:
         self._max_queued_per_tenant = max_queued_per_tenant
         self._lease_seconds = lease_seconds
         self._live_sequences = 0
-        self._giving: set[asyncio.Task[None]] = set()
+        self._releases: set[asyncio.Task[None]] = set()
 
     async def admit(self, tenant: Tenant, sequences: int, tokens: int) -> Ticket:
-        """As every limiter's."""
+        """See `Admission.admit`."""
         if self._live_sequences + sequences > self._max_queued:
             retry = None if sequences > self._max_queued else RETRY_SECONDS
             raise Overloaded("the server has too many sequences waiting or running", retry)
@@ -41,15 +42,15 @@ class SharedLimiter:
         def decide(admission: Admission, now: float) -> Ticket:
             return admission.admit(tenant, sequences, tokens, now, now + self._lease_seconds)
 
-        # At once: others may ask while the database is waited for.
+        # Count them before the wait for the database, during which other requests may arrive.
         self._live_sequences += sequences
         task = asyncio.create_task(self._with_account(tenant.name, decide))
         try:
             ticket = await asyncio.shield(task)
         except asyncio.CancelledError:
-            # Who asked has gone away; what is let in all the same is given back.
+            # The client has disconnected: release the request if the database admits it all the same.
             self._live_sequences -= sequences
-            task.add_done_callback(self._give_back)
+            task.add_done_callback(self._release_admitted)
             raise
         except BaseException:
             self._live_sequences -= sequences
@@ -57,25 +58,25 @@ class SharedLimiter:
         return ticket
 
     async def release(self, ticket: Ticket, used_tokens: int) -> None:
-        """As every limiter's."""
+        """See `Admission.release`."""
         self._live_sequences -= ticket.sequences
-        await self._forget(ticket, used_tokens)
+        await self._release(ticket, used_tokens)
 
     async def quota(self, tenant: Tenant) -> Quota:
-        """As every limiter's."""
+        """See `Admission.quota`."""
         return await self._with_account(tenant.name, lambda admission, now: admission.quota(tenant, now))
 
-    async def _forget(self, ticket: Ticket, used_tokens: int) -> None:
+    async def _release(self, ticket: Ticket, used_tokens: int) -> None:
         await self._with_account(
             ticket.tenant, lambda admission, now: admission.release(ticket, used_tokens, now)
         )
 
-    def _give_back(self, task: asyncio.Task[Ticket]) -> None:
+    def _release_admitted(self, task: asyncio.Task[Ticket]) -> None:
         if not task.cancelled() and task.exception() is None:
-            giving = asyncio.create_task(self._forget(task.result(), 0))
-            # The loop itself forgets tasks that nobody holds.
-            self._giving.add(giving)
-            giving.add_done_callback(self._giving.discard)
+            releasing = asyncio.create_task(self._release(task.result(), 0))
+            # The event loop holds only weak references to tasks.
+            self._releases.add(releasing)
+            releasing.add_done_callback(self._releases.discard)
 
     async def _with_account(self, tenant: str, decide: Callable[[Admission, float], Result]) -> Result:
         return await self._thread.run(lambda store: self._decide(store, tenant, decide))
@@ -83,7 +84,7 @@ class SharedLimiter:
     def _decide(
         self, store: TenantStore, tenant: str, decide: Callable[[Admission, float], Result]
     ) -> Result:
-        """On the thread: what `decide` makes of the tenant's account, which nobody else changes meanwhile."""
+        """On the thread: apply `decide` to the tenant's account while it is locked, and store the account."""
         database = store.database
         assert isinstance(database, PostgresDatabase)
         with database.locked(tenant):

@@ -1,4 +1,4 @@
-"""Books usage from the event loop: whoever waits while one transaction is written shares the next."""
+"""Writes usage from the event loop. Bookings that arrive during one transaction share the next one."""
 
 import asyncio
 import logging
@@ -11,13 +11,13 @@ from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.usage import Booking
 
 RETRY_AFTER_SECONDS = (0.05, 0.2, 0.8)
-"""Between the attempts at one transaction."""
+"""Seconds between the attempts at one transaction."""
 
 _logger = logging.getLogger(__name__)
 
 
 class Ledger:
-    """Writes bookings with a store of its own."""
+    """Writes bookings to the database, in the background and in batches."""
 
     def __init__(self, thread: StoreThread) -> None:
         self._thread = thread
@@ -27,7 +27,7 @@ class Ledger:
     @classmethod
     @asynccontextmanager
     async def open(cls, address: Path | str) -> AsyncIterator["Ledger"]:
-        """A ledger over a database; all that it was given is written when the context ends.
+        """Open a ledger over a database. Leaving the context writes all pending bookings.
 
         Raises `ConfigError` for a database that cannot be opened.
         """
@@ -39,9 +39,9 @@ class Ledger:
                 await ledger._flush()
 
     async def book(self, booking: Booking) -> None:
-        """Returns when the booking is committed; also without being waited for, it will be.
+        """Write a booking, and wait until it is committed. It is written even if the caller is cancelled.
 
-        Raises `TenancyError` when it could not be written, after some attempts.
+        Raises `TenancyError` if all attempts fail.
         """
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((booking, future))
@@ -51,7 +51,7 @@ class Ledger:
 
     async def _flush(self) -> None:
         while self._writer is not None:
-            # Not awaited itself: to cancel who waits must not cancel what is written.
+            # `wait` does not cancel the writer when its caller is cancelled.
             await asyncio.wait([self._writer])
 
     async def _write_waiting(self) -> None:
@@ -60,16 +60,16 @@ class Ledger:
                 together, self._waiting = self._waiting, []
                 await self._settle(together)
         finally:
-            # Those who came while one could not be written are not left waiting.
+            # Bookings that arrived during a failed transaction need a new writer.
             self._writer = asyncio.create_task(self._write_waiting()) if self._waiting else None
 
     async def _settle(self, together: Sequence[tuple[Booking, asyncio.Future[None]]]) -> None:
-        """Write bookings, and tell those who wait for them how it went."""
+        """Write bookings, and resolve the futures of their callers."""
         problem: str | None = "the usage was not booked"
         try:
             problem = await self._write([booking for booking, _ in together])
         finally:
-            # Who has gone away is not told.
+            # A caller that was cancelled has a future that is done.
             for future in (future for _, future in together if not future.done()):
                 if problem is None:
                     future.set_result(None)
@@ -77,7 +77,7 @@ class Ledger:
                     future.set_exception(TenancyError(problem))
 
     async def _write(self, bookings: Sequence[Booking]) -> str | None:
-        """What kept the bookings from being written, also in the last attempt; None when they are."""
+        """Write bookings, with several attempts. Returns the last attempt's error, or None on success."""
         pauses = iter(RETRY_AFTER_SECONDS)
         while True:
             try:

@@ -1,10 +1,10 @@
-"""How the database came to be what it is: each step once, in this order, never changed after a release.
+"""The database's schema, as a list of migrations. A migration is never changed after a release.
 
-Statements are SQLite's; `postgres` makes PostgreSQL's of them.
+Statements are written for SQLite; `postgres` translates them.
 """
 
 APPLICATION_ID = 0x6D6F6531
-"""Marks a SQLite file as ours, in its header."""
+"""Marks a SQLite file as FaaSMoE's, in its header ("moe1")."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -22,7 +22,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             created REAL NOT NULL
         ) STRICT, WITHOUT ROWID
         """,
-        # Not a child of tenants: what a tenant has used outlives it. Integers add up exactly.
+        # No foreign key to tenants: usage outlives its tenant. Integers, because their sums are exact.
         """
         CREATE TABLE usage (
             tenant TEXT NOT NULL,
@@ -37,7 +37,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
     ),
     (
-        # What is remembered of tenants' limits where several control planes hold them together.
+        # State of tenants' limits, as JSON, for several control planes that enforce them together.
         """
         CREATE TABLE accounts (
             tenant TEXT PRIMARY KEY,
@@ -46,13 +46,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
     ),
 )
-"""Statements that run in one transaction; the database's version is how many of these it has seen."""
+"""Each entry runs in one transaction. The database's version is the number of entries it has applied."""
 
 _TYPES = {"INTEGER": "BIGINT", "REAL": "DOUBLE PRECISION", "BLOB": "BYTEA", ") STRICT, WITHOUT ROWID": ")"}
 
 
 def postgres(statement: str) -> str:
-    """The same for PostgreSQL."""
+    """Translate a statement of `MIGRATIONS` for PostgreSQL."""
     for theirs, ours in _TYPES.items():
         statement = statement.replace(theirs, ours)
     return statement

@@ -1,4 +1,4 @@
-"""Tenants in PostgreSQL, by psycopg (https://www.psycopg.org): for control planes that share them."""
+"""Tenants and usage in PostgreSQL, through psycopg (https://www.psycopg.org), for several control planes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ _TABLES = "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND table
 
 
 class PostgresDatabase:
-    """One connection; one that has broken is made anew for the next call."""
+    """A `Database` in PostgreSQL. A broken connection is replaced at the next call."""
 
     def __init__(self, url: str) -> None:
-        """Raises `ConfigError` when it cannot be reached."""
+        """Connect. Raises `ConfigError` if the URL is wrong or the server unreachable."""
         self._url = url
         self._name = _described(url)
         self._connection = self._connect()
@@ -27,7 +27,7 @@ class PostgresDatabase:
     @classmethod
     @contextmanager
     def open(cls, url: str) -> Iterator["PostgresDatabase"]:
-        """The database, with its tables brought up to date. Raises `ConfigError`."""
+        """Connect, and bring the schema up to date. Raises `ConfigError`."""
         database = cls(url)
         try:
             database._migrate()
@@ -36,27 +36,27 @@ class PostgresDatabase:
             database._connection.close()
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
-        """As every database's."""
-        with self._told(), self._usable().cursor() as cursor:
+        """See `Database.select`."""
+        with self._translated_errors(), self._usable().cursor() as cursor:
             return cursor.execute(_placed(statement), tuple(values)).fetchall()
 
     def change(self, statement: str, *rows: Sequence[Any]) -> int:
-        """As every database's."""
-        with self._told(), self._usable().cursor() as cursor:
+        """See `Database.change`."""
+        with self._translated_errors(), self._usable().cursor() as cursor:
             cursor.executemany(_placed(statement), [tuple(row) for row in rows])
             return cursor.rowcount
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """As every database's: writers take turns."""
-        with self._told(), self._usable().transaction():
+        """See `Database.transaction`. An advisory lock admits one writer at a time."""
+        with self._translated_errors(), self._usable().transaction():
             self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (APPLICATION_ID,))
             yield
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """A transaction in which nobody else has this name locked, in any process."""
-        with self._told(), self._usable().transaction():
+        """A transaction that excludes others with the same name, in all processes."""
+        with self._translated_errors(), self._usable().transaction():
             self._connection.execute(
                 "SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (APPLICATION_ID & 0x7FFF, name)
             )
@@ -81,7 +81,7 @@ class PostgresDatabase:
         return self._connection
 
     def _migrate(self) -> None:
-        """Raises `ConfigError` for another program's tables, or a newer version's."""
+        """Bring the schema up to date. Raises `ConfigError` for another program's or a newer schema."""
         try:
             with self.transaction():
                 if self.select(_TABLES, ("tenants",)) and not self.select(_TABLES, ("faasmoe_schema",)):
@@ -104,8 +104,8 @@ class PostgresDatabase:
             raise ConfigError(str(error)) from error
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """PostgreSQL's errors as ours."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Raise PostgreSQL's errors as `TenancyError`."""
         try:
             yield
         except psycopg.IntegrityError as error:
@@ -119,7 +119,7 @@ def _placed(statement: str) -> str:
 
 
 def _described(url: str) -> str:
-    """Without a password. Raises `ConfigError`."""
+    """Name and host of a database, without its password. Raises `ConfigError` for a URL that is none."""
     try:
         parts = conninfo_to_dict(url)
     except psycopg.Error as error:

@@ -1,4 +1,7 @@
-"""Tenants and their usage, in a database: all of the SQL is here and in migrations.py."""
+"""Tenants and their usage in a database.
+
+The SQL is here, in migrations.py, and for the shared accounts in shared_limiter.py.
+"""
 
 import hmac
 import time
@@ -10,7 +13,7 @@ from typing import Any
 from control_plane.errors import InvalidApiKey, TenancyError, UnknownTenant
 from control_plane.tenancy.declared import DeclaredTenant
 from control_plane.tenancy.keys import checked_key, hash_key, new_key
-from control_plane.tenancy.storage.database import Database, Duplicate, opened
+from control_plane.tenancy.storage.database import Database, Duplicate, open_database
 from control_plane.tenancy.tenants import Limits, Tenant
 from control_plane.tenancy.usage import Booking, Usage
 
@@ -22,10 +25,10 @@ _TENANT = "name, weight, rpm, tpm, max_concurrency, max_context, max_output, ope
 
 
 class TenantStore:
-    """One connection to the database, for the thread that has opened it; other processes may have theirs.
+    """One connection to the database, for use in the thread that has opened it.
 
-    Nothing is cached: what one changes, all see at once. A committed write survives the end of the process,
-    however it ends. Methods raise `TenancyError` when the database cannot be read or written.
+    Nothing is cached, so every process sees a change at once. A committed write survives a crash of the
+    process. Methods raise `TenancyError` if the database cannot be read or written.
     """
 
     def __init__(self, database: Database) -> None:
@@ -34,15 +37,18 @@ class TenantStore:
     @classmethod
     @contextmanager
     def open(cls, address: Path | str) -> Iterator["TenantStore"]:
-        """The store in a file, which is made where there is none, for its owner only; or at PostgreSQL's URL.
+        """Open the store in a file, which is created if it is missing, or at a PostgreSQL URL.
 
-        Raises `ConfigError` for what is no such database, or a newer one, or cannot be written or reached.
+        Raises `ConfigError`: see `open_database`.
         """
-        with opened(address) as database:
+        with open_database(address) as database:
             yield cls(database)
 
     def add(self, name: str, limits: Limits, operator: bool, key: str | None = None) -> str:
-        """A new tenant; returns its key, which cannot be read again. Raises `TenancyError` if it exists."""
+        """Add a tenant and return its key, which is stored only as a hash.
+
+        Raises `TenancyError` if the name or the key is taken.
+        """
         tenant = Tenant(name, limits, operator, time.time())
         key = new_key() if key is None else checked_key(key)
         with self.database.transaction():
@@ -52,13 +58,13 @@ class TenantStore:
         return key
 
     def get(self, name: str) -> Tenant:
-        """Raises `UnknownTenant`."""
+        """Look up a tenant by name. Raises `UnknownTenant`."""
         for row in self.database.select(f"SELECT {_TENANT} FROM tenants WHERE name = ?", (name,)):
             return _tenant(row)
         raise UnknownTenant(_unknown(name))
 
     def update(self, name: str, limits: Limits, operator: bool) -> None:
-        """Other limits, from the next request on. Raises `UnknownTenant`."""
+        """Replace a tenant's limits, from the next request on. Raises `UnknownTenant`."""
         self._change(
             """UPDATE tenants SET weight = ?, rpm = ?, tpm = ?, max_concurrency = ?, max_context = ?,
             max_output = ?, operator = ? WHERE name = ?""",
@@ -67,17 +73,17 @@ class TenantStore:
         )
 
     def rotate_key(self, name: str) -> str:
-        """A new key, in place of the one before, if any. Raises `UnknownTenant`."""
+        """Replace a tenant's key, and return the new one. Raises `UnknownTenant`."""
         key = new_key()
         self._change("UPDATE tenants SET key_hash = ? WHERE name = ?", (hash_key(key), name), name)
         return key
 
     def remove(self, name: str) -> None:
-        """Its key is worth nothing from now on; its usage stays. Raises `UnknownTenant`."""
+        """Remove a tenant and its key, but not its usage. Raises `UnknownTenant`."""
         self._change("DELETE FROM tenants WHERE name = ?", (name,), name)
 
     def authenticate(self, key: str) -> Tenant:
-        """Whose key it is. Raises `InvalidApiKey`."""
+        """Look up a tenant by key. Raises `InvalidApiKey`."""
         hashed = hash_key(key)
         found_rows = self.database.select(
             f"SELECT key_hash, {_TENANT} FROM tenants WHERE key_hash = ?", (hashed,)
@@ -88,7 +94,7 @@ class TenantStore:
         raise InvalidApiKey("there is no tenant with this API key")
 
     def declare(self, tenants: Sequence[DeclaredTenant]) -> None:
-        """Add or update the tenants of the config file; others stay, and so do keys that it does not have."""
+        """Add or update tenants from the config file. Other tenants, and keys it does not declare, stay."""
         with self.database.transaction():
             for declared in tenants:
                 self._insert(
@@ -96,7 +102,7 @@ class TenantStore:
                 )
 
     def book(self, bookings: Sequence[Booking]) -> None:
-        """Add to the tenants' usage: all of it, or nothing when it raises."""
+        """Add bookings to the tenants' usage, in one transaction."""
         with self.database.transaction():
             self.database.change(
                 """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, minute) DO UPDATE SET
@@ -110,9 +116,9 @@ class TenantStore:
             )
 
     def usage(self, tenant: str | None, since: float | None) -> Sequence[Usage]:
-        """What a tenant, or each one, has used since the minute of that Unix time; sorted by name.
+        """Usage of one tenant, or of each, since the minute of a Unix time, sorted by name.
 
-        Removed tenants are among them, and those that have used nothing are not.
+        This includes removed tenants, and leaves out tenants without usage.
         """
         wanted: dict[str, Any] = {}
         if tenant is not None:
@@ -136,7 +142,7 @@ class TenantStore:
         return [_tenant(row) for row in self.database.select(f"SELECT {_TENANT} FROM tenants ORDER BY name")]
 
     def _insert(self, tenant: Tenant, key: str | None) -> None:
-        """A tenant, or what is new of it; without a key it keeps the one that it has."""
+        """Insert a tenant or update it. Without a key, an existing tenant keeps its own."""
         try:
             self.database.change(
                 f"""INSERT INTO tenants ({_TENANT}, key_hash)

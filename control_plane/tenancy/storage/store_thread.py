@@ -1,4 +1,4 @@
-"""A store of tenants for the event loop: a thread of its own waits for the database."""
+"""A store of tenants for the event loop: a separate thread waits for the database."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class StoreThread:
-    """Runs what is asked of the store one after the other."""
+    """Runs functions of the store in one thread, one after the other."""
 
     def __init__(self, store: TenantStore, thread: ThreadPoolExecutor) -> None:
         self._store = store
@@ -22,10 +22,10 @@ class StoreThread:
     @classmethod
     @asynccontextmanager
     async def open(cls, address: Path | str, name: str) -> AsyncIterator["StoreThread"]:
-        """The thread ends with the context. Raises `ConfigError` for a database that cannot be opened."""
+        """Open the store in a new thread, which ends with the context. Raises `ConfigError`."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, name) as thread:
-            # SQLite's connections stay in the thread that has opened them.
+            # A SQLite connection may be used only in the thread that has opened it.
             stack = ExitStack()
             store = await loop.run_in_executor(thread, stack.enter_context, TenantStore.open(address))
             try:
@@ -34,5 +34,5 @@ class StoreThread:
                 await loop.run_in_executor(thread, stack.close)
 
     async def run(self, work: Callable[[TenantStore], Result]) -> Result:
-        """What `work` makes of the store. Raises what it raises."""
+        """Call `work` with the store in the thread. Returns its result, or raises its error."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._store)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from control_plane.engine.model.layers import PackedGatedFFN, PackedLinear
 from control_plane.engine.model.loader import load_model
 from control_plane.errors import ConfigError, PartitionError
