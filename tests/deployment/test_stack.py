@@ -2,12 +2,12 @@
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from control_plane.deployment.image.template import TEMPLATE, dockerfile, write_template
 from control_plane.deployment.stack import deployments, stack_yaml

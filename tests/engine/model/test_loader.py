@@ -1,6 +1,5 @@
 """The dense part is loaded whole and without experts, and transformers is left as it was."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -111,7 +111,7 @@ def with_dense(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor
     save_file(tensors, folder / DENSE, metadata={"format": "pt"})
     data = (folder / DENSE).read_bytes()
     dense = PartitionFile(DENSE, len(data), hashlib.sha256(data).hexdigest())
-    return dataclasses.replace(manifest, dense=dense)
+    return msgspec.structs.replace(manifest, dense=dense)
 
 
 def test_missing_tensors_are_named(tiny: TinyPartition, folder: Path) -> None:

@@ -1,12 +1,12 @@
 """A dense part in int8: what is packed, how it is loaded, and how near it stays to the model."""
 
 import asyncio
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -251,4 +251,4 @@ def test_missing_packed_weights_are_named(tmp_path: Path) -> None:
     data = path.read_bytes()
     dense = PartitionFile(DENSE, len(data), hashlib.sha256(data).hexdigest())
     with pytest.raises(PartitionError, match=r"lacks lm_head\.weight"):
-        load(tmp_path, dataclasses.replace(manifest, dense=dense))
+        load(tmp_path, msgspec.structs.replace(manifest, dense=dense))
