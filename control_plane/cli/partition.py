@@ -197,7 +197,8 @@ def image(
     docker://...`. A layer for each expert block, so that a changed one moves no other; the same input gives
     the same digest. For another architecture than this machine's, functions compute with NumPy.
     """
-    from control_plane.deployment.image.archive import ImageSpec, built_kernel, write_image
+    from control_plane.deployment.image.builder import ImageSpec, write_image
+    from control_plane.deployment.image.contents import built_kernel
     from control_plane.deployment.image.packages import own_architecture
     from control_plane.partition.manifest import Manifest
 

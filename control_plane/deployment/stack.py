@@ -7,8 +7,10 @@ keys that it does not know), and `types/function_deployment.go` of https://githu
 import json
 from typing import Any
 
-from control_plane.deployment.image.template import SOURCES, TEMPLATE
-from control_plane.partition.manifest import Block, Manifest
+from control_plane.deployment.image.contents import SOURCES
+from control_plane.deployment.image.template import TEMPLATE
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import Block
 
 FUNCTION_VARIABLE = "FAASMOE_FUNCTION"
 """The environment variable that says which block a function serves: all else is the same for all."""

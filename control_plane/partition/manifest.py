@@ -5,109 +5,32 @@ The fingerprint covers all fields of the manifest: two partitions with the same 
 
 import hashlib
 import json
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, to_builtins
 
 from control_plane.errors import PartitionError
+from control_plane.partition.partition_files import (
+    Block,
+    Number,
+    PagesNbytes,
+    PartitionFile,
+    Size,
+    check_file,
+    is_ascending,
+    verify_checksum,
+)
 from control_plane.validation import Invalid, convert
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
-PAGE_NBYTES = 4096
-FUNCTION_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-"""The function names that OpenFaaS accepts: DNS labels."""
 
-_SHA256 = re.compile("[0-9a-f]{64}")
-_LARGEST = 2**62
-
-Number = Annotated[int, Meta(ge=0, le=_LARGEST)]
-Size = Annotated[int, Meta(ge=1, le=_LARGEST, description="a positive whole number")]
-PagesNbytes = Annotated[
-    int,
-    Meta(
-        ge=PAGE_NBYTES,
-        le=_LARGEST,
-        multiple_of=PAGE_NBYTES,
-        description=f"a positive multiple of {PAGE_NBYTES}",
-    ),
-]
 FloatDtype = Annotated[Literal["f32", "bf16"], Meta(description="f32 or bf16")]
-Experts = Annotated[tuple[Number, ...], Meta(description="a list of expert numbers")]
-ExpertsByLayer = Annotated[
-    Mapping[Number, Experts],
-    Meta(description="an object of layer numbers with lists of expert numbers"),
-]
-
-
-class PartitionFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of the partition: its path relative to the folder, its size in bytes and its SHA-256 (hex)."""
-
-    file: str
-    nbytes: Annotated[int, Meta(ge=0, le=_LARGEST, description="a whole number, 0 or more")]
-    sha256: str
-
-    def check(self, where: str) -> None:
-        """Raise `Invalid` for a path outside the folder, or a checksum that is none."""
-        _check_file(self.file, self.sha256, where)
-
-    def verify(self, folder: Path) -> None:
-        """Raise PartitionError if the file in `folder` is missing or differs."""
-        path = folder / self.file
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise PartitionError(f"cannot read {path}: {error.strerror}") from error
-        if size != self.nbytes:
-            raise PartitionError(f"{path} has {size} bytes, the manifest says {self.nbytes}")
-        _verify_checksum(path, self.sha256)
-
-
-class Block(PartitionFile, frozen=True, forbid_unknown_fields=True):
-    """The experts of one function: a safetensors file with one page-aligned range of bytes per expert.
-
-    `offset` is the byte at which the first expert starts. `experts` maps each layer to its experts; both are
-    in the order of the file.
-    """
-
-    function: str
-    offset: PagesNbytes
-    experts: ExpertsByLayer
-
-    @property
-    def num_experts(self) -> int:
-        return sum(map(len, self.experts.values()))
-
-    @property
-    def expert_nbytes(self) -> int:
-        return (self.nbytes - self.offset) // self.num_experts
-
-    def expert_offset(self, layer: int, expert: int) -> int:
-        """The byte of the file at which an expert starts. Raises KeyError if it is not in this block."""
-        position = 0
-        for block_layer, experts in self.experts.items():
-            if block_layer == layer and expert in experts:
-                return self.offset + (position + experts.index(expert)) * self.expert_nbytes
-            position += len(experts)
-        raise KeyError((layer, expert))
-
-    def check(self, where: str) -> None:
-        """Raise `Invalid` for what a file is refused for, a wrong name, or experts that are out of order."""
-        super().check(where)
-        if not FUNCTION_NAME.fullmatch(self.function):
-            raise Invalid(f"{where}.function", f"{self.function!r} is not a function's name")
-        if not _ascending(list(self.experts)):
-            raise Invalid(f"{where}.experts", "its layers are not ascending")
-        for layer, experts in self.experts.items():
-            if not _ascending(experts):
-                raise Invalid(f"{where}.experts", f"the experts of layer {layer} are not ascending")
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -198,7 +121,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     def verify_dense(self, folder: Path) -> None:
         """Like `verify`, for the files that the control plane loads: all but the blocks."""
         for name, sha256 in self.files.items():
-            _verify_checksum(folder / name, sha256)
+            verify_checksum(folder / name, sha256)
         self.dense.verify(folder)
 
     def _content(self) -> dict[str, Any]:
@@ -210,11 +133,11 @@ def _check(manifest: Manifest) -> None:
     for field in ("dense_dtype", "expert_dtype"):
         if (dtype := getattr(manifest, field)) not in (manifest.dtype, "int8"):
             raise Invalid(field, f"is {dtype!r}, not {manifest.dtype} or int8")
-    if not _ascending(manifest.moe_layers):
+    if not is_ascending(manifest.moe_layers):
         raise Invalid("moe_layers", "are not ascending layer numbers")
     manifest.dense.check("dense")
     for name, sha256 in manifest.files.items():
-        _check_file(name, sha256, f"files.{name}")
+        check_file(name, sha256, f"files.{name}")
     for number, block in enumerate(manifest.blocks):
         where = f"blocks[{number}]"
         block.check(where)
@@ -222,13 +145,6 @@ def _check(manifest: Manifest) -> None:
         if block.nbytes != nbytes:
             raise Invalid(f"{where}.nbytes", f"is {block.nbytes}, its experts need {nbytes}")
     _check_coverage(manifest)
-
-
-def _check_file(name: str, sha256: str, where: str) -> None:
-    if not {"", ".", ".."}.isdisjoint(name.split("/")):
-        raise Invalid(where, f"{name!r} is not a file in the partition")
-    if not _SHA256.fullmatch(sha256):
-        raise Invalid(where, "sha256 is not 64 hexadecimal digits")
 
 
 def _check_coverage(manifest: Manifest) -> None:
@@ -255,18 +171,3 @@ def _check_coverage(manifest: Manifest) -> None:
     for problem, keys in problems.items():
         for layer, expert in keys:
             raise Invalid("blocks", f"expert {expert} of layer {layer} {problem}")
-
-
-def _ascending(numbers: Sequence[int]) -> bool:
-    """Whether there is at least one number, and each is larger than the one before."""
-    return len(numbers) > 0 and all(a < b for a, b in pairwise(numbers))
-
-
-def _verify_checksum(path: Path, sha256: str) -> None:
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
-    if found != sha256:
-        raise PartitionError(f"{path} is damaged: its checksum differs from the manifest's")

@@ -15,7 +15,8 @@ from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import dense_metadata
 from control_plane.partition.granularity import Granularity
-from control_plane.partition.manifest import Block, Manifest, PartitionFile
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import Block, PartitionFile
 from control_plane.partition.plan import BlockPlan, Plan
 from control_plane.partition.profile import Profile
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter

@@ -10,8 +10,8 @@ from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import DenseTensor, dense_tensors
 from control_plane.partition.granularity import Granularity, default_granularity
-from control_plane.partition.manifest import PAGE_NBYTES
 from control_plane.partition.packing import pack
+from control_plane.partition.partition_files import PAGE_NBYTES
 from control_plane.partition.profile import Profile
 from functions.kernels.packed_expert import ExpertShape
 

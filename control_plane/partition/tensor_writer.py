@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from control_plane.partition.manifest import PAGE_NBYTES
+from control_plane.partition.partition_files import PAGE_NBYTES
 
 _ITEM_NBYTES = {"F32": 4, "BF16": 2, "U8": 1}
 

@@ -20,7 +20,8 @@ import numpy as np
 import psutil
 import pytest
 
-from control_plane.deployment.image.archive import ImageSpec, built_kernel, write_image
+from control_plane.deployment.image.builder import ImageSpec, write_image
+from control_plane.deployment.image.contents import built_kernel
 from control_plane.deployment.image.packages import MACHINES
 from tests.support.command_line import error_line, faasmoe
 from tests.support.expert_process import expert_process

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 
 from control_plane.partition.granularity import Granularity
-from control_plane.partition.manifest import Block, Manifest
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import Block
 from control_plane.partition.partitioner import partition
 from functions.kernels.packed_expert import ExpertShape, unpack_expert
 from tests.support.checkpoints import FAMILIES, save_checkpoint, save_fused_checkpoint, tiny_model

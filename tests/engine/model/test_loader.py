@@ -20,7 +20,8 @@ from control_plane.engine.model.loader import EMBEDDING, eos_token_ids, load_mod
 from control_plane.errors import PartitionError
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
-from control_plane.partition.manifest import Manifest, PartitionFile
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_config, tiny_model
 from tests.support.tiny_partition import TinyPartition

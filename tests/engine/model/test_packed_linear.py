@@ -24,7 +24,8 @@ from control_plane.errors import ConfigError, PartitionError
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
-from control_plane.partition.manifest import Manifest, PartitionFile
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
 from functions.kernels.packed_expert import ExpertShape, pack_expert
 from functions.kernels.packed_matrix import LinearShape, pack_matrix

@@ -1,0 +1,39 @@
+"""The files of a functions' image, whichever tool builds it: the blocks, and the code that serves them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import functions
+from control_plane.partition.manifest import Manifest
+
+SOURCES = "functions"
+"""The package that runs in the image."""
+OWNER = 10001
+"""User and group of the process and of its files: a number, since Kubernetes cannot check a user's name."""
+MAX_BLOCK_LAYERS = 100
+"""Docker allows 127 layers; blocks beyond this number share one layer."""
+
+
+def block_layers(manifest: Manifest) -> list[list[str]]:
+    """The block files of each layer: one per layer, as long as there are layers left.
+
+    A block that changes is then the only one that is pushed and pulled again.
+    """
+    files = [block.file for block in manifest.blocks]
+    own, shared = files[: MAX_BLOCK_LAYERS - 1], files[MAX_BLOCK_LAYERS - 1 :]
+    return [[file] for file in own] + ([shared] if shared else [])
+
+
+def source_folder() -> Path:
+    """The installed `functions` package."""
+    return Path(functions.__path__[0])
+
+
+def source_files() -> Iterator[Path]:
+    """The Python modules of the `functions` package."""
+    return source_folder().rglob("*.py")
+
+
+def built_kernel() -> Path | None:
+    """This machine's compiled kernel, if there is one. It needs a C library at least as new as this one's."""
+    return next(iter(sorted(source_folder().glob("kernels/_gated_ffn*.so"))), None)
