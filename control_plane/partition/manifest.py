@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct, to_builtins
 
@@ -30,7 +30,7 @@ from control_plane.validation import Invalid, convert
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
 
-FloatDtype = Annotated[Literal["f32", "bf16"], Meta(description="f32 or bf16")]
+FloatDtype = Annotated[str, Meta(pattern=r"^(f32|bf16)\Z", description="f32 or bf16")]
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):

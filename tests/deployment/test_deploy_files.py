@@ -4,6 +4,7 @@ import configparser
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from tests.support.paths import ROOT
 DEPLOY = ROOT / "deploy"
 
 
-def documents() -> dict[str, dict]:
+def documents() -> dict[str, dict[str, Any]]:
     """The Kubernetes objects by their kinds."""
     text = (DEPLOY / "kubernetes" / "control-plane.yaml").read_text()
     return {document["kind"]: document for document in yaml.safe_load_all(text)}

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -108,8 +109,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
     """In float32, so that answers are the reference's whatever the machine rounds."""
     folder = tmp_path_factory.mktemp("acceptance") / "partition"
     manifest = partition(DEMO_MODEL, folder, dtype="f32")
-    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
-    return TinyPartition(folder, manifest, model)
+    model: Any = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    return TinyPartition(folder, manifest, model.eval())
 
 
 @pytest.fixture(scope="module")
@@ -266,8 +267,9 @@ async def serving(target: Target, config: ServeConfig) -> AsyncIterator[URL]:
 def reference(demo: TinyPartition) -> list[int]:
     """The unsplit model's greedy continuation."""
     prompt = AutoTokenizer.from_pretrained(DEMO_MODEL)(PROMPT, return_tensors="pt").input_ids
+    model: Any = demo.model
     with torch.inference_mode():
-        whole = demo.model.generate(
+        whole = model.generate(
             prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
         )
     return [int(token) for token in whole[0, prompt.shape[1] :]]

@@ -121,7 +121,7 @@ def test_other_families_are_refused_by_name(checkpoint: Path, model_type: Any) -
         ({"mlp_only_layers": [0, 1, 2]}, "no layer with experts"),
     ],
 )
-def test_variants_that_cannot_be_split(checkpoint: Path, change: dict, problem: str) -> None:
+def test_variants_that_cannot_be_split(checkpoint: Path, change: dict[str, Any], problem: str) -> None:
     edit_config(checkpoint, **change)
     assert problem in refusal(checkpoint, UnsupportedModel)
 

@@ -15,7 +15,10 @@ from control_plane.partition.granularity import Granularity, default_granularity
     ],
 )
 def test_cut_is_consecutive_runs(
-    granularity: Granularity, num_experts: int, moe_layers: tuple[int, ...], wanted: list
+    granularity: Granularity,
+    num_experts: int,
+    moe_layers: tuple[int, ...],
+    wanted: list[tuple[tuple[int, ...], int, int]],
 ) -> None:
     blocks = granularity.cut(num_experts, moe_layers)
     assert blocks == [(layers, range(start, stop)) for layers, start, stop in wanted]

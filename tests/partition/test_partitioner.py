@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
@@ -21,12 +23,12 @@ HIDDEN, WIDTH, EXPERTS, LAYERS = 24, 20, 5, 3
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(model, tmp_path_factory.mktemp("source") / "tiny")
 
 
@@ -35,10 +37,11 @@ def qwen(tmp_path: Path) -> Path:
     return save_checkpoint(tiny_model("qwen2_moe"), tmp_path / "qwen")
 
 
-def source_experts(model: torch.nn.Module) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
+def source_experts(model: PreTrainedModel) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
     """gate, up and down of each (layer, expert), from the parameters that transformers computes with."""
     experts = {}
-    for layer, module in enumerate(model.model.layers):
+    layers: Any = model.model.layers
+    for layer, module in enumerate(layers):
         if hasattr(module.mlp, "experts"):
             fused, down = module.mlp.experts.gate_up_proj.detach(), module.mlp.experts.down_proj.detach()
             for expert in range(len(fused)):
@@ -60,7 +63,7 @@ def stored_experts(folder: Path, manifest: Manifest) -> dict[tuple[int, int], tu
     return experts
 
 
-def assert_experts_equal(folder: Path, manifest: Manifest, model: torch.nn.Module) -> None:
+def assert_experts_equal(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
     stored, source = stored_experts(folder, manifest), source_experts(model)
     assert stored.keys() == source.keys()
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[manifest.expert_dtype]
@@ -77,7 +80,7 @@ def dense_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_every_expert_is_exact(
-    model: torch.nn.Module, checkpoint: Path, tmp_path: Path, granularity: Granularity, dtype: str
+    model: PreTrainedModel, checkpoint: Path, tmp_path: Path, granularity: Granularity, dtype: str
 ) -> None:
     manifest = partition(checkpoint, tmp_path / "out", granularity=granularity, dtype=dtype)
     assert (manifest.dtype, manifest.expert_dtype) == (dtype, dtype)
@@ -87,7 +90,7 @@ def test_every_expert_is_exact(
 
 
 def test_int8_experts_are_within_half_a_step(
-    model: torch.nn.Module, checkpoint: Path, tmp_path: Path
+    model: PreTrainedModel, checkpoint: Path, tmp_path: Path
 ) -> None:
     manifest = partition(checkpoint, tmp_path / "out", granularity=Granularity(3, 2), dtype="int8")
     assert (manifest.dtype, manifest.expert_dtype) == ("f32", "int8")
@@ -129,7 +132,7 @@ def test_auto_keeps_the_dtype_of_the_source(
 
 
 def test_fused_checkpoint_gives_the_same_experts(
-    model: torch.nn.Module, checkpoint: Path, tmp_path: Path
+    model: PreTrainedModel, checkpoint: Path, tmp_path: Path
 ) -> None:
     fused = save_fused_checkpoint(model, tmp_path / "fused")
     granularity = Granularity(2, 2)
@@ -138,7 +141,7 @@ def test_fused_checkpoint_gives_the_same_experts(
     assert [block.sha256 for block in a.blocks] == [block.sha256 for block in b.blocks]
 
 
-def test_shards_leave_no_trace(model: torch.nn.Module, checkpoint: Path, tmp_path: Path) -> None:
+def test_shards_leave_no_trace(model: PreTrainedModel, checkpoint: Path, tmp_path: Path) -> None:
     sharded = save_checkpoint(model, tmp_path / "sharded", max_shard_size="40KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 2
     a = partition(checkpoint, tmp_path / "a", name="m")
@@ -185,7 +188,7 @@ def test_padding_is_zero(qwen: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
 def test_layers_without_experts_stay_dense(
-    tmp_path: Path, family: str, options: dict, moe_layers: tuple[int, ...]
+    tmp_path: Path, family: str, options: dict[str, Any], moe_layers: tuple[int, ...]
 ) -> None:
     model = tiny_model(family, **options)
     checkpoint = save_checkpoint(model, tmp_path / "source")

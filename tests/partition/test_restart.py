@@ -73,19 +73,20 @@ def command(program: str, *arguments: object) -> list[str]:
 
 
 @pytest.fixture
-def halfway(checkpoint: Path, out: Path) -> Iterator[subprocess.Popen]:
+def halfway(checkpoint: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A run of another process that has written half, and waits."""
     with subprocess.Popen(
         command(STOP_HALFWAY, checkpoint, out), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
+            assert process.stdout is not None
             assert process.stdout.readline() == b"halfway\n"
             yield process
         finally:
             process.kill()
 
 
-def test_nothing_is_there_before_the_end(halfway: subprocess.Popen, out: Path) -> None:
+def test_nothing_is_there_before_the_end(halfway: subprocess.Popen[bytes], out: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == [".partition.partial"]
     halfway.communicate()
     assert halfway.returncode == 0
@@ -93,7 +94,7 @@ def test_nothing_is_there_before_the_end(halfway: subprocess.Popen, out: Path) -
     Manifest.load(out).verify(out)
 
 
-def test_run_after_a_kill(halfway: subprocess.Popen, checkpoint: Path, out: Path) -> None:
+def test_run_after_a_kill(halfway: subprocess.Popen[bytes], checkpoint: Path, out: Path) -> None:
     halfway.kill()
     halfway.wait()
     left = out.parent / ".partition.partial"
@@ -110,7 +111,7 @@ def test_run_after_a_kill(halfway: subprocess.Popen, checkpoint: Path, out: Path
     Manifest.load(out).verify(out)
 
 
-def test_two_runs_do_not_mix(halfway: subprocess.Popen, checkpoint: Path, out: Path) -> None:
+def test_two_runs_do_not_mix(halfway: subprocess.Popen[bytes], checkpoint: Path, out: Path) -> None:
     with pytest.raises(PartitionError, match="another run is writing to"):
         partition(checkpoint, out)
     halfway.communicate()

@@ -45,7 +45,8 @@ class EchoClient:
 
     async def describe(self) -> dict[str, Any]:
         async with self.http.get("/system/function/echo", params={"usage": "1"}) as answer:
-            return await answer.json()
+            status: dict[str, Any] = await answer.json()
+            return status
 
     async def scale(self, replicas: int) -> int:
         body = {"serviceName": "echo", "replicas": replicas}
@@ -63,7 +64,8 @@ class EchoClient:
     async def ask_process(self) -> dict[str, Any]:
         """Its process, and the request as it saw it."""
         async with self.http.get("/function/echo/process") as answer:
-            return await answer.json()
+            seen: dict[str, Any] = await answer.json()
+            return seen
 
     async def log_lines(self, **query: str) -> list[str]:
         async with self.http.get("/system/logs", params={"name": "echo", **query}) as answer:
