@@ -1,7 +1,8 @@
-"""A partition as OpenFaaS deploys it: `stack.yml` for faas-cli, and the same as JSON for a gateway.
+"""The deployment of a partition's functions: `stack.yml` for faas-cli, and JSON for a gateway's API.
 
-Keys as in `stack/schema.go` of https://github.com/openfaas/go-sdk, which faas-cli parses with (it ignores
-keys that it does not know), and `types/function_deployment.go` of https://github.com/openfaas/faas-provider.
+The keys of stack.yml are those of `stack/schema.go` in https://github.com/openfaas/go-sdk, with which
+faas-cli parses it (and ignores unknown keys). The JSON keys are those of `types/function_deployment.go` in
+https://github.com/openfaas/faas-provider.
 """
 
 import json
@@ -13,28 +14,29 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import Block
 
 FUNCTION_VARIABLE = "FAASMOE_FUNCTION"
-"""The environment variable that says which block a function serves: all else is the same for all."""
+"""The environment variable with the block that a function serves: the only difference between functions."""
 
 MODEL_ANNOTATION = "faasmoe.model"
-"""Tells the partition's fingerprint."""
+"""The annotation with the partition's fingerprint."""
 
 IDLE_EXIT_VARIABLE = "FAASMOE_IDLE_EXIT"
-"""The one that says after how many idle seconds a function's process ends by itself."""
+"""The environment variable with the idle seconds after which a function's process exits by itself."""
 
 _MIB = 1 << 20
 _PROCESS_MIB = 128
-"""The process itself, and the calls that it holds at a time."""
+"""Memory of a function's process and its concurrent calls, without weights."""
 
-# One replica: a second copy of the weights is what sharing experts is to avoid.
+# One replica: a second one would hold a second copy of the weights, which shared experts are meant to avoid.
 _LABELS = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.min": "1", "com.openfaas.scale.max": "1"}
 
 
 def deployments(
     manifest: Manifest, image_prefix: str = "", idle_exit: int | None = None
 ) -> list[dict[str, Any]]:
-    """For each function, the body of `POST /system/functions`.
+    """The body of `POST /system/functions` for each function.
 
-    `image_prefix` is a registry's; `idle_exit` the seconds without a call after which a function ends itself.
+    `image_prefix` is a registry with a slash at its end. `idle_exit` is the number of seconds without a call
+    after which a function exits by itself.
     """
     return [
         {
@@ -56,9 +58,10 @@ def stack_yaml(
     image_prefix: str = "",
     idle_exit: int | None = None,
 ) -> str:
-    """The stack.yml of a partition, to be used in the folder that holds `template/` and `functions/`.
+    """The stack.yml of a partition, for a folder that also contains `template/` and `functions/`.
 
-    `handler` is the partition's folder as seen from there. The first function builds the image that all use.
+    `handler` is the partition's folder, relative to that folder. The image that all functions share is built
+    for the first one.
     """
     head = f"""\
 version: "1.0"
@@ -88,7 +91,7 @@ functions:
 
 
 def _annotations(manifest: Manifest) -> dict[str, str]:
-    # Kubernetes asks there (in the editions that can be told where) before it sends calls to a pod.
+    # The readiness probe of OpenFaaS on Kubernetes, in the editions that support the annotation.
     return {MODEL_ANNOTATION: manifest.fingerprint, "com.openfaas.ready.http.path": "/_/ready"}
 
 
@@ -111,7 +114,7 @@ def _function(block: Block, idle_exit: int | None, build: str = "") -> str:
 
 
 def _memory_limit(block: Block) -> str:
-    """The whole block resident, and what the process itself needs."""
+    """Enough memory for the whole block and the process."""
     return f"{-(-block.nbytes // _MIB) + _PROCESS_MIB}Mi"
 
 
@@ -120,5 +123,5 @@ def _mapping(values: dict[str, str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A YAML string, whatever it looks like: `true` and `12e34` would be read as other types."""
+    """A quoted YAML string: unquoted, `true` and `12e34` would be read as other types."""
     return json.dumps(value)

@@ -71,14 +71,14 @@ async def test_functions_move_once_their_gateway_has_been_away_for_long(
             first, second = site.gateways.all
             before = site.held()
             away(monkeypatch, first)
-            await site.failover.look(100.0)
-            await site.failover.look(100.0 + AWAY_SECONDS - 1)
+            await site.failover.check(100.0)
+            await site.failover.check(100.0 + AWAY_SECONDS - 1)
             assert site.held() == before
-            await site.failover.look(100.0 + AWAY_SECONDS)
+            await site.failover.check(100.0 + AWAY_SECONDS)
             assert site.papers[1].functions.keys() == set(tiny.functions)
             assert {site.gateways.of(name) for name in tiny.functions} == {second}
             away(monkeypatch)
-            await site.failover.look(120.0)
+            await site.failover.check(120.0)
             # What others have taken over is not there twice.
             assert site.held() == [set(), set(tiny.functions)]
             assert await site.gateways.functions()
@@ -92,7 +92,7 @@ async def test_a_short_absence_moves_nothing(tiny: TinyPartition) -> None:
             before = site.held()
             for now in (0.0, AWAY_SECONDS - 1, AWAY_SECONDS + 1, 2 * AWAY_SECONDS):
                 away(monkeypatch, *([] if now == AWAY_SECONDS + 1 else site.gateways.all[:1]))
-                await site.failover.look(now)
+                await site.failover.check(now)
             assert site.held() == before
 
 
@@ -103,7 +103,7 @@ async def test_no_room_is_said_once(tiny: TinyPartition, caplog: pytest.LogCaptu
             site.papers[1].functions |= {f"f{number}": {"image": "i"} for number in range(14)}
             away(monkeypatch, site.gateways.all[0])
             for now in (0.0, AWAY_SECONDS, AWAY_SECONDS + 1):
-                await site.failover.look(now)
+                await site.failover.check(now)
             (line,) = [record for record in caplog.records if record.name == failover.__name__]
             assert "and with it" in line.getMessage()
             assert "no room" in line.getMessage()

@@ -75,7 +75,7 @@ class LocalFunction:
         Raises FunctionUnavailable if no process can be started, FunctionNotFound if the function is removed
         while the call waits.
         """
-        process = await self._awake()
+        process = await self._wait_for_process()
         self._invocations += 1
         with process.call():
             yield process
@@ -116,7 +116,7 @@ class LocalFunction:
         self.scale(0)
         await self.ended()
 
-    async def _awake(self) -> FunctionProcess:
+    async def _wait_for_process(self) -> FunctionProcess:
         while (process := self.process) is None:
             self._check_may_start()
             starting = self._start()
