@@ -1,4 +1,4 @@
-"""Which gateway gets which function."""
+"""Functions are placed on gateways by size and room."""
 
 import pytest
 
@@ -23,13 +23,13 @@ def gateway(*deployed: str, most: int | None = None, name: str = "box") -> Gatew
         ([gateway("other", most=1), gateway(most=4)], [[], ["a", "b", "c", "d"]]),
     ],
 )
-def test_functions_stay_and_the_others_go_where_the_least_is(
+def test_deployed_functions_stay_and_the_others_go_to_the_emptiest_gateway(
     gateways: list[GatewayCapacity], wanted: list[list[str]]
 ) -> None:
     assert place(SIZES, gateways) == wanted
 
 
-def test_no_room_is_told_with_what_would_fit() -> None:
+def test_the_error_without_room_says_how_many_functions_fit() -> None:
     gateways = [gateway("other", "a", most=2, name="one"), gateway(most=2, name="two")]
     with pytest.raises(ConfigError, match=r"one and two may have 4.*`faasmoe partition --max-functions 3`"):
         place(SIZES, gateways)

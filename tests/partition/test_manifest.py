@@ -1,4 +1,4 @@
-"""manifest.json: what is saved is loaded, and what was damaged is named."""
+"""manifest.json is loaded as it was saved, and errors name damaged fields and files."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "partition"))
 
 
-def test_load_gives_what_was_saved(whole: Path, tmp_path: Path) -> None:
+def test_load_returns_the_saved_manifest(whole: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(whole)
     manifest.save(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
@@ -82,7 +82,7 @@ def test_verify_finds_a_wrong_size_and_a_missing_file(folder: Path) -> None:
         Manifest.load(folder).verify(folder)
 
 
-def test_verify_of_one_function_reads_its_block_only(folder: Path) -> None:
+def test_verify_of_one_function_reads_only_its_block(folder: Path) -> None:
     manifest = Manifest.load(folder)
     (folder / "dense.safetensors").unlink()
     (folder / "blocks" / "m-l00-01-e00-01.safetensors").write_bytes(b"")
@@ -108,7 +108,7 @@ def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, problem: str) -> 
 
 
 def put(*path: Any, value: Any) -> Callable[[Any], None]:
-    """A change of the document: the value at a path of keys and indices."""
+    """A function that sets the value at a path of keys and indices of a document."""
 
     def change(document: Any) -> None:
         for key in path[:-1]:
@@ -172,7 +172,7 @@ DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "problem"), DAMAGES, ids=[problem for _, problem in DAMAGES])
-def test_a_damaged_manifest_is_named(folder: Path, damage: Callable[[Any], Any], problem: str) -> None:
+def test_the_error_names_the_damaged_field(folder: Path, damage: Callable[[Any], Any], problem: str) -> None:
     path = folder / "manifest.json"
     document = json.loads(path.read_text())
     damage(document)

@@ -1,4 +1,4 @@
-"""A partition holds the checkpoint's weights: read back by other means, they are what the source says."""
+"""A partition has the checkpoint's weights: read back by other means, they equal the source."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def qwen(tmp_path: Path) -> Path:
 
 
 def source_experts(model: PreTrainedModel) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
-    """gate, up and down of each (layer, expert), from the parameters that transformers computes with."""
+    """gate, up and down of each (layer, expert), from the parameters of the transformers model."""
     experts = {}
     layers: Any = model.model.layers
     for layer, module in enumerate(layers):
@@ -50,7 +50,7 @@ def source_experts(model: PreTrainedModel) -> dict[tuple[int, int], tuple[torch.
 
 
 def stored_experts(folder: Path, manifest: Manifest) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
-    """The same, unpacked from the bytes at the offsets that the manifest gives."""
+    """gate, up and down of each (layer, expert), unpacked from the bytes at the manifest's offsets."""
     shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
     experts = {}
     for block in manifest.blocks:
@@ -141,7 +141,7 @@ def test_fused_checkpoint_gives_the_same_experts(
     assert [block.sha256 for block in a.blocks] == [block.sha256 for block in b.blocks]
 
 
-def test_shards_leave_no_trace(model: PreTrainedModel, checkpoint: Path, tmp_path: Path) -> None:
+def test_shards_do_not_change_the_partition(model: PreTrainedModel, checkpoint: Path, tmp_path: Path) -> None:
     sharded = save_checkpoint(model, tmp_path / "sharded", max_shard_size="40KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 2
     a = partition(checkpoint, tmp_path / "a", name="m")
@@ -198,7 +198,7 @@ def test_layers_without_experts_stay_dense(
     assert load_file(tmp_path / "out" / "dense.safetensors").keys() == dense_tensors(checkpoint).keys()
 
 
-def test_config_and_tokenizer_files_come_along_but_no_code(qwen: Path, tmp_path: Path) -> None:
+def test_config_and_tokenizer_files_are_copied_but_no_code(qwen: Path, tmp_path: Path) -> None:
     carried = {
         "tokenizer.json",
         "tokenizer_config.json",
@@ -239,7 +239,7 @@ def test_progress_goes_up_to_all_bytes_written(qwen: Path, tmp_path: Path) -> No
     assert calls[-1][1] == experts + dense
 
 
-def test_manifest_says_what_the_model_is(qwen: Path, tmp_path: Path) -> None:
+def test_manifest_describes_the_model(qwen: Path, tmp_path: Path) -> None:
     manifest = partition(qwen, tmp_path / "out", granularity=Granularity(2, 3), name="My Model (v1.5)!")
     document = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert document["name"] == "my-model-v1-5"

@@ -1,10 +1,10 @@
 """The model families that can be split, and the sizes in their config.json.
 
-To add a family that can be split, add a `Family` to `FAMILIES`. Its names and keys are those of transformers'
+To add a family, add a `Family` to `FAMILIES`. Its names and keys are those of transformers'
 `models/<model_type>/` and `conversion_mapping.py`; the defaults fit most families. Change `_moe_layers` only
 if config.json names layers without experts in a new way. To serve the family, add it to the engine's table of
-replaced modules (`model_type` in `control_plane/engine/`), with its attention. To test both, add a tiny config
-to `tests/support/checkpoints.py`: the tests of partitions and of the engine run for each family there.
+replaced modules (`model_type` in `control_plane/engine/`), with its attention. To test both, add a config to
+`tests/support/checkpoints.py`: the tests of partitions and of the engine run for each family there.
 """
 
 from collections.abc import Mapping

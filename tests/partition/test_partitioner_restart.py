@@ -1,4 +1,4 @@
-"""However a run ends, the partition is whole or absent, and memory stays near one expert."""
+"""However a run ends, the partition is complete or absent. Memory use stays near the size of one expert."""
 
 import shutil
 import subprocess
@@ -74,7 +74,7 @@ def command(program: str, *arguments: object) -> list[str]:
 
 @pytest.fixture
 def halfway(checkpoint: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run of another process that has written half, and waits."""
+    """A process that has written half of a partition, and waits."""
     with subprocess.Popen(
         command(STOP_HALFWAY, checkpoint, out), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -144,7 +144,7 @@ def test_a_disk_that_refuses_leaves_nothing(checkpoint: Path, out: Path) -> None
 
 @pytest.fixture(scope="module")
 def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """200 MB of experts of 3 MB each, and a head of 40 MB, which are not kept for looking at afterwards."""
+    """200 MB of experts of 3 MB each, and a head of 40 MB. They are always removed at the end."""
     folder = tmp_path_factory.mktemp("large")
     sizes = {"hidden_size": 512, "moe_intermediate_size": 1024, "num_experts": 16, "num_hidden_layers": 4}
     sizes["vocab_size"] = 40_000
@@ -168,7 +168,7 @@ def test_memory_stays_near_one_expert(
 
 
 def test_torch_is_not_loaded() -> None:
-    """It would cost more memory than all the rest."""
+    """Importing torch would take more memory than everything else."""
     program = "import sys, control_plane.partition.partitioner; print('torch' in sys.modules)"
     assert subprocess.run(command(program), capture_output=True, check=True).stdout == b"False\n"
 
