@@ -9,7 +9,7 @@ from control_plane.partition.manifest import Manifest
 SOURCES = "functions"
 """The package that runs in the image."""
 OWNER = 10001
-"""User and group of the process and of its files: a number, since Kubernetes cannot check a user's name."""
+"""User and group of the process and its files. A number: Kubernetes cannot see whether a name is root's."""
 MAX_BLOCK_LAYERS = 100
 """Docker allows 127 layers; blocks beyond this number share one layer."""
 

@@ -19,7 +19,7 @@ DOWNLOAD_SECONDS = 600
 
 
 def requirements() -> list[str]:
-    """The packages that a function imports, with the versions that this package requires."""
+    """Requirements for these packages, with the version limits of `faasmoe` itself."""
     return [name for name in requires("faasmoe") or [] if name.startswith(REQUIRED_PACKAGES)]
 
 
