@@ -21,7 +21,6 @@ from control_plane.partition.partition_files import (
     PagesNbytes,
     PartitionFile,
     Size,
-    check_file,
     is_ascending,
     verify_checksum,
 )
@@ -137,7 +136,7 @@ def _check(manifest: Manifest) -> None:
         raise Invalid("moe_layers", "are not ascending layer numbers")
     manifest.dense.check("dense")
     for name, sha256 in manifest.files.items():
-        check_file(name, sha256, f"files.{name}")
+        PartitionFile(name, 0, sha256).check(f"files.{name}")
     for number, block in enumerate(manifest.blocks):
         where = f"blocks[{number}]"
         block.check(where)

@@ -21,19 +21,13 @@ _LARGEST = 2**62
 
 Number = Annotated[int, Meta(ge=0, le=_LARGEST)]
 Size = Annotated[int, Meta(ge=1, le=_LARGEST, description="a positive whole number")]
+_WHOLE_PAGES = f"a positive multiple of {PAGE_NBYTES}"
 PagesNbytes = Annotated[
-    int,
-    Meta(
-        ge=PAGE_NBYTES,
-        le=_LARGEST,
-        multiple_of=PAGE_NBYTES,
-        description=f"a positive multiple of {PAGE_NBYTES}",
-    ),
+    int, Meta(ge=PAGE_NBYTES, le=_LARGEST, multiple_of=PAGE_NBYTES, description=_WHOLE_PAGES)
 ]
 Experts = Annotated[tuple[Number, ...], Meta(description="a list of expert numbers")]
 ExpertsByLayer = Annotated[
-    Mapping[Number, Experts],
-    Meta(description="an object of layer numbers with lists of expert numbers"),
+    Mapping[Number, Experts], Meta(description="an object of layer numbers with lists of expert numbers")
 ]
 
 
@@ -46,7 +40,10 @@ class PartitionFile(Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self, where: str) -> None:
         """Raise `Invalid` for a path outside the folder, or a checksum that is not SHA-256 in hex."""
-        check_file(self.file, self.sha256, where)
+        if not {"", ".", ".."}.isdisjoint(self.file.split("/")):
+            raise Invalid(where, f"{self.file!r} is not a file in the partition")
+        if not _SHA256.fullmatch(self.sha256):
+            raise Invalid(where, "sha256 is not 64 hexadecimal digits")
 
     def verify(self, folder: Path) -> None:
         """Raise PartitionError if the file in `folder` is missing or differs."""
@@ -98,14 +95,6 @@ class Block(PartitionFile, frozen=True, forbid_unknown_fields=True):
         for layer, experts in self.experts.items():
             if not is_ascending(experts):
                 raise Invalid(f"{where}.experts", f"the experts of layer {layer} are not ascending")
-
-
-def check_file(name: str, sha256: str, where: str) -> None:
-    """Raise `Invalid` for a path outside the folder, or a checksum that is not SHA-256 in hex."""
-    if not {"", ".", ".."}.isdisjoint(name.split("/")):
-        raise Invalid(where, f"{name!r} is not a file in the partition")
-    if not _SHA256.fullmatch(sha256):
-        raise Invalid(where, "sha256 is not 64 hexadecimal digits")
 
 
 def is_ascending(numbers: Sequence[int]) -> bool:

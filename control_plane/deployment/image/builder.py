@@ -8,13 +8,7 @@ from pathlib import Path
 
 from control_plane.deployment.image.archive import CONFIG, INDEX, MANIFEST, json_blob, write_archive
 from control_plane.deployment.image.base import Base, python_versions, read_base
-from control_plane.deployment.image.contents import (
-    OWNER,
-    SOURCES,
-    block_layers,
-    source_files,
-    source_folder,
-)
+from control_plane.deployment.image.contents import OWNER, SOURCES, block_layers, source_folder
 from control_plane.deployment.image.layer import Blob, layer
 from control_plane.deployment.image.packages import MACHINES, REQUIRED_PACKAGES, chosen, download, unpacked
 from control_plane.deployment.stack import MODEL_ANNOTATION
@@ -160,7 +154,7 @@ def _sources(kernel: Path | None) -> dict[str, Path | bytes]:
     """The function's code by its paths in the image, with the kernel of one architecture."""
     root = source_folder()
     files: dict[str, Path | bytes] = {
-        f"{HOME}/{SOURCES}/{file.relative_to(root)}": file for file in source_files()
+        f"{HOME}/{SOURCES}/{file.relative_to(root)}": file for file in root.rglob("*.py")
     }
     if kernel is not None:
         files[f"{HOME}/{SOURCES}/kernels/{kernel.name}"] = kernel

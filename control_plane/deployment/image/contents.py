@@ -1,6 +1,5 @@
 """The files of a functions' image, whichever tool builds it: the blocks, and the code that serves them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import functions
@@ -27,11 +26,6 @@ def block_layers(manifest: Manifest) -> list[list[str]]:
 def source_folder() -> Path:
     """The installed `functions` package."""
     return Path(functions.__path__[0])
-
-
-def source_files() -> Iterator[Path]:
-    """The Python modules of the `functions` package."""
-    return source_folder().rglob("*.py")
 
 
 def built_kernel() -> Path | None:
