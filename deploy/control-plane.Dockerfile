@@ -1,9 +1,9 @@
-# The control plane as an image, for Kubernetes; the partition is mounted, not copied.
+# An image of the control plane for Kubernetes. The partition is not in the image; it is mounted.
 #     docker build -f deploy/control-plane.Dockerfile -t REGISTRY/faasmoe:0.1.0 .
 FROM python:3.11-slim AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 RUN python -m venv /opt/faasmoe
-# The build without CUDA, which is a tenth of the size.
+# torch without CUDA is a tenth of the size.
 RUN /opt/faasmoe/bin/pip install --no-cache-dir torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu
 WORKDIR /source
 COPY . .

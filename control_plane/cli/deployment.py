@@ -157,7 +157,8 @@ def image(
       skopeo copy docker://python:3.11-slim oci:base
       faasmoe image OUT_DIR --base base --image-prefix REGISTRY/
     """
-    from control_plane.deployment.image.archive import ImageSpec, built_kernel, write_image
+    from control_plane.deployment.image.builder import ImageSpec, write_image
+    from control_plane.deployment.image.contents import built_kernel
     from control_plane.deployment.image.packages import own_architecture
     from control_plane.partition.manifest import Manifest
 

@@ -1,4 +1,4 @@
-"""Deploys a partition's functions to one or several gateways; what is there as it should be is left alone."""
+"""Deploys a partition's functions to one or several gateways; those that are up to date stay untouched."""
 
 import asyncio
 import hashlib
@@ -11,7 +11,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from control_plane.deployment.placement import Site, place
+from control_plane.deployment.placement import GatewayCapacity, place
 from control_plane.deployment.stack import MODEL_ANNOTATION, deployments
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
@@ -20,50 +20,52 @@ from control_plane.gateway_access import GatewayAccess
 from control_plane.partition.manifest import Manifest
 
 DIGEST_ANNOTATION = "faasmoe.deployment"
-"""Tells what a function was deployed as: providers add to the rest, and leave some of it out."""
+"""The digest of a deployment. Other fields cannot be compared: providers add to them, and leave some out."""
 ATTEMPTS = 3
 PAUSE_SECONDS = 1.0
-"""After the first attempt; twice as long after the second."""
+"""The pause after the first attempt, which doubles after each further one."""
 
 _NAME = re.compile(r"(?P<model>.+)-l\d+(-\d+)?-[eg]\d+(-\d+)?")
 
 
 @dataclass(frozen=True)
 class Change:
-    """What has been done about one function."""
+    """The change that was made to one function on one gateway."""
 
     function: str
     done: str
-    """created, updated, unchanged or removed."""
+    """The kind of change: "created", "updated", "unchanged" or "removed"."""
     gateway: str
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One thing to do, and how to take it back."""
+    """One change, and how to make and undo it."""
 
     change: Change
-    do: Callable[[], Awaitable[None]]
+    apply: Callable[[], Awaitable[None]]
     undo: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
-class Found:
-    """A gateway, and what is on it."""
+class GatewayState:
+    """A gateway, the functions that are deployed there, and how many it allows."""
 
     gateway: Gateway
     deployed: Mapping[str, FunctionDeployment]
     max_functions: int | None
 
     @classmethod
-    async def look(cls, gateway: Gateway) -> "Found":
-        """Ask it. Raises `GatewayError`."""
+    async def read(cls, gateway: Gateway) -> "GatewayState":
+        """Ask the gateway. Raises `GatewayError`."""
         listed, allowed = await asyncio.gather(gateway.functions(), gateway.max_functions())
         return cls(gateway, {status.name: status.deployment for status in listed}, allowed)
 
-    def site(self, leaving: Collection[str] = ()) -> Site:
-        """What is to stay there, and the room."""
-        return Site(str(self.gateway.url), frozenset(self.deployed).difference(leaving), self.max_functions)
+    def capacity(self, leaving: Collection[str] = ()) -> GatewayCapacity:
+        """The functions that stay when those of `leaving` are removed, and the room for others."""
+        return GatewayCapacity(
+            str(self.gateway.url), frozenset(self.deployed).difference(leaving), self.max_functions
+        )
 
 
 async def deploy_all(
@@ -75,32 +77,34 @@ async def deploy_all(
     prune: bool = False,
     roll_back: bool = False,
 ) -> AsyncIterator[Change]:
-    """Create or update each function on one of the gateways; yields what is done as it is done.
+    """Create or update each function on one of the gateways; yields each change after it was made.
 
-    With `prune`, functions of this model that are not in the partition any more, or not in their place, are
-    removed. With `roll_back`, whatever was changed is changed back when something fails. Raises
-    `GatewayError`, and `ConfigError` when there is no room, before anything is changed.
+    `prune` removes this model's functions that are no longer in the partition, and second copies on other
+    gateways. `roll_back` undoes all changes if one fails. Raises `GatewayError`, and `ConfigError` before any
+    change if the gateways have no room.
     """
-    wanted = {each.service: each for each in map(_marked, _deployments(manifest, image_prefix, idle_exit))}
-    found = await asyncio.gather(*map(Found.look, gateways))
-    steps = list(_steps(manifest, wanted, found, prune))
+    wanted = {
+        each.service: each for each in map(_with_digest, _deployments(manifest, image_prefix, idle_exit))
+    }
+    states = await asyncio.gather(*map(GatewayState.read, gateways))
+    steps = list(_steps(manifest, wanted, states, prune))
     begun: list[_Step] = []
     for step in steps:
-        # Also one that fails may have changed something.
+        # Before the step: even a failed one may have changed something.
         begun.append(step)
         try:
-            await _insist(step.do)
+            await _retry(step.apply)
         except GatewayError:
             if roll_back:
-                await _take_back(begun)
+                await _roll_back(begun)
             raise
         yield step.change
 
 
 async def missing_functions(manifest: Manifest, gateways: Sequence[GatewayAccess]) -> list[str]:
-    """The partition's functions that are on none of them.
+    """The partition's functions that are on none of the gateways.
 
-    Raises `GatewayError` if the only one, or all of several, are away or refuse.
+    Raises `GatewayError` if no gateway answers.
     """
     deployed: set[str] = set()
     failures = []
@@ -116,72 +120,76 @@ async def missing_functions(manifest: Manifest, gateways: Sequence[GatewayAccess
 
 
 def deployment_of(manifest: Manifest, function: str, image_prefix: str = "") -> FunctionDeployment:
-    """What one of the partition's functions is deployed as."""
-    return next(_marked(each) for each in _deployments(manifest, image_prefix) if each.service == function)
+    """The deployment of one of the partition's functions."""
+    return next(
+        _with_digest(each) for each in _deployments(manifest, image_prefix) if each.service == function
+    )
 
 
 def _steps(
     manifest: Manifest,
     wanted: Mapping[str, FunctionDeployment],
-    found: Sequence[Found],
+    states: Sequence[GatewayState],
     prune: bool,
 ) -> Iterator[_Step]:
-    obsolete = [_obsolete(each.deployed, wanted) if prune else [] for each in found]
-    sites = [each.site(leaving) for each, leaving in zip(found, obsolete, strict=True)]
+    obsolete = [_obsolete(state.deployed, wanted) if prune else [] for state in states]
+    capacities = [state.capacity(leaving) for state, leaving in zip(states, obsolete, strict=True)]
     sizes = {block.function: block.nbytes for block in manifest.blocks}
-    places = place(sizes, sites)
-    for each, old, new in zip(found, obsolete, places, strict=True):
-        strays = [name for name in wanted if name in each.deployed and name not in new] if prune else []
-        removals = [_removal(each, name) for name in (*old, *strays)]
-        additions = [_addition(each, wanted[name]) for name in new]
-        limit = each.max_functions
-        tight = limit is not None and len(each.deployed.keys() | set(new)) > limit
-        # What is removed last serves longest, unless its place is needed.
+    places = place(sizes, capacities)
+    for state, old, new in zip(states, obsolete, places, strict=True):
+        strays = [name for name in wanted if name in state.deployed and name not in new] if prune else []
+        removals = [_removal(state, name) for name in (*old, *strays)]
+        additions = [_addition(state, wanted[name]) for name in new]
+        limit = state.max_functions
+        tight = limit is not None and len(state.deployed.keys() | set(new)) > limit
+        # Old functions serve until the new ones are there, unless the gateway's limit forbids both at once.
         yield from (*removals, *additions) if tight else (*additions, *removals)
 
 
-def _addition(found: Found, deployment: FunctionDeployment) -> _Step:
-    name, url = deployment.service, str(found.gateway.url)
-    before = found.deployed.get(name)
+def _addition(state: GatewayState, deployment: FunctionDeployment) -> _Step:
+    gateway, name = state.gateway, deployment.service
+    url = str(gateway.url)
+    before = state.deployed.get(name)
     if before is None:
         return _Step(
             Change(name, "created", url),
-            partial(found.gateway.deploy, deployment),
-            partial(found.gateway.remove, name),
+            partial(gateway.deploy, deployment),
+            partial(gateway.remove, name),
         )
     if before.annotations.get(DIGEST_ANNOTATION) == deployment.annotations[DIGEST_ANNOTATION]:
-        return _Step(Change(name, "unchanged", url), _nothing)
+        return _Step(Change(name, "unchanged", url), _do_nothing)
     return _Step(
         Change(name, "updated", url),
-        partial(found.gateway.deploy, deployment),
-        partial(found.gateway.deploy, before),
+        partial(gateway.deploy, deployment),
+        partial(gateway.deploy, before),
     )
 
 
-def _removal(found: Found, name: str) -> _Step:
+def _removal(state: GatewayState, name: str) -> _Step:
+    gateway = state.gateway
     return _Step(
-        Change(name, "removed", str(found.gateway.url)),
-        partial(found.gateway.remove, name),
-        partial(found.gateway.deploy, found.deployed[name]),
+        Change(name, "removed", str(gateway.url)),
+        partial(gateway.remove, name),
+        partial(gateway.deploy, state.deployed[name]),
     )
 
 
-async def _take_back(steps: Sequence[_Step]) -> None:
-    """What cannot be taken back does not keep the rest from it: the first error is the one to tell."""
+async def _roll_back(steps: Sequence[_Step]) -> None:
+    """Undo steps, the last one first. Errors are ignored: the caller reports the one that led here."""
     for step in reversed(steps):
         if step.undo is not None:
             with suppress(GatewayError):
-                await _insist(step.undo)
+                await _retry(step.undo)
 
 
-async def _nothing() -> None:
+async def _do_nothing() -> None:
     pass
 
 
 def _obsolete(
     deployed: Mapping[str, FunctionDeployment], wanted: Mapping[str, FunctionDeployment]
 ) -> list[str]:
-    """Functions of the same model, by their names and as their annotation says, that are not wanted."""
+    """The names of this model's functions, by name and annotation, that are not in the partition."""
     models = {_model(name) for name in wanted}
     return [
         name
@@ -195,11 +203,14 @@ def _model(function: str) -> str:
     return matched["model"] if matched else ""
 
 
-async def _insist(do: Callable[[], Awaitable[None]]) -> None:
-    """Some gateways fail half-way, having removed what they were to replace; asked again, they mend it."""
+async def _retry(request: Callable[[], Awaitable[None]]) -> None:
+    """Send a request up to `ATTEMPTS` times.
+
+    Some gateways fail in the middle of an update, after they have removed the function: a retry restores it.
+    """
     for attempt in range(ATTEMPTS):
         try:
-            await do()
+            await request()
             return
         except GatewayError:
             if attempt == ATTEMPTS - 1:
@@ -213,8 +224,8 @@ def _deployments(
     return [FunctionDeployment.from_json(body) for body in deployments(manifest, image_prefix, idle_exit)]
 
 
-def _marked(deployment: FunctionDeployment) -> FunctionDeployment:
-    """With the digest of all that it says; the image is named after the release and the weights."""
-    said = json.dumps(deployment.to_json(), sort_keys=True)
-    digest = hashlib.sha256(said.encode()).hexdigest()
+def _with_digest(deployment: FunctionDeployment) -> FunctionDeployment:
+    """Add the digest of all fields. The image's name changes with the release and the weights."""
+    content = json.dumps(deployment.to_json(), sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
     return replace(deployment, annotations={**deployment.annotations, DIGEST_ANNOTATION: digest})

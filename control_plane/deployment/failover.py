@@ -1,4 +1,4 @@
-"""Moves functions off a gateway that has been away for long, to the others that have room."""
+"""Moves the functions of a gateway that has stopped answering to other gateways."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from control_plane.deployment.deploy import Found, deployment_of
+from control_plane.deployment.deploy import GatewayState, deployment_of
 from control_plane.deployment.placement import place
 from control_plane.errors import ConfigError, GatewayError
 from control_plane.faas.client import Gateway
@@ -15,27 +15,27 @@ from control_plane.partition.manifest import Manifest
 
 PROBE_SECONDS = 2.0
 AWAY_SECONDS = 10.0
-"""For how long a gateway does not answer before its functions are moved. A restart takes less."""
+"""Seconds without an answer before a gateway's functions are moved; a restart takes less."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Failover:
-    """One task, where there are several gateways."""
+    """Checks all gateways in turn, in a task of the event loop, if there are several."""
 
     manifest: Manifest
     gateways: Gateways
     image_prefix: str
     _away_since: dict[Gateway, float] = field(default_factory=dict)
-    _told: set[Gateway] = field(default_factory=set)
-    """Of which it is said already that there is no room for their functions."""
+    _reported: set[Gateway] = field(default_factory=set)
+    """Gateways for whose functions a lack of room has been logged."""
     _moved: dict[Gateway, set[str]] = field(default_factory=dict)
-    """What is to be removed from a gateway once it is back."""
+    """Functions to remove from each gateway when it answers again, since others serve them."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """The task runs for as long as the context lasts; with one gateway there is none."""
+        """Run the task during the context; with one gateway there is no task."""
         if len(self.gateways.all) == 1:
             yield
             return
@@ -46,44 +46,44 @@ class Failover:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def look(self, now: float) -> None:
-        """One round: who is away, what is to be moved. Times are of one monotonic clock, in seconds."""
+    async def check(self, now: float) -> None:
+        """Check all gateways once, and move functions if necessary; `now` is monotonic, in seconds."""
         answers = await asyncio.gather(*(gateway.answers() for gateway in self.gateways.all))
-        there = [gateway for gateway, answer in zip(self.gateways.all, answers, strict=True) if answer]
+        present = [gateway for gateway, answer in zip(self.gateways.all, answers, strict=True) if answer]
         for gateway in self.gateways.all:
             try:
-                if gateway in there:
-                    await self._back(gateway)
-                elif now - self._away_since.setdefault(gateway, now) >= AWAY_SECONDS and there:
-                    await self._leave(gateway, there)
+                if gateway in present:
+                    await self._clean_up(gateway)
+                elif now - self._away_since.setdefault(gateway, now) >= AWAY_SECONDS and present:
+                    await self._move_functions(gateway, present)
             except GatewayError as error:
-                # The other gateways have their turn all the same.
+                # An error with one gateway must not stop the check of the others.
                 logger.warning("moving functions: %s", error)
 
     async def _run(self) -> None:
         while True:
             try:
-                await self.look(asyncio.get_running_loop().time())
+                await self.check(asyncio.get_running_loop().time())
             except Exception:
-                # The edge of the task: whatever one round meets, the next one comes.
+                # The edge of the task: no error of one round may end it.
                 logger.exception("moving functions failed")
             await asyncio.sleep(PROBE_SECONDS)
 
-    async def _leave(self, gateway: Gateway, there: Sequence[Gateway]) -> None:
-        """Have other gateways serve what this one has."""
+    async def _move_functions(self, gateway: Gateway, present: Sequence[Gateway]) -> None:
+        """Deploy the functions of one gateway to others, and send calls there."""
         lost = self.gateways.at(gateway)
         if not lost:
             return
         sizes = {block.function: block.nbytes for block in self.manifest.blocks if block.function in lost}
         try:
-            found = await asyncio.gather(*map(Found.look, there))
-            places = place(sizes, [each.site() for each in found])
+            states = await asyncio.gather(*map(GatewayState.read, present))
+            places = place(sizes, [state.capacity() for state in states])
         except ConfigError as error:
-            if gateway not in self._told:
-                self._told.add(gateway)
+            if gateway not in self._reported:
+                self._reported.add(gateway)
                 logger.error("%s is away, and with it %d functions: %s", gateway.url, len(lost), error)
             return
-        for target, names in zip(there, places, strict=True):
+        for target, names in zip(present, places, strict=True):
             for name in names:
                 deployment = self.gateways.listed(name)
                 await target.deploy(deployment or deployment_of(self.manifest, name, self.image_prefix))
@@ -91,10 +91,10 @@ class Failover:
                 self._moved.setdefault(gateway, set()).add(name)
         logger.warning("%s is away: its %d functions are on other gateways now", gateway.url, len(lost))
 
-    async def _back(self, gateway: Gateway) -> None:
-        """Remove from a gateway that answers again what others have taken over."""
+    async def _clean_up(self, gateway: Gateway) -> None:
+        """Remove the functions that other gateways have taken over from a gateway that answers again."""
         self._away_since.pop(gateway, None)
-        self._told.discard(gateway)
+        self._reported.discard(gateway)
         for name in list(self._moved.get(gateway, ())):
             if self.gateways.of(name) is not gateway:
                 await gateway.remove(name)

@@ -1,4 +1,4 @@
-"""Decides which of several gateways holds which functions. It asks and changes nothing."""
+"""Decides which gateway gets which function: pure functions, without input or output."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,59 +7,62 @@ from control_plane.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Site:
-    """A gateway, as far as there is room behind it."""
+class GatewayCapacity:
+    """A gateway, its functions, and its limit."""
 
     name: str
-    """For people."""
+    """The gateway's name in error messages."""
     deployed: frozenset[str]
-    """All functions that are to stay there, also other people's."""
+    """The names of all functions that stay on the gateway, those of others included."""
     max_functions: int | None
-    """That its edition allows."""
+    """The most functions that the gateway's edition allows; None for no limit."""
 
 
-def place(sizes: Mapping[str, int], sites: Sequence[Site]) -> list[list[str]]:
-    """For each site its functions, of those with these sizes in bytes, in their order.
+def place(sizes: Mapping[str, int], gateways: Sequence[GatewayCapacity]) -> list[list[str]]:
+    """The functions of each gateway, in the order of `sizes`, which maps each function to its bytes.
 
-    A function stays where it is; the others go where the least is, as long as there is room. Raises
-    `ConfigError` when there is not room for all.
+    Deployed functions stay where they are. Each other function goes to the gateway with room that has the
+    fewest bytes of these functions. Raises `ConfigError` if there is no room for all of them.
     """
-    placed: list[list[str]] = [[] for _ in sites]
+    placed: list[list[str]] = [[] for _ in gateways]
     for name in sizes:
-        for site, names in zip(sites, placed, strict=True):
-            if name in site.deployed:
+        for gateway, names in zip(gateways, placed, strict=True):
+            if name in gateway.deployed:
                 names.append(name)
                 break
     settled = {name for names in placed for name in names}
     for name in (name for name in sizes if name not in settled):
-        number = _emptiest(sizes, sites, placed)
+        number = _emptiest(sizes, gateways, placed)
         if number is None:
-            raise ConfigError(_no_room(sizes, sites))
+            raise ConfigError(_no_room(sizes, gateways))
         placed[number].append(name)
     return [[name for name in sizes if name in names] for names in placed]
 
 
-def room(site: Site, names: Collection[str]) -> bool:
-    """Whether one function more fits beside these, which are placed there."""
-    return site.max_functions is None or len(site.deployed.union(names)) < site.max_functions
-
-
-def _emptiest(sizes: Mapping[str, int], sites: Sequence[Site], placed: Sequence[list[str]]) -> int | None:
-    """Of the sites with room, the number of the one with the fewest bytes of the functions, if any."""
+def _emptiest(
+    sizes: Mapping[str, int], gateways: Sequence[GatewayCapacity], placed: Sequence[list[str]]
+) -> int | None:
+    """The index of the gateway with the fewest bytes, among those with room for one more function."""
     loads = [
         (sum(sizes[name] for name in names), number)
-        for number, (site, names) in enumerate(zip(sites, placed, strict=True))
-        if room(site, names)
+        for number, (gateway, names) in enumerate(zip(gateways, placed, strict=True))
+        if _has_room(gateway, names)
     ]
     return min(loads)[1] if loads else None
 
 
-def _no_room(sizes: Mapping[str, int], sites: Sequence[Site]) -> str:
-    # Where one had no limit, there would be room.
-    allowed = sum(site.max_functions or 0 for site in sites)
-    left = allowed - sum(len(site.deployed - sizes.keys()) for site in sites)
+def _has_room(gateway: GatewayCapacity, placed: Collection[str]) -> bool:
+    limit = gateway.max_functions
+    return limit is None or len(gateway.deployed.union(placed)) < limit
+
+
+def _no_room(sizes: Mapping[str, int], gateways: Sequence[GatewayCapacity]) -> str:
+    # All gateways have a limit here: one without a limit would have room.
+    allowed = sum(gateway.max_functions or 0 for gateway in gateways)
+    left = allowed - sum(len(gateway.deployed - sizes.keys()) for gateway in gateways)
     hint = f"`faasmoe partition --max-functions {left}` makes one that fits" if left > 0 else "remove others"
+    names = " and ".join(gateway.name for gateway in gateways)
     return (
-        f"there is no room for {len(sizes)} functions: {' and '.join(site.name for site in sites)} may have "
-        f"{allowed}, with others' among them; {hint}"
+        f"there is no room for {len(sizes)} functions: {names} may have {allowed}, "
+        f"with others' among them; {hint}"
     )

@@ -1,33 +1,37 @@
-"""A partition as OpenFaaS deploys it: `stack.yml` for faas-cli, and the same as JSON for a gateway.
+"""The deployment of a partition's functions: `stack.yml` for faas-cli, and JSON for a gateway's API.
 
-Keys as in `stack/schema.go` of https://github.com/openfaas/go-sdk, which faas-cli parses with (it ignores
-keys that it does not know), and `types/function_deployment.go` of https://github.com/openfaas/faas-provider.
+The keys of stack.yml are those of `stack/schema.go` in https://github.com/openfaas/go-sdk, with which
+faas-cli parses it (and ignores unknown keys). The JSON keys are those of `types/function_deployment.go` in
+https://github.com/openfaas/faas-provider.
 """
 
 import json
 from typing import Any
 
-from control_plane.deployment.image.template import SOURCES, TEMPLATE
-from control_plane.partition.manifest import Block, Manifest
+from control_plane.deployment.image.contents import SOURCES
+from control_plane.deployment.image.template import TEMPLATE
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import Block
 from functions.contract.process import FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE, READY_PATH
 
 MODEL_ANNOTATION = "faasmoe.model"
-"""Tells the partition's fingerprint."""
+"""The annotation with the partition's fingerprint."""
 
 _MIB = 1 << 20
 _PROCESS_MIB = 128
-"""The process itself, and the calls that it holds at a time."""
+"""Memory of a function's process and its concurrent calls, without weights."""
 
-# One replica: a second copy of the weights is what sharing experts is to avoid.
+# One replica: a second one would hold a second copy of the weights, which shared experts are meant to avoid.
 _LABELS = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.min": "1", "com.openfaas.scale.max": "1"}
 
 
 def deployments(
     manifest: Manifest, image_prefix: str = "", idle_exit: int | None = None
 ) -> list[dict[str, Any]]:
-    """For each function, the body of `POST /system/functions`.
+    """The body of `POST /system/functions` for each function.
 
-    `image_prefix` is a registry's; `idle_exit` the seconds without a call after which a function ends itself.
+    `image_prefix` is a registry with a slash at its end. `idle_exit` is the number of seconds without a call
+    after which a function exits by itself.
     """
     return [
         {
@@ -49,9 +53,10 @@ def stack_yaml(
     image_prefix: str = "",
     idle_exit: int | None = None,
 ) -> str:
-    """The stack.yml of a partition, to be used in the folder that holds `template/` and `functions/`.
+    """The stack.yml of a partition, for a folder that also contains `template/` and `functions/`.
 
-    `handler` is the partition's folder as seen from there. The first function builds the image that all use.
+    `handler` is the partition's folder, relative to that folder. The image that all functions share is built
+    for the first one.
     """
     head = f"""\
 version: "1.0"
@@ -81,7 +86,7 @@ functions:
 
 
 def _annotations(manifest: Manifest) -> dict[str, str]:
-    # Kubernetes asks there (in the editions that can be told where) before it sends calls to a pod.
+    # The readiness probe of OpenFaaS on Kubernetes, in the editions that support the annotation.
     return {MODEL_ANNOTATION: manifest.fingerprint, "com.openfaas.ready.http.path": READY_PATH}
 
 
@@ -104,7 +109,7 @@ def _function(block: Block, idle_exit: int | None, build: str = "") -> str:
 
 
 def _memory_limit(block: Block) -> str:
-    """The whole block resident, and what the process itself needs."""
+    """Enough memory for the whole block and the process."""
     return f"{-(-block.nbytes // _MIB) + _PROCESS_MIB}Mi"
 
 
@@ -113,5 +118,5 @@ def _mapping(values: dict[str, str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A YAML string, whatever it looks like: `true` and `12e34` would be read as other types."""
+    """A quoted YAML string: unquoted, `true` and `12e34` would be read as other types."""
     return json.dumps(value)

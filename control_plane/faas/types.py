@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 
 import msgspec
 
-from control_plane.validation import Invalid, convert
+from control_plane.validation import convert
 
 DEFAULT_NAMESPACE = "openfaas-fn"
 
@@ -168,14 +168,6 @@ class LogMessage:
 
     def to_json(self) -> dict[str, Any]:
         return {name: _plain(value) for name, value in vars(self).items()}
-
-
-def parse_time(name: str, text: str) -> datetime | None:
-    """Parse an RFC 3339 time; "" is none. Raises `Invalid`, with `name` as its path."""
-    try:
-        return convert(_to_microseconds(text), Time) if text else None
-    except Invalid as error:
-        raise Invalid(name, error.problem) from None
 
 
 def go_json(data: object) -> object:

@@ -1,4 +1,4 @@
-"""The embedded gateway: OpenFaaS' REST API on loopback, over functions that are processes of this machine."""
+"""The embedded gateway: OpenFaaS' REST API on loopback, with functions as processes of this machine."""
 
 from control_plane.gateway.launch import embedded_gateway
 

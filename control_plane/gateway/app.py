@@ -1,4 +1,4 @@
-"""The embedded gateway: OpenFaaS' REST API over the function processes of this machine."""
+"""The embedded gateway as a web application: OpenFaaS' REST API over one provider."""
 
 import time
 from collections.abc import AsyncIterator
@@ -8,9 +8,8 @@ from typing import Final
 from aiohttp import web
 
 from control_plane.errors import FunctionNotFound
-from control_plane.gateway.basic_auth import require_basic_auth
-from control_plane.gateway.errors import answer_errors
 from control_plane.gateway.metrics import GatewayMetrics
+from control_plane.gateway.middleware import answer_errors, require_basic_auth
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.proxy import FunctionProxy
 from control_plane.gateway.system_api import NAME_IN_PATH, SystemApi, local_name
@@ -23,22 +22,22 @@ _PROXY: Final = web.AppKey("proxy", FunctionProxy)
 _METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 
 _METRICS_PATH: Final = "metrics"
-_BESIDE_INVOCATIONS: Final = "_/"
-"""What functions tell about themselves, and how much they may hold, is below this."""
+_CONTROL_PREFIX: Final = "_/"
+"""The paths of a function's own API (health, readiness, residency) start with this."""
 
 
 def create_app(
     provider: LocalProvider, credentials: Credentials | None, max_body_bytes: int = MAX_BODY_BYTES
 ) -> web.Application:
-    """The gateway as an application, which ends the provider's functions when it is cleaned up.
+    """The gateway's application. Its cleanup ends the provider's functions.
 
-    Without credentials everybody may deploy. A larger body than `max_body_bytes` is answered with 413.
+    Without credentials, anyone may deploy. Bodies of more than `max_body_bytes` are answered with 413.
     """
     authentication = [require_basic_auth(credentials)] if credentials else []
     app = web.Application(
         client_max_size=max_body_bytes,
         middlewares=[*authentication, answer_errors],
-        # Bodies are the functions' business: they pass as they are.
+        # Functions get bodies unchanged, compressed ones too.
         handler_args={"auto_decompress": False},
     )
     app[_PROVIDER] = provider
@@ -79,16 +78,16 @@ async def _metrics(request: web.Request) -> web.Response:
 async def _invoke(request: web.Request) -> web.StreamResponse:
     name, proxy = local_name(request), request.app[_PROXY]
     path = request.match_info.get("path", "")
-    # Asking how a function is, or telling it what it may hold, must neither wake it nor keep it awake.
-    if path == _METRICS_PATH or path.startswith(_BESIDE_INVOCATIONS):
+    # Health checks and residency limits must neither wake a function nor keep it awake.
+    if path == _METRICS_PATH or path.startswith(_CONTROL_PREFIX):
         return await proxy.probe(request, name)
-    # Only functions that exist are counted: the names that callers can make up have no end.
+    # Only functions that exist are counted: callers can make up any number of names.
     if name not in request.app[_PROVIDER]:
         raise FunctionNotFound(f"function {name} not found")
     metrics = request.app[_METRICS]
     metrics.start(name)
     began = time.perf_counter()
-    # Errors become answers here, so that they are counted by their status.
+    # Errors become answers here, so that the metrics count them by status.
     response = await answer_errors(request, partial(proxy.call, name=name))
     metrics.complete(name, response.status, time.perf_counter() - began)
     return response

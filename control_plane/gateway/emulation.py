@@ -1,4 +1,4 @@
-"""In what the embedded gateway can behave as another one does, to rehearse on loopback what awaits there."""
+"""Behaviour of other gateways that the embedded gateway can emulate, to test against it on loopback."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
 
 @dataclass(frozen=True)
 class EmulatedBehaviour:
-    """What callers notice of a gateway."""
+    """The properties of a gateway that its callers notice."""
 
     provider: str = "faasmoe"
     orchestration: str = "processes"
     max_functions: int | None = None
     scales_to_zero: bool = True
     waits_for_start: bool = True
-    """Whether a call of a function that is starting waits for that; else its answer is 500."""
+    """Whether a call waits while its function starts; otherwise it is answered with 500."""
     passes_length: bool = True
-    """Whether functions are told a body's length; else it comes in chunks."""
+    """Whether functions get bodies with a Content-Length; otherwise bodies are chunked."""
     keep_alive_seconds: float = 15.0
-    """For how long a connection to a function is kept for the next call."""
+    """Seconds for which an idle connection to a function is kept open."""
 
 
 OWN = EmulatedBehaviour()
@@ -31,6 +31,6 @@ FAASD = EmulatedBehaviour(
     passes_length=False,
     keep_alive_seconds=0.12,
 )
-"""The community edition's, as measured and as in `pkg/provider/handlers` of https://github.com/openfaas/faasd."""
+"""faasd's community edition, as measured, and from `pkg/provider/handlers` of https://github.com/openfaas/faasd."""
 EMULATED = {"faasd": FAASD}
-"""By name."""
+"""The gateways that `--emulate` accepts, by name."""

@@ -1,4 +1,4 @@
-"""The embedded gateway of one partition, as an async context."""
+"""Runs an embedded gateway for the functions of one partition."""
 
 import secrets
 import shutil
@@ -35,7 +35,7 @@ SETTINGS = (
     HOST_VARIABLE,
     PORT_VARIABLE,
 )
-"""What `functions.expert` reads; the last three mean nothing here, but a stack file may have them."""
+"""The variables that `functions.expert` reads. A stack file may set the last three without effect."""
 
 
 @asynccontextmanager
@@ -47,21 +47,21 @@ async def embedded_gateway(
     idle_after: float,
     behaviour: EmulatedBehaviour = OWN,
 ) -> AsyncIterator[URL]:
-    """Run a gateway whose one image is the partition's; yields its address. No process outlives it.
+    """Run a gateway with one image, the partition's; yields its address. No process outlives the context.
 
-    Raises `PartitionError` for a bad partition, `ConfigError` for a port in use.
+    `idle_after` is in seconds. Raises `PartitionError` for a bad partition, `ConfigError` for a port in use.
     """
     manifest = Manifest.load(partition)
     image = LocalImage(
         name=manifest.image,
-        # -P: not the code that is in this folder, such as what `faasmoe stack` writes beside stack.yml.
+        # -P: never run code of the current folder, such as the `functions` that `faasmoe stack` writes there.
         command=[sys.executable, "-P", "-m", "functions.expert"],
         environment={PARTITION_VARIABLE: str(partition.absolute())},
         settings=SETTINGS,
         functions=frozenset(block.function for block in manifest.blocks),
         verify=lambda function: manifest.verify(partition, function),
     )
-    # Made with the first secret: a gateway that has none leaves nothing behind, however it ends.
+    # Created with the first secret: a gateway without secrets leaves nothing behind, even when it is killed.
     folder = Path(tempfile.gettempdir()) / f"faasmoe-secrets-{secrets.token_hex(16)}"
     provider = LocalProvider(image, SecretStore(folder), idle_after, behaviour=behaviour)
     try:

@@ -1,7 +1,7 @@
-"""What the gateway counts, named as OpenFaaS' gateway names it.
+"""The gateway's metrics, with the names that OpenFaaS' gateway uses.
 
 See https://docs.openfaas.com/architecture/metrics/ for the names, and
-https://prometheus.io/docs/instrumenting/exposition_formats/ for the text.
+https://prometheus.io/docs/instrumenting/exposition_formats/ for the format.
 """
 
 from bisect import bisect_left
@@ -16,7 +16,7 @@ BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 @dataclass
 class _Histogram:
-    """Invocations of one function that ended with one status code, by their duration."""
+    """Durations of the invocations of one function that ended with one status code."""
 
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     seconds: float = 0.0
@@ -49,7 +49,7 @@ class GatewayMetrics:
         self._completed[function, status].observe(seconds)
 
     def render(self, replicas: Mapping[str, int]) -> str:
-        """All metrics as Prometheus reads them; `replicas` are those of each function."""
+        """All metrics in the text format; `replicas` are the wanted replicas by function."""
         wanted = (f"gateway_service_count{{{_labels(name)}}} {n}" for name, n in replicas.items())
         started = (
             f"gateway_function_invocation_started{{{_labels(name)}}} {n}" for name, n in self._started.items()

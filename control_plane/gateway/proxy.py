@@ -1,4 +1,4 @@
-"""Passes a call on to a function and its answer back, as the bytes come."""
+"""Forwards calls to functions, and streams their answers back."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -11,11 +11,11 @@ from yarl import URL
 
 from control_plane.errors import FunctionUnavailable, GatewayError, InvocationTimeout
 from control_plane.gateway.emulation import EmulatedBehaviour
-from control_plane.gateway.errors import invocation_error
+from control_plane.gateway.middleware import invocation_error
 from control_plane.gateway.provider.process import FunctionProcess
 from control_plane.gateway.provider.provider import LocalProvider
 
-# RFC 9110, section 7.6.1. Host is the function's own, and the gateway's server has answered Expect.
+# RFC 9110, section 7.6.1. The client sets Host for the function, and the gateway's server answers Expect.
 _HOP_BY_HOP: Final = frozenset(
     {
         "connection",
@@ -35,8 +35,8 @@ _ADDED_BY_CLIENT: Final = ("Accept", "Accept-Encoding", "Content-Type", "User-Ag
 _DEATH_NOTICE_S: Final = 1.0
 
 
-class _TooLarge(Exception):
-    """A body turned out to be larger than the gateway takes."""
+class _CallTooLarge(Exception):
+    """A chunked body is larger than the gateway accepts."""
 
 
 class FunctionProxy:
@@ -48,7 +48,7 @@ class FunctionProxy:
 
     @staticmethod
     def client_session(behaviour: EmulatedBehaviour) -> aiohttp.ClientSession:
-        """A client that adds nothing of its own to what it passes on."""
+        """A client that adds no headers or cookies to the calls that it forwards."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=behaviour.keep_alive_seconds),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -57,10 +57,10 @@ class FunctionProxy:
         )
 
     async def call(self, request: web.Request, name: str) -> web.StreamResponse:
-        """Answer a call, waiting for the function to start if it has to.
+        """Answer a call; wait for the function to start if necessary.
 
         Raises FunctionNotFound, FunctionUnavailable, InvocationTimeout, and GatewayError if the function
-        dies while it is at it.
+        dies during the call.
         """
         if (request.content_length or 0) > request.client_max_size:
             return _too_large(request)
@@ -70,13 +70,13 @@ class FunctionProxy:
             try:
                 return await self._forward(request, name, process)
             except FunctionUnavailable:
-                # It has just died, before the call reached it: the next process can have the call.
+                # The process died before the call reached it, so the next process can have the call.
                 await process.wait_ended(_DEATH_NOTICE_S)
         async with self._provider.lease(name) as process:
             return await self._forward(request, name, process)
 
     async def _call_at_once(self, request: web.Request, name: str) -> web.StreamResponse:
-        """Answer 500 unless the function takes calls right now; it is started, for the next one."""
+        """Answer 500 if the function is not ready, and begin to start it for later calls."""
         try:
             self._provider.peek(name)
             async with self._provider.lease(name) as process:
@@ -87,7 +87,7 @@ class FunctionProxy:
             return invocation_error(500, "function_starting", str(error))
 
     async def probe(self, request: web.Request, name: str) -> web.StreamResponse:
-        """Answer what is no invocation, for a function that runs; raises FunctionUnavailable if none does."""
+        """Forward a request that is no invocation. Raises FunctionUnavailable if there is no process."""
         return await self._forward(request, name, self._provider.peek(name))
 
     async def _forward(self, request: web.Request, name: str, process: FunctionProcess) -> web.StreamResponse:
@@ -107,7 +107,7 @@ class FunctionProxy:
         except aiohttp.ClientConnectorError as error:
             raise FunctionUnavailable(f"function {name} takes no connection: {error}") from error
         except aiohttp.ClientError as error:
-            if isinstance(error.__cause__, _TooLarge):
+            if isinstance(error.__cause__, _CallTooLarge):
                 return _too_large(request)
             raise GatewayError(f"function {name} broke off the call: {error}") from error
 
@@ -122,7 +122,7 @@ async def _relay(answer: aiohttp.ClientResponse, request: web.Request) -> web.St
             await response.write(chunk)
         await response.write_eof()
     except (aiohttp.ClientError, OSError, TimeoutError):
-        # The status is out: only a broken connection can say now that the rest is missing.
+        # The status has been sent: only a broken connection can show now that the rest is missing.
         if request.transport is not None:
             request.transport.abort()
     return response
@@ -133,7 +133,7 @@ async def _limited_body(request: web.Request) -> AsyncIterator[bytes]:
     async for chunk in request.content.iter_any():
         size += len(chunk)
         if size > request.client_max_size:
-            raise _TooLarge
+            raise _CallTooLarge
         yield chunk
 
 
@@ -142,7 +142,7 @@ def _too_large(request: web.Request) -> web.Response:
 
 
 def _path_within(request: web.Request) -> str:
-    """What follows /function/NAME, with its query, as the caller spelt it."""
+    """The path after /function/NAME, and the query, in the caller's spelling."""
     rest = request.rel_url.raw_path_qs.removeprefix(f"/function/{request.match_info['name']}")
     return rest if rest.startswith("/") else "/" + rest
 
@@ -157,7 +157,7 @@ def _forwarded_headers(request: web.Request, behaviour: EmulatedBehaviour) -> CI
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """All headers but those that are between two neighbours."""
+    """All headers except those that concern a single connection."""
     named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     return CIMultiDict(
         (name, value) for name, value in headers.items() if name.lower() not in _HOP_BY_HOP | named

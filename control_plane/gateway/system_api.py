@@ -1,4 +1,4 @@
-"""The routes under `/system/`, by which faas-cli deploys functions and looks at them.
+"""The routes under `/system/`, with which faas-cli deploys and inspects functions.
 
 Paths, bodies and status codes are those of
 https://github.com/openfaas/faas/blob/master/api-docs/spec.openapi.yml
@@ -9,11 +9,13 @@ import json
 import platform
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import Final, Protocol, TypeVar
+from typing import Annotated, Final, Protocol, TypeVar
 
 from aiohttp import web
+from msgspec import Meta
 
 from control_plane.errors import ConfigError
 from control_plane.faas.types import (
@@ -22,9 +24,9 @@ from control_plane.faas.types import (
     FunctionDeployment,
     ScaleServiceRequest,
     Secret,
-    parse_time,
 )
 from control_plane.gateway.provider.provider import LocalProvider
+from control_plane.validation import convert
 
 NAME_IN_PATH: Final = "{name:[-a-zA-Z_0-9.]+}"
 
@@ -37,8 +39,28 @@ class _Namespaced(Protocol):
 Body = TypeVar("Body", bound=_Namespaced)
 
 
+@dataclass(frozen=True)
+class _LogQuery:
+    """The parameters of GET `/system/logs`."""
+
+    name: str = ""
+    namespace: str = ""
+    since: Annotated[datetime, Meta(tz=True, description="an RFC 3339 time")] | None = None
+    tail: int = 0
+    """The number of lines; 0 or less for all."""
+    follow: str = ""
+
+    @classmethod
+    def parse(cls, request: web.Request) -> "_LogQuery":
+        given = {name: value for name, value in request.query.items() if value}
+        try:
+            return convert(given, cls, lax_numbers=True)
+        except ValueError as error:
+            raise web.HTTPUnprocessableEntity(text=f"could not parse the log request: {error}\n") from None
+
+
 class SystemApi:
-    """Handlers over one provider."""
+    """The handlers of one provider's routes."""
 
     def __init__(self, provider: LocalProvider) -> None:
         self._provider = provider
@@ -87,9 +109,11 @@ class SystemApi:
         return web.Response(status=202)
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
-        """Newline-delimited JSON. As in OpenFaaS, `follow` ends with the deadline of any request."""
-        _check_namespace(request.query.get("namespace", ""))
-        messages = self._provider.log(request.query.get("name", "")).read(*_log_range(request))
+        """Answer with newline-delimited JSON. As in OpenFaaS, `follow` ends at the deadline of a call."""
+        query = _LogQuery.parse(request)
+        _check_namespace(query.namespace)
+        follow = query.follow.lower() in ("true", "1")
+        messages = self._provider.log(query.name).read(query.since, query.tail, follow)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         with suppress(TimeoutError):
@@ -141,19 +165,8 @@ class SystemApi:
 
 
 def local_name(request: web.Request) -> str:
-    """The function named in the path, which may be followed by a dot and the namespace."""
+    """The name of the function in the path, without the namespace that may follow it after a dot."""
     return request.match_info["name"].removesuffix(f".{DEFAULT_NAMESPACE}")
-
-
-def _log_range(request: web.Request) -> tuple[datetime | None, int, bool]:
-    """The arguments of FunctionLog.read."""
-    query = request.query
-    try:
-        since = parse_time("since", query.get("since", ""))
-        tail = int(query.get("tail") or 0)
-    except ValueError as error:
-        raise web.HTTPUnprocessableEntity(text=f"could not parse the log request: {error}\n") from None
-    return since, tail, query.get("follow", "").lower() in ("true", "1")
 
 
 async def _read(request: web.Request, from_json: Callable[[object], Body]) -> Body:

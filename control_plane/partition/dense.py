@@ -1,9 +1,10 @@
 """The dense part of a partition: which of its tensors are stored packed, and the bytes of each.
 
-With int8, the matrices that every token reads in full are packed as the kernels read them: those of
-attention, of shared experts and of layers without experts, and the head. A linear layer's is stored under
-its module's name and `.packed`, and so are the three of a gated FFN, as one expert. Router, norms, biases and
-embeddings stay as they are.
+*Packed* weights are stored in the order in which a kernel reads them (see `functions.kernels`). With int8,
+the matrices that every token reads in full are packed: those of attention, of shared experts, of layers
+without experts, and the head. The matrix of a linear layer is stored as `<module>.packed`; the three
+matrices of a gated FFN are stored under one such name, in the layout of an expert. Router, norms, biases and
+embeddings are not packed.
 """
 
 import json
@@ -23,7 +24,7 @@ from functions.kernels.packed_expert import HALF_TILE, ExpertShape
 from functions.kernels.packed_matrix import TILE_ROWS, LinearShape, pack_matrix
 
 PACKED = ".packed"
-"""How the name of a packed tensor ends, after its module's."""
+"""The suffix of a packed tensor's name, after the name of its module."""
 
 _ROWS_AT_ONCE = 16 * TILE_ROWS
 _LINEAR = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkvo]_proj|lm_head)\.weight")
@@ -35,7 +36,7 @@ Rows = Callable[[int, int], NDArray[Any]]
 
 @dataclass(frozen=True)
 class KeptTensor:
-    """A tensor that keeps its name and shape; `dtype` is "f32" or "bf16"."""
+    """A tensor that is stored with its name and shape, as `dtype` ("f32" or "bf16")."""
 
     tensor: Tensor
     dtype: str
@@ -45,14 +46,14 @@ class KeptTensor:
         return TensorEntry(self.tensor.name, "BF16" if self.dtype == "bf16" else "F32", self.tensor.shape)
 
     def chunks(self) -> Iterator[NDArray[Any]]:
-        """Its values in the order of the file, a few megabytes at a time. Raises PartitionError."""
+        """The values in the order of the file, a few megabytes at a time. Raises PartitionError."""
         for values in self.tensor.chunks():
             yield _cast(values, self.dtype)
 
 
 @dataclass(frozen=True)
-class PackedLinear:
-    """A matrix [N, K] in int8."""
+class PackedLinearPlan:
+    """The matrix [N, K] of a linear layer, to be packed as int8."""
 
     module: str
     weight: Tensor
@@ -71,13 +72,13 @@ class PackedLinear:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
     def chunks(self) -> Iterator[NDArray[np.uint8]]:
-        """Likewise."""
+        """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
         yield from _packed(self.module, self.shape, _rows_of(self.weight))
 
 
 @dataclass(frozen=True)
-class PackedGated:
-    """gate and up [I, H] and down [H, I] in int8, as one expert."""
+class PackedGatedPlan:
+    """The matrices gate and up [I, H] and down [H, I] of a gated FFN, to be packed as one int8 expert."""
 
     module: str
     gate: Tensor
@@ -98,7 +99,7 @@ class PackedGated:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
     def chunks(self) -> Iterator[NDArray[np.uint8]]:
-        """Likewise."""
+        """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
         gate, up = _rows_of(self.gate), _rows_of(self.up)
         width = self.shape.intermediate_size
 
@@ -110,27 +111,28 @@ class PackedGated:
         yield from _packed(self.module, self.shape.down, _rows_of(self.down))
 
 
-DenseTensor = KeptTensor | PackedLinear | PackedGated
+DenseTensor = KeptTensor | PackedLinearPlan | PackedGatedPlan
 
 
 def dense_tensors(
     tensors: Mapping[str, Tensor], dtype: str, dense_dtype: str, tied_head: bool
 ) -> list[DenseTensor]:
-    """What is written of the dense part, in the order of the file.
+    """The tensors of the dense file, in its order.
 
-    `dtype` is that of what is not packed. `dense_dtype` "int8" packs; `tied_head` says that the head is the
-    embeddings, too, which stay. Raises PartitionError for shapes that do not fit together.
+    `dtype` is the dtype of tensors that are not packed. `dense_dtype` "int8" packs the large matrices, except
+    the head if `tied_head`: then it is also the embeddings, which are not packed. Raises PartitionError for
+    shapes that do not fit together.
     """
     packed = list(_packable(tensors, tied_head)) if dense_dtype == "int8" else []
-    gone = {source.name for tensor in packed for source in tensor.sources}
-    # In the order of names, so that shards and their order leave no trace. What is packed comes first, since
-    # all of it ends at a multiple of 128 bytes: the rest then lies as it has to.
-    kept = [KeptTensor(tensor, dtype) for name, tensor in sorted(tensors.items()) if name not in gone]
+    replaced = {source.name for tensor in packed for source in tensor.sources}
+    # Sorted by name, so that the result does not depend on the checkpoint's shards. Packed tensors come
+    # first: their sizes are multiples of 128 bytes, so the tensors behind them are aligned as well.
+    kept = [KeptTensor(tensor, dtype) for name, tensor in sorted(tensors.items()) if name not in replaced]
     return [*packed, *kept]
 
 
 def dense_metadata(tensors: Sequence[DenseTensor]) -> dict[str, str]:
-    """For the file's header: the shapes of the tensors that were packed, which their bytes do not tell."""
+    """The metadata of the dense file: the shapes of the packed matrices, which their bytes do not show."""
     shapes = {
         source.name: source.shape
         for tensor in tensors
@@ -141,20 +143,20 @@ def dense_metadata(tensors: Sequence[DenseTensor]) -> dict[str, str]:
 
 
 def packed_shapes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """By name, the shapes that `dense_metadata` tells."""
+    """The shapes of the packed matrices by name, from the metadata that `dense_metadata` made."""
     return {name: tuple(shape) for name, shape in json.loads(metadata.get("packed", "{}")).items()}
 
 
-def _packable(tensors: Mapping[str, Tensor], tied_head: bool) -> Iterator[PackedLinear | PackedGated]:
+def _packable(tensors: Mapping[str, Tensor], tied_head: bool) -> Iterator[PackedLinearPlan | PackedGatedPlan]:
     for name, tensor in sorted(tensors.items()):
         if (linear := _LINEAR.fullmatch(name)) and not (tied_head and name.startswith("lm_head")):
             _check_matrix(tensor)
-            yield PackedLinear(linear[1], tensor)
+            yield PackedLinearPlan(linear[1], tensor)
         elif gated := _GATED.fullmatch(name):
             yield _gated(gated["module"], tensors)
 
 
-def _gated(module: str, tensors: Mapping[str, Tensor]) -> PackedGated:
+def _gated(module: str, tensors: Mapping[str, Tensor]) -> PackedGatedPlan:
     names = [f"{module}.{part}_proj.weight" for part in ("gate", "up", "down")]
     for name in names:
         if name not in tensors:
@@ -166,7 +168,7 @@ def _gated(module: str, tensors: Mapping[str, Tensor]) -> PackedGated:
             raise PartitionError(
                 f"{other.path}: {other.name} is {list(other.shape)}, {down.name} is {list(down.shape)}"
             )
-    return PackedGated(module, gate, up, down)
+    return PackedGatedPlan(module, gate, up, down)
 
 
 def _check_matrix(tensor: Tensor) -> None:
@@ -180,7 +182,7 @@ def _rows_of(tensor: Tensor) -> Rows:
 
 
 def _packed(module: str, shape: LinearShape, rows: Rows) -> Iterator[NDArray[np.uint8]]:
-    """The packed bytes of a matrix, some tiles at a time, and the row scales at the end."""
+    """The packed bytes of a matrix: some tiles at a time, then the scales of all rows."""
     scales = []
     for start in range(0, shape.outputs, _ROWS_AT_ONCE):
         some = rows(start, min(start + _ROWS_AT_ONCE, shape.outputs))
@@ -190,20 +192,20 @@ def _packed(module: str, shape: LinearShape, rows: Rows) -> Iterator[NDArray[np.
         except ValueError as error:
             raise PartitionError(f"{module}: {error}") from error
         tiles, scale = np.split(packed, [part.section_nbytes[0]])
-        scales.append(scale.copy())  # a view would keep the tiles, too
+        scales.append(scale.copy())  # a view would keep the tiles in memory
         yield tiles
     yield np.concatenate(scales)
 
 
 def _interleaved(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
-    """Rows of gate and up in the order of gate_up's: half tiles in turn, the last filled up with zeros."""
+    """Rows of gate and up in alternating half tiles, as the kernel reads them; zeros fill the last one."""
     padding = ((0, -len(gate) % HALF_TILE), (0, 0))
     halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, half.shape[1]) for half in (gate, up)]
     return np.concatenate(halves, axis=1).reshape(-1, gate.shape[1])
 
 
 def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """float32 values, or bf16 bits, as `dtype`."""
+    """Convert values that are float32, or uint16 with the bits of bf16, to `dtype`."""
     if dtype == "bf16":
         return f32_to_bf16(values) if values.dtype == np.float32 else values
     return bf16_to_f32(values) if values.dtype == np.uint16 else values

@@ -6,34 +6,34 @@ from dataclasses import dataclass
 from control_plane.errors import ConfigError
 
 COMMUNITY_FUNCTIONS = 15
-"""How many functions every edition of OpenFaaS allows."""
+"""The number of functions that every edition of OpenFaaS allows."""
 
 
 @dataclass(frozen=True)
 class Granularity:
     """Blocks of `experts_per_function` consecutive experts x `layers_per_function` consecutive MoE layers.
 
-    Where the numbers do not divide, the last block of a layer or of the model is smaller.
+    If the numbers do not divide evenly, the last block of a layer or of the model is smaller.
     """
 
     experts_per_function: int
     layers_per_function: int
 
     def check(self, num_experts: int, num_layers: int) -> None:
-        """Raise ConfigError, with the allowed range, unless a model of these sizes can be cut so."""
+        """Raise ConfigError, with the allowed range, if a model of these sizes cannot be cut this way."""
         _check_range("experts per function", self.experts_per_function, num_experts)
         _check_range("layers per function", self.layers_per_function, num_layers)
 
     def num_functions(self, num_experts: int, num_layers: int) -> int:
-        """Into how many functions this cuts a model."""
+        """The number of functions for a model of these sizes."""
         return _runs(num_experts, self.experts_per_function) * _runs(num_layers, self.layers_per_function)
 
     def is_even(self, num_experts: int, num_layers: int) -> bool:
-        """Whether all functions get equally many experts."""
+        """Whether all functions get the same number of experts."""
         return num_experts % self.experts_per_function == 0 and num_layers % self.layers_per_function == 0
 
     def cut(self, num_experts: int, moe_layers: Sequence[int]) -> list[tuple[Sequence[int], range]]:
-        """The blocks as (layers, experts), layer by layer; each expert of each layer is in one of them."""
+        """The blocks as (layers, experts), by layer; each expert of each layer is in exactly one block."""
         return [
             (
                 moe_layers[layer : layer + self.layers_per_function],
@@ -45,9 +45,9 @@ class Granularity:
 
 
 def finest_within(max_functions: int, num_experts: int, num_layers: int) -> Granularity:
-    """The granularity that cuts a model into the most functions, `max_functions` (>= 1) at the most.
+    """The granularity with the most functions, up to `max_functions` (>= 1).
 
-    Among equals the one with the most experts per function: a token then calls fewer functions a layer.
+    Tie-break: the most experts per function, because a token then calls fewer functions per layer.
     """
     candidates = (
         Granularity(experts, layers)
@@ -61,11 +61,11 @@ def finest_within(max_functions: int, num_experts: int, num_layers: int) -> Gran
 
 
 def default_granularity(num_experts: int, num_layers: int, packed: bool = False) -> Granularity:
-    """Whole layers, as few to a function as every edition of OpenFaaS can deploy.
+    """Whole layers, with as few layers per function as every edition of OpenFaaS can deploy.
 
-    A token then makes one call a layer. Experts come and go one by one within a function, so smaller ones
-    hardly save memory (docs/benchmarks.md, *Packing*). Experts that are to be packed by what tokens use
-    together need several functions a layer: the finest that can be deployed.
+    A token then makes one call per layer. Functions load and evict single experts, so smaller functions
+    hardly save memory (docs/benchmarks.md, *Packing*). `packed` means that experts are grouped by a profile,
+    which needs several functions per layer: then this is the finest granularity that all editions can deploy.
     """
     if packed:
         return finest_within(COMMUNITY_FUNCTIONS, num_experts, num_layers)
@@ -73,7 +73,7 @@ def default_granularity(num_experts: int, num_layers: int, packed: bool = False)
 
 
 def _even_sizes(count: int) -> set[int]:
-    """For each number of runs that `count` things can be cut into, the size that cuts them most evenly."""
+    """For each possible number of runs of `count` items, the run length that divides them most evenly."""
     return {_runs(count, runs) for runs in range(1, count + 1)}
 
 

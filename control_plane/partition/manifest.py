@@ -1,118 +1,74 @@
-"""`manifest.json`: what a partition folder holds, and the proof that it is whole.
+"""`manifest.json`: names every other file of a partition folder, with its size and SHA-256.
 
-Everything else in the folder is named here with its size and SHA-256, and the fingerprint covers the
-manifest itself: two partitions with the same fingerprint hold the same bytes.
+The fingerprint covers all fields of the manifest: two partitions with the same one hold the same bytes.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, to_builtins
 
 from control_plane.errors import PartitionError
-from control_plane.partition.manifest_schema import check_manifest
+from control_plane.partition.partition_files import (
+    Block,
+    Number,
+    PagesNbytes,
+    PartitionFile,
+    Size,
+    is_ascending,
+    verify_checksum,
+)
+from control_plane.validation import Invalid, convert
 from functions.contract.manifest import FORMAT, MANIFEST_FILE
 
-
-@dataclass(frozen=True)
-class PartitionFile:
-    """A file of the partition: its path in the folder, its bytes and their SHA-256 (hex)."""
-
-    file: str
-    nbytes: int
-    sha256: str
-
-    def verify(self, folder: Path) -> None:
-        """Raise PartitionError when the file in `folder` is missing or differs."""
-        path = folder / self.file
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise PartitionError(f"cannot read {path}: {error.strerror}") from error
-        if size != self.nbytes:
-            raise PartitionError(f"{path} has {size} bytes, the manifest says {self.nbytes}")
-        _verify_checksum(path, self.sha256)
+FloatDtype = Annotated[str, Meta(pattern=r"^(f32|bf16)\Z", description="f32 or bf16")]
 
 
-@dataclass(frozen=True)
-class Block(PartitionFile):
-    """The experts of one function: a safetensors file, one page-aligned range of bytes per expert.
-
-    `offset` is where the first expert's bytes start; `experts` maps each layer to its experts, both in
-    the order of the file.
-    """
-
-    function: str
-    offset: int
-    experts: Mapping[int, tuple[int, ...]]
-
-    @property
-    def num_experts(self) -> int:
-        return sum(len(experts) for experts in self.experts.values())
-
-    @property
-    def expert_nbytes(self) -> int:
-        return (self.nbytes - self.offset) // self.num_experts
-
-    def expert_offset(self, layer: int, expert: int) -> int:
-        """The byte in the file at which an expert starts; KeyError when the block does not have it."""
-        position = 0
-        for block_layer, experts in self.experts.items():
-            if block_layer == layer and expert in experts:
-                return self.offset + (position + experts.index(expert)) * self.expert_nbytes
-            position += len(experts)
-        raise KeyError((layer, expert))
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Block":
-        experts = {int(layer): tuple(experts) for layer, experts in data["experts"].items()}
-        return cls(**{**data, "experts": experts})
-
-
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """A partition of one model.
 
-    `dtype` ("f32" or "bf16") is that of the activations on the wire and of the dense part; when `dense_dtype`
-    differs from it, it is "int8", and the dense part's large matrices are packed in that. `expert_dtype`
-    ("f32", "bf16" or "int8") is that of the packed experts. `expert_nbytes` is one packed expert, rounded up
-    to whole pages. `files` maps config and tokenizer files to their SHA-256.
+    `dtype` ("f32" or "bf16") is the dtype of the activations on the wire and of the dense part. `dense_dtype`
+    is the same, or "int8" if the large matrices of the dense part are stored as packed int8. `expert_dtype`
+    ("f32", "bf16" or "int8") is the dtype of the packed experts. `expert_nbytes` is the size of one packed
+    expert, rounded up to whole pages. `files` maps config and tokenizer files to their SHA-256.
     """
 
     name: str
     model_type: str
-    dtype: str
+    dtype: FloatDtype
     dense_dtype: str
     expert_dtype: str
-    hidden_size: int
-    intermediate_size: int
-    num_experts: int
-    num_experts_per_tok: int
-    experts_per_function: int
-    layers_per_function: int
-    moe_layers: tuple[int, ...]
-    expert_nbytes: int
+    hidden_size: Size
+    intermediate_size: Size
+    num_experts: Size
+    num_experts_per_tok: Size
+    experts_per_function: Size
+    layers_per_function: Size
+    moe_layers: tuple[Number, ...]
+    expert_nbytes: PagesNbytes
     dense: PartitionFile
     files: Mapping[str, str]
     blocks: tuple[Block, ...]
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the canonical JSON of all other fields, every file's checksum included."""
+        """SHA-256 (hex) of the canonical JSON of all other fields, the checksums of all files among them."""
         canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
     def image(self) -> str:
-        """The image of this partition's functions, without a registry. It depends on code and weights."""
+        """The name of the functions' image, without a registry. It changes with the code and the weights."""
         return f"faasmoe-expert:{version('faasmoe')}-{self.fingerprint[:12]}"
 
     def block(self, function: str) -> Block:
-        """The block that a function serves; PartitionError when there is no such function."""
+        """The block that a function serves. Raises PartitionError if there is no such function."""
         for block in self.blocks:
             if block.function == function:
                 return block
@@ -120,7 +76,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Read and validate a partition's manifest; PartitionError says what is wrong with it."""
+        """Read and check a partition's manifest. Raises PartitionError, which names what is wrong in it."""
         path = folder / MANIFEST_FILE
         try:
             data = json.loads(path.read_bytes())
@@ -128,12 +84,18 @@ class Manifest:
             raise PartitionError(f"{folder} is not a partition: {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise PartitionError(f"{path} is not JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise PartitionError(f"{path} is not a JSON object")
+        written_format, fingerprint = data.pop("format", None), data.pop("fingerprint", None)
+        # Compared as text, since True and 1.0 are equal to 1.
+        if repr(written_format) != str(FORMAT):
+            raise PartitionError(f"{path}: format {written_format!r} is not known, only {FORMAT}")
         try:
-            check_manifest(data)
-        except ValueError as error:
+            manifest = convert(data, cls)
+            _check(manifest)
+        except Invalid as error:
             raise PartitionError(f"{path}: {error}") from error
-        manifest = cls._from_json(data)
-        if manifest.fingerprint != data["fingerprint"]:
+        if manifest.fingerprint != fingerprint:
             raise PartitionError(f"{path} was changed: its fingerprint does not match its content")
         return manifest
 
@@ -142,7 +104,7 @@ class Manifest:
         (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=1) + "\n")
 
     def verify(self, folder: Path, function: str | None = None) -> None:
-        """Compare sizes and checksums with the files: all of them, or one function's block.
+        """Compare sizes and checksums with the files: all files, or the block of one function.
 
         Raises PartitionError, which names the first file that is missing or differs.
         """
@@ -154,28 +116,55 @@ class Manifest:
             block.verify(folder)
 
     def verify_dense(self, folder: Path) -> None:
-        """The same for all but the blocks: what the control plane loads."""
+        """Like `verify`, for the files that the control plane loads: all but the blocks."""
         for name, sha256 in self.files.items():
-            _verify_checksum(folder / name, sha256)
+            verify_checksum(folder / name, sha256)
         self.dense.verify(folder)
 
     def _content(self) -> dict[str, Any]:
-        return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
-
-    @classmethod
-    def _from_json(cls, data: Mapping[str, Any]) -> "Manifest":
-        fields = {key: value for key, value in data.items() if key not in ("format", "fingerprint")}
-        fields["moe_layers"] = tuple(fields["moe_layers"])
-        fields["dense"] = PartitionFile(**fields["dense"])
-        fields["blocks"] = tuple(Block.from_json(block) for block in fields["blocks"])
-        return cls(**fields)
+        return {"format": FORMAT, **to_builtins(self, str_keys=True)}
 
 
-def _verify_checksum(path: Path, sha256: str) -> None:
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
-    if found != sha256:
-        raise PartitionError(f"{path} is damaged: its checksum differs from the manifest's")
+def _check(manifest: Manifest) -> None:
+    """Raise `Invalid` for the first rule between fields that is broken; `convert` has checked the types."""
+    for field in ("dense_dtype", "expert_dtype"):
+        if (dtype := getattr(manifest, field)) not in (manifest.dtype, "int8"):
+            raise Invalid(field, f"is {dtype!r}, not {manifest.dtype} or int8")
+    if not is_ascending(manifest.moe_layers):
+        raise Invalid("moe_layers", "are not ascending layer numbers")
+    manifest.dense.check("dense")
+    for name, sha256 in manifest.files.items():
+        PartitionFile(name, 0, sha256).check(f"files.{name}")
+    for number, block in enumerate(manifest.blocks):
+        where = f"blocks[{number}]"
+        block.check(where)
+        nbytes = block.offset + manifest.expert_nbytes * block.num_experts
+        if block.nbytes != nbytes:
+            raise Invalid(f"{where}.nbytes", f"is {block.nbytes}, its experts need {nbytes}")
+    _check_coverage(manifest)
+
+
+def _check_coverage(manifest: Manifest) -> None:
+    """Each expert of the model must be in exactly one block, and each function must have one block."""
+    if len({block.function for block in manifest.blocks}) != len(manifest.blocks):
+        raise Invalid("blocks", "two blocks have the same function")
+    found = Counter(
+        (layer, expert)
+        for block in manifest.blocks
+        for layer, experts in block.experts.items()
+        for expert in experts
+    )
+    # Lazy: a wrong num_experts may be too large to list all experts.
+    wanted = ((layer, expert) for layer in manifest.moe_layers for expert in range(manifest.num_experts))
+    problems = {
+        "is in two blocks": (key for key, count in found.items() if count > 1),
+        "is in no block": (key for key in wanted if key not in found),
+        "is not one of this model's": (
+            (layer, expert)
+            for layer, expert in found
+            if layer not in manifest.moe_layers or expert >= manifest.num_experts
+        ),
+    }
+    for problem, keys in problems.items():
+        for layer, expert in keys:
+            raise Invalid("blocks", f"expert {expert} of layer {layer} {problem}")

@@ -1,4 +1,4 @@
-"""Cuts a checkpoint into its dense part and blocks of experts, with one expert in memory at a time."""
+"""Splits a checkpoint into its dense part and blocks of experts, with one expert in memory at a time."""
 
 import hashlib
 import shutil
@@ -15,7 +15,8 @@ from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import dense_metadata
 from control_plane.partition.granularity import Granularity
-from control_plane.partition.manifest import Block, Manifest, PartitionFile
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import Block, PartitionFile
 from control_plane.partition.plan import BlockPlan, Plan
 from control_plane.partition.profile import Profile
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
@@ -24,13 +25,13 @@ from functions.kernels.packed_expert import pack_expert
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
 LAYOUT_VERSION = 1
-"""Of the bytes of a packed expert, as `functions.kernels.packed_expert` lays them out."""
+"""The version of the byte layout of packed experts (`functions.kernels.packed_expert`)."""
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes of weights written so far, and those to be written in all."""
+"""Receives the number of weight bytes written so far, and the total."""
 
 _SPARE_NBYTES = 64 << 20
-"""For headers, config and tokenizer files, and the file system's own needs."""
+"""Disk space for headers, config and tokenizer files, and the file system itself."""
 
 
 def partition(
@@ -44,17 +45,21 @@ def partition(
     profile: Profile | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Manifest:
-    """Write the partition of a checkpoint, or of the one in a folder, to `out_dir`, which must not exist.
+    """Write the partition of a checkpoint, or of the checkpoint in a folder, to the new folder `out_dir`.
 
-    `granularity` is by default the finest that every edition of OpenFaaS can deploy. `dtype` "auto" is that
-    of the checkpoint's experts, for the dense part, too (float16 becomes f32: bf16 would drop three of its
-    bits, and no kernel takes float16); "f32" and "bf16" convert everything; "int8" quantises the experts and
-    leaves the dense part as "auto" does. `dense_dtype` "int8" quantises what of the dense
-    part every token reads in full; "auto" does not. `name`, by default the folder's, begins the functions'
-    names. With a `profile` a function's experts are not consecutive ones, but those that tokens use together.
+    Args:
+        granularity: by default as `default_granularity` chooses.
+        dtype: "auto" keeps the dtype of the checkpoint's experts, for the dense part as well (float16 becomes
+            f32, because bf16 would lose three of its bits and no kernel reads float16). "f32" and "bf16"
+            convert all weights. "int8" quantises the experts, and treats the dense part like "auto".
+        dense_dtype: "int8" quantises the matrices of the dense part that every token reads in full; "auto"
+            does not.
+        name: the start of the functions' names; by default the name of the checkpoint's folder.
+        profile: groups the experts of a layer by use (see `packing`); without it, functions get consecutive
+            experts.
 
-    `out_dir` is whole or absent however this ends. Raises ConfigError for a wrong argument, PartitionError
-    for a checkpoint that cannot be split or a disk that cannot take the result.
+    `out_dir` is complete or absent, however the call ends. Raises ConfigError for a wrong argument,
+    PartitionError for a checkpoint that cannot be split or a disk without room.
     """
     out_dir = out_dir.absolute()
     checkpoint = Checkpoint.open(model.absolute()) if isinstance(model, Path) else model
@@ -69,7 +74,7 @@ def partition(
 
 
 class _WeightsWriter:
-    """Writes a plan's weights to a folder, and reports how far it is."""
+    """Writes a plan's weights to a folder, and reports progress."""
 
     def __init__(self, plan: Plan, folder: Path, progress: Progress) -> None:
         self._plan = plan
@@ -113,7 +118,7 @@ class _WeightsWriter:
         }
 
     def _packed(self, key: ExpertKey) -> NDArray[np.uint8]:
-        """An expert's bytes [expert_nbytes]: packed, then zeros to the end of the page."""
+        """The packed bytes of an expert, filled up with zeros to whole pages, [expert_nbytes]."""
         expert = self._plan.experts[key]
         try:
             packed = pack_expert(self._plan.shape, expert.gate.read(), expert.up.read(), expert.down.read())
@@ -122,7 +127,7 @@ class _WeightsWriter:
             raise PartitionError(
                 f"{expert.gate.tensor.path}: expert {index} of layer {layer}: {error}"
             ) from error
-        # In place: the bytes may be hundreds of megabytes, and nobody else holds them.
+        # In place: a copy may need hundreds of megabytes, and there is no other reference to the bytes.
         packed.resize(self._plan.expert_nbytes, refcheck=False)
         return packed
 
@@ -141,7 +146,7 @@ def _check_space(folder: Path, nbytes: int) -> None:
 
 
 def _copy(source: Path, folder: Path) -> str:
-    """Copy a file into a folder; returns its SHA-256."""
+    """Copy a file into a folder; returns its SHA-256 (hex)."""
     try:
         data = source.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a partition will be, decided before a byte is written."""
+"""Plans a partition: its functions, dtypes and tensors are decided before anything is written."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ _MAX_NAME_LENGTH = 40
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One function's name, and its experts by layer in the order of the file."""
+    """A function's name, and its experts by layer, in the order of the file."""
 
     function: str
     experts: Mapping[int, Sequence[int]]
@@ -35,7 +35,7 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a checkpoint will be cut, and in which dtypes it will be stored."""
+    """How a checkpoint will be split, and in which dtypes it will be stored."""
 
     name: str
     config: ModelConfig
@@ -57,10 +57,10 @@ class Plan:
         name: str,
         profile: Profile | None = None,
     ) -> "Plan":
-        """Arguments as `partition` takes them.
+        """Plan a partition; see `partitioner.partition` for the arguments.
 
         Raises ConfigError for a wrong dtype or granularity, PartitionError for a checkpoint that does not
-        hold what its config.json says, or another model's profile.
+        match its config.json, or a profile of another model.
         """
         config = ModelConfig.from_json(checkpoint.config)
         sizes = (config.num_experts, len(config.moe_layers))
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def expert_nbytes(self) -> int:
-        """Bytes of one packed expert in a block file: whole pages."""
+        """Bytes of one packed expert in a block file, in whole pages."""
         return -(-self.shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
 
     @property
@@ -96,7 +96,7 @@ class Plan:
 
     def blocks(self) -> list[BlockPlan]:
         """The functions, in the order of their names."""
-        # As many digits for all, so that names sort by layer, then by expert or group.
+        # All numbers have the same number of digits, so that names sort by layer, then by expert or group.
         layer_width = max(2, len(str(self.config.moe_layers[-1])))
         expert_width = max(2, len(str(self.config.num_experts - 1)))
         if self.profile is None:
@@ -113,7 +113,7 @@ class Plan:
         ]
 
     def _packed(self, profile: Profile) -> Iterator[tuple[int, dict[int, Sequence[int]]]]:
-        """Each function's number among those of the same layers, and its experts by layer."""
+        """For each function, its group's number within its layers, and its experts by layer."""
         config, granularity = self.config, self.granularity
         groups = [
             pack(use, together, granularity.experts_per_function)
@@ -127,22 +127,22 @@ class Plan:
 
 
 def model_slug(name: str) -> str:
-    """A model's name as functions' names begin: lower-case letters, digits and dashes.
+    """A model's name as the start of functions' names: lower-case letters, digits and dashes.
 
-    At most 40 characters, which leaves room for layers and experts in the 63 that OpenFaaS allows.
+    It has at most 40 characters, since layers and experts have to fit into the 63 that OpenFaaS allows.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return slug[:_MAX_NAME_LENGTH].strip("-") or "model"
 
 
 def _span(numbers: Sequence[int], width: int) -> str:
-    """ "07", or "00-07" for several."""
+    """One number as "07", several as "00-07"."""
     first, last = f"{numbers[0]:0{width}}", f"{numbers[-1]:0{width}}"
     return first if len(numbers) == 1 else f"{first}-{last}"
 
 
 def _dtypes(dtype: str, expert: ExpertTensors) -> tuple[str, str]:
-    """The dtypes of the activations, and of the dense part unless it is packed; and of the experts."""
+    """The dtype of the activations and of unpacked dense tensors, and the dtype of the experts."""
     source = "bf16" if expert.gate.tensor.dtype == "BF16" else "f32"
     match dtype:
         case "auto":

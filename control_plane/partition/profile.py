@@ -1,4 +1,4 @@
-"""A profile: which experts a model's tokens have used, and which of them together."""
+"""Profiles: counts of the experts that tokens of a sample used, alone and in pairs, as input for packing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ _FORMAT = "faasmoe-profile"
 
 @dataclass(frozen=True)
 class Profile:
-    """Counts of tokens, by MoE layer in the model's order."""
+    """Counts of tokens for each MoE layer, in the model's order."""
 
     model: str
-    """Its name, for people."""
+    """The model's name, for error messages."""
     use: NDArray[np.int64]
-    """[layers, experts]: tokens that used the expert."""
+    """Tokens that used each expert, [layers, experts]."""
     together: NDArray[np.int64]
-    """[layers, experts, experts]: tokens that used both; symmetric, nothing on the diagonal."""
+    """Tokens that used both of two experts, [layers, experts, experts]; symmetric, with a zero diagonal."""
 
     def check(self, num_layers: int, num_experts: int) -> None:
-        """Raise `PartitionError` unless it is of a model of these sizes."""
+        """Raise `PartitionError` if the profile is of a model of other sizes."""
         if self.use.shape != (num_layers, num_experts):
             layers, experts = self.use.shape
             raise PartitionError(
@@ -36,7 +36,7 @@ class Profile:
             )
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors. Raises `PartitionError` when that cannot be done."""
+        """Write the profile as a safetensors file. Raises `PartitionError` if it cannot be written."""
         metadata = {"format": _FORMAT, "model": self.model}
         try:
             save_file({"use": self.use, "together": self.together}, path, metadata)
@@ -45,7 +45,7 @@ class Profile:
 
     @classmethod
     def load(cls, path: Path) -> "Profile":
-        """Read what `save` has written. Raises `PartitionError` for anything else."""
+        """Read a file that `save` wrote. Raises `PartitionError` for any other file."""
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -59,7 +59,7 @@ class Profile:
         return cls(metadata.get("model", ""), use, together)
 
     def summary(self) -> Iterator[str]:
-        """A table with a line for each layer: how unequally its experts are used."""
+        """The lines of a table that shows, for each layer, how unevenly its experts are used."""
         hot = max(1, self.use.shape[1] // 4)
         rows = []
         for layer, use in enumerate(self.use):
@@ -69,7 +69,7 @@ class Profile:
 
 
 def _problem(use: NDArray[np.int64], together: NDArray[np.int64]) -> str | None:
-    """What does not hold of its counts."""
+    """The first fault in a profile's counts, or None."""
     if use.dtype != np.int64 or together.dtype != np.int64:
         return f"its counts are {use.dtype} and {together.dtype}, not int64"
     if use.ndim != 2 or together.shape != (*use.shape, use.shape[1]):

@@ -1,4 +1,4 @@
-"""Writes one safetensors file from front to back, and knows its checksum when it is done."""
+"""Writes a safetensors file from front to back, and computes its checksum on the way."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ _ITEM_NBYTES = {"F32": 4, "BF16": 2, "U8": 1}
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What the header says of one tensor; `dtype` is F32, BF16 or U8."""
+    """The header's entry for one tensor; `dtype` is F32, BF16 or U8."""
 
     name: str
     dtype: str
@@ -30,10 +30,10 @@ class TensorEntry:
 
 
 class TensorWriter:
-    """A context manager: the header is written on entry, then the tensors' values in order by `write`.
+    """A context manager that writes the header on entry; `write` then appends the tensors' values in order.
 
-    Data starts at a whole page (`data_offset`, bytes). After the exit `nbytes` and `sha256` are the whole
-    file's.
+    Data starts at `data_offset`, a whole number of pages. At the end, `nbytes` and `sha256` are those of the
+    whole file.
     """
 
     def __init__(self, path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str]) -> None:
@@ -66,7 +66,7 @@ class TensorWriter:
 
 
 def _header(entries: Sequence[TensorEntry], metadata: Mapping[str, str]) -> bytes:
-    """The length and the JSON of the header, padded with spaces to whole pages."""
+    """The header's length and JSON, padded with spaces to whole pages."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for entry in entries:

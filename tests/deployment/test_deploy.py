@@ -1,4 +1,4 @@
-"""What a deploy changes on gateways, and what it leaves: gateways here keep their functions on paper."""
+"""Deploys change what differs and leave the rest; the gateways here only store deployments."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -17,15 +17,15 @@ from tests.support.tiny_partition import TinyPartition
 
 
 @dataclass
-class PaperGateway:
-    """Its functions, and what goes wrong."""
+class StubGateway:
+    """A gateway that stores functions without running them, and fails on request."""
 
     provider: str = "faasd"
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
-    """How often the deploying of a function fails, by its name."""
+    """The number of deploys that will fail, by function."""
     loses: bool = False
-    """Whether an update that fails has removed the function before, as faasd's does."""
+    """Whether a failed update removes the function, as on faasd."""
     changes: list[tuple[str, str]] = field(default_factory=list)
 
     def app(self) -> web.Application:
@@ -74,12 +74,12 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployment, "PAUSE_SECONDS", 0.0)
 
 
-def deploy(tiny: TinyPartition, *papers: PaperGateway, prefix: str = "", **options: bool) -> list[Change]:
+def deploy(tiny: TinyPartition, *stubs: StubGateway, prefix: str = "", **options: bool) -> list[Change]:
     async def run() -> list[Change]:
         async with AsyncExitStack() as stack:
             gateways = []
-            for paper in papers:
-                url = await stack.enter_async_context(serving(paper.app(), "127.0.0.1", 0))
+            for stub in stubs:
+                url = await stack.enter_async_context(serving(stub.app(), "127.0.0.1", 0))
                 gateways.append(await stack.enter_async_context(Gateway.connect(url, None)))
             return [change async for change in deploy_all(tiny.manifest, gateways, prefix, **options)]
 
@@ -91,99 +91,99 @@ def done(changes: list[Change]) -> list[str]:
 
 
 def test_only_what_differs_is_deployed(tiny: TinyPartition) -> None:
-    paper = PaperGateway()
-    assert done(deploy(tiny, paper)) == ["created"] * 3
-    assert done(deploy(tiny, paper)) == ["unchanged"] * 3
-    assert done(deploy(tiny, paper, prefix="registry/")) == ["updated"] * 3
-    paper.functions.pop(tiny.functions[1])
-    assert done(deploy(tiny, paper, prefix="registry/")) == ["unchanged", "created", "unchanged"]
+    stub = StubGateway()
+    assert done(deploy(tiny, stub)) == ["created"] * 3
+    assert done(deploy(tiny, stub)) == ["unchanged"] * 3
+    assert done(deploy(tiny, stub, prefix="registry/")) == ["updated"] * 3
+    stub.functions.pop(tiny.functions[1])
+    assert done(deploy(tiny, stub, prefix="registry/")) == ["unchanged", "created", "unchanged"]
 
 
-def test_what_a_provider_adds_is_no_difference(tiny: TinyPartition) -> None:
-    paper = PaperGateway()
-    deploy(tiny, paper)
-    for body in paper.functions.values():
+def test_fields_that_a_provider_adds_are_no_difference(tiny: TinyPartition) -> None:
+    stub = StubGateway()
+    deploy(tiny, stub)
+    for body in stub.functions.values():
         body["labels"]["faas_function"] = "yes"
         body["annotations"]["prometheus.io.scrape"] = "false"
         del body["limits"]
-    assert done(deploy(tiny, paper)) == ["unchanged"] * 3
+    assert done(deploy(tiny, stub)) == ["unchanged"] * 3
 
 
-def test_a_deploy_that_fails_half_way_is_tried_again(tiny: TinyPartition) -> None:
-    paper = PaperGateway(loses=True)
-    deploy(tiny, paper)
-    paper.failures = {tiny.functions[1]: 2}
-    assert done(deploy(tiny, paper, prefix="registry/")) == ["updated"] * 3
-    assert {body["image"].split("/")[0] for body in paper.functions.values()} == {"registry"}
+def test_a_failed_deploy_is_retried(tiny: TinyPartition) -> None:
+    stub = StubGateway(loses=True)
+    deploy(tiny, stub)
+    stub.failures = {tiny.functions[1]: 2}
+    assert done(deploy(tiny, stub, prefix="registry/")) == ["updated"] * 3
+    assert {body["image"].split("/")[0] for body in stub.functions.values()} == {"registry"}
 
 
 @pytest.mark.parametrize("roll_back", [False, True])
-def test_one_that_keeps_failing_is_told_and_rolled_back_if_asked(
+def test_a_deploy_that_keeps_failing_raises_and_is_rolled_back_on_request(
     tiny: TinyPartition, roll_back: bool
 ) -> None:
-    paper = PaperGateway()
-    deploy(tiny, paper)
-    del paper.functions[tiny.functions[1]]
-    before = {name: body["image"] for name, body in paper.functions.items()}
-    paper.failures = {tiny.functions[2]: 99}
+    stub = StubGateway()
+    deploy(tiny, stub)
+    del stub.functions[tiny.functions[1]]
+    before = {name: body["image"] for name, body in stub.functions.items()}
+    stub.failures = {tiny.functions[2]: 99}
     with pytest.raises(GatewayError, match="out of luck"):
-        deploy(tiny, paper, prefix="registry/", roll_back=roll_back)
-    after = {name: body["image"] for name, body in paper.functions.items()}
+        deploy(tiny, stub, prefix="registry/", roll_back=roll_back)
+    after = {name: body["image"] for name, body in stub.functions.items()}
     assert (after == before) == roll_back
     assert len(after) == (2 if roll_back else 3)
 
 
-def test_what_a_failed_update_has_removed_is_rolled_back_too(tiny: TinyPartition) -> None:
-    paper = PaperGateway(loses=True)
-    deploy(tiny, paper)
-    # All attempts at the update, and the first one at putting it back.
-    paper.failures = {tiny.functions[1]: deployment.ATTEMPTS + 1}
+def test_a_function_that_a_failed_update_removed_is_restored(tiny: TinyPartition) -> None:
+    stub = StubGateway(loses=True)
+    deploy(tiny, stub)
+    # All attempts at the update fail, and the first one at the rollback.
+    stub.failures = {tiny.functions[1]: deployment.ATTEMPTS + 1}
     with pytest.raises(GatewayError, match="out of luck"):
-        deploy(tiny, paper, prefix="registry/", roll_back=True)
-    assert set(paper.functions) == set(tiny.functions)
-    assert not any(body["image"].startswith("registry/") for body in paper.functions.values())
+        deploy(tiny, stub, prefix="registry/", roll_back=True)
+    assert set(stub.functions) == set(tiny.functions)
+    assert not any(body["image"].startswith("registry/") for body in stub.functions.values())
 
 
-def test_pruning_removes_this_models_old_functions_only(tiny: TinyPartition) -> None:
-    paper = PaperGateway()
-    deploy(tiny, paper)
-    ours = paper.functions[tiny.functions[0]]
+def test_pruning_removes_only_this_models_old_functions(tiny: TinyPartition) -> None:
+    stub = StubGateway()
+    deploy(tiny, stub)
+    ours = stub.functions[tiny.functions[0]]
     strangers = {"tiny-l00-02-e09-09": {"image": "i"}, "other-l00-02-e00-01": ours, "figlet": {"image": "i"}}
-    paper.functions |= {"tiny-l00-00-e00-04": ours, **strangers}
-    assert done(deploy(tiny, paper)) == ["unchanged"] * 3
-    assert done(deploy(tiny, paper, prune=True)) == ["unchanged"] * 3 + ["removed"]
-    assert set(paper.functions) == {*tiny.functions, *strangers}
+    stub.functions |= {"tiny-l00-00-e00-04": ours, **strangers}
+    assert done(deploy(tiny, stub)) == ["unchanged"] * 3
+    assert done(deploy(tiny, stub, prune=True)) == ["unchanged"] * 3 + ["removed"]
+    assert set(stub.functions) == {*tiny.functions, *strangers}
 
 
-def test_the_community_edition_is_asked_nothing_that_it_refuses(tiny: TinyPartition) -> None:
+def test_no_change_is_made_beyond_the_community_editions_limit(tiny: TinyPartition) -> None:
     others = {f"f{number}": {"image": "i"} for number in range(13)}
-    paper = PaperGateway("faasd-ce", dict(others))
+    stub = StubGateway("faasd-ce", dict(others))
     with pytest.raises(ConfigError, match=r"no room for 3 functions.*--max-functions 2"):
-        deploy(tiny, paper)
-    assert paper.changes == []
-    paper.functions.popitem()
-    assert done(deploy(tiny, paper)) == ["created"] * 3
+        deploy(tiny, stub)
+    assert stub.changes == []
+    stub.functions.popitem()
+    assert done(deploy(tiny, stub)) == ["created"] * 3
 
 
-def test_old_functions_make_room_first_where_there_is_none(tiny: TinyPartition) -> None:
-    paper = PaperGateway("faasd-ce")
-    deploy(tiny, paper)
-    ours = paper.functions.pop(tiny.functions[0])
-    paper.functions |= {f"tiny-l00-00-e{number:02}-{number:02}": ours for number in range(13)}
-    changes = deploy(tiny, paper, prune=True)
+def test_old_functions_are_removed_first_if_there_is_no_room(tiny: TinyPartition) -> None:
+    stub = StubGateway("faasd-ce")
+    deploy(tiny, stub)
+    ours = stub.functions.pop(tiny.functions[0])
+    stub.functions |= {f"tiny-l00-00-e{number:02}-{number:02}": ours for number in range(13)}
+    changes = deploy(tiny, stub, prune=True)
     assert done(changes)[:13] == ["removed"] * 13
-    assert set(paper.functions) == set(tiny.functions)
+    assert set(stub.functions) == set(tiny.functions)
 
 
 def test_several_gateways_share_the_functions_and_keep_them(tiny: TinyPartition) -> None:
-    papers = PaperGateway(), PaperGateway()
-    changes = deploy(tiny, *papers)
+    stubs = StubGateway(), StubGateway()
+    changes = deploy(tiny, *stubs)
     assert done(changes) == ["created"] * 3
     assert len({change.gateway for change in changes}) == 2
-    assert papers[0].functions.keys() | papers[1].functions.keys() == set(tiny.functions)
-    assert not papers[0].functions.keys() & papers[1].functions.keys()
-    assert done(deploy(tiny, *papers)) == ["unchanged"] * 3
-    stray = next(iter(papers[0].functions))
-    papers[1].functions[stray] = papers[0].functions[stray]
-    assert done(deploy(tiny, *papers, prune=True)).count("removed") == 1
-    assert stray not in papers[1].functions
+    assert stubs[0].functions.keys() | stubs[1].functions.keys() == set(tiny.functions)
+    assert not stubs[0].functions.keys() & stubs[1].functions.keys()
+    assert done(deploy(tiny, *stubs)) == ["unchanged"] * 3
+    stray = next(iter(stubs[0].functions))
+    stubs[1].functions[stray] = stubs[0].functions[stray]
+    assert done(deploy(tiny, *stubs, prune=True)).count("removed") == 1
+    assert stray not in stubs[1].functions

@@ -4,6 +4,7 @@ import configparser
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,14 +16,14 @@ from tests.support.paths import ROOT
 DEPLOY = ROOT / "deploy"
 
 
-def documents() -> dict[str, dict]:
-    """The Kubernetes objects by their kinds."""
+def documents() -> dict[str, dict[str, Any]]:
+    """The Kubernetes objects by kind."""
     text = (DEPLOY / "kubernetes" / "control-plane.yaml").read_text()
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
 def check_command(words: list[str]) -> None:
-    """A command of ours with options that it has."""
+    """Check that a command of `faasmoe` has all the options that are used."""
     command, *rest = words
     known = {option for parameter in main.commands[command].params for option in parameter.opts}
     used = {word.partition("=")[0] for word in rest if word.startswith("--")}
@@ -54,7 +55,7 @@ def test_kubernetes_objects_fit_together(tmp_path: Path, monkeypatch: pytest.Mon
     assert template["spec"]["terminationGracePeriodSeconds"] > config.drain_seconds
 
 
-def test_the_systemd_unit_runs_a_command_of_ours() -> None:
+def test_the_systemd_unit_runs_an_existing_command() -> None:
     unit = configparser.ConfigParser(strict=False, interpolation=None, comment_prefixes=("#",))
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read_string((DEPLOY / "systemd" / "faasmoe.service").read_text().replace("\\\n", " "))

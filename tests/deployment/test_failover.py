@@ -1,4 +1,4 @@
-"""When functions are moved, and when they are taken back: a clock and gateways on paper."""
+"""Functions move when their gateway is away for long; the tests set the clock and the gateways' answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,41 +13,41 @@ from control_plane.deployment.failover import AWAY_SECONDS, Failover
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
 from control_plane.http import serving
-from tests.deployment.test_deploy import PaperGateway
+from tests.deployment.test_deploy import StubGateway
 from tests.support.echo_gateway import asynchronous
 from tests.support.tiny_partition import TinyPartition
 
 
 @dataclass
-class Boxes:
-    """Two gateways that hold the partition between them."""
+class TwoGateways:
+    """Two gateways that share the functions of a partition."""
 
-    papers: list[PaperGateway]
+    stubs: list[StubGateway]
     gateways: Gateways
     failover: Failover
 
     def held(self) -> list[set[str]]:
-        return [set(paper.functions) for paper in self.papers]
+        return [set(paper.functions) for paper in self.stubs]
 
 
 @asynccontextmanager
-async def boxes(tiny: TinyPartition, provider: str = "faasd") -> AsyncIterator[Boxes]:
-    papers = [PaperGateway(), PaperGateway(provider)]
+async def two_gateways(tiny: TinyPartition, provider: str = "faasd") -> AsyncIterator[TwoGateways]:
+    stubs = [StubGateway(), StubGateway(provider)]
     async with AsyncExitStack() as stack:
         connected = []
-        for paper in papers:
+        for paper in stubs:
             url = await stack.enter_async_context(serving(paper.app(), "127.0.0.1", 0))
             connected.append(await stack.enter_async_context(Gateway.connect(url, None)))
         async for _ in deploy_all(tiny.manifest, connected):
             pass
         gateways = Gateways(connected, frozenset(tiny.functions))
         await gateways.functions()
-        yield Boxes(papers, gateways, Failover(tiny.manifest, gateways, ""))
+        yield TwoGateways(stubs, gateways, Failover(tiny.manifest, gateways, ""))
 
 
 @pytest.fixture(autouse=True)
 def _healthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A paper gateway is well unless a test says that it is away."""
+    """Gateways answer unless a test says that they are away."""
 
     async def answers(_: Gateway) -> bool:
         return True
@@ -67,19 +67,19 @@ async def test_functions_move_once_their_gateway_has_been_away_for_long(
     tiny: TinyPartition,
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        async with boxes(tiny) as site:
+        async with two_gateways(tiny) as site:
             first, second = site.gateways.all
             before = site.held()
             away(monkeypatch, first)
-            await site.failover.look(100.0)
-            await site.failover.look(100.0 + AWAY_SECONDS - 1)
+            await site.failover.check(100.0)
+            await site.failover.check(100.0 + AWAY_SECONDS - 1)
             assert site.held() == before
-            await site.failover.look(100.0 + AWAY_SECONDS)
-            assert site.papers[1].functions.keys() == set(tiny.functions)
+            await site.failover.check(100.0 + AWAY_SECONDS)
+            assert site.stubs[1].functions.keys() == set(tiny.functions)
             assert {site.gateways.of(name) for name in tiny.functions} == {second}
             away(monkeypatch)
-            await site.failover.look(120.0)
-            # What others have taken over is not there twice.
+            await site.failover.check(120.0)
+            # The functions that moved are removed from their old gateway.
             assert site.held() == [set(), set(tiny.functions)]
             assert await site.gateways.functions()
             assert {site.gateways.of(name) for name in tiny.functions} == {second}
@@ -88,22 +88,22 @@ async def test_functions_move_once_their_gateway_has_been_away_for_long(
 @asynchronous
 async def test_a_short_absence_moves_nothing(tiny: TinyPartition) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        async with boxes(tiny) as site:
+        async with two_gateways(tiny) as site:
             before = site.held()
             for now in (0.0, AWAY_SECONDS - 1, AWAY_SECONDS + 1, 2 * AWAY_SECONDS):
                 away(monkeypatch, *([] if now == AWAY_SECONDS + 1 else site.gateways.all[:1]))
-                await site.failover.look(now)
+                await site.failover.check(now)
             assert site.held() == before
 
 
 @asynchronous
-async def test_no_room_is_said_once(tiny: TinyPartition, caplog: pytest.LogCaptureFixture) -> None:
+async def test_missing_room_is_logged_once(tiny: TinyPartition, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        async with boxes(tiny, "faasd-ce") as site:
-            site.papers[1].functions |= {f"f{number}": {"image": "i"} for number in range(14)}
+        async with two_gateways(tiny, "faasd-ce") as site:
+            site.stubs[1].functions |= {f"f{number}": {"image": "i"} for number in range(14)}
             away(monkeypatch, site.gateways.all[0])
             for now in (0.0, AWAY_SECONDS, AWAY_SECONDS + 1):
-                await site.failover.look(now)
+                await site.failover.check(now)
             (line,) = [record for record in caplog.records if record.name == failover.__name__]
             assert "and with it" in line.getMessage()
             assert "no room" in line.getMessage()
@@ -111,7 +111,7 @@ async def test_no_room_is_said_once(tiny: TinyPartition, caplog: pytest.LogCaptu
 
 @asynchronous
 async def test_the_task_ends_with_its_context(tiny: TinyPartition) -> None:
-    async with boxes(tiny) as site:
+    async with two_gateways(tiny) as site:
         before = asyncio.all_tasks()
         async with site.failover.running():
             assert len(asyncio.all_tasks() - before) == 1

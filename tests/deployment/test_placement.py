@@ -1,37 +1,37 @@
-"""Which gateway gets which function."""
+"""Functions are placed on gateways by size and room."""
 
 import pytest
 
-from control_plane.deployment.placement import Site, place
+from control_plane.deployment.placement import GatewayCapacity, place
 from control_plane.errors import ConfigError
 
 SIZES = {"a": 30, "b": 20, "c": 20, "d": 10}
 
 
-def site(*deployed: str, most: int | None = None, name: str = "box") -> Site:
-    return Site(name, frozenset(deployed), most)
+def gateway(*deployed: str, most: int | None = None, name: str = "box") -> GatewayCapacity:
+    return GatewayCapacity(name, frozenset(deployed), most)
 
 
 @pytest.mark.parametrize(
-    ("sites", "wanted"),
+    ("gateways", "wanted"),
     [
-        ([site()], [["a", "b", "c", "d"]]),
-        ([site(), site()], [["a", "d"], ["b", "c"]]),
-        ([site("c", "other"), site("a")], [["b", "c"], ["a", "d"]]),
-        ([site("a", "b"), site("a")], [["a", "b"], ["c", "d"]]),
-        ([site(most=1), site()], [["a"], ["b", "c", "d"]]),
-        ([site("other", most=1), site(most=4)], [[], ["a", "b", "c", "d"]]),
+        ([gateway()], [["a", "b", "c", "d"]]),
+        ([gateway(), gateway()], [["a", "d"], ["b", "c"]]),
+        ([gateway("c", "other"), gateway("a")], [["b", "c"], ["a", "d"]]),
+        ([gateway("a", "b"), gateway("a")], [["a", "b"], ["c", "d"]]),
+        ([gateway(most=1), gateway()], [["a"], ["b", "c", "d"]]),
+        ([gateway("other", most=1), gateway(most=4)], [[], ["a", "b", "c", "d"]]),
     ],
 )
-def test_functions_stay_and_the_others_go_where_the_least_is(
-    sites: list[Site], wanted: list[list[str]]
+def test_deployed_functions_stay_and_the_others_go_to_the_emptiest_gateway(
+    gateways: list[GatewayCapacity], wanted: list[list[str]]
 ) -> None:
-    assert place(SIZES, sites) == wanted
+    assert place(SIZES, gateways) == wanted
 
 
-def test_no_room_is_told_with_what_would_fit() -> None:
-    sites = [site("other", "a", most=2, name="one"), site(most=2, name="two")]
+def test_the_error_without_room_says_how_many_functions_fit() -> None:
+    gateways = [gateway("other", "a", most=2, name="one"), gateway(most=2, name="two")]
     with pytest.raises(ConfigError, match=r"one and two may have 4.*`faasmoe partition --max-functions 3`"):
-        place(SIZES, sites)
+        place(SIZES, gateways)
     with pytest.raises(ConfigError, match="remove others"):
-        place(SIZES, [site("x", "y", most=2)])
+        place(SIZES, [gateway("x", "y", most=2)])

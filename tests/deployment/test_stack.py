@@ -1,13 +1,13 @@
-"""stack.yml and the template: what faas-cli parses, builds and sends."""
+"""stack.yml and the template fit what faas-cli parses, builds and sends."""
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from control_plane.deployment.image.template import TEMPLATE, dockerfile, write_template
 from control_plane.deployment.stack import deployments, stack_yaml
@@ -53,7 +53,9 @@ def manifest(folder: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def stack(manifest: Manifest) -> dict[str, Any]:
-    return yaml.safe_load(stack_yaml(manifest, "http://127.0.0.1:31112", "./models/it's: #1"))
+    text = stack_yaml(manifest, "http://127.0.0.1:31112", "./models/it's: #1")
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document
 
 
 def test_every_key_is_in_the_schema(stack: dict[str, Any]) -> None:
@@ -81,7 +83,7 @@ def test_one_image_is_built_for_all(stack: dict[str, Any], manifest: Manifest) -
     assert {function["handler"] for function in functions} == {"./models/it's: #1"}
 
 
-def test_names_are_what_openfaas_takes(stack: dict[str, Any]) -> None:
+def test_names_are_valid_for_openfaas(stack: dict[str, Any]) -> None:
     names = list(stack["functions"])
     assert names[0] == "an-8x7b-model-with-a-name-that-is-much-t-l00-01-e00-02"
     assert names[-1] == "an-8x7b-model-with-a-name-that-is-much-t-l02-e03-04"
@@ -90,7 +92,7 @@ def test_names_are_what_openfaas_takes(stack: dict[str, Any]) -> None:
         assert re.fullmatch("[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
 
 
-def test_functions_differ_by_block_only(stack: dict[str, Any], manifest: Manifest, folder: Path) -> None:
+def test_functions_differ_only_by_block(stack: dict[str, Any], manifest: Manifest, folder: Path) -> None:
     assert list(stack["functions"]) == [block.function for block in manifest.blocks]
     for name, function in stack["functions"].items():
         assert function["environment"] == {"FAASMOE_FUNCTION": name}
@@ -101,8 +103,8 @@ def test_functions_differ_by_block_only(stack: dict[str, Any], manifest: Manifes
         assert block + (128 << 20) <= memory < block + (129 << 20)
 
 
-def test_deployments_are_what_faas_cli_sends(stack: dict[str, Any], manifest: Manifest) -> None:
-    """`faas-cli deploy` renames environment to envVars and drops what only the build needs."""
+def test_deployments_are_the_bodies_that_faas_cli_sends(stack: dict[str, Any], manifest: Manifest) -> None:
+    """`faas-cli deploy` renames environment to envVars, and drops the fields for the build."""
     bodies = deployments(manifest)
     assert [body["service"] for body in bodies] == list(stack["functions"])
     for body in bodies:
@@ -120,10 +122,10 @@ def test_template_yml_is_in_the_schema(manifest: Manifest, tmp_path: Path) -> No
     assert template["language"] == TEMPLATE
 
 
-def test_dockerfile_copies_what_is_in_the_build_context(
+def test_dockerfile_copies_files_of_the_build_context(
     manifest: Manifest, folder: Path, tmp_path: Path
 ) -> None:
-    """faas-cli lays the template at the root, the handler and the extra paths in `function/`."""
+    """faas-cli copies the template to the root, the handler and the extra paths to `function/`."""
     write_template(manifest, tmp_path)
     context = tmp_path / "template" / TEMPLATE
     shutil.copytree(folder, context / "function")
@@ -145,15 +147,13 @@ def test_a_model_of_many_blocks_stays_within_dockers_layers(manifest: Manifest) 
     assert text.count(".safetensors") == len(many.blocks)
 
 
-def test_image_has_what_the_functions_import(manifest: Manifest) -> None:
-    assert (
-        re.search(r"pip install --no-cache-dir (.*)", dockerfile(manifest))[1]
-        == '"numpy>=2.0" "httptools>=0.6"'
-    )
+def test_image_has_the_packages_that_functions_import(manifest: Manifest) -> None:
+    (packages,) = re.findall(r"pip install --no-cache-dir (.*)", dockerfile(manifest))
+    assert packages == '"numpy>=2.0" "httptools>=0.6"'
 
 
 def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:
-    """`make stack` writes them anew."""
+    """`make stack` updates them."""
     demo = partition(ROOT / "models" / "demo", tmp_path / "demo")
     assert (ROOT / "stack.yml").read_text() == stack_yaml(demo, "http://127.0.0.1:8080", "./partitions/demo")
     write_template(demo, tmp_path)
@@ -163,7 +163,7 @@ def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:
 
 
 def copied(text: str) -> list[str]:
-    """The sources of the Dockerfile's single copies from the context."""
+    """The sources of a Dockerfile's COPY instructions with one source from the build context."""
     found = re.findall(
         r"^COPY --link --chown=\S+ (?!--)(\S+) \S+$|^COPY (?!--)(\S+) \S+$", text, re.MULTILINE
     )

@@ -1,4 +1,4 @@
-"""One partition on two gateways, each with its functions in processes of their own; one is killed."""
+"""One partition on two gateway processes, of which one is killed."""
 
 import asyncio
 from collections.abc import Iterator
@@ -28,26 +28,26 @@ CALLERS = 3
 
 @dataclass(frozen=True)
 class Box:
-    """A gateway's process, and where it listens."""
+    """A gateway's process and its address."""
 
     command: RunningCommand
     url: URL
 
     def kill(self) -> None:
-        """As when its machine loses power: its functions end with it."""
+        """Kill the gateway, as a power failure would; its functions end with it."""
         self.command.process.kill()
         self.command.process.wait()
 
 
 @dataclass(frozen=True)
 class Site:
-    """Two boxes, and a control plane over both."""
+    """Two boxes, and a control plane that uses both."""
 
     boxes: list[Box]
     api: ApiClient
 
     def where(self) -> dict[str, str]:
-        """The gateway of each function."""
+        """The gateway of each function, from the control plane's status."""
         return {each["function"]: each["gateway"] for each in self.api.status()["functions"]}
 
     def answer(self) -> str:
@@ -88,7 +88,7 @@ async def deploy(partition: Path, urls: list[URL]) -> list[Change]:
         return [change async for change in deploy_all(Manifest.load(partition), gateways)]
 
 
-def test_traffic_goes_on_when_a_box_is_lost(site: Site) -> None:
+def test_requests_are_answered_when_a_gateway_is_lost(site: Site) -> None:
     lost, left = site.boxes
     wanted = site.answer()
     assert set(site.where().values()) == {str(lost.url), str(left.url)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from control_plane.cli import main
+from control_plane.cli.main import main
 from tests.support.command_line import faasmoe, running_command
 from tests.support.paths import ROOT
 

@@ -1,13 +1,13 @@
-"""What FaaSMoE needs of a gateway: deploy, call, wake, kill, redeploy, delete, and a whole prompt.
+"""Acceptance tests of a gateway: all that FaaSMoE needs, from a deploy to the answer to a prompt.
 
-It runs against the embedded gateway, as itself and with faasd's behaviour; and against any other one:
+They run against the embedded gateway, with its own and with faasd's behaviour, and against any other one:
 
     faasmoe partition models/demo partitions/acceptance --dtype f32
     pytest tests/gateway/test_acceptance.py --gateway=URL \\
         --gateway-password-file=FILE --image-prefix=REGISTRY/
 
-where that partition's image has to be found (docs/deploy-faasd.md). It replaces and removes the functions of
-that partition; others are left alone, but there has to be room beside them.
+The gateway must find that partition's image there (docs/deploy-faasd.md). The tests replace and remove the
+functions of that partition and no others; the gateway must have room for them.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -48,13 +49,13 @@ CALLERS = 5
 
 @dataclass(frozen=True)
 class Target:
-    """A gateway, what is deployed there, and who may know more of it."""
+    """The gateway under test, and the partition that is deployed there."""
 
     access: GatewayAccess
     image_prefix: str
     demo: TinyPartition
     kill: Callable[[str], None] | None
-    """Ends a function's process; None for a gateway that only tells by HTTP what it does."""
+    """Kills a function's process; None if the processes are not on this machine."""
 
     def deploy(self, **options: bool) -> list[Change]:
         async def run() -> list[Change]:
@@ -90,13 +91,13 @@ class Target:
         return self.demo.invocation(name, layer, seed=seed)
 
     def call(self, invoker: Invoker, name: str, seed: int = 0) -> None:
-        """Invoke it, and check the answer against the model's own weights."""
+        """Invoke a function, and check its answer against the model's weights."""
         invocation = self.invocation(name, seed)
         self.demo.check(invocation, invoker.begin({name: invocation}).wait()[name].output)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The gateways that the acceptance runs against."""
+    """Select the gateways under test."""
     if "target" in metafunc.fixturenames:
         given = metafunc.config.getoption("--gateway")
         metafunc.parametrize(
@@ -106,16 +107,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
-    """In float32, so that answers are the reference's whatever the machine rounds."""
+    """The demo model in float32, so that rounding does not change the answers."""
     folder = tmp_path_factory.mktemp("acceptance") / "partition"
     manifest = partition(DEMO_MODEL, folder, dtype="f32")
-    model = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
-    return TinyPartition(folder, manifest, model)
+    model: Any = AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
+    return TinyPartition(folder, manifest, model.eval())
 
 
 @pytest.fixture(scope="module")
 def target(request: pytest.FixtureRequest, demo: TinyPartition) -> Iterator[Target]:
-    """With all functions deployed; at its end they are gone."""
+    """A gateway with all functions deployed; they are removed at the end."""
     if request.param == "given":
         option = request.config.getoption
         credentials = read_credentials(option("--gateway-user"), option("--gateway-password-file"))
@@ -135,7 +136,7 @@ def target(request: pytest.FixtureRequest, demo: TinyPartition) -> Iterator[Targ
 
 
 def kill(function: str) -> None:
-    """The process of an embedded gateway's function, which is one of ours."""
+    """Kill a function of the embedded gateway: its process is a descendant of the test's."""
     for child in psutil.Process().children(recursive=True):
         if child.environ().get("FAASMOE_FUNCTION") == function:
             child.kill()
@@ -169,7 +170,7 @@ def test_warm_calls_need_no_second_attempt(target: Target) -> None:
         assert invoker.statistics[name].cold_starts == 1
 
 
-def test_calls_that_come_together_to_a_cold_function_are_all_answered(target: Target) -> None:
+def test_concurrent_calls_of_a_cold_function_are_all_answered(target: Target) -> None:
     name = target.demo.functions[-1]
 
     def call(seed: int) -> None:
@@ -193,7 +194,7 @@ def test_a_killed_function_is_started_again(target: Target) -> None:
         assert invoker.statistics[name].cold_starts == 2
 
 
-def test_calls_go_on_through_a_redeploy(target: Target) -> None:
+def test_calls_are_answered_during_a_redeploy(target: Target) -> None:
     name = target.demo.functions[0]
 
     async def redeploy() -> None:
@@ -217,7 +218,7 @@ def test_calls_go_on_through_a_redeploy(target: Target) -> None:
     assert {change.done for change in target.deploy()} <= {"updated", "unchanged"}
 
 
-def test_a_deleted_function_is_not_there(target: Target) -> None:
+def test_a_deleted_function_is_gone(target: Target) -> None:
     name = target.demo.functions[0]
 
     async def remove() -> list[str]:
@@ -234,7 +235,7 @@ def test_a_deleted_function_is_not_there(target: Target) -> None:
     assert set(changes.values()) == {"unchanged"}
 
 
-def test_a_wrong_password_is_told(target: Target) -> None:
+def test_a_wrong_password_is_an_error(target: Target) -> None:
     if target.access.credentials is None:
         pytest.skip("this gateway asks for no password")
 
@@ -246,7 +247,7 @@ def test_a_wrong_password_is_told(target: Target) -> None:
         asyncio.run(look())
 
 
-def test_a_prompt_has_the_tokens_of_the_reference(target: Target, tmp_path: Path) -> None:
+def test_a_prompt_gives_the_tokens_of_the_reference(target: Target, tmp_path: Path) -> None:
     target.deploy()
     config = ServeConfig(port=0, kv_cache_mb=32, open=True, database=str(tmp_path / "db"), threads=1)
     with in_thread(serving(target, config)) as url:
@@ -265,10 +266,11 @@ async def serving(target: Target, config: ServeConfig) -> AsyncIterator[URL]:
 
 
 def reference(demo: TinyPartition) -> list[int]:
-    """The unsplit model's greedy continuation."""
+    """The greedy continuation by the transformers model, which is not partitioned."""
     prompt = AutoTokenizer.from_pretrained(DEMO_MODEL)(PROMPT, return_tensors="pt").input_ids
+    model: Any = demo.model
     with torch.inference_mode():
-        whole = demo.model.generate(
+        whole = model.generate(
             prompt, max_new_tokens=ANSWER_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
         )
     return [int(token) for token in whole[0, prompt.shape[1] :]]

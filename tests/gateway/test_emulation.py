@@ -1,4 +1,4 @@
-"""What the embedded gateway does as faasd does it."""
+"""The embedded gateway emulates faasd."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous
-async def test_it_says_that_it_is_the_community_edition(tmp_path: Path) -> None:
+async def test_the_info_names_the_community_edition(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path, behaviour=FAASD) as gateway, gateway.http.get("/system/info") as answer:
         provider = (await answer.json())["provider"]
         assert (provider["provider"], provider["orchestration"]) == ("faasd-ce", "containerd")
 
 
 @asynchronous
-async def test_there_are_no_more_functions_than_it_allows(tmp_path: Path) -> None:
+async def test_functions_beyond_the_limit_are_refused(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path, behaviour=FAASD) as gateway:
-        # They crash at once, which costs less than to run.
+        # Functions that crash at once take less time than functions that run.
         for number in range(15):
             assert await gateway.deploy(deployment(f"f{number}", ECHO_CRASH="1")) == 202
         assert await gateway.deploy(deployment()) == 400
@@ -25,7 +25,7 @@ async def test_there_are_no_more_functions_than_it_allows(tmp_path: Path) -> Non
 
 
 @asynchronous
-async def test_nothing_goes_to_zero(tmp_path: Path) -> None:
+async def test_functions_do_not_scale_to_zero(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path, idle_after=0.05, behaviour=FAASD) as gateway:
         await gateway.deploy(deployment(labels={"com.openfaas.scale.zero": "true"}))
         await gateway.wait_for_log_line("serving")
@@ -34,7 +34,7 @@ async def test_nothing_goes_to_zero(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_calls_of_a_function_that_is_starting_are_answered_at_once(tmp_path: Path) -> None:
+async def test_calls_of_a_starting_function_fail_at_once(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     async with echo_gateway(tmp_path, behaviour=FAASD) as gateway:
         await gateway.deploy(deployment(ECHO_READY_FILE=str(ready)))
@@ -48,7 +48,7 @@ async def test_calls_of_a_function_that_is_starting_are_answered_at_once(tmp_pat
 
 
 @asynchronous
-async def test_functions_see_bodies_in_chunks(tmp_path: Path) -> None:
+async def test_functions_get_chunked_bodies(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path, behaviour=FAASD) as gateway:
         await gateway.deploy(deployment())
         while (await gateway.echo())[0] == 500:

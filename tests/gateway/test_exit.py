@@ -1,4 +1,4 @@
-"""However a gateway ends, its functions end, too."""
+"""However a gateway ends, its functions end with it."""
 
 import asyncio
 import os
@@ -54,8 +54,8 @@ async def test_after_ctrl_c_the_calls_in_flight_are_answered(tmp_path: Path) -> 
             gateway.http.get("/system/logs", params=follow) as log,
         ):
             assert b"serving" in await log.content.readline()
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all that is in the foreground
-            # Those who follow a log are sent away at once, or they would hold up the end.
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to the foreground process group
+            # Log streams end at once, otherwise they would delay the exit.
             assert await log.content.read() == b""
             assert not held.done()
         assert await held == (200, str(pid))

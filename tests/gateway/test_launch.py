@@ -1,4 +1,4 @@
-"""Functions of the embedded gateway run this release's code, wherever the gateway was started."""
+"""Functions of the embedded gateway run the installed code, in whichever folder the gateway starts."""
 
 import asyncio
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_code_in_the_current_folder_is_not_run(
 
 
 async def deployed(tiny: TinyPartition, url: URL) -> Address:
-    """The gateway's, once it has all functions."""
+    """Deploy all functions; returns the gateway's address."""
     async with Gateway.connect(url, None) as gateway:
         async for _ in deploy_all(tiny.manifest, [gateway]):
             pass

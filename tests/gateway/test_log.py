@@ -1,4 +1,4 @@
-"""What functions write, as faas-cli reads it."""
+"""The output of functions is stored, and read by faas-cli."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous
-async def test_logs_can_be_cut_and_followed(tmp_path: Path) -> None:
+async def test_logs_can_be_limited_and_followed(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
         await gateway.echo(b"1")
@@ -47,7 +47,7 @@ async def test_a_log_message_has_the_fields_that_faas_cli_prints(tmp_path: Path)
 
 @pytest.mark.parametrize("query", [{"since": "yesterday"}, {"since": "2026-01-01T00:00:00"}, {"tail": "few"}])
 @asynchronous
-async def test_a_log_query_that_makes_no_sense_gives_422(tmp_path: Path, query: dict[str, str]) -> None:
+async def test_an_invalid_log_query_gives_422(tmp_path: Path, query: dict[str, str]) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(labels={"com.openfaas.scale.min": "0"}))
         async with gateway.http.get("/system/logs", params={"name": "echo", **query}) as answer:
@@ -55,7 +55,7 @@ async def test_a_log_query_that_makes_no_sense_gives_422(tmp_path: Path, query: 
 
 
 @asynchronous
-async def test_a_log_keeps_the_newest_lines_also_for_those_who_follow_slowly() -> None:
+async def test_a_log_keeps_the_newest_lines_also_for_slow_followers() -> None:
     log = FunctionLog("echo", capacity=3)
     following = log.read(follow=True)
     log.append("echo-1", "0")
@@ -68,7 +68,7 @@ async def test_a_log_keeps_the_newest_lines_also_for_those_who_follow_slowly() -
 
 
 @asynchronous
-async def test_a_line_without_end_is_cut(tmp_path: Path) -> None:
+async def test_a_long_line_is_cut(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(ECHO_BANNER="x" * 100_000))
         await gateway.echo()

@@ -1,4 +1,4 @@
-"""Bytes and headers on their way through the gateway."""
+"""The gateway forwards bytes and headers."""
 
 import asyncio
 import gzip
@@ -16,7 +16,7 @@ from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous
-async def test_a_call_is_passed_on_as_it_is_without_what_concerns_neighbours_only(tmp_path: Path) -> None:
+async def test_a_call_is_forwarded_without_hop_by_hop_headers(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
         url = URL("/function/echo.openfaas-fn/process?a=1%2F2&b=x+y", encoded=True)
@@ -42,7 +42,7 @@ async def test_a_call_is_passed_on_as_it_is_without_what_concerns_neighbours_onl
 
 
 @asynchronous
-async def test_bodies_beyond_the_default_limit_pass_with_a_length_and_in_chunks(tmp_path: Path) -> None:
+async def test_large_bodies_are_forwarded_with_a_length_and_in_chunks(tmp_path: Path) -> None:
     async def in_chunks() -> AsyncIterator[bytes]:
         for _ in range(40):
             yield b"y" * 100_000
@@ -59,7 +59,7 @@ async def test_bodies_beyond_the_default_limit_pass_with_a_length_and_in_chunks(
 
 
 @asynchronous
-async def test_an_answer_is_passed_on_while_it_comes(tmp_path: Path) -> None:
+async def test_an_answer_is_streamed(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     async with echo_gateway(tmp_path) as gateway:
@@ -97,7 +97,7 @@ async def test_a_body_over_the_limit_gives_413(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_an_answer_that_breaks_off_breaks_the_callers_connection(tmp_path: Path) -> None:
+async def test_an_incomplete_answer_breaks_the_callers_connection(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
         async with gateway.http.get("/function/echo/half") as answer:

@@ -1,4 +1,4 @@
-"""Labels, by cases."""
+"""Labels set how a function scales."""
 
 import pytest
 
@@ -21,11 +21,11 @@ from control_plane.gateway.provider.scaling_labels import ScalingLabels, check_r
         ),
     ],
 )
-def test_labels_say_how_a_function_scales(labels: dict[str, str], expected: ScalingLabels) -> None:
+def test_labels_set_scaling(labels: dict[str, str], expected: ScalingLabels) -> None:
     assert ScalingLabels.parse(labels, default_idle_after=900.0) == expected
 
 
-def test_a_label_that_is_no_duration_is_named() -> None:
+def test_the_error_names_a_label_that_is_no_duration() -> None:
     with pytest.raises(ConfigError, match=r"^com\.openfaas\.scale\.zero-duration: expected a duration"):
         ScalingLabels.parse({"com.openfaas.scale.zero-duration": "15"}, default_idle_after=900.0)
 

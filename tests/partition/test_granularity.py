@@ -1,4 +1,4 @@
-"""How a model is cut: pure arithmetic, so tables of cases and brute force."""
+"""Granularities are checked by tables of cases, and against brute force."""
 
 import pytest
 
@@ -15,7 +15,10 @@ from control_plane.partition.granularity import Granularity, default_granularity
     ],
 )
 def test_cut_is_consecutive_runs(
-    granularity: Granularity, num_experts: int, moe_layers: tuple[int, ...], wanted: list
+    granularity: Granularity,
+    num_experts: int,
+    moe_layers: tuple[int, ...],
+    wanted: list[tuple[tuple[int, ...], int, int]],
 ) -> None:
     blocks = granularity.cut(num_experts, moe_layers)
     assert blocks == [(layers, range(start, stop)) for layers, start, stop in wanted]
@@ -46,13 +49,13 @@ def test_cut_holds_each_expert_once(num_experts: int, num_layers: int) -> None:
         (Granularity(1, 4), "layers per function must be from 1 to 3 for this model, not 4"),
     ],
 )
-def test_what_the_model_does_not_have_is_refused(granularity: Granularity, message: str) -> None:
+def test_a_granularity_beyond_the_model_is_refused(granularity: Granularity, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         granularity.check(8, 3)
 
 
 @pytest.mark.parametrize("granularity", [Granularity(1, 1), Granularity(8, 3), Granularity(3, 2)])
-def test_what_the_model_has_is_taken(granularity: Granularity) -> None:
+def test_a_granularity_within_the_model_is_accepted(granularity: Granularity) -> None:
     granularity.check(8, 3)
 
 

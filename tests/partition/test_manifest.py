@@ -1,4 +1,4 @@
-"""manifest.json: what is saved is loaded, and what was damaged is named."""
+"""manifest.json is loaded as it was saved, and errors name damaged fields and files."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "partition"))
 
 
-def test_load_gives_what_was_saved(whole: Path, tmp_path: Path) -> None:
+def test_load_returns_the_saved_manifest(whole: Path, tmp_path: Path) -> None:
     manifest = Manifest.load(whole)
     manifest.save(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
@@ -82,7 +82,7 @@ def test_verify_finds_a_wrong_size_and_a_missing_file(folder: Path) -> None:
         Manifest.load(folder).verify(folder)
 
 
-def test_verify_of_one_function_reads_its_block_only(folder: Path) -> None:
+def test_verify_of_one_function_reads_only_its_block(folder: Path) -> None:
     manifest = Manifest.load(folder)
     (folder / "dense.safetensors").unlink()
     (folder / "blocks" / "m-l00-01-e00-01.safetensors").write_bytes(b"")
@@ -108,7 +108,7 @@ def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, problem: str) -> 
 
 
 def put(*path: Any, value: Any) -> Callable[[Any], None]:
-    """A change of the document: the value at a path of keys and indices."""
+    """A function that sets the value at a path of keys and indices of a document."""
 
     def change(document: Any) -> None:
         for key in path[:-1]:
@@ -120,45 +120,59 @@ def put(*path: Any, value: Any) -> Callable[[Any], None]:
 
 DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
     (put("format", value=2), "format 2 is not known, only 1"),
-    (put("format", value="1"), "format is '1', not int"),
-    (lambda document: document.pop("blocks"), "has no 'blocks'"),
-    (put("surprise", value=1), "unknown fields: surprise"),
-    (put("num_experts", value=True), "num_experts is True, not int"),
-    (put("hidden_size", value=0), "hidden_size is 0, not positive"),
-    (put("dtype", value="f16"), "dtype is 'f16', not f32 or bf16"),
-    (put("dense_dtype", value="bf16"), "dense_dtype is 'bf16', not f32 or int8"),
-    (put("expert_dtype", value="bf16"), "expert_dtype is 'bf16', not f32 or int8"),
-    (put("expert_nbytes", value=5000), "expert_nbytes is no multiple of 4096"),
-    (put("moe_layers", value=[1, 0, 2]), "moe_layers are not ascending"),
-    (put("moe_layers", value=[]), "moe_layers are not ascending"),
+    (put("format", value="1"), "format '1' is not known, only 1"),
+    (lambda document: document.pop("blocks"), "blocks: is missing"),
+    (put("surprise", value=1), "surprise: is not a known field"),
+    (put("format", value=True), "format True is not known, only 1"),
+    (lambda document: document.pop("fingerprint"), "its fingerprint does not match its content"),
+    (put("num_experts", value=10**30), "num_experts: must be a positive whole number"),
+    (put("num_experts", value=10**15), "expert 5 of layer 0 is in no block"),
+    (put("num_experts", value=True), "num_experts: must be a positive whole number"),
+    (put("hidden_size", value=0), "hidden_size: must be a positive whole number"),
+    (put("dtype", value="f16"), "dtype: must be f32 or bf16"),
+    (put("dense_dtype", value="bf16"), "dense_dtype: is 'bf16', not f32 or int8"),
+    (put("expert_dtype", value="bf16"), "expert_dtype: is 'bf16', not f32 or int8"),
+    (put("expert_nbytes", value=5000), "expert_nbytes: must be a positive multiple of 4096"),
+    (put("moe_layers", value=[1, 0, 2]), "moe_layers: are not ascending"),
+    (put("moe_layers", value=[]), "moe_layers: are not ascending"),
     (put("moe_layers", value=[0, 1, 2, 3]), "expert 0 of layer 3 is in no block"),
     (put("dense", "sha256", value="x"), "dense: sha256 is not 64"),
-    (put("dense", "nbytes", value=-1), "dense: nbytes is negative"),
-    (put("dense", value={}), "dense has no 'file'"),
-    (put("files", "config.json", value=1), "config.json: sha256 is not 64"),
+    (put("dense", "nbytes", value=-1), "dense.nbytes: must be a whole number, 0 or more"),
+    (put("dense", value={}), "dense.file: is missing"),
+    (put("files", "config.json", value="1"), "files.config.json: sha256 is not 64"),
+    (put("files", "config.json", value=1), "files[...]: must be a string"),
     (put("files", "../x", value="0" * 64), "'../x' is not a file in the partition"),
-    (put("blocks", 0, "file", value="/etc/passwd"), "block 0: '/etc/passwd' is not a file in the partition"),
-    (put("blocks", 0, "function", value="No"), "block 0: 'No' is not a function's name"),
+    (
+        put("blocks", 0, "file", value="/etc/passwd"),
+        "blocks[0]: '/etc/passwd' is not a file",
+    ),
+    (put("blocks", 0, "function", value="No"), "blocks[0].function: 'No' is not a function's name"),
     (put("blocks", 0, "function", value="a" * 64), "is not a function's name"),
     (put("blocks", 1, "function", value="m-l00-01-e00-01"), "two blocks have the same function"),
-    (put("blocks", 0, "offset", value=100), "block 0: offset 100 is no multiple of 4096"),
-    (put("blocks", 0, "nbytes", value=8192), "block 0: nbytes is 8192, its experts need"),
-    (put("blocks", 0, "experts", value={}), "block 0: its layers are not ascending"),
-    (put("blocks", 0, "experts", value={"one": [1]}), "block 0: experts has a key that is no layer"),
+    (put("blocks", 0, "offset", value=100), "blocks[0].offset: must be a positive multiple of 4096"),
+    (put("blocks", 0, "nbytes", value=8192), "blocks[0].nbytes: is 8192, its experts need"),
+    (put("blocks", 0, "experts", value={}), "blocks[0].experts: its layers are not ascending"),
+    (
+        put("blocks", 0, "experts", value={"one": [1]}),
+        "blocks[0].experts: must be an object of layer numbers",
+    ),
     (put("blocks", 0, "experts", value={"1": [0, 1], "0": [0, 1]}), "its layers are not ascending"),
     (put("blocks", 0, "experts", "0", value=[1, 0]), "experts of layer 0 are not ascending"),
-    (put("blocks", 0, "experts", "0", value="01"), "experts of layer 0 are not ascending"),
+    (
+        put("blocks", 0, "experts", "0", value="01"),
+        "blocks[0].experts[...]: must be a list of",
+    ),
     (put("blocks", 0, "experts", "0", value=[0, 2]), "expert 2 of layer 0 is in two blocks"),
     (put("blocks", 0, "experts", "0", value=[0, 9]), "expert 1 of layer 0 is in no block"),
     (lambda document: document["blocks"].pop(), "is in no block"),
-    (put("blocks", 3, value=None), "block 3 is not a JSON object"),
+    (put("blocks", 3, value=None), "blocks[3]: must be an object"),
     (put("dense", "sha256", value="0" * 64), "its fingerprint does not match its content"),
     (put("name", value="other"), "its fingerprint does not match its content"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "problem"), DAMAGES, ids=[problem for _, problem in DAMAGES])
-def test_a_damaged_manifest_is_named(folder: Path, damage: Callable[[Any], Any], problem: str) -> None:
+def test_the_error_names_the_damaged_field(folder: Path, damage: Callable[[Any], Any], problem: str) -> None:
     path = folder / "manifest.json"
     document = json.loads(path.read_text())
     damage(document)

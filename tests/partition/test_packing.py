@@ -1,4 +1,4 @@
-"""Which experts share a function: tables, properties, and the recorded routing of the demo model."""
+"""Packing is checked by tables, by properties, and with the recorded routing of the demo model."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ Routing = list[set[int]]
 
 
 def counts(tokens: Routing, num_experts: int) -> tuple[np.ndarray, np.ndarray]:
-    """use [E] and together [E, E] of tokens that used these experts."""
+    """The counts `use` [E] and `together` [E, E] of a list of tokens, each given as the experts it used."""
     chosen = np.array([[expert in token for expert in range(num_experts)] for token in tokens], np.int64)
     together = chosen.T @ chosen
     use = together.diagonal().copy()
@@ -21,7 +21,7 @@ def counts(tokens: Routing, num_experts: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calls(tokens: Routing, groups: list[tuple[int, ...]]) -> int:
-    """Functions that the tokens call."""
+    """The number of function calls of all tokens, with a function for each group."""
     return sum(not token.isdisjoint(group) for token in tokens for group in groups)
 
 
@@ -41,14 +41,14 @@ def consecutive(num_experts: int, size: int) -> list[tuple[int, ...]]:
     ],
     ids=["pairs", "hottest first", "hot with hot", "the smaller one last", "one group", "groups of one"],
 )
-def test_what_is_used_together_is_kept_together(
+def test_experts_that_are_used_together_share_a_function(
     tokens: Routing, num_experts: int, size: int, wanted: list[tuple[int, ...]]
 ) -> None:
     assert pack(*counts(tokens, num_experts), size) == wanted
 
 
-def test_exchanges_mend_what_greed_has_spoilt() -> None:
-    """The hottest two have little in common, and each more with another than with what is left for it."""
+def test_exchanges_improve_the_greedy_start() -> None:
+    """The greedy start groups the two hottest experts, though each fits better with another one."""
     tokens = [{0, 1}] * 5 + [{0, 2}] * 4 + [{1, 3}] * 4
     groups = pack(*counts(tokens, 4), 2)
     assert calls(tokens, groups) == min(
@@ -86,7 +86,7 @@ def test_two_experts_a_token_never_cost_more_calls(tokens: Routing, size: int) -
 
 @pytest.mark.parametrize("size", [2, 4, 6, 8])
 def test_the_demo_model_calls_fewer_functions(size: int) -> None:
-    """Packed by one half of its recorded sequences, each layer of the other half calls no more, all fewer."""
+    """Packing by one half of the recorded sequences saves calls in the other half."""
     with np.load(DEMO_ROUTING) as arrays:
         experts, even = arrays["experts"], arrays["sequence"] // 3 % 2 == 0
     before = after = 0

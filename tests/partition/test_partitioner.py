@@ -1,16 +1,19 @@
-"""A partition holds the checkpoint's weights: read back by other means, they are what the source says."""
+"""A partition has the checkpoint's weights: read back by other means, they equal the source."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from control_plane.partition.granularity import Granularity
-from control_plane.partition.manifest import Block, Manifest
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import Block
 from control_plane.partition.partitioner import partition
 from functions.kernels.packed_expert import ExpertShape, unpack_expert
 from tests.support.checkpoints import FAMILIES, save_checkpoint, save_fused_checkpoint, tiny_model
@@ -20,12 +23,12 @@ HIDDEN, WIDTH, EXPERTS, LAYERS = 24, 20, 5, 3
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> torch.nn.Module:
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(model: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_checkpoint(model, tmp_path_factory.mktemp("source") / "tiny")
 
 
@@ -34,10 +37,11 @@ def qwen(tmp_path: Path) -> Path:
     return save_checkpoint(tiny_model("qwen2_moe"), tmp_path / "qwen")
 
 
-def source_experts(model: torch.nn.Module) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
-    """gate, up and down of each (layer, expert), from the parameters that transformers computes with."""
+def source_experts(model: PreTrainedModel) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
+    """gate, up and down of each (layer, expert), from the parameters of the transformers model."""
     experts = {}
-    for layer, module in enumerate(model.model.layers):
+    layers: Any = model.model.layers
+    for layer, module in enumerate(layers):
         if hasattr(module.mlp, "experts"):
             fused, down = module.mlp.experts.gate_up_proj.detach(), module.mlp.experts.down_proj.detach()
             for expert in range(len(fused)):
@@ -46,7 +50,7 @@ def source_experts(model: torch.nn.Module) -> dict[tuple[int, int], tuple[torch.
 
 
 def stored_experts(folder: Path, manifest: Manifest) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
-    """The same, unpacked from the bytes at the offsets that the manifest gives."""
+    """gate, up and down of each (layer, expert), unpacked from the bytes at the manifest's offsets."""
     shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
     experts = {}
     for block in manifest.blocks:
@@ -59,7 +63,7 @@ def stored_experts(folder: Path, manifest: Manifest) -> dict[tuple[int, int], tu
     return experts
 
 
-def assert_experts_equal(folder: Path, manifest: Manifest, model: torch.nn.Module) -> None:
+def assert_experts_equal(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
     stored, source = stored_experts(folder, manifest), source_experts(model)
     assert stored.keys() == source.keys()
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[manifest.expert_dtype]
@@ -76,7 +80,7 @@ def dense_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_every_expert_is_exact(
-    model: torch.nn.Module, checkpoint: Path, tmp_path: Path, granularity: Granularity, dtype: str
+    model: PreTrainedModel, checkpoint: Path, tmp_path: Path, granularity: Granularity, dtype: str
 ) -> None:
     manifest = partition(checkpoint, tmp_path / "out", granularity=granularity, dtype=dtype)
     assert (manifest.dtype, manifest.expert_dtype) == (dtype, dtype)
@@ -86,7 +90,7 @@ def test_every_expert_is_exact(
 
 
 def test_int8_experts_are_within_half_a_step(
-    model: torch.nn.Module, checkpoint: Path, tmp_path: Path
+    model: PreTrainedModel, checkpoint: Path, tmp_path: Path
 ) -> None:
     manifest = partition(checkpoint, tmp_path / "out", granularity=Granularity(3, 2), dtype="int8")
     assert (manifest.dtype, manifest.expert_dtype) == ("f32", "int8")
@@ -128,7 +132,7 @@ def test_auto_keeps_the_dtype_of_the_source(
 
 
 def test_fused_checkpoint_gives_the_same_experts(
-    model: torch.nn.Module, checkpoint: Path, tmp_path: Path
+    model: PreTrainedModel, checkpoint: Path, tmp_path: Path
 ) -> None:
     fused = save_fused_checkpoint(model, tmp_path / "fused")
     granularity = Granularity(2, 2)
@@ -137,7 +141,7 @@ def test_fused_checkpoint_gives_the_same_experts(
     assert [block.sha256 for block in a.blocks] == [block.sha256 for block in b.blocks]
 
 
-def test_shards_leave_no_trace(model: torch.nn.Module, checkpoint: Path, tmp_path: Path) -> None:
+def test_shards_do_not_change_the_partition(model: PreTrainedModel, checkpoint: Path, tmp_path: Path) -> None:
     sharded = save_checkpoint(model, tmp_path / "sharded", max_shard_size="40KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 2
     a = partition(checkpoint, tmp_path / "a", name="m")
@@ -184,7 +188,7 @@ def test_padding_is_zero(qwen: Path, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
 def test_layers_without_experts_stay_dense(
-    tmp_path: Path, family: str, options: dict, moe_layers: tuple[int, ...]
+    tmp_path: Path, family: str, options: dict[str, Any], moe_layers: tuple[int, ...]
 ) -> None:
     model = tiny_model(family, **options)
     checkpoint = save_checkpoint(model, tmp_path / "source")
@@ -194,7 +198,7 @@ def test_layers_without_experts_stay_dense(
     assert load_file(tmp_path / "out" / "dense.safetensors").keys() == dense_tensors(checkpoint).keys()
 
 
-def test_config_and_tokenizer_files_come_along_but_no_code(qwen: Path, tmp_path: Path) -> None:
+def test_config_and_tokenizer_files_are_copied_but_no_code(qwen: Path, tmp_path: Path) -> None:
     carried = {
         "tokenizer.json",
         "tokenizer_config.json",
@@ -235,7 +239,7 @@ def test_progress_goes_up_to_all_bytes_written(qwen: Path, tmp_path: Path) -> No
     assert calls[-1][1] == experts + dense
 
 
-def test_manifest_says_what_the_model_is(qwen: Path, tmp_path: Path) -> None:
+def test_manifest_describes_the_model(qwen: Path, tmp_path: Path) -> None:
     manifest = partition(qwen, tmp_path / "out", granularity=Granularity(2, 3), name="My Model (v1.5)!")
     document = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert document["name"] == "my-model-v1-5"

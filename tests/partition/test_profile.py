@@ -1,4 +1,4 @@
-"""Profiles: recorded by running prompts, saved, refused when wrong, and what a partition makes of them."""
+"""Profiles are recorded by running prompts, saved, checked when they are loaded, and used by partitions."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ LAYERS, EXPERTS = 3, 5
 
 
 def random_profile(layers: int = LAYERS, experts: int = EXPERTS) -> Profile:
-    """Of 200 tokens, of which each uses two experts; the last ones are used most."""
+    """A profile of 200 tokens with two experts each, mostly experts with high numbers."""
     random = np.random.default_rng(0)
     weights = np.arange(1, experts + 1) / np.arange(1, experts + 1).sum()
     together = np.zeros((layers, experts, experts), np.int64)
@@ -62,7 +62,7 @@ def test_the_recorder_counts_what_routers_choose(family: str) -> None:
     assert use.sum() == 2 * 40 * LAYERS
 
 
-def test_load_gives_what_was_saved(tmp_path: Path) -> None:
+def test_load_returns_the_saved_profile(tmp_path: Path) -> None:
     profile = random_profile()
     profile.save(tmp_path / "p")
     loaded = Profile.load(tmp_path / "p")
@@ -71,7 +71,7 @@ def test_load_gives_what_was_saved(tmp_path: Path) -> None:
     assert (loaded.together == profile.together).all()
 
 
-def test_the_summary_tells_how_unequal_use_is() -> None:
+def test_the_summary_shows_how_uneven_use_is() -> None:
     use = np.array([[70, 10, 10, 10, 0, 0, 0, 0]])
     lines = list(Profile("m", use, np.zeros((1, 8, 8), np.int64)).summary())
     assert lines[1].split() == ["0", "80%", "4", "of", "8"]
@@ -120,7 +120,7 @@ def test_a_damaged_profile_is_refused(
     assert str(tmp_path / "p") in str(caught.value)
 
 
-def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     save_file(arrays(), tmp_path / "weights")
     (tmp_path / "text").write_text("use")
     for name, problem in (("weights", "is not a profile, as"), ("text", "is not a profile that can be read")):
@@ -158,13 +158,13 @@ def test_a_partition_packs_by_the_profile(
 
 
 def stored(folder: Path, manifest: Manifest, layer: int, expert: int) -> bytes:
-    """The bytes of an expert, wherever it lies."""
+    """The bytes of an expert, in whichever block it is."""
     block = next(block for block in manifest.blocks if expert in block.experts.get(layer, ()))
     start = block.expert_offset(layer, expert)
     return (folder / block.file).read_bytes()[start : start + manifest.expert_nbytes]
 
 
-def test_long_names_stay_functions_names(tiny: TinyPartition, tmp_path: Path) -> None:
+def test_long_names_are_cut_to_valid_function_names(tiny: TinyPartition, tmp_path: Path) -> None:
     checkpoint = tiny.folder.parent / "model"
     manifest = partition(
         checkpoint, tmp_path / "out", granularity=Granularity(2, 3), name="x" * 80, profile=random_profile()
@@ -237,5 +237,5 @@ def test_a_prompt_that_is_too_long_is_named(chat_partition: Path, tmp_path: Path
     assert not (tmp_path / "profile").exists()
 
 
-def test_prompts_are_asked_for(chat_partition: Path) -> None:
+def test_the_command_requires_prompts(chat_partition: Path) -> None:
     assert "--prompts" in usage_error(faasmoe("profile", chat_partition))

@@ -1,4 +1,4 @@
-"""A client of a gateway that runs echo functions: what faas-cli and callers do, in one line each."""
+"""A client of a gateway with echo functions: the requests of faas-cli and of callers."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ IMAGE = "faasmoe/expert:test"
 def deployment(
     name: str = "echo", *, labels: dict[str, str] | None = None, secrets: list[str] | None = None, **env: str
 ) -> dict[str, Any]:
-    """The body that faas-cli sends to deploy a function, with null for what a stack file leaves out."""
+    """The body that faas-cli sends to deploy a function, with null for fields that a stack file omits."""
     return {
         "service": name,
         "image": IMAGE,
@@ -31,12 +31,12 @@ def deployment(
 
 @dataclass(frozen=True)
 class EchoClient:
-    """All but `deploy` are about the function `echo`."""
+    """Requests to a gateway; all except `deploy` concern the function `echo`."""
 
     http: aiohttp.ClientSession
 
     async def deploy(self, body: dict[str, Any]) -> int:
-        """As faas-cli does: update, and create what is not there."""
+        """Update a function, or create it if there is none, like faas-cli; returns the status."""
         async with self.http.put("/system/functions", json=body) as answer:
             if answer.status != 404:
                 return answer.status
@@ -45,7 +45,8 @@ class EchoClient:
 
     async def describe(self) -> dict[str, Any]:
         async with self.http.get("/system/function/echo", params={"usage": "1"}) as answer:
-            return await answer.json()
+            status: dict[str, Any] = await answer.json()
+            return status
 
     async def scale(self, replicas: int) -> int:
         body = {"serviceName": "echo", "replicas": replicas}
@@ -61,9 +62,10 @@ class EchoClient:
             return answer.status, await answer.read()
 
     async def ask_process(self) -> dict[str, Any]:
-        """Its process, and the request as it saw it."""
+        """The process that answered, and the request that it received."""
         async with self.http.get("/function/echo/process") as answer:
-            return await answer.json()
+            seen: dict[str, Any] = await answer.json()
+            return seen
 
     async def log_lines(self, **query: str) -> list[str]:
         async with self.http.get("/system/logs", params={"name": "echo", **query}) as answer:
@@ -78,7 +80,7 @@ class EchoClient:
 
     @asynccontextmanager
     async def held_call(self, pipe: Path) -> AsyncIterator[asyncio.Task[tuple[int, str]]]:
-        """A call that has reached the function, and is not answered before the end of the context."""
+        """A call that has reached the function, and is answered at the end of the context."""
 
         async def call() -> tuple[int, str]:
             async with self.http.get("/function/echo/hold", params={"pipe": str(pipe)}) as answer:
@@ -86,6 +88,6 @@ class EchoClient:
 
         os.mkfifo(pipe)
         task = asyncio.create_task(call())
-        # Opening waits for the function at the other end.
+        # Opening the pipe blocks until the function opens its other end.
         with await asyncio.to_thread(pipe.open, "wb"):
             yield task

@@ -1,7 +1,7 @@
-"""A function for the gateway's tests: it answers what it got, and misbehaves on request.
+"""A function for the gateway's tests: it returns the body of a call, and misbehaves on request.
 
-It keeps the contract of a function process: it serves on the socket that FAASMOE_LISTEN_FD names, and
-exits when its stdin ends. Only the standard library, so that it starts fast.
+It follows the contract of function processes: it serves on the socket that FAASMOE_LISTEN_FD names, and
+exits when its stdin ends. It imports only the standard library, so that it starts fast.
 
     ECHO_CRASH=1            writes a line and exits before it serves
     ECHO_READY_FILE=path    is not ready before that file exists
@@ -53,7 +53,7 @@ class EchoHandler(BaseHTTPRequestHandler):
         self._answer(self.body)
 
     def _process(self) -> None:
-        """Tell about this process and this request."""
+        """Answer with a description of this process and this request."""
         about = {
             "pid": os.getpid(),
             "environment": dict(os.environ),
@@ -68,7 +68,7 @@ class EchoHandler(BaseHTTPRequestHandler):
         os._exit(3)
 
     def _half(self) -> None:
-        """Die with half of the answer sent."""
+        """Send half of the answer, then exit."""
         self.send_response(200)
         self.send_header("Content-Length", "1000")
         self.end_headers()
@@ -77,12 +77,12 @@ class EchoHandler(BaseHTTPRequestHandler):
         os._exit(3)
 
     def _hold(self) -> None:
-        """Answer when the pipe that the query names has been opened for writing and closed."""
+        """Answer when the pipe named in the query has been opened for writing and closed."""
         Path(self.query["pipe"][0]).read_bytes()
         self._answer(str(os.getpid()).encode())
 
     def _stream(self) -> None:
-        """Answer in two chunks, the second as late as /hold answers."""
+        """Answer in two chunks, the second one when /hold would answer."""
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()

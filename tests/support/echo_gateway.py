@@ -1,4 +1,4 @@
-"""An embedded gateway over echo functions: in this process for most tests, `python -m` to see it end."""
+"""An embedded gateway with echo functions, in the test's process or, by `python -m`, in another one."""
 
 import asyncio
 import functools
@@ -36,7 +36,7 @@ _ECHO_FUNCTION = Path(__file__).with_name("echo_function.py")
 
 
 def asynchronous(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
-    """Run an async test in a loop of its own; it fails, too, if it leaves a process behind."""
+    """Run an async test in a new event loop. The test fails if it leaves a process behind."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -59,7 +59,7 @@ async def echo_gateway(
     max_body_bytes: int = MAX_BODY_BYTES,
     behaviour: EmulatedBehaviour = OWN,
 ) -> AsyncIterator[EchoClient]:
-    """A client of a gateway on a port of its own, which keeps its secrets in the folder."""
+    """Run a gateway on a free port, with its secrets in `folder`; yields a client."""
     provider = _echo_provider(folder, timeouts, idle_after, behaviour)
     runner = web.AppRunner(create_app(provider, credentials, max_body_bytes))
     await runner.setup()
@@ -108,7 +108,7 @@ def _verify(function: str) -> None:
 
 
 def main() -> None:
-    """Print the address and serve, with secrets in the folder that is given, until a signal comes."""
+    """Print the address and serve until a signal arrives, with secrets in the folder of the argument."""
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     provider = _echo_provider(Path(sys.argv[1]), TIMEOUTS, idle_after=900)

@@ -1,4 +1,4 @@
-"""What an image stands on: a root file system with Python, as an OCI layout or as a tar archive."""
+"""Base images: a root file system with Python, as an OCI layout or as a tar archive."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import IO, Any
 
-from control_plane.deployment.image.layer import COPY_BYTES, TAR, Blob, blob, copy_of
+from control_plane.deployment.image.layer import COPY_BYTES, TAR, Blob, blob, file_writer
 from control_plane.errors import ConfigError
 
 INDEXES = {
@@ -22,18 +22,18 @@ INDEXES = {
 
 @dataclass(frozen=True)
 class Base:
-    """Its layers for one platform, and the environment that its programs expect."""
+    """A base image for one platform: its layers, and the environment variables that it sets."""
 
     layers: list[Blob]
     environment: list[str] = field(default_factory=list)
-    tells_platform: bool = True
-    """Whether it says what machine it is for; a plain archive does not."""
+    has_platform: bool = True
+    """Whether the base image names its platform; a plain archive does not."""
 
 
 def read_base(path: Path, architecture: str, work: Path) -> Base:
-    """The base for an architecture such as amd64; `work` has room for what has to be unpacked.
+    """Read the base image for an architecture such as amd64; an archive of a layout is unpacked in `work`.
 
-    Raises `ConfigError` for what is no base, or none for it.
+    Raises `ConfigError` for a path that is no base image, or none for this architecture.
     """
     try:
         if path.is_dir():
@@ -43,13 +43,13 @@ def read_base(path: Path, architecture: str, work: Path) -> Base:
             if "oci-layout" in (name.removeprefix("./") for name in names):
                 archive.extractall(work, filter="data")
                 return _layout(work, architecture)
-        return Base([_root(path)], tells_platform=False)
+        return Base([_root(path)], has_platform=False)
     except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, KeyError) as error:
         raise ConfigError(f"{path} is no OCI layout and no archive of a root file system: {error}") from error
 
 
 def python_versions(base: Base, work: Path) -> set[str]:
-    """Those that the base has, such as 3.11. Raises `ConfigError` for a layer that cannot be read."""
+    """The Python versions in a base image, such as 3.11. Raises `ConfigError` for an unreadable layer."""
     found = set()
     for number, layer in enumerate(base.layers):
         unpacked = work / f"layer-{number}"
@@ -77,7 +77,7 @@ def _layout(folder: Path, architecture: str) -> Base:
             layer["digest"],
             layer["size"],
             diff_id,
-            copy_of(_blob(folder, layer["digest"])),
+            file_writer(_blob(folder, layer["digest"])),
         )
         for layer, diff_id in zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True)
     ]
@@ -85,7 +85,7 @@ def _layout(folder: Path, architecture: str) -> Base:
 
 
 def _manifest(folder: Path, index: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
-    """The only one of an index, or the one for the architecture."""
+    """The manifest for an architecture, in an index or in the indexes that it lists."""
     entries = [
         entry
         for entry in index["manifests"]
@@ -122,7 +122,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _root(path: Path) -> Blob:
-    """An archive, compressed by gzip or not, as a layer that is not."""
+    """An archive, with or without gzip, as an uncompressed layer."""
 
     def write(output: IO[bytes]) -> None:
         with gzip.open(path) if _is_gzip(path) else path.open("rb") as source:

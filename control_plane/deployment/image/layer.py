@@ -1,7 +1,7 @@
-"""Layers of an image: tar archives that are the same bytes for the same files, whoever packs them, and when.
+"""Layers of an image: tar archives that are the same bytes for the same files, whoever writes them, and when.
 
-A layer is written twice, once for its digest and once where it belongs, and is nowhere in between: those of a
-large model take no room beside the image.
+A layer is written twice, once to compute its digest and once into the image, and is never stored in between:
+building the image of a large model needs no disk space but the image's own.
 """
 
 import hashlib
@@ -13,32 +13,32 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import IO
 
+from control_plane.deployment.image.contents import OWNER
+
 TAR = "application/vnd.oci.image.layer.v1.tar"
-"""Not compressed: weights hardly shrink, and a layer is then known by the digest of what is in it."""
-OWNER = 10001
-"""User and group of all files, and of the process: a number, since Kubernetes cannot read names."""
+"""Layers are not compressed: weights hardly shrink, and the digest then depends on the content alone."""
 COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Blob:
-    """Some bytes of an image."""
+    """A part of an image: a layer, a configuration or a manifest."""
 
     media_type: str
     digest: str
     size: int
     diff_id: str
-    """Of a layer, the digest of the archive when it is not compressed; else as the digest."""
+    """The digest of the uncompressed content: for layers that are compressed, this is not `digest`."""
     write: Callable[[IO[bytes]], None]
-    """Writes them."""
+    """Writes the content to a file."""
 
     def descriptor(self) -> dict[str, object]:
-        """How manifests and indexes name it."""
+        """The entry for this blob in a manifest or an index."""
         return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
 
 
-class _Hash(io.RawIOBase):
-    """Counts what is written to it, and keeps nothing of it."""
+class _DigestWriter(io.RawIOBase):
+    """Computes the size and SHA-256 of the bytes written to it, and stores none of them."""
 
     def __init__(self) -> None:
         self.sha256 = hashlib.sha256()
@@ -54,57 +54,59 @@ class _Hash(io.RawIOBase):
 
 
 def blob(media_type: str, write: Callable[[IO[bytes]], None]) -> Blob:
-    """What `write` writes."""
-    counted = _Hash()
+    """The blob with the content that `write` writes."""
+    counted = _DigestWriter()
     write(counted)  # type: ignore[arg-type]
     digest = f"sha256:{counted.sha256.hexdigest()}"
     return Blob(media_type, digest, counted.size, digest, write)
 
 
 def layer(files: Mapping[str, Path | bytes]) -> Blob:
-    """An archive of these files, by their paths in the image, and of the folders that they are in."""
+    """An archive of files, by their paths in the image, and of the folders that contain them."""
 
     def write(output: IO[bytes]) -> None:
         with tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             for name in sorted({parent for path in files for parent in _parents(path)}):
-                archive.addfile(entry(name, tarfile.DIRTYPE, 0o755))
+                archive.addfile(tar_entry(name, tarfile.DIRTYPE, 0o755))
             for name, content in sorted(files.items()):
                 _add(archive, name, content)
 
     return blob(TAR, write)
 
 
-def entry(name: str, kind: bytes = tarfile.REGTYPE, mode: int = 0o644, owner: int = OWNER) -> tarfile.TarInfo:
-    """What an archive tells of a file, with nothing of this machine or of today in it."""
-    told = tarfile.TarInfo(name)
-    told.type, told.mode, told.mtime = kind, mode, 0
-    told.uid = told.gid = owner
-    return told
-
-
-def _add(archive: tarfile.TarFile, name: str, content: Path | bytes) -> None:
-    told = entry(name)
-    if isinstance(content, bytes):
-        told.size = len(content)
-        archive.addfile(told, io.BytesIO(content))
-        return
-    told.size = content.stat().st_size
-    with content.open("rb") as file:
-        archive.addfile(told, file)
-
-
-def _parents(path: str) -> Iterator[str]:
-    """The folders that a path is in, but for the uppermost, which is the base's own."""
-    for parent in Path(path).parents:
-        if len(parent.parts) > 1:
-            yield str(parent)
-
-
-def copy_of(path: Path) -> Callable[[IO[bytes]], None]:
-    """Writes a file's content."""
+def file_writer(path: Path) -> Callable[[IO[bytes]], None]:
+    """A function that writes a file's content, for `Blob.write`."""
 
     def write(output: IO[bytes]) -> None:
         with path.open("rb") as file:
             copyfileobj(file, output, COPY_BYTES)
 
     return write
+
+
+def tar_entry(
+    name: str, kind: bytes = tarfile.REGTYPE, mode: int = 0o644, owner: int = OWNER
+) -> tarfile.TarInfo:
+    """The header of a file in an archive, without this machine's users or the current time."""
+    header = tarfile.TarInfo(name)
+    header.type, header.mode, header.mtime = kind, mode, 0
+    header.uid = header.gid = owner
+    return header
+
+
+def _add(archive: tarfile.TarFile, name: str, content: Path | bytes) -> None:
+    header = tar_entry(name)
+    if isinstance(content, bytes):
+        header.size = len(content)
+        archive.addfile(header, io.BytesIO(content))
+        return
+    header.size = content.stat().st_size
+    with content.open("rb") as file:
+        archive.addfile(header, file)
+
+
+def _parents(path: str) -> Iterator[str]:
+    """The folders that contain a path, except the uppermost, which belongs to the base image."""
+    for parent in Path(path).parents:
+        if len(parent.parts) > 1:
+            yield str(parent)

@@ -1,28 +1,38 @@
-"""The packages that a function imports, unpacked from their wheels for some machine."""
+"""The packages that a function imports: their requirements, and their wheels for an architecture."""
 
 import platform
 import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 from control_plane.errors import ConfigError
 
+REQUIRED_PACKAGES = ("numpy", "httptools")
+"""The packages that a function imports, beside the standard library."""
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-"""Architectures, by their names in images, as wheels call them."""
+"""Names of architectures in wheels, by their names in images."""
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
 DOWNLOAD_SECONDS = 600
 
 
+def requirements() -> list[str]:
+    """Requirements for these packages, with the version limits of `faasmoe` itself."""
+    return [name for name in requires("faasmoe") or [] if name.startswith(REQUIRED_PACKAGES)]
+
+
 def own_architecture() -> str | None:
-    """This machine's, if images are made for it."""
+    """This machine's architecture, if images can be built for it."""
     return next((name for name, machine in MACHINES.items() if machine == platform.machine()), None)
 
 
 def download(names: Sequence[str], architecture: str, python: str, folder: Path) -> list[Path]:
-    """The wheels of these packages in the versions that are installed here. Raises `ConfigError`."""
+    """Download wheels of packages into `folder`, in the versions that are installed here.
+
+    Raises `ConfigError` if pip fails or takes too long.
+    """
     platforms = [f"--platform={platform}_{MACHINES[architecture]}" for platform in PLATFORMS]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--no-deps"]
     command += [*platforms, f"--python-version={python}", f"--dest={folder}"]
@@ -38,7 +48,7 @@ def download(names: Sequence[str], architecture: str, python: str, folder: Path)
 
 
 def chosen(wheels: Path, names: Sequence[str], architecture: str, python: str) -> list[Path]:
-    """Those in a folder that are for this machine, one for each package. Raises `ConfigError`."""
+    """The wheel of each package in a folder. Raises `ConfigError` unless there is exactly one of each."""
     tag, machine = f"cp{python.replace('.', '')}", MACHINES[architecture]
     fits = [
         file
@@ -56,7 +66,7 @@ def chosen(wheels: Path, names: Sequence[str], architecture: str, python: str) -
 
 
 def unpacked(wheels: Sequence[Path], target: str) -> dict[str, bytes]:
-    """All files of the wheels, by their paths below `target`. Raises `ConfigError` for a damaged one."""
+    """All files of the wheels, by their paths below `target`. Raises `ConfigError` for a damaged wheel."""
     files: dict[str, bytes] = {}
     for wheel in wheels:
         try:

@@ -1,25 +1,20 @@
 """The template from which faas-cli builds the image of a partition's functions.
 
-faas-cli lays the template at the root of the build context, and the handler (the partition's folder) with
-the sources of `functions/` in `function/`. The Dockerfile is written for one partition, because only then can
-each block be a layer of its own: a block that changes is the only one that moves.
+faas-cli copies the template to the root of the build context, and the handler (the partition's folder) and
+the sources of `functions/` to `function/`. The Dockerfile is written for one partition, because it has a COPY
+for each block: a block that changes is then the only one that is pushed and pulled again.
 """
 
 import shutil
-from importlib.metadata import requires
 from pathlib import Path
 
-import functions
+from control_plane.deployment.image.contents import SOURCES, block_layers, source_folder
+from control_plane.deployment.image.packages import requirements
 from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
 from functions.contract.process import DEFAULT_PORT, HOST_VARIABLE, PARTITION_VARIABLE
 
 TEMPLATE = "faasmoe-expert"
-SOURCES = "functions"
-"""The package that runs in the image."""
-
-MAX_BLOCK_LAYERS = 100
-"""Docker allows 127 layers; blocks beyond this share one."""
 
 _TEMPLATE_YML = f"""\
 language: {TEMPLATE}
@@ -65,21 +60,14 @@ CMD ["python", "-m", "functions.expert"]
 """
 
 
-def block_layers(manifest: Manifest) -> list[list[str]]:
-    """The blocks' files by the layers that they are in: each in its own, as far as there may be so many."""
-    files = [block.file for block in manifest.blocks]
-    own, shared = files[: MAX_BLOCK_LAYERS - 1], files[MAX_BLOCK_LAYERS - 1 :]
-    return [[file] for file in own] + ([shared] if shared else [])
-
-
 def dockerfile(manifest: Manifest) -> str:
-    """The Dockerfile, with one COPY and so one layer per block."""
+    """The Dockerfile, with one COPY, and so one layer, per block."""
     blocks = "\n".join(
         f"COPY --link --chown=10001 {' '.join(f'function/{file}' for file in files)} partition/blocks/"
         for files in block_layers(manifest)
     )
     return _DOCKERFILE.format(
-        requirements=_requirements(),
+        requirements=" ".join(f'"{each}"' for each in requirements()),
         blocks=blocks,
         host=HOST_VARIABLE,
         partition=PARTITION_VARIABLE,
@@ -88,9 +76,9 @@ def dockerfile(manifest: Manifest) -> str:
 
 
 def write_template(manifest: Manifest, folder: Path) -> None:
-    """Put into `folder` what faas-cli needs beside the stack file: `template/` and `functions/`, anew.
+    """Write the folders that faas-cli needs beside the stack file: `template/` and `functions/`.
 
-    Raises `PartitionError` when it cannot be written.
+    Files of an earlier call are replaced. Raises `PartitionError` if they cannot be written.
     """
     target = folder / "template" / TEMPLATE
     try:
@@ -104,20 +92,9 @@ def write_template(manifest: Manifest, folder: Path) -> None:
 
 
 def _write_sources(target: Path) -> None:
-    """Copy this release's function, unless that is where it runs from."""
-    own = Path(functions.__path__[0])
+    """Copy this release's `functions` package, unless it runs from there."""
+    own = source_folder()
     if target.exists() and target.samefile(own):
         return
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(own, target, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-
-
-def required_packages() -> tuple[str, ...]:
-    """The names of what a function imports beside the standard library."""
-    return ("numpy", "httptools")
-
-
-def _requirements() -> str:
-    """The same, as this package requires it."""
-    wanted = [name for name in requires("faasmoe") or [] if name.startswith(required_packages())]
-    return " ".join(f'"{name}"' for name in wanted)

@@ -1,4 +1,4 @@
-"""One deployed function: it has a process while it is used, and none while it sleeps."""
+"""One deployed function: it has a process while it is in use, and none while it is scaled to zero."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _StartFailure:
-    """Until `retry_at`, in the loop's time, calls get this message instead of a new round of crashes each."""
+    """The last start crashed: until `retry_at` (the loop's time), calls fail at once with `message`."""
 
     message: str
     retry_at: float
@@ -30,8 +30,8 @@ class _StartFailure:
 class LocalFunction:
     """Scales one function between zero and one process.
 
-    A process that it lets go of, to sleep or because the specification changed, finishes its calls in
-    flight and exits in the background; calls that come meanwhile start another one.
+    When a process is released, to scale to zero or because the specification changed, it finishes its calls
+    in flight and exits in the background. Calls that arrive in the meantime start another process.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LocalFunction:
 
     @property
     def process(self) -> FunctionProcess | None:
-        """The process that takes calls, if there is one right now."""
+        """The process that accepts calls at the moment, if there is one."""
         return self._process if self._process and self._process.alive else None
 
     def status(self) -> FunctionStatus:
@@ -70,32 +70,33 @@ class LocalFunction:
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[FunctionProcess]:
-        """A ready process for one call, which is started if there is none and not stopped before the end.
+        """A ready process for one call: started if there is none, and not stopped before the context ends.
 
-        Raises FunctionUnavailable if it cannot be started, FunctionNotFound if it was removed meanwhile.
+        Raises FunctionUnavailable if no process can be started, FunctionNotFound if the function is removed
+        while the call waits.
         """
-        process = await self._awake()
+        process = await self._wait_for_process()
         self._invocations += 1
         with process.call():
             yield process
 
     def scale(self, replicas: int) -> None:
-        """Begin to start a process (1), or to let go of it (0)."""
+        """Begin to start a process (1), or release the one there is (0)."""
         self.replicas = replicas
         self._failure = None
         if not replicas:
-            self._let_go()
+            self._release()
         elif self.process is None:
             self._start()
 
     def wake(self) -> None:
-        """Begin to start a process if there is none; raises as a call does that would wait for it."""
+        """Begin to start a process if there is none. Raises what a call that waits for it would raise."""
         if self.process is None:
             self._check_may_start()
             self._start()
 
     def update(self, deployment: FunctionDeployment, scaling: ScalingLabels) -> None:
-        """Take on a new specification; a process that ran by another one is replaced."""
+        """Change the specification; a process that was started by another one is replaced."""
         if deployment != self._deployment:
             self._deployment = deployment
             self._scaling = scaling
@@ -104,22 +105,22 @@ class LocalFunction:
             self.scale(scaling.min_replicas)
 
     async def ended(self) -> None:
-        """Wait until all processes that it let go of have exited."""
+        """Wait until all released processes have exited."""
         if self._ending:
             await asyncio.wait(set(self._ending))
 
     async def close(self) -> None:
-        """Take no more calls, end the calls in flight and the process."""
+        """Refuse further calls, finish those in flight, and end the process."""
         self._closed = True
         self.log.close()
         self.scale(0)
         await self.ended()
 
-    async def _awake(self) -> FunctionProcess:
+    async def _wait_for_process(self) -> FunctionProcess:
         while (process := self.process) is None:
             self._check_may_start()
             starting = self._start()
-            # Not awaited itself: it is cancelled when the function is scaled or changed, the call is not.
+            # Not awaited directly: scaling or an update cancels the start, but must not cancel the call.
             await asyncio.wait({starting})
             if not starting.cancelled():
                 starting.result()
@@ -150,7 +151,7 @@ class LocalFunction:
         _logger.debug("%s is ready after %.2f s", self._deployment.service, loop.time() - began)
         self._sleep_if_idle()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._stop_idle_timer()
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()

@@ -1,4 +1,4 @@
-"""The one image that the embedded provider has: the functions of one partition."""
+"""The one image of the embedded provider: the functions of one partition."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,10 +11,10 @@ from functions.contract.process import FUNCTION_VARIABLE
 
 @dataclass(frozen=True)
 class LocalImage:
-    """What a container image is elsewhere: a name, a program with its variables, and what it can be run as.
+    """The counterpart of a container image: its name, its program, and that program's environment variables.
 
-    `functions` are the values of FAASMOE_FUNCTION that there are. `verify` is given the one of a deployment,
-    may read a whole block, and raises PartitionError if the block is damaged.
+    `functions` are the values that FAASMOE_FUNCTION may have. `verify` is called with the value of a
+    deployment; it may read a whole block, and raises PartitionError if the block is damaged.
     """
 
     name: str
@@ -26,14 +26,14 @@ class LocalImage:
     verify: Callable[[str], None]
 
     async def check(self, deployment: FunctionDeployment) -> None:
-        """Raises ConfigError for what this image cannot run, PartitionError for a damaged block."""
+        """Raise ConfigError if this image cannot run a deployment, PartitionError if its block is damaged."""
         function = deployment.env_vars.get(FUNCTION_VARIABLE, "")
         if deployment.image != self.name:
             raise ConfigError(f"no image {deployment.image!r} here, only {self.name!r}")
         if function not in self.functions:
             raise ConfigError(f"{FUNCTION_VARIABLE}: this partition has no function {function!r}")
         for name, value in deployment.env_vars.items():
-            # Others could have the process run anything: LD_PRELOAD, PYTHONPATH and their like.
+            # Variables such as LD_PRELOAD or PYTHONPATH could make the process run any code.
             if name not in self.settings or "\0" in value:
                 raise ConfigError(f"envVars: not a setting of this image: {name!r}")
         await asyncio.to_thread(self.verify, function)

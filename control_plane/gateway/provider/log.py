@@ -1,4 +1,4 @@
-"""The last lines that a function wrote to stdout and stderr."""
+"""The newest lines that a function wrote to stdout and stderr."""
 
 import asyncio
 from collections import deque
@@ -11,9 +11,9 @@ DEFAULT_CAPACITY = 1000
 
 
 class FunctionLog:
-    """A ring of the newest lines, over all processes that one function has had.
+    """A ring buffer of the newest lines of all processes that one function has had.
 
-    Whoever follows it reads from the ring: a slow reader loses old lines, and costs no memory.
+    Followers read from the ring buffer: a slow one misses old lines, and uses no extra memory.
     """
 
     def __init__(self, function: str, capacity: int = DEFAULT_CAPACITY) -> None:
@@ -24,7 +24,7 @@ class FunctionLog:
         self._closed = False
 
     def append(self, instance: str, text: str) -> None:
-        """Add one line, stamped with the present time."""
+        """Add one line with the current time."""
         self._messages.append(
             LogMessage(self._function, DEFAULT_NAMESPACE, instance, datetime.now(UTC), text)
         )
@@ -32,19 +32,19 @@ class FunctionLog:
         self._wake_followers()
 
     def last_line(self, instance: str) -> str:
-        """The last line of one process, or nothing."""
+        """The last line of one process, or "" if it has written none."""
         written = (message.text for message in reversed(self._messages) if message.instance == instance)
         return next(written, "")
 
     def close(self) -> None:
-        """End all streams that follow this log."""
+        """End the streams of all followers."""
         self._closed = True
         self._wake_followers()
 
     async def read(
         self, since: datetime | None = None, tail: int = 0, follow: bool = False
     ) -> AsyncIterator[LogMessage]:
-        """Lines from `since` on, the last `tail` of them (all when 0 or less), then new ones if `follow`."""
+        """The last `tail` lines since `since` (all of them if `tail` <= 0), then new lines if `follow`."""
         messages = [message for message in self._messages if since is None or message.timestamp >= since]
         read = self._appended
         for message in messages[-tail:] if tail > 0 else messages:

@@ -1,4 +1,4 @@
-"""One process of a function: its socket, its lifeline, its calls in flight, its end."""
+"""One process of a function: how it starts, the calls in flight, and how it ends."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 class Timeouts:
     """Deadlines in seconds: to become ready, to answer one call, and to exit after SIGTERM.
 
-    After SIGTERM an expert function takes up to 10 s to finish the calls that reached it directly.
+    After SIGTERM, an expert function takes up to 10 s to finish calls that did not come through the gateway.
     """
 
     start: float = 60.0
@@ -44,9 +44,9 @@ DEFAULT_TIMEOUTS = Timeouts()
 class FunctionProcess:
     """A function's process, from its start to its end.
 
-    The provider binds the socket before the process exists: its port is known without a race, calls
-    that come while it boots wait in the backlog, and when it dies the kernel refuses them. Its stdin is
-    its lifeline: it reads EOF there, and exits, when the gateway is gone in whatever way.
+    The provider binds the socket before it starts the process: the port is known without a race, calls that
+    arrive while the process starts wait in the backlog, and when it dies the kernel refuses them. The process
+    exits when its stdin reaches EOF, which happens however the gateway ends, even when it is killed.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, name: str, port: int, log: FunctionLog) -> None:
@@ -65,7 +65,7 @@ class FunctionProcess:
     async def spawn(
         cls, command: Sequence[str], environment: Mapping[str, str], name: str, log: FunctionLog
     ) -> Self:
-        """Start `command`. Raises OSError when there is no such program, or no room for a process."""
+        """Start `command`. Raises OSError if there is no such program, or a process cannot be created."""
         with socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -74,7 +74,7 @@ class FunctionProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                # Ctrl-C is for the gateway, which ends its functions in order.
+                # Ctrl-C must reach the gateway alone, which then ends its functions in order.
                 start_new_session=True,
             )
             return cls(process, name, listener.getsockname()[1], log)
@@ -85,12 +85,12 @@ class FunctionProcess:
 
     @property
     def last_words(self) -> str:
-        """How it ended and the last line that it wrote, for an error message."""
+        """The exit code and the last line of output, for an error message."""
         line = self._log.last_line(self._instance)
         return f"exit code {self._process.returncode}" + (f": {line}" if line else "")
 
     async def wait_ready(self, session: aiohttp.ClientSession) -> bool:
-        """Wait until it answers `/_/ready` with 200; False when it exits first."""
+        """Wait until it answers `/_/ready` with 200; False if it exits before."""
         while self.alive:
             try:
                 async with session.get(self.url + READY_PATH) as answer:
@@ -104,12 +104,12 @@ class FunctionProcess:
         return False
 
     async def wait_ended(self, timeout: float) -> None:
-        """Wait until it has exited and its last lines are in the log, for `timeout` seconds at most."""
+        """Wait at most `timeout` seconds until it has exited and its last lines are in the log."""
         await asyncio.wait({self._ended}, timeout=timeout)
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Marks a call: the process is in use, and is not stopped before the call has ended."""
+        """Count a call: the process is in use, and `stop` waits until the call has ended."""
         self.calls += 1
         self._no_calls.clear()
         try:
@@ -121,7 +121,7 @@ class FunctionProcess:
                 self._no_calls.set()
 
     async def stop(self, timeouts: Timeouts) -> None:
-        """Let the calls in flight end, then SIGTERM, then SIGKILL; returns when it has exited."""
+        """Wait for the calls in flight, then send SIGTERM, then SIGKILL; returns when it has exited."""
         try:
             async with asyncio.timeout(timeouts.call):
                 await self._no_calls.wait()
@@ -133,16 +133,16 @@ class FunctionProcess:
         await self.kill(timeouts)
 
     async def kill(self, timeouts: Timeouts) -> None:
-        """SIGKILL, to it and its children, if it has not exited."""
+        """Send SIGKILL to the process and its children, if it has not exited."""
         if self._ended.done():
             return
-        # A child that holds the log's pipe open is in the group, so its id is not another's yet.
+        # While `_ended` is pending, a process of the group is alive, so the group's id was not reused.
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self.wait_ended(timeouts.stop)
 
     def usage(self) -> FunctionUsage | None:
-        """CPU since the last call of this method, and resident memory; None when it is gone."""
+        """CPU since the last call of this method, and resident memory; None if the process has ended."""
         if not self.alive:
             return None
         try:

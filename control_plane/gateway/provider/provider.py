@@ -1,7 +1,6 @@
-"""The embedded FaaS provider: OpenFaaS functions as processes of this machine."""
+"""The embedded FaaS provider, which runs OpenFaaS functions as processes of this machine."""
 
 import asyncio
-import re
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
@@ -17,24 +16,24 @@ from control_plane.gateway.provider.process import DEFAULT_TIMEOUTS, FunctionPro
 from control_plane.gateway.provider.scaling_labels import ScalingLabels, check_replicas
 from control_plane.gateway.provider.secret_store import SecretStore
 from control_plane.gateway.provider.starter import FunctionStarter
+from control_plane.partition.partition_files import FUNCTION_NAME
 
 DEFAULT_IDLE_AFTER_S = 900.0
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-
 
 class LocalProvider:
-    """The functions deployed here, by name. An async context: on leaving it, no process is left.
+    """The deployed functions by name. An async context manager, whose exit ends all processes.
 
-    Deployments are forgotten with it. Resource limits, constraints and `envProcess` are shown, not enforced.
+    Deployments are not stored anywhere. Resource limits, constraints and `envProcess` are listed, but have no
+    effect.
 
     Args:
-        image: the one image that functions can be deployed from.
-        secrets: where secrets are kept.
-        idle_after: seconds without a call after which a function that may scale to zero does,
-            unless its label com.openfaas.scale.zero-duration says otherwise.
+        image: the only image that functions can be deployed from.
+        secrets: the store of secrets.
+        idle_after: seconds without a call after which a function is scaled to zero, if its labels allow it;
+            the label com.openfaas.scale.zero-duration overrides this.
         timeouts: the deadlines of all functions.
-        behaviour: what is done as another gateway does it.
+        behaviour: the gateway to emulate.
     """
 
     def __init__(
@@ -65,10 +64,10 @@ class LocalProvider:
         return name in self._functions
 
     async def deploy(self, deployment: FunctionDeployment) -> None:
-        """Add a function, and begin to start it; returns before it is ready.
+        """Add a function and begin to start it; returns before it is ready.
 
-        Raises ConfigError for a name in use or a specification that cannot be met, PartitionError if the
-        function's block is damaged.
+        Raises ConfigError for a name in use or a specification that this provider cannot run, PartitionError
+        if the function's block is damaged.
         """
         async with self._deploying:
             if deployment.service in self._functions:
@@ -80,21 +79,24 @@ class LocalProvider:
             self._functions[deployment.service] = LocalFunction(deployment, scaling, self._starter)
 
     async def update(self, deployment: FunctionDeployment) -> None:
-        """Change a function; calls in flight end as they began. Raises like deploy, and FunctionNotFound."""
+        """Change a function; calls in flight finish on the old process.
+
+        Raises FunctionNotFound, and what `deploy` raises.
+        """
         async with self._deploying:
             function = self._function(deployment.service)
             scaling = await self._check(deployment)
             function.update(replace(deployment, namespace=DEFAULT_NAMESPACE), scaling)
 
     async def remove(self, name: str) -> None:
-        """Forget a function; returns when its process has exited. Raises FunctionNotFound."""
+        """Remove a function; returns when its process has exited. Raises FunctionNotFound."""
         async with self._deploying:
             function = self._function(name)
             del self._functions[name]
         await function.close()
 
     async def scale(self, name: str, replicas: int) -> None:
-        """Begin to start a function (1), or end its process (0), which has then exited.
+        """Begin to start a function (1), or end its process and wait for its exit (0).
 
         Raises FunctionNotFound, and ConfigError for other numbers.
         """
@@ -106,9 +108,9 @@ class LocalProvider:
             await function.ended()
 
     def wake(self, name: str) -> None:
-        """Begin to start a function that has no process. Raises FunctionNotFound.
+        """Begin to start a function that has no process.
 
-        One that keeps crashing is left alone for a while; that raises FunctionUnavailable.
+        Raises FunctionNotFound, and FunctionUnavailable for a while after repeated crashes.
         """
         self._function(name).wake()
 
@@ -117,9 +119,9 @@ class LocalProvider:
         return self._function(name).lease()
 
     def peek(self, name: str) -> FunctionProcess:
-        """The process that is there, for what is no invocation: it starts nothing and counts as no use.
+        """The running process, for requests that are no invocations: nothing is started or counted as use.
 
-        Raises FunctionNotFound, and FunctionUnavailable if there is none.
+        Raises FunctionNotFound, and FunctionUnavailable if there is no process.
         """
         process = self._function(name).process
         if process is None:
@@ -127,22 +129,22 @@ class LocalProvider:
         return process
 
     def describe(self, name: str) -> FunctionStatus:
-        """Raises FunctionNotFound."""
+        """The status of a function. Raises FunctionNotFound."""
         return self._function(name).status()
 
     def describe_all(self) -> list[FunctionStatus]:
         return [self._functions[name].status() for name in sorted(self._functions)]
 
     def replicas(self) -> dict[str, int]:
-        """The wanted replicas of all functions."""
+        """The wanted replicas of each function."""
         return {name: function.replicas for name, function in self._functions.items()}
 
     def log(self, name: str) -> FunctionLog:
-        """Raises FunctionNotFound."""
+        """The log of a function. Raises FunctionNotFound."""
         return self._function(name).log
 
     def end_log_streams(self) -> None:
-        """Let those who follow a log go, before the gateway stops."""
+        """End the streams of all log followers, which would delay the gateway's end."""
         for function in self._functions.values():
             function.log.close()
 
@@ -153,7 +155,7 @@ class LocalProvider:
             raise FunctionNotFound(f"function {name} not found") from None
 
     async def _check(self, deployment: FunctionDeployment) -> ScalingLabels:
-        if not _NAME.fullmatch(deployment.service):
+        if not FUNCTION_NAME.fullmatch(deployment.service):
             raise ConfigError(f"not a function's name: {deployment.service!r}")
         scaling = ScalingLabels.parse(deployment.labels, self._idle_after)
         for secret in deployment.secrets:

@@ -1,4 +1,4 @@
-"""Secrets, one file each, as OpenFaaS mounts them."""
+"""Secrets as files, the form in which OpenFaaS mounts them."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ _NAME = re.compile(r"[a-zA-Z0-9_](?:[-._a-zA-Z0-9]*[a-zA-Z0-9_])?")
 
 
 class SecretStore:
-    """Keeps them in a folder that only its owner can read."""
+    """Stores each secret as a file, in a folder that only its owner can read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -21,14 +21,14 @@ class SecretStore:
         return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
 
     def write(self, name: str, value: bytes) -> None:
-        """Create or replace a secret; raises ConfigError for a name that cannot be a file's."""
+        """Create or replace a secret. Raises ConfigError for a name that cannot be a file name."""
         path = self._path(name)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.write_bytes(value)
 
     def remove(self, name: str) -> None:
-        """Forget a secret that is here."""
+        """Remove a stored secret."""
         self._path(name).unlink()
 
     def _path(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Starts a function's process, again if it crashes, until it is ready to answer."""
+"""Starts processes of functions, and retries when they crash before they are ready."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from control_plane.gateway.provider.secret_store import SecretStore
 START_TRIES = 3
 
 SECRETS = "FAASMOE_SECRETS"
-"""The variable that names the folder of secrets, to functions that are deployed with some."""
+"""The variable with the folder of secrets, for functions that are deployed with secrets."""
 
 _INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 _FIRST_PAUSE_S = 0.2
@@ -24,14 +24,17 @@ _FIRST_PAUSE_S = 0.2
 
 @dataclass(frozen=True)
 class FunctionStarter:
-    """Runs the image's command for one function after the other."""
+    """Runs the image's program, for any function."""
 
     image: LocalImage
     secrets: SecretStore
     timeouts: Timeouts
 
     async def start(self, deployment: FunctionDeployment, log: FunctionLog) -> FunctionProcess:
-        """A process that is ready. Raises FunctionUnavailable; if it fails or is cancelled, none is left."""
+        """Start a process and wait until it is ready; if that fails or is cancelled, no process is left.
+
+        Raises FunctionUnavailable.
+        """
         name = deployment.service
         try:
             async with asyncio.timeout(self.timeouts.start):
@@ -60,9 +63,9 @@ class FunctionStarter:
     def _environment(self, deployment: FunctionDeployment) -> dict[str, str]:
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         secrets = {SECRETS: str(self.secrets.folder.resolve())} if deployment.secrets else {}
-        # So that lines are in the log as soon as they are written.
+        # Lines reach the log as soon as they are written.
         unbuffered = {"PYTHONUNBUFFERED": "1"}
-        # The image's own come after the deployment's: a stack file names paths of a container.
+        # The image's variables override the deployment's: a stack file has paths inside a container.
         return {**inherited, **unbuffered, **deployment.env_vars, **self.image.environment, **secrets}
 
     async def _becomes_ready(self, process: FunctionProcess) -> bool:

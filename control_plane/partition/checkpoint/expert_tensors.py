@@ -1,8 +1,8 @@
-"""Finds each expert's three matrices among a checkpoint's tensors, whichever way it stores them.
+"""Finds the three matrices of each expert among a checkpoint's tensors.
 
-Per expert, each matrix is a tensor (`...experts.7.gate_proj.weight` [I, H], `up` likewise, `down` [H, I]);
-fused, all experts of a layer share two (`...experts.gate_up_proj` [E, 2I, H], gate first, and
-`...experts.down_proj` [E, H, I]).
+Checkpoints store experts in one of two ways. Separate: each matrix is a tensor, such as
+`...experts.7.gate_proj.weight` (gate and up are [I, H], down is [H, I]). Fused: all experts of a layer
+share two tensors, `...experts.gate_up_proj` [E, 2I, H], gate first, and `...experts.down_proj` [E, H, I].
 """
 
 import re
@@ -20,7 +20,7 @@ from control_plane.partition.checkpoint.tensor_file import Tensor
 
 @dataclass(frozen=True)
 class Matrix:
-    """`rows` x `columns` values of a tensor, from row `first_row` of all its rows on."""
+    """Some rows of a tensor, seen as rows of `columns` values: `rows` of them, from `first_row` on."""
 
     tensor: Tensor
     first_row: int
@@ -28,14 +28,14 @@ class Matrix:
     columns: int
 
     def read(self) -> NDArray[Any]:
-        """[rows, columns] as float32, or as uint16 holding the bits of bf16."""
+        """The values [rows, columns], as float32 or as uint16 with the bits of bf16."""
         values = self.tensor.read(self.first_row * self.columns, self.rows * self.columns)
         return values.reshape(self.rows, self.columns)
 
 
 @dataclass(frozen=True)
 class ExpertTensors:
-    """One expert's matrices: gate and up [I, H], down [H, I]."""
+    """The matrices of one expert: gate and up [I, H], down [H, I]."""
 
     gate: Matrix
     up: Matrix
@@ -49,10 +49,10 @@ ExpertKey = tuple[int, int]
 def split_tensors(
     config: ModelConfig, checkpoint: Checkpoint
 ) -> tuple[dict[ExpertKey, ExpertTensors], dict[str, Tensor]]:
-    """The routed experts of all MoE layers, and the tensors that belong to none: the dense part.
+    """The routed experts of all MoE layers, and all other tensors by name: the dense part.
 
-    Raises PartitionError when an expert's tensor is missing, has another shape than config.json says, or
-    is one that this package does not know.
+    Raises PartitionError if an expert's tensor is missing, has another shape than config.json says, or is
+    unknown.
     """
     pattern = _expert_pattern(config.family)
     layers: dict[int, dict[str, Tensor]] = {layer: {} for layer in config.moe_layers}
@@ -80,7 +80,7 @@ def _expert_pattern(family: Family) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer's expert tensors by the end of their names, which are taken out one by one."""
+    """The expert tensors of one layer by the part of their names after `experts.`; `_take` removes them."""
 
     folder: Path
     layer: int

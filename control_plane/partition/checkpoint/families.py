@@ -1,6 +1,10 @@
-"""The model families that can be split, and what their config.json says about the experts.
+"""The model families that can be split, and the sizes in their config.json.
 
-Names and keys as in transformers' `models/<model_type>/` and its `conversion_mapping.py`.
+To add a family, add a `Family` to `FAMILIES`. Its names and keys are those of transformers'
+`models/<model_type>/` and `conversion_mapping.py`; the defaults fit most families. Change `_moe_layers` only
+if config.json names layers without experts in a new way. To serve the family, add it to the engine's table of
+replaced modules (`model_type` in `control_plane/engine/`), with its attention. To test both, add a config to
+`tests/support/checkpoints.py`: the tests of partitions and of the engine run for each family there.
 """
 
 from collections.abc import Mapping
@@ -12,10 +16,11 @@ from control_plane.errors import PartitionError, UnsupportedModel
 
 @dataclass(frozen=True)
 class Family:
-    """Where one family keeps its routed experts.
+    """The names that one family uses for its routed experts.
 
-    `modules` are the names that a layer's MoE module has in checkpoints; `gate`, `up` and `down` are an
-    expert's matrices there; `expert_width` is the key of config.json with their intermediate size.
+    `model_type` is the value in config.json. `modules` are the names of a layer's MoE module in checkpoints;
+    `gate`, `up` and `down` are the names of an expert's matrices there. `expert_width` is the key of
+    config.json with the experts' intermediate size.
     """
 
     model_type: str
@@ -43,7 +48,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What the partitioner needs of a model's config.json."""
+    """The values of a model's config.json that the partitioner needs."""
 
     family: Family
     hidden_size: int
@@ -54,9 +59,9 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "ModelConfig":
-        """Read config.json's object.
+        """Read the object in config.json.
 
-        Raises UnsupportedModel for what cannot be split, and PartitionError for a missing or wrong value.
+        Raises UnsupportedModel for a model that cannot be split, PartitionError for a missing or wrong value.
         """
         family = _family(config.get("model_type"))
         _refuse_variants(config)
@@ -93,7 +98,7 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
 
 
 def _moe_layers(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The layers with experts: all of them, but for Qwen's `decoder_sparse_step` and `mlp_only_layers`."""
+    """The layers with experts: all, except those that Qwen's two keys for dense layers exclude."""
     step = _size({"decoder_sparse_step": 1, **config}, "decoder_sparse_step")
     dense = config.get("mlp_only_layers") or []
     if not isinstance(dense, list):

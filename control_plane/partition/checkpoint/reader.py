@@ -1,4 +1,4 @@
-"""A transformers checkpoint folder: config.json, and safetensors weights in one file or in shards."""
+"""Reads checkpoint folders of transformers: config.json, and safetensors weights, in shards or not."""
 
 import json
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ _COMPANIONS = (
     "merges.txt",
     "chat_template.*",
 )
-# Code and pickles are never carried along: whoever loads them runs them.
+# Code and pickles are never copied, because loading them can run any code.
 _REFUSED_SUFFIXES = (".py", ".bin", ".pt")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose headers were read and checked; the weights stay on disk until they are asked for."""
+    """A checkpoint with checked headers. The weights stay on disk until they are read."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -36,16 +36,16 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
-        """Read config.json and all headers.
+        """Read config.json and the headers of all weight files.
 
-        Raises PartitionError, naming the file, for whatever is missing, malformed or truncated.
+        Raises PartitionError, which names the file, if one is missing, malformed or truncated.
         """
         if not folder.is_dir():
             raise PartitionError(f"{folder} is not a folder")
         return cls(folder, _read_object(folder / CONFIG_FILE), _read_tensors(folder))
 
     def companions(self) -> list[Path]:
-        """The config and tokenizer files, which a partition carries along unchanged."""
+        """The config and tokenizer files, which are copied into a partition."""
         found = {path for pattern in _COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
         return sorted(path for path in found if path.suffix not in _REFUSED_SUFFIXES)
 

@@ -1,9 +1,8 @@
-"""Tensors that are read a piece at a time; those of safetensors files, read by offset.
+"""Tensors that are read piece by piece, and those of safetensors files, which are read by offset.
 
-Every number of a file's header is checked first.
-
-The format: https://huggingface.co/docs/safetensors (8 bytes of header length, the header as JSON, the data).
-Memory-mapping is avoided on purpose: mapped pages count as this process's memory.
+All numbers of a file's header are checked before any tensor is read. The format
+(https://huggingface.co/docs/safetensors) is 8 bytes of header length, the header as JSON, and the data.
+Files are not memory-mapped, because mapped pages count as this process's memory.
 """
 
 import json
@@ -21,17 +20,17 @@ from numpy.typing import NDArray
 from control_plane.errors import PartitionError, UnsupportedModel
 
 MAX_HEADER_NBYTES = 100_000_000
-"""The safetensors library's own limit."""
+"""The limit of the safetensors library."""
 
 CHUNK_VALUES = 1 << 20
-"""How many values `chunks` gives at a time."""
+"""The most values that `Tensor.chunks` yields at a time."""
 
 _STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 @dataclass(frozen=True)
 class Tensor(ABC):
-    """A tensor of a model, as `dtype` F32, F16 or BF16; `path` tells a person where it is from."""
+    """A tensor of a model. `dtype` is F32, F16 or BF16; `path` is its origin, for error messages."""
 
     name: str
     path: Path
@@ -40,22 +39,22 @@ class Tensor(ABC):
 
     @property
     def size(self) -> int:
-        """How many values it has."""
+        """The number of values."""
         return math.prod(self.shape)
 
     @abstractmethod
     def read(self, start: int, count: int) -> NDArray[Any]:
-        """Values `start` to `start + count` [count], as float32 or as uint16 holding the bits of bf16."""
+        """The `count` values from `start` on, as float32 or as uint16 with the bits of bf16."""
 
     def chunks(self) -> Iterator[NDArray[Any]]:
-        """All values in order, a few megabytes at a time, as `read` gives them."""
+        """All values in order, a few megabytes at a time, in the dtype that `read` returns."""
         for start in range(0, self.size, CHUNK_VALUES):
             yield self.read(start, min(CHUNK_VALUES, self.size - start))
 
 
 @dataclass(frozen=True)
 class StoredTensor(Tensor):
-    """A tensor in a file: its values start at byte `offset`, row after row."""
+    """A tensor in a file, whose values start at byte `offset` in row-major order."""
 
     offset: int
 
@@ -64,10 +63,10 @@ class StoredTensor(Tensor):
         return self.size * _STORED[self.dtype].itemsize
 
     def read(self, start: int, count: int) -> NDArray[Any]:
-        """As every tensor's.
+        """Read values from the file, as `Tensor.read` says.
 
-        float16 becomes float32: bf16 would drop three of its bits, and no kernel takes float16.
-        Raises PartitionError when the file cannot be read.
+        float16 becomes float32, since bf16 would lose three of its bits and no kernel reads float16.
+        Raises PartitionError if the file cannot be read.
         """
         values = np.empty(count, _STORED[self.dtype])
         _read_into(self.path, self.offset + start * values.itemsize, values.view(np.uint8))
@@ -77,8 +76,8 @@ class StoredTensor(Tensor):
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file, by name.
 
-    Raises PartitionError when the file is not whole and sound, UnsupportedModel for a dtype that is not one
-    of F32, F16 and BF16.
+    Raises PartitionError for a file that is truncated or malformed, UnsupportedModel for a dtype other than
+    F32, F16 and BF16.
     """
     header, data_offset = _load_header(path)
     header.pop("__metadata__", None)
@@ -96,7 +95,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _load_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header's object, and where the data starts."""
+    """The header's JSON object, and the byte at which the data starts."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

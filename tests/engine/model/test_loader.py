@@ -1,6 +1,5 @@
 """Loading reads the whole dense part and no experts, and does not change transformers for others."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +16,8 @@ from transformers.monkey_patching import get_patch_mapping
 
 from control_plane.engine.model.loader import EMBEDDING, eos_token_ids, load_model, load_tokenizer
 from control_plane.errors import PartitionError
-from control_plane.partition.manifest import Manifest, PartitionFile
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_config, tiny_model
 from tests.support.tiny_partition import TinyPartition
@@ -102,7 +103,7 @@ def with_dense(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor
     save_file(tensors, folder / DENSE, metadata={"format": "pt"})
     data = (folder / DENSE).read_bytes()
     dense = PartitionFile(DENSE, len(data), hashlib.sha256(data).hexdigest())
-    return dataclasses.replace(manifest, dense=dense)
+    return msgspec.structs.replace(manifest, dense=dense)
 
 
 def test_missing_tensors_are_named(tiny: TinyPartition, folder: Path) -> None:

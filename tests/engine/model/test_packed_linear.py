@@ -1,12 +1,12 @@
 """A dense part in int8: which weights are packed, how they load, and how accurate the modules are."""
 
 import asyncio
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -21,7 +21,8 @@ from control_plane.engine.model.layers import PackedGatedFFN, PackedLinear
 from control_plane.engine.model.loader import load_model
 from control_plane.errors import ConfigError, PartitionError
 from control_plane.partition.granularity import Granularity
-from control_plane.partition.manifest import Manifest, PartitionFile
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
 from functions.kernels.packed_expert import ExpertShape, pack_expert
 from functions.kernels.packed_matrix import LinearShape, pack_matrix
@@ -248,4 +249,4 @@ def test_missing_packed_weights_are_named(tmp_path: Path) -> None:
     data = path.read_bytes()
     dense = PartitionFile(DENSE, len(data), hashlib.sha256(data).hexdigest())
     with pytest.raises(PartitionError, match=r"lacks lm_head\.weight"):
-        load(tmp_path, dataclasses.replace(manifest, dense=dense))
+        load(tmp_path, msgspec.structs.replace(manifest, dense=dense))

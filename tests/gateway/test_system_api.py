@@ -1,4 +1,4 @@
-"""What faas-cli asks of the embedded gateway, over HTTP."""
+"""The embedded gateway answers faas-cli's requests."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous
-async def test_what_faas_cli_deploys_can_be_listed_described_called_and_removed(tmp_path: Path) -> None:
+async def test_a_deployed_function_can_be_listed_described_called_and_removed(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         before = datetime.now(UTC)
         assert await gateway.deploy(deployment(labels={"layer": "0"})) == 202
@@ -41,7 +41,7 @@ async def test_what_faas_cli_deploys_can_be_listed_described_called_and_removed(
 
 
 @asynchronous
-async def test_unknown_functions_are_not_found_anywhere(tmp_path: Path) -> None:
+async def test_unknown_functions_give_404_on_all_routes(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         scaling = {"serviceName": "echo", "replicas": 1}
         for method, path, body in [
@@ -59,7 +59,7 @@ async def test_unknown_functions_are_not_found_anywhere(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_a_deployment_that_cannot_be_is_refused_with_one_clear_line(tmp_path: Path) -> None:
+async def test_an_invalid_deployment_gives_400_and_one_clear_line(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"image": "other:latest"}, "no image 'other:latest' here, only 'faasmoe/expert:test'"),
         ({"service": "No_Name"}, "not a function's name: 'No_Name'"),
@@ -91,7 +91,7 @@ async def test_a_deployment_that_cannot_be_is_refused_with_one_clear_line(tmp_pa
 
 
 @asynchronous
-async def test_a_name_is_taken_once_also_by_creations_at_the_same_time(tmp_path: Path) -> None:
+async def test_concurrent_creations_of_one_name_succeed_once(tmp_path: Path) -> None:
     async def create(gateway: EchoClient) -> int:
         async with gateway.http.post("/system/functions", json=deployment()) as answer:
             return answer.status
@@ -101,7 +101,7 @@ async def test_a_name_is_taken_once_also_by_creations_at_the_same_time(tmp_path:
 
 
 @asynchronous
-async def test_an_update_that_changes_nothing_leaves_the_process(tmp_path: Path) -> None:
+async def test_an_update_without_changes_keeps_the_process(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
         before = await gateway.ask_process()
@@ -110,7 +110,7 @@ async def test_an_update_that_changes_nothing_leaves_the_process(tmp_path: Path)
 
 
 @asynchronous
-async def test_secrets_are_kept_for_functions_and_never_shown(tmp_path: Path) -> None:
+async def test_secrets_reach_functions_and_are_never_returned(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         path, secret = "/system/secrets", {"name": "key", "value": "42"}
         for method, body, status in [
@@ -138,7 +138,7 @@ async def test_secrets_are_kept_for_functions_and_never_shown(tmp_path: Path) ->
 
 
 @asynchronous
-async def test_a_function_sees_its_own_environment_and_little_of_the_gateways(
+async def test_a_function_gets_its_own_environment_and_little_of_the_gateways(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GATEWAY_PASSWORD", "secret")
@@ -152,7 +152,7 @@ async def test_a_function_sees_its_own_environment_and_little_of_the_gateways(
 
 
 @asynchronous
-async def test_system_routes_want_the_password_and_functions_do_not(tmp_path: Path) -> None:
+async def test_system_routes_require_the_password_and_functions_do_not(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path, Credentials("admin", "pass:word")) as gateway:
         wrong = [None, "Basic", "Basic ???", "Bearer pass:word", aiohttp.encode_basic_auth("admin", "pass")]
         for authorization in wrong:
@@ -172,7 +172,7 @@ async def test_system_routes_want_the_password_and_functions_do_not(tmp_path: Pa
 
 
 @asynchronous
-async def test_metrics_are_those_of_openfaas(tmp_path: Path) -> None:
+async def test_metrics_have_the_names_of_openfaas(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
         await gateway.echo()
@@ -193,7 +193,7 @@ async def test_metrics_are_those_of_openfaas(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_info_and_namespaces_have_what_faas_cli_reads(tmp_path: Path) -> None:
+async def test_info_and_namespaces_have_the_fields_that_faas_cli_reads(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         async with gateway.http.get("/system/info") as answer:
             info = await answer.json()

@@ -1,4 +1,4 @@
-"""Functions that crash, hang and refuse to go."""
+"""Functions that crash, hang or ignore signals."""
 
 import os
 import signal
@@ -17,7 +17,9 @@ from tests.support.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous
-async def test_a_function_that_dies_in_a_call_gives_502_and_the_next_call_starts_it(tmp_path: Path) -> None:
+async def test_a_crash_during_a_call_gives_502_and_the_next_call_restarts_the_function(
+    tmp_path: Path,
+) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
         pid = (await gateway.ask_process())["pid"]
@@ -29,7 +31,7 @@ async def test_a_function_that_dies_in_a_call_gives_502_and_the_next_call_starts
 
 
 @asynchronous
-async def test_a_crashed_function_is_wanted_and_not_available(tmp_path: Path) -> None:
+async def test_a_crashed_function_has_one_replica_and_none_available(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
         pid = (await gateway.ask_process())["pid"]
@@ -40,7 +42,7 @@ async def test_a_crashed_function_is_wanted_and_not_available(tmp_path: Path) ->
 
 
 @asynchronous
-async def test_a_function_that_crashes_at_every_start_says_why(tmp_path: Path) -> None:
+async def test_a_function_that_crashes_at_every_start_gives_503_with_its_last_line(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(ECHO_CRASH="1", labels={"com.openfaas.scale.min": "0"}))
         answers = [await gateway.http.post("/function/echo") for _ in range(2)]
@@ -87,7 +89,7 @@ async def test_a_function_that_ignores_sigterm_is_killed(tmp_path: Path) -> None
 
 
 @asynchronous
-async def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_a_missing_program_is_an_error(tmp_path: Path) -> None:
     image = LocalImage(
         "image", ["/no/such/program"], {}, {"block-0"}, ["FAASMOE_FUNCTION"], verify=lambda _: None
     )

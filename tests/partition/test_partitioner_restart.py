@@ -1,4 +1,4 @@
-"""However a run ends, the partition is whole or absent, and memory stays near one expert."""
+"""However a run ends, the partition is complete or absent. Memory use stays near the size of one expert."""
 
 import shutil
 import subprocess
@@ -73,19 +73,20 @@ def command(program: str, *arguments: object) -> list[str]:
 
 
 @pytest.fixture
-def halfway(checkpoint: Path, out: Path) -> Iterator[subprocess.Popen]:
-    """A run of another process that has written half, and waits."""
+def halfway(checkpoint: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has written half of a partition, and waits."""
     with subprocess.Popen(
         command(STOP_HALFWAY, checkpoint, out), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
+            assert process.stdout is not None
             assert process.stdout.readline() == b"halfway\n"
             yield process
         finally:
             process.kill()
 
 
-def test_nothing_is_there_before_the_end(halfway: subprocess.Popen, out: Path) -> None:
+def test_nothing_is_there_before_the_end(halfway: subprocess.Popen[bytes], out: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == [".partition.partial"]
     halfway.communicate()
     assert halfway.returncode == 0
@@ -93,7 +94,7 @@ def test_nothing_is_there_before_the_end(halfway: subprocess.Popen, out: Path) -
     Manifest.load(out).verify(out)
 
 
-def test_run_after_a_kill(halfway: subprocess.Popen, checkpoint: Path, out: Path) -> None:
+def test_run_after_a_kill(halfway: subprocess.Popen[bytes], checkpoint: Path, out: Path) -> None:
     halfway.kill()
     halfway.wait()
     left = out.parent / ".partition.partial"
@@ -110,7 +111,7 @@ def test_run_after_a_kill(halfway: subprocess.Popen, checkpoint: Path, out: Path
     Manifest.load(out).verify(out)
 
 
-def test_two_runs_do_not_mix(halfway: subprocess.Popen, checkpoint: Path, out: Path) -> None:
+def test_two_runs_do_not_mix(halfway: subprocess.Popen[bytes], checkpoint: Path, out: Path) -> None:
     with pytest.raises(PartitionError, match="another run is writing to"):
         partition(checkpoint, out)
     halfway.communicate()
@@ -143,7 +144,7 @@ def test_a_disk_that_refuses_leaves_nothing(checkpoint: Path, out: Path) -> None
 
 @pytest.fixture(scope="module")
 def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """200 MB of experts of 3 MB each, and a head of 40 MB, which are not kept for looking at afterwards."""
+    """200 MB of experts of 3 MB each, and a head of 40 MB. They are always removed at the end."""
     folder = tmp_path_factory.mktemp("large")
     sizes = {"hidden_size": 512, "moe_intermediate_size": 1024, "num_experts": 16, "num_hidden_layers": 4}
     sizes["vocab_size"] = 40_000
@@ -167,7 +168,7 @@ def test_memory_stays_near_one_expert(
 
 
 def test_torch_is_not_loaded() -> None:
-    """It would cost more memory than all the rest."""
+    """Importing torch would take more memory than everything else."""
     program = "import sys, control_plane.partition.partitioner; print('torch' in sys.modules)"
     assert subprocess.run(command(program), capture_output=True, check=True).stdout == b"False\n"
 

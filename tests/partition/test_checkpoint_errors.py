@@ -1,4 +1,4 @@
-"""Every bad input gives one error that names what is wrong, and leaves nothing behind."""
+"""Bad checkpoints and arguments are refused with an error that names the fault, and leave no files behind."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def fused(originals: Path, tmp_path: Path) -> Path:
 
 
 def refusal(checkpoint: Path, kind: type[Exception] = PartitionError, **options: Any) -> str:
-    """The message with which a checkpoint is refused; nothing may stay behind."""
+    """The error for a checkpoint, which must leave the folder unchanged."""
     out = checkpoint.parent / "out"
     before = sorted(checkpoint.parent.iterdir())
     with pytest.raises(kind) as caught:
@@ -121,7 +121,7 @@ def test_other_families_are_refused_by_name(checkpoint: Path, model_type: Any) -
         ({"mlp_only_layers": [0, 1, 2]}, "no layer with experts"),
     ],
 )
-def test_variants_that_cannot_be_split(checkpoint: Path, change: dict, problem: str) -> None:
+def test_variants_that_cannot_be_split(checkpoint: Path, change: dict[str, Any], problem: str) -> None:
     edit_config(checkpoint, **change)
     assert problem in refusal(checkpoint, UnsupportedModel)
 
@@ -221,7 +221,7 @@ def shift(tensor: str, begin: int, end: int) -> Callable[[dict[str, Any]], None]
         (lambda header: header.update({UP: 3}), "malformed"),
     ],
 )
-def test_lying_header(checkpoint: Path, edit: Callable[[dict[str, Any]], Any], problem: str) -> None:
+def test_inconsistent_header(checkpoint: Path, edit: Callable[[dict[str, Any]], Any], problem: str) -> None:
     edit_header(checkpoint, edit)
     message = refusal(checkpoint)
     assert problem in message
@@ -289,7 +289,7 @@ def test_granularity_that_the_model_does_not_have(checkpoint: Path) -> None:
     assert message == "experts per function must be from 1 to 5 for this model, not 6"
 
 
-def test_existing_folder_is_left_as_it_is(checkpoint: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(checkpoint: Path) -> None:
     out = checkpoint.parent / "out"
     out.mkdir()
     (out / "precious").write_text("data")
@@ -297,13 +297,13 @@ def test_existing_folder_is_left_as_it_is(checkpoint: Path) -> None:
     assert (out / "precious").read_text() == "data"
 
 
-def test_folder_that_cannot_be_made(checkpoint: Path) -> None:
+def test_a_folder_that_cannot_be_created(checkpoint: Path) -> None:
     with pytest.raises(PartitionError, match=r"cannot write .*Not a directory"):
         partition(checkpoint, checkpoint / "config.json" / "below-a-file")
 
 
 def test_too_little_disk_space(checkpoint: Path) -> None:
-    """A sparse file of more bytes than are free takes none itself."""
+    """The weights are a sparse file, larger than the free disk space."""
     values = shutil.disk_usage(checkpoint).free // 4 + (1 << 28)
     end = 0
 

@@ -1,4 +1,4 @@
-"""The image that `faasmoe image` writes: its layout, its layers, that it is reproducible, that it serves."""
+"""Images of `faasmoe image` have the right layout and layers, are reproducible, and run functions."""
 
 import gzip
 import hashlib
@@ -20,7 +20,8 @@ import numpy as np
 import psutil
 import pytest
 
-from control_plane.deployment.image.archive import ImageSpec, built_kernel, write_image
+from control_plane.deployment.image.builder import ImageSpec, write_image
+from control_plane.deployment.image.contents import built_kernel
 from control_plane.deployment.image.packages import MACHINES
 from tests.support.command_line import error_line, faasmoe
 from tests.support.expert_process import expert_process
@@ -33,7 +34,7 @@ BASE_ENVIRONMENT = ["PATH=/usr/local/bin:/usr/bin", "LANG=C.UTF-8", "PYTHONPATH=
 
 @dataclass(frozen=True)
 class Image:
-    """An archive that was written, taken apart."""
+    """The files of an image archive."""
 
     files: Mapping[str, bytes]
 
@@ -43,7 +44,7 @@ class Image:
             return cls({entry.name: archive.extractfile(entry).read() for entry in archive})  # type: ignore[union-attr]
 
     def blob(self, descriptor: Mapping[str, Any]) -> bytes:
-        """What a descriptor names, which has to be as it says."""
+        """The content of a blob, which must match its descriptor."""
         content = self.files[f"blobs/{descriptor['digest'].replace(':', '/')}"]
         assert hashlib.sha256(content).hexdigest() == descriptor["digest"].removeprefix("sha256:")
         assert len(content) == descriptor["size"]
@@ -55,7 +56,7 @@ class Image:
         return entry
 
     def manifests(self) -> list[Any]:
-        """Of each platform."""
+        """The manifest of each platform."""
         top = json.loads(self.blob(self.top))
         return [json.loads(self.blob(entry)) for entry in top["manifests"]] if "manifests" in top else [top]
 
@@ -63,7 +64,7 @@ class Image:
         return json.loads(self.blob(manifest["config"]))
 
     def unpack(self, manifest: Any, folder: Path) -> None:
-        """As a container runtime does it: one layer over the other."""
+        """Unpack the layers one after the other, as a container runtime does."""
         for layer, diff_id in zip(
             manifest["layers"], self.config(manifest)["rootfs"]["diff_ids"], strict=True
         ):
@@ -77,7 +78,7 @@ class Image:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system that has nothing but a file where Python would be."""
+    """A root file system with an empty program in the place of Python."""
     path = tmp_path_factory.mktemp("base") / "root.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         for name in (f"usr/local/bin/python{PYTHON}", "etc/os-release"):
@@ -89,7 +90,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def layout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as an OCI layout for both architectures, the layer compressed."""
+    """An OCI layout of the root file system for both architectures, with a compressed layer."""
     folder = tmp_path_factory.mktemp("layout")
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True)
@@ -127,7 +128,7 @@ def layout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For this machine the packages that are installed here; for the other one, their names."""
+    """Wheels of the installed packages for this architecture, and empty ones for the other."""
     folder = tmp_path_factory.mktemp("wheels")
     tag = f"cp{PYTHON.replace('.', '')}"
     for package in (np, httptools):
@@ -240,7 +241,7 @@ def test_each_block_is_a_layer_that_all_platforms_share(
     ]
 
 
-def test_an_oci_archive_is_a_base_too(
+def test_an_oci_archive_can_be_the_base(
     tiny: TinyPartition, layout: Path, wheels: Path, tmp_path: Path
 ) -> None:
     with tarfile.open(tmp_path / "base.tar", "w") as archive:
@@ -252,27 +253,27 @@ def test_an_oci_archive_is_a_base_too(
     assert len(digests) == 1
 
 
-def test_what_does_not_do_is_told(tiny: TinyPartition, root: Path, wheels: Path, tmp_path: Path) -> None:
-    def told(*options: object) -> str:
+def test_errors_name_what_is_wrong(tiny: TinyPartition, root: Path, wheels: Path, tmp_path: Path) -> None:
+    def error(*options: object) -> str:
         output = tmp_path / "image.tar"
         message = error_line(faasmoe("image", tiny.folder, "-o", output, *options))
         assert list(tmp_path.glob("image*")) == []
         return message
 
     (tmp_path / "text").write_text("no archive")
-    assert "is no OCI layout and no archive" in told("--base", tmp_path / "text", "--wheels", wheels)
-    assert "has 0 wheels of numpy" in told("--base", root, "--wheels", tmp_path)
+    assert "is no OCI layout and no archive" in error("--base", tmp_path / "text", "--wheels", wheels)
+    assert "has 0 wheels of numpy" in error("--base", root, "--wheels", tmp_path)
     both = ("--architecture", "amd64,arm64")
-    assert "is one machine's file system" in told("--base", root, "--wheels", wheels, *both)
-    assert "no images for 'mips'" in told("--base", root, "--wheels", wheels, "--architecture", "mips")
+    assert "is one machine's file system" in error("--base", root, "--wheels", wheels, *both)
+    assert "no images for 'mips'" in error("--base", root, "--wheels", wheels, "--architecture", "mips")
     with tarfile.open(tmp_path / "bare.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("etc/passwd"))
-    assert f"has no Python {PYTHON}, but no Python at all" in told(
+    assert f"has no Python {PYTHON}, but no Python at all" in error(
         "--base", tmp_path / "bare.tar", "--wheels", wheels
     )
 
 
-def test_the_command_names_it_as_deploy_does(
+def test_the_command_names_the_image_like_deploy(
     tiny: TinyPartition, root: Path, wheels: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "image.tar"

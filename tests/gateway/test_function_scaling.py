@@ -1,4 +1,4 @@
-"""Functions that sleep, wake and are replaced while calls go on."""
+"""Functions scale to zero, start again and are replaced while they are called."""
 
 import asyncio
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.echo_gateway import asynchronous, echo_gateway, wait_for_end
 
 
 @asynchronous
-async def test_cold_calls_in_parallel_are_all_answered_by_one_start(tmp_path: Path) -> None:
+async def test_concurrent_cold_calls_start_one_process(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(labels={"com.openfaas.scale.min": "0"}))
         assert (await gateway.describe())["replicas"] == 0
@@ -21,7 +21,7 @@ async def test_cold_calls_in_parallel_are_all_answered_by_one_start(tmp_path: Pa
 
 
 @asynchronous
-async def test_calls_are_held_until_the_function_is_ready(tmp_path: Path) -> None:
+async def test_calls_wait_until_the_function_is_ready(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(ECHO_READY_FILE=str(ready)))
@@ -35,7 +35,7 @@ async def test_calls_are_held_until_the_function_is_ready(tmp_path: Path) -> Non
 
 
 @asynchronous
-async def test_a_start_goes_on_for_others_when_a_caller_goes(tmp_path: Path) -> None:
+async def test_a_start_continues_when_one_of_two_callers_leaves(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(ECHO_READY_FILE=str(ready), labels={"com.openfaas.scale.min": "0"}))
@@ -76,7 +76,7 @@ async def test_a_gateway_that_ends_while_a_function_starts_leaves_no_process(tmp
 
 
 @asynchronous
-async def test_scaling_to_zero_lets_calls_end_and_the_next_call_wakes(tmp_path: Path) -> None:
+async def test_scaling_to_zero_waits_for_calls_and_the_next_call_starts_a_process(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
         async with gateway.held_call(tmp_path / "pipe") as held:
@@ -121,7 +121,7 @@ async def test_an_update_replaces_the_process_and_calls_in_flight_end_on_the_old
 
 
 @asynchronous
-async def test_an_idle_function_goes_to_sleep(tmp_path: Path) -> None:
+async def test_an_idle_function_scales_to_zero(tmp_path: Path) -> None:
     labels = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.zero-duration": "200ms"}
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(labels=labels))
@@ -132,14 +132,14 @@ async def test_an_idle_function_goes_to_sleep(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_the_gateway_says_what_idle_is_where_a_label_does_not(tmp_path: Path) -> None:
+async def test_the_gateway_sets_the_idle_time_without_a_label(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path, idle_after=0.2) as gateway:
         await gateway.deploy(deployment(labels={"com.openfaas.scale.zero": "true"}))
         await wait_for_end((await gateway.ask_process())["pid"])
 
 
 @asynchronous
-async def test_a_function_at_work_is_not_idle(tmp_path: Path) -> None:
+async def test_a_function_with_a_call_in_flight_is_not_idle(tmp_path: Path) -> None:
     labels = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.zero-duration": "50ms"}
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(labels=labels))
@@ -150,7 +150,7 @@ async def test_a_function_at_work_is_not_idle(tmp_path: Path) -> None:
 
 
 @asynchronous
-async def test_the_time_that_a_start_takes_is_not_idle_time(tmp_path: Path) -> None:
+async def test_the_time_of_a_start_is_not_idle_time(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     async with echo_gateway(tmp_path, idle_after=0.1) as gateway:
         labels = {"com.openfaas.scale.zero": "true"}
@@ -164,7 +164,7 @@ async def test_the_time_that_a_start_takes_is_not_idle_time(tmp_path: Path) -> N
 
 
 @asynchronous
-async def test_probes_neither_wake_a_function_nor_count_as_use(tmp_path: Path) -> None:
+async def test_probes_neither_start_a_function_nor_count_as_use(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment(labels={"com.openfaas.scale.min": "0"}))
         for path in ("_/health", "_/ready", "metrics", "_/residency"):
