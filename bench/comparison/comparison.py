@@ -10,12 +10,12 @@ import aiohttp
 import psutil
 
 from bench.comparison import greedy
-from bench.comparison.greedy import Answer
-from bench.comparison.recording import Calls, Measured, Recording
-from bench.comparison.replay import Outcome, PromptTokens, replay
+from bench.comparison.greedy import GreedyAnswer
+from bench.comparison.recording import Calls, Recording, StrategyResult
+from bench.comparison.replay import PromptTokens, RequestOutcome, replay
 from bench.comparison.resources import Moment, metered
-from bench.comparison.strategies import Deployment, Service, Sizes, Strategy, weights
-from bench.comparison.workload.workload import Request
+from bench.comparison.strategies import Deployment, ServingSetup, Sizes, Strategy, weights
+from bench.comparison.workload.workload import WorkloadRequest
 from bench.support import requests
 from bench.support.failures import FAILURES, reasons
 from bench.support.page_cache import cached_bytes, forget
@@ -63,7 +63,7 @@ class ProgressListener:
     def begin(self, title: str, requests: int) -> None:
         """A strategy starts, which will answer so many requests."""
 
-    def request(self, outcome: Outcome) -> None:
+    def request(self, outcome: RequestOutcome) -> None:
         """One of them has ended."""
 
     def end(self, problem: str) -> None:
@@ -74,16 +74,18 @@ class ProgressListener:
 class Comparison:
     """What all strategies have in common."""
 
-    service: Service
+    service: ServingSetup
     """Its `partition` has the granularity that is usual."""
-    workload: Sequence[Request]
+    workload: Sequence[WorkloadRequest]
     tokens: PromptTokens
     seed: int
 
     async def run(self, tasks: Sequence[Task], recording: Recording, listener: ProgressListener) -> None:
         """Measure what the recording does not have yet. What goes wrong with one is told there."""
         for task in tasks:
-            blank = Measured(task.strategy.name, task.title, task.experts_per_function, task.memory_budget)
+            blank = StrategyResult(
+                task.strategy.name, task.title, task.experts_per_function, task.memory_budget
+            )
             if (earlier := recording.measured.get(blank.key)) and not earlier.problem:
                 listener.line(f"{task.title}: measured already")
                 continue
@@ -95,7 +97,7 @@ class Comparison:
             listener.end(measured.problem)
             recording.add(measured)
 
-    async def _measure(self, task: Task, blank: Measured, listener: ProgressListener) -> Measured:
+    async def _measure(self, task: Task, blank: StrategyResult, listener: ProgressListener) -> StrategyResult:
         with tempfile.TemporaryDirectory(prefix="faasmoe-", dir=self.service.partition.parent) as folder:
             service = replace(self.service, memory_budget=task.memory_budget)
             if task.experts_per_function:
@@ -120,11 +122,11 @@ class Comparison:
     async def _replayed(
         self,
         client: aiohttp.ClientSession,
-        service: Service,
+        service: ServingSetup,
         deployment: Deployment,
-        blank: Measured,
+        blank: StrategyResult,
         listener: ProgressListener,
-    ) -> Measured:
+    ) -> StrategyResult:
         checked = await self._check(client, service, deployment)
         before = await _calls(client, deployment)
         with metered(deployment.roots) as moments:
@@ -144,7 +146,9 @@ class Comparison:
             cached_bytes=cached,
         )
 
-    async def _check(self, client: aiohttp.ClientSession, service: Service, deployment: Deployment) -> float:
+    async def _check(
+        self, client: aiohttp.ClientSession, service: ServingSetup, deployment: Deployment
+    ) -> float:
         """By how much answers fall short of the unsplit model's. Raises `FaaSMoEError` when by too much."""
         answers = []
         for number, (tenant, endpoint) in enumerate(deployment.endpoints.items()):
@@ -158,7 +162,7 @@ class Comparison:
                 user=tenant,
                 tell_tokens=endpoint.tell_tokens,
             )
-            answers.append(Answer(prompt, timing.token_ids))
+            answers.append(GreedyAnswer(prompt, timing.token_ids))
         most = await greedy.shortfall(service.checkpoint, answers, service.threads)
         if not most <= greedy.MOST_SHORTFALL:
             raise FaaSMoEError(
@@ -200,7 +204,7 @@ def _between(before: Calls, after: Calls) -> Calls:
     return Calls(**{name: getattr(after, name) - getattr(before, name) for name in _METRICS})
 
 
-def _refuse_failure(deployment: Deployment, outcomes: Sequence[Outcome]) -> None:
+def _refuse_failure(deployment: Deployment, outcomes: Sequence[RequestOutcome]) -> None:
     """Raises `FaaSMoEError` when a process has ended, or nobody was answered."""
     if gone := [root.role for root in deployment.roots if not _runs(root.pid)]:
         raise FaaSMoEError(f"a process has ended while it was measured: {gone[0]}")

@@ -22,14 +22,14 @@ CHECK_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Answer:
+class GreedyAnswer:
     """What a server has generated, greedily, after a prompt."""
 
     prompt: Sequence[int]
     tokens: Sequence[int]
 
 
-async def shortfall(model: Path, answers: Iterable[Answer], threads: int) -> float:
+async def shortfall(model: Path, answers: Iterable[GreedyAnswer], threads: int) -> float:
     """The largest of all tokens, in standard deviations of their logits. Raises `FaaSMoEError`."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.comparison.greedy", str(model), "--threads", str(threads)),

@@ -7,7 +7,7 @@ import click
 from tqdm import tqdm
 
 from bench.comparison.comparison import ProgressListener
-from bench.comparison.replay import Outcome
+from bench.comparison.replay import RequestOutcome
 
 
 class Progress(ProgressListener):
@@ -36,7 +36,7 @@ class Progress(ProgressListener):
         else:
             self.line(f"{title}: {requests} requests")
 
-    def request(self, outcome: Outcome) -> None:
+    def request(self, outcome: RequestOutcome) -> None:
         if self._bar is not None:
             self._bar.update()
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.comparison.replay import Outcome
+from bench.comparison.replay import RequestOutcome
 from bench.comparison.resources import Moment
 from control_plane.errors import ConfigError
 
@@ -19,7 +19,7 @@ DIGITS = 4
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDescription:
     """What was run, where."""
 
     workload: str
@@ -54,7 +54,7 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Measured:
+class StrategyResult:
     """One strategy, with functions of one size."""
 
     strategy: str
@@ -71,7 +71,7 @@ class Measured:
     ready_seconds: float = 0.0
     shortfall: float = 0.0
     """Of the answers that were checked, see bench/comparison/greedy.py."""
-    outcomes: Sequence[Outcome] = field(default_factory=list)
+    outcomes: Sequence[RequestOutcome] = field(default_factory=list)
     moments: Sequence[Moment] = field(default_factory=list)
     """While the workload was replayed."""
     idle: Sequence[Moment] = field(default_factory=list)
@@ -93,12 +93,12 @@ class Recording:
     """A folder of results."""
 
     folder: Path
-    run: Run
-    measured: dict[str, Measured] = field(default_factory=dict)
+    run: RunDescription
+    measured: dict[str, StrategyResult] = field(default_factory=dict)
     """By key."""
 
     @classmethod
-    def begin(cls, folder: Path, run: Run) -> "Recording":
+    def begin(cls, folder: Path, run: RunDescription) -> "Recording":
         """In a folder that has none yet. Raises `ConfigError`."""
         cls.refuse_results(folder)
         try:
@@ -119,14 +119,14 @@ class Recording:
         """Raises `ConfigError` for a folder without results, or with a file that is none."""
         if not (folder / RUN_FILE).exists():
             raise ConfigError(f"{folder} has no results of `faasmoe bench run`")
-        recording = cls(folder, _read(folder / RUN_FILE, lambda entry: Run(**entry)))
+        recording = cls(folder, _read(folder / RUN_FILE, lambda entry: RunDescription(**entry)))
         for file in sorted(folder.glob("*.json")):
             if file.name != RUN_FILE:
                 measured = _read(file, _measured)
                 recording.measured[measured.key] = measured
         return recording
 
-    def add(self, measured: Measured) -> None:
+    def add(self, measured: StrategyResult) -> None:
         """Keep it, in the place of an earlier one with its key."""
         self.measured[measured.key] = measured
         _write(self.folder / f"{measured.key}.json", measured)
@@ -148,11 +148,11 @@ def _read(file: Path, make: Any) -> Any:
         raise ConfigError(f"{file} is no result of `faasmoe bench run`: {error}") from error
 
 
-def _measured(entry: dict[str, Any]) -> Measured:
-    return Measured(
+def _measured(entry: dict[str, Any]) -> StrategyResult:
+    return StrategyResult(
         **{
             **entry,
-            "outcomes": [Outcome(**outcome) for outcome in entry["outcomes"]],
+            "outcomes": [RequestOutcome(**outcome) for outcome in entry["outcomes"]],
             "moments": [Moment(**moment) for moment in entry["moments"]],
             "idle": [Moment(**moment) for moment in entry["idle"]],
             "calls": Calls(**entry["calls"]) if entry["calls"] else None,

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 from tokenizers import Tokenizer
 
-from bench.comparison.workload.workload import Request
+from bench.comparison.workload.workload import WorkloadRequest
 from bench.support import requests
 from control_plane.errors import FaaSMoEError
 
@@ -27,7 +27,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RequestOutcome:
     """One request, as its client saw it. Times are in seconds since the replay began."""
 
     tenant: str
@@ -67,7 +67,7 @@ class PromptTokens:
         file = folder / "tokenizer.json"
         return cls(vocab_size, Tokenizer.from_file(str(file)) if file.exists() else None)
 
-    def of(self, request: Request, seed: int) -> list[int]:
+    def of(self, request: WorkloadRequest, seed: int) -> list[int]:
         """Those of its text; or at random, as many as it says.
 
         Where there is no tokenizer, a word stands for one token, wherever it occurs.
@@ -85,11 +85,11 @@ class PromptTokens:
 async def replay(
     client: aiohttp.ClientSession,
     endpoints: Mapping[str, Endpoint],
-    workload: Sequence[Request],
+    workload: Sequence[WorkloadRequest],
     tokens: PromptTokens,
     seed: int,
-    on_end: Callable[[Outcome], None] = lambda _: None,
-) -> list[Outcome]:
+    on_end: Callable[[RequestOutcome], None] = lambda _: None,
+) -> list[RequestOutcome]:
     """What became of each request, in the workload's order. What fails is told in its outcome.
 
     A request is sent when it is due, whatever else is unanswered; a round when the one before it has ended.
@@ -97,11 +97,11 @@ async def replay(
     clock = asyncio.get_running_loop().time
     began = clock()
     numbers = random.Random(seed)
-    outcomes: list[Outcome] = []
+    outcomes: list[RequestOutcome] = []
     for _, group in itertools.groupby(workload, key=lambda request: request.round):
         start = clock()
 
-        async def ask(request: Request, prompt: list[int], start: float = start) -> Outcome:
+        async def ask(request: WorkloadRequest, prompt: list[int], start: float = start) -> RequestOutcome:
             due = start + request.arrival
             await asyncio.sleep(due - clock())
             outcome = await _ask(client, endpoints[request.tenant], request, prompt, began, due - began)
@@ -120,11 +120,11 @@ async def replay(
 async def _ask(
     client: aiohttp.ClientSession,
     endpoint: Endpoint,
-    request: Request,
+    request: WorkloadRequest,
     prompt: list[int],
     began: float,
     arrival: float,
-) -> Outcome:
+) -> RequestOutcome:
     clock = asyncio.get_running_loop().time
     sent = clock() - began
     moments: list[float] = []
@@ -141,7 +141,7 @@ async def _ask(
         )
     except (FaaSMoEError, aiohttp.ClientError, TimeoutError) as problem:
         error = str(problem) or type(problem).__name__
-    return Outcome(
+    return RequestOutcome(
         request.tenant,
         request.round,
         arrival,

@@ -19,12 +19,12 @@ from typing import Any
 import psutil
 
 from bench.comparison.comparison import Comparison, ProgressListener, Task
-from bench.comparison.recording import Recording, Run
+from bench.comparison.recording import Recording, RunDescription
 from bench.comparison.replay import PromptTokens
-from bench.comparison.strategies import Service, Sizes, read_strategies
+from bench.comparison.strategies import ServingSetup, Sizes, read_strategies
 from bench.comparison.workload import generators as workloads
 from bench.comparison.workload import workload
-from bench.comparison.workload.workload import Request
+from bench.comparison.workload.workload import WorkloadRequest
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
@@ -39,7 +39,7 @@ LEAST_CACHE_TOKENS, MOST_CACHE_TOKENS = 1024, 8192
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What the command is told."""
 
     strategies: Sequence[str]
@@ -64,7 +64,7 @@ class Settings:
     """llama.cpp's program; None where it is not installed."""
     seed: int
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[WorkloadRequest]:
         """The workload. Raises `ConfigError`."""
         if self.workload in workloads.KINDS:
             return workloads.make(
@@ -81,7 +81,7 @@ class Settings:
             raise ConfigError(f"no workload {self.workload!r}: it is {', '.join(workloads.KINDS)}, or a file")
         return workload.read(Path(self.workload))
 
-    def names(self, requests: Sequence[Request]) -> list[str]:
+    def names(self, requests: Sequence[WorkloadRequest]) -> list[str]:
         """Of all tenants, those among them that happen to ask for nothing; of a file's, all that it has."""
         if self.workload in workloads.KINDS:
             return workloads.tenants(self.tenants)
@@ -110,7 +110,7 @@ class Settings:
         ]
 
 
-def begin(settings: Settings, folder: Path, listener: ProgressListener) -> None:
+def begin(settings: RunSettings, folder: Path, listener: ProgressListener) -> None:
     """Measure, into a new folder. Raises `FaaSMoEError`."""
     tasks = settings.tasks_to_measure()
     requests = settings.requests()
@@ -125,7 +125,7 @@ def begin(settings: Settings, folder: Path, listener: ProgressListener) -> None:
 def resume(folder: Path, listener: ProgressListener) -> None:
     """Measure what a run has left, as it was begun. Raises `FaaSMoEError`."""
     recording = Recording.load(folder)
-    settings = Settings(**recording.run.settings)
+    settings = RunSettings(**recording.run.settings)
     requests = workload.read(folder / WORKLOAD_FILE)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
         service = _service(settings, recording.run.tenants, requests, Path(work), listener)
@@ -160,10 +160,10 @@ def random_checkpoint(shape: str, listener: ProgressListener) -> Path:
 
 
 def _measure(
-    settings: Settings,
+    settings: RunSettings,
     tasks: Sequence[Task],
-    requests: Sequence[Request],
-    service: Service,
+    requests: Sequence[WorkloadRequest],
+    service: ServingSetup,
     recording: Recording,
     listener: ProgressListener,
 ) -> None:
@@ -177,18 +177,18 @@ def _measure(
 
 
 def _service(
-    settings: Settings,
+    settings: RunSettings,
     tenants: Sequence[str],
-    requests: Sequence[Request],
+    requests: Sequence[WorkloadRequest],
     work: Path,
     listener: ProgressListener,
-) -> Service:
+) -> ServingSetup:
     model = Path(settings.model) if settings.model else random_checkpoint(settings.shape, listener)
     listener.line(f"partitioning {model}")
     usual = partition(model, work / "usual")
     whole = Granularity(usual.num_experts, len(usual.moe_layers))
     partition(model, work / "one", granularity=whole)
-    return Service(
+    return ServingSetup(
         checkpoint=model,
         partition=work / "usual",
         one_function=work / "one",
@@ -201,7 +201,7 @@ def _service(
     )
 
 
-def _cache_tokens(requests: Sequence[Request]) -> int:
+def _cache_tokens(requests: Sequence[WorkloadRequest]) -> int:
     """What a tenant's requests of a round have together, where that is not too much."""
     most: Counter[tuple[str, int]] = Counter()
     for request in requests:
@@ -219,10 +219,10 @@ def _cache_bytes_per_token(model: Path) -> int:
     return int(2 * 2 * config["num_hidden_layers"] * key_heads * head_dim)
 
 
-def _run(settings: Settings, requests: Sequence[Request], service: Service) -> Run:
+def _run(settings: RunSettings, requests: Sequence[WorkloadRequest], service: ServingSetup) -> RunDescription:
     manifest = Manifest.load(service.partition)
     sizes = Sizes.of(manifest)
-    return Run(
+    return RunDescription(
         workload=settings.describe(),
         model=settings.model or f"random weights, {settings.shape}",
         num_requests=len(requests),

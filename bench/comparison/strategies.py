@@ -42,7 +42,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Service:
+class ServingSetup:
     """What is to be served, to whom, and with what."""
 
     checkpoint: Path
@@ -83,13 +83,13 @@ class Strategy:
 
     name: str
     title: str
-    serve: Callable[[Service], AbstractAsyncContextManager[Deployment]]
+    serve: Callable[[ServingSetup], AbstractAsyncContextManager[Deployment]]
     needs: Callable[[Sizes, int], int]
     """The least memory, in bytes, for so many tenants."""
 
 
 @asynccontextmanager
-async def _full_models(service: Service, groups: Sequence[Sequence[str]]) -> AsyncIterator[Deployment]:
+async def _full_models(service: ServingSetup, groups: Sequence[Sequence[str]]) -> AsyncIterator[Deployment]:
     """A process with the whole model for each group of tenants."""
     endpoints: dict[str, Endpoint] = {}
     roots = []
@@ -109,16 +109,16 @@ async def _full_models(service: Service, groups: Sequence[Sequence[str]]) -> Asy
         yield Deployment(endpoints, roots, files=weights(service.checkpoint))
 
 
-def _baseline(service: Service) -> AbstractAsyncContextManager[Deployment]:
+def _baseline(service: ServingSetup) -> AbstractAsyncContextManager[Deployment]:
     return _full_models(service, [[tenant] for tenant in service.tenants])
 
 
-def _shared_model(service: Service) -> AbstractAsyncContextManager[Deployment]:
+def _shared_model(service: ServingSetup) -> AbstractAsyncContextManager[Deployment]:
     return _full_models(service, [service.tenants])
 
 
 @asynccontextmanager
-async def _llama_cpp(service: Service) -> AsyncIterator[Deployment]:
+async def _llama_cpp(service: ServingSetup) -> AsyncIterator[Deployment]:
     assert service.llama_server is not None
     gguf = service.partition.parent / "model.gguf"
     cache_tokens = service.cache_tokens * len(service.tenants)
@@ -132,7 +132,7 @@ async def _llama_cpp(service: Service) -> AsyncIterator[Deployment]:
 
 @asynccontextmanager
 async def _control_planes(
-    service: Service,
+    service: ServingSetup,
     folder: Path,
     groups: Sequence[Sequence[str]],
     idle_timeout: float,
@@ -161,18 +161,18 @@ async def _control_planes(
         yield Deployment(endpoints, roots, control_planes, weights(folder))
 
 
-def _local(service: Service) -> AbstractAsyncContextManager[Deployment]:
+def _local(service: ServingSetup) -> AbstractAsyncContextManager[Deployment]:
     # Its one server with all experts is always there.
     groups = [[tenant] for tenant in service.tenants]
     return _control_planes(service, service.one_function, groups, NEVER_IDLE)
 
 
-def _shared(service: Service) -> AbstractAsyncContextManager[Deployment]:
+def _shared(service: ServingSetup) -> AbstractAsyncContextManager[Deployment]:
     options = service.idle_timeout, service.memory_budget
     return _control_planes(service, service.partition, [service.tenants], *options)
 
 
-def _private(service: Service) -> AbstractAsyncContextManager[Deployment]:
+def _private(service: ServingSetup) -> AbstractAsyncContextManager[Deployment]:
     groups = [[tenant] for tenant in service.tenants]
     return _control_planes(service, service.partition, groups, service.idle_timeout)
 

@@ -1,12 +1,13 @@
 """Sequences of several tenants, generated at once: when tokens come, and what is read from disk for them."""
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from bench.support.open_server import OpenServer
-from bench.support.requests import Timing
+from bench.support.requests import StreamTiming
 from bench.support.scrape import Scrape
 
 TENANTS = 6
@@ -19,7 +20,7 @@ STEPS, STEP_SECONDS = "faasmoe:steps_total", "faasmoe:step_seconds_total"
 class Decoding:
     """One round. What was read is counted from the moment when every sequence has its first token."""
 
-    timings: Sequence[Timing]
+    timings: Sequence[StreamTiming]
     expert_bytes_per_token: float
     """Read from disk, as the server counts."""
     disk_bytes_per_token: float
@@ -96,3 +97,32 @@ class _Reading:
     async def now(cls, server: OpenServer, progress: _Progress) -> "_Reading":
         tokens = sum(progress.tokens)
         return cls(tokens, await server.metrics(), await server.disk_bytes())
+
+
+@dataclass(frozen=True)
+class DecodeSpeed:
+    """Tokens per second of all sequences together, from when each has a token to when the first ends."""
+
+    whole: float
+    first_half: float
+    second_half: float
+
+
+def decode_speed(timings: Sequence[StreamTiming]) -> DecodeSpeed:
+    """Of answers that were generated at once; the halves are of as many tokens. ValueError for too few."""
+    begin = max(timing.tokens[0] for timing in timings)
+    end = min(timing.tokens[-1] for timing in timings)
+    moments = sorted(moment for timing in timings for moment in timing.tokens if begin < moment <= end)
+    if len(moments) < 2 * len(timings):
+        raise ValueError("the answers did not overlap for two tokens each")
+    middle = moments[len(moments) // 2 - 1]
+    half = bisect_right(moments, middle)
+    return DecodeSpeed(
+        len(moments) / (end - begin), half / (middle - begin), (len(moments) - half) / (end - middle)
+    )
+
+
+def prefill_speed(timings: Sequence[StreamTiming], prompt_tokens: int) -> float:
+    """Prompt tokens per second of all sequences, until the last of them has its first token."""
+    seconds = max(timing.tokens[0] for timing in timings) - min(timing.sent for timing in timings)
+    return len(timings) * prompt_tokens / seconds

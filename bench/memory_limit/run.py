@@ -15,20 +15,20 @@ from pathlib import Path
 
 import click
 
-from bench.memory_limit import parts
+from bench.memory_limit import scenarios
 from bench.memory_limit.bandwidth import disk_bandwidth, memory_bandwidth
-from bench.memory_limit.llama_limit import Llama
-from bench.memory_limit.parts import LLAMA, TITLES, Part
+from bench.memory_limit.faasmoe import DecodeLoad, LimitedFaaSMoE
+from bench.memory_limit.llama_cpp import LimitedLlamaCpp
 from bench.memory_limit.results import Machine, Result, Results
-from bench.memory_limit.served_limit import Load, ServedLimit
-from bench.memory_limit.weights import StepWeights
+from bench.memory_limit.scenarios import LLAMA, TITLES, Scenario
+from bench.memory_limit.step_weights import StepWeights
 from bench.support.failures import FAILURES, reasons
 from control_plane.cli.options import Listed
 from control_plane.errors import FaaSMoEError
 from control_plane.signals import sigterm_exits
 
 ROOT = Path(__file__).parents[2]
-LIMITS = f"{parts.NO_LIMIT},16GB,8GB,5GB"
+LIMITS = f"{scenarios.NO_LIMIT},16GB,8GB,5GB"
 SHAPE = ["--shape", "qwen1.5-moe-a2.7b", "--router-skew", "1.0", "--dtype", "int8", "--dense-dtype", "int8"]
 GRANULARITY = ["--experts-per-function", "60", "--layers-per-function", "2"]
 """Twelve functions."""
@@ -40,10 +40,10 @@ class Bench:
 
     partition: Path
     weights: StepWeights
-    llama: Llama
-    load: Load
+    llama: LimitedLlamaCpp
+    load: DecodeLoad
 
-    async def run(self, to_measure: Sequence[Part], results: Results) -> None:
+    async def run(self, to_measure: Sequence[Scenario], results: Results) -> None:
         """Each result is kept as soon as it is there. Those of a part that fails tell why."""
         blocks = sorted((self.partition / "blocks").iterdir())
         machine = Machine(0.0, 0.0)
@@ -65,10 +65,10 @@ class Bench:
                 click.echo(f"  {problem}", err=True)
                 results.add(part.result(count, problem=problem) for count in missing)
 
-    def _measure(self, part: Part, machine: Machine) -> AsyncGenerator[Result, None]:
+    def _measure(self, part: Scenario, machine: Machine) -> AsyncGenerator[Result, None]:
         if part.system == LLAMA:
             return self.llama.measure(part, self.load.output_tokens)
-        return ServedLimit(self.partition, part).measure(self.load, self.weights, machine)
+        return LimitedFaaSMoE(self.partition, part).measure(self.load, self.weights, machine)
 
 
 def make_partition(folder: Path) -> None:
@@ -90,9 +90,11 @@ def make_partition(folder: Path) -> None:
 
 @click.command()
 @click.argument("partition", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--limits", type=Listed(parts.read_limit), default=LIMITS, show_default=True, help="Of memory.")
 @click.option(
-    "--only", type=Listed(parts.read_system), default=",".join(TITLES), show_default=True, help="Systems."
+    "--limits", type=Listed(scenarios.read_limit), default=LIMITS, show_default=True, help="Of memory."
+)
+@click.option(
+    "--only", type=Listed(scenarios.read_system), default=",".join(TITLES), show_default=True, help="Systems."
 )
 @click.option("--sequences", type=Listed(int), help="At once.  [default: 1,6; without a limit 32, too]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians are shown.")
@@ -105,7 +107,7 @@ def make_partition(folder: Path) -> None:
 @click.option(
     "--gguf",
     type=click.Path(path_type=Path),
-    help="The same shape for llama.cpp, by bench.memory_limit.llama_cpp.",
+    help="The same shape for llama.cpp, by bench.memory_limit.llama_cpp_process.",
 )
 @click.option(
     "--llama-python", default=sys.executable, help="A Python that has llama_cpp.  [default: this one]"
@@ -134,8 +136,8 @@ def main(
 
     A PARTITION that is not there is made first, with the shape of Qwen1.5-MoE-A2.7B: 16 GB of random weights.
     """
-    llama = Llama(llama_python, gguf)
-    to_measure = parts.plan(limits, only, sequences)
+    llama = LimitedLlamaCpp(llama_python, gguf)
+    to_measure = scenarios.plan(limits, only, sequences)
     if LLAMA in only and (absence := llama.absence()):
         click.echo(f"without llama.cpp: {absence}")
         to_measure = [part for part in to_measure if part.system != LLAMA]
@@ -143,7 +145,7 @@ def main(
         results = Results(file)
         if not partition.exists():
             make_partition(partition)
-        bench = Bench(partition, StepWeights.of(partition, profile), llama, Load(rounds, output_tokens))
+        bench = Bench(partition, StepWeights.of(partition, profile), llama, DecodeLoad(rounds, output_tokens))
         with sigterm_exits():
             asyncio.run(bench.run(to_measure, results))
     except FaaSMoEError as error:

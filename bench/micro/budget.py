@@ -53,7 +53,7 @@ class Pause:
 
 
 @dataclass
-class Run:
+class BudgetRun:
     """What was seen."""
 
     budget: int
@@ -103,7 +103,7 @@ def verdict(held: bool, aim: str) -> str:
     return f"met (at most {aim})" if held else f"MISSED (at most {aim})"
 
 
-async def bench(folder: Path, budget: int, minutes: float) -> Run:
+async def bench(folder: Path, budget: int, minutes: float) -> BudgetRun:
     """Serve the partition within the budget, and keep it busy and idle in turn. Raises `FaaSMoEError`."""
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     options = ["--memory-budget", str(budget), "--idle-timeout", f"{IDLE_SECONDS:.0f}s"]
@@ -114,7 +114,7 @@ async def bench(folder: Path, budget: int, minutes: float) -> Run:
         server = OpenServer(client, url, vocab_size, ProcessTree(pid))
         load = MixedLoad(server)
         with sampled(server.tree, SAMPLE_SECONDS) as samples:
-            run = Run(budget, samples)
+            run = BudgetRun(budget, samples)
             end = time.monotonic() + 60 * minutes
             while not run.pauses or time.monotonic() < end:
                 await load.run(min(BUSY_SECONDS, 60 * minutes))

@@ -35,7 +35,7 @@ FLOOD, MODEST = "flood", "modest"
 
 
 @dataclass
-class Service:
+class ServiceCounter:
     """What a tenant has had, as its client sees it: prompt tokens and twice the generated ones."""
 
     total: float = 0.0
@@ -52,7 +52,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Load:
+class TenantLoad:
     """Requests of one kind."""
 
     client: aiohttp.ClientSession
@@ -61,7 +61,9 @@ class Load:
     prompt_tokens: int
     output_tokens: int
 
-    async def ask(self, tenant: str, seed: int, service: Service | None = None) -> requests.Timing:
+    async def ask(
+        self, tenant: str, seed: int, service: ServiceCounter | None = None
+    ) -> requests.StreamTiming:
         """One request."""
         prompt = requests.random_prompt(self.prompt_tokens, seed, self.vocab_size)
         costs = itertools.chain([PROMPT_COST * self.prompt_tokens], itertools.repeat(OUTPUT_COST))
@@ -70,14 +72,14 @@ class Load:
             self.client, self.server.url, self.server.keys[tenant], prompt, self.output_tokens, on_token
         )
 
-    async def keep_asking(self, tenant: str, service: Service | None, seeds: Iterator[int]) -> None:
+    async def keep_asking(self, tenant: str, service: ServiceCounter | None, seeds: Iterator[int]) -> None:
         """One request after the other, until cancelled."""
         for seed in seeds:
             await self.ask(tenant, seed, service)
 
     @asynccontextmanager
     async def backlog(
-        self, tenant: str, requests_at_once: int, service: Service | None = None
+        self, tenant: str, requests_at_once: int, service: ServiceCounter | None = None
     ) -> AsyncIterator[None]:
         """Keep so many requests on the server for as long as the context lasts."""
         seeds = itertools.count(1_000_000)
@@ -92,9 +94,9 @@ class Load:
                     task.cancel()
 
 
-async def share_service(load: Load, seconds: float) -> tuple[Service, Service, float]:
+async def share_service(load: TenantLoad, seconds: float) -> tuple[ServiceCounter, ServiceCounter, float]:
     """Both tenants want more than half, the flood ten times as much: what each gets, and the widest gap."""
-    flood, modest = Service(), Service()
+    flood, modest = ServiceCounter(), ServiceCounter()
     started = time.perf_counter()
     async with (
         load.backlog(FLOOD, FLOOD_AT_ONCE, flood),
@@ -108,7 +110,7 @@ async def share_service(load: Load, seconds: float) -> tuple[Service, Service, f
     return flood, modest, max(gaps) - min(gaps)
 
 
-async def first_tokens(load: Load, flood: Load | None, count: int) -> list[float]:
+async def first_tokens(load: TenantLoad, flood: TenantLoad | None, count: int) -> list[float]:
     """Times to first token of the modest tenant, which asks for less than its share."""
     if flood is None:
         return await _first_tokens(load, count)
@@ -117,7 +119,7 @@ async def first_tokens(load: Load, flood: Load | None, count: int) -> list[float
         return await _first_tokens(load, count)
 
 
-async def _first_tokens(load: Load, count: int) -> list[float]:
+async def _first_tokens(load: TenantLoad, count: int) -> list[float]:
     """Of as many requests as fit into the time, but not of too few to tell."""
     times: list[float] = []
     deadline = time.perf_counter() + MEASURED_SECONDS
@@ -150,7 +152,7 @@ async def bench(model: Path, seconds: float, count: int) -> None:
             "max_batch_tokens": MAX_BATCH_TOKENS,
         }
         async with served_model(model, [FLOOD, MODEST], settings) as server, requests.session() as client:
-            load = partial(Load, client, server, vocab_size)
+            load = partial(TenantLoad, client, server, vocab_size)
             flood, modest, gap = await share_service(load(64, 32), seconds)
             shared.append(
                 [name, f"{flood.total:.0f}", f"{modest.total:.0f}", f"{gap:.0f}", f"{bound(64, 32):.0f}"]

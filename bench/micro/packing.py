@@ -50,14 +50,14 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PackingResult:
     """Of all the traffic."""
 
     calls_per_token: float
     held: Held
 
 
-async def measure(folder: Path, traffic: Traffic) -> Outcome:
+async def measure(folder: Path, traffic: Traffic) -> PackingResult:
     """Ask all prompts of a server of this partition. Raises `FaaSMoEError`."""
     settings = {"idle_timeout": traffic.idle_timeout}
     async with processes.up(folder, settings) as (_, url), Client.connect(URL(url)) as client:
@@ -71,7 +71,7 @@ async def measure(folder: Path, traffic: Traffic) -> Outcome:
             sampling.cancel()
     calls = sum(usage["experts"]["invocations"] for usage in usages)
     # A prompt is one step, which brings the first token.
-    return Outcome(calls / sum(usage["completion_tokens"] for usage in usages), _held(reports))
+    return PackingResult(calls / sum(usage["completion_tokens"] for usage in usages), _held(reports))
 
 
 async def _usage(client: Client, traffic: Traffic, text: str, number: int) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def read_granularity(text: str) -> Granularity:
         raise click.BadParameter(f"{text!r} is not EXPERTSxLAYERS") from None
 
 
-def row(granularity: Granularity, functions: int, packed: bool, outcome: Outcome) -> list[str]:
+def row(granularity: Granularity, functions: int, packed: bool, outcome: PackingResult) -> list[str]:
     """One line of the table."""
     return [
         f"{granularity.experts_per_function} x {granularity.layers_per_function}",

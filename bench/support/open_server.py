@@ -27,7 +27,7 @@ class OpenServer:
         output_tokens: int,
         seed: int,
         on_token: Callable[[], None] = lambda: None,
-    ) -> requests.Timing:
+    ) -> requests.StreamTiming:
         """One request, whose prompt and answer follow from the seed."""
         prompt = requests.random_prompt(prompt_tokens, seed, self.vocab_size)
         return await requests.stream(

@@ -15,7 +15,7 @@ REQUEST_SECONDS = 600.0
 
 
 @dataclass
-class Timing:
+class StreamTiming:
     """What the client of one streamed answer saw; seconds of time.perf_counter()."""
 
     sent: float
@@ -56,7 +56,7 @@ async def stream(
     user: str | None = None,
     seed: int | None = None,
     tell_tokens: Sequence[str] = (),
-) -> Timing:
+) -> StreamTiming:
     """Have exactly `max_tokens` generated. Raises `FaaSMoEError` when the server refuses or falls short.
 
     `tell_tokens` are fields that have the server tell tokens' ids.
@@ -73,7 +73,7 @@ async def stream(
         "stream": True,
         **dict.fromkeys(tell_tokens, True),
     }
-    timing = Timing(time.perf_counter())
+    timing = StreamTiming(time.perf_counter())
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with client.post(f"{url}/v1/completions", json=body, headers=headers) as answer:
         if answer.status != 200:

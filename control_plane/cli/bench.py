@@ -120,7 +120,7 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
     """
     from bench.comparison.progress import Progress
     from bench.comparison.report.report import write_report
-    from bench.comparison.run import Settings, begin
+    from bench.comparison.run import RunSettings, begin
     from bench.comparison.run import resume as go_on
 
     if resume:
@@ -135,7 +135,7 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
                 options["model"] = str(options["model"]) if options["model"] else None
                 options["tasks"] = str(options["tasks"]) if options["tasks"] else None
                 options["llama_server"] = options["llama_server"] or _installed("llama-server")
-                begin(Settings(**options), folder, progress)
+                begin(RunSettings(**options), folder, progress)
     except KeyboardInterrupt:
         click.echo(f"stopped; `faasmoe bench run --resume {folder}` goes on", err=True)
         ctx.exit(130)

@@ -1,10 +1,10 @@
 """Results of a comparison, small enough to compute by hand."""
 
-from bench.comparison.recording import Calls, Measured, Run
-from bench.comparison.replay import Outcome
+from bench.comparison.recording import Calls, RunDescription, StrategyResult
+from bench.comparison.replay import RequestOutcome
 from bench.comparison.resources import Moment
 
-RUN = Run(
+RUN = RunDescription(
     workload="2 rounds",
     model="random weights",
     num_requests=2,
@@ -31,9 +31,9 @@ def moment(seconds: float, cpu: float, gigabytes: float, functions: int = 0, sta
     )
 
 
-def outcome(tenant: str, tokens: list[float], error: str = "") -> Outcome:
+def outcome(tenant: str, tokens: list[float], error: str = "") -> RequestOutcome:
     """Due at one second, asked a little later."""
-    return Outcome(tenant, 0, 1.0, 1.01, 30, 4, tokens, max([*tokens, 1.5]), error)
+    return RequestOutcome(tenant, 0, 1.0, 1.01, 30, 4, tokens, max([*tokens, 1.5]), error)
 
 
 def measured(
@@ -44,11 +44,11 @@ def measured(
     functions: int = 0,
     size: int | None = None,
     problem: str = "",
-) -> Measured:
+) -> StrategyResult:
     """Four seconds with six tokens of two tenants; the memory is the same all the time."""
     if problem:
-        return Measured(strategy, strategy.title(), size, problem=problem, needs_bytes=30_000_000_000)
-    return Measured(
+        return StrategyResult(strategy, strategy.title(), size, problem=problem, needs_bytes=30_000_000_000)
+    return StrategyResult(
         strategy,
         strategy.title(),
         size,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bench.comparison.recording import Measured, Recording
+from bench.comparison.recording import Recording, StrategyResult
 from bench.comparison.report.tables import Figures, figures, in_order
 from bench.comparison.strategies import ROLES
 
@@ -107,14 +107,14 @@ def memory(recording: Recording, found: dict[str, Figures]) -> Figure:
     return figure
 
 
-def _stack(axes: Axes, measured: Measured) -> None:
+def _stack(axes: Axes, measured: StrategyResult) -> None:
     times = [moment.seconds - measured.moments[0].seconds for moment in measured.moments]
     roles = [role for role in ROLES if any(moment.memory_bytes.get(role) for moment in measured.moments)]
     sizes = [[moment.memory_bytes.get(role, 0) / 1e9 for moment in measured.moments] for role in roles]
     axes.stackplot(times, sizes, labels=roles, colors=[COLOURS[role] for role in roles])
 
 
-def _requests(axes: Axes, measured: Measured, tenants: Sequence[str]) -> None:
+def _requests(axes: Axes, measured: StrategyResult, tenants: Sequence[str]) -> None:
     for row, tenant in enumerate(tenants):
         spans = [
             (outcome.arrival, outcome.ended - outcome.arrival)
@@ -126,7 +126,7 @@ def _requests(axes: Axes, measured: Measured, tenants: Sequence[str]) -> None:
     axes.invert_yaxis()
 
 
-def granularity(sizes: Sequence[Measured]) -> Figure:
+def granularity(sizes: Sequence[StrategyResult]) -> Figure:
     """What the size of functions changes."""
     counts = [measured.experts_per_function or 0 for measured in sizes]
     found = [Figures(measured, 1) for measured in sizes]
@@ -149,6 +149,6 @@ def granularity(sizes: Sequence[Measured]) -> Figure:
     return figure
 
 
-def mean_memory(measured: Measured, role: str) -> float:
+def mean_memory(measured: StrategyResult, role: str) -> float:
     """Bytes of a role, over the samples of the replay."""
     return float(np.mean([moment.memory_bytes.get(role, 0) for moment in measured.moments]))

@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bench.comparison.recording import Measured, Recording
+from bench.comparison.recording import Recording, StrategyResult
 from bench.comparison.resources import Bill, Moment, bill
 from bench.comparison.strategies import FUNCTION, ROLES, STRATEGIES
 
@@ -41,7 +41,7 @@ class Table:
 class Figures:
     """What a strategy's recording amounts to."""
 
-    measured: Measured
+    measured: StrategyResult
     tenants: int
 
     @cached_property
@@ -107,7 +107,7 @@ def figures(recording: Recording) -> dict[str, Figures]:
     }
 
 
-def in_order(recording: Recording) -> list[Measured]:
+def in_order(recording: Recording) -> list[StrategyResult]:
     """As strategies are listed, and by the size of functions."""
     names = list(STRATEGIES)
     return sorted(
@@ -264,7 +264,7 @@ def by_tenant(recording: Recording, found: dict[str, Figures]) -> Table:
     for one in found.values():
         for tenant in recording.run.tenants:
             outcomes = [outcome for outcome in one.measured.outcomes if outcome.tenant == tenant]
-            of_tenant = Figures(Measured("", "", outcomes=outcomes), 1)
+            of_tenant = Figures(StrategyResult("", "", outcomes=outcomes), 1)
             rows.append(
                 [
                     one.measured.title,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.comparison.workload.workload import Request
+from bench.comparison.workload.workload import WorkloadRequest
 from control_plane.errors import ConfigError
 
 KINDS = ("bbh", "poisson", "bursty")
@@ -47,7 +47,7 @@ def make(
     rounds: int,
     output_tokens: int,
     seed: int,
-) -> list[Request]:
+) -> list[WorkloadRequest]:
     """The one of KINDS, which takes of the rest what it needs. Raises `ConfigError`."""
     if kind in ARRIVALS:
         requests = ARRIVALS[kind](names, rate, duration, seed)
@@ -59,7 +59,9 @@ def make(
     return bbh(tasks, names, rounds, output_tokens, seed)
 
 
-def bbh(folder: Path, names: Sequence[str], rounds: int, output_tokens: int, seed: int) -> list[Request]:
+def bbh(
+    folder: Path, names: Sequence[str], rounds: int, output_tokens: int, seed: int
+) -> list[WorkloadRequest]:
     """Rounds in which each tenant asks one example of each of five tasks, all at once.
 
     `folder` has the tasks' JSON files. Raises `ConfigError`.
@@ -67,19 +69,21 @@ def bbh(folder: Path, names: Sequence[str], rounds: int, output_tokens: int, see
     tasks = read_tasks(folder)
     generator = random.Random(seed)
     return [
-        Request(name, 0.0, output_tokens, prompt=generator.choice(tasks[task]), round=number)
+        WorkloadRequest(name, 0.0, output_tokens, prompt=generator.choice(tasks[task]), round=number)
         for number in range(rounds)
         for name in names
         for task in generator.sample(sorted(tasks), min(TASKS_PER_TENANT, len(tasks)))
     ]
 
 
-def rounds_like_bbh(names: Sequence[str], rounds: int, output_tokens: int, seed: int) -> list[Request]:
+def rounds_like_bbh(
+    names: Sequence[str], rounds: int, output_tokens: int, seed: int
+) -> list[WorkloadRequest]:
     """The same without the tasks: random tokens, as many as their questions have (in tokens, about 40)."""
     generator = random.Random(seed)
     lengths = Lengths(prompt_median=40, prompt_most=160)
     return [
-        Request(name, 0.0, output_tokens, prompt_tokens=lengths.draw(generator)[0], round=number)
+        WorkloadRequest(name, 0.0, output_tokens, prompt_tokens=lengths.draw(generator)[0], round=number)
         for number in range(rounds)
         for name in names
         for _ in range(TASKS_PER_TENANT)
@@ -104,7 +108,7 @@ def read_tasks(folder: Path) -> dict[str, list[str]]:
 
 def poisson(
     names: Sequence[str], rate: float, seconds: float, seed: int, lengths: Lengths | None = None
-) -> list[Request]:
+) -> list[WorkloadRequest]:
     """Each tenant asks at random, `rate` / number of tenants times a second."""
     generator = random.Random(seed)
     arrivals = [
@@ -121,7 +125,7 @@ def bursty(
     busy_seconds: float = 10.0,
     idle_seconds: float = 230.0,
     lengths: Lengths | None = None,
-) -> list[Request]:
+) -> list[WorkloadRequest]:
     """Each tenant is busy, then silent, for random times of those means; `rate` is that of all, over time.
 
     A tenant that is busy asks as much faster as it is silent longer. By default one asks for ten
@@ -140,7 +144,7 @@ def bursty(
     return _requests(arrivals, generator, lengths or Lengths())
 
 
-ARRIVALS: Mapping[str, Callable[[Sequence[str], float, float, int], list[Request]]] = {
+ARRIVALS: Mapping[str, Callable[[Sequence[str], float, float, int], list[WorkloadRequest]]] = {
     "poisson": poisson,
     "bursty": bursty,
 }
@@ -156,9 +160,9 @@ def _arrivals(generator: random.Random, rate: float, start: float, end: float) -
 
 def _requests(
     arrivals: Sequence[tuple[float, str]], generator: random.Random, lengths: Lengths
-) -> list[Request]:
+) -> list[WorkloadRequest]:
     requests = []
     for arrival, name in sorted(arrivals):
         prompt_tokens, output_tokens = lengths.draw(generator)
-        requests.append(Request(name, round(arrival, 4), output_tokens, prompt_tokens=prompt_tokens))
+        requests.append(WorkloadRequest(name, round(arrival, 4), output_tokens, prompt_tokens=prompt_tokens))
     return requests

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.comparison.workload.workload import Request
+from bench.comparison.workload.workload import WorkloadRequest
 from control_plane.errors import ConfigError
 
 
@@ -49,7 +49,7 @@ class Conversion:
     seconds: float = float("inf")
     """How much of it, after that."""
 
-    def requests(self, file: Path, columns: Columns) -> list[Request]:
+    def requests(self, file: Path, columns: Columns) -> list[WorkloadRequest]:
         """Raises `ConfigError`, which names the line. What generated nothing (it failed) is left out."""
         generator = random.Random(self.seed)
         shares = [1 / rank for rank in range(1, len(self.tenants) + 1)]
@@ -63,7 +63,7 @@ class Conversion:
             (tenant,) = generator.choices(self.tenants, shares)
             if prompt_tokens and output_tokens:
                 requests.append(
-                    Request(
+                    WorkloadRequest(
                         tenant,
                         round(arrival, 4),
                         max(round(output_tokens * self.scale), 1),

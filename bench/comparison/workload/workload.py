@@ -11,7 +11,7 @@ from control_plane.files import read_lines
 
 
 @dataclass(frozen=True)
-class Request:
+class WorkloadRequest:
     """What one tenant asks for: an answer of so many tokens to a prompt."""
 
     tenant: str
@@ -36,7 +36,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _NEEDED = frozenset({"tenant", "arrival", "output_tokens"})
 
 
-def write(file: Path, requests: Sequence[Request]) -> None:
+def write(file: Path, requests: Sequence[WorkloadRequest]) -> None:
     """Write them as `read` reads them; what is not told is left out."""
     lines = (
         json.dumps({name: value for name, value in asdict(request).items() if value is not None})
@@ -46,9 +46,9 @@ def write(file: Path, requests: Sequence[Request]) -> None:
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def read(file: Path) -> list[Request]:
+def read(file: Path) -> list[WorkloadRequest]:
     """The requests of a file. Raises `ConfigError`, which names the line, for one that is none."""
-    requests: list[Request] = []
+    requests: list[WorkloadRequest] = []
     for where, line in read_lines(file):
         try:
             requests.append(_request(json.loads(line)))
@@ -63,7 +63,7 @@ def read(file: Path) -> list[Request]:
     return requests
 
 
-def _request(entry: Any) -> Request:
+def _request(entry: Any) -> WorkloadRequest:
     """Raises ValueError."""
     if not isinstance(entry, dict):
         raise ValueError("expected an object")
@@ -74,7 +74,7 @@ def _request(entry: Any) -> Request:
     for name, value in entry.items():
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
             raise ValueError(f"{name!r} is {value!r}, which is no {_TYPES[name][-1].__name__}")
-    request = Request(**entry)
+    request = WorkloadRequest(**entry)
     if not request.tenant:
         raise ValueError("'tenant' is empty")
     if (request.prompt is None) == (request.prompt_tokens is None):
@@ -90,7 +90,7 @@ def _request(entry: Any) -> Request:
     return request
 
 
-def _check_order(earlier: Request, later: Request) -> None:
+def _check_order(earlier: WorkloadRequest, later: WorkloadRequest) -> None:
     """Raises ValueError."""
     if later.round < earlier.round:
         raise ValueError(f"round {later.round} comes after round {earlier.round}")

@@ -11,15 +11,15 @@ from aiohttp import web
 
 from bench.comparison import comparison, greedy, run, strategies
 from bench.comparison.comparison import ProgressListener
-from bench.comparison.recording import Measured, Recording
+from bench.comparison.recording import Recording, StrategyResult
 from bench.comparison.replay import Endpoint
-from bench.comparison.run import Settings
-from bench.comparison.strategies import Deployment, Service, Strategy
+from bench.comparison.run import RunSettings
+from bench.comparison.strategies import Deployment, ServingSetup, Strategy
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.http import serving
 from tests.support.paths import DEMO_MODEL
 
-SETTINGS = Settings(
+SETTINGS = RunSettings(
     strategies=["all"],
     shape="",
     model=str(DEMO_MODEL),
@@ -53,13 +53,13 @@ class Lines(ProgressListener):
 
 
 @asynccontextmanager
-async def crashing(service: Service) -> AsyncIterator[Deployment]:
+async def crashing(service: ServingSetup) -> AsyncIterator[Deployment]:
     raise FaaSMoEError("it fell over")
     yield
 
 
 @asynccontextmanager
-async def babbling(service: Service) -> AsyncIterator[Deployment]:
+async def babbling(service: ServingSetup) -> AsyncIterator[Deployment]:
     """Answers each prompt with the same tokens."""
 
     async def complete(request: web.Request) -> web.Response:
@@ -153,7 +153,11 @@ def test_what_is_measured_besides_has_its_own_names() -> None:
         "FaaSMoE-Shared, within 1.6 GB",
         "FaaSMoE-Shared, 6 experts a function",
     ]
-    keys = [Measured("s").key, Measured("s", memory_budget=1_600_000_000).key, Measured("s", "", 6).key]
+    keys = [
+        StrategyResult("s").key,
+        StrategyResult("s", memory_budget=1_600_000_000).key,
+        StrategyResult("s", "", 6).key,
+    ]
     assert keys == ["s", "s-within-1600MB", "s-6"]
 
 

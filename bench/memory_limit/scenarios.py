@@ -17,7 +17,7 @@ SEQUENCES_WITHOUT_LIMIT = (1, 6, 32)
 
 
 @dataclass(frozen=True)
-class Part:
+class Scenario:
     """One system under one limit, with these numbers of sequences at once."""
 
     system: str
@@ -35,7 +35,7 @@ class Part:
         return Result(self.limit, TITLES[self.system], sequences, **figures)
 
 
-def plan(limits: Sequence[str], systems: Sequence[str], sequences: tuple[int, ...] | None) -> list[Part]:
+def plan(limits: Sequence[str], systems: Sequence[str], sequences: tuple[int, ...] | None) -> list[Scenario]:
     """What to measure. Without prefetch only under limits, and one sequence if not asked for others."""
     parts = []
     for limit in limits:
@@ -44,7 +44,7 @@ def plan(limits: Sequence[str], systems: Sequence[str], sequences: tuple[int, ..
             if system == NO_PREFETCH:
                 usual = () if limit == NO_LIMIT else (1,)
             if usual:
-                parts.append(Part(system, limit, sequences or usual))
+                parts.append(Scenario(system, limit, sequences or usual))
     return parts
 
 

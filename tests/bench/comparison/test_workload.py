@@ -9,7 +9,7 @@ import pytest
 
 from bench.comparison.workload.generators import Lengths, bbh, bursty, poisson, tenants
 from bench.comparison.workload.traces import TRACES, Conversion
-from bench.comparison.workload.workload import Request, read, write
+from bench.comparison.workload.workload import WorkloadRequest, read, write
 from control_plane.errors import ConfigError
 
 NAMES = tenants(6)
@@ -29,9 +29,9 @@ def tasks(tmp_path: Path) -> Path:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     requests = [
-        Request("a", 0.0, 3, prompt="Ein Bär, 熊?\nYes"),
-        Request("b", 0.25, 7, prompt_tokens=12),
-        Request("a", 0.0, 1, prompt_tokens=1, round=1),
+        WorkloadRequest("a", 0.0, 3, prompt="Ein Bär, 熊?\nYes"),
+        WorkloadRequest("b", 0.25, 7, prompt_tokens=12),
+        WorkloadRequest("a", 0.0, 1, prompt_tokens=1, round=1),
     ]
     write(tmp_path / "new" / "w.jsonl", requests)
     assert read(tmp_path / "new" / "w.jsonl") == requests
@@ -124,7 +124,7 @@ def test_random_arrivals_have_their_rate_order_and_lengths(kind: type[poisson]) 
 
 
 def test_bursts_leave_tenants_silent_for_long() -> None:
-    def busy_share(requests: list[Request]) -> float:
+    def busy_share(requests: list[WorkloadRequest]) -> float:
         """Of the tenants' seconds, in how many they asked."""
         return len({(r.tenant, int(r.arrival)) for r in requests}) / (len(NAMES) * 2000)
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
-from bench.memory_limit.decoding import Decoding, decode
-from bench.memory_limit.parts import NO_PREFETCH, Part
+from bench.memory_limit.decoding import Decoding, decode, decode_speed, prefill_speed
 from bench.memory_limit.results import Machine, Result
-from bench.memory_limit.speeds import decode_speed, prefill_speed
-from bench.memory_limit.weights import StepWeights
+from bench.memory_limit.scenarios import NO_PREFETCH, Scenario
+from bench.memory_limit.step_weights import StepWeights
 from bench.support import requests
 from bench.support.cgroup import Cgroup, cgroup
 from bench.support.open_server import OpenServer
@@ -30,7 +29,7 @@ SAMPLE_SECONDS, SAMPLING_SHARE = 1.0, 0.02
 
 
 @dataclass(frozen=True)
-class Load:
+class DecodeLoad:
     """What is asked: so many rounds, for answers of so many tokens."""
 
     rounds: int
@@ -38,14 +37,14 @@ class Load:
 
 
 @dataclass(frozen=True)
-class ServedLimit:
+class LimitedFaaSMoE:
     """A partition, to be served as the part says."""
 
     partition: Path
-    part: Part
+    part: Scenario
 
     async def measure(
-        self, load: Load, weights: StepWeights, machine: Machine
+        self, load: DecodeLoad, weights: StepWeights, machine: Machine
     ) -> AsyncGenerator[Result, None]:
         """A result for each number of sequences at once, of one server that starts cold."""
         async with self._server() as (server, group):
@@ -60,7 +59,7 @@ class ServedLimit:
                 result = with_memory(result, samples, group)
                 yield with_speeds(result, rounds, weights, machine)
 
-    async def _prefill_long(self, server: OpenServer, load: Load) -> float:
+    async def _prefill_long(self, server: OpenServer, load: DecodeLoad) -> float:
         timings = [
             await server.ask("tenant-0", LONG_PROMPT, 1, seed=500 + number) for number in range(load.rounds)
         ]
