@@ -22,7 +22,7 @@ from bench.memory_limit.llama_cpp import LimitedLlamaCpp
 from bench.memory_limit.results import Machine, Result, Results
 from bench.memory_limit.scenarios import LLAMA, TITLES, Scenario
 from bench.memory_limit.step_weights import StepWeights
-from bench.support.failures import FAILURES, reasons
+from bench.support.requests import FAILURES, reasons
 from control_plane.cli.options import Listed
 from control_plane.errors import FaaSMoEError
 from control_plane.signals import sigterm_exits

@@ -120,8 +120,9 @@ def run(ctx: click.Context, output: Path | None, resume: Path | None, **options:
     """
     from bench.comparison.progress import Progress
     from bench.comparison.report.report import write_report
-    from bench.comparison.run import RunSettings, begin
+    from bench.comparison.run import begin
     from bench.comparison.run import resume as go_on
+    from bench.comparison.settings import RunSettings
 
     if resume:
         _refuse_others(ctx)

@@ -1,6 +1,6 @@
 """Results of a comparison, small enough to compute by hand."""
 
-from bench.comparison.recording import Calls, RunDescription, StrategyResult
+from bench.comparison.recording import FunctionCalls, RunDescription, StrategyResult
 from bench.comparison.replay import RequestOutcome
 from bench.comparison.resources import Moment
 
@@ -65,6 +65,6 @@ def measured(
             moment(4.0, 1.0 + cpu, gigabytes, functions, started=functions),
         ],
         idle=[moment(10.0, 7.0, 0.5), moment(12.0, 7.0, 0.5)],
-        calls=Calls(60, 240, 2.0, 5e5, 1e5, 3) if functions else None,
+        calls=FunctionCalls(60, 240, 2.0, 5e5, 1e5, 3) if functions else None,
         cached_bytes=100_000_000,
     )

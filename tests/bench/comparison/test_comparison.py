@@ -9,12 +9,14 @@ import psutil
 import pytest
 from aiohttp import web
 
-from bench.comparison import comparison, greedy, run, strategies
-from bench.comparison.comparison import ProgressListener
+from bench.comparison import comparison, greedy, run
+from bench.comparison.progress import ProgressListener
 from bench.comparison.recording import Recording, StrategyResult
 from bench.comparison.replay import Endpoint
-from bench.comparison.run import RunSettings
-from bench.comparison.strategies import Deployment, ServingSetup, Strategy
+from bench.comparison.settings import RunSettings
+from bench.comparison.strategies import strategies
+from bench.comparison.strategies.deployment import Deployment, ServingSetup
+from bench.comparison.strategies.strategies import Strategy
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.http import serving
 from tests.support.paths import DEMO_MODEL
@@ -53,13 +55,13 @@ class Lines(ProgressListener):
 
 
 @asynccontextmanager
-async def crashing(service: ServingSetup) -> AsyncIterator[Deployment]:
+async def crashing(setup: ServingSetup) -> AsyncIterator[Deployment]:
     raise FaaSMoEError("it fell over")
     yield
 
 
 @asynccontextmanager
-async def babbling(service: ServingSetup) -> AsyncIterator[Deployment]:
+async def babbling(setup: ServingSetup) -> AsyncIterator[Deployment]:
     """Answers each prompt with the same tokens."""
 
     async def complete(request: web.Request) -> web.Response:
@@ -70,7 +72,7 @@ async def babbling(service: ServingSetup) -> AsyncIterator[Deployment]:
     app.router.add_post("/v1/completions", complete)
     async with serving(app, "127.0.0.1", 0) as url:
         endpoint = Endpoint(str(url).rstrip("/"))
-        yield Deployment(dict.fromkeys(service.tenants, endpoint), [])
+        yield Deployment(dict.fromkeys(setup.tenants, endpoint), [])
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def test_a_run_measures_what_works_and_tells_what_does_not(tmp_path: Path) -> No
     folder, lines = tmp_path / "results", Lines()
     run.begin(SETTINGS, folder, lines)
     assert psutil.Process().children(recursive=True) == []
-    measured = Recording.load(folder).measured
+    measured = Recording.load(folder).results
     problems = {name: one.problem for name, one in measured.items()}
     assert problems["baseline"].startswith("does not fit: it needs 1152921504.6 GB")
     assert problems["local"] == "it fell over"
@@ -132,12 +134,12 @@ def test_a_run_goes_on_with_what_it_lacks(
     folder = tmp_path / "results"
     settings = replace(SETTINGS, strategies=["faasmoe-shared", "local"])
     run.begin(settings, folder, ProgressListener())
-    first = Recording.load(folder).measured["faasmoe-shared"]
+    first = Recording.load(folder).results["faasmoe-shared"]
     assert len(first.outcomes) == 10
     known["local"] = replace(known["local"], serve=babbling)
     lines = Lines()
     run.resume(folder, lines)
-    again = Recording.load(folder).measured
+    again = Recording.load(folder).results
     assert again["faasmoe-shared"] == first
     assert f"{first.title}: measured already" in lines.lines
     assert not again["local"].problem
@@ -167,7 +169,7 @@ def test_what_is_unknown_is_refused_before_anything_runs(tmp_path: Path) -> None
         (replace(SETTINGS, strategies=["vllm"]), "no strategy 'vllm'; there are all, baseline"),
         (replace(SETTINGS, workload="rush-hour"), "no workload 'rush-hour'"),
         (replace(SETTINGS, tasks=str(tmp_path)), "has no tasks"),
-        (replace(SETTINGS, shape="gpt-9", model=None), "invalid choice: 'gpt-9'"),
+        (replace(SETTINGS, shape="gpt-9", model=None), "no shape 'gpt-9'; there are "),
     ]:
         with pytest.raises(FaaSMoEError, match=told):
             run.begin(wrong, tmp_path / "results", ProgressListener())
@@ -180,9 +182,9 @@ def test_workloads_are_made_by_name(kind: str) -> None:
     requests = settings.requests()
     assert requests
     assert requests == settings.requests()
-    assert settings.describe()
+    assert settings.workload_description()
     # A tenant that asks for nothing is served all the same.
-    assert settings.names(requests[:1]) == ["tenant-1", "tenant-2"]
+    assert settings.tenant_names(requests[:1]) == ["tenant-1", "tenant-2"]
 
 
 def test_a_workload_from_a_file_has_its_own_tenants(tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_a_workload_from_a_file_has_its_own_tenants(tmp_path: Path) -> None:
     file.write_text('{"tenant": "a", "arrival": 0, "prompt_tokens": 3, "output_tokens": 2}\n')
     (request,) = replace(SETTINGS, workload=str(file)).requests()
     assert request.tenant == "a"
-    assert replace(SETTINGS, workload=str(file)).names([request]) == ["a"]
+    assert replace(SETTINGS, workload=str(file)).tenant_names([request]) == ["a"]
     file.write_text("{}")
     with pytest.raises(ConfigError, match="line 1"):
         replace(SETTINGS, workload=str(file)).requests()

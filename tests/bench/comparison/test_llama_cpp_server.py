@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.comparison.llama_cpp_server import llama_cpp_server
+from bench.comparison.strategies.llama_cpp_server import llama_cpp_server
 from bench.support import requests
 from control_plane.errors import FaaSMoEError, UnsupportedModel
 from tests.support.checkpoints import save_checkpoint, tiny_model
@@ -71,7 +71,7 @@ def test_it_serves_until_the_end_of_the_context(checkpoint: Path) -> None:
     async def use() -> int:
         async with served(LOADS, checkpoint) as (pid, url), requests.session() as client:
             fields = ("return_tokens", "verbose")
-            timing = await requests.stream(client, url, None, [5, 6], 3, tell_tokens=fields)
+            timing = await requests.stream(client, url, None, [5, 6], 3, token_id_fields=fields)
             assert timing.token_ids == [0, 1, 2]
             assert len(timing.tokens) == 3
             assert psutil.pid_exists(pid)

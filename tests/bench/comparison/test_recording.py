@@ -16,7 +16,7 @@ def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
     for one in (measured("baseline"), measured("faasmoe-shared", size=20), measured("local", problem="gone")):
         recording.add(one)
     assert Recording.load(recording.folder) == recording
-    assert set(recording.measured) == {"baseline", "faasmoe-shared-20", "local"}
+    assert set(recording.results) == {"baseline", "faasmoe-shared-20", "local"}
 
 
 def test_files_are_small(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_strategy_measured_again_takes_its_place(tmp_path: Path) -> None:
     recording = Recording.begin(tmp_path, RUN)
     recording.add(measured("local", problem="crashed"))
     recording.add(measured("local"))
-    assert not Recording.load(tmp_path).measured["local"].problem
+    assert not Recording.load(tmp_path).results["local"].problem
 
 
 def test_results_are_not_overwritten_by_another_run(tmp_path: Path) -> None:

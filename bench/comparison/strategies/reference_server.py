@@ -1,7 +1,7 @@
-"""What everybody has: the unsplit model in transformers, with its continuous batching, as an OpenAI server.
+"""The unsplit model in transformers, with its continuous batching, as a minimal OpenAI server.
 
-Thin on purpose. It takes token ids and streams, greedily, as many tokens as are asked for, which is what the
-comparison asks of every server.
+It does only what the comparison needs: it takes token ids, and streams the requested number of tokens,
+decoded greedily.
 """
 
 import asyncio
@@ -27,26 +27,26 @@ from control_plane.signals import serve_until_signal
 
 PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 512
-"""Of a step, as the control plane's."""
+"""Tokens of a step, the same as the control plane's default."""
 NO_TOKEN = -1
-"""As the end of a sequence: each is as long as was asked for."""
+"""The token that ends a sequence: none, so that each answer has the requested length."""
 
 
 class ReferenceServer:
-    """Answers from one model."""
+    """Answers completion requests from one model."""
 
     def __init__(self, manager: ContinuousBatchingManager) -> None:
         self._manager = manager
         self._numbers = count()
 
     def app(self) -> web.Application:
-        """The only route that is asked for."""
+        """The application, with its only route."""
         app = web.Application()
         app.router.add_post("/v1/completions", self.complete)
         return app
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """Streams an event for each token."""
+        """Stream one event for each token."""
         body = await request.json()
         number, wanted = f"cmpl-{next(self._numbers)}", body["max_tokens"]
         outputs: asyncio.Queue = asyncio.Queue()
@@ -74,8 +74,8 @@ class ReferenceServer:
         return answer
 
 
-def let_go_of_files(suffix: str = ".safetensors") -> None:
-    """Forget which pages of mapped weights have been read; those that are needed again come back as they are.
+def drop_mapped_weights(suffix: str = ".safetensors") -> None:
+    """Drop the pages of mapped weights that have been read. Pages that are needed again are read again.
 
     transformers copies experts into tensors of its own. The pages that they came from stay mapped, and would
     count as this process's memory though the kernel may take them at any time.
@@ -103,7 +103,7 @@ async def _batching(model_folder: Path, cache_tokens: int) -> AsyncIterator[Cont
             allow_block_sharing=False,
         ),
     )
-    let_go_of_files()
+    drop_mapped_weights()
     manager.start()
     try:
         yield manager
@@ -113,7 +113,7 @@ async def _batching(model_folder: Path, cache_tokens: int) -> AsyncIterator[Cont
 
 @asynccontextmanager
 async def reference_server(model_folder: Path, port: int, cache_tokens: int) -> AsyncIterator[str]:
-    """Yields its address."""
+    """Serve until the end of the context. Yields the address."""
     async with (
         _batching(model_folder, cache_tokens) as manager,
         serving(ReferenceServer(manager).app(), "127.0.0.1", port) as url,
@@ -123,9 +123,11 @@ async def reference_server(model_folder: Path, port: int, cache_tokens: int) -> 
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--port", default=0, show_default=True, help="0 takes a free one.")
-@click.option("--threads", type=click.IntRange(1), required=True, help="Of torch.")
-@click.option("--cache-tokens", type=click.IntRange(1), required=True, help="Whose keys and values fit.")
+@click.option("--port", default=0, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--threads", type=click.IntRange(1), required=True, help="Threads of torch.")
+@click.option(
+    "--cache-tokens", type=click.IntRange(1), required=True, help="Size of the KV cache, in tokens."
+)
 def main(model: Path, port: int, threads: int, cache_tokens: int) -> None:
     """Serve the unsplit MODEL in transformers."""
     disable_progress_bar()
