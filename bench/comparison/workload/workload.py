@@ -1,4 +1,4 @@
-"""Who asks for what, and when: kept as JSON lines, one for each request, in the order of their arrival."""
+"""A workload: requests of several tenants with arrival times, as JSON lines in the order of arrival."""
 
 import json
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from control_plane.files import read_lines
 
 @dataclass(frozen=True)
 class WorkloadRequest:
-    """What one tenant asks for: an answer of so many tokens to a prompt."""
+    """A tenant's request for an answer of `output_tokens` tokens."""
 
     tenant: str
     arrival: float
-    """Seconds after its round begins. It does not wait for anybody's answer."""
+    """Seconds since the round began. Arrivals do not wait for earlier answers."""
     output_tokens: int
     prompt: str | None = None
     prompt_tokens: int | None = None
-    """In the place of a prompt: random tokens, so many."""
+    """Length of a random prompt; set instead of `prompt`."""
     round: int = 0
-    """A round begins once all of the one before are answered. An open loop is one round."""
+    """A round begins when all requests of the one before are answered. An open loop is one round."""
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -37,7 +37,7 @@ _NEEDED = frozenset({"tenant", "arrival", "output_tokens"})
 
 
 def write(file: Path, requests: Sequence[WorkloadRequest]) -> None:
-    """Write them as `read` reads them; what is not told is left out."""
+    """Write a file that `read` reads. Fields that are None are left out."""
     lines = (
         json.dumps({name: value for name, value in asdict(request).items() if value is not None})
         for request in requests
@@ -47,7 +47,7 @@ def write(file: Path, requests: Sequence[WorkloadRequest]) -> None:
 
 
 def read(file: Path) -> list[WorkloadRequest]:
-    """The requests of a file. Raises `ConfigError`, which names the line, for one that is none."""
+    """Read the requests of a file. Raises `ConfigError`, which names the line."""
     requests: list[WorkloadRequest] = []
     for where, line in read_lines(file):
         try:
@@ -64,7 +64,7 @@ def read(file: Path) -> list[WorkloadRequest]:
 
 
 def _request(entry: Any) -> WorkloadRequest:
-    """Raises ValueError."""
+    """A checked request. Raises ValueError."""
     if not isinstance(entry, dict):
         raise ValueError("expected an object")
     if unknown := sorted(entry.keys() - _TYPES.keys()):
@@ -84,14 +84,14 @@ def _request(entry: Any) -> WorkloadRequest:
     least = {"arrival": 0, "output_tokens": 1, "prompt_tokens": 1, "round": 0}
     for name, bound in least.items():
         value = getattr(request, name)
-        # Not a number fails, too.
+        # Written so that NaN fails, too.
         if value is not None and not bound <= value < float("inf"):
             raise ValueError(f"{name!r} is {value}, and must be at least {bound}")
     return request
 
 
 def _check_order(earlier: WorkloadRequest, later: WorkloadRequest) -> None:
-    """Raises ValueError."""
+    """Raises ValueError if the requests are not in the order of arrival."""
     if later.round < earlier.round:
         raise ValueError(f"round {later.round} comes after round {earlier.round}")
     if later.round == earlier.round and later.arrival < earlier.arrival:

@@ -119,7 +119,7 @@ def test_random_arrivals_have_their_rate_order_and_lengths(kind: type[poisson]) 
     prompts = [request.prompt_tokens or 0 for request in requests]
     assert median(prompts) == pytest.approx(lengths.prompt_median, rel=0.1)
     assert min(prompts) >= 1
-    assert max(prompts) <= lengths.prompt_most
+    assert max(prompts) <= lengths.prompt_max
     assert kind(NAMES, 1.0, 20_000.0, seed=1) == requests
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bench.support.checkpoint import random_checkpoint
-from bench.support.gguf import BF16, F32, Q8_0, Qwen2Moe, quantize, write
+from bench.support.gguf import Qwen2Moe, write
+from bench.support.gguf_tensors import BF16, F32, Q8_0, quantize
 from bench.support.random_weights import RandomWeights
 from control_plane.partition.checkpoint.reader import Checkpoint
 from functions.kernels.bfloat16 import f32_to_bf16
