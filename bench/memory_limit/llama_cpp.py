@@ -1,4 +1,4 @@
-"""llama.cpp under one memory limit: `python -m bench.memory_limit.llama_cpp_process` in a control group."""
+"""Measures llama.cpp under one memory limit: runs llama_cpp_process.py in a control group."""
 
 import asyncio
 import json
@@ -28,33 +28,35 @@ STOP_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class LimitedLlamaCpp:
-    """A GGUF file to be run, and a Python that has llama_cpp."""
+    """A GGUF file, and a Python interpreter with llama-cpp-python."""
 
     python: str
     gguf: Path | None
 
     def absence(self) -> str:
-        """Why it cannot be run; empty when it can."""
+        """Why llama.cpp cannot be measured; empty if it can."""
         if self.gguf is None or not self.gguf.exists():
             return "there is no GGUF file (--gguf)"
         found = subprocess.run([self.python, "-c", "import llama_cpp"], capture_output=True, check=False)
         return f"{self.python} has no llama_cpp (--llama-python)" if found.returncode else ""
 
-    async def measure(self, part: Scenario, output_tokens: int) -> AsyncGenerator[Result, None]:
-        """A result for each number of sequences at once, each of a process that starts cold."""
-        for count in part.sequences:
-            result = await self._run(part, count, SHORT_PROMPT, output_tokens)
+    async def measure(self, scenario: Scenario, output_tokens: int) -> AsyncGenerator[Result, None]:
+        """A result for each number of sequences at once, each from a process that starts cold."""
+        for count in scenario.sequences:
+            result = await self._run(scenario, count, SHORT_PROMPT, output_tokens)
             if count == 1:
-                long = await self._run(part, count, LONG_PROMPT, 1)
+                long = await self._run(scenario, count, LONG_PROMPT, 1)
                 result = replace(result, prefill_long=long.prefill_short)
             yield result
 
-    async def _run(self, part: Scenario, sequences: int, prompt_tokens: int, output_tokens: int) -> Result:
+    async def _run(
+        self, scenario: Scenario, sequences: int, prompt_tokens: int, output_tokens: int
+    ) -> Result:
         command = [self.python, "-m", "bench.memory_limit.llama_cpp_process", "--gguf", str(self.gguf)]
         command += ["--sequences", str(sequences), "--prompt-tokens", str(prompt_tokens)]
         command += ["--tokens", str(output_tokens)]
         forget([self.gguf] if self.gguf else [])
-        with cgroup(part.limit_bytes) as group:
+        with cgroup(scenario.limit_bytes) as group:
             process = await asyncio.create_subprocess_exec(
                 *(group.command(command) if group else command), stdout=asyncio.subprocess.PIPE, cwd=ROOT
             )
@@ -67,11 +69,13 @@ class LimitedLlamaCpp:
                     await asyncio.wait_for(process.wait(), STOP_SECONDS)
             if process.returncode:
                 raise FaaSMoEError(f"llama.cpp has failed with {process.returncode}, see above")
-            return with_memory(with_figures(part.result(sequences), printed, output_tokens), samples, group)
+            return with_memory(
+                with_figures(scenario.result(sequences), printed, output_tokens), samples, group
+            )
 
 
 def with_figures(result: Result, printed: bytes, output_tokens: int) -> Result:
-    """The result with what the run has printed. Raises `FaaSMoEError` for anything but its JSON."""
+    """The result with the figures that the process printed. Raises `FaaSMoEError` if they are not JSON."""
     try:
         figures = json.loads(printed)
         return replace(

@@ -1,11 +1,11 @@
-"""llama.cpp on a GGUF file: how fast it reads prompts and generates, as one JSON object.
+"""Runs llama.cpp on a GGUF file, and prints its prefill and decode speed as one JSON object.
 
-    python -m bench.memory_limit.llama_cpp_process --gguf MODEL.gguf --sequences 6 --prompt-tokens 64 --tokens 64
+    python -m bench.memory_limit.llama_cpp_process --gguf MODEL.gguf --sequences 6 --tokens 64
 
-Run it with a Python that has llama-cpp-python (`pip install llama-cpp-python`); of what this project requires
-it needs only NumPy. Tokens are random instead of sampled: sampling costs nothing here.
+Run it with a Python that has llama-cpp-python (`pip install llama-cpp-python`). It uses argparse because of
+this project's requirements such a Python needs only NumPy. Tokens are random, as sampling costs little.
 
-llama.cpp's threads wait for each other in a loop: whatever else uses their cores makes it many times slower.
+llama.cpp's threads wait for each other in a busy loop. Other load on their cores makes it many times slower.
 """
 
 import argparse
@@ -22,33 +22,34 @@ from typing import Any
 
 import numpy as np
 
-from bench.support.arguments import count
-
 CONTEXT_STEP = 256
 """llama.cpp rounds a sequence's context up to this."""
 LOG_WARNING, LOG_ERROR = 3, 4
-"""Its levels of what is worth telling."""
+"""llama.cpp's log levels that are printed."""
 
 
 @dataclass(frozen=True)
 class LlamaCppSpeeds:
-    """Speeds are of all sequences together, in tokens per second; the halves are of the generated tokens."""
+    """Speeds of all sequences together, in tokens per second, and memory in bytes."""
 
     first_prefill_speed: float
-    """Of the process's first prompts; `prefill_speed` is of those after them."""
+    """Speed of the first prompts of the process."""
     prefill_speed: float
+    """Speed of the prompts after those."""
     decode_speed: float
     first_half_speed: float
+    """Speed of the first half of the generated tokens."""
     second_half_speed: float
     proportional_bytes: int
     resident_bytes: int
     read_bytes: int
-    """From disk, since the process has started."""
+    """Bytes read from disk since the process started."""
     decode_read_bytes: int
+    """Bytes read from disk while decoding."""
 
 
 class LlamaContext:
-    """A model that llama.cpp has mapped, with room for several sequences' tokens."""
+    """A model that llama.cpp has mapped, with a KV cache for several sequences."""
 
     def __init__(self, library: Any, model: Any, context: Any, batch: Any) -> None:
         self._library = library
@@ -57,7 +58,7 @@ class LlamaContext:
         self.vocab_size: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
 
     def decode(self, tokens: np.ndarray, position: int) -> float:
-        """Compute tokens [sequences, length] from a position on; returns seconds. Raises RuntimeError."""
+        """Compute tokens [sequences, length] from a position on. Returns seconds. Raises RuntimeError."""
         batch = self._batch
         batch.n_tokens = tokens.size
         for row, ((sequence, index), token) in enumerate(np.ndenumerate(tokens)):
@@ -74,7 +75,7 @@ class LlamaContext:
         return time.perf_counter() - started
 
     def clear(self) -> None:
-        """Forget all sequences."""
+        """Empty the KV cache."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
 
 
@@ -82,7 +83,7 @@ class LlamaContext:
 def opened(gguf: Path, threads: int, sequences: int, length: int) -> Iterator[LlamaContext]:
     """Map a model for sequences of up to `length` tokens.
 
-    Raises ImportError without llama_cpp, RuntimeError when llama.cpp refuses.
+    Raises ImportError without llama_cpp, RuntimeError if llama.cpp fails.
     """
     library = importlib.import_module("llama_cpp")
     log = library.llama_log_callback(_log)
@@ -91,7 +92,7 @@ def opened(gguf: Path, threads: int, sequences: int, length: int) -> Iterator[Ll
     with ExitStack() as stack:
         model_params = library.llama_model_default_params()
         model_params.load_mode = library.LLAMA_LOAD_MODE_MMAP
-        # Weights stay where they are mapped: repacked, as for AMX, they would be in memory a second time.
+        # Use the mapped weights directly: repacked ones, as for AMX, would be in memory a second time.
         model_params.use_extra_bufts = False
         model = library.llama_model_load_from_file(os.fsencode(gguf), model_params)
         if not model:
@@ -114,7 +115,7 @@ def opened(gguf: Path, threads: int, sequences: int, length: int) -> Iterator[Ll
 def measure(
     llama: LlamaContext, sequences: int, prompt_tokens: int, tokens: int, seed: int
 ) -> LlamaCppSpeeds:
-    """A prompt, then another and `tokens` generated tokens, for each of the sequences, all at once."""
+    """Compute one prompt of each sequence, then a second one and `tokens` tokens after it."""
     random = np.random.default_rng(seed)
     first_prefill = llama.decode(random.integers(llama.vocab_size, size=(sequences, prompt_tokens)), 0)
     llama.clear()
@@ -140,13 +141,13 @@ def measure(
 
 
 def read_bytes() -> int:
-    """What this process has had the disk read, page faults included."""
+    """Bytes that this process has read from disk, including page faults."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
 def smaps_rollup() -> dict[str, int]:
-    """The kernel's sums over this process's mappings, in bytes."""
+    """The kernel's sums over the mappings of this process, in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
 
@@ -163,10 +164,10 @@ def _speed(sequences: int, steps: Sequence[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--gguf", type=Path, required=True)
-    parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--sequences", type=count, default=1)
-    parser.add_argument("--prompt-tokens", type=count, default=64)
-    parser.add_argument("--tokens", type=count, default=64, help="how many each sequence generates")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--sequences", type=int, default=1)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64, help="tokens that each sequence generates")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     length = arguments.prompt_tokens + arguments.tokens

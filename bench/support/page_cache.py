@@ -14,10 +14,11 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 def forget(files: Iterable[Path]) -> None:
     """Drop the files from the page cache, and with enough rights everything else, too."""
+    # Pages that are not yet written cannot be dropped.
+    os.sync()
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    os.sync()
     with suppress(PermissionError, FileNotFoundError):
         DROP_CACHES.write_text("1")
 
