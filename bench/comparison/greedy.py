@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -63,9 +64,10 @@ def main(model: Path, threads: int) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(threads)
-    unsplit = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
+    model_class: Any = AutoModelForCausalLM
+    unsplit = model_class.from_pretrained(model, dtype="auto").eval()
     largest = 0.0
     for answer in json.load(sys.stdin):
         prompt, tokens = answer["prompt"], answer["tokens"]

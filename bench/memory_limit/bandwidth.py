@@ -32,7 +32,8 @@ def memory_bandwidth(processes: int = os.cpu_count() or 1, nbytes: int = MEMORY_
     Raises `FaaSMoEError` if that takes longer than a minute.
     """
     context = multiprocessing.get_context("spawn")
-    barrier, speeds = context.Barrier(processes), context.Queue()
+    barrier = context.Barrier(processes)
+    speeds: Queue[float] = context.Queue()
     readers = [context.Process(target=_read_memory, args=(barrier, speeds, nbytes)) for _ in range(processes)]
     for reader in readers:
         reader.start()

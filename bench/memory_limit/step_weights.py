@@ -37,7 +37,7 @@ class StepWeights:
 
     def nbytes(self, sequences: int) -> float:
         """Expected bytes of a step with one token of each sequence, which reads each expert at most once."""
-        experts = (1 - (1 - self.likelihood) ** sequences).sum()
+        experts = float((1 - (1 - self.likelihood) ** sequences).sum())
         return self.dense_bytes + experts * self.expert_nbytes
 
 
@@ -61,7 +61,7 @@ def _use(profile: Path, shape: tuple[int, int]) -> NDArray[np.float64]:
     """Use counts [layers, experts] from a file of `faasmoe profile`. Raises `ConfigError`."""
     try:
         with safe_open(profile, framework="numpy") as tensors:
-            use = tensors.get_tensor("use").astype(np.float64)
+            use: NDArray[np.float64] = tensors.get_tensor("use").astype(np.float64)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{profile} is not a profile: {error}") from error
     if use.shape != shape or (use.sum(axis=1) == 0).any():

@@ -50,7 +50,7 @@ Round = Callable[[], Awaitable[None]]
 )
 def main(rounds: int) -> None:
     """Print the latency of concurrent calls, in milliseconds."""
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-") as folder:
         asyncio.run(bench(Path(folder), rounds))
 
@@ -170,7 +170,8 @@ def _partition(folder: Path) -> Manifest:
         vocab_size=64,
         dtype="bfloat16",
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder / "model")
     return partition(folder / "model", folder / "partition", granularity=Granularity(1, 1))
 
 

@@ -86,27 +86,26 @@ def main(
     fields = SHAPES[shape] | ({"num_hidden_layers": layers} if layers else {})
     config = AutoConfig.for_model(**fields, dtype="bfloat16")
     try:
-        if out:
+        if out is not None:
             out.mkdir()
             checkpoint = random_checkpoint(config, out, seed, router_skew)
             write_weights(checkpoint.tensors, out / WEIGHTS_FILE)
-            return
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary, shape)
-            folder.mkdir()
-            checkpoint = random_checkpoint(config, folder, seed, router_skew)
-            manifest = partition(
-                checkpoint,
-                target,
-                granularity=_granularity(checkpoint, experts_per_function, layers_per_function),
-                dtype=dtype,
-                dense_dtype=dense_dtype,
-                progress=_show_progress,
-            )
+        if target is not None:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary, shape)
+                folder.mkdir()
+                checkpoint = random_checkpoint(config, folder, seed, router_skew)
+                manifest = partition(
+                    checkpoint,
+                    target,
+                    granularity=_granularity(checkpoint, experts_per_function, layers_per_function),
+                    dtype=dtype,
+                    dense_dtype=dense_dtype,
+                    progress=_show_progress,
+                )
+            click.echo("\n".join(commands.summary(manifest, target)))
     except (FaaSMoEError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    for line in commands.summary(manifest, target):
-        click.echo(line)
 
 
 def random_checkpoint(
@@ -114,7 +113,7 @@ def random_checkpoint(
 ) -> Checkpoint:
     """A checkpoint whose weights are generated when read. Writes config and tokenizer to `folder`."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -128,7 +127,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
 
 
 def random_tensors(model: PreTrainedModel, weights: RandomWeights) -> dict[str, Tensor]:

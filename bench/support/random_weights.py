@@ -105,10 +105,11 @@ class RandomWeights:
     def router_bias(self, layer: int, num_experts: int) -> NDArray[np.float64]:
         """The bias of a layer's router for each expert [experts], before normalisation."""
         ranks = 1 + np.random.default_rng([self._seed, layer]).permutation(num_experts)
-        logarithms = -self._router_skew * np.log(ranks)
+        logarithms: NDArray[np.float64] = -self._router_skew * np.log(ranks)
         middle = (logarithms.max() + logarithms.min()) / 2
         # The layer's norm shrinks the constant as the rest of the hidden state grows.
-        return (logarithms - middle) * math.sqrt(1 + _LAYER_VARIANCE * (layer + 0.5))
+        bias: NDArray[np.float64] = (logarithms - middle) * math.sqrt(1 + _LAYER_VARIANCE * (layer + 0.5))
+        return bias
 
     def _pool(self, deviation: float) -> NDArray[np.uint16]:
         if deviation not in self._pools:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -49,7 +50,7 @@ class ReferenceServer:
         """Stream one event for each token."""
         body = await request.json()
         number, wanted = f"cmpl-{next(self._numbers)}", body["max_tokens"]
-        outputs: asyncio.Queue = asyncio.Queue()
+        outputs: asyncio.Queue[Any] = asyncio.Queue()
         self._manager.register_result_handler(number, outputs.put_nowait)
         self._manager.add_request(
             body["prompt"], number, max_new_tokens=wanted, streaming=True, eos_token_id=NO_TOKEN
@@ -95,7 +96,7 @@ def _event(value: object) -> bytes:
 async def _batching(model_folder: Path, cache_tokens: int) -> AsyncIterator[ContinuousBatchingManager]:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", attn_implementation="sdpa")
     manager = model.init_continuous_batching(
-        GenerationConfig(do_sample=False, eos_token_id=NO_TOKEN),
+        GenerationConfig(do_sample=False, eos_token_id=NO_TOKEN),  # type: ignore[no-untyped-call]
         ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             num_blocks=-(-cache_tokens // PAGE_TOKENS),
@@ -130,7 +131,7 @@ async def reference_server(model_folder: Path, port: int, cache_tokens: int) -> 
 )
 def main(model: Path, port: int, threads: int, cache_tokens: int) -> None:
     """Serve the unsplit MODEL in transformers."""
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     bound_product_caches()
     torch.set_num_threads(threads)
     serve_until_signal("serving", reference_server(model, port, cache_tokens))

@@ -85,7 +85,7 @@ def rounds_like_bbh(
 ) -> list[WorkloadRequest]:
     """Rounds like those of `bbh`, with random prompts as long as its questions (about 40 tokens)."""
     generator = random.Random(seed)
-    lengths = Lengths(prompt_median=40, prompt_most=160)
+    lengths = Lengths(prompt_median=40, prompt_max=160)
     return [
         WorkloadRequest(name, 0.0, output_tokens, prompt_tokens=lengths.draw(generator)[0], round=number)
         for number in range(rounds)

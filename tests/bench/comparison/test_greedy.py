@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tokens() -> Sequence[list[int]]:
     """What the model itself generates."""
-    unsplit = tiny_model("qwen2_moe", initializer_range=0.5)
+    unsplit: Any = tiny_model("qwen2_moe", initializer_range=0.5)
     return [
         unsplit.generate(torch.tensor([prompt]), max_new_tokens=6, min_new_tokens=6, do_sample=False)[
             0, len(prompt) :

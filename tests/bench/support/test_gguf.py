@@ -1,6 +1,7 @@
 """The file for llama.cpp holds what a checkpoint of the same seed and skew holds."""
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -25,6 +26,12 @@ SIZES = {
 
 def dequantized(blocks: np.ndarray) -> np.ndarray:
     return (blocks["values"].astype(np.float32) * blocks["scale"].astype(np.float32)[:, None]).ravel()
+
+
+def field(reader: gguf.GGUFReader, name: str) -> Any:
+    found = reader.get_field(name)
+    assert found is not None
+    return found.contents()
 
 
 def test_quantized_values_are_within_half_a_step() -> None:
@@ -73,8 +80,8 @@ def test_a_checkpoint_is_written_in_bf16(tmp_path: Path, dtype: torch.dtype) -> 
 
     write(Qwen2Moe.of_checkpoint(folder), tmp_path / "model.gguf")
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    assert reader.get_field("qwen2moe.expert_count").contents() == experts
-    assert len(reader.get_field("tokenizer.ggml.tokens").contents()) == checkpoint.config["vocab_size"]
+    assert field(reader, "qwen2moe.expert_count") == experts
+    assert len(field(reader, "tokenizer.ggml.tokens")) == checkpoint.config["vocab_size"]
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     head = tensors["output.weight"]
     assert head.tensor_type == gguf.GGMLQuantizationType.BF16
