@@ -1,6 +1,7 @@
 """The report has what was measured, in the paper's units, and is made of the JSON alone."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,16 @@ def test_a_page_that_opens_by_itself(tmp_path: Path) -> None:
         assert f"<h2>{table.title}</h2>" in page
         assert table.markdown() in text
     assert all((tmp_path / image).exists() for image in re.findall(r"!\[\w+\]\((.+?)\)", text))
+
+
+def test_without_matplotlib_one_line_says_that_there_are_no_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert [file.name for file in write_report(tmp_path)] == ["report.md", "report.html"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "no plots: matplotlib is not installed (faasmoe's extra bench)"
 
 
 def test_text_is_no_markup(tmp_path: Path) -> None:
