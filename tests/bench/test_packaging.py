@@ -4,6 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
 from bench.comparison.environment import commit
 from tests.support.paths import ROOT
 
