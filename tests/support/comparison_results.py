@@ -1,4 +1,4 @@
-"""Results of a comparison, small enough to compute by hand."""
+"""Small results of a comparison, from which a test can compute the expected figures."""
 
 from bench.comparison.recording import FunctionCalls, RunDescription, StrategyResult
 from bench.comparison.replay import RequestOutcome
@@ -21,7 +21,7 @@ RUN = RunDescription(
 
 
 def moment(seconds: float, cpu: float, gigabytes: float, functions: int = 0, started: int = 0) -> Moment:
-    """One process of a model or a control plane, and some functions, of half a gigabyte each."""
+    """A sample of one control plane and some functions of 0.5 GB each."""
     return Moment(
         seconds,
         {"control plane": cpu},
@@ -32,7 +32,7 @@ def moment(seconds: float, cpu: float, gigabytes: float, functions: int = 0, sta
 
 
 def outcome(tenant: str, tokens: list[float], error: str = "") -> RequestOutcome:
-    """Due at one second, asked a little later."""
+    """A request that was due at 1 s, and sent 10 ms later."""
     return RequestOutcome(tenant, 0, 1.0, 1.01, 30, 4, tokens, max([*tokens, 1.5]), error)
 
 
@@ -45,7 +45,7 @@ def measured(
     size: int | None = None,
     problem: str = "",
 ) -> StrategyResult:
-    """Four seconds with six tokens of two tenants; the memory is the same all the time."""
+    """A strategy's result: six tokens for two tenants within four seconds, with constant memory."""
     if problem:
         return StrategyResult(strategy, strategy.title(), size, problem=problem, needs_bytes=30_000_000_000)
     return StrategyResult(

@@ -1,4 +1,4 @@
-"""Strategies run as real processes over one workload; what goes wrong with one is told, the others go on."""
+"""Strategies run as real processes under one workload. A failure of one is recorded; the others continue."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,7 +42,7 @@ SETTINGS = RunSettings(
 
 
 class Lines(ProgressListener):
-    """Keeps what a person is told."""
+    """Collects all lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -62,7 +62,7 @@ async def crashing(setup: ServingSetup) -> AsyncIterator[Deployment]:
 
 @asynccontextmanager
 async def babbling(setup: ServingSetup) -> AsyncIterator[Deployment]:
-    """Answers each prompt with the same tokens."""
+    """A server that answers each prompt with the same tokens."""
 
     async def complete(request: web.Request) -> web.Response:
         event = b'data: {"choices": [{"index": 0, "token_ids": [77]}]}\n\n'
@@ -77,14 +77,14 @@ async def babbling(setup: ServingSetup) -> AsyncIterator[Deployment]:
 
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idleness is not waited for."""
+    """Do not wait for idle functions."""
     monkeypatch.setattr(comparison, "SETTLE_SECONDS", -60.0)
     monkeypatch.setattr(comparison, "IDLE_SECONDS", 0.1)
 
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Strategy]:
-    """Strategies by name: two real ones, and some that do not work."""
+    """Strategies by name: two real ones, and three that fail in different ways."""
     real = {name: strategies.STRATEGIES[name] for name in ("shared-model", "faasmoe-private")}
     huge = replace(real["shared-model"], name="baseline", needs=lambda sizes, tenants: 1 << 60)
     crash = Strategy("local", "Crashing", crashing, lambda sizes, tenants: 0)
@@ -95,7 +95,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Strategy]:
 
 
 @pytest.mark.usefixtures("_short", "known")
-def test_a_run_measures_what_works_and_tells_what_does_not(tmp_path: Path) -> None:
+def test_a_run_measures_strategies_that_work_and_reports_those_that_fail(tmp_path: Path) -> None:
     folder, lines = tmp_path / "results", Lines()
     run.begin(SETTINGS, folder, lines)
     assert psutil.Process().children(recursive=True) == []
@@ -124,7 +124,7 @@ def test_a_run_measures_what_works_and_tells_what_does_not(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("_short")
-def test_a_run_goes_on_with_what_it_lacks(
+def test_a_resumed_run_measures_missing_strategies(
     tmp_path: Path, known: dict[str, Strategy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def no_shortfall(*_: object) -> float:
@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_what_it_lacks(
     assert not again["local"].problem
 
 
-def test_what_is_measured_besides_has_its_own_names() -> None:
+def test_function_sizes_and_budgets_have_their_own_titles_and_keys() -> None:
     settings = replace(
         SETTINGS, strategies=["faasmoe-shared"], memory_budget=1_600_000_000, experts_per_function=[6]
     )
@@ -163,15 +163,15 @@ def test_what_is_measured_besides_has_its_own_names() -> None:
     assert keys == ["s", "s-within-1600MB", "s-6"]
 
 
-def test_what_is_unknown_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    for wrong, told in [
+def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    for wrong, message in [
         (replace(SETTINGS, workload="bursty", duration=1.0), "nobody asks for anything within 1 s"),
         (replace(SETTINGS, strategies=["vllm"]), "no strategy 'vllm'; there are all, baseline"),
         (replace(SETTINGS, workload="rush-hour"), "no workload 'rush-hour'"),
         (replace(SETTINGS, tasks=str(tmp_path)), "has no tasks"),
         (replace(SETTINGS, shape="gpt-9", model=None), "no shape 'gpt-9'; there are "),
     ]:
-        with pytest.raises(FaaSMoEError, match=told):
+        with pytest.raises(FaaSMoEError, match=message):
             run.begin(wrong, tmp_path / "results", ProgressListener())
     assert not (tmp_path / "results").exists()
 
@@ -183,7 +183,7 @@ def test_workloads_are_made_by_name(kind: str) -> None:
     assert requests
     assert requests == settings.requests()
     assert settings.workload_description()
-    # A tenant that asks for nothing is served all the same.
+    # A tenant without requests is served nevertheless.
     assert settings.tenant_names(requests[:1]) == ["tenant-1", "tenant-2"]
 
 

@@ -1,4 +1,4 @@
-"""Answers are checked against the unsplit model: its own pass, another's do not."""
+"""Answers are checked against the unsplit model: its own answers pass, others do not."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokens() -> Sequence[list[int]]:
-    """What the model itself generates."""
+    """Answers of the model itself."""
     unsplit: Any = tiny_model("qwen2_moe", initializer_range=0.5)
     return [
         unsplit.generate(torch.tensor([prompt]), max_new_tokens=6, min_new_tokens=6, do_sample=False)[
@@ -38,7 +38,7 @@ def check(model: Path, answers: Sequence[GreedyAnswer]) -> float:
     return asyncio.run(shortfall(model, answers, threads=1))
 
 
-def test_the_models_own_answers_fall_short_of_nothing(model: Path, tokens: Sequence[list[int]]) -> None:
+def test_the_models_own_answers_have_no_shortfall(model: Path, tokens: Sequence[list[int]]) -> None:
     answers = [GreedyAnswer(prompt, generated) for prompt, generated in zip(PROMPTS, tokens, strict=True)]
     assert check(model, answers) < 1e-3
 

@@ -1,4 +1,4 @@
-"""Replays against a server that answers as a test tells it: who is sent when, and what is written down."""
+"""Replays against a stub server: requests are sent when they are due, and outcomes are recorded."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.support.paths import DEMO_MODEL
 
 @dataclass
 class Site:
-    """What has been asked of it; `before` is awaited before each answer."""
+    """The stub server. It keeps the requests, and awaits `before` before each answer."""
 
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Site:
 async def replayed(
     workload: list[WorkloadRequest], site: Site | None = None, seed: int = 0
 ) -> AsyncIterator[tuple[Site, list[RequestOutcome]]]:
-    """What a replay against the site brings."""
+    """Replay a workload against the site. Yields the site and the outcomes."""
     site = site or Site()
     app = web.Application()
     app.router.add_post("/v1/completions", site.complete)
@@ -58,7 +58,7 @@ async def replayed(
 
 
 @asynchronous
-async def test_each_request_is_asked_as_it_says_and_its_tokens_are_timed() -> None:
+async def test_requests_are_sent_when_due_and_their_tokens_are_timed() -> None:
     workload = [
         WorkloadRequest("a", 0.0, 3, prompt_tokens=5),
         WorkloadRequest("b", 0.05, 2, prompt="two two words"),
@@ -117,7 +117,7 @@ async def test_a_round_waits_for_the_one_before() -> None:
 
 
 @asynchronous
-async def test_what_fails_is_told_and_the_rest_goes_on() -> None:
+async def test_a_failure_is_recorded_and_the_others_continue() -> None:
     workload = [WorkloadRequest(name, 0.0, 3, prompt_tokens=1) for name in ("refused", "short", "good")]
     async with replayed(workload) as (_, outcomes):
         refused, short, good = outcomes
@@ -128,7 +128,7 @@ async def test_what_fails_is_told_and_the_rest_goes_on() -> None:
 
 
 @asynchronous
-async def test_a_seed_fixes_the_prompts() -> None:
+async def test_a_seed_determines_the_prompts() -> None:
     async def prompts(seed: int) -> str:
         async with replayed([WorkloadRequest("a", 0.0, 1, prompt_tokens=9)], seed=seed) as (site, _):
             return json.dumps(site.asked[0]["prompt"])

@@ -14,7 +14,7 @@ def test_limits_are_measured_without_prefetch_for_one_sequence() -> None:
     ]
 
 
-def test_what_is_asked_for_is_all_that_is_measured() -> None:
+def test_given_numbers_of_sequences_replace_the_defaults() -> None:
     assert plan(["none", "5GB"], ["no-prefetch", "llama.cpp"], (6,)) == [
         Scenario("llama.cpp", "none", (6,)),
         Scenario("no-prefetch", "5GB", (6,)),
@@ -23,11 +23,11 @@ def test_what_is_asked_for_is_all_that_is_measured() -> None:
 
 
 @pytest.mark.parametrize(("limit", "nbytes"), [("none", None), ("5GB", 5_000_000_000)])
-def test_limits_are_bytes(limit: str, nbytes: int | None) -> None:
+def test_limits_are_converted_to_bytes(limit: str, nbytes: int | None) -> None:
     assert Scenario("faasmoe", read_limit(limit), (1,)).limit_bytes == nbytes
 
 
-def test_what_is_unknown_is_refused() -> None:
+def test_unknown_limits_and_systems_are_refused() -> None:
     with pytest.raises(ConfigError, match="5 parsecs"):
         read_limit("5 parsecs")
     with pytest.raises(ConfigError, match="vllm"):

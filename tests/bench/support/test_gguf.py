@@ -1,4 +1,4 @@
-"""The file for llama.cpp holds what a checkpoint of the same seed and skew holds."""
+"""The GGUF file has the same weights as a checkpoint with the same seed and skew."""
 
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def test_every_tensor_of_the_checkpoint_is_there_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("matrices", [BF16, Q8_0])
-def test_chunks_have_the_bytes_that_the_header_will_say(tmp_path: Path, matrices: str) -> None:
+def test_chunks_have_the_size_that_the_header_declares(tmp_path: Path, matrices: str) -> None:
     config = tiny_config("qwen2_moe", dtype="bfloat16", **SIZES)
     model = Qwen2Moe(random_checkpoint(config, tmp_path).config, RandomWeights(tmp_path), matrices)
     for tensor in model.tensors():

@@ -1,4 +1,4 @@
-"""Random checkpoints: the same however they are read and written, and routed as they were asked to be."""
+"""Random checkpoints are the same whichever way they are written, and have the requested router skew."""
 
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def test_no_projection_writes_to_the_constant_and_none_but_the_router_reads_it()
 
 
 def routed(folder: Path, skew: float) -> NDArray[Any]:
-    """The experts chosen for random tokens by a model with that skew [layers, rows, top_k]."""
+    """Experts that a model with this skew chooses for random tokens [layers, rows, top_k]."""
     folder.mkdir()
     config = tiny_config("qwen2_moe", dtype="bfloat16", **SKEWED_SIZES)
     checkpoint = random_checkpoint(config, folder, router_skew=skew)
@@ -105,7 +105,7 @@ def routed(folder: Path, skew: float) -> NDArray[Any]:
 
 
 def shares(chosen: NDArray[Any]) -> NDArray[Any]:
-    """What share of each layer's routes its most used quarter of experts has."""
+    """Share of each layer's routes that go to the most used quarter of its experts [layers]."""
     uses = np.stack([np.bincount(layer.ravel(), minlength=EXPERTS) for layer in chosen])
     most_used: NDArray[Any] = np.sort(uses, axis=1)[:, -EXPERTS // 4 :].sum(axis=1)
     return most_used / (ROWS * TOP_K)
@@ -116,7 +116,7 @@ def test_router_skew_holds_in_all_layers(tmp_path: Path) -> None:
     assert shares(uniform).max() < 0.42
     assert shares(skewed).min() > 0.52
     hottest = [np.bincount(layer.ravel(), minlength=EXPERTS).argmax() for layer in skewed]
-    assert len(set(hottest)) > 1, "each layer has an order of its own"
+    assert len(set(hottest)) > 1, "the order of experts differs between layers"
     for chosen in (uniform, skewed):
         repeated = (chosen[:, 1:, :, None] == chosen[:, :-1, None, :]).any(axis=-1)
         assert repeated.mean() < 0.5, "the choice varies from token to token"
