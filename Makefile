@@ -25,34 +25,34 @@ check: setup  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## six tenants' workload over five ways to serve, or six with llama.cpp; ARGS="--workload bursty" or other options of `faasmoe bench run`
+bench: setup  ## compare five ways to serve six tenants, or six with llama.cpp; ARGS="--workload bursty" or other options of `faasmoe bench run`
 	$(BIN)/faasmoe bench run $(ARGS)
 
-bench-kernels: setup  ## the expert kernel against torch and the memory bus, as ratios of one run
+bench-kernels: setup  ## speed of the expert kernel, compared with torch and the memory bus, and cold starts
 	$(BIN)/python -m bench.micro.kernels
 	$(BIN)/python -m bench.micro.cold_start
 
-bench-invoke: setup  ## what a call costs: straight, through the embedded gateway, and a bare aiohttp echo
+bench-invoke: setup  ## overhead of function calls: direct, through the embedded gateway, and a bare aiohttp echo
 	$(BIN)/python -m bench.micro.invoke
 
-bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
+bench-batch: setup  ## tokens/s of 1 to 32 sequences at once over the API
 	$(BIN)/python -m bench.micro.batch
 
-bench-fairness: setup  ## two tenants, one of them flooding: fair scheduling and first come, first served
+bench-fairness: setup  ## two tenants, one of which floods the server: fair scheduling, and first come, first served
 	$(BIN)/python -m bench.micro.fairness
 
 PARTITION ?= partitions/qwen1.5-moe-a2.7b
 
-bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--help" tells its options
+bench-memory: setup  ## a model larger than its memory limit, compared with llama.cpp; ARGS="--help" shows the options
 	$(BIN)/python -m bench.memory_limit.run $(PARTITION) $(ARGS)
 
-bench-budget: setup  ## whether a memory budget is held, in ten minutes of mixed traffic
+bench-budget: setup  ## memory in ten minutes of mixed traffic, compared with the memory budget
 	$(BIN)/python -m bench.micro.budget $(ARGS)
 
-bench-packing: setup  ## calls per token and memory held, with experts packed by a profile and without
+bench-packing: setup  ## calls per token and memory, with experts packed by a profile and without
 	$(BIN)/python -m bench.micro.packing $(ARGS)
 
-bench-residency: setup  ## mapped pages against an arena: what bringing an expert in takes
+bench-residency: setup  ## time to read an expert from disk: mapped pages, and direct reads into an arena
 	$(BIN)/python -m bench.micro.residency
 
 stack: setup  ## write stack.yml and its template anew, for the bundled model
