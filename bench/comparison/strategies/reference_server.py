@@ -78,8 +78,8 @@ class ReferenceServer:
 def drop_mapped_weights(suffix: str = ".safetensors") -> None:
     """Drop the pages of mapped weights that have been read. Pages that are needed again are read again.
 
-    transformers copies experts into tensors of its own. The pages that they came from stay mapped, and would
-    count as this process's memory though the kernel may take them at any time.
+    transformers copies experts into new tensors. The pages that they came from stay mapped, and would count
+    as this process's memory, although the kernel can drop them at any time.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     for line in Path("/proc/self/maps").read_text().splitlines():
