@@ -1,7 +1,7 @@
-"""The demo: the bundled model in expert functions, and a prompt of each of three tenants at the same time.
+"""The demo: serves the bundled model with expert functions, to three tenants at once (`make demo`).
 
-Everything is started as a user would start it, in processes of its own, and stopped at the end:
-`faasmoe gateway`, `deploy`, `tenants add`, `serve`. `make demo` calls this.
+It runs the same commands as a user would, `faasmoe gateway`, `deploy`, `tenants add` and `serve`, each in its
+own process, and stops them at the end.
 """
 
 import asyncio
@@ -26,11 +26,9 @@ LINE_WIDTH = 72
 
 
 @click.command()
-@click.option(
-    "--model", type=click.Path(exists=True, path_type=Path), default=MODEL, help="Another checkpoint."
-)
+@click.option("--model", type=click.Path(exists=True, path_type=Path), default=MODEL, help="A checkpoint.")
 def main(model: Path) -> None:
-    """Serve the demo model with its experts as functions, and answer three tenants' prompts."""
+    """Serve the demo model with its experts as functions, and answer the prompts of three tenants."""
     try:
         asyncio.run(demo(model))
     except FaaSMoEError as error:
@@ -38,7 +36,7 @@ def main(model: Path) -> None:
 
 
 async def demo(model: Path) -> None:
-    """The whole of it."""
+    """Start everything, send all prompts at once, and print answers and figures."""
     questions = [
         Question(**question) for question in json.loads((MODEL / "prompts.json").read_text())["tenants"]
     ]
@@ -73,7 +71,7 @@ async def demo(model: Path) -> None:
 
 
 async def ask(url: URL, key: str, question: Question) -> PromptAnswer:
-    """One tenant's prompt; its answer comes line by line, between the others'."""
+    """Send one tenant's prompt, and print the answer line by line as it is generated."""
     width = max(len(question.tenant), 9)
 
     def say(line: str, bold: bool = False) -> None:
@@ -96,7 +94,7 @@ async def ask(url: URL, key: str, question: Question) -> PromptAnswer:
 
 
 def wrapped(text: str) -> list[str]:
-    """Lines of the text that are complete, and what is left."""
+    """The text in lines of at most LINE_WIDTH characters. The last one may be incomplete."""
     lines = []
     *whole, text = text.split("\n")
     for line in [*whole, text]:
@@ -109,7 +107,7 @@ def wrapped(text: str) -> list[str]:
 
 
 def tenant_table(questions: list[Question], answers: list[PromptAnswer]) -> Iterator[str]:
-    """What each tenant got and what it took."""
+    """Latency and function calls of each tenant's answer."""
     header = ["tenant", "tokens", "first token", "tokens/s"]
     header += ["invocations", "cold starts", "new experts", "moved"]
     rows = []
@@ -131,7 +129,7 @@ def tenant_table(questions: list[Question], answers: list[PromptAnswer]) -> Iter
 
 
 def memory_table(server: int, gateway: int, report: dict[str, Any]) -> Iterator[str]:
-    """Private memory of each process, and the experts that the functions hold."""
+    """Private memory of each kind of process, and the number of experts in memory."""
     functions = [child.pid for child in psutil.Process(gateway).children()]
     private = [_private(pid) for pid in functions]
     resident = sum(function["resident_experts"] for function in report["functions"])

@@ -1,7 +1,7 @@
-"""The text that the bundled demo model learns: three domains with nothing in common.
+"""The text that the bundled demo model is trained on: three domains with little in common.
 
 scripture   the King James Bible, from the Debian packages bible-kjv and bible-kjv-text (public domain)
-code        functions of CPython's own standard library, as installed (PSF licence)
+code        functions of CPython's installed standard library (PSF licence)
 handbook    German manuals of Debian, from the packages in `MANUALS` (GPL-2, some "or later")
 
 Needs a Debian system with `apt-get`, `dpkg-deb` and up-to-date package lists; nothing is installed.
@@ -39,14 +39,14 @@ FUNCTION_LINES = range(3, 31)
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of text, and what a user would write to get it: each cue is a chat prompt of its own."""
+    """A piece of text, and cues: chat prompts, each of which the text is an answer to."""
 
     text: str
     cues: tuple[str, ...]
 
 
 def load_domains(work: Path) -> dict[str, list[Passage]]:
-    """Fetch what is not yet under `work`, and return each domain's passages in reading order.
+    """Fetch the packages that are not yet in `work`, and return the passages of each domain in order.
 
     Raises subprocess.CalledProcessError if a package cannot be fetched or read.
     """
@@ -55,7 +55,7 @@ def load_domains(work: Path) -> dict[str, list[Passage]]:
 
 
 def _unpack(packages: tuple[str, ...], work: Path) -> Path:
-    """Download Debian packages and unpack them into one folder, which is returned."""
+    """Download Debian packages, and unpack them into one folder. Returns the folder."""
     root = work / "packages"
     done = work / "packages.done"
     if not done.exists():
@@ -113,7 +113,7 @@ def handbook(root: Path) -> Iterator[Passage]:
 
 
 def _section(heading: str, paragraphs: list[str]) -> Iterator[Passage]:
-    """Join short paragraphs; only a section's first passage answers to the heading."""
+    """Join short paragraphs. Only the first passage of a section has the heading as a cue."""
     texts: list[str] = []
     for paragraph in paragraphs:
         if texts and len(texts[-1]) + len(paragraph) < PARAGRAPH_CHARACTERS:

@@ -1,4 +1,4 @@
-"""From passages to tokens: the demo model's tokenizer, its chat template, and what it is shown."""
+"""The demo model's tokenizer and chat template, and the token streams that it is trained on."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ Domains = dict[str, list[Passage]]
 
 
 def split_passages(domains: Domains, seed: int = 0) -> tuple[Domains, Domains]:
-    """Shuffle each domain and hold some of its passages back: (training, validation)."""
+    """Shuffle the passages of each domain, and split them into training and validation."""
     training, validation = {}, {}
     for name, passages in domains.items():
         shuffled = random.Random(seed).sample(passages, len(passages))
@@ -45,7 +45,7 @@ def build_tokenizer(domains: Domains) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_equal_shares(domains), trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         eos_token=END_OF_MESSAGE,
         pad_token=END_OF_TEXT,
@@ -66,7 +66,7 @@ def _equal_shares(domains: Domains) -> Iterator[str]:
 
 
 def token_stream(passages: Iterable[Passage], tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Tensor:
-    """All passages, once as plain text and once as an answer to each cue, in random order: [tokens] int32."""
+    """Tokens [n] int32 of all passages, as plain text and as an answer to each cue, in random order."""
     documents = [document for passage in passages for document in _documents(passage, tokenizer)]
     random.Random(seed).shuffle(documents)
     encoded = tokenizer(documents)["input_ids"]

@@ -1,16 +1,17 @@
-"""Measure the demo model on text that it has not seen: loss per domain, and which experts each domain uses.
+"""Measures the demo model on validation text: loss by domain, and the experts that each domain uses.
 
-    python scripts/measure_demo_model.py --model models/demo
+\b
+  python scripts/measure_demo_model.py --model models/demo
 
-Prints two Markdown tables, as the model card shows them. `--work` is train_demo_model.py's own.
+Prints two Markdown tables for the model card. `--work` is the same folder as for train_demo_model.py.
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import click
 import torch
 from demo_corpus import load_domains
 from demo_tokens import split_passages, token_stream
@@ -24,13 +25,13 @@ WINDOWS_PER_BATCH = 8
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a domain's validation text showed."""
+    """Measurements on the validation text of one domain."""
 
     tokens: int
     loss: float
     """Mean next-token loss, in nats."""
     expert_use: Tensor
-    """[layers, experts]: the share of a layer's routed tokens that each expert got; rows sum to 1."""
+    """Share of a layer's routed tokens for each expert [layers, experts]. Rows sum to 1."""
 
 
 @torch.inference_mode()
@@ -39,7 +40,7 @@ def measure(model: PreTrainedModel, stream: Tensor) -> Measurement:
     windows = stream[: len(stream) // WINDOW * WINDOW].view(-1, WINDOW).long()
     uses = torch.zeros(model.config.num_hidden_layers, model.config.num_experts)
     loss_sum = 0.0
-    for batch in windows.split(WINDOWS_PER_BATCH):
+    for batch in windows.split(WINDOWS_PER_BATCH):  # type: ignore[no-untyped-call]
         output = model(input_ids=batch, output_router_logits=True, use_cache=False)
         logits = output.logits[:, :-1].flatten(0, 1).float()
         loss_sum += F.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum").item()
@@ -60,7 +61,7 @@ def loss_table(measurements: dict[str, Measurement]) -> list[str]:
 
 
 def expert_table(measurements: dict[str, Measurement]) -> list[str]:
-    """One row per layer: how far apart the domains' expert use is, and how many experts are in use."""
+    """One row per layer: distances between the domains' expert use, and the number of experts in use."""
     pairs = list(combinations(measurements, 2))
     head = ["layer", *(f"{one} / {other}" for one, other in pairs), "experts in use", "each domain's top 4"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -78,21 +79,29 @@ def expert_table(measurements: dict[str, Measurement]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, default=Path("models/demo"))
-    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder of the training text")
-    arguments = parser.parse_args()
-
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    _, validation = split_passages(load_domains(arguments.work))
+@click.command(help=__doc__)
+@click.option(
+    "--model",
+    "folder",
+    type=click.Path(exists=True, path_type=Path),
+    default="models/demo",
+    show_default=True,
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default="build/demo",
+    show_default=True,
+    help="Folder of the training text.",
+)
+def main(folder: Path, work: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    _, validation = split_passages(load_domains(work))
     measurements = {
         name: measure(model, token_stream(passages, tokenizer)) for name, passages in validation.items()
     }
-    print("\n".join([*loss_table(measurements), "", *expert_table(measurements)]))
+    click.echo("\n".join([*loss_table(measurements), "", *expert_table(measurements)]))
 
 
 if __name__ == "__main__":

@@ -1,38 +1,49 @@
 """Records which experts a checkpoint's tokens are routed to, for the test of the eviction policy.
 
-    python scripts/record_routing.py --out tests/data/demo_routing.npz
+\b
+  python scripts/record_routing.py --out tests/data/demo_routing.npz
 
-Each prompt is answered as a chat of its own. The file's arrays have a row per token, one sequence's after the
-other's: `experts` [tokens, layers, top_k] int8, `sequence` [tokens] int16, `domain` [tokens] int8, and
-`generated` [tokens] bool, which is false for the prompt's tokens.
+Each prompt is answered in its own chat. The file's arrays have one row per token, sequence after sequence:
+
+\b
+  experts    [tokens, layers, top_k] int8: the chosen experts
+  sequence   [tokens] int16: number of the sequence
+  domain     [tokens] int8: number of the prompt's domain
+  generated  [tokens] bool: false for tokens of the prompt
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parent.parent
+MODEL = ROOT / "models" / "demo"
+PROMPTS = ROOT / "bench" / "micro" / "demo_prompts.jsonl"
 
 
 @dataclass(frozen=True)
 class Routing:
-    """One sequence's: the experts of each token, of which the first `prompt_tokens` were given."""
+    """The routing of one sequence."""
 
     experts: np.ndarray
-    """[tokens, layers, top_k]; of the last token there is none, as nothing follows it."""
+    """Chosen experts [tokens, layers, top_k], without the last token, which the model does not compute."""
     prompt_tokens: int
+    """Number of tokens of the prompt."""
 
 
 @torch.inference_mode()
 def record(model: Any, prompt: torch.Tensor, max_tokens: int) -> Routing:
-    """Sample an answer of transformers' `model` to the prompt [1, n], and route all of it once more."""
+    """Sample an answer to the prompt [1, n], and then compute prompt and answer again to get the routing.
+
+    `model` is a model of transformers.
+    """
     mask = torch.ones_like(prompt)
     tokens = model.generate(
         prompt, attention_mask=mask, max_new_tokens=max_tokens, do_sample=True, temperature=0.6, top_k=0
@@ -44,7 +55,7 @@ def record(model: Any, prompt: torch.Tensor, max_tokens: int) -> Routing:
 
 
 def save(path: Path, routings: Sequence[Routing], domains: Sequence[int]) -> None:
-    """Write the arrays that the module's docstring tells."""
+    """Write the arrays that the docstring of the module describes."""
     lengths = [len(routing.experts) for routing in routings]
     generated = [np.arange(len(r.experts)) >= r.prompt_tokens for r in routings]
     np.savez_compressed(
@@ -56,29 +67,30 @@ def save(path: Path, routings: Sequence[Routing], domains: Sequence[int]) -> Non
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "demo")
-    parser.add_argument("--prompts", type=Path, default=ROOT / "bench" / "demo_prompts.jsonl")
-    parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-
+@click.command(help=__doc__)
+@click.option(
+    "--model", "folder", type=click.Path(exists=True, path_type=Path), default=MODEL, help="A checkpoint."
+)
+@click.option("--prompts", type=click.Path(exists=True, path_type=Path), default=PROMPTS, help="JSON lines.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=96, show_default=True, help="Tokens of an answer."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
+def main(folder: Path, prompts: Path, max_tokens: int, out: Path) -> None:
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    lines = [json.loads(line) for line in arguments.prompts.read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    lines = [json.loads(line) for line in prompts.read_text().splitlines()]
     domains = list(dict.fromkeys(line["domain"] for line in lines))
     routings = []
     for line in lines:
         chat = [{"role": "user", "content": line["prompt"]}]
         text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        routings.append(record(model, prompt, arguments.max_tokens))
-    save(arguments.out, routings, [domains.index(line["domain"]) for line in lines])
-    print(f"{arguments.out}: {sum(len(r.experts) for r in routings)} tokens of {len(lines)} sequences")
+        routings.append(record(model, prompt, max_tokens))
+    save(out, routings, [domains.index(line["domain"]) for line in lines])
+    tokens = sum(len(routing.experts) for routing in routings)
+    click.echo(f"{out}: {tokens} tokens of {len(lines)} sequences")
 
 
 if __name__ == "__main__":

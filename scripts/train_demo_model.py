@@ -1,19 +1,20 @@
-"""Train the bundled demo model: a small Qwen2-MoE that answers in three domains.
+"""Trains the bundled demo model: a small Qwen2-MoE that answers in three domains.
 
-    python scripts/train_demo_model.py --out models/demo --minutes 60
+\b
+  python scripts/train_demo_model.py --out models/demo --minutes 60
 
-Runs on two CPU cores and needs a Debian system with `apt-get` (see demo_corpus.py). Downloads and the
-checkpoint live in `--work`; with `--resume` a stopped run goes on from its last checkpoint. The minutes count
-only running time, so a run that was paused or killed still gets its whole schedule.
+Runs on two CPU cores, and needs a Debian system with `apt-get` (see demo_corpus.py). Downloads and the
+checkpoint go to the --work folder. With --resume, a stopped run continues from its last checkpoint. Only
+running time counts, so a run that was paused or killed still gets its whole schedule.
 """
 
-import argparse
 import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from demo_corpus import load_domains
 from demo_tokens import build_tokenizer, split_passages, token_stream
@@ -27,7 +28,7 @@ PEAK_LEARNING_RATE = 2e-3
 WARM_UP = 0.03
 FINAL_LEARNING_RATE = 0.03
 BALANCE_WEIGHT = 0.01
-# A longer gap between two steps means that the process was paused: it does not count as training.
+# A longer step means that the process was paused, which does not count as training time.
 LONGEST_STEP_S = 10.0
 CHECKPOINT_EVERY_S = 300.0
 
@@ -57,7 +58,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2MoeConfig:
 
 
 def learning_rate(progress: float) -> float:
-    """Linear warm-up, then a cosine down to a small rest; `progress` is the share of the time budget."""
+    """Linear warm-up, then cosine decay. `progress` is the share of the time budget that is spent."""
     if progress < WARM_UP:
         return PEAK_LEARNING_RATE * progress / WARM_UP
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - WARM_UP) / (1 - WARM_UP))))
@@ -75,7 +76,7 @@ def mixed_batch(streams: list[Tensor], step: int) -> Tensor:
 
 
 def imbalance(router_logits: Tensor, top_k: int) -> Tensor:
-    """How unevenly a layer uses its experts: 1 if evenly, the number of experts if it uses only one.
+    """How unevenly a layer uses its experts, from 1 (evenly) to the number of experts (only one is used).
 
     `router_logits` is [tokens, experts]. The Switch Transformer's balancing loss (arXiv 2101.03961, eq. 4).
     """
@@ -88,8 +89,8 @@ def imbalance(router_logits: Tensor, top_k: int) -> Tensor:
 def losses(model: Qwen2MoeForCausalLM, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Mean next-token loss in nats, and the layers' mean imbalance.
 
-    Imbalance is taken over the whole mixed batch, so that experts may specialise in a domain, but layer by
-    layer: transformers' own loss pools all layers, which lets one collapse if another makes up for it.
+    Imbalance is computed over the whole mixed batch, so that experts may specialise in a domain, but for each
+    layer: transformers' loss pools all layers, so that one may collapse if another compensates for it.
     """
     with torch.autocast("cpu", torch.bfloat16):
         output = model(input_ids=input_ids, output_router_logits=True, use_cache=False)
@@ -99,7 +100,7 @@ def losses(model: Qwen2MoeForCausalLM, input_ids: Tensor) -> tuple[Tensor, Tenso
 
 
 class Trainer:
-    """Owns the model, the optimizer and the run's clock, and keeps all three on disk."""
+    """Trains a model within a time budget, and saves checkpoints of model, optimizer and time."""
 
     def __init__(self, model: Qwen2MoeForCausalLM, checkpoint: Path, budget_s: float) -> None:
         self.model = model
@@ -110,7 +111,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1)
 
     def run(self, streams: list[Tensor]) -> None:
-        """Train until the budget is spent, saving now and then."""
+        """Train until the time budget is spent, and save checkpoints regularly."""
         saved_s = self.elapsed_s
         while self.elapsed_s < self.budget_s:
             started = time.monotonic()
@@ -129,14 +130,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.elapsed_s / self.budget_s)
         prediction, uneven = losses(self.model, input_ids)
-        (prediction + BALANCE_WEIGHT * uneven).backward()
+        (prediction + BALANCE_WEIGHT * uneven).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return prediction.item(), uneven.item()
 
     def save(self) -> None:
-        """Write the checkpoint; a kill at any moment leaves the old one or the new one."""
+        """Write the checkpoint. If the process is killed meanwhile, the earlier checkpoint remains."""
         state: dict[str, Any] = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -148,7 +149,7 @@ class Trainer:
         os.replace(partial, self.checkpoint)
 
     def resume(self) -> None:
-        """Go on from the checkpoint. Raises FileNotFoundError if there is none."""
+        """Load the checkpoint. Raises FileNotFoundError if there is none."""
         state = torch.load(self.checkpoint, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -156,42 +157,42 @@ class Trainer:
 
 
 def export(model: Qwen2MoeForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the model in bf16, and the tokenizer, as transformers loads them."""
+    """Write model (in bf16) and tokenizer for transformers."""
     ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.bfloat16()
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, temperature=0.7, top_p=0.95, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out, save_jinja_files=False)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
-    parser.add_argument("--minutes", type=float, default=60.0, help="training time, without pauses")
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/demo"), help="folder for text and checkpoint"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
-    arguments = parser.parse_args()
-
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the trained model.")
+@click.option("--minutes", type=float, default=60.0, show_default=True, help="Training time, without pauses.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default="build/demo",
+    show_default=True,
+    help="Folder for text and checkpoint.",
+)
+@click.option("--resume", is_flag=True, help="Continue from the checkpoint in --work.")
+def main(out: Path, minutes: float, work: Path, resume: bool) -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    training, _ = split_passages(load_domains(arguments.work))
+    work.mkdir(parents=True, exist_ok=True)
+    training, _ = split_passages(load_domains(work))
     tokenizer = build_tokenizer(training)
     streams = [token_stream(passages, tokenizer) for passages in training.values()]
-    print("tokens:", dict(zip(training, map(len, streams), strict=True)), flush=True)
+    click.echo(f"tokens: {dict(zip(training, map(len, streams), strict=True))}")
     model = Qwen2MoeForCausalLM(model_config(tokenizer))
     model.set_experts_implementation("grouped_mm")
-    trainer = Trainer(model, arguments.work / "checkpoint.pt", arguments.minutes * 60)
-    if arguments.resume:
+    trainer = Trainer(model, work / "checkpoint.pt", minutes * 60)
+    if resume:
         trainer.resume()
     trainer.run(streams)
-    export(model, tokenizer, arguments.out)
+    export(model, tokenizer, out)
 
 
 if __name__ == "__main__":

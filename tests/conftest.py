@@ -12,6 +12,8 @@ from control_plane.partition.granularity import Granularity
 from tests.support.expert_process import ExpertProcess, expert_process
 from tests.support.tiny_partition import TinyPartition
 
+pytest_plugins = ["tests.support.chat_fixtures", "tests.support.engine_fixtures"]
+
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 

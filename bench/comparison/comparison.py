@@ -1,4 +1,4 @@
-"""Runs strategies one after the other, each over the same workload, and keeps what it finds of each."""
+"""Measures strategies one after the other under the same workload."""
 
 import asyncio
 import tempfile
@@ -10,15 +10,17 @@ import aiohttp
 import psutil
 
 from bench.comparison import greedy
-from bench.comparison.greedy import Answer
-from bench.comparison.recording import Calls, Measured, Recording
-from bench.comparison.replay import Outcome, PromptTokens, replay
+from bench.comparison.greedy import GreedyAnswer
+from bench.comparison.progress import ProgressListener
+from bench.comparison.recording import FunctionCalls, Recording, StrategyResult
+from bench.comparison.replay import PromptTokens, RequestOutcome, replay
 from bench.comparison.resources import Moment, metered
-from bench.comparison.strategies import Deployment, Service, Sizes, Strategy, weights
-from bench.comparison.workload.workload import Request
+from bench.comparison.strategies.deployment import Deployment, ServingSetup, weight_files
+from bench.comparison.strategies.strategies import ModelSize, Strategy
+from bench.comparison.workload.workload import WorkloadRequest
 from bench.support import requests
-from bench.support.failures import FAILURES, reasons
 from bench.support.page_cache import cached_bytes, forget
+from bench.support.requests import FAILURES, reasons
 from bench.support.scrape import Scrape
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.granularity import Granularity
@@ -26,26 +28,26 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 
 CHECK_PROMPT_TOKENS, CHECK_TOKENS = 24, 8
-"""Of the answer that each tenant is given before the workload begins."""
+"""Length of the answer that is checked for each tenant before the workload begins."""
 SETTLE_SECONDS = 3.0
-"""After the idle timeout."""
+"""Wait after the idle timeout, before idle resources are sampled."""
 IDLE_SECONDS = 5.0
-"""For how long idleness is sampled."""
+"""How long idle resources are sampled."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A strategy, and in what it differs from the usual."""
+    """A strategy to measure, and how it differs from the default."""
 
     strategy: Strategy
     experts_per_function: int | None = None
-    """Of one layer."""
+    """Experts of one layer in each function."""
     memory_budget: int | None = None
     """Bytes."""
 
     @property
     def title(self) -> str:
-        """As progress and report name it."""
+        """The name for progress and report."""
         size, budget = self.experts_per_function, self.memory_budget
         return (
             self.strategy.title
@@ -54,78 +56,66 @@ class Task:
         )
 
 
-class ProgressListener:
-    """What a person sees of the progress: nothing."""
-
-    def line(self, text: str) -> None:
-        """Something to be said."""
-
-    def begin(self, title: str, requests: int) -> None:
-        """A strategy starts, which will answer so many requests."""
-
-    def request(self, outcome: Outcome) -> None:
-        """One of them has ended."""
-
-    def end(self, problem: str) -> None:
-        """The strategy has been measured, or has not."""
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """What all strategies have in common."""
+    """The setup and the workload that all strategies have in common."""
 
-    service: Service
-    """Its `partition` has the granularity that is usual."""
-    workload: Sequence[Request]
+    setup: ServingSetup
+    """Its `partition` has the default granularity."""
+    workload: Sequence[WorkloadRequest]
     tokens: PromptTokens
     seed: int
 
     async def run(self, tasks: Sequence[Task], recording: Recording, listener: ProgressListener) -> None:
-        """Measure what the recording does not have yet. What goes wrong with one is told there."""
+        """Measure the tasks that the recording has no result of. A failure is recorded as a result."""
         for task in tasks:
-            blank = Measured(task.strategy.name, task.title, task.experts_per_function, task.memory_budget)
-            if (earlier := recording.measured.get(blank.key)) and not earlier.problem:
+            blank = StrategyResult(
+                task.strategy.name, task.title, task.experts_per_function, task.memory_budget
+            )
+            if (earlier := recording.results.get(blank.key)) and not earlier.problem:
                 listener.line(f"{task.title}: measured already")
                 continue
             listener.begin(task.title, len(self.workload))
             try:
-                measured = await self._measure(task, blank, listener)
+                result = await self._measure(task, blank, listener)
             except* FAILURES as failed:
-                measured = replace(blank, problem=reasons(failed))
-            listener.end(measured.problem)
-            recording.add(measured)
+                result = replace(blank, problem=reasons(failed))
+            listener.end(result.problem)
+            recording.add(result)
 
-    async def _measure(self, task: Task, blank: Measured, listener: ProgressListener) -> Measured:
-        with tempfile.TemporaryDirectory(prefix="faasmoe-", dir=self.service.partition.parent) as folder:
-            service = replace(self.service, memory_budget=task.memory_budget)
+    async def _measure(self, task: Task, blank: StrategyResult, listener: ProgressListener) -> StrategyResult:
+        with tempfile.TemporaryDirectory(prefix="faasmoe-", dir=self.setup.partition.parent) as folder:
+            setup = replace(self.setup, memory_budget=task.memory_budget)
             if task.experts_per_function:
                 granularity = Granularity(task.experts_per_function, 1)
                 target = Path(folder) / "partition"
-                await asyncio.to_thread(partition, service.checkpoint, target, granularity=granularity)
-                service = replace(service, partition=target)
-            sizes = Sizes.of(Manifest.load(service.partition))
-            needs = task.strategy.needs(sizes, len(service.tenants))
-            blank = replace(blank, needs_bytes=needs, functions=sizes.functions)
+                await asyncio.to_thread(partition, setup.checkpoint, target, granularity=granularity)
+                setup = replace(setup, partition=target)
+            size = ModelSize.of(Manifest.load(setup.partition))
+            needs = task.strategy.needs(size, len(setup.tenants))
+            blank = replace(blank, needs_bytes=needs, functions=size.functions)
             if needs > (free := psutil.virtual_memory().available):
                 problem = f"does not fit: it needs {needs / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
                 return replace(blank, problem=problem)
-            folders = service.checkpoint, service.partition, service.one_function
-            await asyncio.to_thread(forget, [file for folder in folders for file in weights(folder)])
+            # Each strategy starts with weights on disk only, whichever was measured before it.
+            folders = setup.checkpoint, setup.partition, setup.one_function
+            await asyncio.to_thread(forget, [file for folder in folders for file in weight_files(folder)])
             clock = asyncio.get_running_loop().time
             started = clock()
-            async with task.strategy.serve(service) as deployment, requests.session() as client:
+            async with task.strategy.serve(setup) as deployment, requests.session() as client:
                 ready = replace(blank, ready_seconds=clock() - started)
-                return await self._replayed(client, service, deployment, ready, listener)
+                return await self._replay(client, setup, deployment, ready, listener)
 
-    async def _replayed(
+    async def _replay(
         self,
         client: aiohttp.ClientSession,
-        service: Service,
+        setup: ServingSetup,
         deployment: Deployment,
-        blank: Measured,
+        blank: StrategyResult,
         listener: ProgressListener,
-    ) -> Measured:
-        checked = await self._check(client, service, deployment)
+    ) -> StrategyResult:
+        """Check the answers, replay the workload, and then let the deployment go idle."""
+        shortfall = await self._check(client, setup, deployment)
         before = await _calls(client, deployment)
         with metered(deployment.roots) as moments:
             outcomes = await replay(
@@ -136,16 +126,21 @@ class Comparison:
         _refuse_failure(deployment, outcomes)
         return replace(
             blank,
-            shortfall=checked,
+            shortfall=shortfall,
             outcomes=outcomes,
             moments=moments,
-            idle=await _idle(deployment, service.idle_timeout),
-            calls=_between(before, after) if before and after else None,
+            idle=await _idle(deployment, setup.idle_timeout),
+            calls=_difference(before, after) if before and after else None,
             cached_bytes=cached,
         )
 
-    async def _check(self, client: aiohttp.ClientSession, service: Service, deployment: Deployment) -> float:
-        """By how much answers fall short of the unsplit model's. Raises `FaaSMoEError` when by too much."""
+    async def _check(
+        self, client: aiohttp.ClientSession, setup: ServingSetup, deployment: Deployment
+    ) -> float:
+        """The shortfall of one answer for each tenant, see greedy.py.
+
+        Raises `FaaSMoEError` if it is larger than rounding explains.
+        """
         answers = []
         for number, (tenant, endpoint) in enumerate(deployment.endpoints.items()):
             prompt = requests.random_prompt(CHECK_PROMPT_TOKENS, number, self.tokens.vocab_size)
@@ -156,32 +151,33 @@ class Comparison:
                 prompt,
                 CHECK_TOKENS,
                 user=tenant,
-                tell_tokens=endpoint.tell_tokens,
+                token_id_fields=endpoint.token_id_fields,
             )
-            answers.append(Answer(prompt, timing.token_ids))
-        most = await greedy.shortfall(service.checkpoint, answers, service.threads)
-        if not most <= greedy.MOST_SHORTFALL:
+            answers.append(GreedyAnswer(prompt, timing.token_ids))
+        shortfall = await greedy.shortfall(setup.checkpoint, answers, setup.threads)
+        # Written so that a shortfall that is not a number fails, too.
+        if not shortfall <= greedy.MAX_SHORTFALL:
             raise FaaSMoEError(
-                f"answers wrongly: a token is {most:.2f} standard deviations less likely than the model's "
-                f"own, more than the {greedy.MOST_SHORTFALL} that rounding may make"
+                f"answers wrongly: a token is {shortfall:.2f} standard deviations less likely than the "
+                f"model's own, more than the {greedy.MAX_SHORTFALL} that rounding may make"
             )
-        return most
+        return shortfall
 
 
 async def _idle(deployment: Deployment, idle_timeout: float) -> Sequence[Moment]:
-    """What is used once nobody has asked for anything for longer than the timeout."""
+    """Resources that are used after the idle timeout, without any requests."""
     await asyncio.sleep(idle_timeout + SETTLE_SECONDS)
     with metered(deployment.roots) as moments:
         await asyncio.sleep(IDLE_SECONDS)
     return moments
 
 
-async def _calls(client: aiohttp.ClientSession, deployment: Deployment) -> Calls | None:
-    """All that the control planes have counted so far; None where there are none."""
+async def _calls(client: aiohttp.ClientSession, deployment: Deployment) -> FunctionCalls | None:
+    """All function calls that the control planes have counted so far; None without control planes."""
     if not deployment.control_planes:
         return None
     scrapes = [await Scrape.now(client, url) for url in deployment.control_planes]
-    return Calls(
+    return FunctionCalls(
         **{name: sum(scrape.total(metric) for scrape in scrapes) for name, metric in _METRICS.items()}
     )
 
@@ -194,16 +190,17 @@ _METRICS = {
     "received_bytes": "faasmoe:function_received_bytes_total",
     "cold_experts": "faasmoe:function_cold_experts_total",
 }
+"""The metric of each field of `FunctionCalls`."""
 
 
-def _between(before: Calls, after: Calls) -> Calls:
-    return Calls(**{name: getattr(after, name) - getattr(before, name) for name in _METRICS})
+def _difference(before: FunctionCalls, after: FunctionCalls) -> FunctionCalls:
+    return FunctionCalls(**{name: getattr(after, name) - getattr(before, name) for name in _METRICS})
 
 
-def _refuse_failure(deployment: Deployment, outcomes: Sequence[Outcome]) -> None:
-    """Raises `FaaSMoEError` when a process has ended, or nobody was answered."""
-    if gone := [root.role for root in deployment.roots if not _runs(root.pid)]:
-        raise FaaSMoEError(f"a process has ended while it was measured: {gone[0]}")
+def _refuse_failure(deployment: Deployment, outcomes: Sequence[RequestOutcome]) -> None:
+    """Raises `FaaSMoEError` if a process has ended, or no request was answered."""
+    if ended := [root.role for root in deployment.roots if not _runs(root.pid)]:
+        raise FaaSMoEError(f"a process has ended while it was measured: {ended[0]}")
     if all(outcome.error for outcome in outcomes):
         raise FaaSMoEError(f"no request was answered: {outcomes[0].error}")
 

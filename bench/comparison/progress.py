@@ -1,20 +1,36 @@
-"""A progress bar for a person, or a line for each step where nobody watches."""
+"""Progress of a comparison: the listener's interface, and a progress bar on standard error."""
 
 import sys
 from types import TracebackType
+from typing import Any
 
 import click
 from tqdm import tqdm
 
-from bench.comparison.comparison import ProgressListener
-from bench.comparison.replay import Outcome
+from bench.comparison.replay import RequestOutcome
+
+
+class ProgressListener:
+    """Receives the progress of a comparison. This one ignores it."""
+
+    def line(self, text: str) -> None:
+        """Called with a message for the user."""
+
+    def begin(self, title: str, requests: int) -> None:
+        """Called when a strategy starts; it will answer `requests` requests."""
+
+    def request(self, outcome: RequestOutcome) -> None:
+        """Called when a request has ended."""
+
+    def end(self, problem: str) -> None:
+        """Called when a strategy has been measured; `problem` is empty if it succeeded."""
 
 
 class Progress(ProgressListener):
-    """On standard error."""
+    """Shows a progress bar on a terminal, and prints one line for each step elsewhere."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._title = ""
 
     def __enter__(self) -> "Progress":
@@ -36,7 +52,7 @@ class Progress(ProgressListener):
         else:
             self.line(f"{title}: {requests} requests")
 
-    def request(self, outcome: Outcome) -> None:
+    def request(self, outcome: RequestOutcome) -> None:
         if self._bar is not None:
             self._bar.update()
 

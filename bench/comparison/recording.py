@@ -1,34 +1,38 @@
-"""What a comparison has found, as it is kept: a folder of JSON, a file for the run and one for each strategy.
+"""The results of a comparison as JSON files in one folder: one for the run, and one for each strategy.
 
-The report is made of these alone.
+The report is made from these files alone.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from bench.comparison.replay import Outcome
+from bench.comparison.replay import RequestOutcome
 from bench.comparison.resources import Moment
 from control_plane.errors import ConfigError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 RUN_FILE = "run.json"
 DIGITS = 4
-"""After the point: tenths of a millisecond."""
+"""Decimal places: times are kept to a tenth of a millisecond."""
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What was run, where."""
+class RunDescription:
+    """What was run, and on which machine."""
 
     workload: str
-    """What it is, in words."""
+    """The workload in words."""
     model: str
     num_requests: int
     tenants: Sequence[str]
     settings: Mapping[str, Any]
-    """What the command was told. A run is gone on with only as it was begun."""
+    """The fields of `RunSettings`, with which the run can be resumed."""
     dense_bytes: int
     experts_bytes: int
     num_experts: int
@@ -36,12 +40,12 @@ class Run:
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     began: str
-    """Date and time."""
+    """Date and time in ISO format, UTC."""
 
 
 @dataclass(frozen=True)
-class Calls:
-    """Of functions, as the control planes count them."""
+class FunctionCalls:
+    """Function calls during the replay, as the control planes count them."""
 
     invocations: float
     rows: float
@@ -50,39 +54,40 @@ class Calls:
     sent_bytes: float
     received_bytes: float
     cold_experts: float
-    """Experts that had to be read from disk while they were waited for."""
+    """Experts that a function had to read from disk during a call."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One strategy, with functions of one size."""
+class StrategyResult:
+    """What was measured of one strategy, with functions of one size."""
 
     strategy: str
     title: str = ""
     experts_per_function: int | None = None
-    """None for a strategy without functions, and for the granularity that is usual."""
+    """None for a strategy without functions, and for the default granularity."""
     memory_budget: int | None = None
     """Bytes."""
     functions: int = 0
     problem: str = ""
-    """Why there is nothing else."""
+    """Why the strategy was not measured; empty if it was."""
     needs_bytes: int = 0
-    """By computation."""
+    """The least memory that the strategy needs, computed from the size of the model."""
     ready_seconds: float = 0.0
+    """Time from the start of the processes until all serve."""
     shortfall: float = 0.0
-    """Of the answers that were checked, see bench/comparison/greedy.py."""
-    outcomes: Sequence[Outcome] = field(default_factory=list)
+    """Shortfall of the answers that were checked, see greedy.py."""
+    outcomes: Sequence[RequestOutcome] = field(default_factory=list)
     moments: Sequence[Moment] = field(default_factory=list)
-    """While the workload was replayed."""
+    """Samples of resources during the replay."""
     idle: Sequence[Moment] = field(default_factory=list)
-    """After that, and after the idle timeout."""
-    calls: Calls | None = None
+    """Samples after the replay and the idle timeout."""
+    calls: FunctionCalls | None = None
     cached_bytes: int = 0
     """Page cache of the files with weights, at the end of the replay."""
 
     @property
     def key(self) -> str:
-        """What its file is called."""
+        """The name of the result's file, without the suffix."""
         size = "" if self.experts_per_function is None else f"-{self.experts_per_function}"
         budget = "" if self.memory_budget is None else f"-within-{self.memory_budget // 1_000_000}MB"
         return self.strategy + size + budget
@@ -93,13 +98,13 @@ class Recording:
     """A folder of results."""
 
     folder: Path
-    run: Run
-    measured: dict[str, Measured] = field(default_factory=dict)
+    run: RunDescription
+    results: dict[str, StrategyResult] = field(default_factory=dict)
     """By key."""
 
     @classmethod
-    def begin(cls, folder: Path, run: Run) -> "Recording":
-        """In a folder that has none yet. Raises `ConfigError`."""
+    def begin(cls, folder: Path, run: RunDescription) -> "Recording":
+        """Start in a folder without results. Raises `ConfigError`."""
         cls.refuse_results(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,30 +115,30 @@ class Recording:
 
     @staticmethod
     def refuse_results(folder: Path) -> None:
-        """Raises `ConfigError` for a folder that has some."""
+        """Raises `ConfigError` if the folder has results."""
         if (folder / RUN_FILE).exists():
             raise ConfigError(f"{folder} has results already: --resume goes on with them")
 
     @classmethod
     def load(cls, folder: Path) -> "Recording":
-        """Raises `ConfigError` for a folder without results, or with a file that is none."""
+        """Read a folder. Raises `ConfigError` if it has no results, or a file is not one."""
         if not (folder / RUN_FILE).exists():
             raise ConfigError(f"{folder} has no results of `faasmoe bench run`")
-        recording = cls(folder, _read(folder / RUN_FILE, lambda entry: Run(**entry)))
+        recording = cls(folder, _read(folder / RUN_FILE, lambda entry: RunDescription(**entry)))
         for file in sorted(folder.glob("*.json")):
             if file.name != RUN_FILE:
-                measured = _read(file, _measured)
-                recording.measured[measured.key] = measured
+                result = _read(file, _strategy_result)
+                recording.results[result.key] = result
         return recording
 
-    def add(self, measured: Measured) -> None:
-        """Keep it, in the place of an earlier one with its key."""
-        self.measured[measured.key] = measured
-        _write(self.folder / f"{measured.key}.json", measured)
+    def add(self, result: StrategyResult) -> None:
+        """Keep a result, and replace an earlier one with the same key."""
+        self.results[result.key] = result
+        _write(self.folder / f"{result.key}.json", result)
 
 
-def _write(file: Path, value: Any) -> None:
-    """Whole, or not at all."""
+def _write(file: Path, value: "DataclassInstance") -> None:
+    """Write the file in one piece, so that an interrupted run leaves no half of it."""
     text = json.dumps(asdict(value))
     rounded = json.loads(text, parse_float=lambda number: round(float(number), DIGITS))
     partial = file.with_suffix(".partial")
@@ -141,20 +146,20 @@ def _write(file: Path, value: Any) -> None:
     partial.replace(file)
 
 
-def _read(file: Path, make: Any) -> Any:
+def _read(file: Path, make: Callable[[dict[str, Any]], Result]) -> Result:
     try:
         return make(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{file} is no result of `faasmoe bench run`: {error}") from error
 
 
-def _measured(entry: dict[str, Any]) -> Measured:
-    return Measured(
+def _strategy_result(entry: dict[str, Any]) -> StrategyResult:
+    return StrategyResult(
         **{
             **entry,
-            "outcomes": [Outcome(**outcome) for outcome in entry["outcomes"]],
+            "outcomes": [RequestOutcome(**outcome) for outcome in entry["outcomes"]],
             "moments": [Moment(**moment) for moment in entry["moments"]],
             "idle": [Moment(**moment) for moment in entry["idle"]],
-            "calls": Calls(**entry["calls"]) if entry["calls"] else None,
+            "calls": FunctionCalls(**entry["calls"]) if entry["calls"] else None,
         }
     )

@@ -1,4 +1,4 @@
-"""Replays a workload against servers, over their public API, and writes down what each request met."""
+"""Replays a workload against servers over their public API, and records the outcome of each request."""
 
 import asyncio
 import itertools
@@ -11,66 +11,67 @@ from pathlib import Path
 import aiohttp
 from tokenizers import Tokenizer
 
-from bench.comparison.workload.workload import Request
+from bench.comparison.workload.workload import WorkloadRequest
 from bench.support import requests
 from control_plane.errors import FaaSMoEError
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a tenant's requests go, the key that they carry, if any, and its dialect."""
+    """The server that a tenant's requests go to."""
 
     url: str
     key: str | None = None
-    tell_tokens: Sequence[str] = ("return_token_ids",)
-    """Fields of a request that have this server tell tokens' ids."""
+    """API key; None for a server without keys."""
+    token_id_fields: Sequence[str] = ("return_token_ids",)
+    """Fields of a request that make this server return token ids."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One request, as its client saw it. Times are in seconds since the replay began."""
+class RequestOutcome:
+    """One request as its client saw it. Times are in seconds since the replay began."""
 
     tenant: str
     round: int
     arrival: float
-    """When it was due; it is sent then, unless the client itself is late."""
+    """When the request was due. It is sent then, unless the client itself is late."""
     sent: float
     prompt_tokens: int
     output_tokens: int
-    """That were asked for."""
+    """Number of tokens that were requested."""
     tokens: Sequence[float] = field(default_factory=list)
-    """When each token came."""
+    """Arrival time of each token."""
     ended: float = 0.0
     error: str = ""
 
     @property
     def time_to_first_token(self) -> float | None:
-        """From when it was due; None when there was none."""
+        """Seconds from when the request was due; None without a token."""
         return self.tokens[0] - self.arrival if self.tokens else None
 
     @property
     def gaps(self) -> list[float]:
-        """From each token to the next one."""
+        """Seconds between consecutive tokens."""
         return [later - earlier for earlier, later in itertools.pairwise(self.tokens)]
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """Makes token ids of a request's prompt, the same for every server that is compared."""
+    """Turns the prompt of a request into token ids, the same for every server that is compared."""
 
     vocab_size: int
     tokenizer: Tokenizer | None = None
 
     @classmethod
     def of_model(cls, folder: Path, vocab_size: int) -> "PromptTokens":
-        """With the model's own tokenizer, if it has one."""
+        """Use the tokenizer in a model's folder, if there is one."""
         file = folder / "tokenizer.json"
         return cls(vocab_size, Tokenizer.from_file(str(file)) if file.exists() else None)
 
-    def of(self, request: Request, seed: int) -> list[int]:
-        """Those of its text; or at random, as many as it says.
+    def of(self, request: WorkloadRequest, seed: int) -> list[int]:
+        """Token ids of the prompt's text, or random ones if the request has only their number.
 
-        Where there is no tokenizer, a word stands for one token, wherever it occurs.
+        Without a tokenizer, each word becomes one token, and the same word always the same token.
         """
         if request.prompt is None:
             return requests.random_prompt(request.prompt_tokens or 1, seed, self.vocab_size)
@@ -85,23 +86,24 @@ class PromptTokens:
 async def replay(
     client: aiohttp.ClientSession,
     endpoints: Mapping[str, Endpoint],
-    workload: Sequence[Request],
+    workload: Sequence[WorkloadRequest],
     tokens: PromptTokens,
     seed: int,
-    on_end: Callable[[Outcome], None] = lambda _: None,
-) -> list[Outcome]:
-    """What became of each request, in the workload's order. What fails is told in its outcome.
+    on_end: Callable[[RequestOutcome], None] = lambda _: None,
+) -> list[RequestOutcome]:
+    """Send all requests, and return their outcomes in the workload's order. A failure is an outcome, too.
 
-    A request is sent when it is due, whatever else is unanswered; a round when the one before it has ended.
+    A request is sent when it is due, even if earlier ones are unanswered. A round begins when the one before
+    it has ended.
     """
     clock = asyncio.get_running_loop().time
     began = clock()
     numbers = random.Random(seed)
-    outcomes: list[Outcome] = []
+    outcomes: list[RequestOutcome] = []
     for _, group in itertools.groupby(workload, key=lambda request: request.round):
         start = clock()
 
-        async def ask(request: Request, prompt: list[int], start: float = start) -> Outcome:
+        async def ask(request: WorkloadRequest, prompt: list[int], start: float = start) -> RequestOutcome:
             due = start + request.arrival
             await asyncio.sleep(due - clock())
             outcome = await _ask(client, endpoints[request.tenant], request, prompt, began, due - began)
@@ -120,11 +122,11 @@ async def replay(
 async def _ask(
     client: aiohttp.ClientSession,
     endpoint: Endpoint,
-    request: Request,
+    request: WorkloadRequest,
     prompt: list[int],
     began: float,
     arrival: float,
-) -> Outcome:
+) -> RequestOutcome:
     clock = asyncio.get_running_loop().time
     sent = clock() - began
     moments: list[float] = []
@@ -141,7 +143,7 @@ async def _ask(
         )
     except (FaaSMoEError, aiohttp.ClientError, TimeoutError) as problem:
         error = str(problem) or type(problem).__name__
-    return Outcome(
+    return RequestOutcome(
         request.tenant,
         request.round,
         arrival,

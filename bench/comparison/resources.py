@@ -1,4 +1,4 @@
-"""What the processes of a strategy use over time: processor, memory, and how many functions are awake."""
+"""Samples what the processes of a strategy use over time: CPU, memory, and running functions."""
 
 import time
 from collections import Counter
@@ -13,45 +13,46 @@ from bench.support.process_tree import processes, repeated
 
 SAMPLE_SECONDS = 0.5
 SAMPLING_SHARE = 0.1
-"""Of the time, at most: for a sample, the kernel walks all pages."""
+"""Upper bound on the share of time spent sampling: the kernel walks all pages for each sample."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One sample of all processes. Those of a role are counted together."""
+    """One sample of all processes, summed by role."""
 
     seconds: float
-    """Since the first sample."""
+    """Time since the first sample."""
     cpu_seconds: Mapping[str, float]
-    """That each role has used since it began, its processes that have ended among it."""
+    """CPU time since the start, including that of processes that have ended."""
     memory_bytes: Mapping[str, int]
-    """Proportional set sizes: what processes share is divided among them."""
+    """Proportional set sizes: each shared page is divided among the processes that share it."""
     processes: Mapping[str, int]
+    """Number of running processes."""
     started: Mapping[str, int]
-    """How many different ones have been seen so far."""
+    """Number of different processes seen so far."""
 
 
 @dataclass(frozen=True)
 class Root:
-    """A process that the harness has started, and what it and its children are called."""
+    """A process that the benchmark has started, and its role."""
 
     pid: int
     role: str
     children: str
-    """Role of the processes that it starts."""
+    """Role of the processes that it starts itself."""
 
 
 @dataclass
 class Meter:
-    """Reads /proc. One thread at a time."""
+    """Takes samples from /proc. Not thread-safe."""
 
     roots: Sequence[Root]
     _cpu: dict[tuple[int, float], tuple[str, float]] = field(default_factory=dict)
-    """By process and start, as a process id can come again: its role, and what was seen last."""
+    """Role and last known CPU time of each process, by id and start time, because ids are reused."""
     _began: float = field(default_factory=time.perf_counter)
 
     def read(self) -> Moment:
-        """Now."""
+        """Take a sample now."""
         memory: dict[str, int] = {}
         running: dict[str, int] = {}
         for root in self.roots:
@@ -74,7 +75,7 @@ class Meter:
 
 @contextmanager
 def metered(roots: Sequence[Root], interval: float = SAMPLE_SECONDS) -> Iterator[list[Moment]]:
-    """Samples from now to the end of the context, with one at each end; the list grows while it lasts."""
+    """Sample until the end of the context, with one sample at each end. The yielded list grows meanwhile."""
     meter = Meter(roots)
     moments = [meter.read()]
     try:
@@ -86,7 +87,7 @@ def metered(roots: Sequence[Root], interval: float = SAMPLE_SECONDS) -> Iterator
 
 @dataclass(frozen=True)
 class Bill:
-    """What a run has used in all."""
+    """The resources that were used in a span of time."""
 
     seconds: float
     cpu_seconds: float
@@ -94,13 +95,13 @@ class Bill:
     mean_bytes: float
     peak_bytes: int
     function_seconds: float
-    """Of all functions that were awake."""
+    """Running time, summed over all functions."""
     cold_starts: int
-    """Functions' processes that were started."""
+    """Number of function processes that were started."""
 
 
 def bill(moments: Sequence[Moment], functions: str = "function") -> Bill:
-    """Of samples in their order, two at least. What lies between two is the mean of both."""
+    """Integrate at least two samples over time, by the trapezoidal rule. `functions` is a role."""
     first, last = moments[0], moments[-1]
     seconds = last.seconds - first.seconds
     byte_seconds = function_seconds = 0.0

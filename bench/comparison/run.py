@@ -1,139 +1,71 @@
-"""One run of `faasmoe bench run`: its settings, what they amount to, and where its results are."""
+"""Begins and resumes a run of `faasmoe bench run`: makes the model and its partitions, and measures."""
 
 import asyncio
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from bench.comparison.comparison import Comparison, ProgressListener, Task
-from bench.comparison.recording import Recording, Run
+from bench.comparison import environment
+from bench.comparison.comparison import Comparison, Task
+from bench.comparison.progress import ProgressListener
+from bench.comparison.recording import Recording, RunDescription
 from bench.comparison.replay import PromptTokens
-from bench.comparison.strategies import Service, Sizes, read_strategies
-from bench.comparison.workload import generators as workloads
+from bench.comparison.settings import RunSettings
+from bench.comparison.strategies.deployment import ServingSetup
+from bench.comparison.strategies.strategies import ModelSize
 from bench.comparison.workload import workload
-from bench.comparison.workload.workload import Request
+from bench.comparison.workload.workload import WorkloadRequest
+from bench.support.shapes import SHAPES
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 
-ROOT = Path(__file__).parents[2]
 MODELS = Path("build") / "bench-models"
-"""Checkpoints of random weights, which are made once."""
+"""Checkpoints of random weights, relative to the current directory. Later runs use them again."""
 WORKLOAD_FILE = "workload.jsonl"
-LEAST_CACHE_TOKENS, MOST_CACHE_TOKENS = 1024, 8192
-"""Of a tenant."""
+MIN_CACHE_TOKENS, MAX_CACHE_TOKENS = 1024, 8192
+"""Bounds for each tenant's share of the KV cache."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the command is told."""
-
-    strategies: Sequence[str]
-    shape: str
-    model: str | None
-    """A folder with a checkpoint, in the place of random weights of that shape."""
-    tenants: int
-    workload: str
-    """One of `workloads.KINDS`, or a file."""
-    tasks: str | None
-    """A folder with BIG-Bench-Hard's."""
-    rounds: int
-    duration: float
-    """Seconds, and `rate` requests a second, of a workload without rounds."""
-    rate: float
-    output_tokens: int
-    experts_per_function: Sequence[int]
-    threads: int
-    idle_timeout: float
-    memory_budget: int | None
-    llama_server: str | None
-    """llama.cpp's program; None where it is not installed."""
-    seed: int
-
-    def requests(self) -> list[Request]:
-        """The workload. Raises `ConfigError`."""
-        if self.workload in workloads.KINDS:
-            return workloads.make(
-                self.workload,
-                workloads.tenants(self.tenants),
-                rate=self.rate,
-                duration=self.duration,
-                tasks=Path(self.tasks) if self.tasks else None,
-                rounds=self.rounds,
-                output_tokens=self.output_tokens,
-                seed=self.seed,
-            )
-        if not Path(self.workload).is_file():
-            raise ConfigError(f"no workload {self.workload!r}: it is {', '.join(workloads.KINDS)}, or a file")
-        return workload.read(Path(self.workload))
-
-    def names(self, requests: Sequence[Request]) -> list[str]:
-        """Of all tenants, those among them that happen to ask for nothing; of a file's, all that it has."""
-        if self.workload in workloads.KINDS:
-            return workloads.tenants(self.tenants)
-        return sorted({request.tenant for request in requests})
-
-    def describe(self) -> str:
-        """The workload, in words."""
-        open_loop = f"{self.rate:g} requests/s for {self.duration:g} s"
-        questions = "BIG-Bench-Hard's questions" if self.tasks else "prompts as long as BIG-Bench-Hard's"
-        return {
-            "poisson": f"Poisson arrivals, {open_loop}",
-            "bursty": f"bursts of each tenant, {open_loop} on average",
-            "bbh": f"{self.rounds} rounds of {questions}, {workloads.TASKS_PER_TENANT} a tenant at once",
-        }.get(self.workload, f"the workload of {Path(self.workload).name}")
-
-    def tasks_to_measure(self) -> list[Task]:
-        """Each strategy, then FaaSMoE-Shared within the budget, and with functions of each size.
-
-        Raises `ConfigError`.
-        """
-        (shared,) = read_strategies(["faasmoe-shared"])
-        return [
-            *(Task(strategy) for strategy in read_strategies(self.strategies, self.llama_server)),
-            *([Task(shared, memory_budget=self.memory_budget)] if self.memory_budget else []),
-            *(Task(shared, size) for size in self.experts_per_function),
-        ]
-
-
-def begin(settings: Settings, folder: Path, listener: ProgressListener) -> None:
-    """Measure, into a new folder. Raises `FaaSMoEError`."""
+def begin(settings: RunSettings, folder: Path, listener: ProgressListener) -> None:
+    """Measure all strategies, and record the results in a new folder. Raises `FaaSMoEError`."""
     tasks = settings.tasks_to_measure()
     requests = settings.requests()
     Recording.refuse_results(folder)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
-        service = _service(settings, settings.names(requests), requests, Path(work), listener)
-        recording = Recording.begin(folder, _run(settings, requests, service))
+        tenants = settings.tenant_names(requests)
+        setup = _serving_setup(settings, tenants, requests, Path(work), listener)
+        recording = Recording.begin(folder, _description(settings, requests, setup))
         workload.write(folder / WORKLOAD_FILE, requests)
-        _measure(settings, tasks, requests, service, recording, listener)
+        _measure(settings, tasks, requests, setup, recording, listener)
 
 
 def resume(folder: Path, listener: ProgressListener) -> None:
-    """Measure what a run has left, as it was begun. Raises `FaaSMoEError`."""
+    """Measure what is missing of a run, with the settings that it began with. Raises `FaaSMoEError`."""
     recording = Recording.load(folder)
-    settings = Settings(**recording.run.settings)
+    settings = RunSettings(**recording.run.settings)
     requests = workload.read(folder / WORKLOAD_FILE)
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-", dir=_parent(folder)) as work:
-        service = _service(settings, recording.run.tenants, requests, Path(work), listener)
-        _measure(settings, settings.tasks_to_measure(), requests, service, recording, listener)
+        setup = _serving_setup(settings, recording.run.tenants, requests, Path(work), listener)
+        _measure(settings, settings.tasks_to_measure(), requests, setup, recording, listener)
 
 
 def random_checkpoint(shape: str, listener: ProgressListener) -> Path:
-    """With a published model's dimensions, or a fraction of them. Raises `FaaSMoEError`."""
+    """Folder of a checkpoint of random weights, which is written unless an earlier run has left it.
+
+    Raises `ConfigError` for an unknown shape, `FaaSMoEError` if the checkpoint cannot be written.
+    """
+    if shape not in SHAPES:
+        raise ConfigError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
     folder = MODELS / shape
     if folder.exists():
         return folder
@@ -141,57 +73,49 @@ def random_checkpoint(shape: str, listener: ProgressListener) -> Path:
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "bench.support.checkpoint",
-        "--shape",
-        shape,
-        "--out",
-        str(partial),
-    ]
-    made = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    if made.returncode:
-        raise FaaSMoEError(
-            f"cannot make a model: {(made.stderr.strip() or 'no reason given').splitlines()[-1]}"
-        )
+    # In its own process, so that this one does not hold torch in memory while strategies are measured.
+    command = [sys.executable, "-m", "bench.support.checkpoint", "--shape", shape, "--out", str(partial)]
+    finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if finished.returncode:
+        reason = (finished.stderr.strip() or "no reason given").splitlines()[-1]
+        raise FaaSMoEError(f"cannot make a model: {reason.removeprefix('Error: ')}")
     partial.replace(folder)
     return folder
 
 
 def _measure(
-    settings: Settings,
+    settings: RunSettings,
     tasks: Sequence[Task],
-    requests: Sequence[Request],
-    service: Service,
+    requests: Sequence[WorkloadRequest],
+    setup: ServingSetup,
     recording: Recording,
     listener: ProgressListener,
 ) -> None:
-    vocab_size = json.loads((service.checkpoint / "config.json").read_text())["vocab_size"]
-    # That of random weights takes each byte for a token, which would make prompts far too long.
+    vocab_size = json.loads((setup.checkpoint / "config.json").read_text())["vocab_size"]
+    # The tokenizer of a random model makes each byte a token, so prompts would become far too long.
     tokens = (
-        PromptTokens.of_model(service.checkpoint, vocab_size) if settings.model else PromptTokens(vocab_size)
+        PromptTokens.of_model(setup.checkpoint, vocab_size) if settings.model else PromptTokens(vocab_size)
     )
-    comparison = Comparison(service, requests, tokens, settings.seed)
+    comparison = Comparison(setup, requests, tokens, settings.seed)
     asyncio.run(comparison.run(tasks, recording, listener))
 
 
-def _service(
-    settings: Settings,
+def _serving_setup(
+    settings: RunSettings,
     tenants: Sequence[str],
-    requests: Sequence[Request],
+    requests: Sequence[WorkloadRequest],
     work: Path,
     listener: ProgressListener,
-) -> Service:
+) -> ServingSetup:
     model = Path(settings.model) if settings.model else random_checkpoint(settings.shape, listener)
     listener.line(f"partitioning {model}")
-    usual = partition(model, work / "usual")
-    whole = Granularity(usual.num_experts, len(usual.moe_layers))
-    partition(model, work / "one", granularity=whole)
-    return Service(
+    manifest = partition(model, work / "default")
+    whole_model = Granularity(manifest.num_experts, len(manifest.moe_layers))
+    partition(model, work / "one-function", granularity=whole_model)
+    return ServingSetup(
         checkpoint=model,
-        partition=work / "usual",
-        one_function=work / "one",
+        partition=work / "default",
+        one_function=work / "one-function",
         tenants=tenants,
         threads=settings.threads,
         cache_tokens=_cache_tokens(requests),
@@ -201,17 +125,17 @@ def _service(
     )
 
 
-def _cache_tokens(requests: Sequence[Request]) -> int:
-    """What a tenant's requests of a round have together, where that is not too much."""
-    most: Counter[tuple[str, int]] = Counter()
+def _cache_tokens(requests: Sequence[WorkloadRequest]) -> int:
+    """Tokens of the largest round of a tenant, within the bounds."""
+    tokens: Counter[tuple[str, int]] = Counter()
     for request in requests:
         prompt = request.prompt_tokens or len(request.prompt or "")
-        most[request.tenant, request.round] += prompt + request.output_tokens
-    return min(max(LEAST_CACHE_TOKENS, *most.values()), MOST_CACHE_TOKENS)
+        tokens[request.tenant, request.round] += prompt + request.output_tokens
+    return min(max(MIN_CACHE_TOKENS, *tokens.values()), MAX_CACHE_TOKENS)
 
 
 def _cache_bytes_per_token(model: Path) -> int:
-    """Of keys and values in all layers, in 16 bits."""
+    """Bytes of a token's keys and values in all layers, in 16 bits."""
     config: dict[str, Any] = json.loads((model / "config.json").read_text())
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -219,53 +143,29 @@ def _cache_bytes_per_token(model: Path) -> int:
     return int(2 * 2 * config["num_hidden_layers"] * key_heads * head_dim)
 
 
-def _run(settings: Settings, requests: Sequence[Request], service: Service) -> Run:
-    manifest = Manifest.load(service.partition)
-    sizes = Sizes.of(manifest)
-    return Run(
-        workload=settings.describe(),
+def _description(
+    settings: RunSettings, requests: Sequence[WorkloadRequest], setup: ServingSetup
+) -> RunDescription:
+    manifest = Manifest.load(setup.partition)
+    size = ModelSize.of(manifest)
+    return RunDescription(
+        workload=settings.workload_description(),
         model=settings.model or f"random weights, {settings.shape}",
         num_requests=len(requests),
-        tenants=service.tenants,
+        tenants=setup.tenants,
         settings=asdict(settings),
-        dense_bytes=sizes.dense,
-        experts_bytes=sizes.experts,
+        dense_bytes=size.dense_bytes,
+        experts_bytes=size.experts_bytes,
         num_experts=manifest.num_experts,
         moe_layers=len(manifest.moe_layers),
-        machine={
-            "processor": _processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB",
-            "system": platform.platform(terse=True),
-        },
-        versions={
-            "commit": _commit(),
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("faasmoe", "torch", "transformers")},
-        },
+        machine=environment.machine(),
+        versions=environment.versions(),
         began=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def _commit() -> str:
-    """Of the checkout; "unknown" where there is none."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or "unknown"
-
-
 def _parent(folder: Path) -> Path:
-    """Where there is room for what the run needs; made if need be. Raises `ConfigError`."""
+    """The folder above, made if necessary; it has room for partitions. Raises `ConfigError`."""
     try:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How fast this machine reads: memory, by one process for each core, and disk, by direct reads."""
+"""Measures how fast this machine reads memory, with one process per core, and disk, with direct reads."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from control_plane.errors import ConfigError, FaaSMoEError
 from functions.expert.arena import Arena
 
 MEMORY_BYTES = 512 << 20
-"""Of each process, and more than caches hold."""
+"""Memory that each process reads; more than the caches hold."""
 PASSES = 7
 PIECE_BYTES = 8 << 20
 PLACES = 64
@@ -26,13 +26,14 @@ DEADLINE_SECONDS = 60.0
 
 
 def memory_bandwidth(processes: int = os.cpu_count() or 1, nbytes: int = MEMORY_BYTES) -> float:
-    """Bytes per second of all processes together, each of which reads `nbytes` of its own, over and over.
+    """Bytes per second of all processes together, each of which reads its own `nbytes` several times.
 
-    They take the maximum of 32-bit integers with NumPy, which does little more than to read them.
-    Raises `FaaSMoEError` when that takes a minute.
+    The processes compute the maximum of 32-bit integers with NumPy, which costs little besides reading.
+    Raises `FaaSMoEError` if that takes longer than a minute.
     """
     context = multiprocessing.get_context("spawn")
-    barrier, speeds = context.Barrier(processes), context.Queue()
+    barrier = context.Barrier(processes)
+    speeds: Queue[float] = context.Queue()
     readers = [context.Process(target=_read_memory, args=(barrier, speeds, nbytes)) for _ in range(processes)]
     for reader in readers:
         reader.start()
@@ -47,11 +48,11 @@ def memory_bandwidth(processes: int = os.cpu_count() or 1, nbytes: int = MEMORY_
 
 
 def disk_bandwidth(files: Iterable[Path], seconds: float = DISK_SECONDS) -> float:
-    """Bytes per second of reads of 8 MB each, past the page cache, of the files, until the time is over.
+    """Bytes per second of direct reads of the files, in pieces of 8 MB, until the time is over.
 
-    They go to more memory than caches hold, in turn, as weights do: a virtual disk, whose reads the host
-    copies, is half as fast again where it may write to the same place each time.
-    Raises `ConfigError` where the file system has no direct reads.
+    The pieces go to different places in memory, more than the caches hold, like weights. The host copies the
+    reads of a virtual disk, and would be 1.5 times as fast if they all went to the same place.
+    Raises `ConfigError` if the file system has no direct reads.
     """
     arena = Arena(PLACES, PIECE_BYTES)
     places = [arena.place(slot, 0, PIECE_BYTES) for slot in range(PLACES)]
@@ -75,7 +76,7 @@ def disk_bandwidth(files: Iterable[Path], seconds: float = DISK_SECONDS) -> floa
 
 
 def _read_memory(barrier: Barrier, speeds: "Queue[float]", nbytes: int) -> None:
-    """Puts this process's bytes per second, the median of its passes, which begin with the others'."""
+    """Put the median bytes per second of several passes. All processes begin each pass together."""
     numbers = np.ones(nbytes // 4, np.int32)
     seconds = []
     for _ in range(PASSES):

@@ -1,12 +1,13 @@
-"""Sequences of several tenants, generated at once: when tokens come, and what is read from disk for them."""
+"""Decodes several sequences at once, and measures speed and disk reads per token."""
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from bench.support.open_server import OpenServer
-from bench.support.requests import Timing
+from bench.support.requests import StreamTiming
 from bench.support.scrape import Scrape
 
 TENANTS = 6
@@ -17,25 +18,25 @@ STEPS, STEP_SECONDS = "faasmoe:steps_total", "faasmoe:step_seconds_total"
 
 @dataclass(frozen=True)
 class Decoding:
-    """One round. What was read is counted from the moment when every sequence has its first token."""
+    """One round. Reads are counted from when every sequence has its first token."""
 
-    timings: Sequence[Timing]
+    timings: Sequence[StreamTiming]
     expert_bytes_per_token: float
-    """Read from disk, as the server counts."""
+    """Bytes of experts read from disk, as the server counts them."""
     disk_bytes_per_token: float
-    """As the kernel does, for all that the server's processes read."""
+    """Bytes that all processes of the server read from disk, as the kernel counts them."""
     cold_experts_per_token: float
-    """That a function had to read first, while it was waited for."""
+    """Experts that a function had to read from disk during a call."""
     step_ms: Mapping[str, float]
-    """Milliseconds of a step, by what the engine did."""
+    """Milliseconds per step, by part of the step."""
 
 
 async def decode(
     server: OpenServer, sequences: int, prompt_tokens: int, output_tokens: int, seed: int
 ) -> Decoding:
-    """One round of that many requests at once; the same seed asks for the same again.
+    """One round of `sequences` requests at once. The same seed sends the same requests.
 
-    Raises `ExceptionGroup` of what was wrong with requests.
+    Raises an `ExceptionGroup` of the requests' errors.
     """
     progress = _Progress(sequences)
     async with asyncio.TaskGroup() as group:
@@ -74,7 +75,7 @@ async def decode(
 
 
 class _Progress:
-    """How many tokens each sequence has, and whether all have one."""
+    """Number of tokens of each sequence, and an event for when all have at least one."""
 
     def __init__(self, sequences: int) -> None:
         self.tokens = [0] * sequences
@@ -96,3 +97,35 @@ class _Reading:
     async def now(cls, server: OpenServer, progress: _Progress) -> "_Reading":
         tokens = sum(progress.tokens)
         return cls(tokens, await server.metrics(), await server.disk_bytes())
+
+
+@dataclass(frozen=True)
+class DecodeSpeed:
+    """Tokens per second of all sequences together, while all of them decode."""
+
+    whole: float
+    first_half: float
+    second_half: float
+
+
+def decode_speed(timings: Sequence[StreamTiming]) -> DecodeSpeed:
+    """The speed of answers that were generated at once. The halves have the same number of tokens.
+
+    Raises ValueError if the answers overlap for fewer than two tokens each.
+    """
+    begin = max(timing.tokens[0] for timing in timings)
+    end = min(timing.tokens[-1] for timing in timings)
+    moments = sorted(moment for timing in timings for moment in timing.tokens if begin < moment <= end)
+    if len(moments) < 2 * len(timings):
+        raise ValueError("the answers did not overlap for two tokens each")
+    middle = moments[len(moments) // 2 - 1]
+    half = bisect_right(moments, middle)
+    return DecodeSpeed(
+        len(moments) / (end - begin), half / (middle - begin), (len(moments) - half) / (end - middle)
+    )
+
+
+def prefill_speed(timings: Sequence[StreamTiming], prompt_tokens: int) -> float:
+    """Prompt tokens per second of all sequences, until the last one has its first token."""
+    seconds = max(timing.tokens[0] for timing in timings) - min(timing.sent for timing in timings)
+    return len(timings) * prompt_tokens / seconds

@@ -1,182 +1,92 @@
-"""llama.cpp on a GGUF file: how fast it reads prompts and generates, as one JSON object.
+"""Measures llama.cpp under one memory limit: runs llama_cpp_process.py in a control group."""
 
-    python -m bench.memory_limit.llama_cpp --gguf MODEL.gguf --sequences 6 --prompt-tokens 64 --tokens 64
-
-Run it with a Python that has llama-cpp-python (`pip install llama-cpp-python`); of what this project requires
-it needs only NumPy. Tokens are random instead of sampled: sampling costs nothing here.
-
-llama.cpp's threads wait for each other in a loop: whatever else uses their cores makes it many times slower.
-"""
-
-import argparse
-import importlib
+import asyncio
 import json
-import os
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+import subprocess
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from bench.memory_limit.faasmoe import (
+    LONG_PROMPT,
+    SAMPLE_SECONDS,
+    SAMPLING_SHARE,
+    SHORT_PROMPT,
+    with_memory,
+)
+from bench.memory_limit.results import Result
+from bench.memory_limit.scenarios import Scenario
+from bench.support.cgroup import cgroup
+from bench.support.page_cache import forget
+from bench.support.process_tree import ProcessTree, sampled
+from control_plane.errors import FaaSMoEError
 
-from bench.support.arguments import count
-
-CONTEXT_STEP = 256
-"""llama.cpp rounds a sequence's context up to this."""
-LOG_WARNING, LOG_ERROR = 3, 4
-"""Its levels of what is worth telling."""
+ROOT = Path(__file__).parents[2]
+RUN_SECONDS = 1800.0
+STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Speeds are of all sequences together, in tokens per second; the halves are of the generated tokens."""
+class LimitedLlamaCpp:
+    """A GGUF file, and a Python interpreter with llama-cpp-python."""
 
-    first_prefill_speed: float
-    """Of the process's first prompts; `prefill_speed` is of those after them."""
-    prefill_speed: float
-    decode_speed: float
-    first_half_speed: float
-    second_half_speed: float
-    proportional_bytes: int
-    resident_bytes: int
-    read_bytes: int
-    """From disk, since the process has started."""
-    decode_read_bytes: int
+    python: str
+    gguf: Path | None
 
+    def absence(self) -> str:
+        """Why llama.cpp cannot be measured; empty if it can."""
+        if self.gguf is None or not self.gguf.exists():
+            return "there is no GGUF file (--gguf)"
+        found = subprocess.run([self.python, "-c", "import llama_cpp"], capture_output=True, check=False)
+        return f"{self.python} has no llama_cpp (--llama-python)" if found.returncode else ""
 
-class LlamaContext:
-    """A model that llama.cpp has mapped, with room for several sequences' tokens."""
+    async def measure(self, scenario: Scenario, output_tokens: int) -> AsyncGenerator[Result, None]:
+        """A result for each number of sequences at once, each from a process that starts cold."""
+        for count in scenario.sequences:
+            result = await self._run(scenario, count, SHORT_PROMPT, output_tokens)
+            if count == 1:
+                long = await self._run(scenario, count, LONG_PROMPT, 1)
+                result = replace(result, prefill_long=long.prefill_short)
+            yield result
 
-    def __init__(self, library: Any, model: Any, context: Any, batch: Any) -> None:
-        self._library = library
-        self._context = context
-        self._batch = batch
-        self.vocab_size: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
-
-    def decode(self, tokens: np.ndarray, position: int) -> float:
-        """Compute tokens [sequences, length] from a position on; returns seconds. Raises RuntimeError."""
-        batch = self._batch
-        batch.n_tokens = tokens.size
-        for row, ((sequence, index), token) in enumerate(np.ndenumerate(tokens)):
-            batch.token[row] = int(token)
-            batch.pos[row] = position + index
-            batch.n_seq_id[row] = 1
-            batch.seq_id[row][0] = sequence
-            batch.logits[row] = index == tokens.shape[1] - 1
-        started = time.perf_counter()
-        status = self._library.llama_decode(self._context, batch)
-        self._library.llama_synchronize(self._context)
-        if status:
-            raise RuntimeError(f"llama_decode has returned {status}")
-        return time.perf_counter() - started
-
-    def clear(self) -> None:
-        """Forget all sequences."""
-        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
-
-
-@contextmanager
-def opened(gguf: Path, threads: int, sequences: int, length: int) -> Iterator[LlamaContext]:
-    """Map a model for sequences of up to `length` tokens.
-
-    Raises ImportError without llama_cpp, RuntimeError when llama.cpp refuses.
-    """
-    library = importlib.import_module("llama_cpp")
-    log = library.llama_log_callback(_log)
-    library.llama_log_set(log, None)
-    library.llama_backend_init()
-    with ExitStack() as stack:
-        model_params = library.llama_model_default_params()
-        model_params.load_mode = library.LLAMA_LOAD_MODE_MMAP
-        # Weights stay where they are mapped: repacked, as for AMX, they would be in memory a second time.
-        model_params.use_extra_bufts = False
-        model = library.llama_model_load_from_file(os.fsencode(gguf), model_params)
-        if not model:
-            raise RuntimeError(f"cannot load {gguf}, see above")
-        stack.callback(library.llama_model_free, model)
-        params = library.llama_context_default_params()
-        params.n_ctx = sequences * (-(-length // CONTEXT_STEP) * CONTEXT_STEP)
-        params.n_seq_max = params.n_outputs_max = sequences
-        params.n_batch = sequences * length
-        params.n_threads = params.n_threads_batch = threads
-        context = library.llama_init_from_model(model, params)
-        if not context:
-            raise RuntimeError("cannot make a context, see above")
-        stack.callback(library.llama_free, context)
-        batch = library.llama_batch_init(params.n_batch, 0, 1)
-        stack.callback(library.llama_batch_free, batch)
-        yield LlamaContext(library, model, context, batch)
-
-
-def measure(llama: LlamaContext, sequences: int, prompt_tokens: int, tokens: int, seed: int) -> Measured:
-    """A prompt, then another and `tokens` generated tokens, for each of the sequences, all at once."""
-    random = np.random.default_rng(seed)
-    first_prefill = llama.decode(random.integers(llama.vocab_size, size=(sequences, prompt_tokens)), 0)
-    llama.clear()
-    drawn = random.integers(llama.vocab_size, size=(sequences, prompt_tokens + tokens))
-    prefill = llama.decode(drawn[:, :prompt_tokens], 0)
-    read_before = read_bytes()
-    steps = [
-        llama.decode(drawn[:, position : position + 1], position)
-        for position in range(prompt_tokens, prompt_tokens + tokens)
-    ]
-    memory = smaps_rollup()
-    return Measured(
-        first_prefill_speed=sequences * prompt_tokens / first_prefill,
-        prefill_speed=sequences * prompt_tokens / prefill,
-        decode_speed=_speed(sequences, steps),
-        first_half_speed=_speed(sequences, steps[: tokens // 2]),
-        second_half_speed=_speed(sequences, steps[tokens // 2 :]),
-        proportional_bytes=memory["Pss"],
-        resident_bytes=memory["Rss"],
-        read_bytes=read_bytes(),
-        decode_read_bytes=read_bytes() - read_before,
-    )
-
-
-def read_bytes() -> int:
-    """What this process has had the disk read, page faults included."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
-
-
-def smaps_rollup() -> dict[str, int]:
-    """The kernel's sums over this process's mappings, in bytes."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines}
-
-
-def _log(level: int, text: bytes, _: Any) -> None:
-    if level in (LOG_WARNING, LOG_ERROR):
-        print(text.decode(errors="replace"), end="", file=sys.stderr)
-
-
-def _speed(sequences: int, steps: Sequence[float]) -> float:
-    return sequences * len(steps) / sum(steps) if steps else 0.0
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--gguf", type=Path, required=True)
-    parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--sequences", type=count, default=1)
-    parser.add_argument("--prompt-tokens", type=count, default=64)
-    parser.add_argument("--tokens", type=count, default=64, help="how many each sequence generates")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    length = arguments.prompt_tokens + arguments.tokens
-    try:
-        with opened(arguments.gguf, arguments.threads, arguments.sequences, length) as llama:
-            measured = measure(
-                llama, arguments.sequences, arguments.prompt_tokens, arguments.tokens, arguments.seed
+    async def _run(
+        self, scenario: Scenario, sequences: int, prompt_tokens: int, output_tokens: int
+    ) -> Result:
+        command = [self.python, "-m", "bench.memory_limit.llama_cpp_process", "--gguf", str(self.gguf)]
+        command += ["--sequences", str(sequences), "--prompt-tokens", str(prompt_tokens)]
+        command += ["--tokens", str(output_tokens)]
+        forget([self.gguf] if self.gguf else [])
+        with cgroup(scenario.limit_bytes) as group:
+            process = await asyncio.create_subprocess_exec(
+                *(group.command(command) if group else command), stdout=asyncio.subprocess.PIPE, cwd=ROOT
             )
-    except (ImportError, RuntimeError) as error:
-        sys.exit(f"llama.cpp: {error}")
-    print(json.dumps(asdict(measured)))
+            try:
+                with sampled(ProcessTree(process.pid), SAMPLE_SECONDS, SAMPLING_SHARE) as samples:
+                    printed, _ = await asyncio.wait_for(process.communicate(), RUN_SECONDS)
+            finally:
+                if process.returncode is None:
+                    process.kill()
+                    await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            if process.returncode:
+                raise FaaSMoEError(f"llama.cpp has failed with {process.returncode}, see above")
+            return with_memory(
+                with_figures(scenario.result(sequences), printed, output_tokens), samples, group
+            )
 
 
-if __name__ == "__main__":
-    main()
+def with_figures(result: Result, printed: bytes, output_tokens: int) -> Result:
+    """The result with the figures that the process printed. Raises `FaaSMoEError` if they are not JSON."""
+    try:
+        figures = json.loads(printed)
+        return replace(
+            result,
+            prefill_short=figures["prefill_speed"],
+            decode=figures["decode_speed"],
+            first_half=figures["first_half_speed"],
+            second_half=figures["second_half_speed"],
+            disk_bytes_read=figures["decode_read_bytes"] / (result.sequences * output_tokens),
+        )
+    except (ValueError, KeyError) as error:
+        raise FaaSMoEError(
+            f"bench.memory_limit.llama_cpp_process has printed something else: {error}"
+        ) from error

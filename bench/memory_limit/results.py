@@ -1,72 +1,80 @@
-"""What `make bench-memory` has found: kept as JSON from run to run, shown as a table in Markdown."""
+"""Results of `make bench-memory`: kept in a JSON file from run to run, printed as Markdown tables."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from control_plane.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What it reads, in bytes per second."""
+    """Read speeds of the machine, in bytes per second."""
 
     memory_bandwidth: float
     disk_bandwidth: float
 
     def at_best(self, other: "Machine") -> "Machine":
-        """The faster of two measurements: whatever else runs makes both only slower."""
+        """The faster of two measurements, because other load can only slow them down."""
         return Machine(
             max(self.memory_bandwidth, other.memory_bandwidth),
             max(self.disk_bandwidth, other.disk_bandwidth),
         )
 
     def tokens_per_second(self, weight_bytes: float, disk_bytes: float) -> float:
-        """The most that it allows: of the time for the one and for the other, the longer."""
+        """The maximum speed for these bytes per token, which the slower of memory and disk determines."""
         return 1 / max(weight_bytes / self.memory_bandwidth, disk_bytes / self.disk_bandwidth)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One system under one limit with so many sequences at once; speeds are tokens per second of all."""
+    """One system under one limit with a number of sequences at once.
+
+    Speeds are in tokens per second of all sequences together.
+    """
 
     limit: str
     system: str
     sequences: int
     prefill_short: float | None = None
-    """Of prompts of 64 tokens."""
+    """Prefill speed of prompts of 64 tokens."""
     prefill_long: float | None = None
-    """Of prompts of 512."""
+    """Prefill speed of prompts of 512 tokens."""
     decode: float | None = None
-    """Median of the rounds; the halves are those of the first round, in which most is cold."""
+    """Decode speed, the median of the rounds."""
     first_half: float | None = None
+    """Decode speed in the first half of the first round, in which most experts are cold."""
     second_half: float | None = None
+    """Decode speed in the second half of the first round."""
     memory_mean: float | None = None
-    """Bytes: proportional set size of all processes."""
+    """Mean of the proportional set size of all processes, in bytes."""
     memory_peak: float | None = None
+    """Peak of the proportional set size of all processes, in bytes."""
     charged: float | None = None
-    """Bytes that the control group counts at the end, page cache among them."""
+    """Bytes charged to the control group at the end, including page cache."""
     out_of_memory_kills: int | None = None
-    """Processes that the kernel has killed for the limit."""
+    """Number of processes that the kernel has killed because of the limit."""
     expert_bytes_read: float | None = None
-    """Per token, as the server's metrics count them; `disk_bytes_read` as the kernel does."""
+    """Bytes of experts read from disk per token, from the server's metrics."""
     disk_bytes_read: float | None = None
+    """Bytes read from disk per token, as the kernel counts them."""
     cold_experts: float | None = None
-    """Per token: read from disk while they were waited for."""
+    """Experts per token that were read from disk during a call."""
     step_ms: Mapping[str, float] = field(default_factory=dict)
-    """Of a step that decodes, by what the engine did: milliseconds, means over the rounds."""
+    """Milliseconds of a decode step by its parts, means over the rounds."""
     weight_bytes_used: float | None = None
-    """Per token; each expert is read once for all sequences of a step."""
+    """Bytes of weights per token. A step reads each expert once for all sequences."""
     share_of_limit: float | None = None
-    """Of the speed that memory and disk, by `machine`, allow for these bytes."""
+    """Decode speed as a share of the maximum that the machine allows for these bytes."""
     machine: Machine | None = None
     problem: str = ""
-    """Why there are no figures."""
+    """Why there are no figures; empty if there are."""
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What it is the result of."""
+        """Identifies the measurement, so that a repeated one replaces its result."""
         return self.limit, self.system, self.sequences
 
 
@@ -88,10 +96,10 @@ _BYTES = {
 
 
 class Results:
-    """The last result of everything that was measured; a part that is measured again takes its own place."""
+    """The latest results of all measurements. A repeated measurement replaces its earlier result."""
 
     def __init__(self, file: Path) -> None:
-        """Raises `ConfigError` for a file that holds something else."""
+        """Read the file, if it exists. Raises `ConfigError` if it holds something else."""
         self._file = file
         self._by_key: dict[tuple[str, str, int], Result] = {}
         if file.exists():
@@ -102,7 +110,7 @@ class Results:
                 raise ConfigError(f"{file} does not hold results: {error}") from error
 
     def add(self, results: Iterable[Result]) -> None:
-        """Take them in, and write the file."""
+        """Add results, and write the file."""
         for result in results:
             self._put(result)
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +119,7 @@ class Results:
         )
 
     def markdown(self) -> str:
-        """Tables, in the order in which things were measured first."""
+        """Both tables, in the order of the first measurements."""
         results = list(self._by_key.values())
         return f"{markdown(results)}\n\n{steps_markdown(results)}"
 
@@ -120,7 +128,7 @@ class Results:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """Tokens per second, memory in GB, bytes per token in MB."""
+    """The table of speeds (tokens/s), memory (GB) and bytes per token (MB)."""
     header = ["limit", "system", "sequences", *_SPEEDS, *_BYTES, "kills", "of what the machine allows"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for result in results:
@@ -137,7 +145,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def steps_markdown(results: Sequence[Result]) -> str:
-    """Milliseconds of a step, by what the engine did."""
+    """The table of a decode step's parts, in milliseconds."""
     measured = [result for result in results if result.step_ms]
     parts = list(dict.fromkeys(part for result in measured for part in result.step_ms))
     header = ["limit", "system", "sequences", "a step, ms", *parts, "cold experts/token"]
@@ -160,6 +168,6 @@ def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _result(entry: Mapping) -> Result:
+def _result(entry: Mapping[str, Any]) -> Result:
     machine = entry["machine"] and Machine(**entry["machine"])
     return Result(**{**entry, "machine": machine})

@@ -1,8 +1,7 @@
-"""Speed and memory of a model that is larger than its memory limit: `make bench-memory`.
+"""Measures speed and memory of a model that is larger than its memory limit: `make bench-memory`.
 
-A partition (made first if there is none: 16 GB, the shape of Qwen1.5-MoE-A2.7B in int8, with a skewed router)
-is served in a control group under each limit, with and without prefetch, and beside it llama.cpp runs the
-same shape. Parts can be measured again, and then take their places in the results.
+FaaSMoE serves the partition in a control group under each limit, with and without prefetch, and llama.cpp
+runs a model of the same shape. A scenario can be measured again, which replaces its earlier results.
 """
 
 import asyncio
@@ -15,20 +14,20 @@ from pathlib import Path
 
 import click
 
-from bench.memory_limit import parts
+from bench.memory_limit import scenarios
 from bench.memory_limit.bandwidth import disk_bandwidth, memory_bandwidth
-from bench.memory_limit.llama_limit import Llama
-from bench.memory_limit.parts import LLAMA, TITLES, Part
+from bench.memory_limit.faasmoe import DecodeLoad, LimitedFaaSMoE
+from bench.memory_limit.llama_cpp import LimitedLlamaCpp
 from bench.memory_limit.results import Machine, Result, Results
-from bench.memory_limit.served_limit import Load, ServedLimit
-from bench.memory_limit.weights import StepWeights
-from bench.support.failures import FAILURES, reasons
+from bench.memory_limit.scenarios import LLAMA, TITLES, Scenario
+from bench.memory_limit.step_weights import StepWeights
+from bench.support.requests import FAILURES, reasons
 from control_plane.cli.options import Listed
 from control_plane.errors import FaaSMoEError
 from control_plane.signals import sigterm_exits
 
 ROOT = Path(__file__).parents[2]
-LIMITS = f"{parts.NO_LIMIT},16GB,8GB,5GB"
+LIMITS = f"{scenarios.NO_LIMIT},16GB,8GB,5GB"
 SHAPE = ["--shape", "qwen1.5-moe-a2.7b", "--router-skew", "1.0", "--dtype", "int8", "--dense-dtype", "int8"]
 GRANULARITY = ["--experts-per-function", "60", "--layers-per-function", "2"]
 """Twelve functions."""
@@ -36,26 +35,26 @@ GRANULARITY = ["--experts-per-function", "60", "--layers-per-function", "2"]
 
 @dataclass(frozen=True)
 class Bench:
-    """Measures parts one after the other."""
+    """Measures scenarios one after the other."""
 
     partition: Path
     weights: StepWeights
-    llama: Llama
-    load: Load
+    llama: LimitedLlamaCpp
+    load: DecodeLoad
 
-    async def run(self, to_measure: Sequence[Part], results: Results) -> None:
-        """Each result is kept as soon as it is there. Those of a part that fails tell why."""
+    async def run(self, to_measure: Sequence[Scenario], results: Results) -> None:
+        """Keep each result as soon as it is measured. If a scenario fails, its results say why."""
         blocks = sorted((self.partition / "blocks").iterdir())
         machine = Machine(0.0, 0.0)
-        for part in to_measure:
+        for scenario in to_measure:
             machine = machine.at_best(Machine(memory_bandwidth(), disk_bandwidth(blocks)))
             click.echo(
-                f"{TITLES[part.system]}, limit {part.limit} (memory reads "
+                f"{TITLES[scenario.system]}, limit {scenario.limit} (memory reads "
                 f"{machine.memory_bandwidth / 1e9:.1f} GB/s, disk {machine.disk_bandwidth / 1e9:.2f} GB/s)"
             )
-            missing = list(part.sequences)
+            missing = list(scenario.sequences)
             try:
-                async with aclosing(self._measure(part, machine)) as measured:
+                async with aclosing(self._measure(scenario, machine)) as measured:
                     async for result in measured:
                         missing.remove(result.sequences)
                         results.add([result])
@@ -63,16 +62,16 @@ class Bench:
             except* FAILURES as failed:
                 problem = reasons(failed)
                 click.echo(f"  {problem}", err=True)
-                results.add(part.result(count, problem=problem) for count in missing)
+                results.add(scenario.result(count, problem=problem) for count in missing)
 
-    def _measure(self, part: Part, machine: Machine) -> AsyncGenerator[Result, None]:
-        if part.system == LLAMA:
-            return self.llama.measure(part, self.load.output_tokens)
-        return ServedLimit(self.partition, part).measure(self.load, self.weights, machine)
+    def _measure(self, scenario: Scenario, machine: Machine) -> AsyncGenerator[Result, None]:
+        if scenario.system == LLAMA:
+            return self.llama.measure(scenario, self.load.output_tokens)
+        return LimitedFaaSMoE(self.partition, scenario).measure(self.load, self.weights, machine)
 
 
 def make_partition(folder: Path) -> None:
-    """Write the one with the real shape. Raises `FaaSMoEError`."""
+    """Write a partition of random weights with the shape of Qwen1.5-MoE-A2.7B. Raises `FaaSMoEError`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     click.echo(f"writing {folder}")
     command = [
@@ -90,25 +89,42 @@ def make_partition(folder: Path) -> None:
 
 @click.command()
 @click.argument("partition", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--limits", type=Listed(parts.read_limit), default=LIMITS, show_default=True, help="Of memory.")
 @click.option(
-    "--only", type=Listed(parts.read_system), default=",".join(TITLES), show_default=True, help="Systems."
+    "--limits", type=Listed(scenarios.read_limit), default=LIMITS, show_default=True, help="Memory limits."
 )
-@click.option("--sequences", type=Listed(int), help="At once.  [default: 1,6; without a limit 32, too]")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians are shown.")
-@click.option("--output-tokens", type=click.IntRange(4), default=32, show_default=True)
+@click.option(
+    "--only",
+    type=Listed(scenarios.read_system),
+    default=",".join(TITLES),
+    show_default=True,
+    help="Systems to measure.",
+)
+@click.option(
+    "--sequences",
+    type=Listed(int),
+    help="Numbers of sequences at once.  [default: 1,6; without a limit also 32]",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds; medians are shown."
+)
+@click.option(
+    "--output-tokens", type=click.IntRange(4), default=32, show_default=True, help="Tokens of an answer."
+)
 @click.option(
     "--profile",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Of the partition, by `faasmoe profile`, for which experts sequences share.  [default: uniform]",
+    help="Profile of the partition by `faasmoe profile`, to estimate which experts sequences share.  "
+    "[default: uniform use]",
 )
 @click.option(
     "--gguf",
     type=click.Path(path_type=Path),
-    help="The same shape for llama.cpp, by bench.memory_limit.llama_cpp.",
+    help="Model of the same shape for llama.cpp, written by bench.support.gguf.",
 )
 @click.option(
-    "--llama-python", default=sys.executable, help="A Python that has llama_cpp.  [default: this one]"
+    "--llama-python",
+    default=sys.executable,
+    help="Python interpreter with llama-cpp-python.  [default: this one]",
 )
 @click.option(
     "--results",
@@ -116,7 +132,7 @@ def make_partition(folder: Path) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     default="build/bench-memory.json",
     show_default=True,
-    help="File that keeps them from run to run.",
+    help="File that keeps the results from run to run.",
 )
 def main(
     partition: Path,
@@ -130,20 +146,21 @@ def main(
     llama_python: str,
     file: Path,
 ) -> None:
-    """Measure speed, memory and what is read from disk, of the PARTITION under limits of memory.
+    """Measure speed, memory and disk reads of the PARTITION under several memory limits.
 
-    A PARTITION that is not there is made first, with the shape of Qwen1.5-MoE-A2.7B: 16 GB of random weights.
+    If PARTITION does not exist, it is written first: 16 GB of random int8 weights with the shape of
+    Qwen1.5-MoE-A2.7B and a skewed router.
     """
-    llama = Llama(llama_python, gguf)
-    to_measure = parts.plan(limits, only, sequences)
+    llama = LimitedLlamaCpp(llama_python, gguf)
+    to_measure = scenarios.plan(limits, only, sequences)
     if LLAMA in only and (absence := llama.absence()):
         click.echo(f"without llama.cpp: {absence}")
-        to_measure = [part for part in to_measure if part.system != LLAMA]
+        to_measure = [scenario for scenario in to_measure if scenario.system != LLAMA]
     try:
         results = Results(file)
         if not partition.exists():
             make_partition(partition)
-        bench = Bench(partition, StepWeights.of(partition, profile), llama, Load(rounds, output_tokens))
+        bench = Bench(partition, StepWeights.of(partition, profile), llama, DecodeLoad(rounds, output_tokens))
         with sigterm_exits():
             asyncio.run(bench.run(to_measure, results))
     except FaaSMoEError as error:

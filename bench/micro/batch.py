@@ -1,4 +1,4 @@
-"""Throughput of concurrent sequences, over the HTTP API: `make bench-batch`."""
+"""Measures the throughput of concurrent sequences over the HTTP API: `make bench-batch`."""
 
 import asyncio
 import json
@@ -22,15 +22,15 @@ CONCURRENCY = (1, 2, 4, 8, 16, 32)
 @click.option("--prompt-tokens", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--output-tokens", type=click.IntRange(1), default=128, show_default=True)
 @click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Runs; medians are shown."
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds; medians are shown."
 )
 def main(model: Path, prompt_tokens: int, output_tokens: int, rounds: int) -> None:
-    """Print tokens per second of 1 to 32 sequences at once, of six tenants in turn."""
+    """Print tokens per second of 1 to 32 sequences at once, which six tenants send in turn."""
     asyncio.run(bench(model, prompt_tokens, output_tokens, rounds))
 
 
 async def bench(model: Path, prompt_tokens: int, output_tokens: int, rounds: int) -> None:
-    """All rounds, each with every concurrency, so that what else the machine does meets all of them."""
+    """Measure all concurrencies in each round, so that other load slows all of them alike; print a table."""
     vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
     prompts = [
         requests.random_prompt(prompt_tokens, number, vocab_size) for number in range(max(CONCURRENCY))
@@ -57,7 +57,7 @@ async def bench(model: Path, prompt_tokens: int, output_tokens: int, rounds: int
 async def _speed(
     client: aiohttp.ClientSession, server: Server, prompts: list[list[int]], output_tokens: int
 ) -> float:
-    """Generated tokens per second, the time for the prompts included."""
+    """Generated tokens per second, including the time for the prompts."""
     keys = list(server.keys.values())
     started = time.perf_counter()
     await asyncio.gather(

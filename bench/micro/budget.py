@@ -1,7 +1,7 @@
-"""Whether a memory budget is held in mixed traffic, and what idleness gives back: `make bench-budget`.
+"""Measures whether a memory budget is held in mixed traffic: `make bench-budget`.
 
-The tenants ask for a while, then nobody does until every function is at zero, and so on. The proportional set
-size of all processes is sampled twice a second.
+Busy times and pauses alternate. In each pause, all functions scale to zero. The proportional set size of all
+processes is sampled twice a second.
 """
 
 import asyncio
@@ -31,40 +31,47 @@ MODEL = Path(__file__).parents[2] / "models" / "demo"
 SAMPLE_SECONDS = 0.5
 BUSY_SECONDS = 60.0
 IDLE_SECONDS = 8.0
-"""The idle timeout."""
+"""Idle timeout of the functions."""
 RELEASE_SECONDS = 10.0
-"""How long after that functions may take to be at zero."""
+"""How long the functions may take after the idle timeout to scale to zero."""
 WARM_REQUESTS = 5
 START_SECONDS = 600.0
 KV_CACHE_MB = 256
-MOST_OVER = 0.03
-MOST_IDLE_BYTES = 60_000_000
-MOST_DELAY_S = 1.0
+MAX_OVER = 0.03
+"""Aim: how far memory may exceed the budget, as a share of it."""
+MAX_IDLE_BYTES = 60_000_000
+"""Aim: idle memory of everything but the control plane."""
+MAX_DELAY_S = 1.0
+"""Aim: delay of the first token after a pause, in seconds."""
 
 
 @dataclass(frozen=True)
 class Pause:
-    """What idleness leaves in memory, of the control plane and of all the rest, and what it costs then."""
+    """Idle memory in one pause, and the time to first token after it."""
 
     control_plane_bytes: int
+    """Memory of the control plane, with its gateway."""
     other_bytes: int
+    """Memory of all other processes."""
     cold_s: float | None
-    """Seconds to the first token of the first request after it, and of later ones; None for a failed one."""
+    """Time to first token of the first request after the pause, in seconds; None if it failed."""
     warm_s: float | None
+    """Median time to first token of later requests; None if all failed."""
 
 
 @dataclass
-class Run:
-    """What was seen."""
+class BudgetRun:
+    """What was measured."""
 
     budget: int
+    """Bytes."""
     samples: Sequence[Sample]
     pauses: list[Pause] = field(default_factory=list)
     answered: int = 0
     errors: Sequence[str] = ()
 
     def rows(self) -> list[list[str]]:
-        """What was measured, how much it was, and whether that is within the aim."""
+        """Rows of the table: name, value, and whether it is within the aim."""
         sizes = [sample.nbytes for sample in self.samples]
         over = [nbytes for nbytes in sizes if nbytes > self.budget]
         idle = max(pause.other_bytes for pause in self.pauses)
@@ -75,7 +82,7 @@ class Run:
             [
                 "memory, highest",
                 f"{format_bytes(highest)} = {highest / self.budget:.1%} of the budget",
-                verdict(highest <= self.budget * (1 + MOST_OVER), "103%"),
+                verdict(highest <= self.budget * (1 + MAX_OVER), "103%"),
             ],
             ["memory, mean", f"{format_bytes(mean(sizes))}", ""],
             ["samples over the budget", f"{len(over)} of {len(sizes)}", ""],
@@ -89,23 +96,23 @@ class Run:
             [
                 "idle: all the rest",
                 format_bytes(idle),
-                verdict(idle <= MOST_IDLE_BYTES, format_bytes(MOST_IDLE_BYTES)),
+                verdict(idle <= MAX_IDLE_BYTES, format_bytes(MAX_IDLE_BYTES)),
             ],
             [
                 "first token after idleness, later than warm by",
                 f"{delay:.2f} s",
-                verdict(delay <= MOST_DELAY_S, f"{MOST_DELAY_S:.0f} s"),
+                verdict(delay <= MAX_DELAY_S, f"{MAX_DELAY_S:.0f} s"),
             ],
         ]
 
 
 def verdict(held: bool, aim: str) -> str:
-    """Whether an aim is reached."""
+    """Says whether an aim is met."""
     return f"met (at most {aim})" if held else f"MISSED (at most {aim})"
 
 
-async def bench(folder: Path, budget: int, minutes: float) -> Run:
-    """Serve the partition within the budget, and keep it busy and idle in turn. Raises `FaaSMoEError`."""
+async def bench(folder: Path, budget: int, minutes: float) -> BudgetRun:
+    """Serve a partition within the budget, with busy times and pauses in turn. Raises `FaaSMoEError`."""
     vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
     options = ["--memory-budget", str(budget), "--idle-timeout", f"{IDLE_SECONDS:.0f}s"]
     async with (
@@ -115,7 +122,7 @@ async def bench(folder: Path, budget: int, minutes: float) -> Run:
         server = OpenServer(client, url, vocab_size, ProcessTree(pid))
         load = MixedLoad(server)
         with sampled(server.tree, SAMPLE_SECONDS) as samples:
-            run = Run(budget, samples)
+            run = BudgetRun(budget, samples)
             end = time.monotonic() + 60 * minutes
             while not run.pauses or time.monotonic() < end:
                 await load.run(min(BUSY_SECONDS, 60 * minutes))
@@ -125,7 +132,7 @@ async def bench(folder: Path, budget: int, minutes: float) -> Run:
 
 
 async def pause(server: OpenServer, load: MixedLoad) -> Pause:
-    """Ask nothing until functions have had time to go to zero, then once, then as often as for a median."""
+    """Wait until functions have scaled to zero, and measure memory, then the cold and warm first tokens."""
     await asyncio.sleep(IDLE_SECONDS + RELEASE_SECONDS)
     memory = server.tree.memory_by_process()
     control_plane = memory.pop(server.tree.pid, 0)
@@ -136,10 +143,16 @@ async def pause(server: OpenServer, load: MixedLoad) -> Pause:
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path), default=MODEL)
-@click.option("--memory-budget", default="1100MB", show_default=True, help="Of `faasmoe up`.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True)
+@click.option("--memory-budget", default="1100MB", show_default=True, help="As for `faasmoe up`.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="How long traffic lasts.",
+)
 def main(model: Path, memory_budget: str, minutes: float) -> None:
-    """Print whether `faasmoe up MODEL`, a partition or a checkpoint, holds its budget."""
+    """Print whether `faasmoe up MODEL` keeps its memory budget. MODEL is a partition or a checkpoint."""
     try:
         budget = parse_bytes(memory_budget)
         with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:

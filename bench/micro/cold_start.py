@@ -1,7 +1,7 @@
-"""What one function costs when nobody calls it, and how soon it answers when it is at zero.
+"""Measures an idle function's memory and its cold start: `python -m bench.micro.cold_start`.
 
-Runs the embedded gateway with the bundled model's functions, and prints the private memory of an idle
-function, and the time of a call that finds its function at zero beside that of a warm one.
+Runs the embedded gateway with the functions of the bundled model. Prints the private memory of an idle
+function, and the time of a call to a function that is scaled to zero, next to that of a warm call.
 """
 
 import json
@@ -30,7 +30,7 @@ MAX_COLD_SECONDS = 0.4
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print each figure with its aim."""
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-") as folder:
         target = Path(folder) / "demo"
         faasmoe("partition", MODEL, target)
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def call_times(url: str, manifest: Manifest) -> tuple[list[float], list[float]]:
-    """Seconds of cold and of warm calls, over the first functions in turn."""
+    """Seconds of each cold call and each warm call, to the first functions in turn."""
     cold, warm = [], []
     for number in range(ROUNDS):
         function = manifest.blocks[number % len(manifest.blocks)].function
@@ -59,7 +59,7 @@ def call_times(url: str, manifest: Manifest) -> tuple[list[float], list[float]]:
 
 
 def invocation(manifest: Manifest, function: str) -> bytes:
-    """One row for one of the function's experts."""
+    """The body of a call with one row for one of the function's experts."""
     layer, experts = next(iter(manifest.block(function).experts.items()))
     dtype = np.uint16 if manifest.dtype == "bf16" else np.float32
     call = Invocation(
@@ -73,7 +73,7 @@ def invocation(manifest: Manifest, function: str) -> bytes:
 
 
 def post(url: str, body: bytes) -> float:
-    """Seconds until the answer is there; raises for one that is not a success."""
+    """Seconds until the whole answer has arrived. Raises `HTTPError` if it is not a success."""
     started = time.perf_counter()
     with urllib.request.urlopen(urllib.request.Request(url, body), timeout=60) as answer:
         answer.read()
@@ -82,7 +82,7 @@ def post(url: str, body: bytes) -> float:
 
 @contextmanager
 def gateway(partition: Path) -> Iterator[tuple[psutil.Process, str]]:
-    """The embedded gateway as a process of its own, and its address."""
+    """Run the embedded gateway. Yields its process and its address."""
     command = [sys.executable, "-m", "control_plane", "gateway", str(partition), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -96,13 +96,13 @@ def gateway(partition: Path) -> Iterator[tuple[psutil.Process, str]]:
 
 
 def faasmoe(*arguments: object) -> None:
-    """Run a faasmoe command to its end."""
+    """Run a faasmoe command."""
     command = [sys.executable, "-m", "control_plane", *map(str, arguments)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def verdict(value: float, aim: float) -> str:
-    """Whether the value is under the aim."""
+    """Says whether the value is under the aim."""
     return f"under the aim of {aim}" if value < aim else f"MISSES the aim of {aim}"
 
 

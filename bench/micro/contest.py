@@ -1,4 +1,4 @@
-"""Contestants that compute the same thing in turns, and torch's way to multiply with int8 weights."""
+"""Times implementations of the same computation in turns, and wraps torch's int8 multiplication."""
 
 import time
 from collections.abc import Callable
@@ -9,12 +9,15 @@ import torch
 from torch.nn import functional
 
 Runs = dict[str, Callable[[int], object]]
-"""By contestant: what runs copy number i of the weights once."""
+"""By implementation: a function that computes once with copy i of the weights."""
 
 
 def measure(runs: Runs, copies: int, rounds: int) -> dict[str, float]:
-    """Each contestant's median time for one run, in seconds. They walk over the copies far apart, because
-    some share them, and none may find warm what another has just read."""
+    """The median time of one run of each implementation, in seconds.
+
+    Some implementations share the copies. They walk over them far apart, so that none finds a copy in the
+    cache that another one has just read.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     apart = copies // len(runs)
     for round_number in range(rounds):
@@ -27,19 +30,21 @@ def measure(runs: Runs, copies: int, rounds: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TorchMatrix:
-    """A weight matrix [N, K] as torch multiplies it: int8 with a bfloat16 scale for each row, or floats."""
+    """A weight matrix [N, K] for torch: int8 with a bfloat16 scale for each row, or floats."""
 
     weight: torch.Tensor
     scale: torch.Tensor | None
 
     @classmethod
     def of(cls, dtype: str, matrix: torch.Tensor) -> "TorchMatrix":
+        """Convert a float32 matrix [N, K] to a dtype: "int8", "bf16" or "f32"."""
         if dtype != "int8":
             return cls(matrix.bfloat16() if dtype == "bf16" else matrix.clone(), None)
         scale = matrix.abs().amax(dim=1) / 127
         return cls((matrix / scale[:, None]).round().to(torch.int8), scale.bfloat16())
 
     def times(self, states: torch.Tensor) -> torch.Tensor:
+        """Multiply `states` [rows, K]. Returns [rows, N]."""
         if self.scale is None:
             return functional.linear(states, self.weight)
         return torch._weight_int8pack_mm(states, self.weight, self.scale)

@@ -1,4 +1,7 @@
-"""The least that an HTTP server in Python does with a call: `python -m bench.micro.echo_server`."""
+"""A bare aiohttp server, the baseline of invoke.py: `python -m bench.micro.echo_server`.
+
+It is its own module because invoke.py starts many of them, and they must not import torch.
+"""
 
 from aiohttp import web
 
@@ -12,7 +15,7 @@ async def _echo(request: web.Request) -> web.Response:
 
 
 def main() -> None:
-    """Answer each call with its own body, on a free port of loopback."""
+    """Answer each call with the body of the request, on a free port of the loopback interface."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.router.add_post("/", _echo)
     serve_until_signal("serving", serving(app, "127.0.0.1", 0))

@@ -1,6 +1,7 @@
-"""Two tenants on one server, one of them flooding it: `make bench-fairness`.
+"""Measures two tenants on one server, one of which floods it: `make bench-fairness`.
 
-Each question is asked twice, of a server that shares fairly and of one that serves first come, first served.
+Both measurements, the shares of service and the time to first token, run under fair scheduling and under
+first come, first served.
 """
 
 import asyncio
@@ -24,36 +25,36 @@ from control_plane.formatting import table
 
 MODEL = Path(__file__).parents[2] / "models" / "demo"
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
-"""Of a token, in units of service: the paper's, and the server's."""
+"""Cost of a token in units of service, the same as in arXiv 2401.00588 and in the scheduler."""
 MAX_SEQUENCES = 8
 MAX_BATCH_TOKENS = 512
 FLOOD_AT_ONCE = 10 * MAX_SEQUENCES
 MEASURED_SECONDS = 40.0
-LEAST_REQUESTS = 5
+MIN_REQUESTS = 5
 POLICIES = {"fair": "virtual token counters", "fcfs": "first come, first served"}
 FLOOD, MODEST = "flood", "modest"
 
 
 @dataclass
-class Service:
-    """What a tenant has had, as its client sees it: prompt tokens and twice the generated ones."""
+class ServiceCounter:
+    """The service that a tenant has received, as its client sees it."""
 
     total: float = 0.0
     _history: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, cost: float) -> None:
-        """It has had so much more."""
+        """Count the cost of more tokens."""
         self.total += cost
         self._history.append((time.perf_counter(), self.total))
 
     def at(self, moment: float) -> float:
-        """What it had by then."""
+        """Service received until a moment of time.perf_counter()."""
         return next((total for then, total in reversed(self._history) if then <= moment), 0.0)
 
 
 @dataclass(frozen=True)
-class Load:
-    """Requests of one kind."""
+class TenantLoad:
+    """Sends requests of one size."""
 
     client: aiohttp.ClientSession
     server: Server
@@ -61,8 +62,10 @@ class Load:
     prompt_tokens: int
     output_tokens: int
 
-    async def ask(self, tenant: str, seed: int, service: Service | None = None) -> requests.Timing:
-        """One request."""
+    async def ask(
+        self, tenant: str, seed: int, service: ServiceCounter | None = None
+    ) -> requests.StreamTiming:
+        """Send one request, and count its service."""
         prompt = requests.random_prompt(self.prompt_tokens, seed, self.vocab_size)
         costs = itertools.chain([PROMPT_COST * self.prompt_tokens], itertools.repeat(OUTPUT_COST))
         on_token = (lambda: service.add(next(costs))) if service else (lambda: None)
@@ -70,16 +73,16 @@ class Load:
             self.client, self.server.url, self.server.keys[tenant], prompt, self.output_tokens, on_token
         )
 
-    async def keep_asking(self, tenant: str, service: Service | None, seeds: Iterator[int]) -> None:
-        """One request after the other, until cancelled."""
+    async def keep_asking(self, tenant: str, service: ServiceCounter | None, seeds: Iterator[int]) -> None:
+        """Send one request after the other, until cancelled."""
         for seed in seeds:
             await self.ask(tenant, seed, service)
 
     @asynccontextmanager
     async def backlog(
-        self, tenant: str, requests_at_once: int, service: Service | None = None
+        self, tenant: str, requests_at_once: int, service: ServiceCounter | None = None
     ) -> AsyncIterator[None]:
-        """Keep so many requests on the server for as long as the context lasts."""
+        """Keep `requests_at_once` requests on the server until the end of the context."""
         seeds = itertools.count(1_000_000)
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -92,9 +95,12 @@ class Load:
                     task.cancel()
 
 
-async def share_service(load: Load, seconds: float) -> tuple[Service, Service, float]:
-    """Both tenants want more than half, the flood ten times as much: what each gets, and the widest gap."""
-    flood, modest = Service(), Service()
+async def share_service(load: TenantLoad, seconds: float) -> tuple[ServiceCounter, ServiceCounter, float]:
+    """Service of flood and modest tenant, and the range of its difference over time.
+
+    Both tenants send more than half of what the server can do, the flood ten times as much as the other.
+    """
+    flood, modest = ServiceCounter(), ServiceCounter()
     started = time.perf_counter()
     async with (
         load.backlog(FLOOD, FLOOD_AT_ONCE, flood),
@@ -102,14 +108,14 @@ async def share_service(load: Load, seconds: float) -> tuple[Service, Service, f
     ):
         await asyncio.sleep(seconds)
     ended = time.perf_counter()
-    # Both are backlogged once the first answers are on their way.
+    # After a second, both tenants are backlogged.
     moments = [started + 1 + step * 0.05 for step in range(int((ended - started - 1) / 0.05))]
     gaps = [flood.at(moment) - modest.at(moment) for moment in moments]
     return flood, modest, max(gaps) - min(gaps)
 
 
-async def first_tokens(load: Load, flood: Load | None, count: int) -> list[float]:
-    """Times to first token of the modest tenant, which asks for less than its share."""
+async def first_tokens(load: TenantLoad, flood: TenantLoad | None, count: int) -> list[float]:
+    """Times to first token of the modest tenant, which sends less than its share."""
     if flood is None:
         return await _first_tokens(load, count)
     async with flood.backlog(FLOOD, FLOOD_AT_ONCE):
@@ -117,12 +123,12 @@ async def first_tokens(load: Load, flood: Load | None, count: int) -> list[float
         return await _first_tokens(load, count)
 
 
-async def _first_tokens(load: Load, count: int) -> list[float]:
-    """Of as many requests as fit into the time, but not of too few to tell."""
+async def _first_tokens(load: TenantLoad, count: int) -> list[float]:
+    """Times of up to `count` requests: as many as fit into the time, but at least MIN_REQUESTS."""
     times: list[float] = []
     deadline = time.perf_counter() + MEASURED_SECONDS
-    while len(times) < count and (time.perf_counter() < deadline or len(times) < LEAST_REQUESTS):
-        # Not in step with anything, and so seldom that its prompts are less than half of what is served.
+    while len(times) < count and (time.perf_counter() < deadline or len(times) < MIN_REQUESTS):
+        # At random intervals, long enough that the tenant uses less than half of the service.
         await asyncio.sleep(random.Random(len(times)).uniform(0.5, 1.5))
         times.append((await load.ask(MODEST, len(times))).time_to_first_token)
     return times
@@ -130,17 +136,28 @@ async def _first_tokens(load: Load, count: int) -> list[float]:
 
 @click.command()
 @click.option("--model", type=click.Path(exists=True, path_type=Path), default=MODEL, help="A checkpoint.")
-@click.option("--seconds", type=click.FloatRange(3), default=20.0, show_default=True, help="Of sharing.")
 @click.option(
-    "--requests", "count", type=click.IntRange(20), default=30, show_default=True, help="Whose p95 is shown."
+    "--seconds",
+    type=click.FloatRange(3),
+    default=20.0,
+    show_default=True,
+    help="How long shares of service are measured.",
+)
+@click.option(
+    "--requests",
+    "count",
+    type=click.IntRange(20),
+    default=30,
+    show_default=True,
+    help="Requests for each p95 of the time to first token.",
 )
 def main(model: Path, seconds: float, count: int) -> None:
-    """Print how service is shared, and what a flood does to another tenant's time to first token."""
+    """Print each tenant's share of service, and the effect of a flood on another's time to first token."""
     asyncio.run(bench(model, seconds, count))
 
 
 async def bench(model: Path, seconds: float, count: int) -> None:
-    """Both questions under both policies."""
+    """Run both measurements under both policies, and print two tables."""
     vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
     shared, times = [], []
     for policy, name in POLICIES.items():
@@ -150,7 +167,7 @@ async def bench(model: Path, seconds: float, count: int) -> None:
             "max_batch_tokens": MAX_BATCH_TOKENS,
         }
         async with served_model(model, [FLOOD, MODEST], settings) as server, requests.session() as client:
-            load = partial(Load, client, server, vocab_size)
+            load = partial(TenantLoad, client, server, vocab_size)
             flood, modest, gap = await share_service(load(64, 32), seconds)
             shared.append(
                 [name, f"{flood.total:.0f}", f"{modest.total:.0f}", f"{gap:.0f}", f"{bound(64, 32):.0f}"]
@@ -170,16 +187,16 @@ async def bench(model: Path, seconds: float, count: int) -> None:
 
 
 def latency_cells(alone: list[float], flooded: list[float]) -> list[str]:
-    """Both p95, their ratio, and of how many requests."""
+    """Cells of a row: both p95, their ratio, and both numbers of requests."""
     before, after = p95(alone), p95(flooded)
     counts = f"{len(alone)}, {len(flooded)}"
     return [f"{before * 1000:.0f} ms", f"{after * 1000:.0f} ms", f"{after / before:.2f}", counts]
 
 
 def bound(prompt_tokens: int, output_tokens: int) -> float:
-    """How far two backlogged tenants' service may differ, after arXiv 2401.00588.
+    """The bound of arXiv 2401.00588 on the difference in service between two backlogged tenants.
 
-    Twice the larger of one prompt's service and that of all the tokens which can run at once.
+    It is twice the larger of one prompt's cost and the cost of all tokens that can run at once.
     """
     running = MAX_SEQUENCES * (prompt_tokens + output_tokens)
     return 2 * max(PROMPT_COST * prompt_tokens, OUTPUT_COST * running)

@@ -1,10 +1,12 @@
-"""What a call of a function costs beside what it computes: `make bench-invoke`.
+"""Measures the overhead of calling functions: `make bench-invoke`.
 
-A step of the engine calls all functions of a layer at once and goes on when the last one has answered. So one
-round here is so many functions, a process each, called at once: straight, and through the embedded gateway;
-and, to compare with, as many bare aiohttp servers that send the body back, called by an aiohttp client. There
-is as good as nothing to compute. *Transport* is what remains of a direct call when the function only says
-that it does not know the path: what it and the client do with the bodies is the rest.
+A step of the engine calls all functions of a layer at once, and continues when the last one has answered. One
+round here does the same, with almost nothing to compute, in four ways:
+
+- echo: as a baseline, an aiohttp client calls bare aiohttp servers, which return the body.
+- transport: calls of functions with an unknown path, so that bodies are sent but not decoded.
+- direct: calls of functions at their own addresses.
+- gateway: calls through the embedded gateway.
 """
 
 import asyncio
@@ -32,10 +34,10 @@ from functions.contract.messages import Invocation
 
 HIDDEN_SIZE = 2048
 SIZES = {"4 KB": 1, "256 KB": 64}
-"""Rows of a body, in bf16."""
+"""Number of bf16 rows in a body, by the body's size."""
 AT_ONCE = (1, 4, 16)
 TURN = 25
-"""Rounds of one way before the next has its turn."""
+"""Rounds of one way before the next way's turn."""
 NEVER = 86400.0
 CONNECT_SECONDS = 10.0
 
@@ -43,16 +45,18 @@ Round = Callable[[], Awaitable[None]]
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(TURN), default=400, show_default=True, help="Of each way.")
+@click.option(
+    "--rounds", type=click.IntRange(TURN), default=400, show_default=True, help="Rounds of each way."
+)
 def main(rounds: int) -> None:
-    """Print how long rounds of calls take, in milliseconds."""
-    disable_progress_bar()
+    """Print the latency of concurrent calls, in milliseconds."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory(prefix="faasmoe-bench-") as folder:
         asyncio.run(bench(Path(folder), rounds))
 
 
 async def bench(folder: Path, rounds: int) -> None:
-    """Start everything, and measure the ways in turn."""
+    """Start all servers, measure the ways in turn, and print a table."""
     manifest = _partition(folder)
     rows = []
     async with AsyncExitStack() as stack:
@@ -77,7 +81,7 @@ async def bench(folder: Path, rounds: int) -> None:
                     for block in manifest.blocks[:at_once]
                 }
                 body = b"".join(next(iter(calls.values())).encode())
-                # So that all functions have told where they are.
+                # After a first call through the gateway, the invoker knows the functions' own addresses.
                 direct.begin(calls).wait()
                 ways: dict[str, Round] = {
                     "echo": _echo(client, echoes[:at_once], body),
@@ -85,19 +89,17 @@ async def bench(folder: Path, rounds: int) -> None:
                     "direct": _invoke(direct, calls),
                     "gateway": _invoke(proxied, calls),
                 }
-                rows.append([size, str(at_once), *_told(await _measure(ways, rounds))])
-    ways_told = [
-        name for way in ("echo", "transport", "direct", "gateway") for name in (f"{way}: p50", "p99")
-    ]
-    for line in table(["body", "at once", *ways_told, "direct / echo, p50"], rows):
+                rows.append([size, str(at_once), *_cells(await _measure(ways, rounds))])
+    columns = [name for way in ("echo", "transport", "direct", "gateway") for name in (f"{way}: p50", "p99")]
+    for line in table(["body", "at once", *columns, "direct / echo, p50"], rows):
         click.echo(line)
 
 
 async def _measure(ways: Mapping[str, Round], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round of each way, which take turns so that what else the machine does meets all."""
+    """Seconds of each round of each way. The ways take turns, so that other load slows all of them alike."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for run in ways.values():
-        # Connections are made, and functions have told where they are.
+        # The first round opens the connections.
         await run()
     for _ in range(0, rounds, TURN):
         for way, run in ways.items():
@@ -110,14 +112,14 @@ async def _measure(ways: Mapping[str, Round], rounds: int) -> dict[str, list[flo
 
 def _invoke(invoker: Invoker, calls: Mapping[str, Invocation]) -> Round:
     async def run() -> None:
-        # It blocks, as it does the engine's thread; nothing else runs in this loop meanwhile.
+        # This blocks the event loop, in which nothing else runs.
         invoker.begin(calls).wait()
 
     return run
 
 
 def _transport(stack: AsyncExitStack, invoker: Invoker, functions: Sequence[str], body: bytes) -> Round:
-    """Calls that are read whole, and refused: nothing is decoded, computed or encoded."""
+    """Calls that a function reads in full and refuses, without decoding, computing or encoding."""
     addresses = [address for name in functions if (address := invoker.address_of(name))]
     connections = [Connection(address, time.monotonic() + CONNECT_SECONDS) for address in addresses]
     for connection in connections:
@@ -144,14 +146,15 @@ def _echo(client: aiohttp.ClientSession, urls: Sequence[str], body: bytes) -> Ro
     return run
 
 
-def _told(seconds: Mapping[str, Sequence[float]]) -> list[str]:
+def _cells(seconds: Mapping[str, Sequence[float]]) -> list[str]:
+    """Percentiles of each way in milliseconds, and the ratio of direct calls to echo."""
     percentiles = {way: np.percentile(values, (50, 99)) * 1000 for way, values in seconds.items()}
     cells = [f"{value:.2f}" for pair in percentiles.values() for value in pair]
     return [*cells, f"{percentiles['direct'][0] / percentiles['echo'][0]:.2f}"]
 
 
 def _partition(folder: Path) -> Manifest:
-    """One layer of tiny experts, a function each."""
+    """Write a partition of one layer of tiny experts, with one expert in each function."""
     count = max(AT_ONCE)
     config = AutoConfig.for_model(
         "qwen2_moe",
@@ -167,12 +170,13 @@ def _partition(folder: Path) -> Manifest:
         vocab_size=64,
         dtype="bfloat16",
     )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder / "model")
     return partition(folder / "model", folder / "partition", granularity=Granularity(1, 1))
 
 
 def _invocation(manifest: Manifest, function: str, rows: int) -> Invocation:
-    """Of which the first row has the function's expert; the others' are elsewhere."""
+    """A call in which only the first row uses the function's expert."""
     (layer, (expert,)) = next(iter(manifest.block(function).experts.items()))
     index = np.full((rows, 1), -1, np.int16)
     index[0] = expert

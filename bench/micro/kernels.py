@@ -1,10 +1,9 @@
-"""The expert kernels against torch and against the memory: `python -m bench.micro.kernels`.
+"""Compares the expert kernels with torch and with the memory bus: `python -m bench.micro.kernels`.
 
 One thread runs one expert of Qwen1.5-MoE-A2.7B at a time, and walks over so many copies of it that none is
-still cached when its turn comes again. The contestants take turns in every round, so that other load on the
-machine meets them alike, and their medians are compared. "read" is what a single row could reach at best:
-NumPy reads as many bytes as the expert has, in order, and does no more with them than it must. Linear layers
-follow (linear.py).
+still cached when its turn comes again. The implementations take turns in every round, so that other load on
+the machine slows all of them alike, and their medians are compared. "read" is the upper bound for a single
+row: NumPy reads as many bytes as the expert has, in order. The linear layers of linear.py follow.
 """
 
 from collections.abc import Callable
@@ -27,12 +26,12 @@ ROUNDS = 31
 UNCACHED_BYTES = 450_000_000
 
 Results = dict[tuple[str, int], dict[str, float]]
-"""By (weight dtype, rows): each contestant's median time for one expert, in seconds."""
+"""By (weight dtype, rows): the median time of each implementation for one expert, in seconds."""
 
 
 @dataclass(frozen=True)
 class Experts:
-    """Copies of one random expert: packed for our kernels, and as (gate_up, down) for torch."""
+    """Copies of one random expert: packed for the expert kernels, and as (gate_up, down) for torch."""
 
     shape: ExpertShape
     block: np.ndarray
@@ -41,6 +40,7 @@ class Experts:
 
     @classmethod
     def random(cls, dtype: str) -> "Experts":
+        """Random weights in a dtype."""
         shape = ExpertShape(HIDDEN_SIZE, INTERMEDIATE_SIZE, dtype)
         copies = -(-UNCACHED_BYTES // shape.nbytes)
         gate, up = (torch.randn(INTERMEDIATE_SIZE, HIDDEN_SIZE) / HIDDEN_SIZE**0.5 for _ in range(2))
@@ -57,6 +57,7 @@ class Experts:
         )
 
     def runs(self, rows: int) -> Runs:
+        """All implementations, for random hidden states of `rows` rows."""
         hidden = torch.randn(rows, HIDDEN_SIZE)
         runs: Runs = {"read": self._read, "torch": self._torch(hidden)}
         for isa in available_isas():
@@ -91,6 +92,7 @@ class Experts:
 
 
 def table_line(shape: ExpertShape, rows: int, name: str, times: dict[str, float]) -> str:
+    """One line of the table: the time of one implementation, and its ratios to others in `times`."""
     seconds = times[name]
     flops = 6 * rows * shape.hidden_size * shape.intermediate_size
     gflops = f"{flops / seconds / 1e9:9.0f}" if name != "read" else " " * 9
@@ -101,7 +103,7 @@ def table_line(shape: ExpertShape, rows: int, name: str, times: dict[str, float]
 
 
 def verdicts(results: Results) -> list[str]:
-    """One line for each aim: what was aimed at, what was reached."""
+    """One line for each aim, with the value that was reached."""
     best = load_kernel().name
     aims = []
     for dtype in ("bf16", "int8"):
@@ -116,6 +118,7 @@ def verdicts(results: Results) -> list[str]:
 
 
 def main() -> None:
+    """Measure all dtypes and numbers of rows, and print a table."""
     if load_kernel().name == "numpy":
         raise SystemExit("there is no compiled kernel to measure: install a C compiler, then `make setup`")
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Linear layers in int8 against torch and against the memory: `python -m bench.micro.linear`.
+"""Compares int8 linear layers with torch and with the memory bus: `python -m bench.micro.linear`.
 
-The sizes are those of Qwen1.5-MoE-A2.7B's attention and head. Everybody computes with as many threads. "read"
-is NumPy reading as many bytes as our weights have, in as many threads.
+The sizes are those of Qwen1.5-MoE-A2.7B's attention and head. All implementations use the same number of
+threads. "read" is NumPy reading as many bytes as the packed weights have.
 """
 
 import os
@@ -20,23 +20,24 @@ from functions.kernels.packed_matrix import pack_matrix
 
 INPUTS = 2048
 LAYERS = {"attention": (2048, (1, 6, 32, 512)), "head": (151936, (1, 6, 32))}
-"""By name: outputs, and how many rows."""
+"""By name: number of outputs, and numbers of rows."""
 ROUNDS = 21
 UNCACHED_BYTES = 450_000_000
 
 
 @dataclass(frozen=True)
 class Copies:
-    """Copies of one random layer, so many that none is still cached when its turn comes again."""
+    """Copies of one random layer, so many that a copy is no longer cached when its turn comes again."""
 
     shape: LinearShape
     packed: np.ndarray
-    """[copies, nbytes]"""
+    """Packed weights [copies, nbytes]."""
     torch_bf16: list[TorchMatrix]
     torch_int8: list[TorchMatrix]
 
     @classmethod
     def random(cls, outputs: int) -> "Copies":
+        """Random weights of a layer."""
         shape = LinearShape(outputs, INPUTS, "int8")
         matrix = torch.randn(outputs, INPUTS) / INPUTS**0.5
         copies = -(-UNCACHED_BYTES // shape.nbytes)
@@ -48,6 +49,7 @@ class Copies:
         )
 
     def runs(self, rows: int, threads: int, readers: ThreadPoolExecutor) -> Runs:
+        """All implementations, for a random input of `rows` rows. `readers` has `threads` threads."""
         x = torch.randn(rows, INPUTS)
         return {
             "read": self._read(threads, readers),
@@ -70,6 +72,7 @@ class Copies:
 
 
 def main() -> None:
+    """Measure all layers, with one thread and with all cores, and print a table."""
     print(f"\nLinear layers of {INPUTS} inputs, int8, medians of {ROUNDS} rounds\n")
     header = f"{'layer':10}{'threads':>7}{'rows':>5}  {'by':12}{'ms':>9}{'GB/s':>8}"
     print(header + f"{'of read':>9}{'x torch bf16':>14}")

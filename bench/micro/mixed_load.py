@@ -1,4 +1,4 @@
-"""What several tenants ask of a server over minutes: short and long prompts, bursts, and pauses."""
+"""A load of several tenants over minutes: short and long prompts, bursts, and pauses."""
 
 import asyncio
 import itertools
@@ -14,43 +14,45 @@ from control_plane.errors import FaaSMoEError
 
 @dataclass(frozen=True)
 class Habit:
-    """How one tenant asks: so many requests at once, then nothing for a while."""
+    """The pattern of one tenant: some requests at once, then a random pause, and so on."""
 
     tenant: str
     prompt_tokens: int
     output_tokens: int
     at_once: int
-    most_pause_s: float
+    max_pause_s: float
+    """Seconds."""
 
 
 HABITS = (
-    Habit("chat-1", prompt_tokens=24, output_tokens=24, at_once=1, most_pause_s=0.5),
-    Habit("chat-2", prompt_tokens=48, output_tokens=40, at_once=1, most_pause_s=2.0),
-    Habit("documents", prompt_tokens=512, output_tokens=8, at_once=1, most_pause_s=4.0),
-    Habit("batch", prompt_tokens=64, output_tokens=16, at_once=4, most_pause_s=6.0),
-    Habit("burst", prompt_tokens=32, output_tokens=8, at_once=12, most_pause_s=20.0),
-    Habit("seldom", prompt_tokens=128, output_tokens=64, at_once=1, most_pause_s=15.0),
+    Habit("chat-1", prompt_tokens=24, output_tokens=24, at_once=1, max_pause_s=0.5),
+    Habit("chat-2", prompt_tokens=48, output_tokens=40, at_once=1, max_pause_s=2.0),
+    Habit("documents", prompt_tokens=512, output_tokens=8, at_once=1, max_pause_s=4.0),
+    Habit("batch", prompt_tokens=64, output_tokens=16, at_once=4, max_pause_s=6.0),
+    Habit("burst", prompt_tokens=32, output_tokens=8, at_once=12, max_pause_s=20.0),
+    Habit("seldom", prompt_tokens=128, output_tokens=64, at_once=1, max_pause_s=15.0),
 )
 
 
 @dataclass
 class MixedLoad:
-    """Asks as these tenants do, and keeps count."""
+    """Sends the requests of all HABITS, and counts the answers."""
 
     server: OpenServer
     answered: int = 0
     errors: list[str] = field(default_factory=list)
+    """One message for each failed request."""
     _seeds: Iterator[int] = field(default_factory=itertools.count)
 
     async def run(self, seconds: float) -> None:
-        """For so long; what is asked by then is answered in full before this returns."""
+        """Send requests for some seconds, and wait for the last answers."""
         end = asyncio.get_running_loop().time() + seconds
         async with asyncio.TaskGroup() as group:
             for habit in HABITS:
                 group.create_task(self._keep_asking(habit, end))
 
     async def first_token(self) -> float | None:
-        """Seconds to the first token of a short prompt; None when it was not answered."""
+        """Time to first token of a short prompt, in seconds; None if the request failed."""
         return await self._ask("chat-1", prompt_tokens=24, output_tokens=2)
 
     async def _keep_asking(self, habit: Habit, end: float) -> None:
@@ -61,7 +63,7 @@ class MixedLoad:
                 for _ in range(habit.at_once)
             )
             await asyncio.gather(*asked)
-            await asyncio.sleep(min(left, generator.uniform(0, habit.most_pause_s)))
+            await asyncio.sleep(min(left, generator.uniform(0, habit.max_pause_s)))
 
     async def _ask(self, tenant: str, prompt_tokens: int, output_tokens: int) -> float | None:
         try:

@@ -1,6 +1,6 @@
-"""Functions called per token and memory held, with experts packed and without: `make bench-packing`.
+"""Measures function calls per token and memory, with packed experts and without: `make bench-packing`.
 
-The profile is made of one half of the prompts, the other half is asked, one prompt after the other.
+One half of the prompts goes into the profile. The other half is sent, one prompt after the other.
 """
 
 import asyncio
@@ -23,42 +23,46 @@ from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from control_plane.partition.profile import Profile
 
-ROOT = Path(__file__).parents[2]
+MODEL = Path(__file__).parents[2] / "models" / "demo"
+PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
 SAMPLE_SECONDS = 0.2
 HEADER = ["experts x layers", "functions", "packed", "calls/token", "awake", "experts held", "their memory"]
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What is asked of a server, and how."""
+    """The prompts to send to a server, and how."""
 
     prompts: Sequence[str]
     max_tokens: int
     idle_timeout: float
-    """Seconds after which a function goes to zero."""
+    """Seconds without a call after which a function scales to zero."""
     raw: bool
-    """Whether prompts are continued: models without a chat template answer no chats."""
+    """Complete the prompts instead of answering them as chats, for models without a chat template."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """What functions hold, on average over the time."""
+    """What functions hold, as means over time."""
 
     awake: float
+    """Functions with a replica."""
     experts: float
+    """Experts in memory."""
     nbytes: float
+    """Size of those experts."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Of all the traffic."""
+class PackingResult:
+    """What was measured of one partition."""
 
     calls_per_token: float
     held: Held
 
 
-async def measure(folder: Path, traffic: Traffic) -> Outcome:
-    """Ask all prompts of a server of this partition. Raises `FaaSMoEError`."""
+async def measure(folder: Path, traffic: Traffic) -> PackingResult:
+    """Serve a partition, and send all prompts to it. Raises `FaaSMoEError`."""
     settings = {"idle_timeout": traffic.idle_timeout}
     async with processes.up(folder, settings) as (_, url), Client.connect(URL(url)) as client:
         reports: list[dict[str, Any]] = []
@@ -70,8 +74,8 @@ async def measure(folder: Path, traffic: Traffic) -> Outcome:
         finally:
             sampling.cancel()
     calls = sum(usage["experts"]["invocations"] for usage in usages)
-    # A prompt is one step, which brings the first token.
-    return Outcome(calls / sum(usage["completion_tokens"] for usage in usages), _held(reports))
+    # A prefill is one step, which generates the first token.
+    return PackingResult(calls / sum(usage["completion_tokens"] for usage in usages), _held(reports))
 
 
 async def _usage(client: Client, traffic: Traffic, text: str, number: int) -> dict[str, Any]:
@@ -86,7 +90,7 @@ async def _sample(client: Client, reports: list[dict[str, Any]]) -> None:
 
 
 def _held(reports: Sequence[dict[str, Any]]) -> Held:
-    """Of the second half: in the first, functions are awake because they have just been deployed."""
+    """Means over the second half. In the first half, functions still run because they were just deployed."""
     functions = [report["functions"] for report in reports[len(reports) // 2 :]]
     return Held(
         mean(sum(function["available_replicas"] > 0 for function in each) for each in functions),
@@ -96,7 +100,7 @@ def _held(reports: Sequence[dict[str, Any]]) -> Held:
 
 
 def read_granularity(text: str) -> Granularity:
-    """ "8x1" as experts x layers of a function. Raises `click.BadParameter`."""
+    """Parse experts x layers of a function, such as "8x1". Raises `click.BadParameter`."""
     experts, _, layers = text.partition("x")
     try:
         return Granularity(int(experts), int(layers))
@@ -104,7 +108,7 @@ def read_granularity(text: str) -> Granularity:
         raise click.BadParameter(f"{text!r} is not EXPERTSxLAYERS") from None
 
 
-def row(granularity: Granularity, functions: int, packed: bool, outcome: Outcome) -> list[str]:
+def row(granularity: Granularity, functions: int, packed: bool, outcome: PackingResult) -> list[str]:
     """One line of the table."""
     return [
         f"{granularity.experts_per_function} x {granularity.layers_per_function}",
@@ -120,7 +124,7 @@ def row(granularity: Granularity, functions: int, packed: bool, outcome: Outcome
 async def bench(
     model: Path, granularities: Sequence[Granularity], dtype: str, prompts: Path, traffic: Traffic
 ) -> None:
-    """Profile, then measure each granularity both ways; prints a table."""
+    """Record a profile, measure each granularity with it and without, and print a table."""
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
         work = Path(temporary)
@@ -144,20 +148,27 @@ async def bench(
 @click.option(
     "--model",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=ROOT / "models" / "demo",
+    default=MODEL,
     help="A checkpoint.  [default: the bundled one]",
 )
-@click.option("--granularity", "granularities", multiple=True, default=["8x1", "2x3"], show_default=True)
-@click.option("--dtype", default="auto", show_default=True, help="Of the experts.")
+@click.option(
+    "--granularity",
+    "granularities",
+    multiple=True,
+    default=["8x1", "2x3"],
+    show_default=True,
+    help="Experts x layers of a function; can be given several times.",
+)
+@click.option("--dtype", default="auto", show_default=True, help="Dtype of the experts.")
 @click.option(
     "--prompts",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=ROOT / "bench" / "demo_prompts.jsonl",
-    help='A JSON object a line, with a "prompt".  [default: the demo model\'s]',
+    default=PROMPTS,
+    help='JSON lines, each an object with a "prompt".  [default: prompts for the bundled model]',
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=48, show_default=True)
-@click.option("--idle-timeout", type=float, default=2.0, show_default=True, help="Of functions, in seconds.")
-@click.option("--raw", is_flag=True, help="Continue prompts, for a model without a chat template.")
+@click.option("--idle-timeout", type=float, default=2.0, show_default=True, help="Idle timeout, seconds.")
+@click.option("--raw", is_flag=True, help="Complete the prompts, for a model without a chat template.")
 def main(
     model: Path,
     granularities: tuple[str, ...],
@@ -167,7 +178,7 @@ def main(
     idle_timeout: float,
     raw: bool,
 ) -> None:
-    """Print calls per token and what functions hold, with and without packing."""
+    """Print calls per token and the memory of functions, with and without packing."""
     lines = prompts.read_text(encoding="utf-8").splitlines()
     half = len(lines) // 2
     asked = [json.loads(line)["prompt"] for line in lines[half:]]

@@ -1,38 +1,42 @@
-"""How to bring an expert's weights into memory: mapped pages with advice, or reads into an arena.
+"""Compares ways to read an expert's weights from disk: `make bench-residency`.
 
-Both ways bring the same experts, in the same random order, from one cold file; each expert is read once from
-memory, as the kernel would, and dropped again when its place is needed: `make bench-residency`.
+The ways are mapped pages with advice, and direct reads into memory with small or huge pages. All read the
+same experts in the same random order from one cold file. Each expert is then read once from memory, as the
+kernel would, and dropped when its place is needed.
 """
 
-import argparse
 import mmap
 import os
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+import click
 import numpy as np
+from numpy.typing import NDArray
 
+from bench.support.page_cache import forget
 from functions.expert.arena import Arena
 
 EXPERT_NBYTES = 8_654_848
-"""One int8 expert of the Qwen1.5-MoE-A2.7B shape, in whole pages."""
+"""Size of one int8 expert of Qwen1.5-MoE-A2.7B, rounded up to whole pages."""
 EXPERTS = 200
 KEPT = 30
-"""Experts that are held at a time."""
+"""Experts in memory at the same time."""
 READ_AHEAD_BYTES = 128 << 10
 
 Bring = Callable[[int], None]
-"""Brings the expert of that number into memory and reads all of it once."""
+"""Reads the expert with this number from disk, and then all of it from memory once."""
 
 
 @contextmanager
 def mapped(path: Path) -> Iterator[Bring]:
-    """Mapped pages: advice before use, advice to drop, and the page cache told to forget, too."""
+    """Mapped pages, with advice to read before use, and to drop from memory and page cache after it."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
         held: list[int] = []
 
@@ -53,7 +57,7 @@ def mapped(path: Path) -> Iterator[Bring]:
 
 @contextmanager
 def small_pages(path: Path) -> Iterator[Bring]:
-    """An arena on the system's small pages."""
+    """Direct reads into memory with small pages."""
     memory = memoryview(mmap.mmap(-1, KEPT * EXPERT_NBYTES))
     with _filled(path, lambda slot, start, end: memory[slot * EXPERT_NBYTES :][start:end]) as bring:
         yield bring
@@ -61,14 +65,14 @@ def small_pages(path: Path) -> Iterator[Bring]:
 
 @contextmanager
 def huge_pages(path: Path) -> Iterator[Bring]:
-    """The functions' own arena."""
+    """Direct reads into the functions' arena, which has huge pages."""
     with _filled(path, Arena(KEPT, EXPERT_NBYTES).place) as bring:
         yield bring
 
 
 @contextmanager
 def _filled(path: Path, place: Callable[[int, int, int], memoryview]) -> Iterator[Bring]:
-    """Slots of one expert in memory of our own, filled by direct reads."""
+    """Direct reads into slots of one expert each. `place` returns bytes start to end of a slot."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     brought = 0
 
@@ -85,16 +89,18 @@ def _filled(path: Path, place: Callable[[int, int, int], memoryview]) -> Iterato
         os.close(file)
 
 
-def _read(weights: np.ndarray) -> None:
+def _read(weights: NDArray[Any]) -> None:
     weights.view(np.uint64).max()
 
 
-def measure(way: Callable, path: Path, order: list[int]) -> tuple[float, float, float]:
-    """Median milliseconds to bring one expert, bytes per second of the whole, CPU seconds a gigabyte.
+def measure(
+    way: Callable[[Path], AbstractContextManager[Bring]], path: Path, order: list[int]
+) -> tuple[float, float, float]:
+    """Median milliseconds per expert, bytes per second of all, and CPU seconds per gigabyte.
 
-    Counted from when as many are held as may be: a function's memory is first touched once, in all its life.
+    Only counts experts that replace others: a function touches its memory for the first time only once.
     """
-    drop_page_cache(path)
+    forget([path])
     times = []
     with way(path) as bring:
         for expert in order[:KEPT]:
@@ -108,32 +114,27 @@ def measure(way: Callable, path: Path, order: list[int]) -> tuple[float, float, 
     return median(times) * 1e3, nbytes / sum(times), (time.process_time() - cpu) / nbytes * 1e9
 
 
-def drop_page_cache(path: Path) -> None:
-    """Have the file's pages forgotten, so that reads come from disk."""
-    file = os.open(path, os.O_RDONLY)
-    os.fsync(file)
-    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(file)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: the temporary one)")
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    # Each once: what is mapped would come from the page cache the second time.
+@click.command(help=__doc__)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder on the disk to measure.  [default: that of temporary files]",
+)
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+def main(folder: str | None, repeats: int) -> None:
+    # Each expert once: mapped pages would come from the page cache the second time.
     order = random.Random(0).sample(range(EXPERTS), EXPERTS)
-    with tempfile.NamedTemporaryFile(dir=arguments.folder) as file:
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
         pool = np.random.default_rng(0).bytes(EXPERT_NBYTES)
         for _ in range(EXPERTS):
             file.write(pool)
         file.flush()
-        print("| way | an expert | bytes/s | CPU s/GB |\n|---|---|---|---|")
-        for _ in range(arguments.repeats):
+        click.echo("| way | an expert | bytes/s | CPU s/GB |\n|---|---|---|---|")
+        for _ in range(repeats):
             for way in (mapped, small_pages, huge_pages):
                 milliseconds, speed, cpu = measure(way, Path(file.name), order)
                 figures = f"{milliseconds:.1f} ms | {speed / 1e9:.2f} GB/s | {cpu:.2f}"
-                print(f"| {way.__name__} | {figures} |", flush=True)
+                click.echo(f"| {way.__name__} | {figures} |")
 
 
 if __name__ == "__main__":

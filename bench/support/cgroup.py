@@ -1,4 +1,4 @@
-"""A control group for what is measured, version 1 or 2: a limit on its memory, and what is charged to it."""
+"""A control group (version 1 or 2) around the measured processes: limits their memory, and reads its use."""
 
 import os
 import re
@@ -19,34 +19,34 @@ REMOVAL_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Cgroup:
-    """A group below our own."""
+    """A control group below that of this process."""
 
     folder: Path
 
     def command(self, arguments: Sequence[str]) -> list[str]:
-        """The command that starts inside the group, it and all that it starts."""
+        """A command that joins the group, and then runs `arguments` in it."""
         members = shlex.quote(str(self.folder / "cgroup.procs"))
         return ["/bin/sh", "-c", f'echo $$ > {members} && exec "$@"', "sh", *arguments]
 
     def used_bytes(self) -> int:
-        """All that is charged to the group now, page cache among it."""
+        """Memory that is charged to the group now, including page cache."""
         return int(self._file("memory.current", "memory.usage_in_bytes").read_text())
 
     def out_of_memory_kills(self) -> int:
-        """Processes that the kernel has killed for the group's limit."""
+        """Number of processes that the kernel has killed because of the group's limit."""
         events = self._file("memory.events", "memory.oom_control").read_text()
         found = re.search(r"^oom_kill (\d+)", events, re.MULTILINE)
         return int(found[1]) if found else 0
 
     def limit(self, nbytes: int) -> None:
-        """The most that may be charged to it, swap included."""
+        """Limit the memory that may be charged to the group, including swap."""
         self._file("memory.max", "memory.limit_in_bytes").write_text(str(nbytes))
         for name, value in (("memory.swap.max", 0), ("memory.memsw.limit_in_bytes", nbytes)):
             if (self.folder / name).exists():
                 (self.folder / name).write_text(str(value))
 
     def remove(self) -> None:
-        """Kill what still runs in it, and take it away. Raises OSError when that fails for 20 seconds."""
+        """Kill all processes in the group, and remove it. Raises OSError if that fails for 20 seconds."""
         deadline = time.monotonic() + REMOVAL_SECONDS
         while self.folder.exists():
             for pid in (self.folder / "cgroup.procs").read_text().split():
@@ -66,9 +66,9 @@ class Cgroup:
 
 @contextmanager
 def cgroup(limit_bytes: int | None) -> Iterator[Cgroup | None]:
-    """A new group inside our own, with that limit; at the end, what runs in it is killed and it is removed.
+    """A new group with this limit, which is removed with its processes at the end of the context.
 
-    Without a limit and the right to make a group there is none. With a limit, that raises `ConfigError`.
+    Without the right to make a group, yields None if there is no limit, and raises `ConfigError` if there is.
     """
     group = Cgroup(parent(MEMBERSHIP.read_text(), GROUPS) / f"faasmoe-bench-{os.getpid()}")
     try:
@@ -87,7 +87,10 @@ def cgroup(limit_bytes: int | None) -> Iterator[Cgroup | None]:
 
 
 def parent(membership: str, groups: Path) -> Path:
-    """Where a process that /proc/PID/cgroup says this of can have groups with memory limits below its own."""
+    """The folder in which a process can make groups with memory limits.
+
+    `membership` is the text of /proc/PID/cgroup, `groups` the mount point of the control groups.
+    """
     lines = [line.split(":", 2) for line in membership.splitlines()]
     own = {name: group for _, controllers, group in lines for name in controllers.split(",")}
     if "memory" in own:
@@ -96,10 +99,10 @@ def parent(membership: str, groups: Path) -> Path:
 
 
 def _nearest(root: Path, group: str, file: str) -> Path:
-    """The group itself or the nearest above it that has the file, and where that lists controllers, memory.
+    """The nearest group, from `group` upwards, that can have limited groups below it.
 
-    In a container, the names of outer groups lead nowhere. In version 2, a group with processes has no limits
-    for groups below it: then ours is beside our own.
+    In a container, the path can name groups outside of it, which do not exist here. In version 2, a group
+    with processes cannot limit groups below it, so a group above it is used.
     """
     path = root / group.lstrip("/")
     while path != root and not _suits(path / file):

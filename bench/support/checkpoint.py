@@ -1,20 +1,21 @@
-"""Writes a checkpoint of random bf16 weights with a published model's dimensions, or a partition of it.
+"""Writes a checkpoint of random bf16 weights with the shape of a published model, or a partition of it.
 
-    python -m bench.support.checkpoint --shape qwen1.5-moe-a2.7b --layers 3 --out CHECKPOINT
-    python -m bench.support.checkpoint --shape qwen1.5-moe-a2.7b --router-skew 1 --dtype int8 --partition OUT
+\b
+  python -m bench.support.checkpoint --shape qwen1.5-moe-a2.7b --layers 3 --out CHECKPOINT
+  python -m bench.support.checkpoint --shape qwen1.5-moe-a2.7b --router-skew 1 --dtype int8 --partition OUT
 
-It streams: memory stays at some tens of megabytes beside transformers' own. The names are those of published
-checkpoints, one tensor per expert and matrix. The tokenizer takes a byte for a token.
+Weights are streamed to disk, so memory stays at some tens of megabytes besides that of transformers. Tensors
+have the names of published checkpoints, one for each matrix of each expert. The tokenizer makes each byte a
+token.
 """
 
-import argparse
 import json
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+import click
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -25,8 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bench.support.arguments import count
 from bench.support.random_weights import RandomWeights
+from bench.support.shapes import SHAPES
 from control_plane.errors import FaaSMoEError
 from control_plane.partition import commands
 from control_plane.partition.checkpoint.families import FAMILIES, Family, ModelConfig
@@ -37,103 +38,82 @@ from control_plane.partition.partitioner import partition
 from control_plane.partition.plan import DENSE_DTYPES, DTYPES
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
 
-ROUTER_SKEW_HELP = """how unequally experts are used: the exponent of a Zipf law over a layer's experts, in an
-order of each layer's own (default: 0). With qwen1.5-moe-a2.7b the 15 most used of a layer's 60
-experts get 32 percent of the routes at 0, 57 at 0.7 and 68 at 1, in all layers alike (measured with
-24 layers of narrower experts)"""
-
-_ROPE_1M = {"rope_type": "default", "rope_theta": 1_000_000.0}
-SHAPES: dict[str, dict[str, Any]] = {
-    "qwen1.5-moe-a2.7b": {
-        "model_type": "qwen2_moe",
-        "num_hidden_layers": 24,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "moe_intermediate_size": 1408,
-        "max_position_embeddings": 8192,
-        "rope_parameters": _ROPE_1M,
-    },
-    "qwen1.5-moe-mini": {
-        "model_type": "qwen2_moe",
-        "num_hidden_layers": 8,
-        "num_experts": 60,
-        "num_experts_per_tok": 4,
-        "hidden_size": 1024,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "intermediate_size": 2816,
-        "moe_intermediate_size": 704,
-        "shared_expert_intermediate_size": 2816,
-        "vocab_size": 32000,
-        "max_position_embeddings": 8192,
-        "rope_parameters": _ROPE_1M,
-    },
-    "qwen3-30b-a3b": {
-        "model_type": "qwen3_moe",
-        "num_hidden_layers": 48,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-        "head_dim": 128,
-        "norm_topk_prob": True,
-        "max_position_embeddings": 40960,
-        "rope_parameters": _ROPE_1M,
-    },
-    "mixtral-8x7b": {
-        "model_type": "mixtral",
-        "num_hidden_layers": 32,
-        "max_position_embeddings": 32768,
-        "rope_parameters": _ROPE_1M,
-    },
-    "olmoe-1b-7b": {"model_type": "olmoe", "num_hidden_layers": 16, "intermediate_size": 1024},
-}
-"""Where they differ from the defaults of transformers' own config classes.
-
-The mini one is nobody's: a third of the layers of the first at half its width, 2.3 GB in bf16."""
+_COUNT = click.IntRange(1)
+_FOLDER = click.Path(path_type=Path)
 
 
-def main() -> None:
-    arguments = _parser().parse_args()
-    shape = dict(SHAPES[arguments.shape])
-    if arguments.layers:
-        shape["num_hidden_layers"] = arguments.layers
-    config = AutoConfig.for_model(**shape, dtype="bfloat16")
+@click.command(help=__doc__)
+@click.option("--shape", type=click.Choice(list(SHAPES)), required=True, help="Shape of the model.")
+@click.option("--layers", type=_COUNT, help="Number of layers.  [default: all]")
+@click.option("--out", type=_FOLDER, help="New folder for a checkpoint.")
+@click.option("--partition", "target", type=_FOLDER, help="New folder for a partition, without a checkpoint.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--router-skew",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="How unequally experts are used: the exponent of a Zipf law over each layer's experts, in an order "
+    "that differs from layer to layer. With qwen1.5-moe-a2.7b, the 15 most used of a layer's 60 experts get "
+    "32% of the routes at 0, 57% at 0.7 and 68% at 1 (measured with 24 layers of narrower experts).",
+)
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="For --partition."
+)
+@click.option(
+    "--dense-dtype",
+    type=click.Choice(DENSE_DTYPES),
+    default="auto",
+    show_default=True,
+    help="For --partition.",
+)
+@click.option("--experts-per-function", type=_COUNT, help="For --partition.")
+@click.option("--layers-per-function", type=_COUNT, help="For --partition.")
+def main(
+    shape: str,
+    layers: int | None,
+    out: Path | None,
+    target: Path | None,
+    seed: int,
+    router_skew: float,
+    dtype: str,
+    dense_dtype: str,
+    experts_per_function: int | None,
+    layers_per_function: int | None,
+) -> None:
+    if (out is None) == (target is None):
+        raise click.UsageError("expected either --out or --partition")
+    fields = SHAPES[shape] | ({"num_hidden_layers": layers} if layers else {})
+    config = AutoConfig.for_model(**fields, dtype="bfloat16")
     try:
-        if arguments.out:
-            arguments.out.mkdir()
-            checkpoint = random_checkpoint(config, arguments.out, arguments.seed, arguments.router_skew)
-            write_weights(checkpoint.tensors, arguments.out / WEIGHTS_FILE)
-        else:
-            write_partition(config, arguments)
+        if out is not None:
+            out.mkdir()
+            checkpoint = random_checkpoint(config, out, seed, router_skew)
+            write_weights(checkpoint.tensors, out / WEIGHTS_FILE)
+        if target is not None:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary, shape)
+                folder.mkdir()
+                checkpoint = random_checkpoint(config, folder, seed, router_skew)
+                manifest = partition(
+                    checkpoint,
+                    target,
+                    granularity=_granularity(checkpoint, experts_per_function, layers_per_function),
+                    dtype=dtype,
+                    dense_dtype=dense_dtype,
+                    progress=_show_progress,
+                )
+            click.echo("\n".join(commands.summary(manifest, target)))
     except (FaaSMoEError, OSError) as error:
-        sys.exit(f"bench.support.checkpoint: {error}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, required=True)
-    parser.add_argument("--layers", type=count, help="how many layers (default: all of the model's)")
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--out", type=Path, help="the folder to make, with a checkpoint")
-    target.add_argument(
-        "--partition", type=Path, help="the folder to make, with a partition and no checkpoint"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--router-skew", type=float, default=0.0, metavar="S", help=ROUTER_SKEW_HELP)
-    options = parser.add_argument_group("of a partition, as `faasmoe partition` takes them")
-    options.add_argument("--dtype", choices=DTYPES, default="auto")
-    options.add_argument("--dense-dtype", choices=DENSE_DTYPES, default="auto")
-    options.add_argument("--experts-per-function", type=count, metavar="N")
-    options.add_argument("--layers-per-function", type=count, metavar="N")
-    return parser
+        raise click.ClickException(str(error)) from error
 
 
 def random_checkpoint(
     config: PretrainedConfig, folder: Path, seed: int = 0, router_skew: float = 0.0
 ) -> Checkpoint:
-    """A checkpoint whose weights are made when they are read; config and tokenizer go to `folder`."""
+    """A checkpoint whose weights are generated when read. Writes config and tokenizer to `folder`."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -142,16 +122,16 @@ def random_checkpoint(
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """Text as its UTF-8 bytes: any will do for random weights."""
+    """A tokenizer that makes each UTF-8 byte a token, which is enough for random weights."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)  # type: ignore[no-untyped-call]
 
 
 def random_tensors(model: PreTrainedModel, weights: RandomWeights) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint of a model, which may be on meta, in the model's order."""
+    """The tensors of a published checkpoint of a model, in the model's order. The model may be on meta."""
     family = next(family for family in FAMILIES if family.model_type == model.config.model_type)
     return {
         name: weights.tensor(name, shape)
@@ -169,39 +149,21 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
                 file.write(values)
 
 
-def write_partition(config: PretrainedConfig, arguments: argparse.Namespace) -> None:
-    """Write what `faasmoe partition` makes of the checkpoint, without the checkpoint."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, arguments.shape)
-        folder.mkdir()
-        checkpoint = random_checkpoint(config, folder, arguments.seed, arguments.router_skew)
-        manifest = partition(
-            checkpoint,
-            arguments.partition,
-            granularity=_granularity(checkpoint, arguments),
-            dtype=arguments.dtype,
-            dense_dtype=arguments.dense_dtype,
-            progress=_show,
-        )
-    for line in commands.summary(manifest, arguments.partition):
-        print(line)
-
-
-def _granularity(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Granularity | None:
-    experts, layers = arguments.experts_per_function, arguments.layers_per_function
+def _granularity(checkpoint: Checkpoint, experts: int | None, layers: int | None) -> Granularity | None:
+    """The granularity that the options ask for; None for the default."""
     if experts is None and layers is None:
         return None
     return Granularity(experts or ModelConfig.from_json(checkpoint.config).num_experts, layers or 1)
 
 
-def _show(done: int, total: int) -> None:
+def _show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         end = "\n" if done == total else "\r"
         print(f"{done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end, file=sys.stderr, flush=True)
 
 
 def _published(family: Family, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors of a published checkpoint that make up one of the model's parameters."""
+    """The tensors of a published checkpoint that make up one parameter of the model."""
     name = name.replace(".mlp.", f".{family.modules[0]}.")
     prefix, dot, last = name.rpartition(".")
     if last not in ("gate_up_proj", "down_proj"):

@@ -1,53 +1,48 @@
-"""Writes a Qwen2-MoE model's GGUF file: that of a checkpoint in bf16, or random weights in Q8_0:
+"""Writes a GGUF file of random Q8_0 weights for llama.cpp, for a Qwen2-MoE model.
 
-    python -m bench.support.gguf --config PARTITION/config.json --router-skew 1 --out MODEL.gguf
+\b
+  python -m bench.support.gguf --config PARTITION/config.json --router-skew 1 --out MODEL.gguf
 
-With the seed and the skew of a partition it has that partition's weights. Run it with a Python that has gguf
-(`pip install gguf`); of this project's requirements it needs none but NumPy. The file's tokens are only
-numbers, since llama.cpp takes token ids. Memory stays at some tens of megabytes.
+With the same seed and skew, the file has the same weights as a random partition. The vocabulary is made up,
+since benchmarks send token ids. Weights are streamed to disk, so memory stays at some tens of megabytes.
+Needs the package gguf (faasmoe's extra bench).
 """
 
-import argparse
 import importlib
 import json
-import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import click
 import numpy as np
-from numpy.typing import NDArray
 
+from bench.support.gguf_tensors import BF16, F32, Q8_0, GgufTensor
 from bench.support.random_weights import RandomWeights
-from control_plane.errors import ConfigError, UnsupportedModel
+from control_plane.errors import ConfigError, FaaSMoEError, UnsupportedModel
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.checkpoint.tensor_file import Tensor
-from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 
-BLOCK_VALUES = 32
-BLOCK = np.dtype([("scale", "<f2"), ("values", "i1", BLOCK_VALUES)])
-"""Q8_0: 32 values with one scale."""
 NORMAL_TOKEN = 1
-F32, BF16, Q8_0 = "F32", "BF16", "Q8_0"
+"""llama.cpp's type of a token that is neither special nor a byte."""
 
 
 class Weights(Protocol):
-    """Where tensors are from."""
+    """The source of a model's weights."""
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """By its name in published checkpoints."""
+        """The tensor with this name in published checkpoints, and this shape."""
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """A checkpoint's."""
+    """The weights of a checkpoint."""
 
     checkpoint: Checkpoint
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Raises `UnsupportedModel` when the checkpoint has none of that shape."""
+        """The checkpoint's tensor. Raises `UnsupportedModel` if it is missing or has another shape."""
         tensor = self.checkpoint.tensors.get(name)
         if tensor is None or tensor.shape != shape:
             found = "none" if tensor is None else str(list(tensor.shape))
@@ -56,54 +51,23 @@ class StoredWeights:
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """A tensor of the file: those of a checkpoint one after the other."""
-
-    name: str
-    shape: tuple[int, ...]
-    sources: Sequence[Tensor]
-    kind: str
-    """F32, BF16 or Q8_0."""
-
-    @property
-    def nbytes(self) -> int:
-        size = math.prod(self.shape)
-        if self.kind == Q8_0:
-            return size // BLOCK_VALUES * BLOCK.itemsize
-        return {F32: 4, BF16: 2}[self.kind] * size
-
-    def chunks(self) -> Iterator[NDArray[Any]]:
-        """Its bytes, as the file has them."""
-        for source in self.sources:
-            for chunk in source.chunks():
-                yield self._stored(chunk)
-
-    def _stored(self, chunk: NDArray[Any]) -> NDArray[Any]:
-        is_bf16 = chunk.dtype == np.uint16
-        if self.kind == BF16:
-            return chunk if is_bf16 else f32_to_bf16(chunk)
-        values = bf16_to_f32(chunk) if is_bf16 else chunk
-        return quantize(values) if self.kind == Q8_0 else values
-
-
-@dataclass(frozen=True)
 class Qwen2Moe:
-    """The tensors of that architecture, by llama.cpp's names and by those of published checkpoints."""
+    """The tensors of this architecture, with llama.cpp's names and those of published checkpoints."""
 
     config: Mapping[str, Any]
     weights: Weights
     matrices: str = Q8_0
-    """What they are stored as."""
+    """Format in which matrices are stored."""
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> "Qwen2Moe":
-        """In bf16. Raises `PartitionError`, `UnsupportedModel` for another architecture."""
+        """The model of a checkpoint, in bf16. Raises `PartitionError`, or its `UnsupportedModel`."""
         checkpoint = Checkpoint.open(folder)
         check_architecture(checkpoint.config, folder)
         return cls(checkpoint.config, StoredWeights(checkpoint), BF16)
 
     def tensors(self) -> Iterator[GgufTensor]:
-        """In the order of the layers, with the shapes of published checkpoints."""
+        """All tensors, layer by layer, with the shapes of published checkpoints."""
         hidden, vocab = self.config["hidden_size"], self.config["vocab_size"]
         yield self._tensor("token_embd.weight", "model.embed_tokens.weight", (vocab, hidden))
         for layer in range(self.config["num_hidden_layers"]):
@@ -143,13 +107,13 @@ class Qwen2Moe:
             yield self._tensor(f"{block}ffn_{part}_shexp.weight", source, shape)
 
     def _tensor(self, name: str, source: str, shape: tuple[int, ...], kind: str | None = None) -> GgufTensor:
-        """Vectors are float32."""
+        """A tensor with one source. Vectors are stored as float32."""
         kind = kind or (self.matrices if len(shape) > 1 else F32)
         stored = shape[1:] if shape[0] == 1 else shape
         return GgufTensor(name, stored, [self.weights.tensor(source, shape)], kind)
 
     def describe(self, writer: Any) -> None:
-        """Give a gguf.GGUFWriter what llama.cpp reads of the model beside its tensors."""
+        """Add the model's metadata to a gguf.GGUFWriter."""
         config = self.config
         writer.add_context_length(config["max_position_embeddings"])
         writer.add_embedding_length(config["hidden_size"])
@@ -163,7 +127,7 @@ class Qwen2Moe:
         writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
-        # Its server turns each token into text, whatever that is.
+        # llama.cpp's server turns each token into text, so each needs one.
         tokens = [f"<{token}>" for token in range(config["vocab_size"])]
         writer.add_tokenizer_model("llama")
         writer.add_token_list(tokens)
@@ -171,19 +135,8 @@ class Qwen2Moe:
         writer.add_token_types([NORMAL_TOKEN] * len(tokens))
 
 
-def quantize(values: NDArray[np.float32]) -> NDArray[Any]:
-    """Values [n] as Q8_0 blocks [n / 32]; n is a multiple of 32."""
-    rows = values.reshape(-1, BLOCK_VALUES)
-    scale = np.abs(rows).max(axis=1) / np.float32(127)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-    blocks = np.empty(len(rows), BLOCK)
-    blocks["scale"] = scale
-    blocks["values"] = np.rint(rows * inverse[:, None])
-    return blocks
-
-
 def check_architecture(config: Mapping[str, Any], path: Path) -> None:
-    """Raises `UnsupportedModel`, naming the path that the config is from."""
+    """Raises `UnsupportedModel` unless the config is of a Qwen2-MoE model. The error names the path."""
     if config.get("model_type") != "qwen2_moe":
         raise UnsupportedModel(
             f"{path}: for llama.cpp only 'qwen2_moe' is written, not {config.get('model_type')!r}"
@@ -191,7 +144,7 @@ def check_architecture(config: Mapping[str, Any], path: Path) -> None:
 
 
 def write(model: Qwen2Moe, path: Path) -> None:
-    """Write the file; what is written of one that fails is removed. Raises `ConfigError` without gguf."""
+    """Write the file, or nothing if that fails. Raises `ConfigError` without the package gguf."""
     try:
         gguf = importlib.import_module("gguf")
     except ImportError as error:
@@ -218,22 +171,26 @@ def write(model: Qwen2Moe, path: Path) -> None:
         raise
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--config", type=Path, required=True, help="config.json of a partition or a checkpoint"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--router-skew", type=float, default=0.0, metavar="S")
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    config = json.loads(arguments.config.read_text())
+@click.command(help=__doc__)
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="config.json of a partition or a checkpoint.",
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--router-skew", type=float, default=0.0, show_default=True, help="See bench.support.checkpoint."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+def main(file: Path, seed: int, router_skew: float, out: Path) -> None:
+    config = json.loads(file.read_text())
     try:
-        check_architecture(config, arguments.config)
-    except UnsupportedModel as error:
-        sys.exit(str(error))
-    weights = RandomWeights(arguments.config, arguments.seed, arguments.router_skew)
-    write(Qwen2Moe(config, weights), arguments.out)
+        check_architecture(config, file)
+        write(Qwen2Moe(config, RandomWeights(file, seed, router_skew)), out)
+    except FaaSMoEError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

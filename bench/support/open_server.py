@@ -1,4 +1,4 @@
-"""A server that serves without keys, and the process tree that it is."""
+"""A server without API keys, with access to its metrics and its processes."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from bench.support.scrape import Scrape
 
 @dataclass(frozen=True)
 class OpenServer:
-    """What is asked of it, is sampled at temperature 1."""
+    """Sends requests that are sampled at temperature 1."""
 
     client: aiohttp.ClientSession
     url: str
@@ -27,17 +27,17 @@ class OpenServer:
         output_tokens: int,
         seed: int,
         on_token: Callable[[], None] = lambda: None,
-    ) -> requests.Timing:
-        """One request, whose prompt and answer follow from the seed."""
+    ) -> requests.StreamTiming:
+        """Send one request. The seed determines its prompt and its sampling."""
         prompt = requests.random_prompt(prompt_tokens, seed, self.vocab_size)
         return await requests.stream(
             self.client, self.url, None, prompt, output_tokens, on_token, user=tenant, seed=seed
         )
 
     async def metrics(self) -> Scrape:
-        """What it counts."""
+        """The server's current metrics."""
         return await Scrape.now(self.client, self.url)
 
     async def disk_bytes(self) -> int:
-        """What all its processes have had read from disk."""
+        """Bytes that all its processes have read from disk so far."""
         return await asyncio.to_thread(self.tree.read_bytes)

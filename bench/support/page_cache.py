@@ -1,4 +1,4 @@
-"""The kernel's page cache: what it holds of files, and how to have it forget them."""
+"""The kernel's page cache: how much it holds of files, and how to drop them from it."""
 
 import ctypes
 import mmap
@@ -13,17 +13,18 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 def forget(files: Iterable[Path]) -> None:
-    """Have it drop the files' pages and, for who may ask for that, everything else's."""
+    """Drop the files from the page cache, and with enough rights everything else, too."""
+    # Pages that are not yet written cannot be dropped.
+    os.sync()
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    os.sync()
     with suppress(PermissionError, FileNotFoundError):
         DROP_CACHES.write_text("1")
 
 
 def cached_bytes(files: Iterable[Path]) -> int:
-    """How much of the files it holds, whoever has had them read."""
+    """Bytes of the files that are in the page cache, whichever process read them."""
     return sum(_cached_pages(path) for path in files) * mmap.PAGESIZE
 
 
@@ -37,9 +38,9 @@ def _cached_pages(path: Path) -> int:
         failed = ctypes.CDLL(None, use_errno=True).mincore(
             address, length, ctypes.c_void_p(pages.ctypes.data)
         )
-        # The mapping cannot be closed as long as something refers to it.
+        # The mapping cannot be closed while the array refers to it.
         del content
         if failed:
             raise OSError(ctypes.get_errno(), f"cannot see what is cached of {path}")
-    # Other bits than the first are reserved.
+    # Bits other than the first are reserved.
     return int((pages & 1).sum())

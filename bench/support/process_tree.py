@@ -1,4 +1,4 @@
-"""What a process and all that it has started use: memory, and bytes read from disk."""
+"""Memory and disk reads of a process and its descendants."""
 
 import re
 import threading
@@ -15,15 +15,16 @@ _KIB = 1024
 
 @dataclass(frozen=True)
 class Sample:
-    """The memory in use at one moment: proportional set sizes, each shared page counted once."""
+    """Memory of a process tree at one moment."""
 
     seconds: float
-    """Of time.perf_counter()."""
+    """Time of time.perf_counter()."""
     nbytes: int
+    """Sum of the proportional set sizes, which counts each shared page once."""
 
 
 def processes(pid: int) -> list[psutil.Process]:
-    """The process, and after it those that it and its children have started; none once it has ended."""
+    """A process, followed by its descendants; empty if it has ended."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -33,30 +34,30 @@ def processes(pid: int) -> list[psutil.Process]:
 
 @dataclass
 class ProcessTree:
-    """A process, and those that it and its children have started."""
+    """A process and its descendants."""
 
     pid: int
     proc: Path = Path("/proc")
     _read_bytes: dict[tuple[int, float], int] = field(default_factory=dict)
 
     def memory_bytes(self) -> int:
-        """The sum of the proportional set sizes; 0 when all have ended."""
+        """Sum of the proportional set sizes; 0 if all processes have ended."""
         return sum(self.memory_by_process().values())
 
     def memory_by_process(self) -> dict[int, int]:
-        """The proportional set size of each that still runs."""
+        """Proportional set size of each running process, by id."""
         rollups = {process.pid: self._text(process, "smaps_rollup") for process in processes(self.pid)}
         return {pid: _number(text, "Pss") * _KIB for pid, text in rollups.items()}
 
     def read_bytes(self) -> int:
-        """What block devices have read for them; of one that has ended, what was seen of it last."""
+        """Bytes read from block devices. Of a process that has ended, the last value seen counts."""
         for process in processes(self.pid):
             if text := self._text(process, "io"):
                 self._read_bytes[process.pid, process.create_time()] = _number(text, "read_bytes")
         return sum(self._read_bytes.values())
 
     def _text(self, process: psutil.Process, name: str) -> str:
-        """A file of /proc; empty for a process that has just ended."""
+        """A file of /proc; empty if the process has just ended."""
         try:
             return (self.proc / str(process.pid) / name).read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -64,11 +65,11 @@ class ProcessTree:
 
 
 @contextmanager
-def sampled(tree: ProcessTree, interval_s: float, most_share: float = 1.0) -> Iterator[Sequence[Sample]]:
-    """The tree's memory, from now to the end of the context; the list grows while it lasts.
+def sampled(tree: ProcessTree, interval_s: float, max_share: float = 1.0) -> Iterator[Sequence[Sample]]:
+    """Sample the tree's memory until the end of the context. The yielded list grows meanwhile.
 
-    The kernel walks all pages for a sample. So that this takes at most `most_share` of the time, samples may
-    come less often than asked for.
+    The kernel walks all pages for each sample. If sampling would take more than `max_share` of the time,
+    the interval gets longer.
     """
     samples: list[Sample] = []
 
@@ -76,17 +77,17 @@ def sampled(tree: ProcessTree, interval_s: float, most_share: float = 1.0) -> It
         started = time.perf_counter()
         samples.append(Sample(started, tree.memory_bytes()))
 
-    with repeated(sample, 0.0, interval_s, most_share):
+    with repeated(sample, 0.0, interval_s, max_share):
         yield samples
 
 
 @contextmanager
 def repeated(
-    read: Callable[[], None], pause_s: float, interval_s: float, most_share: float = 1.0
+    read: Callable[[], None], pause_s: float, interval_s: float, max_share: float = 1.0
 ) -> Iterator[None]:
-    """Call it from a thread, first after the pause and then at intervals, to the end of the context.
+    """Call `read` from a thread until the end of the context, first after the pause and then at intervals.
 
-    It takes at most `most_share` of the time: where it takes long, intervals are longer.
+    The calls take at most `max_share` of the time; if they take longer, the intervals get longer.
     """
     ended = threading.Event()
 
@@ -96,7 +97,7 @@ def repeated(
             started = time.perf_counter()
             read()
             took = time.perf_counter() - started
-            pause = max(interval_s, took / most_share) - took
+            pause = max(interval_s, took / max_share) - took
 
     thread = threading.Thread(target=repeat)
     thread.start()

@@ -1,4 +1,4 @@
-"""Starts what is measured, as a user would: commands in processes of their own."""
+"""Starts FaaSMoE as a user would: by its commands, each in its own process."""
 
 import asyncio
 import re
@@ -23,10 +23,11 @@ STOP_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Server:
-    """A control plane with its functions, and the keys of its tenants."""
+    """A running control plane with its gateway and functions."""
 
     url: str
     keys: Mapping[str, str]
+    """API keys by tenant."""
     pid: int
     gateway_pid: int
 
@@ -35,9 +36,9 @@ class Server:
 async def server(
     folder: Path, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
 ) -> AsyncIterator[Server]:
-    """Serve the partition in `folder` to new tenants; all is stopped at the end of the context.
+    """Serve the partition in `folder` to new tenants until the end of the context.
 
-    `settings` are those of the server's YAML file. Raises `FaaSMoEError` when a part does not start.
+    `settings` go to the server's YAML file. Raises `FaaSMoEError` if a process does not start.
     """
     async with (
         gateway(folder) as (gateway_pid, gateway_url),
@@ -48,7 +49,7 @@ async def server(
 
 @asynccontextmanager
 async def gateway(folder: Path) -> AsyncIterator[tuple[int, str]]:
-    """An embedded gateway with all functions of a partition; yields its process id and address."""
+    """Run an embedded gateway with all functions of a partition. Yields its process id and address."""
     async with running("gateway", folder, "--port", "0") as (pid, url):
         await output("deploy", folder, "--gateway", url)
         yield pid, url
@@ -58,7 +59,7 @@ async def gateway(folder: Path) -> AsyncIterator[tuple[int, str]]:
 async def control_plane(
     folder: Path, gateway_url: str, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
 ) -> AsyncIterator[tuple[int, str, Mapping[str, str]]]:
-    """Serve new tenants; yields its process id, its address, and the tenants' keys."""
+    """Run a control plane for new tenants. Yields its process id, its address, and the keys by tenant."""
     with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
         database = Path(temporary) / "faasmoe.db"
         config = Path(temporary) / "serve.yml"
@@ -75,7 +76,7 @@ async def control_plane(
 async def served_model(
     model: Path, tenants: Sequence[str], settings: Mapping[str, Any] | None = None
 ) -> AsyncIterator[Server]:
-    """The same for a checkpoint, which is partitioned first."""
+    """Partition a checkpoint, and serve it like `server`."""
     with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
         folder = Path(temporary) / model.name
         await asyncio.to_thread(partition, model, folder)
@@ -91,9 +92,9 @@ async def up(
     group: Cgroup | None = None,
     start_seconds: float = START_SECONDS,
 ) -> AsyncIterator[tuple[int, str]]:
-    """Serve the partition by `faasmoe up`, to whoever asks; yields its process id and address.
+    """Serve a partition by `faasmoe up`, without API keys. Yields its process id and address.
 
-    `settings` are those of its YAML file, `options` those of its command line. With a group, it runs in that.
+    `settings` go to its YAML file, `options` to its command line. With a `group`, it runs in that.
     """
     with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
         database = Path(temporary) / "faasmoe.db"
@@ -111,10 +112,10 @@ async def running(
     start_seconds: float = START_SECONDS,
     module: str = FAASMOE,
 ) -> AsyncIterator[tuple[int, str]]:
-    """Run a command that serves; yields its process id and the address that it serves on.
+    """Run a server until the end of the context. Yields its process id and its address.
 
-    It is a faasmoe command, or that of another module. Raises `FaaSMoEError` when it ends before it serves,
-    or takes too long.
+    `arguments` are those of a faasmoe command, or of another `module`. Raises `FaaSMoEError` if the server
+    ends before it serves, or takes too long.
     """
     command = _command(arguments, module)
     process = await asyncio.create_subprocess_exec(
@@ -135,7 +136,7 @@ async def running(
 
 
 async def output(*arguments: object) -> str:
-    """What a faasmoe command prints. Raises `FaaSMoEError` when it fails."""
+    """Run a faasmoe command, and return what it prints. Raises `FaaSMoEError` if it fails."""
     process = await asyncio.create_subprocess_exec(
         *_command(arguments),
         stdout=asyncio.subprocess.PIPE,
@@ -149,7 +150,7 @@ async def output(*arguments: object) -> str:
 
 
 async def stop(process: asyncio.subprocess.Process) -> None:
-    """Have it end, by force if need be."""
+    """Terminate a process; kill it if it does not end in time."""
     if process.returncode is None:
         process.terminate()
     try:
@@ -165,7 +166,7 @@ def _command(arguments: Sequence[object], module: str = FAASMOE) -> list[str]:
 
 
 async def _address(process: asyncio.subprocess.Process) -> str:
-    """The address that the process prints once it serves."""
+    """Wait for the address that the process prints when it serves. Raises `FaaSMoEError` if it ends."""
     if process.stdout is not None:
         async for line in process.stdout:
             if found := re.search(rb"(http://[\w.:]+); Ctrl-C stops it", line):

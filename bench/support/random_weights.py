@@ -1,17 +1,17 @@
-"""Random weights with which a model behaves like a trained one where measuring needs it.
+"""Random weights with which a model behaves like a trained one in what benchmarks depend on.
 
-- Activations keep their scale: embeddings have the standard deviation 1 and matrices 1/sqrt(inputs), but
-  for the output projections. A layer adds some tenths to the variance of the hidden states, so what
-  neighbouring layers route by is alike: cosine 0.90 at the first layers of Qwen1.5-MoE-A2.7B, 0.98 at the
-  last. Attention adds little: it averages, and what all tokens have in common would grow from layer to
-  layer and have them all routed alike.
-- The router can be skewed. Dimension 0 of every hidden state is a constant: embeddings set it, and no
-  output projection writes to it. Column 0 of a router, which alone reads it, then acts as the bias that
-  these routers do not have, and holds the logarithms of a Zipf law over the experts, in an order of each
-  layer's own.
+- Activations keep their scale. Embeddings have a standard deviation of 1, and matrices 1/sqrt(inputs),
+  except for output projections. Each layer adds some tenths to the variance of the hidden states, so the
+  inputs of neighbouring routers are similar: cosine 0.90 at the first layers of Qwen1.5-MoE-A2.7B, 0.98 at
+  the last. Attention adds little, because it averages: the part that all tokens have in common would grow
+  from layer to layer, until all tokens are routed alike.
+- The router can be skewed. Dimension 0 of every hidden state is a constant: embeddings set it, and no output
+  projection writes to it. Only column 0 of the routers reads it, so this column acts as a bias, which these
+  routers do not have otherwise. It holds the logarithms of a Zipf law over the experts, in an order that
+  differs from layer to layer.
 
-Values are slices of one pool, at places that follow from the tensor's name: drawing all of them would take
-longer than writing them.
+Values are slices of one pool, at offsets that depend on the tensor's name, because drawing all values would
+take longer than writing them.
 """
 
 import math
@@ -31,28 +31,29 @@ CONSTANT = 16.0
 """Dimension 0 of every hidden state; the others are around 1."""
 
 _LAYER_VARIANCE = 0.3
-"""What a layer adds to the variance of the hidden states, measured with Qwen1.5-MoE-A2.7B's sizes."""
+"""Variance that each layer adds to the hidden states, measured with the sizes of Qwen1.5-MoE-A2.7B."""
 
 _ROUTER_NOISE = 1.75
-"""Standard deviation of what a token adds to the logarithms. With noise of Gumbel's law, the largest sums
-would be drawn by the very probabilities; with this normal one, 60 to 128 experts nearly are."""
+"""Standard deviation of the noise that a token adds to the logarithms. With Gumbel noise, experts would be
+chosen with exactly the probabilities of the Zipf law; with this normal noise it is close for 60 to 128
+experts."""
 
 _POOL_VALUES = 4 * CHUNK_VALUES
-# By how much their standard deviations differ from 1/sqrt(inputs).
+# Factors on 1/sqrt(inputs), the standard deviation of other matrices.
 _OUTPUTS = {".o_proj.weight": 0.2, ".down_proj.weight": 1.5, ".w2.weight": 1.5}
 _ROUTER = re.compile(r"model\.layers\.(\d+)\.\w+\.gate\.weight")
 
 
 @dataclass(frozen=True)
 class RandomTensor(Tensor):
-    """bf16 values out of a pool, but for its first column or its first row where those are given."""
+    """bf16 values from a pool, except for the first column or the first row if they are given."""
 
     pool: NDArray[np.uint16]
     first_column: NDArray[np.uint16] | None = None
     first_row: np.uint16 | None = None
 
     def read(self, start: int, count: int) -> NDArray[np.uint16]:
-        """As every tensor's: the bits of bf16."""
+        """The bits of `count` bf16 values, from flat index `start` on."""
         values = np.concatenate(list(self._slices(start, start + count)))
         columns = self.shape[-1]
         if self.first_row is not None:
@@ -73,19 +74,17 @@ class RandomTensor(Tensor):
 
 
 class RandomWeights:
-    """Makes the tensors of one model, by their names in published checkpoints.
-
-    `router_skew` is the exponent of the law by which a layer's experts are chosen; 0 is uniform.
-    """
+    """Makes the tensors of one model, by their names in published checkpoints."""
 
     def __init__(self, path: Path, seed: int = 0, router_skew: float = 0.0) -> None:
+        """`path` is named in errors; `router_skew` is the exponent of the Zipf law, 0 for uniform."""
         self._path = path
         self._seed = seed
         self._router_skew = router_skew
         self._pools: dict[float, NDArray[np.uint16]] = {}
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> RandomTensor:
-        """The tensor of that name, the same for the same seed."""
+        """The tensor with this name and shape. The same seed gives the same values."""
         described = (name, self._path, "BF16", shape)
         if name.endswith("norm.weight"):
             return RandomTensor(*described, _constant(1.0))
@@ -104,12 +103,13 @@ class RandomWeights:
         return RandomTensor(*described, self._pool(deviation), first_column=unread)
 
     def router_bias(self, layer: int, num_experts: int) -> NDArray[np.float64]:
-        """What a layer's router adds to each expert's logit, but for the normalisation [experts]."""
+        """The bias of a layer's router for each expert [experts], before normalisation."""
         ranks = 1 + np.random.default_rng([self._seed, layer]).permutation(num_experts)
-        logarithms = -self._router_skew * np.log(ranks)
+        logarithms: NDArray[np.float64] = -self._router_skew * np.log(ranks)
         middle = (logarithms.max() + logarithms.min()) / 2
-        # The normalisation shrinks the constant as the rest of the hidden state grows.
-        return (logarithms - middle) * math.sqrt(1 + _LAYER_VARIANCE * (layer + 0.5))
+        # The layer's norm shrinks the constant as the rest of the hidden state grows.
+        bias: NDArray[np.float64] = (logarithms - middle) * math.sqrt(1 + _LAYER_VARIANCE * (layer + 0.5))
+        return bias
 
     def _pool(self, deviation: float) -> NDArray[np.uint16]:
         if deviation not in self._pools:

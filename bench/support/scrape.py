@@ -1,6 +1,6 @@
-"""What a server's /metrics counts."""
+"""Reads the metrics of a server."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,19 +13,19 @@ from control_plane.errors import FaaSMoEError
 
 @dataclass(frozen=True)
 class Scrape:
-    """All of them at one moment. What is looked for and not there, raises `FaaSMoEError`."""
+    """All metrics of a server at one moment. A metric that is missing raises `FaaSMoEError`."""
 
     samples: Sequence[Sample]
 
     @classmethod
     def of_text(cls, text: str) -> "Scrape":
-        """As Prometheus would read it."""
+        """Parse the Prometheus text format."""
         families = text_string_to_metric_families(text)
         return cls([sample for family in families for sample in family.samples])
 
     @classmethod
     async def now(cls, client: aiohttp.ClientSession, url: str) -> "Scrape":
-        """Raises `FaaSMoEError` when the server refuses."""
+        """Fetch /metrics. Raises `FaaSMoEError` if the server refuses."""
         async with client.get(f"{url}/metrics") as answer:
             text = await answer.text()
             if answer.status != 200:
@@ -33,14 +33,14 @@ class Scrape:
         return cls.of_text(text)
 
     def total(self, metric: str) -> float:
-        """Over all labels."""
+        """The sum over all labels."""
         return sum(sample.value for sample in self._of(metric))
 
     def by(self, label: str, metric: str) -> Mapping[str, float]:
-        """Over all labels but one, by that one's values."""
-        values: Counter[str] = Counter()
+        """The sum for each value of one label, over all other labels."""
+        values: dict[str, float] = defaultdict(float)
         for sample in self._of(metric):
-            values[sample.labels[label]] += sample.value  # type: ignore[assignment]
+            values[sample.labels[label]] += sample.value
         return values
 
     def _of(self, metric: str) -> list[Sample]:

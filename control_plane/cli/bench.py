@@ -134,8 +134,9 @@ def run(ctx: click.Context, /, output: Path | None, resume: Path | None, **optio
     """
     from bench.comparison.progress import Progress
     from bench.comparison.report.report import write_report
-    from bench.comparison.run import Settings, begin
+    from bench.comparison.run import begin
     from bench.comparison.run import resume as go_on
+    from bench.comparison.settings import RunSettings
 
     if resume:
         _refuse_others(ctx)
@@ -149,7 +150,7 @@ def run(ctx: click.Context, /, output: Path | None, resume: Path | None, **optio
                 options["model"] = str(options["model"]) if options["model"] else None
                 options["tasks"] = str(options["tasks"]) if options["tasks"] else None
                 options["llama_server"] = options["llama_server"] or _installed("llama-server")
-                begin(Settings(**options), folder, progress)
+                begin(RunSettings(**options), folder, progress)
     except KeyboardInterrupt:
         click.echo(f"stopped; `faasmoe bench run --resume {folder}` goes on", err=True)
         ctx.exit(130)

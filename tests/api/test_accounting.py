@@ -26,8 +26,6 @@ from tests.support.api_server import (
 from tests.support.chat_fixtures import NewTenant
 from tests.support.command_line import running_command
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 
 def test_what_is_booked(server: ApiClient, new_tenant: NewTenant, database: Path) -> None:
     names = [f"booked-{number}" for number in range(3)]

@@ -11,8 +11,6 @@ from yarl import URL
 from tests.support.api_server import IDLE, ApiClient, eventually
 from tests.support.tiny_chat_model import CONTEXT_LENGTH, END, EXPERTS, NAME
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what is on the mat?"}]

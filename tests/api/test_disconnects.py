@@ -22,8 +22,6 @@ from tests.support.api_server import (
     usage_of,
 )
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 MAX_SEQUENCES = 2
 MAX_CONCURRENCY = 8
 ENDLESS: Any = {"prompt": "the", "max_tokens": 3000, "ignore_eos": True}

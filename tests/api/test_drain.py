@@ -14,8 +14,6 @@ from yarl import URL
 from tests.support.api_server import ASK, COMPLETION, ApiClient, eventually, serving
 from tests.support.command_line import WAIT_SECONDS, RunningCommand, running_command
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 MESSAGES: Any = [{"role": "user", "content": "who sat?"}]
 
 

@@ -23,8 +23,6 @@ from tests.support.api_server import (
     serving,
 )
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 CHAT = "/v1/chat/completions"
 REQUESTS = 18_000
 CONNECTIONS = 64

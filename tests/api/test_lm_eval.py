@@ -14,8 +14,6 @@ import torch
 from tests.support.api_server import ApiClient, add_tenant, serving
 from tests.support.tiny_chat_model import NAME
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 PAIRS = [
     ("the cat sat on", " the mat"),
     ("the dog ran after", " the naïve cat"),

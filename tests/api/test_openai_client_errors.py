@@ -11,8 +11,6 @@ import pytest
 from tests.support.api_server import ApiClient, add_tenant, eventually, openai_client, usage_of
 from tests.support.tiny_chat_model import NAME
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 MESSAGES: Any = [{"role": "user", "content": "who sat?"}]
 HOT: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 24, "temperature": 1.5, "seed": 7}
 ENDLESS: Any = {

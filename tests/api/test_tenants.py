@@ -25,8 +25,6 @@ from tests.support.api_server import (
 from tests.support.chat_fixtures import NewTenant
 from tests.support.tiny_chat_model import NAME
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 
 def test_the_tokens_of_the_request(new_tenant: NewTenant) -> None:
     assert new_tenant("counter").post(COMPLETION, **ASK)["usage"]["total_tokens"] == ASK_TOKENS

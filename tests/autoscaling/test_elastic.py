@@ -12,8 +12,6 @@ from control_plane.errors import ConfigError
 from tests.support.api_server import ApiClient, completion, eventually, serving
 from tests.support.tiny_chat_model import EXPERTS
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 
 def text(api: ApiClient) -> str:
     answer = completion(api, max_tokens=12)

@@ -15,8 +15,6 @@ from control_plane.partition.manifest import Manifest
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import EXPERTS
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 
 @pytest.fixture
 def checkpoint(chat_checkpoint: Path, tmp_path: Path) -> Path:

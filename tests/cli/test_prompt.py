@@ -15,8 +15,6 @@ from tests.support.api_server import ApiClient, closed_port
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 ASK = ("--tenant", "me", "--max-tokens", 8)
 KEY = "fm-a-key-of-a-tenant"
 

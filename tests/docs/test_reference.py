@@ -11,8 +11,6 @@ from control_plane.config import ServeConfig
 from tests.support.api_server import add_tenant, serving
 from tests.support.paths import ROOT
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 

@@ -26,8 +26,6 @@ from tests.support.tiny_engine import (
     until,
 )
 
-pytest_plugins = "tests.support.engine_fixtures"
-
 REQUESTS = [(1, 9), (2, 1), (5, 12), (8, 3), (9, 8), (15, 12), (16, 2), (17, 10), (30, 5), (41, 12)]
 """Lengths of prompts and answers; some prompts fill several batches."""
 

@@ -33,8 +33,6 @@ from tests.support.tiny_engine import (
     until,
 )
 
-pytest_plugins = "tests.support.engine_fixtures"
-
 
 def address(port: int) -> URL:
     return URL(f"http://127.0.0.1:{port}")

@@ -15,8 +15,6 @@ from tests.support.echo_gateway import asynchronous
 from tests.support.running import served
 from tests.support.tiny_engine import idle
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 PROMPTS = 200
 AT_ONCE = 8
 

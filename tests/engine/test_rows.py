@@ -21,8 +21,6 @@ from tests.support.tiny_engine import (
     until,
 )
 
-pytest_plugins = ["tests.support.engine_fixtures"]
-
 
 def sequence(tenant: str, token_ids: list[int], max_tokens: int) -> Sequence:
     return Sequence(tenant, tenant, token_ids, SamplingParams(max_tokens))

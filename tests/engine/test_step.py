@@ -10,8 +10,6 @@ from control_plane.engine.stream import TokenStream
 from tests.support.running import Served
 from tests.support.tiny_engine import Reference, engine_behind, idle, random_prompt
 
-pytest_plugins = "tests.support.engine_fixtures"
-
 TOLERANCE = 1e-4
 LENGTHS = [1, 2, 8, 9, 20, 70, 150]
 """Prompts of less than a step, of several steps, and of more rows than LOGITS_ROWS."""

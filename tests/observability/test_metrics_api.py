@@ -11,8 +11,6 @@ from tests.support.api_server import COMPLETION, IDLE, ApiClient, completion, ev
 from tests.support.chat_fixtures import NewTenant
 from tests.support.tiny_chat_model import EXPERTS, NAME
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 LAYERS = 3
 
 

@@ -22,8 +22,6 @@ from tests.support.checkpoints import FAMILIES, tiny_model
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_partition import TinyPartition
 
-pytest_plugins = "tests.support.chat_fixtures"
-
 LAYERS, EXPERTS = 3, 5
 
 

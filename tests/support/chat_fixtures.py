@@ -1,4 +1,4 @@
-"""The tiny chat model, made once a session, for test modules that have this as their `pytest_plugins`."""
+"""Fixtures of the tiny chat model, which is made once a session."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""Results of a comparison, small enough to compute by hand."""
+"""Small results of a comparison, from which a test can compute the expected figures."""
 
-from bench.comparison.recording import Calls, Measured, Run
-from bench.comparison.replay import Outcome
+from bench.comparison.recording import FunctionCalls, RunDescription, StrategyResult
+from bench.comparison.replay import RequestOutcome
 from bench.comparison.resources import Moment
 
-RUN = Run(
+RUN = RunDescription(
     workload="2 rounds",
     model="random weights",
     num_requests=2,
@@ -21,7 +21,7 @@ RUN = Run(
 
 
 def moment(seconds: float, cpu: float, gigabytes: float, functions: int = 0, started: int = 0) -> Moment:
-    """One process of a model or a control plane, and some functions, of half a gigabyte each."""
+    """A sample of one control plane and some functions of 0.5 GB each."""
     return Moment(
         seconds,
         {"control plane": cpu},
@@ -31,9 +31,9 @@ def moment(seconds: float, cpu: float, gigabytes: float, functions: int = 0, sta
     )
 
 
-def outcome(tenant: str, tokens: list[float], error: str = "") -> Outcome:
-    """Due at one second, asked a little later."""
-    return Outcome(tenant, 0, 1.0, 1.01, 30, 4, tokens, max([*tokens, 1.5]), error)
+def outcome(tenant: str, tokens: list[float], error: str = "") -> RequestOutcome:
+    """A request that was due at 1 s, and sent 10 ms later."""
+    return RequestOutcome(tenant, 0, 1.0, 1.01, 30, 4, tokens, max([*tokens, 1.5]), error)
 
 
 def measured(
@@ -44,11 +44,11 @@ def measured(
     functions: int = 0,
     size: int | None = None,
     problem: str = "",
-) -> Measured:
-    """Four seconds with six tokens of two tenants; the memory is the same all the time."""
+) -> StrategyResult:
+    """A strategy's result: six tokens for two tenants within four seconds, with constant memory."""
     if problem:
-        return Measured(strategy, strategy.title(), size, problem=problem, needs_bytes=30_000_000_000)
-    return Measured(
+        return StrategyResult(strategy, strategy.title(), size, problem=problem, needs_bytes=30_000_000_000)
+    return StrategyResult(
         strategy,
         strategy.title(),
         size,
@@ -65,6 +65,6 @@ def measured(
             moment(4.0, 1.0 + cpu, gigabytes, functions, started=functions),
         ],
         idle=[moment(10.0, 7.0, 0.5), moment(12.0, 7.0, 0.5)],
-        calls=Calls(60, 240, 2.0, 5e5, 1e5, 3) if functions else None,
+        calls=FunctionCalls(60, 240, 2.0, 5e5, 1e5, 3) if functions else None,
         cached_bytes=100_000_000,
     )

@@ -1,4 +1,4 @@
-"""Fixtures of the tiny model and its engine. Test modules name this module in `pytest_plugins`."""
+"""Fixtures of the tiny model and its engine."""
 
 from collections.abc import Iterator
 

@@ -1,8 +1,9 @@
-"""Makes a report of a folder of results: report.md, report.html, which opens by itself, and plots."""
+"""Writes the report of a folder of results: report.md, report.html (a single file), and plots."""
 
 import base64
 from pathlib import Path
 
+import click
 import jinja2
 
 from bench.comparison.recording import Recording
@@ -13,12 +14,12 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def write_report(folder: Path) -> list[Path]:
-    """Of the recorded JSON alone; returns what was written. Raises `ConfigError`.
+    """Write the report into the folder of the results, and return its files. Raises `ConfigError`.
 
-    Without matplotlib, there are no plots.
+    Without matplotlib there are no plots, and a line on standard error says so.
     """
     recording = Recording.load(folder)
-    if not recording.measured:
+    if not recording.results:
         raise ConfigError(f"{folder} has results of no strategy yet")
     found = tables(recording)
     try:
@@ -43,9 +44,9 @@ def _plots(recording: Recording) -> list[Path]:
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
+        click.echo("no plots: matplotlib is not installed (faasmoe's extra bench)", err=True)
         return []
-    # No display is needed.
-    mpl.use("agg")
+    mpl.use("agg")  # This backend needs no display.
     from bench.comparison.report import plots
 
     return plots.write(recording, recording.folder)

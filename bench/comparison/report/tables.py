@@ -1,14 +1,21 @@
-"""The tables of a comparison's report, computed from what was recorded."""
+"""The tables of a comparison's report."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
-import numpy as np
-
-from bench.comparison.recording import Measured, Recording
-from bench.comparison.resources import Bill, Moment, bill
-from bench.comparison.strategies import FUNCTION, ROLES, STRATEGIES
+from bench.comparison.recording import Recording, StrategyResult
+from bench.comparison.report.figures import (
+    NONE,
+    Figures,
+    figures,
+    figures_by_size,
+    gigabytes,
+    in_order,
+    milliseconds,
+    role_memory,
+    share,
+)
+from bench.comparison.strategies.deployment import ROLES
 
 PAPER = {
     "baseline": (1126.84, 217.52),
@@ -16,14 +23,16 @@ PAPER = {
     "faasmoe-shared": (326.40, 72.25),
     "faasmoe-private": (408.49, 90.98),
 }
-"""CPU in percent of a core and memory in GB of all six tenants, with Qwen1.5-MoE-A2.7B: arXiv 2604.26881."""
+"""The paper's results for six tenants and Qwen1.5-MoE-A2.7B: CPU in percent of one core, and memory in GB.
+
+Source: arXiv 2604.26881.
+"""
 BASELINE = "baseline"
-NONE = "-"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns, the first of which says what a row is about."""
+    """A table of text. The first column names the subject of each row."""
 
     title: str
     columns: Sequence[str]
@@ -31,97 +40,14 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        """As GitHub reads it."""
+        """The table as GitHub-flavoured Markdown."""
         lines = [self.columns, ["---"] * len(self.columns), *self.rows]
         text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"## {self.title}\n\n{text}\n" + (f"\n{self.note}\n" if self.note else "")
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a strategy's recording amounts to."""
-
-    measured: Measured
-    tenants: int
-
-    @cached_property
-    def bill(self) -> Bill:
-        return bill(self.measured.moments, FUNCTION)
-
-    @cached_property
-    def tokens(self) -> int:
-        """Generated ones."""
-        return sum(len(outcome.tokens) for outcome in self.measured.outcomes)
-
-    @property
-    def seconds(self) -> float:
-        """From the first request's being due to the last one's end."""
-        outcomes = self.measured.outcomes
-        return max(outcome.ended for outcome in outcomes) - min(outcome.arrival for outcome in outcomes)
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
-
-    @property
-    def cpu_percent(self) -> float:
-        """Of one core, on average, as the paper has it."""
-        return 100 * self.bill.cpu_seconds / self.bill.seconds
-
-    @property
-    def cpu_seconds_per_token(self) -> float:
-        return self.bill.cpu_seconds / self.tokens
-
-    @property
-    def memory(self) -> float:
-        """Bytes, on average over time."""
-        return self.bill.mean_bytes
-
-    @property
-    def idle_bill(self) -> Bill:
-        return bill(self.measured.idle, FUNCTION)
-
-    @cached_property
-    def first_tokens(self) -> Sequence[float]:
-        """Seconds from when each request was due."""
-        times = (outcome.time_to_first_token for outcome in self.measured.outcomes)
-        return [time for time in times if time is not None]
-
-    @cached_property
-    def gaps(self) -> Sequence[float]:
-        """Seconds between two tokens of one answer."""
-        return [gap for outcome in self.measured.outcomes for gap in outcome.gaps]
-
-    @property
-    def failed(self) -> int:
-        """Requests."""
-        return sum(bool(outcome.error) for outcome in self.measured.outcomes)
-
-
-def figures(recording: Recording) -> dict[str, Figures]:
-    """Of those that were measured with functions of the usual size, by key."""
-    return {
-        measured.key: Figures(measured, len(recording.run.tenants))
-        for measured in in_order(recording)
-        if not measured.problem and measured.experts_per_function is None
-    }
-
-
-def in_order(recording: Recording) -> list[Measured]:
-    """As strategies are listed, and by the size of functions."""
-    names = list(STRATEGIES)
-    return sorted(
-        recording.measured.values(),
-        key=lambda measured: (
-            names.index(measured.strategy),
-            measured.experts_per_function or 0,
-            measured.memory_budget or 0,
-        ),
-    )
-
-
 def tables(recording: Recording) -> list[Table]:
-    """All that have something to tell."""
+    """All tables that have rows."""
     found = figures(recording)
     every = [
         resources(found),
@@ -138,13 +64,13 @@ def tables(recording: Recording) -> list[Table]:
 
 
 def resources(found: dict[str, Figures]) -> Table:
-    """The paper's table in its own units, beside the paper's figures."""
+    """CPU and memory, in the units of the paper's table and next to its figures."""
     rows = []
     for name, one in found.items():
         cpu, memory = PAPER.get(name, (None, None))
         rows.append(
             [
-                one.measured.title,
+                one.result.title,
                 f"{one.cpu_percent:.1f}%",
                 f"{one.cpu_percent / one.tenants:.1f}%",
                 gigabytes(one.memory),
@@ -174,14 +100,14 @@ def resources(found: dict[str, Figures]) -> Table:
 
 
 def ratios(found: dict[str, Figures]) -> Table:
-    """What a token costs, also as a share of the baseline's."""
+    """Cost of a generated token, and its ratio to the baseline's."""
     base = found.get(BASELINE)
     rows = []
     for name, one in found.items():
         paper = PAPER[name][1] / PAPER[BASELINE][1] if name in PAPER else None
         rows.append(
             [
-                one.measured.title,
+                one.result.title,
                 f"{one.tokens_per_second:.1f}",
                 f"{1000 * one.cpu_seconds_per_token:.1f} ms",
                 share(one.cpu_seconds_per_token, base.cpu_seconds_per_token if base else None),
@@ -198,14 +124,14 @@ def ratios(found: dict[str, Figures]) -> Table:
 
 
 def latency(found: dict[str, Figures]) -> Table:
-    """As clients saw it."""
+    """Latency as the clients saw it."""
     rows = []
     for one in found.values():
-        outcomes = one.measured.outcomes
+        outcomes = one.result.outcomes
         late = max(outcome.sent - outcome.arrival for outcome in outcomes)
         rows.append(
             [
-                one.measured.title,
+                one.result.title,
                 str(len(outcomes)),
                 str(one.failed),
                 *(milliseconds(one.first_tokens, percent) for percent in (50, 95, 99)),
@@ -221,21 +147,21 @@ def latency(found: dict[str, Figures]) -> Table:
 
 
 def bills(found: dict[str, Figures]) -> Table:
-    """What a platform would count, and what moved."""
+    """Resources that a FaaS platform would charge for, and traffic to the functions."""
     rows = []
     for one in found.values():
-        calls = one.measured.calls
+        calls = one.result.calls
         wire = (calls.sent_bytes + calls.received_bytes) / one.tokens if calls else None
         rows.append(
             [
-                one.measured.title,
+                one.result.title,
                 f"{one.bill.gigabyte_seconds:.0f}",
                 f"{one.bill.function_seconds:.0f}",
                 str(one.bill.cold_starts),
                 NONE if wire is None else f"{wire / 1e3:.1f} kB",
-                gigabytes(one.measured.cached_bytes),
+                gigabytes(one.result.cached_bytes),
                 gigabytes(one.idle_bill.mean_bytes),
-                f"{one.measured.ready_seconds:.1f} s",
+                f"{one.result.ready_seconds:.1f} s",
             ]
         )
     columns = (
@@ -246,28 +172,28 @@ def bills(found: dict[str, Figures]) -> Table:
 
 
 def memory_by_role(found: dict[str, Figures]) -> Table:
-    """Where memory is, at work and idle: means of samples."""
-    seen = {role for one in found.values() for moment in one.measured.moments for role in moment.memory_bytes}
+    """Mean memory of each role, during the replay and idle."""
+    seen = {role for one in found.values() for moment in one.result.moments for role in moment.memory_bytes}
     roles = [role for role in ROLES if role in seen]
     rows = []
     for one in found.values():
-        at_work_and_idle = (one.measured.moments, one.measured.idle)
-        row = [role_memory(moments, role) for role in roles for moments in at_work_and_idle]
-        rows.append([one.measured.title, *row])
+        busy_and_idle = (one.result.moments, one.result.idle)
+        row = [role_memory(moments, role) for role in roles for moments in busy_and_idle]
+        rows.append([one.result.title, *row])
     columns = ["strategy", *(text for role in roles for text in (role, f"{role}, idle"))]
     return Table("Where memory is", columns, rows)
 
 
 def by_tenant(recording: Recording, found: dict[str, Figures]) -> Table:
-    """Each tenant's share of what came."""
+    """Requests, tokens and latency of each tenant."""
     rows = []
     for one in found.values():
         for tenant in recording.run.tenants:
-            outcomes = [outcome for outcome in one.measured.outcomes if outcome.tenant == tenant]
-            of_tenant = Figures(Measured("", "", outcomes=outcomes), 1)
+            outcomes = [outcome for outcome in one.result.outcomes if outcome.tenant == tenant]
+            of_tenant = Figures(StrategyResult("", "", outcomes=outcomes), 1)
             rows.append(
                 [
-                    one.measured.title,
+                    one.result.title,
                     tenant,
                     str(len(outcomes)),
                     str(of_tenant.tokens),
@@ -280,17 +206,14 @@ def by_tenant(recording: Recording, found: dict[str, Figures]) -> Table:
 
 
 def sweep(recording: Recording) -> Table:
-    """Of the sizes of functions."""
+    """FaaSMoE-Shared with functions of several sizes."""
     rows = []
-    for measured in in_order(recording):
-        if measured.experts_per_function is None or measured.problem or measured.calls is None:
-            continue
-        one = Figures(measured, len(recording.run.tenants))
-        calls = measured.calls
+    for one in figures_by_size(recording):
+        calls = one.calls
         rows.append(
             [
-                f"{measured.experts_per_function}",
-                str(measured.functions),
+                str(one.result.experts_per_function),
+                str(one.result.functions),
                 gigabytes(one.memory),
                 gigabytes(one.idle_bill.mean_bytes),
                 f"{one.cpu_percent:.1f}%",
@@ -310,21 +233,21 @@ def sweep(recording: Recording) -> Table:
 
 
 def missing(recording: Recording) -> Table:
-    """What was not measured, and why."""
+    """Strategies that were not measured, and why."""
     rows = [
         [
-            measured.title,
-            f"{measured.needs_bytes / 1e9:.1f} GB" if measured.needs_bytes else NONE,
-            measured.problem,
+            result.title,
+            f"{result.needs_bytes / 1e9:.1f} GB" if result.needs_bytes else NONE,
+            result.problem,
         ]
-        for measured in in_order(recording)
-        if measured.problem
+        for result in in_order(recording)
+        if result.problem
     ]
     return Table("Not measured", ("strategy", "memory that it needs", "why not"), rows)
 
 
 def what_was_run(recording: Recording) -> Table:
-    """So that somebody else can run it again."""
+    """The run's settings, machine and versions, with which it can be repeated."""
     run = recording.run
     rows = [
         ["workload", f"{run.workload}, {run.num_requests} requests of {len(run.tenants)} tenants"],
@@ -340,24 +263,3 @@ def what_was_run(recording: Recording) -> Table:
         *([name, str(value)] for name, value in run.settings.items() if value not in (None, [], "")),
     ]
     return Table("What was run", ("", ""), rows)
-
-
-def gigabytes(nbytes: float) -> str:
-    """As text."""
-    return f"{nbytes / 1e9:.2f} GB"
-
-
-def milliseconds(seconds: Sequence[float], percent: float) -> str:
-    """A percentile, as text."""
-    return f"{1000 * float(np.percentile(seconds, percent)):.0f}" if seconds else NONE
-
-
-def share(value: float, base: float | None) -> str:
-    """Of the baseline's, as text."""
-    return NONE if base is None else f"{value / base:.3f}"
-
-
-def role_memory(moments: Sequence[Moment], role: str) -> str:
-    """Mean of the samples, as text."""
-    values = [moment.memory_bytes.get(role, 0) for moment in moments]
-    return gigabytes(float(np.mean(values))) if any(values) else NONE

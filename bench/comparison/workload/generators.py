@@ -1,4 +1,4 @@
-"""Makes workloads: rounds of BIG-Bench-Hard's tasks as in the paper, and random arrivals, all from a seed."""
+"""Generates workloads from a seed: the paper's rounds of BIG-Bench-Hard tasks, and random arrivals."""
 
 import json
 import random
@@ -6,34 +6,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.comparison.workload.workload import Request
+from bench.comparison.workload.workload import WorkloadRequest
 from control_plane.errors import ConfigError
 
 KINDS = ("bbh", "poisson", "bursty")
 TASKS_PER_TENANT = 5
-"""In a round, as in the paper."""
+"""Requests of a tenant in each round, as in the paper."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of prompts and answers: log-normal around a median, cut off at a most."""
+    """Lengths of prompts and answers in tokens: log-normal around a median, up to a maximum."""
 
     prompt_median: int = 64
-    prompt_most: int = 512
+    prompt_max: int = 512
     output_median: int = 24
-    output_most: int = 96
+    output_max: int = 96
     spread: float = 0.6
     """Standard deviation of the logarithm."""
 
     def draw(self, generator: random.Random) -> tuple[int, int]:
-        """Of one request."""
+        """Prompt tokens and output tokens of one request."""
         prompt = generator.lognormvariate(0.0, self.spread) * self.prompt_median
         output = generator.lognormvariate(0.0, self.spread) * self.output_median
-        return min(max(round(prompt), 1), self.prompt_most), min(max(round(output), 1), self.output_most)
+        return min(max(round(prompt), 1), self.prompt_max), min(max(round(output), 1), self.output_max)
 
 
 def tenants(number: int) -> list[str]:
-    """Their names."""
+    """Names of generated tenants."""
     return [f"tenant-{n}" for n in range(1, number + 1)]
 
 
@@ -47,8 +47,12 @@ def make(
     rounds: int,
     output_tokens: int,
     seed: int,
-) -> list[Request]:
-    """The one of KINDS, which takes of the rest what it needs. Raises `ConfigError`."""
+) -> list[WorkloadRequest]:
+    """Generate a workload of a kind in KINDS. Raises `ConfigError`.
+
+    `rate` (requests per second of all tenants) and `duration` (seconds) are for random arrivals; `tasks` (a
+    folder), `rounds` and `output_tokens` are for bbh.
+    """
     if kind in ARRIVALS:
         requests = ARRIVALS[kind](names, rate, duration, seed)
         if not requests:
@@ -59,27 +63,31 @@ def make(
     return bbh(tasks, names, rounds, output_tokens, seed)
 
 
-def bbh(folder: Path, names: Sequence[str], rounds: int, output_tokens: int, seed: int) -> list[Request]:
-    """Rounds in which each tenant asks one example of each of five tasks, all at once.
+def bbh(
+    folder: Path, names: Sequence[str], rounds: int, output_tokens: int, seed: int
+) -> list[WorkloadRequest]:
+    """Rounds in which each tenant asks one question from each of five tasks, all at once.
 
-    `folder` has the tasks' JSON files. Raises `ConfigError`.
+    `folder` contains the JSON files of the tasks. Raises `ConfigError`.
     """
     tasks = read_tasks(folder)
     generator = random.Random(seed)
     return [
-        Request(name, 0.0, output_tokens, prompt=generator.choice(tasks[task]), round=number)
+        WorkloadRequest(name, 0.0, output_tokens, prompt=generator.choice(tasks[task]), round=number)
         for number in range(rounds)
         for name in names
         for task in generator.sample(sorted(tasks), min(TASKS_PER_TENANT, len(tasks)))
     ]
 
 
-def rounds_like_bbh(names: Sequence[str], rounds: int, output_tokens: int, seed: int) -> list[Request]:
-    """The same without the tasks: random tokens, as many as their questions have (in tokens, about 40)."""
+def rounds_like_bbh(
+    names: Sequence[str], rounds: int, output_tokens: int, seed: int
+) -> list[WorkloadRequest]:
+    """Rounds like those of `bbh`, with random prompts as long as its questions (about 40 tokens)."""
     generator = random.Random(seed)
-    lengths = Lengths(prompt_median=40, prompt_most=160)
+    lengths = Lengths(prompt_median=40, prompt_max=160)
     return [
-        Request(name, 0.0, output_tokens, prompt_tokens=lengths.draw(generator)[0], round=number)
+        WorkloadRequest(name, 0.0, output_tokens, prompt_tokens=lengths.draw(generator)[0], round=number)
         for number in range(rounds)
         for name in names
         for _ in range(TASKS_PER_TENANT)
@@ -87,7 +95,7 @@ def rounds_like_bbh(names: Sequence[str], rounds: int, output_tokens: int, seed:
 
 
 def read_tasks(folder: Path) -> dict[str, list[str]]:
-    """The examples' questions of each task. Raises `ConfigError` for a folder without any."""
+    """Questions by task. Raises `ConfigError` for a folder without tasks, and a file that is not a task."""
     tasks = {}
     for file in sorted(folder.glob("*.json")):
         try:
@@ -104,8 +112,8 @@ def read_tasks(folder: Path) -> dict[str, list[str]]:
 
 def poisson(
     names: Sequence[str], rate: float, seconds: float, seed: int, lengths: Lengths | None = None
-) -> list[Request]:
-    """Each tenant asks at random, `rate` / number of tenants times a second."""
+) -> list[WorkloadRequest]:
+    """Independent Poisson arrivals of each tenant; `rate` is the sum over all tenants, per second."""
     generator = random.Random(seed)
     arrivals = [
         (arrival, name) for name in names for arrival in _arrivals(generator, rate / len(names), 0.0, seconds)
@@ -121,17 +129,17 @@ def bursty(
     busy_seconds: float = 10.0,
     idle_seconds: float = 230.0,
     lengths: Lengths | None = None,
-) -> list[Request]:
-    """Each tenant is busy, then silent, for random times of those means; `rate` is that of all, over time.
+) -> list[WorkloadRequest]:
+    """Tenants that are busy and idle in turn, for exponential times with these means.
 
-    A tenant that is busy asks as much faster as it is silent longer. By default one asks for ten
-    seconds every four minutes.
+    `rate` is the mean over time of all tenants, per second, so a busy tenant sends requests at a higher rate.
+    By default a tenant is busy for ten seconds every four minutes.
     """
     generator = random.Random(seed)
     busy_rate = rate / len(names) * (busy_seconds + idle_seconds) / busy_seconds
     arrivals = []
     for name in names:
-        # Where in its rhythm a tenant is at the start is random, too.
+        # Tenants start at a random place in their cycle.
         start = generator.uniform(-busy_seconds, idle_seconds)
         while start < seconds:
             end = min(start + generator.expovariate(1 / busy_seconds), seconds)
@@ -140,14 +148,14 @@ def bursty(
     return _requests(arrivals, generator, lengths or Lengths())
 
 
-ARRIVALS: Mapping[str, Callable[[Sequence[str], float, float, int], list[Request]]] = {
+ARRIVALS: Mapping[str, Callable[[Sequence[str], float, float, int], list[WorkloadRequest]]] = {
     "poisson": poisson,
     "bursty": bursty,
 }
 
 
 def _arrivals(generator: random.Random, rate: float, start: float, end: float) -> Iterator[float]:
-    """Moments of a Poisson process."""
+    """Arrival times of a Poisson process."""
     moment = start + generator.expovariate(rate)
     while moment < end:
         yield moment
@@ -156,9 +164,9 @@ def _arrivals(generator: random.Random, rate: float, start: float, end: float) -
 
 def _requests(
     arrivals: Sequence[tuple[float, str]], generator: random.Random, lengths: Lengths
-) -> list[Request]:
+) -> list[WorkloadRequest]:
     requests = []
     for arrival, name in sorted(arrivals):
         prompt_tokens, output_tokens = lengths.draw(generator)
-        requests.append(Request(name, round(arrival, 4), output_tokens, prompt_tokens=prompt_tokens))
+        requests.append(WorkloadRequest(name, round(arrival, 4), output_tokens, prompt_tokens=prompt_tokens))
     return requests

@@ -1,7 +1,6 @@
-"""Public traces of requests as workloads: Azure's LLM inference traces of 2023, and BurstGPT's.
+"""Converts public traces into workloads: Azure's LLM inference traces of 2023, and BurstGPT.
 
-Neither has tenants: a request's is drawn at random, with unequal shares, as tenants are. `scale` makes
-prompts and answers shorter, `speed` time faster.
+The traces have no tenants, so each request gets a random one; tenants have unequal shares.
 """
 
 import csv
@@ -11,22 +10,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.comparison.workload.workload import Request
+from bench.comparison.workload.workload import WorkloadRequest
 from control_plane.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a trace are called, and how its times read."""
+    """Names of a trace's columns, and the format of its times."""
 
     time: str
     prompt_tokens: str
     output_tokens: str
     seconds: Callable[[str], float]
+    """Parses a time."""
 
 
 def _timestamp(text: str) -> float:
-    """Seconds of a date and time. In no place's time: in some, clocks go back."""
+    """Seconds of a date and time, taken as UTC: local clocks can go back."""
     return datetime.fromisoformat(text.strip()).replace(tzinfo=UTC).timestamp()
 
 
@@ -38,19 +38,22 @@ TRACES: Mapping[str, Columns] = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a trace becomes a workload."""
+    """Parameters of the conversion of a trace into a workload."""
 
     tenants: Sequence[str]
     seed: int
     scale: float = 1.0
-    """Factor of the numbers of tokens."""
+    """Factor for the numbers of tokens."""
     speed: float = 1.0
-    """So many seconds of the trace are one."""
+    """Seconds of the trace for each second of the workload."""
     seconds: float = float("inf")
-    """How much of it, after that."""
+    """Maximum length of the workload."""
 
-    def requests(self, file: Path, columns: Columns) -> list[Request]:
-        """Raises `ConfigError`, which names the line. What generated nothing (it failed) is left out."""
+    def requests(self, file: Path, columns: Columns) -> list[WorkloadRequest]:
+        """Convert a trace. Leaves out failed requests, which have no tokens.
+
+        Raises `ConfigError`, which names the line.
+        """
         generator = random.Random(self.seed)
         shares = [1 / rank for rank in range(1, len(self.tenants) + 1)]
         requests = []
@@ -63,7 +66,7 @@ class Conversion:
             (tenant,) = generator.choices(self.tenants, shares)
             if prompt_tokens and output_tokens:
                 requests.append(
-                    Request(
+                    WorkloadRequest(
                         tenant,
                         round(arrival, 4),
                         max(round(output_tokens * self.scale), 1),
@@ -76,7 +79,7 @@ class Conversion:
 
 
 def _rows(file: Path, columns: Columns) -> Iterator[tuple[float, int, int]]:
-    """Seconds, prompt tokens and generated tokens of each line."""
+    """Time in seconds, prompt tokens and generated tokens of each line."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)

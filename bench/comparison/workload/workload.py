@@ -1,4 +1,4 @@
-"""Who asks for what, and when: kept as JSON lines, one for each request, in the order of their arrival."""
+"""A workload: requests of several tenants with arrival times, as JSON lines in the order of arrival."""
 
 import json
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from control_plane.files import read_lines
 
 
 @dataclass(frozen=True)
-class Request:
-    """What one tenant asks for: an answer of so many tokens to a prompt."""
+class WorkloadRequest:
+    """A tenant's request for an answer of `output_tokens` tokens."""
 
     tenant: str
     arrival: float
-    """Seconds after its round begins. It does not wait for anybody's answer."""
+    """Seconds since the round began. Arrivals do not wait for earlier answers."""
     output_tokens: int
     prompt: str | None = None
     prompt_tokens: int | None = None
-    """In the place of a prompt: random tokens, so many."""
+    """Length of a random prompt; set instead of `prompt`."""
     round: int = 0
-    """A round begins once all of the one before are answered. An open loop is one round."""
+    """A round begins when all requests of the one before are answered. An open loop is one round."""
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -36,8 +36,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _NEEDED = frozenset({"tenant", "arrival", "output_tokens"})
 
 
-def write(file: Path, requests: Sequence[Request]) -> None:
-    """Write them as `read` reads them; what is not told is left out."""
+def write(file: Path, requests: Sequence[WorkloadRequest]) -> None:
+    """Write a file that `read` reads. Fields that are None are left out."""
     lines = (
         json.dumps({name: value for name, value in asdict(request).items() if value is not None})
         for request in requests
@@ -46,9 +46,9 @@ def write(file: Path, requests: Sequence[Request]) -> None:
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def read(file: Path) -> list[Request]:
-    """The requests of a file. Raises `ConfigError`, which names the line, for one that is none."""
-    requests: list[Request] = []
+def read(file: Path) -> list[WorkloadRequest]:
+    """Read the requests of a file. Raises `ConfigError`, which names the line."""
+    requests: list[WorkloadRequest] = []
     for where, line in read_lines(file):
         try:
             requests.append(_request(json.loads(line)))
@@ -63,8 +63,8 @@ def read(file: Path) -> list[Request]:
     return requests
 
 
-def _request(entry: Any) -> Request:
-    """Raises ValueError."""
+def _request(entry: Any) -> WorkloadRequest:
+    """A checked request. Raises ValueError."""
     if not isinstance(entry, dict):
         raise ValueError("expected an object")
     if unknown := sorted(entry.keys() - _TYPES.keys()):
@@ -74,7 +74,7 @@ def _request(entry: Any) -> Request:
     for name, value in entry.items():
         if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
             raise ValueError(f"{name!r} is {value!r}, which is no {_TYPES[name][-1].__name__}")
-    request = Request(**entry)
+    request = WorkloadRequest(**entry)
     if not request.tenant:
         raise ValueError("'tenant' is empty")
     if (request.prompt is None) == (request.prompt_tokens is None):
@@ -84,14 +84,14 @@ def _request(entry: Any) -> Request:
     least = {"arrival": 0, "output_tokens": 1, "prompt_tokens": 1, "round": 0}
     for name, bound in least.items():
         value = getattr(request, name)
-        # Not a number fails, too.
+        # Written so that NaN fails, too.
         if value is not None and not bound <= value < float("inf"):
             raise ValueError(f"{name!r} is {value}, and must be at least {bound}")
     return request
 
 
-def _check_order(earlier: Request, later: Request) -> None:
-    """Raises ValueError."""
+def _check_order(earlier: WorkloadRequest, later: WorkloadRequest) -> None:
+    """Raises ValueError if the requests are not in the order of arrival."""
     if later.round < earlier.round:
         raise ValueError(f"round {later.round} comes after round {earlier.round}")
     if later.round == earlier.round and later.arrival < earlier.arrival:

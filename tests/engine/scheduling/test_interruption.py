@@ -15,8 +15,6 @@ from control_plane.engine.sequence import SamplingParams, Sequence
 from tests.support.running import Served
 from tests.support.tiny_engine import Reference, idle, random_prompt, tokens_of, until
 
-pytest_plugins = ["tests.support.engine_fixtures"]
-
 
 @dataclass
 class Clock:

@@ -1,12 +1,14 @@
 """Scheduling policies: which sequences share a queue, and which names the configuration knows."""
 
-from control_plane.config import SCHEDULINGS
+from typing import get_args
+
+from control_plane.config import Scheduling
 from control_plane.engine.scheduling.policy import POLICIES, FairAcrossTenants, FirstComeFirstServed
 from tests.support.scheduling import make_sequence
 
 
 def test_every_configured_name_has_a_policy() -> None:
-    assert set(POLICIES) == set(SCHEDULINGS)
+    assert set(POLICIES) == set(get_args(Scheduling))
 
 
 def test_fair_scheduling_has_a_queue_for_each_tenant() -> None:

@@ -1,4 +1,4 @@
-"""Replays against a server that answers as a test tells it: who is sent when, and what is written down."""
+"""Replays against a stub server: requests are sent when they are due, and outcomes are recorded."""
 
 import asyncio
 import json
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bench.comparison.replay import Endpoint, Outcome, PromptTokens, replay
-from bench.comparison.workload.workload import Request
+from bench.comparison.replay import Endpoint, PromptTokens, RequestOutcome, replay
+from bench.comparison.workload.workload import WorkloadRequest
 from bench.support import requests
 from control_plane.http import serving
 from tests.support.echo_gateway import asynchronous
@@ -20,7 +20,7 @@ from tests.support.paths import DEMO_MODEL
 
 @dataclass
 class Site:
-    """What has been asked of it; `before` is awaited before each answer."""
+    """The stub server. It keeps the requests, and awaits `before` before each answer."""
 
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
@@ -44,9 +44,9 @@ class Site:
 
 @asynccontextmanager
 async def replayed(
-    workload: list[Request], site: Site | None = None, seed: int = 0
-) -> AsyncIterator[tuple[Site, list[Outcome]]]:
-    """What a replay against the site brings."""
+    workload: list[WorkloadRequest], site: Site | None = None, seed: int = 0
+) -> AsyncIterator[tuple[Site, list[RequestOutcome]]]:
+    """Replay a workload against the site. Yields the site and the outcomes."""
     site = site or Site()
     app = web.Application()
     app.router.add_post("/v1/completions", site.complete)
@@ -58,8 +58,11 @@ async def replayed(
 
 
 @asynchronous
-async def test_each_request_is_asked_as_it_says_and_its_tokens_are_timed() -> None:
-    workload = [Request("a", 0.0, 3, prompt_tokens=5), Request("b", 0.05, 2, prompt="two two words")]
+async def test_requests_are_sent_when_due_and_their_tokens_are_timed() -> None:
+    workload = [
+        WorkloadRequest("a", 0.0, 3, prompt_tokens=5),
+        WorkloadRequest("b", 0.05, 2, prompt="two two words"),
+    ]
     async with replayed(workload) as (site, outcomes):
         pass
     assert [(o.tenant, o.prompt_tokens, len(o.tokens), o.error) for o in outcomes] == [
@@ -86,7 +89,7 @@ async def test_a_late_answer_delays_nobody() -> None:
 
     site.before = before
     async with replayed(
-        [Request("a", 0.0, 1, prompt_tokens=1), Request("a", 0.02, 1, prompt_tokens=1)], site
+        [WorkloadRequest("a", 0.0, 1, prompt_tokens=1), WorkloadRequest("a", 0.02, 1, prompt_tokens=1)], site
     ) as (_, outcomes):
         assert [outcome.error for outcome in outcomes] == ["", ""]
 
@@ -104,9 +107,9 @@ async def test_a_round_waits_for_the_one_before() -> None:
 
     site.before = before
     workload = [
-        Request("a", 0.0, 1, prompt_tokens=1),
-        Request("b", 0.0, 1, prompt_tokens=1),
-        Request("a", 0.0, 2, prompt_tokens=1, round=1),
+        WorkloadRequest("a", 0.0, 1, prompt_tokens=1),
+        WorkloadRequest("b", 0.0, 1, prompt_tokens=1),
+        WorkloadRequest("a", 0.0, 2, prompt_tokens=1, round=1),
     ]
     async with replayed(workload, site) as (_, outcomes):
         assert [outcome.error for outcome in outcomes] == ["", "", ""]
@@ -114,8 +117,8 @@ async def test_a_round_waits_for_the_one_before() -> None:
 
 
 @asynchronous
-async def test_what_fails_is_told_and_the_rest_goes_on() -> None:
-    workload = [Request(name, 0.0, 3, prompt_tokens=1) for name in ("refused", "short", "good")]
+async def test_a_failure_is_recorded_and_the_others_continue() -> None:
+    workload = [WorkloadRequest(name, 0.0, 3, prompt_tokens=1) for name in ("refused", "short", "good")]
     async with replayed(workload) as (_, outcomes):
         refused, short, good = outcomes
     assert "429: too many" in refused.error
@@ -125,16 +128,16 @@ async def test_what_fails_is_told_and_the_rest_goes_on() -> None:
 
 
 @asynchronous
-async def test_a_seed_fixes_the_prompts() -> None:
+async def test_a_seed_determines_the_prompts() -> None:
     async def prompts(seed: int) -> str:
-        async with replayed([Request("a", 0.0, 1, prompt_tokens=9)], seed=seed) as (site, _):
+        async with replayed([WorkloadRequest("a", 0.0, 1, prompt_tokens=9)], seed=seed) as (site, _):
             return json.dumps(site.asked[0]["prompt"])
 
     assert await prompts(1) == await prompts(1) != await prompts(2)
 
 
 def test_a_models_own_tokenizer_is_used() -> None:
-    request = Request("a", 0.0, 1, prompt="In the beginning")
+    request = WorkloadRequest("a", 0.0, 1, prompt="In the beginning")
     ids = PromptTokens.of_model(DEMO_MODEL, 4096).of(request, seed=0)
     tokenizer = PromptTokens.of_model(DEMO_MODEL, 4096).tokenizer
     assert tokenizer is not None

@@ -1,4 +1,4 @@
-"""Strategies run as real processes over one workload; what goes wrong with one is told, the others go on."""
+"""Strategies run as real processes under one workload. A failure of one is recorded; the others continue."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,17 +9,19 @@ import psutil
 import pytest
 from aiohttp import web
 
-from bench.comparison import comparison, greedy, run, strategies
-from bench.comparison.comparison import ProgressListener
-from bench.comparison.recording import Measured, Recording
+from bench.comparison import comparison, greedy, run
+from bench.comparison.progress import ProgressListener
+from bench.comparison.recording import Recording, StrategyResult
 from bench.comparison.replay import Endpoint
-from bench.comparison.run import Settings
-from bench.comparison.strategies import Deployment, Service, Strategy
+from bench.comparison.settings import RunSettings
+from bench.comparison.strategies import strategies
+from bench.comparison.strategies.deployment import Deployment, ServingSetup
+from bench.comparison.strategies.strategies import Strategy
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.http import serving
 from tests.support.paths import DEMO_MODEL
 
-SETTINGS = Settings(
+SETTINGS = RunSettings(
     strategies=["all"],
     shape="",
     model=str(DEMO_MODEL),
@@ -40,7 +42,7 @@ SETTINGS = Settings(
 
 
 class Lines(ProgressListener):
-    """Keeps what a person is told."""
+    """Collects all lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -53,14 +55,14 @@ class Lines(ProgressListener):
 
 
 @asynccontextmanager
-async def crashing(service: Service) -> AsyncIterator[Deployment]:
+async def crashing(setup: ServingSetup) -> AsyncIterator[Deployment]:
     raise FaaSMoEError("it fell over")
     yield
 
 
 @asynccontextmanager
-async def babbling(service: Service) -> AsyncIterator[Deployment]:
-    """Answers each prompt with the same tokens."""
+async def babbling(setup: ServingSetup) -> AsyncIterator[Deployment]:
+    """A server that answers each prompt with the same tokens."""
 
     async def complete(request: web.Request) -> web.Response:
         event = b'data: {"choices": [{"index": 0, "token_ids": [77]}]}\n\n'
@@ -70,19 +72,19 @@ async def babbling(service: Service) -> AsyncIterator[Deployment]:
     app.router.add_post("/v1/completions", complete)
     async with serving(app, "127.0.0.1", 0) as url:
         endpoint = Endpoint(str(url).rstrip("/"))
-        yield Deployment(dict.fromkeys(service.tenants, endpoint), [])
+        yield Deployment(dict.fromkeys(setup.tenants, endpoint), [])
 
 
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idleness is not waited for."""
+    """Do not wait for idle functions."""
     monkeypatch.setattr(comparison, "SETTLE_SECONDS", -60.0)
     monkeypatch.setattr(comparison, "IDLE_SECONDS", 0.1)
 
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Strategy]:
-    """Strategies by name: two real ones, and some that do not work."""
+    """Strategies by name: two real ones, and three that fail in different ways."""
     real = {name: strategies.STRATEGIES[name] for name in ("shared-model", "faasmoe-private")}
     huge = replace(real["shared-model"], name="baseline", needs=lambda sizes, tenants: 1 << 60)
     crash = Strategy("local", "Crashing", crashing, lambda sizes, tenants: 0)
@@ -93,11 +95,11 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[str, Strategy]:
 
 
 @pytest.mark.usefixtures("_short", "known")
-def test_a_run_measures_what_works_and_tells_what_does_not(tmp_path: Path) -> None:
+def test_a_run_measures_strategies_that_work_and_reports_those_that_fail(tmp_path: Path) -> None:
     folder, lines = tmp_path / "results", Lines()
     run.begin(SETTINGS, folder, lines)
     assert psutil.Process().children(recursive=True) == []
-    measured = Recording.load(folder).measured
+    measured = Recording.load(folder).results
     problems = {name: one.problem for name, one in measured.items()}
     assert problems["baseline"].startswith("does not fit: it needs 1152921504.6 GB")
     assert problems["local"] == "it fell over"
@@ -122,7 +124,7 @@ def test_a_run_measures_what_works_and_tells_what_does_not(tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("_short")
-def test_a_run_goes_on_with_what_it_lacks(
+def test_a_resumed_run_measures_missing_strategies(
     tmp_path: Path, known: dict[str, Strategy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def no_shortfall(*_: object) -> float:
@@ -132,18 +134,18 @@ def test_a_run_goes_on_with_what_it_lacks(
     folder = tmp_path / "results"
     settings = replace(SETTINGS, strategies=["faasmoe-shared", "local"])
     run.begin(settings, folder, ProgressListener())
-    first = Recording.load(folder).measured["faasmoe-shared"]
+    first = Recording.load(folder).results["faasmoe-shared"]
     assert len(first.outcomes) == 10
     known["local"] = replace(known["local"], serve=babbling)
     lines = Lines()
     run.resume(folder, lines)
-    again = Recording.load(folder).measured
+    again = Recording.load(folder).results
     assert again["faasmoe-shared"] == first
     assert f"{first.title}: measured already" in lines.lines
     assert not again["local"].problem
 
 
-def test_what_is_measured_besides_has_its_own_names() -> None:
+def test_function_sizes_and_budgets_have_their_own_titles_and_keys() -> None:
     settings = replace(
         SETTINGS, strategies=["faasmoe-shared"], memory_budget=1_600_000_000, experts_per_function=[6]
     )
@@ -153,19 +155,23 @@ def test_what_is_measured_besides_has_its_own_names() -> None:
         "FaaSMoE-Shared, within 1.6 GB",
         "FaaSMoE-Shared, 6 experts a function",
     ]
-    keys = [Measured("s").key, Measured("s", memory_budget=1_600_000_000).key, Measured("s", "", 6).key]
+    keys = [
+        StrategyResult("s").key,
+        StrategyResult("s", memory_budget=1_600_000_000).key,
+        StrategyResult("s", "", 6).key,
+    ]
     assert keys == ["s", "s-within-1600MB", "s-6"]
 
 
-def test_what_is_unknown_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    for wrong, told in [
+def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    for wrong, message in [
         (replace(SETTINGS, workload="bursty", duration=1.0), "nobody asks for anything within 1 s"),
         (replace(SETTINGS, strategies=["vllm"]), "no strategy 'vllm'; there are all, baseline"),
         (replace(SETTINGS, workload="rush-hour"), "no workload 'rush-hour'"),
         (replace(SETTINGS, tasks=str(tmp_path)), "has no tasks"),
-        (replace(SETTINGS, shape="gpt-9", model=None), "invalid choice: 'gpt-9'"),
+        (replace(SETTINGS, shape="gpt-9", model=None), "no shape 'gpt-9'; there are "),
     ]:
-        with pytest.raises(FaaSMoEError, match=told):
+        with pytest.raises(FaaSMoEError, match=message):
             run.begin(wrong, tmp_path / "results", ProgressListener())
     assert not (tmp_path / "results").exists()
 
@@ -176,9 +182,9 @@ def test_workloads_are_made_by_name(kind: str) -> None:
     requests = settings.requests()
     assert requests
     assert requests == settings.requests()
-    assert settings.describe()
-    # A tenant that asks for nothing is served all the same.
-    assert settings.names(requests[:1]) == ["tenant-1", "tenant-2"]
+    assert settings.workload_description()
+    # A tenant without requests is served nevertheless.
+    assert settings.tenant_names(requests[:1]) == ["tenant-1", "tenant-2"]
 
 
 def test_a_workload_from_a_file_has_its_own_tenants(tmp_path: Path) -> None:
@@ -186,7 +192,7 @@ def test_a_workload_from_a_file_has_its_own_tenants(tmp_path: Path) -> None:
     file.write_text('{"tenant": "a", "arrival": 0, "prompt_tokens": 3, "output_tokens": 2}\n')
     (request,) = replace(SETTINGS, workload=str(file)).requests()
     assert request.tenant == "a"
-    assert replace(SETTINGS, workload=str(file)).names([request]) == ["a"]
+    assert replace(SETTINGS, workload=str(file)).tenant_names([request]) == ["a"]
     file.write_text("{}")
     with pytest.raises(ConfigError, match="line 1"):
         replace(SETTINGS, workload=str(file)).requests()

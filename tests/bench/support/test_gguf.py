@@ -1,6 +1,7 @@
-"""The file for llama.cpp holds what a checkpoint of the same seed and skew holds."""
+"""The GGUF file has the same weights as a checkpoint with the same seed and skew."""
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from bench.support.checkpoint import random_checkpoint
-from bench.support.gguf import BF16, F32, Q8_0, Qwen2Moe, quantize, write
+from bench.support.gguf import Qwen2Moe, write
+from bench.support.gguf_tensors import BF16, F32, Q8_0, quantize
 from bench.support.random_weights import RandomWeights
 from control_plane.partition.checkpoint.reader import Checkpoint
 from functions.kernels.bfloat16 import f32_to_bf16
@@ -24,6 +26,12 @@ SIZES = {
 
 def dequantized(blocks: np.ndarray) -> np.ndarray:
     return (blocks["values"].astype(np.float32) * blocks["scale"].astype(np.float32)[:, None]).ravel()
+
+
+def field(reader: gguf.GGUFReader, name: str) -> Any:
+    found = reader.get_field(name)
+    assert found is not None
+    return found.contents()
 
 
 def test_quantized_values_are_within_half_a_step() -> None:
@@ -50,7 +58,7 @@ def test_every_tensor_of_the_checkpoint_is_there_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("matrices", [BF16, Q8_0])
-def test_chunks_have_the_bytes_that_the_header_will_say(tmp_path: Path, matrices: str) -> None:
+def test_chunks_have_the_size_that_the_header_declares(tmp_path: Path, matrices: str) -> None:
     config = tiny_config("qwen2_moe", dtype="bfloat16", **SIZES)
     model = Qwen2Moe(random_checkpoint(config, tmp_path).config, RandomWeights(tmp_path), matrices)
     for tensor in model.tensors():
@@ -72,8 +80,8 @@ def test_a_checkpoint_is_written_in_bf16(tmp_path: Path, dtype: torch.dtype) -> 
 
     write(Qwen2Moe.of_checkpoint(folder), tmp_path / "model.gguf")
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    assert reader.get_field("qwen2moe.expert_count").contents() == experts
-    assert len(reader.get_field("tokenizer.ggml.tokens").contents()) == checkpoint.config["vocab_size"]
+    assert field(reader, "qwen2moe.expert_count") == experts
+    assert len(field(reader, "tokenizer.ggml.tokens")) == checkpoint.config["vocab_size"]
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     head = tensors["output.weight"]
     assert head.tensor_type == gguf.GGMLQuantizationType.BF16

@@ -1,4 +1,4 @@
-"""How many bytes of weights a step of a model uses."""
+"""Bytes of weights that a decode step of a model uses."""
 
 import json
 import struct
@@ -20,13 +20,13 @@ class StepWeights:
     dense_bytes: int
     expert_nbytes: int
     likelihood: NDArray[np.float64]
-    """[layers, experts]: how likely it is that a token is routed there."""
+    """Probability [layers, experts] that a token is routed to an expert."""
 
     @classmethod
     def of(cls, folder: Path, profile: Path | None) -> "StepWeights":
-        """Of a partition. Without a profile of its routing, all experts are taken for equally likely.
+        """The weights of a partition. Without a profile, all experts are assumed to be equally likely.
 
-        Raises `PartitionError`, or `ConfigError` for a profile that is not this model's.
+        Raises `PartitionError`, or `ConfigError` for the profile of another model.
         """
         manifest = Manifest.load(folder)
         shape = (len(manifest.moe_layers), manifest.num_experts)
@@ -36,13 +36,16 @@ class StepWeights:
         return cls(dense, manifest.expert_nbytes, np.minimum(likelihood, 1.0))
 
     def nbytes(self, sequences: int) -> float:
-        """Of a step with a token of each sequence: the dense part, and the experts that they likely use."""
-        experts = (1 - (1 - self.likelihood) ** sequences).sum()
+        """Expected bytes of a step with one token of each sequence, which reads each expert at most once."""
+        experts = float((1 - (1 - self.likelihood) ** sequences).sum())
         return self.dense_bytes + experts * self.expert_nbytes
 
 
 def used_dense_bytes(file: Path) -> int:
-    """All but the embeddings, of which a token uses one row; those that are the head, too, it uses whole."""
+    """Bytes of a dense part without the embeddings, of which a token uses only one row.
+
+    Tied embeddings count, because the head uses all of them.
+    """
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         header = json.loads(opened.read(length))
@@ -55,10 +58,10 @@ def used_dense_bytes(file: Path) -> int:
 
 
 def _use(profile: Path, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """How often each expert was used [layers, experts], from a file of `faasmoe profile`."""
+    """Use counts [layers, experts] from a file of `faasmoe profile`. Raises `ConfigError`."""
     try:
         with safe_open(profile, framework="numpy") as tensors:
-            use = tensors.get_tensor("use").astype(np.float64)
+            use: NDArray[np.float64] = tensors.get_tensor("use").astype(np.float64)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{profile} is not a profile: {error}") from error
     if use.shape != shape or (use.sum(axis=1) == 0).any():

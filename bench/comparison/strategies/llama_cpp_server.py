@@ -1,4 +1,4 @@
-"""llama.cpp's own server, with a model in the precision of the checkpoint: what many would serve one with."""
+"""Runs llama.cpp's server with a checkpoint's weights in bf16."""
 
 import asyncio
 import socket
@@ -14,18 +14,20 @@ from bench.support.gguf import Qwen2Moe, write
 from control_plane.errors import FaaSMoEError
 
 SEQUENCES = 32
-"""That it computes at once, as the control plane does at most by default."""
+"""Sequences computed at once, the same as the control plane's default maximum."""
 POLL_SECONDS = 0.1
 ENDING_SECONDS = 2.0
+"""How long the process may take to end after its connections have."""
 
 
 @asynccontextmanager
 async def llama_cpp_server(
     program: str, checkpoint: Path, gguf: Path, threads: int, cache_tokens: int, start_seconds: float
 ) -> AsyncIterator[tuple[int, str]]:
-    """Write the checkpoint to `gguf`, and serve it; yields the process id and the address.
+    """Write the checkpoint to `gguf` and serve it. Yields the process id and the address.
 
-    Raises `FaaSMoEError` when it ends before it serves, or takes too long.
+    Raises `FaaSMoEError` if the server ends before it serves, or takes too long, and `ConfigError` without
+    the package gguf.
     """
     await asyncio.to_thread(write, Qwen2Moe.of_checkpoint(checkpoint), gguf)
     port = _free_port()
@@ -35,9 +37,9 @@ async def llama_cpp_server(
         "--port": port,
         "--threads": threads,
         "--parallel": SEQUENCES,
-        # All sequences share one cache, as the others' do.
+        # All sequences share one cache, as in the other strategies.
         "--ctx-size": cache_tokens,
-        # Prompts of an earlier request, which nobody else keeps either.
+        # No cache of earlier prompts: the other strategies have none.
         "--cache-ram": 0,
     }
     command = [program, "--kv-unified", *(str(part) for option in options.items() for part in option)]
@@ -48,7 +50,7 @@ async def llama_cpp_server(
         url = f"http://127.0.0.1:{port}"
         try:
             async with asyncio.timeout(start_seconds) as starting:
-                await _served(process, url)
+                await _wait_until_ready(process, url)
             yield process.pid, url
         except TimeoutError as error:
             if starting.expired():
@@ -63,8 +65,8 @@ async def llama_cpp_server(
             await processes.stop(process)
 
 
-async def _served(process: asyncio.subprocess.Process, url: str) -> None:
-    """Returns once the model is loaded. Raises `FaaSMoEError` when the process has ended."""
+async def _wait_until_ready(process: asyncio.subprocess.Process, url: str) -> None:
+    """Wait until the model is loaded. Raises `FaaSMoEError` if the process has ended."""
     async with aiohttp.ClientSession() as client:
         while process.returncode is None:
             try:
@@ -78,7 +80,7 @@ async def _served(process: asyncio.subprocess.Process, url: str) -> None:
 
 
 async def _ends(process: asyncio.subprocess.Process) -> bool:
-    """Whether it has ended, which is known a little later than that its connections have."""
+    """Whether the process has ended. The operating system reports that a little after its connections end."""
     try:
         await asyncio.wait_for(process.wait(), ENDING_SECONDS)
     except TimeoutError:
@@ -87,14 +89,14 @@ async def _ends(process: asyncio.subprocess.Process) -> bool:
 
 
 def _reason(log: bytes) -> str:
-    """The last error that it has logged, or else its last line."""
+    """The last error in the log, or else the last line."""
     lines = log.decode(errors="replace").strip().splitlines() or ["nothing logged"]
     errors = [line for line in lines if " E " in line or "GGML_ASSERT" in line or line.startswith("error")]
     return (errors or lines)[-1]
 
 
 def _free_port() -> int:
-    """One that nobody listens on; llama.cpp tells a port that it chose itself only in its log."""
+    """A free port. llama.cpp would report a port of its choice only in its log."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

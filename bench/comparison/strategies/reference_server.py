@@ -1,7 +1,7 @@
-"""What everybody has: the unsplit model in transformers, with its continuous batching, as an OpenAI server.
+"""The unsplit model in transformers, with its continuous batching, as a minimal OpenAI server.
 
-Thin on purpose. It takes token ids and streams, greedily, as many tokens as are asked for, which is what the
-comparison asks of every server.
+It does only what the comparison needs: it takes token ids, and streams the requested number of tokens,
+decoded greedily.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -27,29 +28,29 @@ from control_plane.signals import serve_until_signal
 
 PAGE_TOKENS = 16
 MAX_BATCH_TOKENS = 512
-"""Of a step, as the control plane's."""
+"""Tokens of a step, the same as the control plane's default."""
 NO_TOKEN = -1
-"""As the end of a sequence: each is as long as was asked for."""
+"""The token that ends a sequence: none, so that each answer has the requested length."""
 
 
 class ReferenceServer:
-    """Answers from one model."""
+    """Answers completion requests from one model."""
 
     def __init__(self, manager: ContinuousBatchingManager) -> None:
         self._manager = manager
         self._numbers = count()
 
     def app(self) -> web.Application:
-        """The only route that is asked for."""
+        """The application, with its only route."""
         app = web.Application()
         app.router.add_post("/v1/completions", self.complete)
         return app
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
-        """Streams an event for each token."""
+        """Stream one event for each token."""
         body = await request.json()
         number, wanted = f"cmpl-{next(self._numbers)}", body["max_tokens"]
-        outputs: asyncio.Queue = asyncio.Queue()
+        outputs: asyncio.Queue[Any] = asyncio.Queue()
         self._manager.register_result_handler(number, outputs.put_nowait)
         self._manager.add_request(
             body["prompt"], number, max_new_tokens=wanted, streaming=True, eos_token_id=NO_TOKEN
@@ -74,11 +75,11 @@ class ReferenceServer:
         return answer
 
 
-def let_go_of_files(suffix: str = ".safetensors") -> None:
-    """Forget which pages of mapped weights have been read; those that are needed again come back as they are.
+def drop_mapped_weights(suffix: str = ".safetensors") -> None:
+    """Drop the pages of mapped weights that have been read. Pages that are needed again are read again.
 
-    transformers copies experts into tensors of its own. The pages that they came from stay mapped, and would
-    count as this process's memory though the kernel may take them at any time.
+    transformers copies experts into new tensors. The pages that they came from stay mapped, and would count
+    as this process's memory, although the kernel can drop them at any time.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -95,7 +96,7 @@ def _event(value: object) -> bytes:
 async def _batching(model_folder: Path, cache_tokens: int) -> AsyncIterator[ContinuousBatchingManager]:
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", attn_implementation="sdpa")
     manager = model.init_continuous_batching(
-        GenerationConfig(do_sample=False, eos_token_id=NO_TOKEN),
+        GenerationConfig(do_sample=False, eos_token_id=NO_TOKEN),  # type: ignore[no-untyped-call]
         ContinuousBatchingConfig(
             page_size=PAGE_TOKENS,
             num_blocks=-(-cache_tokens // PAGE_TOKENS),
@@ -103,7 +104,7 @@ async def _batching(model_folder: Path, cache_tokens: int) -> AsyncIterator[Cont
             allow_block_sharing=False,
         ),
     )
-    let_go_of_files()
+    drop_mapped_weights()
     manager.start()
     try:
         yield manager
@@ -113,7 +114,7 @@ async def _batching(model_folder: Path, cache_tokens: int) -> AsyncIterator[Cont
 
 @asynccontextmanager
 async def reference_server(model_folder: Path, port: int, cache_tokens: int) -> AsyncIterator[str]:
-    """Yields its address."""
+    """Serve until the end of the context. Yields the address."""
     async with (
         _batching(model_folder, cache_tokens) as manager,
         serving(ReferenceServer(manager).app(), "127.0.0.1", port) as url,
@@ -123,12 +124,14 @@ async def reference_server(model_folder: Path, port: int, cache_tokens: int) -> 
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--port", default=0, show_default=True, help="0 takes a free one.")
-@click.option("--threads", type=click.IntRange(1), required=True, help="Of torch.")
-@click.option("--cache-tokens", type=click.IntRange(1), required=True, help="Whose keys and values fit.")
+@click.option("--port", default=0, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--threads", type=click.IntRange(1), required=True, help="Threads of torch.")
+@click.option(
+    "--cache-tokens", type=click.IntRange(1), required=True, help="Size of the KV cache, in tokens."
+)
 def main(model: Path, port: int, threads: int, cache_tokens: int) -> None:
     """Serve the unsplit MODEL in transformers."""
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     bound_product_caches()
     torch.set_num_threads(threads)
     serve_until_signal("serving", reference_server(model, port, cache_tokens))

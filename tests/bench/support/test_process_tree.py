@@ -1,4 +1,4 @@
-"""What a tree of real processes uses."""
+"""Memory and reads of a tree of real processes."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ child.communicate()
 CHILD = "import sys; held = bytearray(b'x') * 100_000_000; print('held', flush=True); sys.stdin.read()"
 
 
-def test_memory_of_what_a_process_has_started_counts() -> None:
+def test_memory_of_child_processes_counts() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

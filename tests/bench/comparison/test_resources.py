@@ -1,4 +1,4 @@
-"""What real processes use, and what that adds up to."""
+"""Resources of real processes are sampled and added up."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ input()
 
 @contextmanager
 def started() -> Iterator[subprocess.Popen[bytes]]:
-    """A process with 50 MB that has a child."""
+    """A process with 50 MB, and a child."""
     process = subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -35,7 +35,7 @@ def started() -> Iterator[subprocess.Popen[bytes]]:
         process.communicate()
 
 
-def test_a_process_and_its_child_are_told_apart_and_a_dead_childs_time_stays() -> None:
+def test_children_have_their_own_role_and_the_time_of_an_ended_child_still_counts() -> None:
     with started() as process:
         meter = Meter([Root(process.pid, "server", "function")])
         before = meter.read()
@@ -53,7 +53,7 @@ def test_a_process_and_its_child_are_told_apart_and_a_dead_childs_time_stays() -
         assert after.cpu_seconds["function"] >= before.cpu_seconds["function"]
 
 
-def test_a_process_that_has_ended_uses_nothing_any_more() -> None:
+def test_a_process_that_has_ended_uses_no_memory() -> None:
     with started() as process:
         meter = Meter([Root(process.pid, "server", "function")])
         meter.read()

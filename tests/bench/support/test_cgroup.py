@@ -1,4 +1,4 @@
-"""Where a control group is made, what limits it, and what is read from it: versions 1 and 2."""
+"""Control groups of versions 1 and 2 are made in the right place, limited, and read."""
 
 import subprocess
 from pathlib import Path
@@ -24,12 +24,12 @@ def test_version_1_nests_in_our_own_group(tmp_path: Path) -> None:
     assert parent(V1, tmp_path) == own
 
 
-def test_a_group_that_only_the_outside_sees_leads_to_the_root(tmp_path: Path) -> None:
+def test_a_group_outside_of_the_container_leads_to_the_root(tmp_path: Path) -> None:
     root = folder_with(tmp_path, "memory", cgroup__procs="1\n")
     assert parent(V1, tmp_path) == root
 
 
-def test_version_2_takes_the_nearest_that_hands_memory_on(tmp_path: Path) -> None:
+def test_version_2_takes_the_nearest_group_that_delegates_memory(tmp_path: Path) -> None:
     folder_with(tmp_path, ".", cgroup__subtree_control="memory cpu\n")
     slice_ = folder_with(tmp_path, "user.slice", cgroup__subtree_control="memory pids\n")
     folder_with(tmp_path, "user.slice/shell.scope", cgroup__subtree_control="\n")

@@ -1,6 +1,7 @@
-"""The report has what was measured, in the paper's units, and is made of the JSON alone."""
+"""The report shows the results in the paper's units, and is made from the JSON files alone."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Table]:
 
 
 def cells(table: Table, row: int) -> dict[str, str]:
-    """Of columns whose names are not there twice."""
+    """Cells of a row by column. Only for columns with unique names."""
     return dict(zip(table.columns, table.rows[row], strict=True))
 
 
@@ -56,7 +57,7 @@ def test_latency_counts_from_when_a_request_was_due(found: dict[str, Table]) -> 
     assert row["between tokens: p50 ms"] == "150"
 
 
-def test_the_bill(found: dict[str, Table]) -> None:
+def test_resources_and_traffic_add_up(found: dict[str, Table]) -> None:
     shared = cells(found["The bill"], 1)
     assert (shared["GB-seconds"], shared["function-seconds"], shared["cold starts"]) == ("6", "8", "2")
     assert shared["to functions and back, per token"] == "100.0 kB"
@@ -64,7 +65,7 @@ def test_the_bill(found: dict[str, Table]) -> None:
     assert cells(found["The bill"], 0)["to functions and back, per token"] == "-"
 
 
-def test_memory_is_told_by_role_at_work_and_idle(found: dict[str, Table]) -> None:
+def test_memory_is_shown_by_role_for_replay_and_idle(found: dict[str, Table]) -> None:
     shared = cells(found["Where memory is"], 1)
     assert (shared["function"], shared["function, idle"]) == ("1.00 GB", "-")
     assert (shared["control plane"], shared["control plane, idle"]) == ("0.50 GB", "0.50 GB")
@@ -75,14 +76,14 @@ def test_each_tenant_has_its_own_figures(found: dict[str, Table]) -> None:
     assert [row[1:4] for row in table.rows[:2]] == [["tenant-1", "1", "4"], ["tenant-2", "1", "2"]]
 
 
-def test_the_sweep_says_why(found: dict[str, Table]) -> None:
+def test_function_sizes_are_compared(found: dict[str, Table]) -> None:
     table = found["Experts per function (FaaSMoE-Shared)"]
     assert [row[0] for row in table.rows] == ["6", "20"]
     row = cells(table, 1)
     assert (row["calls/token"], row["rows a call"]) == ("10.0", "4.0")
 
 
-def test_what_is_missing_is_told_with_what_it_needs(found: dict[str, Table]) -> None:
+def test_a_strategy_that_was_not_measured_is_shown_with_its_reason(found: dict[str, Table]) -> None:
     assert found["Not measured"].rows == [
         ["Local", "30.0 GB", "does not fit: it needs 30.0 GB, and 20.0 are free"]
     ]
@@ -95,7 +96,7 @@ def test_a_run_without_a_baseline_has_no_ratios(tmp_path: Path) -> None:
     assert costs.rows[0][3:6] == ["-", "-", "-"]
 
 
-def test_a_page_that_opens_by_itself(tmp_path: Path) -> None:
+def test_the_page_is_a_single_file(tmp_path: Path) -> None:
     recorded(tmp_path)
     files = write_report(tmp_path)
     assert {file.name for file in files} == {
@@ -111,14 +112,24 @@ def test_a_page_that_opens_by_itself(tmp_path: Path) -> None:
     assert all((tmp_path / image).exists() for image in re.findall(r"!\[\w+\]\((.+?)\)", text))
 
 
-def test_text_is_no_markup(tmp_path: Path) -> None:
+def test_without_matplotlib_one_line_says_that_there_are_no_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert [file.name for file in write_report(tmp_path)] == ["report.md", "report.html"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "no plots: matplotlib is not installed (faasmoe's extra bench)"
+
+
+def test_text_is_escaped_in_html(tmp_path: Path) -> None:
     recording = Recording.begin(tmp_path, RUN)
     recording.add(measured("local", problem="<b>crashed</b>"))
     write_report(tmp_path)
     assert "&lt;b&gt;crashed" in (tmp_path / "report.html").read_text()
 
 
-def test_a_run_that_has_measured_nothing(tmp_path: Path) -> None:
+def test_a_run_without_results_is_refused(tmp_path: Path) -> None:
     Recording.begin(tmp_path, RUN)
     with pytest.raises(ConfigError, match="no strategy yet"):
         write_report(tmp_path)

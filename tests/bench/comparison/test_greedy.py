@@ -1,13 +1,14 @@
-"""Answers are checked against the unsplit model: its own pass, another's do not."""
+"""Answers are checked against the unsplit model: its own answers pass, others do not."""
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from bench.comparison.greedy import MOST_SHORTFALL, Answer, shortfall
+from bench.comparison.greedy import MAX_SHORTFALL, GreedyAnswer, shortfall
 from control_plane.errors import FaaSMoEError
 from tests.support.checkpoints import save_checkpoint, tiny_model
 
@@ -23,8 +24,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokens() -> Sequence[list[int]]:
-    """What the model itself generates."""
-    unsplit = tiny_model("qwen2_moe", initializer_range=0.5)
+    """Answers of the model itself."""
+    unsplit: Any = tiny_model("qwen2_moe", initializer_range=0.5)
     return [
         unsplit.generate(torch.tensor([prompt]), max_new_tokens=6, min_new_tokens=6, do_sample=False)[
             0, len(prompt) :
@@ -33,20 +34,22 @@ def tokens() -> Sequence[list[int]]:
     ]
 
 
-def check(model: Path, answers: Sequence[Answer]) -> float:
+def check(model: Path, answers: Sequence[GreedyAnswer]) -> float:
     return asyncio.run(shortfall(model, answers, threads=1))
 
 
-def test_the_models_own_answers_fall_short_of_nothing(model: Path, tokens: Sequence[list[int]]) -> None:
-    answers = [Answer(prompt, generated) for prompt, generated in zip(PROMPTS, tokens, strict=True)]
+def test_the_models_own_answers_have_no_shortfall(model: Path, tokens: Sequence[list[int]]) -> None:
+    answers = [GreedyAnswer(prompt, generated) for prompt, generated in zip(PROMPTS, tokens, strict=True)]
     assert check(model, answers) < 1e-3
 
 
 def test_one_wrong_token_is_found(model: Path, tokens: Sequence[list[int]]) -> None:
     wrong = [*tokens[1][:3], (tokens[1][3] + 1) % 64, *tokens[1][4:]]
-    assert check(model, [Answer(PROMPTS[0], tokens[0]), Answer(PROMPTS[1], wrong)]) > MOST_SHORTFALL
+    assert (
+        check(model, [GreedyAnswer(PROMPTS[0], tokens[0]), GreedyAnswer(PROMPTS[1], wrong)]) > MAX_SHORTFALL
+    )
 
 
 def test_a_model_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FaaSMoEError, match="could not check"):
-        check(tmp_path, [Answer([1], [2])])
+        check(tmp_path, [GreedyAnswer([1], [2])])

@@ -1,10 +1,12 @@
-"""Random checkpoints: the same however they are read and written, and routed as they were asked to be."""
+"""Random checkpoints are the same whichever way they are written, and have the requested router skew."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.support.checkpoint import random_checkpoint, write_weights
@@ -30,7 +32,12 @@ SKEWED_SIZES = {
 def test_direct_partition_is_that_of_the_checkpoint(
     tmp_path: Path, family: str, dtypes: tuple[str, str]
 ) -> None:
-    options = {"granularity": Granularity(2, 2), "dtype": dtypes[0], "dense_dtype": dtypes[1], "name": "m"}
+    options: dict[str, Any] = {
+        "granularity": Granularity(2, 2),
+        "dtype": dtypes[0],
+        "dense_dtype": dtypes[1],
+        "name": "m",
+    }
     for folder in ("random", "stored"):
         (tmp_path / folder).mkdir()
     config = tiny_config(family, dtype="bfloat16")
@@ -61,7 +68,7 @@ def make(name: str, shape: tuple[int, ...], *, seed: int = 0, skew: float = 0.0)
     return RandomWeights(Path("random"), seed, skew).tensor(name, shape)
 
 
-def values(tensor: RandomTensor) -> np.ndarray:
+def values(tensor: RandomTensor) -> NDArray[Any]:
     bits = tensor.read(0, tensor.size).astype(np.uint32) << 16
     return bits.view(np.float32).reshape(tensor.shape)
 
@@ -84,8 +91,8 @@ def test_no_projection_writes_to_the_constant_and_none_but_the_router_reads_it()
     assert np.ptp(router[:, 0]) > 0
 
 
-def routed(folder: Path, skew: float) -> np.ndarray:
-    """The experts chosen for random tokens by a model with that skew [layers, rows, top_k]."""
+def routed(folder: Path, skew: float) -> NDArray[Any]:
+    """Experts that a model with this skew chooses for random tokens [layers, rows, top_k]."""
     folder.mkdir()
     config = tiny_config("qwen2_moe", dtype="bfloat16", **SKEWED_SIZES)
     checkpoint = random_checkpoint(config, folder, router_skew=skew)
@@ -97,10 +104,11 @@ def routed(folder: Path, skew: float) -> np.ndarray:
     return np.stack([layer.topk(TOP_K).indices.numpy() for layer in logits])
 
 
-def shares(chosen: np.ndarray) -> np.ndarray:
-    """What share of each layer's routes its most used quarter of experts has."""
+def shares(chosen: NDArray[Any]) -> NDArray[Any]:
+    """Share of each layer's routes that go to the most used quarter of its experts [layers]."""
     uses = np.stack([np.bincount(layer.ravel(), minlength=EXPERTS) for layer in chosen])
-    return np.sort(uses, axis=1)[:, -EXPERTS // 4 :].sum(axis=1) / (ROWS * TOP_K)
+    most_used: NDArray[Any] = np.sort(uses, axis=1)[:, -EXPERTS // 4 :].sum(axis=1)
+    return most_used / (ROWS * TOP_K)
 
 
 def test_router_skew_holds_in_all_layers(tmp_path: Path) -> None:
@@ -108,7 +116,7 @@ def test_router_skew_holds_in_all_layers(tmp_path: Path) -> None:
     assert shares(uniform).max() < 0.42
     assert shares(skewed).min() > 0.52
     hottest = [np.bincount(layer.ravel(), minlength=EXPERTS).argmax() for layer in skewed]
-    assert len(set(hottest)) > 1, "each layer has an order of its own"
+    assert len(set(hottest)) > 1, "the order of experts differs between layers"
     for chosen in (uniform, skewed):
         repeated = (chosen[:, 1:, :, None] == chosen[:, :-1, None, :]).any(axis=-1)
         assert repeated.mean() < 0.5, "the choice varies from token to token"

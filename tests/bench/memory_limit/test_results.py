@@ -1,44 +1,15 @@
-"""What is measured, and how results are kept and shown."""
+"""Results are kept in a file and printed as tables."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.memory_limit.parts import Part, plan, read_limit, read_system
 from bench.memory_limit.results import Machine, Result, Results, markdown
 from control_plane.errors import ConfigError
 
 
-def test_limits_are_measured_without_prefetch_for_one_sequence() -> None:
-    assert plan(["none", "5GB"], ["faasmoe", "no-prefetch"], None) == [
-        Part("faasmoe", "none", (1, 6, 32)),
-        Part("faasmoe", "5GB", (1, 6)),
-        Part("no-prefetch", "5GB", (1,)),
-    ]
-
-
-def test_what_is_asked_for_is_all_that_is_measured() -> None:
-    assert plan(["none", "5GB"], ["no-prefetch", "llama.cpp"], (6,)) == [
-        Part("llama.cpp", "none", (6,)),
-        Part("no-prefetch", "5GB", (6,)),
-        Part("llama.cpp", "5GB", (6,)),
-    ]
-
-
-@pytest.mark.parametrize(("limit", "nbytes"), [("none", None), ("5GB", 5_000_000_000)])
-def test_limits_are_bytes(limit: str, nbytes: int | None) -> None:
-    assert Part("faasmoe", read_limit(limit), (1,)).limit_bytes == nbytes
-
-
-def test_what_is_unknown_is_refused() -> None:
-    with pytest.raises(ConfigError, match="5 parsecs"):
-        read_limit("5 parsecs")
-    with pytest.raises(ConfigError, match="vllm"):
-        read_system("vllm")
-
-
-def test_a_part_measured_again_takes_its_place(tmp_path: Path) -> None:
+def test_a_repeated_measurement_replaces_the_earlier_result(tmp_path: Path) -> None:
     file = tmp_path / "new" / "results.json"
     first = Result("5GB", "FaaSMoE", 1, decode=3.0, machine=Machine(2e10, 1e9))
     second = Result("5GB", "FaaSMoE", 6, problem="out of memory")
@@ -66,7 +37,7 @@ def test_figures_have_units() -> None:
     assert {"7.0", "7.50 GB", "12.3 MB", "85%", "0"} <= set(cells)
 
 
-def test_where_a_step_goes_is_a_table_of_its_own(tmp_path: Path) -> None:
+def test_the_parts_of_a_step_are_a_second_table(tmp_path: Path) -> None:
     results = Results(tmp_path / "results.json")
     measured = Result(
         "8GB", "FaaSMoE", 1, decode=7.0, step_ms={"dense": 30.0, "wait": 12.5}, cold_experts=3.25
@@ -83,3 +54,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     file.write_text('[{"limit": "5GB"}]')
     with pytest.raises(ConfigError, match=r"results\.json"):
         Results(file)
+
+
+def test_the_slower_of_memory_and_disk_limits_the_speed() -> None:
+    machine = Machine(memory_bandwidth=100.0, disk_bandwidth=10.0)
+    assert machine.tokens_per_second(50.0, 1.0) == pytest.approx(2.0)
+    assert machine.tokens_per_second(50.0, 20.0) == pytest.approx(0.5)

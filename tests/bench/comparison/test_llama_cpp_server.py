@@ -1,6 +1,6 @@
-"""A llama.cpp server is started with the checkpoint's weights, waited for, and stopped; a failure is told.
+"""A llama.cpp server is started with the checkpoint's weights, and stopped. Failures are reported.
 
-The program is a stand-in: a script with llama.cpp's options and its manner of getting ready.
+The program is a stand-in: a script that takes llama.cpp's options, and becomes ready like it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.comparison.llama_cpp_server import llama_cpp_server
+from bench.comparison.strategies.llama_cpp_server import llama_cpp_server
 from bench.support import requests
 from control_plane.errors import FaaSMoEError, UnsupportedModel
 from tests.support.checkpoints import save_checkpoint, tiny_model
@@ -71,7 +71,7 @@ def test_it_serves_until_the_end_of_the_context(checkpoint: Path) -> None:
     async def use() -> int:
         async with served(LOADS, checkpoint) as (pid, url), requests.session() as client:
             fields = ("return_tokens", "verbose")
-            timing = await requests.stream(client, url, None, [5, 6], 3, tell_tokens=fields)
+            timing = await requests.stream(client, url, None, [5, 6], 3, token_id_fields=fields)
             assert timing.token_ids == [0, 1, 2]
             assert len(timing.tokens) == 3
             assert psutil.pid_exists(pid)
@@ -80,7 +80,7 @@ def test_it_serves_until_the_end_of_the_context(checkpoint: Path) -> None:
     assert not psutil.pid_exists(asyncio.run(use()))
 
 
-def test_what_it_says_when_it_fails_is_told(checkpoint: Path) -> None:
+def test_the_error_has_the_reason_from_the_log(checkpoint: Path) -> None:
     async def use() -> None:
         async with served(FAILS, checkpoint):
             pass
@@ -89,7 +89,7 @@ def test_what_it_says_when_it_fails_is_told(checkpoint: Path) -> None:
         asyncio.run(use())
 
 
-def test_a_crash_while_it_serves_is_told(checkpoint: Path) -> None:
+def test_a_crash_while_it_serves_is_reported(checkpoint: Path) -> None:
     async def use() -> None:
         async with served(LOADS, checkpoint) as (pid, url), requests.session() as client:
             process = psutil.Process(pid)

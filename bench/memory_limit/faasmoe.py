@@ -1,4 +1,4 @@
-"""FaaSMoE under one memory limit: `faasmoe up` in a control group, asked as its tenants would."""
+"""Measures FaaSMoE under one memory limit: runs `faasmoe up` in a control group."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
-from bench.memory_limit.decoding import Decoding, decode
-from bench.memory_limit.parts import NO_PREFETCH, Part
+from bench.memory_limit.decoding import Decoding, decode, decode_speed, prefill_speed
 from bench.memory_limit.results import Machine, Result
-from bench.memory_limit.speeds import decode_speed, prefill_speed
-from bench.memory_limit.weights import StepWeights
+from bench.memory_limit.scenarios import NO_PREFETCH, Scenario
+from bench.memory_limit.step_weights import StepWeights
 from bench.support import requests
 from bench.support.cgroup import Cgroup, cgroup
 from bench.support.open_server import OpenServer
@@ -21,46 +20,48 @@ from bench.support.processes import up
 
 SHORT_PROMPT, LONG_PROMPT = 64, 512
 BUDGET_SHARE = 0.94
-"""Of a limit: what is left is for the kernel's own tables, and for page cache."""
+"""The memory budget as a share of the limit. The rest is for page tables and page cache."""
 KV_CACHE_MB, KV_CACHE_MB_WITH_LIMIT = 1024, 256
-"""For 32 sequences, and for six."""
+"""Enough for 32 sequences, and for six."""
 START_SECONDS = 600.0
 """The gateway reads each block once, when it is deployed."""
 SAMPLE_SECONDS, SAMPLING_SHARE = 1.0, 0.02
+"""Interval of memory samples, and the share of time that they may take."""
 
 
 @dataclass(frozen=True)
-class Load:
-    """What is asked: so many rounds, for answers of so many tokens."""
+class DecodeLoad:
+    """The requests to send to each system."""
 
     rounds: int
     output_tokens: int
+    """Tokens of each answer."""
 
 
 @dataclass(frozen=True)
-class ServedLimit:
-    """A partition, to be served as the part says."""
+class LimitedFaaSMoE:
+    """A partition that is served in one scenario."""
 
     partition: Path
-    part: Part
+    scenario: Scenario
 
     async def measure(
-        self, load: Load, weights: StepWeights, machine: Machine
+        self, load: DecodeLoad, weights: StepWeights, machine: Machine
     ) -> AsyncGenerator[Result, None]:
-        """A result for each number of sequences at once, of one server that starts cold."""
+        """A result for each number of sequences at once. One server, which starts cold, serves all."""
         async with self._server() as (server, group):
-            for count in self.part.sequences:
+            for count in self.scenario.sequences:
                 with sampled(server.tree, SAMPLE_SECONDS, SAMPLING_SHARE) as samples:
                     long = await self._prefill_long(server, load) if count == 1 else None
                     rounds = [
                         await decode(server, count, SHORT_PROMPT, load.output_tokens, 1000 * number)
                         for number in range(load.rounds)
                     ]
-                result = self.part.result(count, prefill_long=long)
+                result = self.scenario.result(count, prefill_long=long)
                 result = with_memory(result, samples, group)
                 yield with_speeds(result, rounds, weights, machine)
 
-    async def _prefill_long(self, server: OpenServer, load: Load) -> float:
+    async def _prefill_long(self, server: OpenServer, load: DecodeLoad) -> float:
         timings = [
             await server.ask("tenant-0", LONG_PROMPT, 1, seed=500 + number) for number in range(load.rounds)
         ]
@@ -70,9 +71,9 @@ class ServedLimit:
     async def _server(self) -> AsyncIterator[tuple[OpenServer, Cgroup | None]]:
         vocab_size = json.loads((self.partition / "config.json").read_text())["vocab_size"]
         forget([self.partition / "dense.safetensors", *(self.partition / "blocks").iterdir()])
-        limit = self.part.limit_bytes
+        limit = self.scenario.limit_bytes
         settings: Mapping[str, object] = {
-            "prefetch": self.part.system != NO_PREFETCH,
+            "prefetch": self.scenario.system != NO_PREFETCH,
             "kv_cache_mb": KV_CACHE_MB if limit is None else KV_CACHE_MB_WITH_LIMIT,
         }
         options = [] if limit is None else ["--memory-budget", f"{limit * BUDGET_SHARE:.0f}"]
@@ -85,7 +86,7 @@ class ServedLimit:
 
 
 def with_memory(result: Result, samples: Sequence[Sample], group: Cgroup | None) -> Result:
-    """The result with the samples' mean and peak, and what the group says."""
+    """The result with the mean and the peak of the samples, and the figures of the control group."""
     sizes = [sample.nbytes for sample in samples]
     return replace(
         result,
@@ -97,7 +98,7 @@ def with_memory(result: Result, samples: Sequence[Sample], group: Cgroup | None)
 
 
 def with_speeds(result: Result, rounds: Sequence[Decoding], weights: StepWeights, machine: Machine) -> Result:
-    """The result with medians of the rounds, and what share of the machine's own speed they are."""
+    """The result with the medians of the rounds, and their share of the machine's maximum speed."""
     speeds = [decode_speed(each.timings) for each in rounds]
     decoded = median(speed.whole for speed in speeds)
     disk = median(each.disk_bytes_per_token for each in rounds)

@@ -1,7 +1,8 @@
-"""Workloads: what is written is read, what is wrong is told with its line, and a seed fixes everything."""
+"""Workloads are written and read back, errors name the line, and a seed determines generated requests."""
 
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -9,7 +10,7 @@ import pytest
 
 from bench.comparison.workload.generators import Lengths, bbh, bursty, poisson, tenants
 from bench.comparison.workload.traces import TRACES, Conversion
-from bench.comparison.workload.workload import Request, read, write
+from bench.comparison.workload.workload import WorkloadRequest, read, write
 from control_plane.errors import ConfigError
 
 NAMES = tenants(6)
@@ -18,7 +19,7 @@ GOOD = {"tenant": "a", "arrival": 0.5, "output_tokens": 4, "prompt_tokens": 8}
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    """A folder with seven tasks of three questions each."""
+    """A folder of seven tasks with three questions each."""
     folder = tmp_path / "bbh"
     folder.mkdir()
     for task in range(7):
@@ -27,11 +28,11 @@ def tasks(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_workload_is_read_back(tmp_path: Path) -> None:
     requests = [
-        Request("a", 0.0, 3, prompt="Ein Bär, 熊?\nYes"),
-        Request("b", 0.25, 7, prompt_tokens=12),
-        Request("a", 0.0, 1, prompt_tokens=1, round=1),
+        WorkloadRequest("a", 0.0, 3, prompt="Ein Bär, 熊?\nYes"),
+        WorkloadRequest("b", 0.25, 7, prompt_tokens=12),
+        WorkloadRequest("a", 0.0, 1, prompt_tokens=1, round=1),
     ]
     write(tmp_path / "new" / "w.jsonl", requests)
     assert read(tmp_path / "new" / "w.jsonl") == requests
@@ -55,7 +56,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         (json.dumps({**GOOD, "arrival": 0.25}), "line 2: time goes backwards, from 0.5 s to 0.25 s"),
     ],
 )
-def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: str, problem: str) -> None:
+def test_the_error_names_the_wrong_line(tmp_path: Path, line: str, problem: str) -> None:
     file = tmp_path / "w.jsonl"
     file.write_text(f"{json.dumps(GOOD)}\n{line}\n")
     with pytest.raises(ConfigError, match=r"w\.jsonl") as caught:
@@ -63,7 +64,7 @@ def test_a_line_that_is_wrong_is_named(tmp_path: Path, line: str, problem: str) 
     assert problem in str(caught.value)
 
 
-def test_time_begins_anew_with_a_round_and_rounds_do_not_go_back(tmp_path: Path) -> None:
+def test_each_round_starts_at_time_zero_and_rounds_are_in_order(tmp_path: Path) -> None:
     file = tmp_path / "w.jsonl"
     file.write_text("\n".join(json.dumps({**GOOD, "round": n, "arrival": 1 / (n + 1)}) for n in (0, 1, 1, 0)))
     with pytest.raises(ConfigError, match="line 4: round 0 comes after round 1"):
@@ -94,7 +95,7 @@ def test_a_round_is_five_tasks_of_each_tenant(tasks: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"examples": [{}]}', '{"examples": []}'])
-def test_what_is_no_task_is_refused(tasks: Path, content: str) -> None:
+def test_a_file_that_is_no_task_is_refused(tasks: Path, content: str) -> None:
     (tasks / "task_3.json").write_text(content)
     with pytest.raises(ConfigError, match=r"task_3\.json"):
         bbh(tasks, NAMES, 1, 16, seed=0)
@@ -106,8 +107,10 @@ def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [poisson, bursty])
-def test_random_arrivals_have_their_rate_order_and_lengths(kind: type[poisson]) -> None:
-    requests = kind(NAMES, 1.0, 20_000.0, seed=1)
+def test_random_arrivals_have_their_rate_order_and_lengths(
+    kind: Callable[[Sequence[str], float, float, int], list[WorkloadRequest]],
+) -> None:
+    requests = kind(NAMES, 1.0, 20_000.0, 1)
     # Bursts of forty requests, of which there are some five hundred, vary more than single requests.
     assert len(requests) == pytest.approx(20_000, rel=0.02 if kind is poisson else 0.2)
     arrivals = [request.arrival for request in requests]
@@ -119,13 +122,13 @@ def test_random_arrivals_have_their_rate_order_and_lengths(kind: type[poisson]) 
     prompts = [request.prompt_tokens or 0 for request in requests]
     assert median(prompts) == pytest.approx(lengths.prompt_median, rel=0.1)
     assert min(prompts) >= 1
-    assert max(prompts) <= lengths.prompt_most
-    assert kind(NAMES, 1.0, 20_000.0, seed=1) == requests
+    assert max(prompts) <= lengths.prompt_max
+    assert kind(NAMES, 1.0, 20_000.0, 1) == requests
 
 
-def test_bursts_leave_tenants_silent_for_long() -> None:
-    def busy_share(requests: list[Request]) -> float:
-        """Of the tenants' seconds, in how many they asked."""
+def test_bursty_tenants_are_idle_most_of_the_time() -> None:
+    def busy_share(requests: list[WorkloadRequest]) -> float:
+        """Share of all tenants' seconds in which they sent a request."""
         return len({(r.tenant, int(r.arrival)) for r in requests}) / (len(NAMES) * 2000)
 
     assert busy_share(bursty(NAMES, 6.0, 2000.0, seed=1)) < 0.3
@@ -154,7 +157,7 @@ def test_azures_trace_is_converted(tmp_path: Path) -> None:
     assert shorter == requests[:2]
 
 
-def test_burstgpts_trace_is_converted_without_what_failed(tmp_path: Path) -> None:
+def test_burstgpts_trace_is_converted_without_failed_requests(tmp_path: Path) -> None:
     file = tmp_path / "burst.csv"
     file.write_text(
         "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
@@ -168,7 +171,7 @@ def test_burstgpts_trace_is_converted_without_what_failed(tmp_path: Path) -> Non
     ]
 
 
-def test_some_tenants_ask_more_than_others(tmp_path: Path) -> None:
+def test_some_tenants_send_more_requests_than_others(tmp_path: Path) -> None:
     file = tmp_path / "burst.csv"
     lines = [f"{second},10,10" for second in range(2000)]
     file.write_text("\n".join(["Timestamp,Request tokens,Response tokens", *lines]))
@@ -190,7 +193,7 @@ def test_some_tenants_ask_more_than_others(tmp_path: Path) -> None:
         (AZURE + "\n".join(reversed(AZURE_LINES)), "line 3: time goes backwards"),
     ],
 )
-def test_a_trace_that_is_wrong_is_refused(tmp_path: Path, content: str, problem: str) -> None:
+def test_a_wrong_trace_is_refused(tmp_path: Path, content: str, problem: str) -> None:
     file = tmp_path / "azure.csv"
     file.write_text(content)
     with pytest.raises(ConfigError, match=r"azure\.csv") as caught:
