@@ -6,30 +6,30 @@
     |   `-- UnsupportedModel        a model family that cannot be split
     |-- GatewayError                a FaaS gateway or one of its functions
     |   |-- FunctionNotFound        the gateway has no such function
-    |   |-- FunctionUnavailable     it stayed away after all retries
-    |   |-- InvocationTimeout       it did not answer before the deadline
-    |   `-- ProtocolError           it answered what the contract does not allow
+    |   |-- FunctionUnavailable     a function is unreachable after all retries
+    |   |-- InvocationTimeout       a function did not answer before the deadline
+    |   `-- ProtocolError           an answer breaks the contract
     |-- EngineError                 the engine could not run a request
     |   |-- ContextLengthExceeded   prompt and output do not fit the model's context
     |   |-- OutOfCache              the KV cache cannot hold the sequence
-    |   `-- ShuttingDown            the server is about to end
-    |-- TenancyError                a tenant is wrong, or may not do that
+    |   `-- ShuttingDown            the server is shutting down
+    |-- TenancyError                a tenant is unknown, or may not do that
     |   |-- UnknownTenant           no tenant of that name
     |   |-- InvalidApiKey           no key, or none that belongs to a tenant
     |   `-- RetryLater              refused now, perhaps granted later
-    |       |-- QuotaExceeded       a limit of the tenant's is reached
+    |       |-- QuotaExceeded       the tenant has reached a limit
     |       |-- QueueFull           the tenant has too many sequences in the queue
-    |       `-- Overloaded          all tenants together have
+    |       `-- Overloaded          all tenants together have too many
     |-- BadRequest                  an API request that breaks the rules
-    |   `-- UnknownModel            it names a model that is not served
-    `-- RequestTimeout              a request took longer than it may
+    |   `-- UnknownModel            a request names a model that is not served
+    `-- RequestTimeout              a request exceeds the time limit
 
 The command line prints them as one line; the HTTP API maps them to a status in one table.
 """
 
 
 class FaaSMoEError(Exception):
-    """Base of all errors that a user can cause or has to be told about."""
+    """Base of all errors that a user can cause or needs to see."""
 
 
 class ConfigError(FaaSMoEError):
@@ -77,14 +77,14 @@ class OutOfCache(EngineError):
 
 
 class ShuttingDown(EngineError):
-    """The server is about to end, and takes nothing more."""
+    """The server is shutting down, and accepts no more requests."""
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down")
 
 
 class TenancyError(FaaSMoEError):
-    """A tenant is wrong, or may not do what it asks for."""
+    """A tenant is unknown, or may not do what it asks for."""
 
 
 class UnknownTenant(TenancyError):
@@ -96,7 +96,7 @@ class InvalidApiKey(TenancyError):
 
 
 class RetryLater(TenancyError):
-    """What is refused now and may be granted after `retry_after` seconds; None when waiting is no use."""
+    """Refused now, but perhaps granted after `retry_after` seconds; None when waiting does not help."""
 
     def __init__(self, message: str, retry_after: float | None) -> None:
         super().__init__(message)
@@ -104,7 +104,7 @@ class RetryLater(TenancyError):
 
 
 class QuotaExceeded(RetryLater):
-    """A limit of the tenant's is reached."""
+    """The tenant has reached one of its limits."""
 
 
 class QueueFull(RetryLater):
@@ -124,11 +124,11 @@ class BadRequest(FaaSMoEError):
 
 
 class UnknownModel(BadRequest):
-    """It names a model that is not served here."""
+    """A request names a model that is not served."""
 
     def __init__(self, asked: str, served: str) -> None:
         super().__init__(f"model: there is no model {asked[:80]!r}, only {served!r}", "model")
 
 
 class RequestTimeout(FaaSMoEError):
-    """A request took longer than it may."""
+    """A request exceeds the time limit."""

@@ -29,7 +29,7 @@ Yielded = TypeVar("Yielded")
 TIMEOUT_SECONDS = 60
 JSON = {"Content-Type": "application/json"}
 IDLE = {"running": 0, "waiting": 0, "kv_cache_used": 0}
-"""What `ApiClient.engine` gives while nobody is served."""
+"""The result of `ApiClient.engine` while no request runs."""
 
 COMPLETION = "/v1/completions"
 ASK: Any = {"prompt": "the cat", "max_tokens": 4, "temperature": 0}
@@ -80,7 +80,7 @@ def closed_port() -> Iterator[int]:
 
 
 def eventually(seen: Callable[[], Any], wanted: Any) -> None:
-    """Look until it is so; fails when it takes too long."""
+    """Poll until `seen()` equals `wanted`; fail after `TIMEOUT_SECONDS`."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while (found := seen()) != wanted:
         assert time.monotonic() < deadline, f"it stays {found!r}, and is to become {wanted!r}"
@@ -88,7 +88,7 @@ def eventually(seen: Callable[[], Any], wanted: Any) -> None:
 
 @dataclass(frozen=True)
 class ApiResponse:
-    """What came back."""
+    """A response of the HTTP API."""
 
     status: int
     headers: Message
@@ -101,7 +101,7 @@ class ApiResponse:
 
     @property
     def error(self) -> Any:
-        """What OpenAI's error body holds, which must be one."""
+        """The content of an error body, which must have OpenAI's form."""
         assert list(self.json) == ["error"], self.body
         error = self.json["error"]
         assert set(error) == {"message", "type", "param", "code"}
@@ -128,7 +128,7 @@ class ApiClient:
         return connection
 
     def answer(self, method: str, path: str, body: Any = None, **headers: str) -> ApiResponse:
-        """The whole answer."""
+        """Send a request; returns the whole response."""
         with closing(self.send(method, path, body, **headers)) as connection:
             answer = connection.getresponse()
             return ApiResponse(answer.status, answer.headers, answer.read())
@@ -139,7 +139,7 @@ class ApiClient:
         return answer.status, answer.json
 
     def post(self, path: str, **body: Any) -> Any:
-        """The JSON with which a good request is answered."""
+        """Send a request that must succeed; returns the JSON of the answer."""
         status, answer = self.ask("POST", path, body)
         assert status == 200, answer
         return answer
@@ -155,20 +155,20 @@ class ApiClient:
         return [json.loads(event.removeprefix(b"data: ")) for event in events]
 
     def status(self) -> Any:
-        """What GET /status tells."""
+        """The report of GET /status."""
         return self.ask("GET", "/status")[1]
 
     def engine(self) -> Any:
-        """What the engine has to do, of GET /status."""
+        """The engine's load, from GET /status."""
         engine = self.status()["engine"]
         return {name: engine[name] for name in IDLE}
 
     def invocations(self) -> int:
-        """Of all functions, of GET /status."""
+        """The number of invocations of all functions, from GET /status."""
         return sum(function["invocations"] for function in self.status()["functions"])
 
     def metrics(self) -> Samples:
-        """What GET /metrics tells."""
+        """The samples of GET /metrics."""
         answer = self.answer("GET", "/metrics")
         assert answer.status == 200
         return {
@@ -194,7 +194,7 @@ def add_tenant(database: Path, name: str, *, operator: bool = False, **limits: A
 
 
 def usage_of(database: Path, name: str) -> Usage:
-    """What is booked to a tenant; nothing for one that has used nothing."""
+    """The usage booked to a tenant; zeros if there is none."""
     with TenantStore.open(database) as store:
         return next(iter(store.usage(name, None)), Usage(name, 0, 0, 0, 0, 0))
 
