@@ -27,10 +27,10 @@ from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
+from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.faas.invoker import InvocationPolicy, Invoker
-from control_plane.gateway_access import GatewayAccess
 from control_plane.http import serving
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter

@@ -11,12 +11,12 @@ from control_plane.api.text.request import Chat, Prompt
 from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
-from control_plane.engine import sequence
 from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.routing_recorder import RoutingRecorder
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import ModelRunner
+from control_plane.engine.state import sequence
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.faas.client import Gateway
 from control_plane.faas.invocation import ResidentLimits

@@ -11,8 +11,8 @@ from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
 from control_plane.errors import PartitionError
 from control_plane.faas.client import Gateway
+from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.gateway import embedded_gateway
-from control_plane.gateway_access import GatewayAccess
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from functions.contract.manifest import MANIFEST_FILE

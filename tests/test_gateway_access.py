@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.errors import ConfigError
-from control_plane.gateway_access import Credentials, parse_url, read_credentials
+from control_plane.faas.gateway_access import Credentials, parse_url, read_credentials
 
 
 def test_credentials_come_from_a_file(tmp_path: Path) -> None:

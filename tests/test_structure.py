@@ -19,7 +19,7 @@ LAYERS = (
     ("control_plane.validation",),
     ("control_plane.signals",),
     ("functions",),
-    ("control_plane.tenancy", "control_plane.config", "control_plane.gateway_access"),
+    ("control_plane.tenancy", "control_plane.config", "control_plane.faas.gateway_access"),
     ("control_plane.partition", "control_plane.faas"),
     ("control_plane.deployment",),
     ("control_plane.gateway",),
@@ -34,9 +34,6 @@ LAYERS = (
     ("bench.micro", "bench.memory_limit"),
 )
 """Each may import itself and what stands above it."""
-
-INTERTWINED = ("control_plane.deployment", "control_plane.engine", "control_plane.gateway")
-"""Parts whose sub-folders import each other in a circle. To add one here needs a reason."""
 
 OURS = {"control_plane", "functions", "bench"}
 
@@ -112,12 +109,7 @@ def test_no_folders_import_each_other_in_a_circle() -> None:
 
 
 def folder_of(name: str) -> str:
-    """The folder of a module, or of a name in it. A top-level module of a package stands for itself.
-
-    A part of `INTERTWINED` counts as one folder.
-    """
-    if found := [part for part in INTERTWINED if is_in(name, part)]:
-        return found[0]
+    """The folder of a module, or of a name in it. A top-level module of a package stands for itself."""
     path = ROOT.joinpath(*name.split("."))
     while not path.is_dir() and not path.with_suffix(".py").is_file():
         path = path.parent

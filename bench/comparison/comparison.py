@@ -11,10 +11,10 @@ import psutil
 
 from bench.comparison import greedy
 from bench.comparison.greedy import GreedyAnswer
+from bench.comparison.measuring.recording import FunctionCalls, Recording, StrategyResult
+from bench.comparison.measuring.replay import PromptTokens, RequestOutcome, replay
+from bench.comparison.measuring.resources import Moment, metered
 from bench.comparison.progress import ProgressListener
-from bench.comparison.recording import FunctionCalls, Recording, StrategyResult
-from bench.comparison.replay import PromptTokens, RequestOutcome, replay
-from bench.comparison.resources import Moment, metered
 from bench.comparison.strategies.deployment import Deployment, ServingSetup, weight_files
 from bench.comparison.strategies.strategies import ModelSize, Strategy
 from bench.comparison.workload.workload import WorkloadRequest

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from bench.comparison.replay import RequestOutcome
+from bench.comparison.measuring.replay import RequestOutcome
 
 
 class ProgressListener:

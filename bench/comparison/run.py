@@ -15,9 +15,9 @@ from typing import Any
 
 from bench.comparison import environment
 from bench.comparison.comparison import Comparison, Task
+from bench.comparison.measuring.recording import Recording, RunDescription
+from bench.comparison.measuring.replay import PromptTokens
 from bench.comparison.progress import ProgressListener
-from bench.comparison.recording import Recording, RunDescription
-from bench.comparison.replay import PromptTokens
 from bench.comparison.settings import RunSettings
 from bench.comparison.strategies.deployment import ServingSetup
 from bench.comparison.strategies.strategies import ModelSize

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from control_plane.api.text.choice import Choice, Piece
 from control_plane.api.text.request import GenerationRequest
 from control_plane.engine.engine import Engine
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.sequence import Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.observability.request_record import RequestRecord

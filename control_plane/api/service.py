@@ -15,7 +15,7 @@ from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.request import GenerationRequest, Prompt
 from control_plane.engine.engine import Engine
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import (
     BadRequest,
     ContextLengthExceeded,

@@ -19,7 +19,7 @@ from control_plane.cli.options import (
     image_prefix_option,
     whole_seconds,
 )
-from control_plane.gateway_access import GatewayAccess
+from control_plane.faas.gateway_access import GatewayAccess
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 
 from control_plane.config import LOG_LEVELS
 from control_plane.errors import ConfigError
-from control_plane.gateway_access import GatewayAccess, parse_url, read_credentials
+from control_plane.faas.gateway_access import GatewayAccess, parse_url, read_credentials
 from control_plane.quantities import parse_bytes, parse_seconds
 
 DEFAULT_GATEWAY = "http://127.0.0.1:8080"

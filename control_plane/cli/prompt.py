@@ -66,7 +66,7 @@ def prompt(
       faasmoe prompt - --key-file acme.key --max-tokens 200 < question.txt
     """
     from control_plane.cli.api_client import Client, PromptAnswer, Question
-    from control_plane.gateway_access import parse_url
+    from control_plane.faas.gateway_access import parse_url
 
     key = _key(key_file)
     question = Question(_text(text), tenant, max_tokens, temperature, seed, raw)

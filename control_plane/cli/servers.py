@@ -18,7 +18,7 @@ from control_plane.cli.options import (
 )
 from control_plane.cli.tenants import opened_store
 from control_plane.config import ServeConfig
-from control_plane.gateway_access import GatewayAccess, read_credentials
+from control_plane.faas.gateway_access import GatewayAccess, read_credentials
 from control_plane.signals import serve_until_signal, sigterm_exits
 
 
@@ -66,7 +66,7 @@ def gateway(
       faasmoe gateway OUT_DIR --port 8080 --password-file password
     """
     from control_plane.gateway import embedded_gateway
-    from control_plane.gateway.emulation import EMULATED, OWN
+    from control_plane.gateway.provider.emulation import EMULATED, OWN
 
     credentials = read_credentials(user, password_file)
     behaviour = EMULATED[emulate] if emulate else OWN

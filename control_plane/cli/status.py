@@ -25,7 +25,7 @@ def status(as_json: bool, server: str) -> None:
       faasmoe status --server http://127.0.0.1:8000
     """
     from control_plane.cli.api_client import Client
-    from control_plane.gateway_access import parse_url
+    from control_plane.faas.gateway_access import parse_url
 
     async def fetch() -> dict[str, Any]:
         async with Client.connect(parse_url(server)) as client:

@@ -11,12 +11,13 @@ from functools import partial
 
 from msgspec.structs import replace
 
+from control_plane.deployment.image.contents import MODEL_ANNOTATION
 from control_plane.deployment.placement import GatewayCapacity, place
-from control_plane.deployment.stack import MODEL_ANNOTATION, deployments
+from control_plane.deployment.stack import deployments
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
+from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.types import FunctionDeployment
-from control_plane.gateway_access import GatewayAccess
 from control_plane.partition.manifest import Manifest
 
 DIGEST_ANNOTATION = "faasmoe.deployment"

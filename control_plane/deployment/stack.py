@@ -8,14 +8,11 @@ https://github.com/openfaas/faas-provider.
 import json
 from typing import Any
 
-from control_plane.deployment.image.contents import SOURCES
+from control_plane.deployment.image.contents import MODEL_ANNOTATION, SOURCES
 from control_plane.deployment.image.template import TEMPLATE
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import Block
 from functions.contract.process import FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE, READY_PATH
-
-MODEL_ANNOTATION = "faasmoe.model"
-"""The annotation with the partition's fingerprint."""
 
 _MIB = 1 << 20
 _PROCESS_MIB = 128

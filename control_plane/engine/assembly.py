@@ -12,13 +12,13 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import Prefetcher
-from control_plane.engine.model.kv_cache import KVCache
 from control_plane.engine.model.loader import attach_experts, eos_token_ids, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import POLICIES
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.stopwatch import Stopwatch
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.stopwatch import Stopwatch
 from control_plane.errors import ConfigError
 from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
 from control_plane.partition.manifest import Manifest

@@ -11,9 +11,9 @@ from control_plane.engine.model.sampler import Sampler
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.interruption import Interrupted
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.sequence import FinishReason, Generated, Sequence
+from control_plane.engine.state.sequence import FinishReason, Generated, Sequence
+from control_plane.engine.state.stopwatch import StepPart
 from control_plane.engine.step import Step, StepResult
-from control_plane.engine.stopwatch import StepPart
 from control_plane.engine.stream import Outbox, TokenStream
 from control_plane.errors import EngineError, FaaSMoEError
 from control_plane.faas.invocation import ExpertInvoker, ExpertUsage

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from control_plane.engine.core import EngineCore, EngineStatus
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.sequence import Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, ShuttingDown
 from control_plane.faas.invocation import ExpertInvoker

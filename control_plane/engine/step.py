@@ -8,8 +8,8 @@ import torch
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.model.sampler import Sampler, token_logprobs
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.sequence import Sequence, TokenLogprob
-from control_plane.engine.stopwatch import StepPart
+from control_plane.engine.state.sequence import Sequence, TokenLogprob
+from control_plane.engine.state.stopwatch import StepPart
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from control_plane.engine.sequence import Generated, Sequence
+from control_plane.engine.state.sequence import Generated, Sequence
 from control_plane.errors import FaaSMoEError
 
 logger = logging.getLogger(__name__)

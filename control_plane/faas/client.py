@@ -12,6 +12,7 @@ from yarl import URL
 
 from control_plane.errors import FunctionNotFound, GatewayError, ProtocolError
 from control_plane.faas.connection import Address
+from control_plane.faas.gateway_access import Credentials
 from control_plane.faas.types import (
     Count,
     DeleteFunctionRequest,
@@ -20,7 +21,6 @@ from control_plane.faas.types import (
     ScaleServiceRequest,
     go_json,
 )
-from control_plane.gateway_access import Credentials
 from control_plane.http import connection_problem
 from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
 from control_plane.validation import convert

@@ -8,12 +8,12 @@ from typing import Final
 from aiohttp import web
 
 from control_plane.errors import FunctionNotFound
+from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.metrics import GatewayMetrics
 from control_plane.gateway.middleware import answer_errors, require_basic_auth
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.proxy import FunctionProxy
 from control_plane.gateway.system_api import NAME_IN_PATH, SystemApi, local_name
-from control_plane.gateway_access import Credentials
 
 MAX_BODY_BYTES: Final = 512 * 2**20
 

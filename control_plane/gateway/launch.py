@@ -10,12 +10,12 @@ from pathlib import Path
 
 from yarl import URL
 
+from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.app import create_app
-from control_plane.gateway.emulation import OWN, EmulatedBehaviour
+from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
-from control_plane.gateway_access import Credentials
 from control_plane.http import serving
 from control_plane.partition.manifest import Manifest
 from functions.contract.process import (

@@ -16,7 +16,7 @@ from control_plane.errors import (
     InvocationTimeout,
     PartitionError,
 )
-from control_plane.gateway_access import Credentials
+from control_plane.faas.gateway_access import Credentials
 
 # The first class that matches decides.
 _STATUS_AND_CODE: Final = (

@@ -10,8 +10,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from control_plane.errors import FunctionUnavailable, GatewayError, InvocationTimeout
-from control_plane.gateway.emulation import EmulatedBehaviour
 from control_plane.gateway.middleware import invocation_error
+from control_plane.gateway.provider.emulation import EmulatedBehaviour
 from control_plane.gateway.provider.process import FunctionProcess
 from control_plane.gateway.provider.provider import LocalProvider
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from control_plane.api.openai.requests import parse_chat, parse_completion
 from control_plane.api.text.choice import LEAST_LOGPROB, Choice, Piece, TokenEntry
 from control_plane.api.text.codec import TextCodec
-from control_plane.engine.sequence import FinishReason, Generated, Sequence, TokenLogprob
+from control_plane.engine.state.sequence import FinishReason, Generated, Sequence, TokenLogprob
 from tests.api.test_text_codec import FALLBACK
 from tests.support.paths import DEMO_MODEL
 

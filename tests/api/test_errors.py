@@ -11,7 +11,7 @@ from yarl import URL
 
 from control_plane.app import control_plane
 from control_plane.config import ServeConfig
-from control_plane.gateway_access import GatewayAccess
+from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.partition.partitioner import partition
 from tests.support.api_server import IDLE, ApiClient, closed_port, eventually, in_thread, serving
 from tests.support.tiny_chat_model import CONTEXT_LENGTH, GRANULARITY, NAME

@@ -17,7 +17,7 @@ from control_plane.api.openai.answers import (
 )
 from control_plane.api.openai.requests import parse_chat, parse_completion
 from control_plane.api.text.choice import Alternative, Piece, TokenEntry
-from control_plane.engine.sequence import FinishReason
+from control_plane.engine.state.sequence import FinishReason
 
 STOP = FinishReason.STOP
 USAGE = usage_body(5, 3)

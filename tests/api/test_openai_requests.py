@@ -12,7 +12,7 @@ from control_plane.api.openai.requests import (
     parse_tokenize,
 )
 from control_plane.api.text.request import Chat, GenerationRequest
-from control_plane.engine.sequence import SamplingParams
+from control_plane.engine.state.sequence import SamplingParams
 from control_plane.errors import BadRequest, UnknownModel
 
 MODEL = "tiny"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.comparison.recording import Recording
+from bench.comparison.measuring.recording import Recording
 from bench.comparison.workload import workload
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.comparison_results import RUN, measured

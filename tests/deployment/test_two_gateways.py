@@ -15,7 +15,7 @@ from control_plane.config import ServeConfig
 from control_plane.deployment import failover
 from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.faas.client import Gateway
-from control_plane.gateway_access import GatewayAccess
+from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.partition.manifest import Manifest
 from tests.support.api_server import COMPLETION, ApiClient, eventually, in_thread
 from tests.support.command_line import RunningCommand, running_command

@@ -6,8 +6,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from control_plane.engine.sequence import FinishReason, Generated
-from control_plane.engine.stopwatch import StepPart
+from control_plane.engine.state.sequence import FinishReason, Generated
+from control_plane.engine.state.stopwatch import StepPart
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, OutOfCache
 from control_plane.faas.invocation import ExpertUsage

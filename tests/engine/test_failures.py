@@ -12,7 +12,7 @@ from yarl import URL
 
 from control_plane.deployment.deploy import deploy_all
 from control_plane.engine.engine import Engine
-from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import EngineError, FunctionNotFound, FunctionUnavailable, InvocationTimeout
 from control_plane.faas.client import Gateway

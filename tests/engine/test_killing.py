@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from control_plane.engine.engine import Engine
-from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.state.sequence import SamplingParams, Sequence
 from tests.support.echo_gateway import asynchronous
 from tests.support.running import served
 from tests.support.tiny_engine import idle

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import torch
 
-from control_plane.engine.sequence import Generated, SamplingParams, Sequence
+from control_plane.engine.state.sequence import Generated, SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import EngineError
 from tests.support.running import Served

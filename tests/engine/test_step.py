@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from control_plane.engine.sequence import Generated, SamplingParams, Sequence, TokenLogprob
+from control_plane.engine.state.sequence import Generated, SamplingParams, Sequence, TokenLogprob
 from control_plane.engine.stream import TokenStream
 from tests.support.running import Served
 from tests.support.tiny_engine import Reference, engine_behind, idle, random_prompt

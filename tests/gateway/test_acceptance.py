@@ -29,10 +29,10 @@ from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError
 from control_plane.faas.client import Gateway
+from control_plane.faas.gateway_access import Credentials, GatewayAccess, read_credentials
 from control_plane.faas.invoker import InvocationPolicy, Invoker
 from control_plane.gateway import embedded_gateway
-from control_plane.gateway.emulation import FAASD, OWN
-from control_plane.gateway_access import Credentials, GatewayAccess, read_credentials
+from control_plane.gateway.provider.emulation import FAASD, OWN
 from control_plane.partition.partitioner import partition
 from functions.contract.messages import Invocation
 from tests.support.api_server import ApiClient, in_thread

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from control_plane.gateway.emulation import FAASD
+from control_plane.gateway.provider.emulation import FAASD
 from tests.support.echo_client import deployment
 from tests.support.echo_gateway import asynchronous, echo_gateway
 

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from control_plane.gateway_access import Credentials
+from control_plane.faas.gateway_access import Credentials
 from tests.support.echo_client import EchoClient, deployment
 from tests.support.echo_gateway import asynchronous, echo_gateway
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.core import EngineStatus
-from control_plane.engine.stopwatch import StepPart
+from control_plane.engine.state.stopwatch import StepPart
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.observability.definitions import METRICS
 from control_plane.observability.metrics import Metrics

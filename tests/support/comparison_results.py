@@ -1,8 +1,8 @@
 """Small results of a comparison, from which a test can compute the expected figures."""
 
-from bench.comparison.recording import FunctionCalls, RunDescription, StrategyResult
-from bench.comparison.replay import RequestOutcome
-from bench.comparison.resources import Moment
+from bench.comparison.measuring.recording import FunctionCalls, RunDescription, StrategyResult
+from bench.comparison.measuring.replay import RequestOutcome
+from bench.comparison.measuring.resources import Moment
 
 RUN = RunDescription(
     workload="2 rounds",

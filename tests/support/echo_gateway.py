@@ -15,13 +15,13 @@ import psutil
 from aiohttp import web
 
 from control_plane.errors import PartitionError
+from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.app import MAX_BODY_BYTES, create_app
-from control_plane.gateway.emulation import OWN, EmulatedBehaviour
+from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
-from control_plane.gateway_access import Credentials
 from tests.support.echo_client import IMAGE, EchoClient
 
 P = ParamSpec("P")

@@ -18,7 +18,7 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.scheduling.policy import FirstComeFirstServed
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.faas.client import Gateway
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.gateway import embedded_gateway

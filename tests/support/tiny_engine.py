@@ -16,14 +16,14 @@ from control_plane.config import ServeConfig
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.prefetcher import Prefetcher
-from control_plane.engine.model.kv_cache import KVCache
 from control_plane.engine.model.loader import attach_experts, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import FairAcrossTenants
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.sequence import SamplingParams, Sequence
-from control_plane.engine.stopwatch import Stopwatch
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.sequence import SamplingParams, Sequence
+from control_plane.engine.state.stopwatch import Stopwatch
 from control_plane.engine.stream import TokenStream
 from control_plane.faas.connection import Address
 from control_plane.faas.invocation import ExpertInvoker, ResidentLimits

@@ -226,7 +226,7 @@ def test_two_servers_count_a_tenants_requests_together(
 
     from control_plane.app import control_plane
     from control_plane.config import ServeConfig
-    from control_plane.gateway_access import GatewayAccess
+    from control_plane.faas.gateway_access import GatewayAccess
 
     gateway = URL(api.status()["gateways"][0]["url"])
     with TenantStore.open(url) as store:

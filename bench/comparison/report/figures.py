@@ -6,8 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from bench.comparison.recording import FunctionCalls, Recording, StrategyResult
-from bench.comparison.resources import Bill, Moment, bill
+from bench.comparison.measuring.recording import FunctionCalls, Recording, StrategyResult
+from bench.comparison.measuring.resources import Bill, Moment, bill
 from bench.comparison.strategies.deployment import FUNCTION
 from bench.comparison.strategies.strategies import STRATEGIES
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bench.comparison.recording import Recording, StrategyResult
+from bench.comparison.measuring.recording import Recording, StrategyResult
 from bench.comparison.report.figures import Figures, figures, figures_by_size, mean_memory
 from bench.comparison.strategies.deployment import ROLES
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import jinja2
 
-from bench.comparison.recording import Recording
+from bench.comparison.measuring.recording import Recording
 from bench.comparison.report.tables import tables
 from control_plane.errors import ConfigError
 

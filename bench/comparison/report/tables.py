@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.comparison.recording import Recording, StrategyResult
+from bench.comparison.measuring.recording import Recording, StrategyResult
 from bench.comparison.report.figures import (
     NONE,
     Figures,

@@ -5,8 +5,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.comparison.replay import Endpoint
-from bench.comparison.resources import Root
+from bench.comparison.measuring.replay import Endpoint
+from bench.comparison.measuring.resources import Root
 from bench.comparison.strategies.llama_cpp_server import llama_cpp_server
 from bench.support import processes
 

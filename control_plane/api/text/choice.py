@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.request import GenerationRequest
 from control_plane.api.text.stop_strings import StopStrings
-from control_plane.engine.sequence import FinishReason, Generated, Sequence, TokenLogprob
+from control_plane.engine.state.sequence import FinishReason, Generated, Sequence, TokenLogprob
 
 LEAST_LOGPROB = -9999.0
 """OpenAI's value for an impossible token: JSON has no infinity."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from control_plane.engine.sequence import SamplingParams
+from control_plane.engine.state.sequence import SamplingParams
 
 MAX_SEED = (1 << 63) - 1
 

@@ -8,10 +8,15 @@ from pathlib import Path
 
 from control_plane.deployment.image.archive import CONFIG, INDEX, MANIFEST, json_blob, write_archive
 from control_plane.deployment.image.base import Base, python_versions, read_base
-from control_plane.deployment.image.contents import OWNER, SOURCES, block_layers, source_folder
+from control_plane.deployment.image.contents import (
+    MODEL_ANNOTATION,
+    OWNER,
+    SOURCES,
+    block_layers,
+    source_folder,
+)
 from control_plane.deployment.image.layer import Blob, layer
 from control_plane.deployment.image.packages import MACHINES, REQUIRED_PACKAGES, chosen, download, unpacked
-from control_plane.deployment.stack import MODEL_ANNOTATION
 from control_plane.errors import ConfigError, PartitionError
 from control_plane.partition.manifest import Manifest
 from functions.contract.manifest import MANIFEST_FILE

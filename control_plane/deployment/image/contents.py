@@ -5,6 +5,8 @@ from pathlib import Path
 import functions
 from control_plane.partition.manifest import Manifest
 
+MODEL_ANNOTATION = "faasmoe.model"
+"""The annotation with the partition's fingerprint."""
 SOURCES = "functions"
 """The package that runs in the image."""
 OWNER = 10001

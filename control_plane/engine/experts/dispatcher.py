@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from control_plane.engine.experts.prefetcher import Prefetcher
-from control_plane.engine.model.layers import to_numpy, to_torch
 from control_plane.engine.scheduling.interruption import Interruption
-from control_plane.engine.stopwatch import StepPart, Stopwatch
+from control_plane.engine.state.stopwatch import StepPart, Stopwatch
+from control_plane.engine.state.tensor_views import to_numpy, to_torch
 from control_plane.faas.invocation import ExpertInvoker, PendingInvocations, ResidentLimits
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, InvocationResult, Prefetch

@@ -8,13 +8,6 @@ from torch import nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from control_plane.engine.experts.dispatcher import Dispatcher, PendingExperts
-from control_plane.engine.model.attention import (
-    RaggedMixtralAttention,
-    RaggedOlmoeAttention,
-    RaggedQwen2MoeAttention,
-    RaggedQwen3MoeAttention,
-)
-from control_plane.engine.model.layers import KernelRMSNorm
 
 
 class RemoteExperts(nn.Module):
@@ -56,29 +49,3 @@ class OverlappedQwen2MoeBlock(Qwen2MoeSparseMoeBlock):
         routed = self.experts.begin(rows, selected_experts, routing_weights)
         shared: torch.Tensor = F.sigmoid(self.shared_expert_gate(rows)) * self.shared_expert(rows)
         return (routed.wait() + shared).reshape(hidden_states.shape)
-
-
-REPLACEMENTS: dict[str, dict[str, type[nn.Module]]] = {
-    "qwen2_moe": {
-        "Qwen2MoeExperts": RemoteExperts,
-        "Qwen2MoeSparseMoeBlock": OverlappedQwen2MoeBlock,
-        "Qwen2MoeAttention": RaggedQwen2MoeAttention,
-        "Qwen2MoeRMSNorm": KernelRMSNorm,
-    },
-    "qwen3_moe": {
-        "Qwen3MoeExperts": RemoteExperts,
-        "Qwen3MoeAttention": RaggedQwen3MoeAttention,
-        "Qwen3MoeRMSNorm": KernelRMSNorm,
-    },
-    "mixtral": {
-        "MixtralExperts": RemoteExperts,
-        "MixtralAttention": RaggedMixtralAttention,
-        "MixtralRMSNorm": KernelRMSNorm,
-    },
-    "olmoe": {
-        "OlmoeExperts": RemoteExperts,
-        "OlmoeAttention": RaggedOlmoeAttention,
-        "OlmoeRMSNorm": KernelRMSNorm,
-    },
-}
-"""By model type, the names of transformers' classes and the modules that replace them."""

@@ -18,9 +18,9 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeAttention
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 
-from control_plane.engine.model.kv_cache import CacheRows, KVCache
 from control_plane.engine.model.layers import apply_all
 from control_plane.engine.scheduling.chunk import Chunk
+from control_plane.engine.state.kv_cache import CacheRows, KVCache
 
 NO_MASK = "faasmoe_ragged"
 """The name of our attention in transformers, registered so that it makes no mask."""

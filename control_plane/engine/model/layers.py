@@ -14,23 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from control_plane.engine.kernels import DenseKernel, LinearLayer, load_dense_kernel
+from control_plane.engine.state.tensor_views import to_numpy, to_torch
 from control_plane.errors import PartitionError
 from functions.kernels import MAX_THREADS, ExpertShape, GatedFFNKernel, LinearShape, load_kernel
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A view of the tensor's memory; a copy only if it is not contiguous.
-
-    NumPy has no bfloat16, so the view of a bfloat16 tensor has its bits as uint16.
-    """
-    tensor = tensor.contiguous()
-    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-
-
-def to_torch(array: np.ndarray) -> torch.Tensor:
-    """The inverse of `to_numpy`: a view of the array's memory."""
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 class PackedLinear(nn.Module):

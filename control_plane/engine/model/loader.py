@@ -21,9 +21,10 @@ from transformers.monkey_patching import register_patch_mapping, unregister_patc
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from control_plane.engine.experts.dispatcher import Dispatcher
-from control_plane.engine.experts.remote_experts import REPLACEMENTS, RemoteExperts
+from control_plane.engine.experts.remote_experts import RemoteExperts
 from control_plane.engine.model import attention
 from control_plane.engine.model.layers import check_packed, replace_packed
+from control_plane.engine.model.replacements import REPLACEMENTS
 from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.dense import PACKED, packed_shapes

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.attention import RaggedBatch
-from control_plane.engine.model.kv_cache import KVCache, KVCacheShape
 from control_plane.engine.model.layers import PackedLinear
 from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.interruption import Interruption
-from control_plane.engine.stopwatch import StepPart, Stopwatch
+from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.state.stopwatch import StepPart, Stopwatch
 
 LOGITS_ROWS = 16
 """Prompt rows whose logits are computed at a time: a row of logits is as wide as the vocabulary."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from control_plane.engine.sequence import SamplingParams, Sequence, TokenLogprob
+from control_plane.engine.state.sequence import SamplingParams, Sequence, TokenLogprob
 
 LEAST_TEMPERATURE = 1e-5
 """Below this, sampling is greedy, as in vLLM: dividing by less can overflow float32."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.sequence import Sequence
 
 
 @dataclass(frozen=True)

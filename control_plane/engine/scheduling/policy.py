@@ -7,7 +7,7 @@ their virtual token counters and memory by their weights. A policy decides which
 from collections.abc import Mapping
 from typing import Protocol
 
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.sequence import Sequence
 
 
 class SchedulingPolicy(Protocol):

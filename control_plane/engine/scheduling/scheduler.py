@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
-from control_plane.engine.model.kv_cache import KVCache
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.fairness import VirtualTokenCounters, interleave
 from control_plane.engine.scheduling.policy import SchedulingPolicy
 from control_plane.engine.scheduling.preemption import Holder, victims_of_admission, victims_of_growth
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.sequence import Sequence
 
 
 @dataclass

@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 from bench.comparison import comparison, greedy, run
+from bench.comparison.measuring.recording import Recording, StrategyResult
+from bench.comparison.measuring.replay import Endpoint
 from bench.comparison.progress import ProgressListener
-from bench.comparison.recording import Recording, StrategyResult
-from bench.comparison.replay import Endpoint
 from bench.comparison.settings import RunSettings
 from bench.comparison.strategies import strategies
 from bench.comparison.strategies.deployment import Deployment, ServingSetup

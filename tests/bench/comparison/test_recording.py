@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.comparison.recording import Recording
+from bench.comparison.measuring.recording import Recording
 from control_plane.errors import ConfigError
 from tests.support.comparison_results import RUN, measured
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bench.comparison.replay import Endpoint, PromptTokens, RequestOutcome, replay
+from bench.comparison.measuring.replay import Endpoint, PromptTokens, RequestOutcome, replay
 from bench.comparison.workload.workload import WorkloadRequest
 from bench.support import requests
 from control_plane.http import serving

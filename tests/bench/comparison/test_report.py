@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.comparison.recording import Recording
+from bench.comparison.measuring.recording import Recording
 from bench.comparison.report.report import write_report
 from bench.comparison.report.tables import Table, tables
 from control_plane.errors import ConfigError

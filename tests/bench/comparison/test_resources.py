@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.comparison.resources import Meter, Moment, Root, bill, metered
+from bench.comparison.measuring.resources import Meter, Moment, Root, bill, metered
 
 BUSY = """
 import subprocess, sys

@@ -21,7 +21,7 @@ from control_plane.engine.model.sampler import (
     token_logprobs,
     token_probabilities,
 )
-from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.state.sequence import SamplingParams, Sequence
 
 VOCABULARY = 50
 

@@ -10,7 +10,7 @@ from control_plane.engine.scheduling.fairness import (
     VirtualTokenCounters,
     interleave,
 )
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.sequence import Sequence
 from tests.support.scheduling import PAGE, Simulation, advance, make_scheduler, make_sequence
 
 

@@ -11,7 +11,7 @@ from control_plane.engine.scheduling.interruption import (
     Interrupted,
     Interruption,
 )
-from control_plane.engine.sequence import SamplingParams, Sequence
+from control_plane.engine.state.sequence import SamplingParams, Sequence
 from tests.support.running import Served
 from tests.support.tiny_engine import Reference, idle, random_prompt, tokens_of, until
 

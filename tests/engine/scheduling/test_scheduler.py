@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.sequence import Sequence
 from tests.support.scheduling import advance, assert_empty, complete, make_scheduler, make_sequence
 
 Step = list[tuple[str, int, int]]

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bench.comparison.replay import RequestOutcome
-from bench.comparison.resources import Moment
+from bench.comparison.measuring.replay import RequestOutcome
+from bench.comparison.measuring.resources import Moment
 from control_plane.errors import ConfigError
 
 if TYPE_CHECKING:

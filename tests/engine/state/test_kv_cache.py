@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from control_plane.engine.model.kv_cache import CacheRows, KVCache, KVCacheShape
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.kv_cache import CacheRows, KVCache, KVCacheShape
+from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import OutOfCache
 from tests.support.scheduling import make_sequence
 

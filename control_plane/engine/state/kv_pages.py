@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.sequence import Sequence
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import accumulate
 
-from control_plane.engine.stopwatch import StepPart, Stopwatch
+from control_plane.engine.state.stopwatch import StepPart, Stopwatch
 
 
 def ticks(*seconds: float) -> Iterator[float]:

@@ -5,8 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from control_plane.engine.model.kv_pages import KVPages
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.kv_pages import KVPages
+from control_plane.engine.state.sequence import Sequence
 from tests.support.scheduling import make_sequence
 
 PAGE_SIZE = 4

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from control_plane.engine.kernels import DenseKernel, load_dense_kernel
-from control_plane.engine.model.kv_pages import KVPages
-from control_plane.engine.model.layers import to_numpy, to_torch
-from control_plane.engine.sequence import Sequence
+from control_plane.engine.state.kv_pages import KVPages
+from control_plane.engine.state.sequence import Sequence
+from control_plane.engine.state.tensor_views import to_numpy, to_torch
 from control_plane.errors import OutOfCache
 from functions.kernels import MAX_THREADS
 
