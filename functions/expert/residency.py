@@ -12,7 +12,7 @@ Whoever waited for `_one_call` with `_changed` held would keep the reader out, a
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -42,17 +42,21 @@ class Wave(NamedTuple):
     is_last: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Waves:
     """The waves of one call; each has the next of the call's experts, in ascending order."""
 
     cold: int
     """Experts of the call that were not in memory when it began."""
-    _waves: Iterator[Wave]
+    _next_wave: Callable[[], Wave]
 
     def __iter__(self) -> Iterator[Wave]:
         """Waits for experts that are being read. Raises `BlockReadError`."""
-        return self._waves
+        is_last = False
+        while not is_last:
+            wave = self._next_wave()
+            yield wave
+            is_last = wave.is_last
 
 
 class Residency:
@@ -112,7 +116,7 @@ class Residency:
                 if predicted:
                     self._cache.prefetch(predicted)
                 self._wake_reader()
-            yield Waves(cold, iter(self._next_wave, None))
+            yield Waves(cold, self._next_wave)
         finally:
             with self._changed:
                 self._cache.finish()
@@ -171,23 +175,21 @@ class Residency:
         self._file.close()
         self._memory.close()
 
-    def _next_wave(self) -> Wave | None:
-        """The call's next wave, as soon as its first expert is in memory; None at the call's end."""
+    def _next_wave(self) -> Wave:
+        """The next wave of a call that is not complete, as soon as its first expert is in memory."""
         with self._changed:
             positions = self._cache.next_wave()
             # The reader may need the place of an expert that this has just unpinned.
             self._wake_reader()
-            if not positions and self._cache.pending:
+            if not positions:
                 self._changed.wait_for(self._call_can_go_on, READ_SECONDS)
                 positions = self._cache.next_wave()
             if self._failure is not None:
                 raise self._failure
-            if positions:
-                offsets = [self._arena.offset(self._slots[position]) for position in positions]
-                return Wave(offsets, is_last=not self._cache.pending)
-            if self._cache.pending:
+            if not positions:
                 raise BlockReadError(f"{self._file.path} cannot be read: no answer in {READ_SECONDS:g} s")
-            return None
+            offsets = [self._arena.offset(self._slots[position]) for position in positions]
+            return Wave(offsets, is_last=not self._cache.pending)
 
     def _call_can_go_on(self) -> bool:
         return self._failure is not None or self._cache.has_wave
