@@ -26,6 +26,8 @@ from tests.support.api_server import (
 from tests.support.chat_fixtures import NewTenant
 from tests.support.command_line import running_command
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_is_booked(server: ApiClient, new_tenant: NewTenant, database: Path) -> None:
     names = [f"booked-{number}" for number in range(3)]

@@ -11,6 +11,8 @@ from yarl import URL
 from tests.support.api_server import IDLE, ApiClient, eventually
 from tests.support.tiny_chat_model import CONTEXT_LENGTH, END, EXPERTS, NAME
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what is on the mat?"}]

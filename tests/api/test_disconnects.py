@@ -22,6 +22,8 @@ from tests.support.api_server import (
     usage_of,
 )
 
+pytestmark = pytest.mark.slow
+
 MAX_SEQUENCES = 2
 MAX_CONCURRENCY = 8
 ENDLESS: Any = {"prompt": "the", "max_tokens": 3000, "ignore_eos": True}

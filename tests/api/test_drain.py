@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from yarl import URL
 
 from tests.support.api_server import ASK, COMPLETION, ApiClient, eventually, serving
 from tests.support.command_line import WAIT_SECONDS, RunningCommand, running_command
+
+pytestmark = pytest.mark.slow
 
 MESSAGES: Any = [{"role": "user", "content": "who sat?"}]
 

@@ -16,6 +16,8 @@ from control_plane.partition.partitioner import partition
 from tests.support.api_server import IDLE, ApiClient, closed_port, eventually, in_thread, serving
 from tests.support.tiny_chat_model import CONTEXT_LENGTH, GRANULARITY, NAME
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]

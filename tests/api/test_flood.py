@@ -23,6 +23,8 @@ from tests.support.api_server import (
     serving,
 )
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 REQUESTS = 18_000
 CONNECTIONS = 64

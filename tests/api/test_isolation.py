@@ -20,6 +20,8 @@ from tests.support.api_server import (
 from tests.support.chat_fixtures import NewTenant
 from tests.support.tiny_chat_model import NAME
 
+pytestmark = pytest.mark.slow
+
 
 def test_no_tenant_sees_another_s_anything(new_tenant: NewTenant, server: ApiClient) -> None:
     seen, curious = new_tenant("watched-one", rpm=1000), new_tenant("curious-one", rpm=8, tpm=1000)

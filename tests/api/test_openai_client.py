@@ -12,6 +12,8 @@ import torch
 from tests.support.api_server import ApiClient, add_tenant, openai_client
 from tests.support.tiny_chat_model import NAME
 
+pytestmark = pytest.mark.slow
+
 MESSAGES: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "who sat?"}]
 HOT: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 24, "temperature": 1.5, "seed": 7}
 

@@ -25,6 +25,8 @@ from tests.support.api_server import (
 from tests.support.chat_fixtures import NewTenant
 from tests.support.tiny_chat_model import NAME
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_tokens_of_the_request(new_tenant: NewTenant) -> None:
     assert new_tenant("counter").post(COMPLETION, **ASK)["usage"]["total_tokens"] == ASK_TOKENS

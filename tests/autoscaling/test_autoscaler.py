@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from yarl import URL
 
 from control_plane.autoscaling.autoscaler import Autoscaler
@@ -19,6 +20,8 @@ from tests.support.api_server import closed_port
 from tests.support.echo_gateway import asynchronous
 from tests.support.scaling_gateway import scaling_gateway
 from tests.support.tiny_engine import until
+
+pytestmark = pytest.mark.slow
 
 OWN = 100_000_000
 EXPERT = 1_000_000

@@ -12,6 +12,8 @@ from control_plane.errors import ConfigError
 from tests.support.api_server import ApiClient, completion, eventually, serving
 from tests.support.tiny_chat_model import EXPERTS
 
+pytestmark = pytest.mark.slow
+
 
 def text(api: ApiClient) -> str:
     answer = completion(api, max_tokens=12)

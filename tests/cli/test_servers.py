@@ -12,6 +12,8 @@ from control_plane.partition.manifest import Manifest
 from tests.support.api_server import closed_port
 from tests.support.command_line import error_line, faasmoe, running_command, usage_error
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def password_file(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,6 +18,8 @@ from control_plane.up import partition_of
 from tests.support.command_line import WAIT_SECONDS, faasmoe, running_command
 from tests.support.tiny_chat_model import EXPERTS
 
+pytestmark = pytest.mark.slow
+
 UP = ("--port", 0, "--gateway-port", 0, "--kv-cache-mb", 8, "--database")
 ASK = ("prompt", "the cat", "--tenant", "me", "--max-tokens", 12)
 

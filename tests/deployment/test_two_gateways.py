@@ -20,6 +20,8 @@ from control_plane.partition.manifest import Manifest
 from tests.support.api_server import COMPLETION, ApiClient, eventually, in_thread
 from tests.support.command_line import RunningCommand, running_command
 
+pytestmark = pytest.mark.slow
+
 ASK = {"prompt": "the cat sat", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
 CALLERS = 3
 

@@ -13,6 +13,8 @@ from control_plane.cli.main import main
 from tests.support.command_line import faasmoe, running_command
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "examples/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),

@@ -16,6 +16,8 @@ from control_plane.faas.invocation import ExpertUsage
 from tests.support.running import Served
 from tests.support.tiny_engine import Reference, all_tokens_of, engine_behind, greedy_answers, idle, tokens_of
 
+pytestmark = pytest.mark.slow
+
 PROMPT_LENGTHS = (1, 2, 7, 16, 40, 80, 84, 120)
 MAX_TOKENS = 64
 NUM_SEQUENCES = 64

@@ -33,6 +33,8 @@ from tests.support.tiny_engine import (
     until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def address(port: int) -> URL:
     return URL(f"http://127.0.0.1:{port}")

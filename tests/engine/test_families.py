@@ -13,6 +13,8 @@ from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_model
 from tests.support.running import sequence, served
 from tests.support.tiny_engine import greedy_answers, tokens_of
 
+pytestmark = pytest.mark.slow
+
 MAX_TOKENS = 24
 PROMPT_LENGTHS = (1, 7, 30)
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import pytest
 
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from tests.support.echo_gateway import asynchronous
 from tests.support.running import served
 from tests.support.tiny_engine import idle
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = 200
 AT_ONCE = 8

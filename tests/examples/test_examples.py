@@ -14,6 +14,8 @@ from tests.support.api_server import ApiClient, serving
 from tests.support.command_line import faasmoe
 from tests.support.paths import DEMO_MODEL, ROOT
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples"
 
 

@@ -26,7 +26,7 @@ from tests.support.expert_process import ExpertProcess
 from tests.support.loopback_server import Call, Responder, loopback_server
 from tests.support.tiny_partition import TinyPartition
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.slow
 
 
 class TwoAttempts(InvocationPolicy):

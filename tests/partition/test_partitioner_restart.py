@@ -14,6 +14,8 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import save_checkpoint, tiny_config, tiny_model
 
+pytestmark = pytest.mark.slow
+
 STOP_HALFWAY = """
 import sys
 from pathlib import Path

@@ -22,6 +22,8 @@ from tests.support.checkpoints import FAMILIES, tiny_model
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_partition import TinyPartition
 
+pytestmark = pytest.mark.slow
+
 LAYERS, EXPERTS = 3, 5
 
 

@@ -11,6 +11,8 @@ from control_plane.errors import Overloaded, QueueFull, QuotaExceeded, RetryLate
 from control_plane.tenancy.limits.admission import Admission, Allowance, Quota, Ticket
 from control_plane.tenancy.tenants import Limits, Tenant
 
+pytestmark = pytest.mark.slow
+
 MANY = 10**9
 
 

@@ -26,6 +26,8 @@ from tests.support.api_server import COMPLETION, ApiClient, in_thread
 from tests.support.command_line import error_line, faasmoe
 from tests.support.echo_gateway import asynchronous
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(weight=2.5, rpm=60, tpm=20_000, max_concurrency=8, max_context=512, max_output=64)
 MANY = 10**6
 

@@ -12,6 +12,8 @@ from bench.comparison.greedy import MAX_SHORTFALL, GreedyAnswer, shortfall
 from control_plane.errors import FaaSMoEError
 from tests.support.checkpoints import save_checkpoint, tiny_model
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 9, 3, 7], [11, 2, 40]]
 
 

@@ -16,6 +16,8 @@ from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import FAMILIES, tiny_config
 
+pytestmark = pytest.mark.slow
+
 EXPERTS, TOP_K, LAYERS, ROWS = 32, 4, 6, 256
 SKEWED_SIZES = {
     "hidden_size": 128,

@@ -27,6 +27,8 @@ from tests.support.kernels import (
     rounded,
 )
 
+pytestmark = pytest.mark.slow
+
 
 class Layer:
     """A random layer, and rows for it."""

@@ -22,6 +22,8 @@ from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_config, tiny_model
 from tests.support.tiny_partition import TinyPartition
 
+pytestmark = pytest.mark.slow
+
 DENSE = "dense.safetensors"
 
 

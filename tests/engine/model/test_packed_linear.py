@@ -29,6 +29,8 @@ from functions.kernels.packed_matrix import LinearShape, pack_matrix
 from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_model
 from tests.support.running import served
 
+pytestmark = pytest.mark.slow
+
 DENSE = "dense.safetensors"
 
 CASES: list[tuple[str, dict[str, Any]]] = [

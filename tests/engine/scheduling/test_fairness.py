@@ -13,6 +13,8 @@ from control_plane.engine.scheduling.fairness import (
 from control_plane.engine.state.sequence import Sequence
 from tests.support.scheduling import PAGE, Simulation, advance, make_scheduler, make_sequence
 
+pytestmark = pytest.mark.slow
+
 
 def counters(**service: float) -> VirtualTokenCounters:
     """Counters of tenants with this service, none of which has stopped waiting yet."""

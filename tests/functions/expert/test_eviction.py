@@ -14,6 +14,8 @@ from control_plane.partition.granularity import Granularity, default_granularity
 from functions.expert.eviction import NextUse
 from tests.support.paths import DEMO_ROUTING
 
+pytestmark = pytest.mark.slow
+
 LAYERS, EXPERTS = 6, 16
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 STEPS = 150

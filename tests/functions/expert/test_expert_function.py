@@ -26,6 +26,8 @@ from tests.conftest import StartFunction
 from tests.support.expert_process import ExpertProcess
 from tests.support.tiny_partition import TinyPartition
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
 def test_every_layer_answers_as_the_model_does(

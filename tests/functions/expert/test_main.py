@@ -20,6 +20,8 @@ from tests.conftest import StartFunction
 from tests.support.expert_process import COMMAND, ExpertProcess, expert_environment, starting_process
 from tests.support.tiny_partition import TinyPartition
 
+pytestmark = pytest.mark.slow
+
 IDLE_PRIVATE_BYTES = 30e6
 EXIT_SECONDS = 20
 

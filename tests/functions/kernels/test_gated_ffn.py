@@ -30,6 +30,8 @@ from tests.support.kernels import (
     rounded,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Call:
