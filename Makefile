@@ -31,10 +31,10 @@ demo: setup  ## three tenants ask the bundled model at the same time
 	$(BIN)/python scripts/demo.py
 
 test: setup  ## the whole test suite, with coverage
-	$(BIN)/pytest -n 2 --dist loadfile --cov
+	$(BIN)/pytest -n auto --dist loadfile --cov
 
 test-fast: setup  ## the tests without processes and models, in under a minute
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

@@ -17,8 +17,6 @@ from tests.support.expert_process import ExpertProcess, expert_process
 from tests.support.loopback_server import LoopbackServer, gateway, loopback_server
 from tests.support.tiny_partition import TinyPartition
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 POLICY = InvocationPolicy(attempt_timeout=20, deadline=30, first_backoff=0.01)
 
 

@@ -39,7 +39,7 @@ from tests.support.api_server import ApiClient, in_thread
 from tests.support.paths import DEMO_MODEL
 from tests.support.tiny_partition import TinyPartition
 
-pytestmark = [pytest.mark.gateway, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(600)]
 
 POLICY = InvocationPolicy(attempt_timeout=30, deadline=60)
 PROMPT = "And it came to pass"
