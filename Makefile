@@ -84,6 +84,6 @@ stack: setup  ## write the bundled model's stack.yml and template/ anew
 	$(BIN)/faasmoe stack partitions/demo -o stack.yml
 
 clean:  ## remove the virtual environment and everything that was built
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find control_plane functions bench scripts tests -name __pycache__ -prune -exec rm -rf {} +
 	find control_plane functions -name '*.so' -delete
