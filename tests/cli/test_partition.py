@@ -1,16 +1,11 @@
-"""The help, and the commands that need no server: their output and their errors."""
+"""`faasmoe partition` and `verify`: their output and their errors."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import click
 import pytest
-import yaml
 
-from control_plane.cli.main import main
 from control_plane.partition.manifest import Manifest
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import EXPERTS
@@ -30,45 +25,6 @@ def damaged_partition(chat_partition: Path, tmp_path: Path) -> Path:
     data[-1] ^= 1
     block.write_bytes(data)
     return folder
-
-
-@pytest.mark.parametrize("name", sorted(main.commands))
-def test_help_of_every_command(name: str) -> None:
-    result = faasmoe(name, "--help")
-    assert result.exit_code == 0
-    command = main.commands[name]
-    assert result.output.startswith(f"Usage: main {name} [OPTIONS]")
-    for parameter in command.params:
-        # The help shows an argument's name, and all spellings and the help of an option.
-        if isinstance(parameter, click.Option):
-            assert all(option in result.output for option in parameter.opts)
-            assert parameter.help
-        else:
-            assert str(parameter.name).upper() in result.output
-
-
-def test_help_lists_the_commands() -> None:
-    for flag in ("-h", "--help"):
-        result = faasmoe(flag)
-        assert result.exit_code == 0
-        assert all(f"\n  {name} " in result.output for name in main.commands)
-    assert "partition" in main.commands
-
-
-def test_help_does_not_wait_for_torch() -> None:
-    program = "import control_plane.cli.main, sys; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_version() -> None:
-    result = faasmoe("--version")
-    assert result.exit_code == 0
-    assert "0.1.0" in result.output
-
-
-def test_unknown_commands_and_options() -> None:
-    assert "No such command 'depoly'" in usage_error(faasmoe("depoly"))
-    assert "No such option '--grain'" in usage_error(faasmoe("partition", "a", "b", "--grain", 3))
 
 
 def test_partition_then_verify(chat_checkpoint: Path, tmp_path: Path) -> None:
@@ -161,36 +117,3 @@ def test_existing_out_dir(chat_checkpoint: Path, tmp_path: Path) -> None:
 def test_verify_names_what_is_damaged(damaged_partition: Path) -> None:
     message = error_line(faasmoe("verify", damaged_partition))
     assert Manifest.load(damaged_partition).blocks[1].file in message
-
-
-@pytest.mark.parametrize("command", ["verify", "stack", "gateway", "deploy", "serve"])
-def test_folders_that_are_no_partition(command: str, tmp_path: Path) -> None:
-    assert f"{tmp_path} is not a partition" in error_line(faasmoe(command, tmp_path))
-    assert "does not exist" in usage_error(faasmoe(command, tmp_path / "missing"))
-
-
-def test_stack_on_stdout(chat_partition: Path) -> None:
-    result = faasmoe("stack", chat_partition, "--gateway", "http://box:31112")
-    assert (result.exit_code, result.stderr) == (0, "")
-    stack = yaml.safe_load(result.output)
-    assert stack["provider"]["gateway"] == "http://box:31112"
-    assert list(stack["functions"]) == [block.function for block in Manifest.load(chat_partition).blocks]
-    for function in stack["functions"].values():
-        assert Path(function["handler"]).resolve() == chat_partition.resolve()
-
-
-def test_stack_in_a_file_with_all_that_faas_cli_needs(chat_partition: Path, tmp_path: Path) -> None:
-    file = tmp_path / "build" / "stack.yml"
-    result = faasmoe("stack", chat_partition, "-o", file)
-    assert (result.exit_code, result.output) == (0, "")
-    for function in yaml.safe_load(file.read_text())["functions"].values():
-        assert (file.parent / function["handler"]).resolve() == chat_partition.resolve()
-        assert (file.parent / "template" / function["lang"] / "Dockerfile").is_file()
-    assert (file.parent / "functions" / "expert" / "__main__.py").is_file()
-
-
-def test_stack_that_cannot_be_written(chat_partition: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert str(tmp_path) in error_line(
-        faasmoe("stack", chat_partition, "-o", tmp_path / "file" / "stack.yml")
-    )
