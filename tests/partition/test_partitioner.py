@@ -1,6 +1,7 @@
 """A partition has the checkpoint's weights: read back by other means, they equal the source."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -252,4 +253,4 @@ def test_manifest_describes_the_model(qwen: Path, tmp_path: Path) -> None:
         "my-model-v1-5-l00-02-e02-03",
         "my-model-v1-5-l00-02-e04",
     ]
-    assert manifest.image == f"faasmoe-expert:0.1.0-{document['fingerprint'][:12]}"
+    assert manifest.image == f"faasmoe-expert:{version('faasmoe')}-{document['fingerprint'][:12]}"
