@@ -81,14 +81,8 @@ def resources(found: dict[str, Figures]) -> Table:
             ]
         )
     columns = (
-        "strategy",
-        "CPU, all",
-        "per tenant",
-        "memory, all",
-        "per tenant",
-        "peak",
-        "paper: CPU",
-        "memory",
+        *("strategy", "CPU, all", "per tenant", "memory, all", "per tenant"),
+        *("peak", "paper: CPU", "memory"),
     )
     return Table(
         "Processor and memory",
