@@ -80,7 +80,7 @@ def bench() -> None:
     "--shape",
     default="qwen1.5-moe-mini",
     show_default=True,
-    help="Name of the dimensions of a model with random weights, from bench/support/checkpoint.py.",
+    help="Name of the dimensions of a model with random weights, from bench/support/shapes.py.",
 )
 @click.option("--model", type=FOLDER, help="Checkpoint to serve instead of random weights.")
 @click.option(
