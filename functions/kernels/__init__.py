@@ -4,8 +4,7 @@
 without it, the only kernel is "numpy". The engine's linear layers, attention and norms are in
 `control_plane.engine.kernels`, whose extension is built from the same headers.
 
-To add an instruction set, write csrc/isa/NAME.h and name it in csrc/isa/isa.h, where a comment says how. Both
-extensions and all tests then use it.
+csrc/isa/isa.h says how to add an instruction set. Both extensions and all tests then use it.
 """
 
 from .arguments import MAX_THREADS

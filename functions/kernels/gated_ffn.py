@@ -135,7 +135,7 @@ class NumpyGatedFFN(GatedFFNKernel):
 
 
 def available_isas() -> tuple[str, ...]:
-    """The kernels that this machine runs, fastest first: of "avx512", "avx2", "c" and "numpy"."""
+    """The kernels that this machine runs, fastest first. "numpy" is always the last."""
     return (*(_gated_ffn.isas() if _gated_ffn else ()), NumpyGatedFFN.name)
 
 

@@ -1,8 +1,8 @@
 """The engine's own computing: linear layers with packed weights, attention and norms, in C and in NumPy.
 
 `load_dense_kernel()` picks the fastest kernel that this machine runs. The C extension `_dense` is optional:
-without it, the only kernel is "numpy". It is built from the headers of `functions.kernels`, whose docstring
-says how to add an instruction set.
+without it, the only kernel is "numpy". It is built from the headers in functions/kernels/csrc; isa/isa.h
+there says how to add an instruction set.
 """
 
 from .c_dense import CDenseKernel, compiled_isas
@@ -13,7 +13,7 @@ __all__ = ["DenseKernel", "LinearLayer", "available_dense_isas", "load_dense_ker
 
 
 def available_dense_isas() -> tuple[str, ...]:
-    """The kernels that this machine runs, fastest first: of "avx512", "avx2", "c" and "numpy"."""
+    """The kernels that this machine runs, fastest first. "numpy" is always the last."""
     return (*compiled_isas(), NumpyDenseKernel.name)
 
 

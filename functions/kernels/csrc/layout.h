@@ -64,7 +64,11 @@ static inline int64_t tile_width(int64_t outputs, int64_t tile) {
     return rest < TILE_ROWS ? rest : TILE_ROWS;
 }
 
-/* The activations of a few rows, interleaved in the order in which a tile product reads them. */
+/* The activations of a few rows, interleaved in the order in which a tile product reads them. A dword holds
+ * one float32, two bfloat16 (the first in the low half) or four int8 values; a dword of weights holds as
+ * many, int8 weights as unsigned bytes, value + 128. int8 values share a scale per group of GROUP_STEPS
+ * steps, of which the last may be short; a group's correction is where its integer sum starts, and takes the
+ * 128 out again. */
 struct panel {
     int rows;
     int64_t steps;
@@ -85,7 +89,8 @@ ALWAYS_INLINE void panel_prefetch(const struct panel *x, int64_t step) {
 
 /* product[rows][TILE_ROWS] = panel x one tile of weights. `scales` are the tile's row scales [TILE_ROWS],
  * int8 only. Each sum runs over the steps in order, so the result of a row does not depend on the panel's
- * other rows. */
+ * other rows. An implementation handles every number of rows from 1 to its NAME_MAX_ROWS, writes all
+ * TILE_ROWS floats of each row, reads weights unaligned, and calls `panel_prefetch` once per step. */
 typedef void (*tile_product)(const struct panel *x, const uint8_t *weights, const packed_float *scales,
                              float *product);
 

@@ -1,16 +1,18 @@
 /* The instruction sets of this build.
  *
- * To add one, NAME, write isa/NAME.h, with avx2.h as the example. It defines:
+ * To add one, choose a NAME (a C identifier) and write isa/NAME.h, with avx2.h as the example. It defines:
  *
  * - TARGET_NAME: the attribute that makes the compiler use the instruction set,
- * - NAME_MAX_ROWS, an enumerator: the height of a panel, as many rows as leave enough registers for weights,
+ * - enum { NAME_MAX_ROWS = ... }: the most rows of a panel, as many as keep their sums in registers. With
+ *   narrow vectors, compute a tile in parts,
  * - NAME_runs_here(): whether this machine has the instruction set,
- * - NAME_f32(), NAME_bf16(), NAME_int8(): the tile products (tile_product in layout.h).
+ * - NAME_f32(), NAME_bf16(), NAME_int8(): the tile products, as `tile_product` in layout.h requires.
  *
- * Then include it below, and put NAME into FOR_EACH_ISA, before slower ones. Nothing else has to change: all
- * other code is plain C, which the macros here (and in dense_isa.h, for attention and norms) compile once per
- * instruction set. `available_isas()` in Python then lists NAME, and the tests run each kernel in that list
- * against torch and against its NumPy twin. */
+ * Then include it below and put NAME into FOR_EACH_ISA, both in the branch of its architecture, before those
+ * that `make bench-kernels` shows to be slower. Nothing else has to change: all other code is plain C, which
+ * the macros here (and in control_plane/engine/kernels/csrc/dense_isa.h, for attention and norms) compile
+ * once per instruction set. `available_isas()` in Python then lists NAME, and the tests run each kernel in
+ * that list against torch and against the NumPy kernel. */
 
 #ifndef FAASMOE_ISA_H
 #define FAASMOE_ISA_H
