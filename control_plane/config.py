@@ -49,7 +49,7 @@ class ServeConfig:
     max_batch_tokens: _Count = 512
     """Most tokens in one engine step. Longer prompts are computed in chunks of this size."""
     max_sequences: _Count = 32
-    """Most sequences that run at the same time. More have to wait."""
+    """Most sequences of one step. Others pause or wait."""
     max_queued: _Count = 1024
     """Most sequences of all tenants together that wait or run. Requests for more are refused."""
     max_queued_per_tenant: _Count = 128

@@ -36,7 +36,7 @@ def main() -> None:
     """Serve a Mixture-of-Experts model with its routed experts as OpenFaaS functions.
 
     \b
-    Try it on this machine, with everything in one process:
+    Try it on this machine, with one command:
       faasmoe up models/demo
       faasmoe prompt "Write a function that sorts a list"
 

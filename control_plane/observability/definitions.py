@@ -102,7 +102,7 @@ _DEFINITIONS = (
     Definition("counter", "request_success", "Choices answered in full.", ("finished_reason",)),
     Definition("counter", "request_failure", "Errors, by HTTP status.", ("status",)),
     # The engine.
-    Definition("gauge", "num_requests_running", "Sequences in the batch."),
+    Definition("gauge", "num_requests_running", "Sequences that hold memory, paused ones included."),
     Definition("gauge", "num_requests_waiting", "Sequences in the queue."),
     Definition("gauge", "kv_cache_usage_perc", "Share of the KV cache's pages in use, from 0 to 1."),
     Definition("counter", "steps", "Batches computed."),
