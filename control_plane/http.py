@@ -96,7 +96,7 @@ class _Connections:
         self._waiting[connection] = transport
         if len(self._waiting) + len(self._busy) > self._max_connections:
             oldest = self._waiting.pop(next(iter(self._waiting)))  # Perhaps the new one.
-            # Not close(), which would first wait for the peer to read what was sent.
+            # Not close(), which would first wait for the peer to read all data.
             assert isinstance(oldest, asyncio.Transport)
             oldest.abort()
 

@@ -18,7 +18,7 @@ from tests.support.tiny_chat_model import EXPERTS
 
 @pytest.fixture
 def checkpoint(chat_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of the checkpoint that a test may damage."""
+    """A copy of the checkpoint, for tests that damage it."""
     return Path(shutil.copytree(chat_checkpoint, tmp_path / "model"))
 
 
@@ -55,7 +55,7 @@ def test_help_lists_the_commands() -> None:
     assert "partition" in main.commands
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     program = "import control_plane.cli.main, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -164,7 +164,7 @@ def test_verify_names_what_is_damaged(damaged_partition: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["verify", "stack", "gateway", "deploy", "serve"])
-def test_folders_that_are_no_partition(command: str, tmp_path: Path) -> None:
+def test_folders_that_are_not_partitions(command: str, tmp_path: Path) -> None:
     assert f"{tmp_path} is not a partition" in error_line(faasmoe(command, tmp_path))
     assert "does not exist" in usage_error(faasmoe(command, tmp_path / "missing"))
 
@@ -179,7 +179,7 @@ def test_stack_on_stdout(chat_partition: Path) -> None:
         assert Path(function["handler"]).resolve() == chat_partition.resolve()
 
 
-def test_stack_in_a_file_with_all_that_faas_cli_needs(chat_partition: Path, tmp_path: Path) -> None:
+def test_stack_in_a_file_also_writes_the_template(chat_partition: Path, tmp_path: Path) -> None:
     file = tmp_path / "build" / "stack.yml"
     result = faasmoe("stack", chat_partition, "-o", file)
     assert (result.exit_code, result.output) == (0, "")
