@@ -85,7 +85,7 @@ class Scraped:
         self.metrics = Metrics("demo", lambda: self.status, self.functions, lambda: self.memory, self.actions)
 
     def value(self, name: str, with_tenants: bool = False, **labels: str) -> float | None:
-        """The value of the sample with that name and these labels; None if there is none."""
+        """The value of the sample with that name and exactly these labels and the model's, or None."""
         wanted = {"model_name": "demo", **labels}
         found = [s.value for s in self.samples(with_tenants) if (s.name, s.labels) == (name, wanted)]
         assert len(found) <= 1

@@ -210,7 +210,7 @@ def test_accounts_of_many_tenants_are_dropped() -> None:
     assert (admission.remembered, admission.live_requests, admission.live_sequences) == (0, 0, 0)
 
 
-def test_an_account_stays_small_after_many_requests() -> None:
+def test_the_account_of_one_busy_tenant_is_dropped() -> None:
     admission, who = Admission(MANY, MANY), tenant(rpm=10**6, tpm=10**6)
     for number in range(20_000):
         admission.release(admission.admit(who, 1, 9, number / 1000), 5, number / 1000)

@@ -112,7 +112,7 @@ def test_a_failed_booking_raises_and_later_ones_are_written(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3 + ["ERROR"]
 
 
-def test_a_cancelled_caller_does_not_affect_others(path: Path) -> None:
+def test_a_failed_booking_does_not_affect_other_callers(path: Path) -> None:
     execute(path, REFUSE_BOB)
 
     async def book() -> list[BaseException | None]:
