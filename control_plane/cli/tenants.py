@@ -20,7 +20,7 @@ UNLIMITED = "none"
 
 
 class _Name(click.ParamType[str]):
-    """A tenant's name."""
+    """A tenant's name, checked by `check_name`."""
 
     name = "name"
 

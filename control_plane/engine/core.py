@@ -34,7 +34,7 @@ class EngineStatus:
     preemptions: int
     """Number of times that a sequence had to give up its memory."""
     steps: int
-    """Completed steps."""
+    """Number of completed steps."""
     step_seconds: Mapping[StepPart, float]
     """Seconds that each part of all steps took."""
 

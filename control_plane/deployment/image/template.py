@@ -23,7 +23,7 @@ welcome_message: |
 """
 
 _DOCKERIGNORE = """\
-# The control plane's part of the partition, and what was compiled for another machine.
+# The control plane's part of the partition, and files that were compiled for another machine.
 function/dense.safetensors
 **/__pycache__
 **/*.so
@@ -76,7 +76,7 @@ def dockerfile(manifest: Manifest) -> str:
 
 
 def write_template(manifest: Manifest, folder: Path) -> None:
-    """Write the folders that faas-cli needs beside the stack file: `template/` and `functions/`.
+    """Write the folders that faas-cli needs next to the stack file: `template/` and `functions/`.
 
     Files of an earlier call are replaced. Raises `PartitionError` if they cannot be written.
     """
