@@ -126,7 +126,7 @@ class EngineCore:
                 self._fail_batch(batch, error)
             return []
         except Exception:
-            # The edge of the thread: whatever is wrong with this batch, the next one is served.
+            # The edge of the thread: an unexpected error in this batch must not stop the next one.
             logger.exception("a step failed")
             self._fail_batch(batch, EngineError("internal error"))
             return []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """One request that has ended, in whatever way. Times in seconds."""
+    """A request that has ended, with or without an error. Times are in seconds."""
 
     tenant: str
     request_id: str

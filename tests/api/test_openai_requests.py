@@ -74,7 +74,7 @@ def test_every_field_reaches_the_engine() -> None:
         ("stream", [True, False, None], [True, False, False]),
     ],
 )
-def test_values(parse: Any, field: str, values: list[Any], read: list[Any]) -> None:
+def test_accepted_values(parse: Any, field: str, values: list[Any], read: list[Any]) -> None:
     assert [getattr(parse(**{field: value}), field) for value in values] == read
 
 
@@ -281,7 +281,7 @@ def test_stream_options() -> None:
         assert refusal.param == f"stream_options.{next(iter(wrong))}"
 
 
-def test_the_answers_to_a_prompt_have_seeds_of_their_own() -> None:
+def test_each_answer_to_a_prompt_has_its_own_seed() -> None:
     request = completion(n=3, seed=(1 << 63) - 1)
     assert [request.sampling_params(1, choice).seed for choice in range(3)] == [(1 << 63) - 1, 0, 1]
     assert [completion(n=2).sampling_params(1, choice).seed for choice in range(2)] == [None, None]

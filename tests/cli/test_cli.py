@@ -158,7 +158,7 @@ def test_existing_out_dir(chat_checkpoint: Path, tmp_path: Path) -> None:
     assert message == f"{tmp_path} exists already: remove it, or choose another folder"
 
 
-def test_verify_names_what_is_damaged(damaged_partition: Path) -> None:
+def test_verify_names_damaged_files(damaged_partition: Path) -> None:
     message = error_line(faasmoe("verify", damaged_partition))
     assert Manifest.load(damaged_partition).blocks[1].file in message
 

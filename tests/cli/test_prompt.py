@@ -68,7 +68,7 @@ def test_a_raw_prompt_is_continued(api: ApiClient) -> None:
     assert faasmoe("prompt", "the cat", *ASK, "--raw", "--server", api.url).stdout == text + "\n"
 
 
-def test_a_seed_makes_a_hot_answer_repeatable(api: ApiClient) -> None:
+def test_a_seed_makes_a_sampled_answer_repeatable(api: ApiClient) -> None:
     def answer(seed: int) -> str:
         hot = ("--temperature", 2, "--seed", seed, "--server", api.url)
         return faasmoe("prompt", "the cat", "--tenant", "me", "--max-tokens", 24, *hot).stdout

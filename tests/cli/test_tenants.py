@@ -300,7 +300,7 @@ def test_usage_since(used: Path, since: str, requests: int) -> None:
     assert usage["requests"] == requests
 
 
-def test_usage_since_later(used: Path) -> None:
+def test_no_usage_since_a_future_date(used: Path) -> None:
     assert json.loads(run(used, "usage", "--json", "--since", "2999-01-01")) == []
     assert json.loads(run(used, "usage", "--json", "--tenant", "bob", "--since", "2999-01-01")) == []
 

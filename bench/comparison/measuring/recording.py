@@ -117,7 +117,7 @@ class Recording:
     def refuse_results(folder: Path) -> None:
         """Raises `ConfigError` if the folder has results."""
         if (folder / RUN_FILE).exists():
-            raise ConfigError(f"{folder} has results already: --resume goes on with them")
+            raise ConfigError(f"{folder} has results already: --resume continues their run")
 
     @classmethod
     def load(cls, folder: Path) -> "Recording":

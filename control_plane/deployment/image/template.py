@@ -42,7 +42,7 @@ RUN gcc -O3 -std=c11 -pthread -fPIC -shared $(python3-config --includes) gated_f
 
 FROM python:3.11-slim
 RUN pip install --no-cache-dir {requirements}
-# A number, since Kubernetes cannot tell whether a user's name is root's.
+# A number, since Kubernetes cannot check that a user given by name is not root.
 RUN useradd --uid 10001 --create-home --home-dir /home/app app
 USER 10001
 WORKDIR /home/app
