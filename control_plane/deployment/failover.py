@@ -81,7 +81,7 @@ class Failover:
         except ConfigError as error:
             if gateway not in self._reported:
                 self._reported.add(gateway)
-                logger.error("%s and its %d functions are unreachable: %s", gateway.url, len(lost), error)
+                logger.error("%s is unreachable; %d functions cannot move: %s", gateway.url, len(lost), error)
             return
         for target, names in zip(present, places, strict=True):
             for name in names:
