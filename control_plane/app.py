@@ -196,7 +196,7 @@ async def _started(engine: Engine) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _drained(drain: Drain, seconds: float) -> AsyncIterator[None]:
-    """When the context ends, running requests have this long to finish, or until a second signal."""
+    """When the context ends, running requests may finish for `seconds`, or until a second signal."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The control plane's settings: the command line's options over a YAML file's over the defaults."""
+"""The control plane's settings: options of the command line, then a YAML file's, then defaults."""
 
 import ipaddress
 import sys
@@ -20,7 +20,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: tuple[str, ...] = get_args(LogLevel)
 
 _MAX_INTEGER = 2**63 - 1
-_MAX_FLOAT = sys.float_info.max  # All but infinity.
+_MAX_FLOAT = sys.float_info.max  # Excludes infinity.
 _Port = Annotated[int, Meta(ge=0, le=65535, description="a whole number from 0 to 65535")]
 _Count = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description="a whole number above zero")]
 _CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INTEGER, description="a whole number, zero or more")]
@@ -59,7 +59,7 @@ class ServeConfig:
     prefetch: bool = True
     """Whether to predict experts and prefetch them in functions whose memory limit is below their size."""
     kv_cache_mb: _Count = 512
-    """Most memory for the attention's keys and values, in MB (2^20 bytes). It is allocated as it is used."""
+    """Most memory for the attention's keys and values, in MB (2^20 bytes). It is allocated on first use."""
     memory_budget: _Bytes | None = None
     """Most memory of the control plane and all functions together, in bytes. None is no limit."""
     idle_timeout: _Seconds = 900.0
@@ -95,13 +95,13 @@ class ServeConfig:
                 f"{self.max_batch_tokens}: a step has a row for each sequence that runs, and some for prompts"
             )
         if self.open and not is_loopback(self.host):
-            raise ConfigError(f"open: whoever reaches {self.host} would be served; it needs a loopback host")
+            raise ConfigError(f"open: a server without keys must listen on loopback, not on {self.host}")
 
     @classmethod
     def load(
         cls, path: Path | None, overrides: Mapping[str, Any], open_on_loopback: bool = False
     ) -> "ServeConfig":
-        """Read the file, if there is one, and apply those overrides that are not None.
+        """Read the file, if there is one, and apply the overrides that are not None. Raises `ConfigError`.
 
         With `open_on_loopback`, a server on a loopback host is open unless `open` is set.
         """

@@ -28,7 +28,7 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
 def partial_folder(target: Path) -> Iterator[Path]:
     """Write a folder that either exists completely or not at all.
 
-    Yields an empty folder beside `target`. If the block succeeds, its files are flushed to disk (fsync) and
+    Yields an empty folder next to `target`. If the block succeeds, its files are flushed to disk (fsync) and
     the folder is renamed to `target`; otherwise it is removed. Files of an earlier run that was killed are
     removed first. Raises `PartitionError` if `target` exists, if another run is writing it, or if writing
     fails.

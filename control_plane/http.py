@@ -95,8 +95,8 @@ class _Connections:
     def opened(self, connection: web.RequestHandler, transport: asyncio.BaseTransport) -> None:
         self._waiting[connection] = transport
         if len(self._waiting) + len(self._busy) > self._max_connections:
-            oldest = self._waiting.pop(next(iter(self._waiting)))  # Perhaps the new one.
-            # Not close(), which would first wait for the peer to read what was sent.
+            oldest = self._waiting.pop(next(iter(self._waiting)))  # It may be the new one.
+            # Not close(), which would first wait for the peer to read all data.
             assert isinstance(oldest, asyncio.Transport)
             oldest.abort()
 

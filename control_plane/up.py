@@ -39,7 +39,7 @@ async def running(
 
 
 def partition_of(model: Path, say: Callable[[str], object]) -> Path:
-    """The partition of a model: `model` itself if it is one, else the folder beside it, made if missing.
+    """The folder of a model's partition: `model` itself, or MODEL.faasmoe, which is made if it is missing.
 
     Raises `PartitionError`, also for a partition that is older than the model.
     """
@@ -48,7 +48,7 @@ def partition_of(model: Path, say: Callable[[str], object]) -> Path:
     folder = model.absolute().with_name(model.absolute().name + ".faasmoe")
     if folder.exists() and _newest(model) > (folder / MANIFEST_FILE).stat().st_mtime:
         raise PartitionError(
-            f"{model} has changed since {folder} was made of it: remove that to have it made anew"
+            f"{model} has changed after its partition was made: remove {folder} to partition it again"
         )
     if not folder.exists():
         say(f"partitioning {model} into {folder}")

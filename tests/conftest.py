@@ -1,4 +1,4 @@
-"""What several test files share: tiny partitions, and the processes of expert functions."""
+"""Fixtures of several test files: tiny partitions, and the processes of expert functions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -17,14 +17,14 @@ pytest_plugins = ["tests.support.chat_fixtures", "tests.support.engine_fixtures"
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
 
-# What a developer may have set is not for tests.
+# Variables that a developer may have set, and that tests must not see.
 SETTINGS = ("OPENFAAS_URL", "FAASMOE_URL", "FAASMOE_API_KEY")
 
 StartFunction = Callable[..., ExpertProcess]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """For tests/gateway/test_acceptance.py against a gateway that is there already."""
+    """Add options that run tests/gateway/test_acceptance.py against an existing gateway."""
     group = parser.getgroup("gateway")
     group.addoption("--gateway", metavar="URL", help="Run the acceptance of gateways against this one.")
     group.addoption("--gateway-user", default="admin")
@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For this process and all that tests start: no address or key, and tenants in a file of the tests'."""
+    """Environment of all tests and their processes: no address or key, and a temporary database."""
     with pytest.MonkeyPatch.context() as patch:
         for name in SETTINGS:
             patch.delenv(name, raising=False)
@@ -44,7 +44,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def partitions(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, TinyPartition]:
-    """A partition for each dtype. Its three functions have 2, 2 and 1 of the 5 experts, of all 3 layers."""
+    """A partition for each dtype. Its three functions have 2, 2 and 1 of the 5 experts of all 3 layers."""
     folder = tmp_path_factory.mktemp("partitions")
     return {
         dtype: TinyPartition.make(folder / dtype, dtype, Granularity(2, 3))
@@ -54,20 +54,20 @@ def partitions(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, TinyPar
 
 @pytest.fixture(scope="session")
 def tiny(partitions: Mapping[str, TinyPartition]) -> TinyPartition:
-    """The partition in float32."""
+    """The tiny partition in float32."""
     return partitions["f32"]
 
 
 @pytest.fixture(scope="session")
 def function(tiny: TinyPartition) -> Iterator[ExpertProcess]:
-    """A process of its first function, for tests that do not mind what others have asked it."""
+    """A process of the first function of `tiny`, shared by tests that do not depend on earlier requests."""
     with expert_process(tiny.folder, tiny.functions[0]) as process:
         yield process
 
 
 @pytest.fixture
 def start_function() -> Iterator[StartFunction]:
-    """Starts `expert_process(...)` for one test, and ends it after."""
+    """A function like `expert_process` that starts processes for one test. They end with the test."""
     with ExitStack() as stack:
 
         def start(partition: Path, function: str, **options: Any) -> ExpertProcess:

@@ -1,4 +1,4 @@
-"""ServeConfig: the config file, the command line's overrides, and one clear error for a bad setting."""
+"""ServeConfig: the config file, overrides by the command line, and errors that name the setting."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def test_defaults() -> None:
     assert ServeConfig.load(None, NO_OVERRIDES) == ServeConfig()
 
 
-def test_the_command_line_overrides_the_file_which_overrides_the_defaults(file: Path) -> None:
+def test_the_command_line_overrides_the_file_and_the_file_overrides_defaults(file: Path) -> None:
     file.write_text("port: 9000\nthreads: 3\ninvocation_timeout: 5\n")
     config = ServeConfig.load(file, {**NO_OVERRIDES, "port": 9001, "threads": 0})
     assert config == ServeConfig(port=9001, threads=0, invocation_timeout=5)
@@ -40,7 +40,7 @@ def test_an_empty_file_sets_nothing(file: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["prot", "kv-cache-mb", "1"])
-def test_unknown_settings_are_named_with_the_known_ones(file: Path, name: str) -> None:
+def test_the_error_for_an_unknown_setting_lists_the_known_ones(file: Path, name: str) -> None:
     message = refusal(file, f"{name}: 1")
     assert message.startswith(f"{file}: unknown setting ")
     assert name in message
@@ -198,7 +198,7 @@ def test_a_file_that_is_not_yaml_is_reported_in_one_line(file: Path, text: str) 
 
 
 @pytest.mark.parametrize("text", ["just text", "- port", "5"])
-def test_yaml_that_holds_no_settings(file: Path, text: str) -> None:
+def test_yaml_that_is_not_a_mapping(file: Path, text: str) -> None:
     assert refusal(file, text) == f"{file} must hold settings, one `name: value` a line"
 
 

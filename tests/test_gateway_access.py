@@ -1,4 +1,4 @@
-"""A gateway's address and credentials."""
+"""Addresses and credentials of gateways."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""The undocumented parts of aiohttp that `control_plane.http` builds on are as it expects them.
+"""The undocumented parts of aiohttp that `control_plane.http` uses still exist.
 
-A failure here means that aiohttp has changed: adapt `control_plane/http.py`, then the pin in setup.cfg.
+A failure means that aiohttp has changed: adapt `control_plane/http.py`, then the pin in setup.cfg.
 tests/api/test_http_edge.py tests the behaviour.
 """
 
@@ -34,12 +34,12 @@ def test_an_overridden_method_has_the_expected_parameters(
 
 
 @pytest.mark.parametrize("option", ["loop", "keepalive_timeout", "access_log"])
-def test_a_connection_takes_the_options_that_are_set(option: str) -> None:
+def test_a_connection_accepts_the_options(option: str) -> None:
     assert option in inspect.signature(web.RequestHandler).parameters
 
 
 @pytest.mark.parametrize("path", ["/", "/nowhere"])
-def test_every_request_passes_the_connections_bookkeeping(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_request_is_counted(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """aiohttp calls the replaced `request_handler`, and `finish_response` for each response."""
     seen: list[str] = []
 

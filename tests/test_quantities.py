@@ -1,4 +1,4 @@
-"""Amounts as people write them."""
+"""Amounts with units: bytes and durations."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_bytes(text: str, nbytes: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "GB", "6G", "-6GB", "6 GB or so", "6e9", "1,5GB", "nan", "٦GB", "9" * 40]
 )
-def test_what_is_no_amount_of_bytes(text: str) -> None:
+def test_bad_amounts_of_bytes(text: str) -> None:
     with pytest.raises(ConfigError, match="expected bytes, such as 6GB"):
         parse_bytes(text)
 
@@ -40,12 +40,12 @@ def test_what_is_no_amount_of_bytes(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90.0), ("15m", 900.0), ("1h30m", 5400.0), ("1.5s", 1.5), ("250ms", 0.25)]
 )
-def test_durations_are_those_of_go(text: str, seconds: float) -> None:
+def test_durations_in_go_s_notation(text: str, seconds: float) -> None:
     assert parse_duration(text) == parse_seconds(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "15", "m", "-5m", "5 m", "5m!", "1d", "0s"])
-def test_other_durations_are_refused(text: str) -> None:
+def test_bad_durations(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a duration"):
         parse_duration(text)
 
@@ -56,6 +56,6 @@ def test_seconds_need_no_unit(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nan", "inf", "-1", "1e3", "60 seconds"])
-def test_what_is_no_time(text: str) -> None:
+def test_bad_seconds(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a duration"):
         parse_seconds(text)

@@ -1,4 +1,4 @@
-"""Imports go one way, and every error is drawn and has a status."""
+"""Imports go one way, folders stay small, and every error is documented and has a status."""
 
 import ast
 import re
@@ -33,13 +33,13 @@ LAYERS = (
     ("control_plane.cli", "control_plane.__main__"),
     ("bench.micro", "bench.memory_limit"),
 )
-"""Each may import itself and what stands above it."""
+"""The parts of the program. Each may import itself and the parts above it."""
 
 OURS = {"control_plane", "functions", "bench"}
 
 
 def imports(package: str) -> list[tuple[str, str]]:
-    """(importing module, what it imports) for everything below a folder, also inside functions.
+    """(importing module, imported name) for all imports below a folder, also inside functions.
 
     `from a import b` counts as a.b, whether b is a module of a or a name in it.
     """
@@ -69,7 +69,7 @@ def is_in(name: str, package: str) -> bool:
 
 
 def layer(name: str) -> int:
-    """Where in LAYERS a module, or a name in it, stands."""
+    """The index in LAYERS of a module, or of a name in it."""
     found = [number for number, packages in enumerate(LAYERS) if any(is_in(name, p) for p in packages)]
     assert found, f"{name} has no place in LAYERS"
     return found[0]
@@ -94,7 +94,7 @@ def test_no_folder_has_too_many_modules() -> None:
 
 
 def modules_by_folder(package: str) -> dict[Path, list[Path]]:
-    """The modules of each folder below a package; of tests, the files with tests."""
+    """The modules of each folder below a package; in `tests`, only the files with tests."""
     found: dict[Path, list[Path]] = {}
     for path in (ROOT / package).rglob("test_*.py" if package == "tests" else "*.py"):
         if path.name != "__init__.py":
@@ -103,7 +103,7 @@ def modules_by_folder(package: str) -> dict[Path, list[Path]]:
 
 
 def test_no_folders_import_each_other_in_a_circle() -> None:
-    """Neither the folders, nor the parts of the program that LAYERS lists."""
+    """This holds for folders, and for the parts that LAYERS lists."""
     assert circles(imports_between(folder_of)) == []
     assert circles(imports_between(part_of)) == []
 
@@ -118,12 +118,12 @@ def folder_of(name: str) -> str:
 
 
 def part_of(name: str) -> str:
-    """The entry of LAYERS that has a module."""
+    """The entry of LAYERS that contains a module."""
     return next(part for parts in LAYERS for part in parts if is_in(name, part))
 
 
 def imports_between(group: Callable[[str], str]) -> dict[str, set[str]]:
-    """Which groups of modules each group imports from, other than itself."""
+    """The other groups of modules that each group imports from."""
     graph: dict[str, set[str]] = {}
     for package in sorted(OURS):
         for importer, name in imports(package):
@@ -147,20 +147,20 @@ def circles(graph: Mapping[str, set[str]]) -> list[set[str]]:
     return found
 
 
-def test_functions_need_little() -> None:
-    """Their folder alone is the image; torch would be 150 MB for each of them."""
+def test_functions_import_few_packages() -> None:
+    """The image has only their folder and small packages; torch would take 150 MB in each function."""
     roots = {name.split(".")[0] for _, name in imports("functions")}
     assert roots - sys.stdlib_module_names == {"functions", "numpy", "httptools"}
 
 
-def test_the_engine_knows_faas_by_one_protocol() -> None:
+def test_the_engine_imports_only_the_protocol_of_faas() -> None:
     faas = {name for _, name in imports("control_plane/engine") if is_in(name, "control_plane.faas")}
     assert faas
     assert all(is_in(name, "control_plane.faas.invocation") for name in faas)
 
 
-def test_the_benchmarks_stay_outside() -> None:
-    """They use the API, except for those that measure the engine's kernels."""
+def test_benchmarks_do_not_import_the_control_plane_s_internals() -> None:
+    """The comparison uses the HTTP API; only the benchmarks of kernels import the engine."""
     names = {name for _, name in imports("bench")}
     assert names
     names = {name for name in names if not is_in(name, "control_plane.engine.kernels")}
@@ -175,8 +175,8 @@ def test_every_error_has_a_status() -> None:
     assert set(KINDS) == set(error_classes())
 
 
-def test_the_errors_are_drawn_as_they_are() -> None:
-    """The tree in the module's docstring: each line is a class, indented below its parent."""
+def test_the_tree_of_errors_is_up_to_date() -> None:
+    """The module's docstring has the tree of errors: each line is a class, indented below its parent."""
     drawn: dict[str, str] = {}
     path: list[str] = []
     for indent, name in re.findall(

@@ -1,4 +1,4 @@
-"""Data from outside: what fits is returned, and what does not is named in plain English."""
+"""Validation of data from outside: valid data is returned, and errors name the field and the problem."""
 
 from typing import Annotated, Literal
 
@@ -35,7 +35,7 @@ class Outer(Struct, forbid_unknown_fields=True):
     inner: Inner | None = None
 
 
-def test_what_fits_is_returned() -> None:
+def test_valid_data_is_returned() -> None:
     outer = convert({"number": 1, "inner": {"count": 3, "by_layer": {"1": [2]}}}, Outer)
     assert outer == Outer(1.0, Inner(count=3, by_layer={1: [2]}))
 
@@ -69,11 +69,11 @@ def test_what_fits_is_returned() -> None:
         ({"number": 1, "inner": {"either": "bad"}}, "inner", "either: is bad"),
     ],
 )
-def test_what_does_not_fit_is_named(data: object, path: str, problem: str) -> None:
+def test_errors_name_the_field_and_the_problem(data: object, path: str, problem: str) -> None:
     with pytest.raises(Invalid) as caught:
         convert(data, Outer)
     assert (caught.value.path, caught.value.problem) == (path, problem)
 
 
-def test_numbers_as_text_where_that_is_allowed() -> None:
+def test_lax_numbers_may_be_text() -> None:
     assert convert({"number": "1.5"}, Outer, lax_numbers=True).number == 1.5

@@ -43,7 +43,7 @@ class Task:
     experts_per_function: int | None = None
     """Experts of one layer in each function."""
     memory_budget: int | None = None
-    """Bytes."""
+    """Memory budget of FaaSMoE in bytes; None is no budget."""
 
     @property
     def title(self) -> str:
@@ -61,7 +61,7 @@ class Comparison:
     """The setup and the workload that all strategies have in common."""
 
     setup: ServingSetup
-    """Its `partition` has the default granularity."""
+    """The setup of a strategy; its `partition` has the default granularity."""
     workload: Sequence[WorkloadRequest]
     tokens: PromptTokens
     seed: int

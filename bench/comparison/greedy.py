@@ -19,7 +19,7 @@ import click
 from control_plane.errors import FaaSMoEError
 
 MAX_SHORTFALL = 0.25
-"""In standard deviations. A wrong expert causes more than 1, rounding about 0.05."""
+"""Largest accepted shortfall, in standard deviations. A wrong expert causes over 1, rounding about 0.05."""
 CHECK_SECONDS = 600.0
 """Time limit for one check."""
 

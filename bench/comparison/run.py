@@ -50,7 +50,7 @@ def begin(settings: RunSettings, folder: Path, listener: ProgressListener) -> No
 
 
 def resume(folder: Path, listener: ProgressListener) -> None:
-    """Measure what is missing of a run, with the settings that it began with. Raises `FaaSMoEError`."""
+    """Measure the missing strategies of a run, with its recorded settings. Raises `FaaSMoEError`."""
     recording = Recording.load(folder)
     settings = RunSettings(**recording.run.settings)
     requests = workload.read(folder / WORKLOAD_FILE)

@@ -35,7 +35,7 @@ class RunSettings:
     """Function sizes to measure FaaSMoE-Shared with, besides the default."""
     threads: int
     idle_timeout: float
-    """Seconds."""
+    """Seconds without a call before a function is scaled to zero."""
     memory_budget: int | None
     """Bytes; if set, FaaSMoE-Shared is also measured within this budget."""
     llama_server: str | None

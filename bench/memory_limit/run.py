@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 LIMITS = f"{scenarios.NO_LIMIT},16GB,8GB,5GB"
 SHAPE = ["--shape", "qwen1.5-moe-a2.7b", "--router-skew", "1.0", "--dtype", "int8", "--dense-dtype", "int8"]
 GRANULARITY = ["--experts-per-function", "60", "--layers-per-function", "2"]
-"""Twelve functions."""
+"""Granularity of the partition, which has twelve functions."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Bench:
     load: DecodeLoad
 
     async def run(self, to_measure: Sequence[Scenario], results: Results) -> None:
-        """Keep each result as soon as it is measured. If a scenario fails, its results say why."""
+        """Store each result when it is measured. If a scenario fails, its results contain the error."""
         blocks = sorted((self.partition / "blocks").iterdir())
         machine = Machine(0.0, 0.0)
         for scenario in to_measure:

@@ -21,7 +21,7 @@ class Scenario:
     """One system under one memory limit."""
 
     system: str
-    """One of TITLES."""
+    """The system to measure: a key of `TITLES`."""
     limit: str
     """A size, such as "5GB", or NO_LIMIT."""
     sequences: tuple[int, ...]

@@ -61,10 +61,10 @@ class Pause:
 
 @dataclass
 class BudgetRun:
-    """What was measured."""
+    """The measurements of a run with one memory budget."""
 
     budget: int
-    """Bytes."""
+    """Memory budget in bytes."""
     samples: Sequence[Sample]
     pauses: list[Pause] = field(default_factory=list)
     answered: int = 0

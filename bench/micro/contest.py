@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 Runs = dict[str, Callable[[int], object]]
-"""By implementation: a function that computes once with copy i of the weights."""
+"""Functions by name of the implementation. A call with i computes once with copy i of the weights."""
 
 
 def measure(runs: Runs, copies: int, rounds: int) -> dict[str, float]:

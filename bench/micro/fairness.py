@@ -203,7 +203,7 @@ def bound(prompt_tokens: int, output_tokens: int) -> float:
 
 
 def p95(values: list[float]) -> float:
-    """The 95th percentile."""
+    """The 95th percentile of at least two values."""
     return quantiles(values, n=20, method="inclusive")[-1]
 
 

@@ -26,7 +26,7 @@ ROUNDS = 31
 UNCACHED_BYTES = 450_000_000
 
 Results = dict[tuple[str, int], dict[str, float]]
-"""By (weight dtype, rows): the median time of each implementation for one expert, in seconds."""
+"""Median seconds for one expert by implementation, for each (weight dtype, rows)."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from functions.kernels.packed_matrix import pack_matrix
 
 INPUTS = 2048
 LAYERS = {"attention": (2048, (1, 6, 32, 512)), "head": (151936, (1, 6, 32))}
-"""By name: number of outputs, and numbers of rows."""
+"""The measured layers by name: number of outputs, and numbers of rows."""
 ROUNDS = 21
 UNCACHED_BYTES = 450_000_000
 

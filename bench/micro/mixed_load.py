@@ -21,7 +21,7 @@ class Habit:
     output_tokens: int
     at_once: int
     max_pause_s: float
-    """Seconds."""
+    """Longest pause between requests in seconds."""
 
 
 HABITS = (

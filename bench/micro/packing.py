@@ -43,19 +43,19 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Held:
-    """What functions hold, as means over time."""
+    """Replicas and memory of functions, as means over time."""
 
     awake: float
     """Functions with a replica."""
     experts: float
-    """Experts in memory."""
+    """Number of experts in memory."""
     nbytes: float
     """Size of those experts."""
 
 
 @dataclass(frozen=True)
 class PackingResult:
-    """What was measured of one partition."""
+    """The measurements of one partition."""
 
     calls_per_token: float
     held: Held

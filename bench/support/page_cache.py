@@ -41,6 +41,6 @@ def _cached_pages(path: Path) -> int:
         # The mapping cannot be closed while the array refers to it.
         del content
         if failed:
-            raise OSError(ctypes.get_errno(), f"cannot see what is cached of {path}")
+            raise OSError(ctypes.get_errno(), f"cannot read the page cache's state of {path}")
     # Bits other than the first are reserved.
     return int((pages & 1).sum())

@@ -18,7 +18,7 @@ class Sample:
     """Memory of a process tree at one moment."""
 
     seconds: float
-    """Time of time.perf_counter()."""
+    """When the sample was taken, in seconds of time.perf_counter()."""
     nbytes: int
     """Sum of the proportional set sizes, which counts each shared page once."""
 

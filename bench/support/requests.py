@@ -28,7 +28,7 @@ class StreamTiming:
 
     @property
     def time_to_first_token(self) -> float:
-        """Seconds."""
+        """Seconds from sending the request to its first token."""
         return self.tokens[0] - self.sent
 
 

@@ -21,7 +21,7 @@ CLIENT_GONE = 499
 
 @dataclass
 class RequestTiming:
-    """When the tokens of a request were generated. Times are seconds of time.monotonic()."""
+    """The times at which a request's tokens were generated, in seconds of time.monotonic()."""
 
     arrived: float = field(default_factory=time.monotonic)
     first_token: float | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from control_plane.errors import QueueFull, ShuttingDown
 
 RETRY_SECONDS = 1.0
-"""When a client with too many requests in progress may retry."""
+"""Retry-After, in seconds, for a client with too many requests in progress."""
 
 
 @dataclass

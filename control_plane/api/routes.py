@@ -53,7 +53,7 @@ class Api:
     fingerprint: str
     """The partition's fingerprint. Answers with the same one come from the same weights."""
     started: int
-    """When the server started, in seconds since 1970."""
+    """Start of the server, in seconds since 1970."""
     authentication: Authentication
     service: CompletionService
     drain: Drain

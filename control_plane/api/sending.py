@@ -42,6 +42,6 @@ async def _time_limit(request: web.Request) -> AsyncIterator[None]:
         if not deadline.expired():
             raise
         if request.transport is not None:
-            # A regular close would wait for the client to read what was sent.
+            # A regular close would wait for the client to read all data.
             request.transport.abort()
         raise ConnectionResetError("the client does not read its answer") from error

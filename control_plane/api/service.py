@@ -56,7 +56,7 @@ class CompletionService:
     admitted: Callable[[], None]
     """Called for each request that is admitted, before its first step."""
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    """By tenant; held while its text is converted in a thread."""
+    """A lock per tenant, which is held while a thread converts the tenant's text."""
 
     @asynccontextmanager
     async def start(self, request: GenerationRequest, caller: Caller) -> AsyncIterator[ActiveRequest]:

@@ -96,7 +96,7 @@ class Footprint:
     ) -> "Footprint":
         """The footprint of this process once everything is loaded.
 
-        The dense file is mapped: what is not read yet will be, except embeddings that stay on disk.
+        The dense file is mapped: the parts not read yet will be read, except embeddings, which stay on disk.
         """
         unread = unread_bytes(dense_file) - stored_embedding_bytes
         control_plane = used_bytes() + unread + kv_cache_bytes + step.nbytes + HEAP_BYTES

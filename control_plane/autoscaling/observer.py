@@ -1,4 +1,4 @@
-"""Collects what is known of each function into the state by which the policy decides."""
+"""Collects observations of each function into the state that the policy decides by."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -56,7 +56,7 @@ class ScalingSettings:
 
 @dataclass(frozen=True)
 class Wake:
-    """Start the function."""
+    """Scale the function from zero to one replica."""
 
     function: str
 

@@ -26,7 +26,7 @@ class Question:
     temperature: float = 0.0
     seed: int | None = None
     raw: bool = False
-    """Whether to continue the text itself, rather than answer it as a message in a chat."""
+    """True continues the text itself; False answers it as a message in a chat."""
 
     def body(self) -> dict[str, Any]:
         """The body of the request to OpenAI's API."""
@@ -103,7 +103,7 @@ class Client:
                     on_text(piece)
             usage = event.get("usage") or usage
         if not usage:
-            raise FaaSMoEError(f"{self._url} ended its answer before it was whole")
+            raise FaaSMoEError(f"the answer of {self._url} is incomplete")
         return PromptAnswer("".join(pieces), finish_reason, usage, first, time.perf_counter() - started)
 
     async def status(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise self._away(error) from error
         if not isinstance(report, dict) or not {"engine", "functions", "gateways"} <= report.keys():
-            raise FaaSMoEError(f"{self._url} answers as no FaaSMoE control plane does")
+            raise FaaSMoEError(f"{self._url} is not a FaaSMoE control plane")
         return report
 
     async def _events(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
@@ -128,7 +128,7 @@ class Client:
                         if error := event.get("error"):
                             raise FaaSMoEError(error["message"])
                         if not isinstance(event.get("choices"), list):
-                            raise FaaSMoEError(f"{self._url} answers as no FaaSMoE control plane does")
+                            raise FaaSMoEError(f"{self._url} is not a FaaSMoE control plane")
                         yield event
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise self._away(error) from error
@@ -152,7 +152,7 @@ def _refusal(answer: aiohttp.ClientResponse, message: str) -> FaaSMoEError:
     if answer.status == 400:
         return BadRequest(message)
     if answer.status == 401:
-        return InvalidApiKey(f"{message} (a key is given by --key-file or $FAASMOE_API_KEY)")
+        return InvalidApiKey(f"{message} (set the key with --key-file or $FAASMOE_API_KEY)")
     if answer.status not in (429, 503):
         return FaaSMoEError(message)
     seconds = answer.headers.get("Retry-After", "")
@@ -160,5 +160,5 @@ def _refusal(answer: aiohttp.ClientResponse, message: str) -> FaaSMoEError:
     if seconds.isdecimal():
         return RetryLater(f"{message}; try again in {seconds} s", float(seconds))
     if answer.headers.get("x-should-retry") == "false":
-        return RetryLater(f"{message}; trying again is no use", None)
+        return RetryLater(f"{message}; trying again does not help", None)
     return FaaSMoEError(message)

@@ -129,13 +129,13 @@ def bench() -> None:
 def run(ctx: click.Context, /, output: Path | None, resume: Path | None, **options: Any) -> None:
     """Measure strategies under the same workload, and write a report.
 
-    They run one after the other. Each runs as real processes and gets its requests over HTTP. After Ctrl-C,
-    --resume continues.
+    The strategies run one after the other. Each runs as real processes and gets its requests over HTTP.
+    After Ctrl-C, --resume continues.
     """
     from bench.comparison.progress import Progress
     from bench.comparison.report.report import write_report
     from bench.comparison.run import begin
-    from bench.comparison.run import resume as go_on
+    from bench.comparison.run import resume as continue_run
     from bench.comparison.settings import RunSettings
 
     if resume:
@@ -144,7 +144,7 @@ def run(ctx: click.Context, /, output: Path | None, resume: Path | None, **optio
     try:
         with Progress() as progress, sigterm_exits():
             if resume:
-                go_on(resume, progress)
+                continue_run(resume, progress)
             else:
                 options["threads"] = options["threads"] or len(os.sched_getaffinity(0))
                 options["model"] = str(options["model"]) if options["model"] else None
@@ -152,7 +152,7 @@ def run(ctx: click.Context, /, output: Path | None, resume: Path | None, **optio
                 options["llama_server"] = options["llama_server"] or _installed("llama-server")
                 begin(RunSettings(**options), folder, progress)
     except KeyboardInterrupt:
-        click.echo(f"stopped; `faasmoe bench run --resume {folder}` goes on", err=True)
+        click.echo(f"stopped; continue with `faasmoe bench run --resume {folder}`", err=True)
         ctx.exit(130)
     for file in write_report(folder):
         click.echo(file)
@@ -227,7 +227,8 @@ def workload(
 def report(results: Path) -> None:
     """Write the report from the JSON files in the RESULTS folder.
 
-    It consists of report.html, report.md and plots."""
+    It consists of report.html, report.md and plots.
+    """
     from bench.comparison.report.report import write_report
 
     for file in write_report(results):
@@ -240,9 +241,9 @@ def _installed(program: str) -> str | None:
 
 
 def _refuse_others(ctx: click.Context) -> None:
-    """Raise a usage error for options beside --resume: a run continues with its own options."""
+    """Raise a usage error for other options than --resume."""
     given = click.core.ParameterSource.COMMANDLINE
     others = [name for name in ctx.params if ctx.get_parameter_source(name) == given and name != "resume"]
     if others:
         option = others[0].replace("_", "-")
-        raise click.UsageError(f"--resume goes on as the run was begun: it takes no --{option}")
+        raise click.UsageError(f"--resume continues a run with its own options: it takes no --{option}")

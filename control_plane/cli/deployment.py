@@ -84,9 +84,9 @@ def stack(
 ) -> None:
     """Write the stack.yml of the PARTITION folder for faas-cli.
 
-    faas-cli builds and deploys the functions with it. With -o, also write what faas-cli needs beside the
-    file: template/faasmoe-expert, whose Dockerfile has one layer per expert block, and functions/, the
-    sources that run in the image.
+    faas-cli builds and deploys the functions with it. With -o, also write two folders for faas-cli next to
+    the file: template/faasmoe-expert, whose Dockerfile has one layer per expert block, and functions/, with
+    the sources that run in the image.
 
     \b
       faasmoe stack OUT_DIR -o stack.yml --image-prefix REGISTRY/

@@ -122,7 +122,7 @@ def _gateway_access(
 ) -> list[GatewayAccess]:
     urls = [parse_url(url) for url in gateway_urls]
     if len({url.origin() for url in urls}) < len(urls):
-        raise ConfigError("--gateway: the same address is there twice")
+        raise ConfigError("--gateway: the same address is given twice")
     files: list[Path | None] = list(gateway_password_files) or [None]
     if len(files) not in (1, len(urls)):
         raise ConfigError(f"--gateway-password-file: {len(files)} files for {len(urls)} gateways")
@@ -171,7 +171,7 @@ server_option = click.option(
     help="Address of the control plane.",
 )
 
-# The control plane's settings. An option that is not given is None: the config file or the default counts.
+# The control plane's settings. An option that is not given is None: the config file or the default applies.
 _CONFIG_FILE = click.option(
     "--config",
     "config_file",

@@ -60,7 +60,7 @@ def gateway(
     """Run the embedded gateway for the PARTITION folder.
 
     It has the OpenFaaS API, and runs functions as processes. faas-cli works with it as with any other
-    gateway. The only image that it knows is this partition's. The functions end with the gateway.
+    gateway. It runs only this partition's image. The functions end with the gateway.
 
     \b
       faasmoe gateway OUT_DIR --port 8080 --password-file password
@@ -88,8 +88,8 @@ def serve(
     """Serve the model in the PARTITION folder.
 
     Its functions are deployed on one or several gateways. The API is OpenAI's, at http://HOST:PORT/v1.
-    Clients need a tenant's key: see `faasmoe tenants add`. If one of several gateways stays away, its
-    functions are deployed on the others.
+    Clients need a tenant's key: see `faasmoe tenants add`. If one of several gateways stays unreachable,
+    its functions are deployed on the others.
 
     \b
       faasmoe tenants add acme
@@ -116,7 +116,7 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
     """Run everything for MODEL until Ctrl-C.
 
     That is the embedded gateway, the functions and the control plane. MODEL is the folder of a partition or
-    of a checkpoint. A checkpoint is first partitioned into MODEL.faasmoe, beside it. On loopback, everyone on
+    of a checkpoint. A checkpoint is first partitioned into the folder MODEL.faasmoe. On loopback, everyone on
     this machine is served, with or without a key.
 
     \b
@@ -137,7 +137,7 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
 async def _serving(
     partition: Path, config: ServeConfig, gateways: Sequence[GatewayAccess]
 ) -> AsyncIterator[URL]:
-    """Run the control plane, and print what keeps requests from being served so far."""
+    """Run the control plane, and print what is missing before it can serve requests."""
     from control_plane.app import control_plane
     from control_plane.deployment.deploy import missing_functions
     from control_plane.partition.manifest import Manifest

@@ -20,7 +20,7 @@ UNLIMITED = "none"
 
 
 class _Name(click.ParamType[str]):
-    """A tenant's name."""
+    """A tenant's name, checked by `check_name`."""
 
     name = "name"
 
@@ -44,7 +44,7 @@ class _Bound(click.ParamType[str | int]):
 NAME = _Name()
 BOUND = _Bound()
 
-# An option that is not given is None. `add` then takes the default, and `set` keeps what there is.
+# An option that is not given is None. `add` then takes the default, and `set` keeps the current value.
 limit_options = option_group(
     click.option(
         "--weight",
@@ -136,7 +136,7 @@ def show(name: str, as_json: bool, database: str | None) -> None:
 @click.argument("name", type=NAME)
 @limit_options
 def set_(name: str, operator: bool | None, database: str | None, **limits: Any) -> None:
-    """Change limits of the tenant NAME. Limits without an option stay as they are; `none` removes a limit.
+    """Change limits of the tenant NAME. Limits without an option do not change; `none` removes a limit.
 
     \b
       faasmoe tenants set acme --rpm none --max-output 512

@@ -81,7 +81,7 @@ class Failover:
         except ConfigError as error:
             if gateway not in self._reported:
                 self._reported.add(gateway)
-                logger.error("%s is away, and with it %d functions: %s", gateway.url, len(lost), error)
+                logger.error("%s is unreachable; %d functions cannot move: %s", gateway.url, len(lost), error)
             return
         for target, names in zip(present, places, strict=True):
             for name in names:
@@ -89,7 +89,7 @@ class Failover:
                 await target.deploy(deployment or deployment_of(self.manifest, name, self.image_prefix))
                 self.gateways.move(name, target)
                 self._moved.setdefault(gateway, set()).add(name)
-        logger.warning("%s is away: its %d functions are on other gateways now", gateway.url, len(lost))
+        logger.warning("%s is unreachable: its %d functions moved to other gateways", gateway.url, len(lost))
 
     async def _clean_up(self, gateway: Gateway) -> None:
         """Remove the functions that other gateways have taken over from a gateway that answers again."""

@@ -60,9 +60,10 @@ def _no_room(sizes: Mapping[str, int], gateways: Sequence[GatewayCapacity]) -> s
     # All gateways have a limit here: one without a limit would have room.
     allowed = sum(gateway.max_functions or 0 for gateway in gateways)
     left = allowed - sum(len(gateway.deployed - sizes.keys()) for gateway in gateways)
-    hint = f"`faasmoe partition --max-functions {left}` makes one that fits" if left > 0 else "remove others"
+    fitting = f"`faasmoe partition --max-functions {left}` makes a partition that fits"
+    advice = fitting if left > 0 else "remove other functions"
     names = " and ".join(gateway.name for gateway in gateways)
     return (
-        f"there is no room for {len(sizes)} functions: {names} may have {allowed}, "
-        f"with others' among them; {hint}"
+        f"no room for {len(sizes)} functions: {names} can take {max(left, 0)} (the limit is {allowed} "
+        f"functions, including those of others); {advice}"
     )

@@ -34,7 +34,7 @@ class EngineStatus:
     preemptions: int
     """Number of times that a sequence had to give up its memory."""
     steps: int
-    """Completed steps."""
+    """Number of completed steps."""
     step_seconds: Mapping[StepPart, float]
     """Seconds that each part of all steps took."""
 
@@ -126,7 +126,7 @@ class EngineCore:
                 self._fail_batch(batch, error)
             return []
         except Exception:
-            # The edge of the thread: whatever is wrong with this batch, the next one is served.
+            # The edge of the thread: an unexpected error in this batch must not stop the next one.
             logger.exception("a step failed")
             self._fail_batch(batch, EngineError("internal error"))
             return []

@@ -22,7 +22,7 @@ class TokenStream:
 
     sequences: list[Sequence]
     loop: asyncio.AbstractEventLoop
-    """The loop of whoever iterates over the stream."""
+    """The event loop in which the stream is read."""
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     _running: int = field(init=False)
     """Sequences whose end has not been read yet."""

@@ -23,7 +23,7 @@ class Gateways:
         self._locations: Mapping[str, Gateway] = {}
         self._listed: dict[str, FunctionDeployment] = {}
         self.problems: Mapping[str, str] = {}
-        """By URL, the errors of the gateways that failed to list their functions the last time."""
+        """Errors of gateways that failed to list their functions the last time, by URL."""
 
     def of(self, function: str) -> Gateway:
         """The gateway that has the function; the first gateway if none is known to have it."""

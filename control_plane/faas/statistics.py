@@ -43,7 +43,7 @@ class ResidencyHistory:
         """The history with one more report."""
         return ResidencyHistory(report, self.totals if new_process else self.ended)
 
-    def beside(self, report: ResidencyReport) -> "ResidencyHistory":
+    def observed(self, report: ResidencyReport) -> "ResidencyHistory":
         """The history with a report that did not come with an invocation, unless the report is older.
 
         It may be older because such a request and the invocations overtake each other. The first report of
@@ -75,7 +75,7 @@ class ReportedResidency:
     def observe(self, report: ResidencyReport) -> None:
         """Take a report that came without an invocation."""
         invoked = self._invoked
-        self._observed = invoked, self._history.beside(report)
+        self._observed = invoked, self._history.observed(report)
 
     @property
     def last(self) -> ResidencyReport:

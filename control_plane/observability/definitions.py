@@ -30,11 +30,11 @@ _REQUEST_BUCKETS_S = (
 
 @dataclass(frozen=True)
 class Definition:
-    """One metric."""
+    """A metric's name, kind, labels and help text."""
 
     kind: Literal["counter", "gauge", "histogram"]
     short_name: str
-    """Without the prefix, and without the `_total` that Prometheus appends to counters."""
+    """The name without the prefix, and without the `_total` that Prometheus appends to counters."""
     help: str
     labels: tuple[str, ...] = ()
     """The labels after `MODEL_LABEL`."""
@@ -48,7 +48,7 @@ class Definition:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """All labels."""
+        """The label of the model, then the metric's own labels."""
         return (MODEL_LABEL, *self.labels)
 
     def counter(self, registry: CollectorRegistry) -> Counter:
@@ -56,7 +56,7 @@ class Definition:
         return Counter(PREFIX + self.short_name, self.help, self.label_names, registry=registry)
 
     def histogram(self, registry: CollectorRegistry) -> Histogram:
-        """Register a histogram."""
+        """Register a histogram with these buckets."""
         return Histogram(
             PREFIX + self.short_name, self.help, self.label_names, registry=registry, buckets=self.buckets
         )

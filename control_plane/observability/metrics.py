@@ -90,7 +90,7 @@ class _RequestMetrics:
 
 
 class _TenantMetrics:
-    """Metrics by tenant."""
+    """The metrics that have a label for the tenant."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         self._model = model_name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """One request that has ended, in whatever way. Times in seconds."""
+    """A request that has ended, with or without an error. Times are in seconds."""
 
     tenant: str
     request_id: str
@@ -18,12 +18,12 @@ class RequestRecord:
     prompt_tokens: int
     generated_tokens: int
     queue_seconds: float | None
-    """From submission to the first step; None if the request never ran."""
+    """Seconds from submission to the first step; None if the request never ran."""
     time_to_first_token: float | None
-    """From arrival to the first token; None if there was none."""
+    """Seconds from arrival to the first token; None if there was none."""
     inter_token_latencies: Sequence[float]
     seconds: float
-    """From arrival to the end."""
+    """Seconds from arrival to the end of the request."""
     expert_invocations: float
     """The request's share, by rows, of the invocations that it took part in."""
     expert_seconds: float

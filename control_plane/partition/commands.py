@@ -1,4 +1,4 @@
-"""What `faasmoe partition` decides before it cuts, and tells after."""
+"""For `faasmoe partition`: the granularity that its options choose, and the summary that it prints."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +13,11 @@ from control_plane.partition.manifest import Manifest
 def choose_granularity(
     model_dir: Path, experts: int | None, layers: str | None, max_functions: int | None
 ) -> Granularity | None:
-    """The granularity that the options ask for; None for the default.
+    """The granularity that the options choose; None for the default.
 
-    Experts alone are of one layer; layers alone take all their experts. Raises `ConfigError` for options
-    that contradict each other, and `PartitionError` for a checkpoint whose sizes cannot be read.
+    Without `layers`, a function has experts of one layer; without `experts`, all experts of its layers.
+    Raises `ConfigError` for options that contradict each other, and `PartitionError` for a checkpoint whose
+    sizes cannot be read.
     """
     if experts is None and layers is None and max_functions is None:
         return None
@@ -32,7 +33,7 @@ def choose_granularity(
 
 
 def summary(manifest: Manifest, folder: Path) -> Iterator[str]:
-    """What was made, a line each."""
+    """Lines that describe a new partition in `folder`."""
     experts, layers = manifest.experts_per_function, manifest.layers_per_function
     yield (
         f"{folder}: {len(manifest.blocks)} functions of {experts} experts x {layers} layers, "

@@ -76,7 +76,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
-        """Read and check a partition's manifest. Raises PartitionError, which names what is wrong in it."""
+        """Read and check a partition's manifest. Raises `PartitionError`, which names the wrong field."""
         path = folder / MANIFEST_FILE
         try:
             data = json.loads(path.read_bytes())

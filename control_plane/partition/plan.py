@@ -113,7 +113,7 @@ class Plan:
         ]
 
     def _packed(self, profile: Profile) -> Iterator[tuple[int, dict[int, Sequence[int]]]]:
-        """For each function, its group's number within its layers, and its experts by layer."""
+        """Yields each function's group number within its layers, and its experts by layer."""
         config, granularity = self.config, self.granularity
         groups = [
             pack(use, together, granularity.experts_per_function)

@@ -10,10 +10,10 @@ from control_plane.errors import ConfigError
 from control_plane.validation import check_settings
 
 MIN_WEIGHT = 0.001
-"""The scheduler's counters are floats: what a smaller weight adds to them could be lost to rounding."""
+"""Least weight. The scheduler's counters are floats, and rounding could lose a smaller weight's service."""
 MAX_WEIGHT = 1000.0
 MAX_BOUND = 10**12
-"""Far above every sensible limit, and within the range of a database's integers."""
+"""Largest bound: far above every sensible limit, and within the range of a database's integers."""
 
 Weight = Annotated[
     float, Meta(ge=MIN_WEIGHT, le=MAX_WEIGHT, description=f"a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Limits:
-    """A tenant's weight and its bounds; None is unlimited. Raises `ConfigError`, which names the limit."""
+    """A tenant's weight and bounds; None is unlimited. Raises `ConfigError`, which names the limit."""
 
     weight: Weight = 1.0
     """The tenant's share when tenants compete: twice the weight gets twice the service."""
@@ -45,12 +45,12 @@ class Limits:
 
 
 BOUNDS = tuple(limit.name for limit in fields(Limits) if limit.name != "weight")
-"""The names of those limits that can be None."""
+"""The names of the limits that can be None."""
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """Who is authenticated, limited, scheduled and accounted. Raises `ConfigError` for a bad name."""
+    """The unit of authentication, limits, fairness and usage. Raises `ConfigError` for a bad name."""
 
     name: str
     limits: Limits

@@ -26,9 +26,9 @@ class FunctionManifest:
 
     fingerprint: str
     dtype: str
-    """Of the activations: "f32" or "bf16"."""
+    """Dtype of the activations: "f32" or "bf16"."""
     expert_dtype: str
-    """Of the packed weights: "f32", "bf16" or "int8"."""
+    """Dtype of the packed weights: "f32", "bf16" or "int8"."""
     hidden_size: int
     intermediate_size: int
     num_experts: int

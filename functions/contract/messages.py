@@ -24,7 +24,7 @@ _NUMBER = re.compile("[0-9]{1,18}")
 _PREFETCH = re.compile("[0-9]{1,9}:[0-9]{1,5}(,[0-9]{1,5})*(;[0-9]{1,9}:[0-9]{1,5}(,[0-9]{1,5})*)*")
 
 Prefetch = Mapping[int, Sequence[int]]
-"""For each layer, the function's experts that are predicted to be called next, the likeliest first."""
+"""The function's experts that are predicted to be called next, by layer, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Invocation:
     expert_index: NDArray[np.int16]
     """[T, K], -1 for another function's expert."""
     expert_weight: NDArray[np.float32]
-    """[T, K]"""
+    """[T, K], the factor of each expert's output."""
     resident_limit: int | None = None
     """The most bytes of expert weights that the function may hold from now on; None changes nothing."""
     prefetch: Prefetch = field(default_factory=dict)

@@ -12,7 +12,7 @@ LISTEN_FD_VARIABLE = "FAASMOE_LISTEN_FD"
 """The number of a listening socket that the process inherits from its supervisor."""
 
 DEFAULT_PORT = 8080
-"""Where OpenFaaS expects a function that has no watchdog."""
+"""The port on which OpenFaaS calls a function without a watchdog."""
 
 HEALTH_PATH = "/_/health"
 READY_PATH = "/_/ready"

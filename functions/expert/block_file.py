@@ -21,7 +21,7 @@ class BlockFile:
     """One open block file. It stays readable when its name is removed or goes to another file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError."""
+        """Open the file. Raises `OSError`."""
         self.path = path
         self._file, self.direct = _open(path)
         self._stamp = self._read_stamp()

@@ -49,7 +49,7 @@ class ExpertBlock:
     """The activations' dtype: float32, or uint16 for the bits of bf16."""
     shape: ExpertShape
     positions: Mapping[int, NDArray[np.int64]]
-    """For each layer, the position of each of its experts in the block, -1 for other blocks' experts."""
+    """Positions of experts in the block, by layer and expert; -1 for other blocks' experts."""
     top_k: int
     """The most experts that a row can have."""
     residency: Residency
@@ -242,7 +242,7 @@ def _share_of_memory(manifest: FunctionManifest) -> int:
 
 
 def _positions(manifest: FunctionManifest) -> dict[int, NDArray[np.int64]]:
-    """For each layer, each expert's position; they lie in the block in the order of the manifest."""
+    """Positions of experts in the block, by layer and expert. The block has them in the manifest's order."""
     first = 0
     table = {}
     for layer, experts in manifest.experts.items():

@@ -75,7 +75,7 @@ class ExpertCache:
         self._unrecorded = layer, np.asarray(positions), rows_of, rows
         self._in_call = True
         self._pending = deque(positions)
-        # This call is what was predicted for its layer: the layer's other predictions were wrong.
+        # The layer is called now, so its predictions that are not in this call were wrong.
         self._predicted = frozenset(p for p in self._predicted if self._layer_of[p] != layer)
         self._to_prefetch = deque(p for p in self._to_prefetch if p in self._predicted)
         begun = {read.position for read in self._reading.values() if read.is_prefetch}

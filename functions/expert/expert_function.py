@@ -41,7 +41,7 @@ class ExpertFunction:
     counters: FunctionCounters = field(default_factory=FunctionCounters)
     _in_flight: int = 0
     _used_at: float = field(default_factory=time.monotonic)
-    """When the last invocation began or ended, or the function started, by time.monotonic()."""
+    """Time of the last start or end of an invocation, or of the function's start, by time.monotonic()."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, request: FunctionRequest) -> FunctionResponse:

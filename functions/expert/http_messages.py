@@ -20,7 +20,7 @@ class FunctionRequest:
 
     method: str
     path: str
-    """Without the query."""
+    """The request's path, without the query."""
     body: bytearray
     local_address: str
 

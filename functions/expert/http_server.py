@@ -41,7 +41,7 @@ class HttpServer:
         """Connections without a call; the first has been silent longest."""
         self._idle = threading.Condition()
         self._busy = 0
-        """Calls in flight."""
+        """Number of calls in flight."""
         self._stopping = False
         self.leaves_client_core = False
         """Whether calls are handled on other cores than the one that their client sends from."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 JOINED_BYTES = 65536
 """Parts of fewer bytes in all are joined first: one copy costs less than sendmsg's longer way."""
 RECEIVE_BUFFER_BYTES = 16384
-"""For a message's first bytes, which are copied: most of a small message, and little of a large one."""
+"""Size of the buffer for a message's first bytes, which are copied: little of a large message."""
 
 
 def send_all(connection: socket.socket, parts: Sequence[bytes | memoryview]) -> None:

@@ -24,7 +24,7 @@ class ClientCore:
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        """To be made and used by the thread that serves `connection`."""
+        """Only the thread that serves `connection` may create and use this object."""
         self._connection = connection
         known = hasattr(socket, "SO_INCOMING_CPU") and hasattr(os, "sched_setaffinity")
         self._cores = os.sched_getaffinity(0) if known else set()

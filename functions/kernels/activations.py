@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .bfloat16 import Float32, bf16_to_f32, f32_to_bf16
 
 GROUP_VALUES = 128
-"""int8 activations that share a scale."""
+"""Number of int8 activations that share a scale."""
 
 
 def as_f32(values: NDArray[Any]) -> Float32:

@@ -1,4 +1,4 @@
-"""bfloat16 numbers, which NumPy has no type for: they are held as their bits, in uint16."""
+"""Converts bfloat16 numbers. NumPy has no such type, so arrays hold their bits as uint16."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,14 +7,14 @@ Float32 = NDArray[np.float32]
 
 
 def bf16_to_f32(bits: NDArray[np.uint16]) -> Float32:
-    """bfloat16 bits of any shape to float32 values; exact."""
+    """Convert bfloat16 bits of any shape to float32 values, exactly."""
     widened = bits.astype(np.uint32)
     widened <<= 16
     return widened.view(np.float32)
 
 
 def f32_to_bf16(values: Float32) -> NDArray[np.uint16]:
-    """float32 values of any shape to the bits of the nearest bfloat16, ties to even. NaN stays NaN."""
+    """Convert float32 values of any shape to bits of the nearest bfloat16, ties to even. NaN stays NaN."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits >> 16) & 1
     rounded += 0x7FFF

@@ -39,7 +39,7 @@ class GatedFFNKernel(ABC):
     """Computes the gated FFN of routed experts."""
 
     name: str
-    """One of `available_isas()`."""
+    """The kernel's instruction set: one of `available_isas()`."""
 
     def gated_ffn(
         self,

@@ -1,4 +1,4 @@
-"""What is booked to tenants, also to those who go away, and when the server is killed."""
+"""Usage that is booked to tenants, also after a disconnect and after the server is killed."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ from tests.support.command_line import running_command
 pytestmark = pytest.mark.slow
 
 
-def test_what_is_booked(server: ApiClient, new_tenant: NewTenant, database: Path) -> None:
+def test_usage_of_answers_is_booked(server: ApiClient, new_tenant: NewTenant, database: Path) -> None:
     names = [f"booked-{number}" for number in range(3)]
     clients = [new_tenant(name) for name in names]
     eventually(server.engine, IDLE)
@@ -52,12 +52,12 @@ def test_what_is_booked(server: ApiClient, new_tenant: NewTenant, database: Path
         assert booked.expert_invocations == pytest.approx(sum(e["invocations"] for e in experts), abs=0.01)
         assert booked.expert_seconds == pytest.approx(sum(e["seconds"] for e in experts), abs=1e-4)
         calls += booked.expert_invocations
-    # What all of them are booked is what the functions were called.
+    # The bookings of all tenants add up to the calls that the functions received.
     assert calls == pytest.approx(server.invocations() - before, abs=0.01)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_a_cancelled_request_has_used_is_booked(
+def test_usage_of_cancelled_requests_is_booked(
     server: ApiClient, new_tenant: NewTenant, database: Path, stream: bool
 ) -> None:
     name = f"quitter-{stream}"
@@ -75,8 +75,8 @@ def test_what_a_cancelled_request_has_used_is_booked(
     assert booked.expert_invocations > 0
 
 
-def test_other_processes_and_the_server_see_the_same(new_tenant: NewTenant, database: Path) -> None:
-    """Whoever opens and closes the database beside it, as the command line does."""
+def test_other_processes_and_the_server_read_the_same_usage(new_tenant: NewTenant, database: Path) -> None:
+    """The command line opens and closes the database while the server uses it."""
     api = new_tenant("seen")
     for requests in (1, 2, 3):
         assert completion(api).status == 200
@@ -87,13 +87,13 @@ def test_other_processes_and_the_server_see_the_same(new_tenant: NewTenant, data
 
 
 def output(*arguments: object) -> str:
-    """What a `faasmoe` process prints."""
+    """The standard output of a `faasmoe` process."""
     command = [sys.executable, "-m", "control_plane", *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
 
 
-def test_a_server_that_is_killed_under_load(chat_partition: Path, tmp_path: Path) -> None:
-    """What was answered is booked; of what was not, at most what ran."""
+def test_usage_after_the_server_is_killed_under_load(chat_partition: Path, tmp_path: Path) -> None:
+    """Every answered request is booked, and of the others at most those that were running."""
     database = tmp_path / "faasmoe.db"
     keys = {name: add_tenant(database, name) for name in ("one", "two", "three")}
     options = ("--port", 0, "--database", database, "--log-level", "warning")
@@ -106,7 +106,7 @@ def test_a_server_that_is_killed_under_load(chat_partition: Path, tmp_path: Path
                 assert (answer.status, answer.json["usage"]["total_tokens"]) == (200, ASK_TOKENS)
                 answered.append(name)
         except (OSError, HTTPException):
-            """It has."""
+            """The server has been killed."""
 
     with running_command("gateway", chat_partition, "--port", 0, temporary=tmp_path) as gateway:
         command = ("serve", chat_partition, "--gateway", gateway.wait_for(r"gateway on (\S+);"), *options)
@@ -128,7 +128,7 @@ def test_a_server_that_is_killed_under_load(chat_partition: Path, tmp_path: Path
         with running_command(*command, temporary=tmp_path) as server:
             url = URL(server.wait_for(r"serving on (\S+);"))
             for name, key in keys.items():
-                # Two had been asking for each.
+                # Two clients sent requests of each tenant.
                 before = usage_of(database, name)
                 assert 0 < answered.count(name) <= before.requests <= answered.count(name) + 2
                 assert before.prompt_tokens + before.generated_tokens == before.requests * ASK_TOKENS

@@ -1,4 +1,4 @@
-"""The API over a whole system: what it generates is what transformers does, however it is asked."""
+"""The API over a whole system: every kind of request generates the same text as transformers."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,10 +18,10 @@ COMPLETION = "/v1/completions"
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what is on the mat?"}]
 LONG = {"prompt": "the cat", "max_tokens": 1500, "temperature": 0}
 LONG_INVOCATIONS = 1500 * 3
-"""At least one a layer for each token."""
+"""Invocations of an answer of 1500 tokens: at least one per token and layer."""
 
 
-def test_a_completion_is_what_transformers_generates(api: ApiClient, tokenizer: Any, expected: Any) -> None:
+def test_a_completion_equals_the_text_of_transformers(api: ApiClient, tokenizer: Any, expected: Any) -> None:
     token_ids = tokenizer("the cat, naïve")["input_ids"]
     text = expected(token_ids, 50)
     for prompt in ("the cat, naïve", ["the cat, naïve"], token_ids, [token_ids]):
@@ -33,7 +33,7 @@ def test_a_completion_is_what_transformers_generates(api: ApiClient, tokenizer: 
 
 def test_a_stream_adds_up_to_the_same_text(api: ApiClient, tokenizer: Any, expected: Any) -> None:
     text = expected(tokenizer("the cat")["input_ids"], 120)
-    # Characters of several bytes, each byte a token: nothing of them may come before the last one.
+    # Each byte is a token. A character of several bytes must not be sent before its last byte.
     assert any(ord(character) > 127 and character != "\ufffd" for character in text)
     events = api.stream(COMPLETION, prompt="the cat", max_tokens=120, temperature=0)
     choices = [choice for event in events for choice in event["choices"]]
@@ -44,7 +44,7 @@ def test_a_stream_adds_up_to_the_same_text(api: ApiClient, tokenizer: Any, expec
     assert len(events) > 60
 
 
-def test_a_chat_is_the_template_s_text_continued(api: ApiClient, tokenizer: Any, expected: Any) -> None:
+def test_a_chat_continues_the_text_of_the_template(api: ApiClient, tokenizer: Any, expected: Any) -> None:
     token_ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
     text = expected(token_ids, 40)
     whole = api.post(CHAT, messages=MESSAGES, max_completion_tokens=40, temperature=0)
@@ -91,18 +91,18 @@ def test_an_answer_ends_with_the_end_token(api: ApiClient) -> None:
     assert ended
     assert answer["usage"]["completion_tokens"] < 3 * 200
     assert not any(END in choice["text"] for choice in answer["choices"])
-    # The same tokens, and beyond.
+    # The same tokens, and more after the end token.
     longer = api.post(
         COMPLETION, prompt="the cat", max_tokens=200, temperature=2, seed=1, n=3, ignore_eos=True
     )
     assert longer["usage"]["completion_tokens"] == 3 * 200
     for choice in ended:
-        # The end may have come within a character.
+        # The end token may have come within a character.
         text = choice["text"].rstrip("\N{REPLACEMENT CHARACTER}")
         assert longer["choices"][choice["index"]]["text"].startswith(text)
 
 
-def test_answers_do_not_depend_on_who_else_asks(api: ApiClient) -> None:
+def test_answers_do_not_depend_on_concurrent_requests(api: ApiClient) -> None:
     def answer(number: int) -> str:
         body = {
             "prompt": f"the {number} cats",
@@ -132,12 +132,12 @@ def test_models(api: ApiClient) -> None:
     status, models = api.ask("GET", "/v1/models")
     assert (status, models["object"]) == (200, "list")
     assert [(model["id"], model["object"]) for model in models["data"]] == [(NAME, "model")]
-    # What the small KV cache holds, which is less than the context.
+    # The small KV cache holds fewer tokens than the context.
     assert 0 < models["data"][0]["max_model_len"] < CONTEXT_LENGTH
     assert api.ask("GET", f"/v1/models/{NAME}") == (200, models["data"][0])
 
 
-def test_tokens_and_back(api: ApiClient, tokenizer: Any) -> None:
+def test_tokenize_and_detokenize(api: ApiClient, tokenizer: Any) -> None:
     token_ids = tokenizer("the cat, naïve")["input_ids"]
     answer = api.post("/tokenize", prompt="the cat, naïve")
     assert (answer["tokens"], answer["count"]) == (token_ids, len(token_ids))
@@ -161,7 +161,7 @@ def test_health(api: ApiClient, path: str) -> None:
         assert connection.getresponse().status == 200
 
 
-def test_status_tells_what_runs(api: ApiClient) -> None:
+def test_status_reports_engine_and_functions(api: ApiClient) -> None:
     api.post(COMPLETION, prompt="the cat", max_tokens=2)
     report = api.status()
     assert report["model"] == NAME

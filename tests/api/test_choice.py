@@ -1,4 +1,4 @@
-"""An answer while it is generated: one piece a token, an end, and log-probabilities that add up."""
+"""A choice while it is generated: one piece per token, an end, and log-probabilities."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ DEMO: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
 CODEC = TextCodec(DEMO, len(DEMO))
 END = DEMO.convert_tokens_to_ids("<|im_end|>")
 OHM = DEMO.encode("\N{OHM SIGN}")
-"""One token for each of its three bytes."""
+"""The tokens of a character with three bytes: one per byte."""
 PROMPT = "it came to"
 
 
@@ -28,7 +28,7 @@ def logprob(token_id: int, value: float = -0.5, *others: tuple[int, float]) -> T
 
 
 def make_choice(index: int = 0, **body: Any) -> Choice:
-    """A completion's choice, whose sequence has what the engine would report on its prompt."""
+    """A completion's choice, whose sequence has the prompt log-probabilities that an engine would report."""
     request = parse_completion({"prompt": PROMPT, **body}, "demo")
     prompt = request.prompts[index // request.n]
     prompt_ids = CODEC.encode(prompt)
@@ -41,7 +41,7 @@ def make_choice(index: int = 0, **body: Any) -> Choice:
 
 
 def steps(token_ids: list[int], reason: FinishReason, logprobs: bool = False) -> list[Generated]:
-    """What the engine hands over, its last one with the reason."""
+    """The tokens as the engine reports them; the last one has the reason."""
     return [
         Generated(
             token_id, logprob(token_id) if logprobs else None, reason if number == len(token_ids) else None
@@ -51,7 +51,7 @@ def steps(token_ids: list[int], reason: FinishReason, logprobs: bool = False) ->
 
 
 def generate(choice: Choice, generated: list[Generated]) -> list[Piece]:
-    """The pieces up to the last one."""
+    """The pieces of a choice for these tokens, until one ends it."""
     pieces = []
     for step in generated:
         pieces.append(choice.add(step))
@@ -68,7 +68,7 @@ def entries_of(pieces: list[Piece]) -> list[TokenEntry]:
     return [entry for piece in pieces for entry in piece.logprobs]
 
 
-def test_every_token_gives_a_piece() -> None:
+def test_every_token_makes_a_piece() -> None:
     choice = make_choice()
     token_ids = [*DEMO.encode(" pass"), *OHM, END]
     pieces = generate(choice, steps(token_ids, FinishReason.STOP))
@@ -94,7 +94,7 @@ def test_a_stop_string_ends_the_answer() -> None:
     assert len(pieces) == choice.num_tokens
 
 
-def test_what_a_stop_string_held_back_comes_at_the_end() -> None:
+def test_text_held_back_for_a_stop_string_comes_at_the_end() -> None:
     choice = make_choice(stop="to pass away")
     pieces = generate(choice, steps(DEMO.encode(" it came to pass"), FinishReason.LENGTH))
     assert text_of(pieces) == " it came to pass"
@@ -139,7 +139,7 @@ def test_each_choice_echoes_its_own_prompt() -> None:
         assert choice.add(Generated(END, None, FinishReason.STOP)).text == prompt
 
 
-def test_the_prompt_alone() -> None:
+def test_an_echoed_prompt_without_an_answer() -> None:
     choice = make_choice(echo=True, logprobs=1, max_tokens=0)
     piece = choice.add(Generated(None, None, FinishReason.LENGTH))
     assert (piece.text, piece.finish_reason, choice.num_tokens) == (PROMPT, FinishReason.LENGTH, 0)
@@ -152,7 +152,7 @@ def test_the_prompt_alone() -> None:
 @example(
     "0", "\N{REPLACEMENT CHARACTER}"
 )  # which is held back, as if it were unfinished, until the end token
-def test_offsets_lead_into_the_text(prompt: str, answer: str) -> None:
+def test_text_offsets_are_positions_in_the_text(prompt: str, answer: str) -> None:
     choice = make_choice(prompt=prompt, echo=True, logprobs=1)
     token_ids = [*DEMO.encode(answer), END]
     pieces = generate(choice, steps(token_ids, FinishReason.STOP, logprobs=True))

@@ -1,4 +1,4 @@
-"""Clients that go away, at any moment: nothing of them is left, and the others do not notice."""
+"""Clients that disconnect at any moment: the server frees all that they held, and serves the others."""
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -28,10 +28,10 @@ MAX_SEQUENCES = 2
 MAX_CONCURRENCY = 8
 ENDLESS: Any = {"prompt": "the", "max_tokens": 3000, "ignore_eos": True}
 LONG_PROMPT: Any = {"prompt": [5] * 3000, "max_tokens": 1}
-"""Of so many steps that there is time to go away."""
+"""A prompt that is computed in so many steps that there is time to disconnect."""
 MIN_STEPS = 3000 // 8
 MIN_STEP_INVOCATIONS = 3
-"""At least one of each layer."""
+"""The least invocations of a step: one per layer."""
 HEAD = (
     b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer KEY\r\n"
     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -45,7 +45,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def api(chat_partition: Path, database: Path) -> Iterator[ApiClient]:
-    """It computes few rows a step, and holds few sequences; its tenant may have some requests at once."""
+    """A server with few rows per step and few sequences, for a tenant with a limit of concurrent requests."""
     key = add_tenant(database, "tenant", max_concurrency=MAX_CONCURRENCY)
     with serving(chat_partition, database, max_sequences=MAX_SEQUENCES, max_batch_tokens=8) as server:
         yield server.with_key(key)
@@ -53,14 +53,14 @@ def api(chat_partition: Path, database: Path) -> Iterator[ApiClient]:
 
 @contextmanager
 def nothing_is_left(api: ApiClient) -> Iterator[Mapping[str, int]]:
-    """The server holds no more afterwards than before, which is yielded."""
+    """Yields the numbers of open things, and checks that the server holds no more of them afterwards."""
     assert completion(api).status == 200
     eventually(api.engine, IDLE)
     before = settled_counts(api)
     yield before
     eventually(api.engine, IDLE)
     eventually(lambda: [name for name, number in open_counts(api).items() if number > before[name]], [])
-    # The tenant may have as many requests at once as before: those that are gone do not count.
+    # The tenant may have as many concurrent requests as before: cancelled ones do not count.
     with ExitStack() as stack:
         for _ in range(MAX_CONCURRENCY):
             stack.enter_context(sent(api, ENDLESS))
@@ -75,7 +75,7 @@ def open_counts(api: ApiClient) -> Mapping[str, int]:
 
 
 def settled_counts(api: ApiClient) -> Mapping[str, int]:
-    """What is open when that does not change any more: connections that were closed go one by one."""
+    """The numbers of open things once they are stable: closed connections disappear one by one."""
     readings = [open_counts(api)]
     while len(readings) < 5 or readings[-5:] != readings[-1:] * 5:
         readings.append(open_counts(api))
@@ -84,13 +84,13 @@ def settled_counts(api: ApiClient) -> Mapping[str, int]:
 
 @contextmanager
 def sent(api: ApiClient, body: Any) -> Iterator[HTTPConnection]:
-    """A request that nobody waits for any more at the end of the context."""
+    """Send a request, and close its connection at the end of the context."""
     with closing(api.send("POST", COMPLETION, body)) as connection:
         yield connection
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_while_it_waits_for_its_turn(api: ApiClient, stream: bool) -> None:
+def test_disconnect_while_the_request_waits(api: ApiClient, stream: bool) -> None:
     with nothing_is_left(api):
         with holding(api), holding(api), sent(api, {**ENDLESS, "stream": stream}):
             eventually(lambda: api.engine()["waiting"], 1)
@@ -99,20 +99,20 @@ def test_while_it_waits_for_its_turn(api: ApiClient, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_while_its_prompt_is_computed(api: ApiClient, stream: bool) -> None:
+def test_disconnect_while_the_prompt_is_computed(api: ApiClient, stream: bool) -> None:
     with nothing_is_left(api):
         before = api.invocations()
         with sent(api, {**LONG_PROMPT, "stream": stream}):
             eventually(lambda: api.invocations() > before + 3 * MIN_STEP_INVOCATIONS, True)
             assert api.engine()["running"] == 1
         eventually(api.engine, IDLE)
-        # It did not come to its end.
+        # The prompt was not computed to its end.
         assert api.invocations() - before < MIN_STEPS * MIN_STEP_INVOCATIONS
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choices", [1, 3])
-def test_while_its_answer_is_generated(api: ApiClient, stream: bool, choices: int) -> None:
+def test_disconnect_while_the_answer_is_generated(api: ApiClient, stream: bool, choices: int) -> None:
     with nothing_is_left(api):
         before = api.invocations()
         with sent(api, {**ENDLESS, "stream": stream, "n": choices}):
@@ -121,7 +121,7 @@ def test_while_its_answer_is_generated(api: ApiClient, stream: bool, choices: in
         assert api.invocations() - before < 3000 * MIN_STEP_INVOCATIONS
 
 
-def test_a_stream_that_has_begun(api: ApiClient) -> None:
+def test_disconnect_after_the_stream_has_begun(api: ApiClient) -> None:
     with nothing_is_left(api):
         for _ in range(5):
             with holding(api):
@@ -138,15 +138,17 @@ def test_a_stream_that_has_begun(api: ApiClient) -> None:
         HEAD % 100 + b'{"prompt": "the", "max_tokens"',
     ],
 )
-def test_half_a_request(api: ApiClient, part: bytes) -> None:
+def test_disconnect_within_a_request(api: ApiClient, part: bytes) -> None:
     address = (str(api.url.host), int(api.url.port or 0))
     with nothing_is_left(api) as before, socket.create_connection(address) as client:
         client.sendall(part.replace(b"KEY", str(api.key).encode()))
-        # Its two ends are in one process.
+        # Both ends of the connection are in this process.
         eventually(lambda: open_counts(api)["connections"] >= before["connections"] + 2, True)
 
 
-def test_others_go_on(api: ApiClient, tokenizer: Any, expected: Callable[[list[int], int], str]) -> None:
+def test_other_clients_get_their_whole_answers(
+    api: ApiClient, tokenizer: Any, expected: Callable[[list[int], int], str]
+) -> None:
     asked = {"prompt": "the cat", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
     text = expected(tokenizer("the cat")["input_ids"], 60)
     with nothing_is_left(api), ThreadPoolExecutor(1) as thread:
@@ -161,7 +163,7 @@ def test_others_go_on(api: ApiClient, tokenizer: Any, expected: Callable[[list[i
         assert gone > 2
 
 
-def test_all_of_them_are_booked(api: ApiClient, database: Path) -> None:
+def test_disconnected_requests_are_booked(api: ApiClient, database: Path) -> None:
     before = usage_of(database, "tenant").requests
     for _ in range(3):
         with holding(api):

@@ -1,4 +1,4 @@
-"""How a server ends that has requests running: they come to their end, new ones are refused."""
+"""A server that is stopped finishes its running requests, and refuses new ones."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ MESSAGES: Any = [{"role": "user", "content": "who sat?"}]
 
 @contextmanager
 def system(partition: Path, folder: Path, *settings: str) -> Iterator[tuple[RunningCommand, ApiClient]]:
-    """`faasmoe up` as a process, which leaves none behind."""
+    """Run `faasmoe up` as a process, and check that no process is left when it ends."""
     (folder / "config.yml").write_text("\n".join(("threads: 1", "kv_cache_mb: 8", *settings)))
     options = ("--port", 0, "--gateway-port", 0, "--database", folder / "faasmoe.db")
     command = ("up", partition, *options, "--config", folder / "config.yml")
@@ -44,19 +44,19 @@ def long_stream(api: ApiClient, max_tokens: int, **fields: Any) -> HTTPConnectio
 
 
 def events(connection: HTTPConnection) -> list[Any]:
-    """All of a stream, which must end with [DONE]."""
+    """All events of a stream, which must end with [DONE]."""
     *data, done, rest = connection.getresponse().read().split(b"\n\n")
     assert (done, rest) == (b"data: [DONE]", b"")
     return [json.loads(event.removeprefix(b"data: ")) for event in data]
 
 
-def test_running_requests_come_to_their_end(chat_partition: Path, tmp_path: Path) -> None:
+def test_running_requests_are_finished(chat_partition: Path, tmp_path: Path) -> None:
     with system(chat_partition, tmp_path) as (running, api), ExitStack() as stack:
         alone = api.post(COMPLETION, **ASK | {"max_tokens": 300, "ignore_eos": True})
         streams = [stack.enter_context(closing(long_stream(api, 300))) for _ in range(3)]
         body = {**ASK, "max_tokens": 300, "ignore_eos": True}
         waiting = stack.enter_context(closing(api.send("POST", COMPLETION, body)))
-        # It stays open, and keeps nothing up.
+        # This idle connection stays open, and must not delay the end.
         stack.enter_context(closing(api.send("GET", "/health"))).getresponse().read()
         eventually(lambda: api.engine()["running"], 4)
         running.process.send_signal(signal.SIGTERM)
@@ -79,7 +79,7 @@ def test_running_requests_come_to_their_end(chat_partition: Path, tmp_path: Path
         assert (answer.status, json.load(answer)["choices"]) == (200, alone["choices"])
 
 
-def test_a_second_signal_ends_them_at_once(chat_partition: Path, tmp_path: Path) -> None:
+def test_a_second_signal_ends_requests_at_once(chat_partition: Path, tmp_path: Path) -> None:
     with system(chat_partition, tmp_path) as (running, api), ExitStack() as stack:
         connection = stack.enter_context(closing(long_stream(api, 3500)))
         chat = {"messages": MESSAGES, "max_tokens": 3500, "ignore_eos": True, "stream": True}
@@ -102,7 +102,7 @@ def test_a_second_signal_ends_them_at_once(chat_partition: Path, tmp_path: Path)
         assert (answer.status, json.load(answer)["error"]["code"]) == (503, "shutting_down")
 
 
-def test_who_takes_too_long_is_cut_off(chat_partition: Path, tmp_path: Path) -> None:
+def test_requests_are_ended_after_drain_seconds(chat_partition: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         with serving(chat_partition, tmp_path / "faasmoe.db", open=True, drain_seconds=0.3) as api:
             connection = stack.enter_context(closing(long_stream(api, 3500)))

@@ -1,4 +1,4 @@
-"""What is wrong with a request, or the system, is told as OpenAI tells it, and harms no other request."""
+"""Errors of requests and of the system have OpenAI's form, and affect no other request."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(scope="module")
 def lonely_api(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
-    """Its gateway is away, and its model has no chat template."""
+    """A server whose gateway is unreachable, and whose model has no chat template."""
     parent = tmp_path_factory.mktemp("untemplated")
     checkpoint = shutil.copytree(chat_checkpoint, parent / NAME)
     (checkpoint / "chat_template.jinja").unlink()
@@ -41,7 +41,7 @@ def lonely_api(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
-    """The error with which a request is refused."""
+    """Send a request that must fail with this status; returns its error."""
     answer = api.answer("POST", path, body)
     assert answer.status == status, answer
     assert answer.headers["x-request-id"]
@@ -147,7 +147,7 @@ def test_wrong_messages(api: ApiClient, messages: Any) -> None:
     assert refusal(api, CHAT, body)["param"] == "messages"
 
 
-def test_what_the_chat_template_refuses_is_told(api: ApiClient) -> None:
+def test_the_chat_template_s_error_is_reported(api: ApiClient) -> None:
     error = refusal(api, CHAT, {"messages": [{"role": "assistant", "content": "hello"}]})
     assert error["message"] == "messages: the chat template refuses them: who asks?"
 
@@ -159,7 +159,7 @@ def test_a_model_that_is_not_served(api: ApiClient, path: str, body: Any) -> Non
 
 
 def test_more_answers_than_a_request_may_have(api: ApiClient) -> None:
-    """Refused before there are lists of tokens for all of them."""
+    """The request is refused before lists of tokens are made for all choices."""
     error = refusal(api, COMPLETION, {"prompt": [[5] * 10] * 20, "n": 7, "max_tokens": 1})
     assert error["param"] == "n"
 
@@ -169,12 +169,12 @@ def test_more_answers_than_a_request_may_have(api: ApiClient) -> None:
     [b"", b"{", b'{"prompt": "a",}', b"\xff\xfe\xfd", b"[" * 100_000, b'{"seed": ' + b"1" * 5000 + b"}"],
     ids=["empty", "unfinished", "comma", "not UTF-8", "deep", "long number"],
 )
-def test_what_is_not_json(api: ApiClient, body: bytes) -> None:
+def test_a_body_that_is_not_json(api: ApiClient, body: bytes) -> None:
     assert refusal(api, COMPLETION, body)["message"].startswith("the body is not JSON")
 
 
 @pytest.mark.parametrize("body", [[], "hello", 5, None])
-def test_json_that_is_no_object(api: ApiClient, body: Any) -> None:
+def test_a_body_that_is_not_an_object(api: ApiClient, body: Any) -> None:
     for path in (CHAT, COMPLETION):
         body_bytes = b"null" if body is None else body
         assert refusal(api, path, body_bytes)["message"] == "the body must be a JSON object"
@@ -188,7 +188,9 @@ def test_text_that_is_not_unicode(api: ApiClient) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(CONTEXT_LENGTH, 1), (10, CONTEXT_LENGTH)])
-def test_longer_than_the_context(api: ApiClient, prompt_tokens: int, max_tokens: int, stream: bool) -> None:
+def test_a_request_longer_than_the_context(
+    api: ApiClient, prompt_tokens: int, max_tokens: int, stream: bool
+) -> None:
     body = {"prompt": [5] * prompt_tokens, "max_tokens": max_tokens, "stream": stream}
     error = refusal(api, COMPLETION, body)
     assert error["code"] == "context_length_exceeded"
@@ -196,8 +198,8 @@ def test_longer_than_the_context(api: ApiClient, prompt_tokens: int, max_tokens:
         assert str(number) in error["message"]
 
 
-def test_longer_than_the_kv_cache(api: ApiClient) -> None:
-    """1 MB holds some 1,800 tokens of 576 bytes."""
+def test_a_request_longer_than_the_kv_cache(api: ApiClient) -> None:
+    """1 MB of KV cache holds some 1,800 tokens of 576 bytes."""
     error = refusal(api, COMPLETION, {"prompt": "a", "max_tokens": 2000})
     assert "KV cache" in error["message"]
 
@@ -217,7 +219,7 @@ def test_a_body_that_is_too_large(api: ApiClient) -> None:
         ("POST", "/status", 405),
     ],
 )
-def test_what_is_not_there(api: ApiClient, method: str, path: str, status: int) -> None:
+def test_unknown_paths_and_methods(api: ApiClient, method: str, path: str, status: int) -> None:
     answered, answer = api.ask(method, path)
     assert answered == status
     assert answer["error"]["type"] == "invalid_request_error"
@@ -237,8 +239,8 @@ def test_a_model_without_a_chat_template(lonely_api: ApiClient) -> None:
     assert "no chat template; use /v1/completions" in error["message"]
 
 
-def test_functions_that_stay_away(lonely_api: ApiClient) -> None:
-    # Also to a client that wants a stream: nothing of that has begun.
+def test_functions_that_are_unreachable(lonely_api: ApiClient) -> None:
+    # A stream gets the same status: it has not begun yet.
     for stream in (False, True):
         error = refusal(lonely_api, COMPLETION, {"prompt": "a", "stream": stream}, status=503)
         assert error["message"].startswith("function tiny-chat-")

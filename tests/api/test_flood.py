@@ -1,4 +1,4 @@
-"""Thousands of tiny requests, good and bad, beside one that behaves: it is served, and nothing stays."""
+"""Thousands of tiny requests, good and bad: a normal request is served meanwhile, and no memory leaks."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ REQUESTS = 18_000
 CONNECTIONS = 64
 WARM_UP = 2_000
 MAX_GROWTH = 24 << 20
-"""Bytes; 1.3 KB of each request, if it were of them."""
+"""Allowed growth of the server's memory in bytes: 1.3 KB per request."""
 STREAMED_TOKENS = 200
 KINDS: list[tuple[str, str, bytes, int]] = [
     ("POST", COMPLETION, b"", 400),
@@ -48,7 +48,7 @@ KINDS: list[tuple[str, str, bytes, int]] = [
     ("GET", "/v1/models", b"", 200),
     ("GET", "/health", b"", 200),
 ]
-"""Requests, and the status of each."""
+"""Requests, each with its expected status."""
 GOOD = json.dumps({"prompt": "a", "max_tokens": 1, "temperature": 0}).encode()
 GOOD_STATUSES = {200, 429, 503}
 
@@ -60,13 +60,13 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(chat_partition: Path, database: Path) -> Iterator[ApiClient]:
-    """It takes fewer sequences at once than the flood has."""
+    """A server with room for fewer concurrent sequences than the flood has."""
     with serving(chat_partition, database, max_queued_per_tenant=16, log_level="error") as client:
         yield client
 
 
 async def flood(server: ApiClient, key: str, requests: int) -> Counter[tuple[str, int]]:
-    """How often which kind of request had which status."""
+    """Send requests; returns how often each kind had each status."""
     seen: Counter[tuple[str, int]] = Counter()
     numbers = iter(range(requests))
     connector = aiohttp.TCPConnector(limit=CONNECTIONS)
@@ -75,12 +75,12 @@ async def flood(server: ApiClient, key: str, requests: int) -> Counter[tuple[str
     async def client(session: aiohttp.ClientSession) -> None:
         for number in numbers:
             method, path, body, status = KINDS[number % len(KINDS)]
-            # One in eight is to be served.
+            # One request in eight is valid.
             if number % 8 == 0:
                 method, path, body, status = "POST", COMPLETION, GOOD, 0
             async with session.request(method, path, data=body) as answer:
                 text = await answer.read()
-                # Whatever it asks, one too many at once is refused before it is read.
+                # A request above the concurrency limit is refused before its body is read.
                 as_expected = answer.status in (status, 429)
                 kind = "good" if not status else "as expected" if as_expected else path
                 seen[kind, answer.status] += 1
@@ -92,14 +92,14 @@ async def flood(server: ApiClient, key: str, requests: int) -> Counter[tuple[str
     return seen
 
 
-def test_a_flood(
+def test_a_flood_of_requests(
     server: ApiClient,
     database: Path,
     tokenizer: Any,
     expected: Callable[[list[int], int], str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # What is logged, pytest keeps: a line for each request would be taken for the server's memory.
+    # pytest keeps log records. A line per request would count as the server's memory.
     caplog.set_level("ERROR", "control_plane")
     flooding = add_tenant(database, "flooding")
     behaved = server.with_key(add_tenant(database, "behaved"))

@@ -1,4 +1,4 @@
-"""Whatever reaches the socket: the server goes on, answers in JSON, and repeats no secret."""
+"""Malformed HTTP: the server keeps running, answers in JSON, and neither returns nor logs a secret."""
 
 import asyncio
 import gzip
@@ -48,7 +48,7 @@ asyncio.run(serve())
 
 
 def application() -> web.Application:
-    """Reads bodies, and has a stream that goes on when it is told to."""
+    """An application that reads bodies, and has a stream that continues after a request to `go`."""
 
     async def read(request: web.Request) -> web.Response:
         return web.json_response(len(await request.read()))
@@ -90,7 +90,7 @@ def client(url: URL) -> ApiClient:
 
 
 def connected(url: URL, data: bytes) -> socket.socket:
-    """A connection on which that much has been sent."""
+    """Open a connection, and send data on it."""
     assert url.host is not None
     assert url.port is not None
     connection = socket.create_connection((url.host, url.port), TIMEOUT_SECONDS)
@@ -99,7 +99,7 @@ def connected(url: URL, data: bytes) -> socket.socket:
 
 
 def exchanged(url: URL, data: bytes) -> tuple[int, Any]:
-    """The status and the decoded body of the answer to what is no request that a client would make."""
+    """Send raw bytes on a new connection; returns the status and the decoded body of the answer."""
     with closing(connected(url, data)) as connection, connection.makefile("rb") as answer:
         status = int(answer.readline().split()[1])
         length = 0
@@ -133,20 +133,20 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
-def test_what_is_no_http(url: URL, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_http(url: URL, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     status, body = exchanged(url, data)
     assert (status, set(body["error"])) == (400, {"message", "type", "param", "code"})
     assert body["error"]["type"] == "invalid_request_error"
     assert SECRET not in json.dumps(body)
     assert SECRET not in caplog.text
-    told = [record for record in caplog.records if record.name != "asyncio"]
-    assert len(told) <= 1
-    assert all(record.levelno < logging.WARNING and record.exc_info is None for record in told)
+    records = [record for record in caplog.records if record.name != "asyncio"]
+    assert len(records) <= 1
+    assert all(record.levelno < logging.WARNING and record.exc_info is None for record in records)
     assert ApiClient(url).ask("POST", "/", b"abc") == (200, 3)
 
 
-def test_an_expectation_that_is_not_met(url: URL, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unsupported_expectation(url: URL, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     status, body = exchanged(url, head(b"Expect: " + SECRET.encode(), b"Content-Length: 5"))
     assert (status, body["error"]["type"]) == (417, "invalid_request_error")
@@ -155,18 +155,18 @@ def test_an_expectation_that_is_not_met(url: URL, caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.parametrize("path", ["/", "/nowhere"])
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
-def test_a_body_that_is_not_encoded_as_it_says(
+def test_a_body_with_a_wrong_content_encoding(
     client: ApiClient, encoding: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = client.answer("POST", path, SECRET.encode(), **{"Content-Encoding": encoding})
-    # A body that is not wanted is decoded only when its beginning comes with the head.
+    # A body that the handler does not read is decoded only if its beginning arrives with the head.
     assert answer.status in ((400,) if path == "/" else (400, 404))
     assert SECRET not in answer.error["message"]
     assert client.ask("POST", "/", b"abc") == (200, 3)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_chunks_that_are_none(url: URL, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_chunks(url: URL, caplog: pytest.LogCaptureFixture) -> None:
     status, body = exchanged(url, head(b"Transfer-Encoding: chunked") + b"zz\r\n" + SECRET.encode())
     assert (status, body["error"]["type"]) == (400, "invalid_request_error")
     assert SECRET not in json.dumps(body) + caplog.text
@@ -178,15 +178,15 @@ def test_a_good_encoding_is_read(client: ApiClient) -> None:
     assert json.loads(client.answer("POST", "/", body, **{"Content-Encoding": "gzip"}).body) == 900
 
 
-def test_a_body_that_says_that_it_is_too_large(url: URL) -> None:
-    """It is not waited for."""
+def test_a_content_length_that_is_too_large(url: URL) -> None:
+    """The server answers without waiting for the body."""
     for length in (MAX_BODY_BYTES + 1, 99999999999999):
         status, body = exchanged(url, head(b"Content-Length: %d" % length))
         assert (status, body["error"]["type"]) == (413, "invalid_request_error")
     assert exchanged(url, head(b"Content-Length: 1000") + b"a" * 1000) == (200, 1000)
 
 
-def test_what_is_refused_is_not_in_the_log(client: ApiClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_text_is_not_logged(client: ApiClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     status, answer = client.ask("POST", "/parse", {SECRET * 20: 1})
     assert (status, len(answer["error"]["param"])) == (400, 80)
@@ -201,8 +201,8 @@ def test_what_is_refused_is_not_in_the_log(client: ApiClient, caplog: pytest.Log
     assert SECRET not in json.dumps([vars(second), caplog.text], default=str)
 
 
-def test_connections_that_ask_nothing_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And answers in progress do not, however long they take."""
+def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle connections are closed after a while; those with an answer in progress are not."""
     monkeypatch.setattr(http, "HEAD_SECONDS", 0.2)
     with in_thread(serving(application(), "127.0.0.1", 0)) as url, ExitStack() as stack:
         stream = stack.enter_context(closing(connected(url, head(line=b"GET /stream HTTP/1.0"))))
@@ -216,7 +216,7 @@ def test_connections_that_ask_nothing_end(monkeypatch: pytest.MonkeyPatch) -> No
         assert stream.recv(4096) == b"ended"
 
 
-def test_more_connections_than_there_are_files() -> None:
+def test_more_connections_than_the_limit_of_files_allows() -> None:
     with (
         subprocess.Popen(
             [sys.executable, "-c", CROWDED], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -231,7 +231,7 @@ def test_more_connections_than_there_are_files() -> None:
                 stack.enter_context(closing(connected(url, b"GET / HTTP/1.1\r\nX")))
             answer = ApiClient(url).answer("GET", "/")
             assert (answer.status, answer.body) == (200, b"hello")
-            # The first one has given way, whether or not what it has sent was read.
+            # The oldest connection is closed, whether or not its data was read.
             with suppress(ConnectionResetError):
                 assert first.recv(1) == b""
         finally:

@@ -1,4 +1,4 @@
-"""What tenants see of each other: nothing; and who is a tenant where no key is needed."""
+"""Tenants see nothing of each other; and the tenants of an open server."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from tests.support.tiny_chat_model import NAME
 pytestmark = pytest.mark.slow
 
 
-def test_no_tenant_sees_another_s_anything(new_tenant: NewTenant, server: ApiClient) -> None:
+def test_a_tenant_sees_nothing_of_another(new_tenant: NewTenant, server: ApiClient) -> None:
     seen, curious = new_tenant("watched-one", rpm=1000), new_tenant("curious-one", rpm=8, tpm=1000)
     secret = "the secret of the watched"
     assert secret in completion(seen, prompt=secret, echo=True).json["choices"][0]["text"]
@@ -46,12 +46,12 @@ def test_no_tenant_sees_another_s_anything(new_tenant: NewTenant, server: ApiCli
             answers += [client.answer(*request) for request in requests]
     assert {answer.status for answer in answers} >= {200, 400, 401, 404, 429}
     for answer in answers:
-        told = str(answer.headers) + answer.body.decode()
-        assert "watched" not in told.replace("/v1/models/watched-one", "").replace("'watched-one'", "")
-        assert secret not in told
+        text = str(answer.headers) + answer.body.decode()
+        assert "watched" not in text.replace("/v1/models/watched-one", "").replace("'watched-one'", "")
+        assert secret not in text
 
 
-def test_an_operator_sees_the_tenants_series(new_tenant: NewTenant, server: ApiClient) -> None:
+def test_an_operator_sees_the_series_of_all_tenants(new_tenant: NewTenant, server: ApiClient) -> None:
     seen, operator = new_tenant("series-one"), new_tenant("operator-one", operator=True)
     assert completion(seen).status == 200
 
@@ -63,8 +63,8 @@ def test_an_operator_sees_the_tenants_series(new_tenant: NewTenant, server: ApiC
         assert tenants(other) == set()
 
 
-def test_texts_stay_with_their_tenants(new_tenant: NewTenant) -> None:
-    """Many at once, each with a word of its own, which the answer begins with."""
+def test_concurrent_answers_are_not_mixed_up(new_tenant: NewTenant) -> None:
+    """Many concurrent requests: each answer begins with the word in its own prompt."""
     words = ["amber", "birch", "coral", "delta", "ebony"]
     clients = [new_tenant(word) for word in words]
 
@@ -94,8 +94,10 @@ def open_server(chat_partition: Path, open_database: Path) -> Iterator[ApiClient
         yield client
 
 
-def test_an_open_server_serves_whom_the_user_field_names(open_server: ApiClient, open_database: Path) -> None:
-    # Many clients cannot do without a key.
+def test_the_user_field_names_the_tenant_of_an_open_server(
+    open_server: ApiClient, open_database: Path
+) -> None:
+    # Many clients always send a key.
     for api in (open_server, open_server.with_key("none")):
         assert completion(api, user="guest").status == 200
         assert completion(api).status == 200
@@ -109,13 +111,13 @@ def test_a_registered_tenant_needs_its_key_on_an_open_server(
     api = open_server.with_key(add_tenant(open_database, "member", rpm=5))
     refused = completion(open_server, user="member")
     assert (refused.status, refused.error["code"]) == (401, "invalid_api_key")
-    # Whoever has a key may name its own users.
+    # With a key, the user field does not choose the tenant.
     answer = completion(api, user="a user, of the member's")
     assert answer.headers["x-ratelimit-limit-requests"] == "5"
     assert usage_of(open_database, "member").requests == 1
 
 
 @pytest.mark.parametrize("name", ["two words", "-", "a" * 65, "a\nb", "naïve", "../up"])
-def test_what_cannot_be_a_tenant_s_name(open_server: ApiClient, name: str) -> None:
+def test_bad_tenant_names_on_an_open_server(open_server: ApiClient, name: str) -> None:
     refused = completion(open_server, user=name)
     assert (refused.status, refused.error["param"]) == (400, "user")

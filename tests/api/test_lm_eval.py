@@ -1,7 +1,7 @@
-"""What lm-evaluation-harness asks of a server, and makes of the answers: `--model local-completions`.
+"""The requests of lm-evaluation-harness with `--model local-completions`, and its use of the answers.
 
-Its requests are made here as its TemplateAPI makes them, and its answers read as it reads them, so that
-neither needs the harness: batches of token ids, of which each is a context and its continuation.
+The tests build requests and read answers in the same way as the harness's TemplateAPI, so the harness need
+not be installed. A request has a batch of token ids, each a context and its continuation.
 """
 
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ Pairs = list[tuple[list[int], list[int]]]
 
 @pytest.fixture(scope="module")
 def api(chat_partition: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
-    """The system, for the tenant that evaluates."""
+    """A client of the whole system, with a tenant's key."""
     database = tmp_path_factory.mktemp("database") / "faasmoe.db"
-    # Less than a prompt: they are computed in several steps.
+    # Fewer tokens per step than a prompt has, so a prompt is computed in several steps.
     with serving(chat_partition, database, max_batch_tokens=16, max_sequences=4) as client:
         yield client.with_key(add_tenant(database, "evaluation"))
 
 
 @pytest.fixture(scope="module")
 def pairs(tokenizer: Any, unsplit: Any) -> Pairs:
-    """Contexts and continuations; two of these are what the model itself would say."""
+    """Contexts and continuations; two of the continuations are the model's own greedy text."""
     encoded = [tuple(tokenizer(text)["input_ids"] for text in pair) for pair in PAIRS]
     for context in ([5, 6, 7], encoded[0][0]):
         output = unsplit.generate(torch.tensor([context]), max_new_tokens=9, do_sample=False)
@@ -45,7 +45,7 @@ def pairs(tokenizer: Any, unsplit: Any) -> Pairs:
 
 @pytest.fixture(scope="module")
 def wanted(pairs: Pairs, unsplit: Any) -> list[tuple[float, bool]]:
-    """Log-likelihood, and whether each token is the likeliest, of the continuations in the unsplit model."""
+    """The unsplit model's log-likelihood of each continuation, and whether it is the greedy one."""
     results = []
     for context, continuation in pairs:
         rows = unsplit(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
@@ -71,7 +71,7 @@ def payload(prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
 
 
 def parsed(answer: Any, context_lengths: list[int], end: int | None) -> list[tuple[float, bool]]:
-    """As the harness does, which takes a token for the likeliest when it is the greatest at its place."""
+    """Log-likelihoods and greedy flags, computed from the answer as the harness does."""
     results = []
     choices = sorted(answer["choices"], key=lambda choice: choice["index"])
     for choice, length in zip(choices, context_lengths, strict=True):
@@ -84,7 +84,7 @@ def parsed(answer: Any, context_lengths: list[int], end: int | None) -> list[tup
 
 @pytest.mark.parametrize("batch_size", [1, 6])
 @pytest.mark.parametrize(("max_tokens", "end"), [(1, -1), (0, None)])
-def test_log_likelihoods_are_the_unsplit_model_s(
+def test_log_likelihoods_equal_the_unsplit_model_s(
     api: ApiClient,
     pairs: Pairs,
     wanted: list[tuple[float, bool]],
@@ -103,7 +103,7 @@ def test_log_likelihoods_are_the_unsplit_model_s(
     assert {is_greedy for _, is_greedy in wanted} == {True, False}
 
 
-def test_the_last_token_is_the_generated_one(api: ApiClient, pairs: Pairs, unsplit: Any) -> None:
+def test_the_last_entry_is_the_generated_token(api: ApiClient, pairs: Pairs, unsplit: Any) -> None:
     prompts = joined(pairs)
     answer = api.post("/v1/completions", **payload(prompts, 1))
     for prompt, choice in zip(prompts, answer["choices"], strict=True):
@@ -116,8 +116,8 @@ def test_the_last_token_is_the_generated_one(api: ApiClient, pairs: Pairs, unspl
         assert reported["token_logprobs"][-1] == pytest.approx(likeliest, abs=1e-3)
 
 
-def test_generation_until_a_text(api: ApiClient, tokenizer: Any, expected: Any) -> None:
-    """What its tasks ask that have the model write."""
+def test_generation_until_a_stop_string(api: ApiClient, tokenizer: Any, expected: Any) -> None:
+    """The requests of the harness's generation tasks."""
     token_ids = tokenizer("the cat sat on")["input_ids"]
     text = expected(token_ids, 40)
     stop = text[12:15]

@@ -1,4 +1,4 @@
-"""The bodies of answers are those that OpenAI's own client declares."""
+"""The bodies of answers have exactly the fields that OpenAI's client declares."""
 
 import json
 from typing import Any
@@ -41,7 +41,7 @@ def streamed(**body: Any) -> dict[str, Any]:
 
 
 def strictly(model: type[BaseModel], body: dict[str, Any]) -> dict[str, Any]:
-    """The body, in which the client has found all that it declares and nothing that it does not."""
+    """Check that the body has all fields that the client's model declares and no others; returns it."""
     parsed = model.model_validate_json(json.dumps(body), strict=True)
     assert parsed.model_dump(exclude_unset=True, mode="json") == body
     assert not parsed.model_extra
@@ -49,7 +49,7 @@ def strictly(model: type[BaseModel], body: dict[str, Any]) -> dict[str, Any]:
 
 
 def events(data: bytes) -> list[dict[str, Any]]:
-    """The bodies of whole events, in which nothing reads as the end of a line."""
+    """The bodies of events. Checks that no event contains a line break."""
     *lines, end = data.decode("ascii").split("\n\n")
     assert end == ""
     assert all(len(line.splitlines()) == 1 for line in lines)
@@ -107,7 +107,7 @@ def test_the_log_probabilities_of_a_completion() -> None:
     }
 
 
-def test_the_first_token_of_an_echoed_prompt_has_none() -> None:
+def test_the_first_token_of_an_echoed_prompt_has_no_log_probability() -> None:
     first = TokenEntry(9, "it", b"it", None, 0, ())
     body = logprobs_body([first, ENTRY], is_chat=False)
     assert body["token_logprobs"] == [None, -1.5]
@@ -117,14 +117,14 @@ def test_the_first_token_of_an_echoed_prompt_has_none() -> None:
 @pytest.mark.parametrize(
     ("chosen", "others", "top"),
     [
-        # The likeliest of those that read the same counts.
+        # Of tokens with the same text, the likeliest counts.
         (-3.0, [("b", -0.1), ("b", -0.2)], {"b": -0.1, "a": -3.0}),
-        # The chosen token keeps its own, and the greatest stays the greatest.
+        # The chosen token keeps its value, and the likeliest entry stays the likeliest.
         (-3.0, [("a", -0.1)], {"token_id:10": -0.1, "a": -3.0}),
         (-0.1, [("a", -3.0)], {"a": -0.1, "token_id:10": -3.0}),
     ],
 )
-def test_tokens_that_read_the_same(
+def test_tokens_with_the_same_text(
     chosen: float, others: list[tuple[str, float]], top: dict[str, float]
 ) -> None:
     alternatives = tuple(
@@ -158,7 +158,7 @@ def test_a_streamed_completion() -> None:
     assert [body["choices"][0]["text"] for body in bodies] == [*TEXTS, "end"]
     assert [body["choices"][0]["finish_reason"] for body in bodies] == [None] * len(TEXTS) + ["stop"]
     assert {(body["id"], body["object"]) for body in bodies} == {("cmpl-abc", "text_completion")}
-    # The client's type is of whole answers alone: it wants a reason in every chunk.
+    # The client has no type for chunks of completions. The type of whole answers needs a reason in each.
     for body in bodies:
         choices = [{**choice, "finish_reason": "stop"} for choice in body["choices"]]
         strictly(Completion, {**body, "choices": choices})
@@ -209,7 +209,7 @@ def test_continuous_usage(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
-def test_token_ids_are_told_if_asked_for(kind: str) -> None:
+def test_token_ids_are_returned_if_requested(kind: str) -> None:
     pieces = [Piece("a", (), None, (5,)), Piece("b", (), None, (6,)), Piece("", (), STOP, (7,))]
     asked = answer(kind, **streamed(return_token_ids=True))
     stream = asked.choice_stream(0)
@@ -222,6 +222,6 @@ def test_token_ids_are_told_if_asked_for(kind: str) -> None:
     assert "token_ids" not in unasked.whole([pieces], USAGE)["choices"][0]
 
 
-def test_tokens_and_text() -> None:
+def test_bodies_of_tokenize_and_detokenize() -> None:
     assert tokenize_body([5, 6], 128) == {"count": 2, "max_model_len": 128, "tokens": [5, 6]}
     assert detokenize_body("a") == {"prompt": "a"}

@@ -1,4 +1,4 @@
-"""The official client against a whole system: what its users call."""
+"""OpenAI's client against a whole system."""
 
 import asyncio
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def test_a_chat(client: openai.OpenAI, tokenizer: Any, expected: Any) -> None:
 def test_the_client_s_own_stream_of_a_chat(client: openai.OpenAI, tokenizer: Any, expected: Any) -> None:
     text = expected(chat_ids(tokenizer), 20)
     asked: Any = {"model": NAME, "messages": MESSAGES, "max_tokens": 20, "temperature": 0}
-    # It takes an answer that reaches its limit for an error.
+    # This stream helper treats an answer that reaches its limit as an error.
     stop = text[10:]
     with client.chat.completions.stream(**asked, stop=stop) as stream:
         streamed = "".join(event.delta for event in stream if event.type == "content.delta")
@@ -90,7 +90,7 @@ def test_streams_of_several_choices(client: openai.OpenAI) -> None:
     assert texts == [choice.text for choice in whole.choices]
 
 
-def test_a_seed_repeats_its_choices_which_differ(client: openai.OpenAI) -> None:
+def test_a_seed_repeats_choices_and_the_choices_differ(client: openai.OpenAI) -> None:
     def answers(**changes: Any) -> list[str]:
         return [choice.text for choice in client.completions.create(**{**HOT, "n": 3, **changes}).choices]
 

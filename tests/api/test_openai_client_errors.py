@@ -1,4 +1,4 @@
-"""What the official client makes of refusals, and when it tries again."""
+"""Errors in OpenAI's client: its exceptions, headers and retries."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +50,7 @@ def test_exceptions(server: ApiClient, client: openai.OpenAI) -> None:
 
 
 def test_headers(server: ApiClient, database: Path) -> None:
-    # So few that what was used is not back before the answer.
+    # Limits so low that the used amounts are not refilled before the answer.
     key = add_tenant(database, "counted", rpm=6, tpm=100)
     with openai_client(server, key) as client:
         raw = client.completions.with_raw_response.create(**HOT)
@@ -65,7 +65,7 @@ def test_headers(server: ApiClient, database: Path) -> None:
         assert raw.headers[f"x-ratelimit-reset-{kind}"].endswith("s")
 
 
-def test_it_tries_again_when_it_is_told_to(server: ApiClient, database: Path) -> None:
+def test_the_client_retries_if_the_server_asks_for_it(server: ApiClient, database: Path) -> None:
     key = add_tenant(database, "busy", max_concurrency=1)
     operator = server.with_key(add_tenant(database, "watcher", operator=True))
     refusals = ("faasmoe:tenant_refusals_total", frozenset(
@@ -84,7 +84,7 @@ def test_it_tries_again_when_it_is_told_to(server: ApiClient, database: Path) ->
         assert trying.result(60).retries_taken >= 1
 
 
-def test_it_does_not_try_again_in_vain(server: ApiClient, database: Path) -> None:
+def test_the_client_does_not_retry_a_hopeless_request(server: ApiClient, database: Path) -> None:
     key = add_tenant(database, "small", tpm=10)
     operator = server.with_key(add_tenant(database, "looker", operator=True))
     with openai_client(server, key, retries=2) as client, pytest.raises(openai.RateLimitError) as limited:

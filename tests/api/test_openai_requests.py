@@ -1,4 +1,4 @@
-"""What clients ask for is read as OpenAI means it, and what breaks the rules is named."""
+"""Request bodies are read as OpenAI's API defines them, and errors name the field."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ def completion(**body: Any) -> GenerationRequest:
 
 
 def refused(parse: Any, **body: Any) -> BadRequest:
-    """The refusal, which names the field at the beginning of its message."""
+    """Parse a body that must be refused. Checks that the message begins with the field's name."""
     with pytest.raises(BadRequest) as refusal:
         parse(**body)
     assert str(refusal.value).startswith(str(refusal.value.param))
@@ -74,7 +74,7 @@ def test_every_field_reaches_the_engine() -> None:
         ("stream", [True, False, None], [True, False, False]),
     ],
 )
-def test_values(parse: Any, field: str, values: list[Any], read: list[Any]) -> None:
+def test_accepted_values(parse: Any, field: str, values: list[Any], read: list[Any]) -> None:
     assert [getattr(parse(**{field: value}), field) for value in values] == read
 
 
@@ -129,14 +129,16 @@ def test_a_wrong_value_is_named(parse: Any, field: str, values: list[Any]) -> No
         ({"echo": None}, {"echo": True}),
     ],
 )
-def test_chats_may_ask_for_nothing(neutral: dict[str, Any], other: dict[str, Any]) -> None:
+def test_chats_may_have_unsupported_fields_with_neutral_values(
+    neutral: dict[str, Any], other: dict[str, Any]
+) -> None:
     assert chat(**neutral) == chat()
     refusal = refused(chat, **other)
     assert [refusal.param] == list(other)
     assert "not supported" in str(refusal)
 
 
-def test_completions_may_ask_for_nothing() -> None:
+def test_completions_may_have_unsupported_fields_with_neutral_values() -> None:
     assert completion(suffix="", best_of=1, frequency_penalty=0, logit_bias={}) == completion()
     assert completion(best_of=3, n=3).n == 3
     others: list[dict[str, Any]] = [{"suffix": "end"}, {"best_of": 2}, {"messages": HELLO}, {"tools": []}]
@@ -279,7 +281,7 @@ def test_stream_options() -> None:
         assert refusal.param == f"stream_options.{next(iter(wrong))}"
 
 
-def test_the_answers_to_a_prompt_have_seeds_of_their_own() -> None:
+def test_each_answer_to_a_prompt_has_its_own_seed() -> None:
     request = completion(n=3, seed=(1 << 63) - 1)
     assert [request.sampling_params(1, choice).seed for choice in range(3)] == [(1 << 63) - 1, 0, 1]
     assert [completion(n=2).sampling_params(1, choice).seed for choice in range(2)] == [None, None]
@@ -316,7 +318,7 @@ def test_detokenize() -> None:
         assert refusal.param == "tokens"
 
 
-def test_what_evaluation_harnesses_and_load_tools_send() -> None:
+def test_requests_of_evaluation_harnesses_and_load_tools() -> None:
     harness = b"""{"model": "tiny", "prompt": [[1, 2, 3]], "max_tokens": 1, "temperature": 0,
                    "logprobs": 1, "seed": 1234, "echo": true}"""
     request = parse_completion(json.loads(harness), MODEL)
@@ -343,7 +345,7 @@ LONG = "x" * 100_000
         (chat, {"messages": [{"role": "user", "content": [{"type": [LONG]}]}]}),
     ],
 )
-def test_little_of_what_is_refused_is_repeated(parse: Any, body: dict[str, Any]) -> None:
+def test_errors_repeat_little_of_the_request(parse: Any, body: dict[str, Any]) -> None:
     refusal = refused(parse, **body)
     assert str(refusal).count("x") <= 90
     assert len(refusal.param or "") <= 100
@@ -361,13 +363,13 @@ def test_text_that_is_not_unicode(parse: Any, half: str) -> None:
     assert parse(user="\U0001f600", stop="\U0001f600").stop == ("\U0001f600",)
 
 
-def test_as_many_messages_and_parts_as_there_may_be() -> None:
+def test_the_largest_number_of_messages_and_parts() -> None:
     parts = [{"type": "text", "text": "a"}] * 64
     messages = [{"role": "user", "content": parts}] * 2048
     (prompt,) = chat(messages=messages).prompts
     assert isinstance(prompt, Chat)
     assert [message["content"] for message in prompt.messages] == ["a" * 64] * 2048
-    # What is too many is not looked at.
+    # Messages beyond the limit are not validated.
     assert "1 to 2048 messages" in str(refused(chat, messages=[*messages, None]))
     many = [{"role": "user", "content": [*parts, None]}]
     assert str(refused(chat, messages=many)) == (
@@ -375,7 +377,7 @@ def test_as_many_messages_and_parts_as_there_may_be() -> None:
     )
 
 
-def test_as_many_token_ids_as_there_may_be() -> None:
+def test_the_largest_number_of_token_ids() -> None:
     half = [5] * 500_000
     assert completion(prompt=[half, half]).prompts == (half, half)
     for prompt in ([half, half, [1]], [*half, *half, 1], [*half, *half, None]):

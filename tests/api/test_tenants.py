@@ -1,4 +1,4 @@
-"""Tenants at the API: who is let in, and for how much."""
+"""Tenants at the API: authentication and limits."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.support.tiny_chat_model import NAME
 pytestmark = pytest.mark.slow
 
 
-def test_the_tokens_of_the_request(new_tenant: NewTenant) -> None:
+def test_the_request_has_the_expected_number_of_tokens(new_tenant: NewTenant) -> None:
     assert new_tenant("counter").post(COMPLETION, **ASK)["usage"]["total_tokens"] == ASK_TOKENS
 
 
@@ -44,7 +44,9 @@ def test_the_tokens_of_the_request(new_tenant: NewTenant) -> None:
         ("GET", f"/v1/models/{NAME}"),
     ],
 )
-def test_nobody_without_a_key(server: ApiClient, method: str, path: str, key: str | None) -> None:
+def test_requests_without_a_valid_key_are_refused(
+    server: ApiClient, method: str, path: str, key: str | None
+) -> None:
     answer = server.with_key(key).answer(method, path, ASK if method == "POST" else None)
     assert answer.status == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -59,17 +61,17 @@ def test_a_key_comes_as_a_bearer_token(server: ApiClient, database: Path, author
     assert server.answer("GET", "/v1/models", Authorization=header).status == 401
 
 
-def test_a_tenant_that_is_removed(new_tenant: NewTenant, database: Path) -> None:
+def test_a_removed_tenant_is_refused(new_tenant: NewTenant, database: Path) -> None:
     api = new_tenant("leaver")
     with TenantStore.open(database) as store, holding(api):
         assert completion(api).status == 200
         store.remove("leaver")
         assert completion(api).status == 401
-    # Also what it had begun is booked to it.
+    # A request that was running when the tenant was removed is booked, too.
     eventually(lambda: usage_of(database, "leaver").requests, 2)
 
 
-def test_a_key_that_is_replaced(new_tenant: NewTenant, database: Path) -> None:
+def test_a_replaced_key_is_refused(new_tenant: NewTenant, database: Path) -> None:
     api = new_tenant("renewer")
     assert completion(api).status == 200
     with TenantStore.open(database) as store:
@@ -90,7 +92,7 @@ def test_requests_per_minute(new_tenant: NewTenant, database: Path) -> None:
     assert refused.headers["x-should-retry"] is None
     assert completion(other).status == 200
     assert usage_of(database, "hasty").requests == 2
-    # A limit that is raised counts at once.
+    # A raised limit applies at once.
     with TenantStore.open(database) as store:
         store.update("hasty", Limits(rpm=100), operator=False)
     assert completion(api).headers["x-ratelimit-limit-requests"] == "100"
@@ -110,7 +112,7 @@ def test_tokens_per_minute(new_tenant: NewTenant) -> None:
     assert impossible.headers["Retry-After"] is None
 
 
-def test_an_answer_that_stops_early_costs_what_it_was(new_tenant: NewTenant) -> None:
+def test_an_answer_that_stops_early_is_charged_its_real_length(new_tenant: NewTenant) -> None:
     api = new_tenant("early", tpm=1000)
     text = completion(api, max_tokens=30).json["choices"][0]["text"]
     answer = completion(api, max_tokens=500, stop=text[5:8])
@@ -118,7 +120,7 @@ def test_an_answer_that_stops_early_costs_what_it_was(new_tenant: NewTenant) -> 
     assert int(completion(api).headers["x-ratelimit-remaining-tokens"]) > 900
 
 
-def test_requests_at_once(new_tenant: NewTenant) -> None:
+def test_concurrent_requests(new_tenant: NewTenant) -> None:
     api, other = new_tenant("parallel", max_concurrency=2), new_tenant("serial", max_concurrency=1)
     with holding(api), holding(api):
         refused = completion(api)

@@ -1,4 +1,4 @@
-"""Tokens become text as they come, and lose nothing on the way."""
+"""Tokens are decoded to text one by one, without loss."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ from control_plane.errors import BadRequest
 from tests.support.paths import DEMO_MODEL
 
 DEMO: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
-"""Its vocabulary is byte-level."""
+"""A tokenizer with a byte-level vocabulary."""
 CODEC = TextCodec(DEMO, len(DEMO))
 END = DEMO.convert_tokens_to_ids("<|im_end|>")
 OHM = DEMO.encode("\N{OHM SIGN}")
-"""One token for each of its bytes."""
+"""The tokens of a character with three bytes: one per byte."""
 
 
 def fallback_codec() -> TextCodec:
-    """A vocabulary as SentencePiece makes it: words that begin with a space, and single bytes."""
+    """A codec with a vocabulary like SentencePiece's: words that begin with a space, and single bytes."""
     words = ["<unk>", "</s>", "▁the", "▁cat", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
     model = models.BPE(
         vocab={word: number for number, word in enumerate(words)},
@@ -47,18 +47,18 @@ def pieces(codec: TextCodec, token_ids: list[int], context: list[int] | None = N
 
 
 @given(st.text(max_size=30))
-def test_text_comes_back(text: str) -> None:
+def test_encoding_and_decoding_restores_the_text(text: str) -> None:
     token_ids = DEMO.encode(text)
     assert "".join(pieces(CODEC, token_ids)) == text
 
 
 @given(st.lists(st.one_of(st.integers(0, len(DEMO) - 1), st.integers(0, 300)), max_size=40))
 def test_a_stream_adds_up_to_the_whole_text(token_ids: list[int]) -> None:
-    """Also of tokens that are no text: the ids up to 300 are mostly single bytes."""
+    """This holds for invalid UTF-8, too: the ids up to 300 are mostly single bytes."""
     whole = DEMO.decode(token_ids, skip_special_tokens=True)
     assert "".join(pieces(CODEC, token_ids)) == whole
     assert CODEC.decode(token_ids) == whole
-    # A completion continues its prompt at the end of a character, where bytes begin anew.
+    # The prompt ends with a whole character, so the answer's bytes start a new one.
     assert "".join(pieces(CODEC, token_ids, DEMO.encode("the cat"))) == whole
 
 
@@ -68,7 +68,7 @@ def test_a_character_is_held_back_until_it_is_whole() -> None:
     assert pieces(CODEC, OHM[:2]) == ["", "", "\ufffd"]
 
 
-def test_bytes_that_are_no_character_are_not_held_for_ever() -> None:
+def test_invalid_bytes_are_not_held_back_for_ever() -> None:
     given_out = pieces(CODEC, [OHM[1]] * 1000)
     assert "".join(given_out) == "\ufffd" * 1000
     longest = 0
@@ -102,7 +102,7 @@ def test_the_text_of_a_token() -> None:
 
 
 @given(st.text(min_size=1, max_size=20))
-def test_the_bytes_of_the_tokens_are_the_text_s(text: str) -> None:
+def test_the_bytes_of_the_tokens_add_up_to_the_text(text: str) -> None:
     raw = [CODEC.token_bytes(token_id, CODEC.token_text(token_id)) for token_id in DEMO.encode(text)]
     assert b"".join(raw) == text.encode()
 
@@ -111,7 +111,7 @@ def test_the_bytes_of_other_tokens() -> None:
     assert FALLBACK.token_bytes(5 + 0xE2, "") == b"\xe2"
     assert FALLBACK.token_bytes(3, " cat") == b" cat"
     assert CODEC.token_bytes(END, "") == b""
-    # The model may know more tokens than the tokenizer does.
+    # The model may have more tokens than the tokenizer.
     assert CODEC.token_bytes(len(DEMO) + 5, "") == b""
 
 
@@ -130,12 +130,12 @@ def test_a_text_s_special_tokens(add_special_tokens: bool) -> None:
 @pytest.mark.parametrize(
     "prompt", ["", [], [-1], [len(DEMO)], [1 << 70], "\ud83d", Chat([{"content": "\ude00"}])]
 )
-def test_what_is_no_prompt(prompt: Any) -> None:
+def test_bad_prompts(prompt: Any) -> None:
     with pytest.raises(BadRequest):
         CODEC.encode(prompt)
 
 
 @pytest.mark.parametrize("token_ids", [[-1], [len(DEMO)], [1 << 70]])
-def test_what_is_no_token(token_ids: list[int]) -> None:
+def test_bad_token_ids(token_ids: list[int]) -> None:
     with pytest.raises(BadRequest, match="tokens: token ids must be from 0"):
         CODEC.decode(token_ids)

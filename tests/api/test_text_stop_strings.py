@@ -1,4 +1,4 @@
-"""Stop strings end a text at the same place however it is cut."""
+"""Stop strings end a text at the same place, however it is cut into pieces."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from control_plane.api.text.stop_strings import StopStrings
 
 
 def through(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
-    """What comes out of the pieces, and whether a stop string ended them."""
+    """The text that is released for the pieces, and whether a stop string ended it."""
     matcher = StopStrings(stops)
     emitted = ""
     for piece in pieces:
@@ -31,7 +31,7 @@ def test_the_text_ends_before_the_first_stop_string(stops: list[str], pieces: li
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.text("abc", max_size=20))
-def test_only_what_may_begin_a_stop_string_is_held_back(stops: list[str], text: str) -> None:
+def test_only_a_possible_start_of_a_stop_string_is_held_back(stops: list[str], text: str) -> None:
     matcher = StopStrings(stops)
     emitted = "".join(matcher.add(character)[0] for character in text)
     held = text[len(emitted) :]
@@ -50,12 +50,12 @@ def test_only_what_may_begin_a_stop_string_is_held_back(stops: list[str], text: 
         (["bc", "abcd"], ["abc", "d"], ["", ""]),
     ],
 )
-def test_what_each_piece_gives(stops: list[str], pieces: list[str], emitted: list[str]) -> None:
+def test_the_text_released_by_each_piece(stops: list[str], pieces: list[str], emitted: list[str]) -> None:
     matcher = StopStrings(stops)
     assert [matcher.add(piece)[0] for piece in pieces] == emitted
 
 
-def test_what_was_held_back_is_released_at_the_end() -> None:
+def test_text_held_back_is_released_at_the_end() -> None:
     matcher = StopStrings(["END"])
     assert matcher.add("the EN") == ("the ", False)
     assert (matcher.finish(), matcher.stopped) == ("EN", False)

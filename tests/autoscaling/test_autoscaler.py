@@ -167,7 +167,7 @@ async def test_a_function_that_a_call_wakes_during_its_scale_to_zero_is_noticed(
 
 
 @asynchronous
-async def test_it_can_be_stopped_just_when_a_request_arrives() -> None:
+async def test_stopping_while_a_request_arrives() -> None:
     plane = ControlPlane()
     async with (
         scaling_gateway("a") as (site, gateway),
@@ -244,7 +244,7 @@ async def test_no_function_grows_before_the_others_have_shrunk() -> None:
             await asyncio.sleep(0.01)
             if plane.limits.history[-1]["a"] > 15 * EXPERT:
                 break
-    limits = [sum(told.values()) for told in plane.limits.history]
+    limits = [sum(by_function.values()) for by_function in plane.limits.history]
     assert max(limits) <= 30 * EXPERT
     assert plane.limits.history[-1]["a"] > 15 * EXPERT
 
@@ -265,7 +265,7 @@ async def test_functions_shrink_when_the_control_plane_grows() -> None:
 
 
 @asynchronous
-async def test_an_unreachable_gateway_does_no_harm() -> None:
+async def test_the_autoscaler_survives_an_unreachable_gateway() -> None:
     plane = ControlPlane()
     with closed_port() as port:
         async with (
@@ -280,7 +280,7 @@ async def test_an_unreachable_gateway_does_no_harm() -> None:
 
 
 @asynchronous
-async def test_it_can_be_stopped_while_a_request_hangs() -> None:
+async def test_stopping_while_a_request_hangs() -> None:
     plane = ControlPlane()
     async with scaling_gateway("a") as (site, gateway):
         site.released.clear()

@@ -89,11 +89,11 @@ def test_one_shrinks_before_another_grows() -> None:
     assert actions == [Limit("c", 9, grows=False), Limit("a", 11, grows=True)]
 
 
-def test_a_few_reads_earn_nothing() -> None:
+def test_a_few_reads_do_not_raise_a_share() -> None:
     assert decided(budget(30), a=replace(AWAKE, use=Use(10, 10, 0.4)), b=AWAKE, c=AWAKE) == []
 
 
-def test_what_sleeps_leaves_its_share_but_for_the_least_to_wake_with() -> None:
+def test_a_sleeping_function_keeps_only_the_least_share() -> None:
     actions = decided(budget(30), a=IDLE, b=AWAKE, c=AWAKE)
     assert actions == [
         Sleep("a"),

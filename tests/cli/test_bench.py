@@ -32,7 +32,7 @@ def test_a_trace_becomes_a_workload(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bbh", "poisson", "bursty"])
-def test_workloads_repeat_by_their_seed(kind: str, tmp_path: Path) -> None:
+def test_the_same_seed_makes_the_same_workload(kind: str, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a", "b", "c")]
     for file, seed in zip(files, (1, 1, 2), strict=True):
         assert faasmoe("bench", "workload", kind, "--seed", seed, "--rate", 2, "-o", file).exit_code == 0
@@ -48,14 +48,14 @@ def test_rounds_have_five_requests_of_each_tenant(tmp_path: Path) -> None:
     assert set(counts.values()) == {5}
 
 
-def test_a_trace_that_is_cut_off_is_named_with_its_line(tmp_path: Path) -> None:
+def test_errors_in_a_trace_name_the_line(tmp_path: Path) -> None:
     trace = tmp_path / "azure.csv"
     trace.write_text(AZURE[:-4])
-    told = error_line(faasmoe("bench", "workload", "azure", "--trace", trace, "-o", tmp_path / "w"))
-    assert told == f"{trace}, line 4: cut off"
+    message = error_line(faasmoe("bench", "workload", "azure", "--trace", trace, "-o", tmp_path / "w"))
+    assert message == f"{trace}, line 4: cut off"
     trace.write_text(AZURE.replace("ContextTokens", "Prompt"))
-    told = error_line(faasmoe("bench", "workload", "azure", "--trace", trace, "-o", tmp_path / "w"))
-    assert "has no column 'ContextTokens'" in told
+    message = error_line(faasmoe("bench", "workload", "azure", "--trace", trace, "-o", tmp_path / "w"))
+    assert "has no column 'ContextTokens'" in message
     assert not (tmp_path / "w").exists()
 
 
@@ -66,14 +66,14 @@ def test_usage_errors() -> None:
     assert error_line(faasmoe("bench", "run", "--strategies", "vllm")).startswith("no strategy 'vllm'")
 
 
-def test_a_run_that_goes_on_takes_no_other_options(tmp_path: Path) -> None:
-    told = usage_error(faasmoe("bench", "run", "--resume", tmp_path, "--tenants", 3))
-    assert told == "--resume goes on as the run was begun: it takes no --tenants"
-    told = error_line(faasmoe("bench", "run", "--resume", tmp_path))
-    assert told == f"{tmp_path} has no results of `faasmoe bench run`"
+def test_resume_takes_no_other_options(tmp_path: Path) -> None:
+    message = usage_error(faasmoe("bench", "run", "--resume", tmp_path, "--tenants", 3))
+    assert message == "--resume continues a run with its own options: it takes no --tenants"
+    message = error_line(faasmoe("bench", "run", "--resume", tmp_path))
+    assert message == f"{tmp_path} has no results of `faasmoe bench run`"
 
 
-def test_a_report_is_written_anew(tmp_path: Path) -> None:
+def test_report_of_recorded_results(tmp_path: Path) -> None:
     recording = Recording.begin(tmp_path, RUN)
     recording.add(measured("baseline"))
     result = faasmoe("bench", "report", tmp_path)

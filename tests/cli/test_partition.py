@@ -13,7 +13,7 @@ from tests.support.tiny_chat_model import EXPERTS
 
 @pytest.fixture
 def checkpoint(chat_checkpoint: Path, tmp_path: Path) -> Path:
-    """A copy of the checkpoint that a test may damage."""
+    """A copy of the checkpoint, for tests that damage it."""
     return Path(shutil.copytree(chat_checkpoint, tmp_path / "model"))
 
 
@@ -114,6 +114,6 @@ def test_existing_out_dir(chat_checkpoint: Path, tmp_path: Path) -> None:
     assert message == f"{tmp_path} exists already: remove it, or choose another folder"
 
 
-def test_verify_names_what_is_damaged(damaged_partition: Path) -> None:
+def test_verify_names_damaged_files(damaged_partition: Path) -> None:
     message = error_line(faasmoe("verify", damaged_partition))
     assert Manifest.load(damaged_partition).blocks[1].file in message

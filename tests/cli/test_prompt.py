@@ -38,7 +38,7 @@ def server_that_answers(body: bytes, status: int = 200, **headers: str) -> Itera
             self.wfile.write(said.replace(b"USER", asked["user"].encode()))
 
         def log_message(self, *_: object) -> None:
-            """Keep stderr clean."""
+            """Log nothing, so that stderr has only the command's output."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.handle_request)
@@ -47,7 +47,7 @@ def server_that_answers(body: bytes, status: int = 200, **headers: str) -> Itera
         thread.join()
 
 
-def test_a_prompt_is_answered_as_the_api_does(api: ApiClient) -> None:
+def test_a_prompt_gets_the_api_s_answer(api: ApiClient) -> None:
     messages = [{"role": "user", "content": "what is on the mat?"}]
     asked = api.post("/v1/chat/completions", messages=messages, max_tokens=8, temperature=0)
     text = asked["choices"][0]["message"]["content"]
@@ -68,7 +68,7 @@ def test_a_raw_prompt_is_continued(api: ApiClient) -> None:
     assert faasmoe("prompt", "the cat", *ASK, "--raw", "--server", api.url).stdout == text + "\n"
 
 
-def test_a_seed_makes_a_hot_answer_repeatable(api: ApiClient) -> None:
+def test_a_seed_makes_a_sampled_answer_repeatable(api: ApiClient) -> None:
     def answer(seed: int) -> str:
         hot = ("--temperature", 2, "--seed", seed, "--server", api.url)
         return faasmoe("prompt", "the cat", "--tenant", "me", "--max-tokens", 24, *hot).stdout
@@ -86,7 +86,7 @@ def test_a_prompt_that_is_not_utf_8() -> None:
     assert "standard input is not UTF-8" in usage_error(faasmoe("prompt", "-", *ASK, stdin=b"caf\xe9"))
 
 
-def heard(*options: object, **environment: str) -> str:
+def received(*options: object, **environment: str) -> str:
     """The key and tenant that a server receives, as text."""
     event = {
         "choices": [{"delta": {"content": "AUTHORIZATION, USER"}, "finish_reason": "stop"}],
@@ -102,12 +102,12 @@ def heard(*options: object, **environment: str) -> str:
 def test_key_and_tenant_of_a_request(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
-    assert heard() == "no key, default"
-    assert heard("--tenant", "me") == "no key, me"
-    assert heard("--key-file", file) == f"Bearer {KEY}, default"
-    assert heard(FAASMOE_API_KEY=KEY[::-1]) == f"Bearer {KEY[::-1]}, default"
-    assert heard("--key-file", file, FAASMOE_API_KEY=KEY[::-1]) == f"Bearer {KEY}, default"
-    assert heard(FAASMOE_API_KEY="") == "no key, default"
+    assert received() == "no key, default"
+    assert received("--tenant", "me") == "no key, me"
+    assert received("--key-file", file) == f"Bearer {KEY}, default"
+    assert received(FAASMOE_API_KEY=KEY[::-1]) == f"Bearer {KEY[::-1]}, default"
+    assert received("--key-file", file, FAASMOE_API_KEY=KEY[::-1]) == f"Bearer {KEY}, default"
+    assert received(FAASMOE_API_KEY="") == "no key, default"
 
 
 @pytest.mark.parametrize("key", ["", "short", "with a space in its midst", "kéy-that-is-not-all-ascii"])
@@ -120,18 +120,18 @@ def test_bad_keys(tmp_path: Path, key: str) -> None:
         assert error_line(result).startswith("the key in $FAASMOE_API_KEY ")
 
 
-def test_a_key_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_key_file(tmp_path: Path) -> None:
     message = error_line(faasmoe("prompt", "hello", "--key-file", tmp_path / "none"))
     assert message.startswith(f"cannot read the key file {tmp_path / 'none'}")
 
 
 @pytest.mark.parametrize(
-    ("status", "headers", "hint"),
+    ("status", "headers", "advice"),
     [
-        (401, {}, " (a key is given by --key-file or $FAASMOE_API_KEY)"),
+        (401, {}, " (set the key with --key-file or $FAASMOE_API_KEY)"),
         (429, {"Retry_After": "7"}, "; try again in 7 s"),
         (503, {"Retry_After": "1"}, "; try again in 1 s"),
-        (429, {"x_should_retry": "false"}, "; trying again is no use"),
+        (429, {"x_should_retry": "false"}, "; trying again does not help"),
         (429, {"Retry_After": "soon"}, ""),
         (503, {}, ""),
         (400, {"Retry_After": "1"}, ""),
@@ -139,11 +139,11 @@ def test_a_key_file_that_is_not_there(tmp_path: Path) -> None:
         (500, {}, ""),
     ],
 )
-def test_refusals_are_one_line_with_what_to_do(status: int, headers: dict[str, str], hint: str) -> None:
+def test_refusals_are_one_line_with_advice(status: int, headers: dict[str, str], advice: str) -> None:
     body = json.dumps({"error": {"message": "not now", "type": "t", "param": None, "code": None}}).encode()
     with server_that_answers(body, status, **headers) as url:
         message = error_line(faasmoe("prompt", "hello", "--server", url))
-    assert message == f"not now{hint}"
+    assert message == f"not now{advice}"
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_bad_options_of_a_prompt(option: str, value: object) -> None:
     assert message.startswith(f"Invalid value for '{option}': ")
 
 
-def test_a_prompt_that_is_longer_than_the_context(api: ApiClient) -> None:
+def test_a_prompt_longer_than_the_context(api: ApiClient) -> None:
     message = error_line(faasmoe("prompt", "x" * CONTEXT_LENGTH, *ASK, "--server", api.url))
     assert f"the model's context is {CONTEXT_LENGTH} tokens" in message
 
 
 @pytest.mark.parametrize("command", [["prompt", "hello", *ASK], ["status"]])
-def test_a_control_plane_that_is_away(command: list[object]) -> None:
+def test_an_unreachable_control_plane(command: list[object]) -> None:
     with closed_port() as port:
         message = error_line(faasmoe(*command, "--server", f"http://127.0.0.1:{port}"))
     assert message.startswith(f"no FaaSMoE control plane answers at http://127.0.0.1:{port}")
@@ -176,10 +176,10 @@ def test_a_gateway_in_place_of_the_control_plane(api: ApiClient, command: list[o
 @pytest.mark.parametrize(
     "body", [b"<html>", b'data: {"choices": [{"delta": {"content": "Hel"}, "finish_reason": null}]}\n\n']
 )
-def test_an_answer_that_breaks_off(body: bytes) -> None:
+def test_an_incomplete_answer(body: bytes) -> None:
     with server_that_answers(body) as url:
         result = faasmoe("prompt", "hello", *ASK, "--server", url)
-    assert error_line(result) == f"{url} ended its answer before it was whole"
+    assert error_line(result) == f"the answer of {url} is incomplete"
 
 
 def test_status_as_a_table(api: ApiClient) -> None:

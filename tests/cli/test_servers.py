@@ -56,7 +56,7 @@ def test_a_gateway_that_refuses(
     assert message == f"the gateway at {gateway} refuses the user or password"
 
 
-def test_a_gateway_that_is_away(chat_partition: Path) -> None:
+def test_an_unreachable_gateway(chat_partition: Path) -> None:
     with closed_port() as port:
         message = error_line(faasmoe("deploy", chat_partition, "--gateway", f"http://127.0.0.1:{port}"))
     assert message.startswith(f"no OpenFaaS gateway answers at http://127.0.0.1:{port}")
@@ -129,19 +129,19 @@ def test_bad_amounts(chat_partition: Path, command: str, option: str, problem: s
     assert message.startswith(f"Invalid value for '{option.split('=')[0]}': {problem}")
 
 
-def test_a_budget_that_is_too_little_is_refused_with_one_that_would_do(chat_partition: Path) -> None:
-    def told(budget: str) -> str:
+def test_the_error_for_a_small_budget_names_the_least_that_works(chat_partition: Path) -> None:
+    def refusal(budget: str) -> str:
         ports = ("--port", 0, "--gateway-port", 0, "--kv-cache-mb", 8)
         return error_line(faasmoe("up", chat_partition, *ports, "--memory-budget", budget))
 
-    message = told("10MB")
+    message = refusal("10MB")
     assert message.startswith("memory_budget: 10.0 MB is too little; at least ")
     assert "for the control plane" in message
     least = message.split("at least ")[1].split()[0]
     assert 100 < int(least.removesuffix("MB")) < 5000
 
 
-def test_a_budget_above_what_there_is_is_refused(chat_partition: Path) -> None:
+def test_a_budget_above_the_machine_s_memory_is_refused(chat_partition: Path) -> None:
     message = error_line(faasmoe("serve", chat_partition, "--port", 0, "--memory-budget", "900TB"))
     assert message.startswith("memory_budget: 900000.0 GB is more than the ")
     assert message.endswith(" allows")
@@ -163,9 +163,9 @@ def test_serving_without_a_gateway(chat_partition: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
-def test_a_server_for_anybody_that_everybody_reaches(chat_partition: Path, command: str) -> None:
+def test_an_open_server_must_listen_on_loopback(chat_partition: Path, command: str) -> None:
     message = error_line(faasmoe(command, chat_partition, "--host", "0.0.0.0", "--open"))
-    assert message == "open: whoever reaches 0.0.0.0 would be served; it needs a loopback host"
+    assert message == "open: a server without keys must listen on loopback, not on 0.0.0.0"
 
 
 @pytest.mark.parametrize("command", ["serve", "up"])
@@ -179,7 +179,7 @@ def test_a_database_that_cannot_be_opened(chat_partition: Path, tmp_path: Path) 
     assert message == f"cannot open the database {tmp_path}: Is a directory"
 
 
-def test_the_database_need_not_be_named(
+def test_the_default_database(
     chat_partition: Path, gateway: str, password_file: Path, tmp_path: Path
 ) -> None:
     at_gateway = ("--gateway", gateway, "--gateway-user", "boss", "--gateway-password-file", password_file)
@@ -191,7 +191,7 @@ def test_the_database_need_not_be_named(
     ("tenants", "said"),
     [([], "nobody has a key yet: `faasmoe tenants add NAME` "), (["acme"], "serving on ")],
 )
-def test_a_hint_where_nobody_could_ask(
+def test_a_server_without_tenants_says_how_to_add_one(
     chat_partition: Path, gateway: str, password_file: Path, tmp_path: Path, tenants: list[str], said: str
 ) -> None:
     database = tmp_path / "faasmoe.db"

@@ -60,7 +60,7 @@ def test_help_of_every_command(name: str) -> None:
             assert parameter.help
 
 
-def test_they_do_not_import_torch(database: Path) -> None:
+def test_commands_do_not_import_torch(database: Path) -> None:
     program = (
         "import sys; from control_plane.cli.main import main; "
         "main([*sys.argv[1:]], standalone_mode=False); sys.exit('torch' in sys.modules)"
@@ -83,7 +83,7 @@ def test_add_prints_the_key_alone_on_standard_output(database: Path) -> None:
     assert not tenant.operator
 
 
-def test_a_server_that_runs_sees_every_change(database: Path) -> None:
+def test_a_running_server_sees_every_change(database: Path) -> None:
     with TenantStore.open(database) as server:
         first = run(database, "tenants", "add", "acme").strip()
         assert server.authenticate(first).limits == Limits()
@@ -99,7 +99,7 @@ def test_a_server_that_runs_sees_every_change(database: Path) -> None:
             server.authenticate(second)
 
 
-def test_set_changes_what_is_given_and_nothing_else(database: Path) -> None:
+def test_set_changes_only_the_given_limits(database: Path) -> None:
     run(database, "tenants", "add", "acme", "--weight", 2, "--rpm", 60, "--max-output", 9, "--operator")
     before = shown(database, "acme")
     assert run(database, "tenants", "set", "acme", "--rpm", "none", "--tpm", 100) == ""
@@ -145,7 +145,7 @@ READING = [
 
 
 @pytest.mark.parametrize("command", READING, ids=lambda command: " ".join(map(str, command)))
-def test_a_database_that_is_not_there_is_not_made(database: Path, command: list[object]) -> None:
+def test_a_missing_database_is_not_created(database: Path, command: list[object]) -> None:
     problem = "No such file or directory"
     assert refused(database, *command) == f"cannot open the database {database}: {problem}"
     assert not database.parent.exists()
@@ -213,7 +213,7 @@ def test_nothing_to_set(database: Path) -> None:
     assert usage_error(faasmoe("tenants", "set", "acme", "--database", database)).startswith("nothing to set")
 
 
-def test_where_the_database_is_by_default(tmp_path: Path) -> None:
+def test_the_default_database(tmp_path: Path) -> None:
     def listed(**environment: str | None) -> list[str]:
         result = CliRunner(env=environment).invoke(main, ["tenants", "list", "--json"])
         return [tenant["name"] for tenant in json.loads(result.stdout)]
@@ -254,7 +254,7 @@ USAGE = [
 
 @pytest.fixture
 def used(database: Path) -> Path:
-    """A database with three requests of acme, one of them old, and one of bob, a removed tenant."""
+    """A database with three requests of acme, one of them old, and one request of bob, a removed tenant."""
     run(database, "tenants", "add", "acme")
     now = time.time()
     old, recent = (Booking("acme", now - age, 1, 10, 4, 1.5, 0.25) for age in (5 * 86400, 7200))
@@ -300,13 +300,13 @@ def test_usage_since(used: Path, since: str, requests: int) -> None:
     assert usage["requests"] == requests
 
 
-def test_usage_since_later(used: Path) -> None:
+def test_no_usage_since_a_future_date(used: Path) -> None:
     assert json.loads(run(used, "usage", "--json", "--since", "2999-01-01")) == []
     assert json.loads(run(used, "usage", "--json", "--tenant", "bob", "--since", "2999-01-01")) == []
 
 
 @pytest.mark.parametrize("since", ["", "24", "h", "-1h", "1.5h", "24H", "yesterday", "2026-13-01", "٣h"])
-def test_since_what_is_no_time(database: Path, since: str) -> None:
+def test_bad_values_of_since(database: Path, since: str) -> None:
     assert "is neither an age such as" in usage_error(faasmoe("usage", f"--since={since}"))
 
 

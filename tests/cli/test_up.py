@@ -1,4 +1,4 @@
-"""The whole system as its users run it. However it ends, no process or file is left."""
+"""The whole system, run by `faasmoe up`. However it ends, it leaves no process and no temporary file."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_up_on_a_checkpoint(chat_checkpoint: Path, tmp_path: Path, temporary: Pa
         assert all(function["function"] in table for function in report["functions"])
 
 
-def test_up_finds_the_partition_that_it_has_made(chat_checkpoint: Path, tmp_path: Path) -> None:
+def test_up_uses_the_partition_that_it_made_before(chat_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
     said: list[str] = []
     partition = partition_of(checkpoint, said.append)
@@ -81,7 +81,9 @@ def test_up_finds_the_partition_that_it_has_made(chat_checkpoint: Path, tmp_path
     assert (partition / "manifest.json").stat() == before
 
 
-def test_gateway_and_control_plane_apart(chat_partition: Path, temporary: Path, database: Path) -> None:
+def test_gateway_and_control_plane_in_separate_processes(
+    chat_partition: Path, temporary: Path, database: Path
+) -> None:
     with running_command("gateway", chat_partition, "--port", 0, temporary=temporary) as gateway:
         gateway_url = gateway.wait_for(r"gateway on (\S+);")
         assert faasmoe("deploy", chat_partition, "--gateway", gateway_url).exit_code == 0
@@ -90,7 +92,7 @@ def test_gateway_and_control_plane_apart(chat_partition: Path, temporary: Path, 
             server = control_plane.wait_for(r"serving on (\S+);")
             assert faasmoe(*ASK, "--server", server).exit_code == 0
             assert control_plane.end() == 0
-        # The functions are the gateway's.
+        # The gateway runs the functions.
         assert len(function_processes(chat_partition)) == len(EXPERTS)
         assert gateway.end() == 0
     assert function_processes(chat_partition) == []
@@ -99,7 +101,7 @@ def test_gateway_and_control_plane_apart(chat_partition: Path, temporary: Path, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_of_it(
+def test_a_signal_ends_all_processes(
     chat_partition: Path, temporary: Path, database: Path, number: signal.Signals
 ) -> None:
     with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
@@ -116,7 +118,7 @@ def test_a_signal_ends_all_of_it(
 @pytest.mark.parametrize(
     ("line", "number"), [("gateway on", signal.SIGINT), ("deployed 4 functions", signal.SIGTERM)]
 )
-def test_a_signal_while_it_starts(
+def test_a_signal_during_the_start(
     chat_partition: Path, temporary: Path, database: Path, line: str, number: signal.Signals
 ) -> None:
     with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
@@ -126,7 +128,9 @@ def test_a_signal_while_it_starts(
     assert not list(temporary.iterdir())
 
 
-def test_no_function_outlives_a_kill(chat_partition: Path, temporary: Path, database: Path) -> None:
+def test_functions_end_when_the_gateway_is_killed(
+    chat_partition: Path, temporary: Path, database: Path
+) -> None:
     with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
         gateway = system.wait_for(r"gateway on (\S+)")
         server = system.wait_for(r"serving on (\S+);")
@@ -139,13 +143,11 @@ def test_no_function_outlives_a_kill(chat_partition: Path, temporary: Path, data
     assert all(refuses_connections(url) for url in (gateway, server))
 
 
-def test_a_checkpoint_that_has_changed_is_not_served_from_its_old_partition(
-    chat_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_partition_older_than_its_checkpoint_is_refused(chat_checkpoint: Path, tmp_path: Path) -> None:
     checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
     folder = partition_of(checkpoint, lambda line: None)
     assert partition_of(checkpoint, lambda line: None) == folder
     later = (folder / "manifest.json").stat().st_mtime + 1
     os.utime(checkpoint / "model.safetensors", (later, later))
-    with pytest.raises(PartitionError, match="has changed since"):
+    with pytest.raises(PartitionError, match="has changed after"):
         partition_of(checkpoint, lambda line: None)

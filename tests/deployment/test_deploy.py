@@ -90,7 +90,7 @@ def done(changes: list[Change]) -> list[str]:
     return [change.done for change in changes]
 
 
-def test_only_what_differs_is_deployed(tiny: TinyPartition) -> None:
+def test_only_changed_functions_are_deployed(tiny: TinyPartition) -> None:
     stub = StubGateway()
     assert done(deploy(tiny, stub)) == ["created"] * 3
     assert done(deploy(tiny, stub)) == ["unchanged"] * 3
@@ -99,7 +99,7 @@ def test_only_what_differs_is_deployed(tiny: TinyPartition) -> None:
     assert done(deploy(tiny, stub, prefix="registry/")) == ["unchanged", "created", "unchanged"]
 
 
-def test_fields_that_a_provider_adds_are_no_difference(tiny: TinyPartition) -> None:
+def test_fields_added_by_a_provider_are_not_a_change(tiny: TinyPartition) -> None:
     stub = StubGateway()
     deploy(tiny, stub)
     for body in stub.functions.values():

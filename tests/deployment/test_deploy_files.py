@@ -65,7 +65,7 @@ def test_the_systemd_unit_runs_an_existing_command() -> None:
     assert float(unit["Service"]["TimeoutStopSec"]) > ServeConfig.drain_seconds
 
 
-def test_the_dockerfile_installs_what_setup_cfg_pins() -> None:
+def test_the_dockerfile_installs_the_versions_of_setup_cfg() -> None:
     wanted = re.search(r"torch==[\d.]+", (DEPLOY.parent / "setup.cfg").read_text())
     assert wanted
     assert wanted[0] in (DEPLOY / "control-plane.Dockerfile").read_text()

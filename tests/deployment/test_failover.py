@@ -1,4 +1,4 @@
-"""Functions move when their gateway is away for long; the tests set the clock and the gateways' answers."""
+"""Functions move when their gateway stays unreachable; tests set the clock and the gateways' answers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -63,7 +63,7 @@ def away(monkeypatch: pytest.MonkeyPatch, *lost: Gateway) -> None:
 
 
 @asynchronous
-async def test_functions_move_once_their_gateway_has_been_away_for_long(
+async def test_functions_move_when_their_gateway_stays_unreachable(
     tiny: TinyPartition,
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -105,7 +105,7 @@ async def test_missing_room_is_logged_once(tiny: TinyPartition, caplog: pytest.L
             for now in (0.0, AWAY_SECONDS, AWAY_SECONDS + 1):
                 await site.failover.check(now)
             (line,) = [record for record in caplog.records if record.name == failover.__name__]
-            assert "and with it" in line.getMessage()
+            assert "2 functions cannot move" in line.getMessage()
             assert "no room" in line.getMessage()
 
 

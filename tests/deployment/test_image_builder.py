@@ -253,7 +253,7 @@ def test_an_oci_archive_can_be_the_base(
     assert len(digests) == 1
 
 
-def test_errors_name_what_is_wrong(tiny: TinyPartition, root: Path, wheels: Path, tmp_path: Path) -> None:
+def test_errors_name_the_problem(tiny: TinyPartition, root: Path, wheels: Path, tmp_path: Path) -> None:
     def error(*options: object) -> str:
         output = tmp_path / "image.tar"
         message = error_line(faasmoe("image", tiny.folder, "-o", output, *options))

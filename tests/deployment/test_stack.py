@@ -1,4 +1,4 @@
-"""stack.yml and the template fit what faas-cli parses, builds and sends."""
+"""stack.yml and the template have the form that faas-cli parses, builds and sends."""
 
 import re
 import shutil

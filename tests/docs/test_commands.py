@@ -1,4 +1,4 @@
-"""The commands in README and docs: all exist with their options, and the marked ones run, in order."""
+"""Commands in README and docs: all exist with their options, and marked blocks run, in order."""
 
 import re
 import shlex
@@ -25,7 +25,7 @@ SERVERS = ("up", "gateway", "serve")
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words of each `faasmoe` command of a page: its code blocks' lines, and what is in backquotes."""
+    """The words of each `faasmoe` command of a page, in code blocks and in backquotes."""
     prose: list[str] = []
     code: list[str] = []
     for number, part in enumerate(re.sub(r"\\\n\s*", "", text).split("```")):
@@ -36,7 +36,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def unknown_words(words: list[str]) -> list[str]:
-    """What of a command's words is no command and no option. Abbreviated text ends at `...` or a capital."""
+    """The words of a command that are neither command nor option. `...` or a capital ends the command."""
     command: click.Command = main
     rest = words[1:]
     while isinstance(command, click.Group) and rest and rest[0][0].islower():
@@ -74,7 +74,7 @@ def marked_block(page: str, name: str) -> list[str]:
 
 @pytest.fixture
 def free_ports() -> tuple[int, int]:
-    """Two ports that nothing listens on, for gateway and control plane."""
+    """Two free ports, for gateway and control plane."""
     with socket.socket() as one, socket.socket() as two:
         for unused in (one, two):
             unused.bind(("127.0.0.1", 0))
@@ -117,7 +117,7 @@ WRITTEN = {"stack.yml"}
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_exist(page: Path) -> None:
-    """Every file that a page names exists: below the root, a package, or the page's folder."""
+    """Every file that a page names exists below the root, a package, or the page's folder."""
     named = set(FILE.findall(page.read_text())) - WRITTEN
     folders = [page.parent, *(ROOT / folder for folder in FOLDERS)]
     assert {name for name in named if not any((folder / name).exists() for folder in folders)} == set()

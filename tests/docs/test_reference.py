@@ -1,4 +1,4 @@
-"""docs/reference.md lists what the code has: no setting, error, variable or metric more or less."""
+"""docs/reference.md lists exactly the settings, errors, environment variables and metrics of the code."""
 
 import re
 from dataclasses import fields
@@ -20,13 +20,13 @@ def section(title: str) -> str:
 
 
 def rows(title: str) -> list[list[str]]:
-    """The cells of a section's table, without its head."""
+    """The cells of a section's table, without its header."""
     lines = [line for line in section(title).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 def names(cell: str) -> list[str]:
-    """What a cell has in backquotes."""
+    """The words of a cell in backquotes."""
     return re.findall(r"`([^`]+)`", cell)
 
 

@@ -35,7 +35,7 @@ class Guest:
     arrival: int
     """Tokens that all sequences together have before this one is submitted."""
     patience: int | None
-    """Its own tokens after which it is cancelled; None for never."""
+    """Number of its tokens after which the sequence is cancelled; None is never."""
     tokens: list[int] = field(default_factory=list)
 
 

@@ -44,7 +44,7 @@ def test_many_sequences_at_once(serving: Served, reference: Reference) -> None:
     assert idle(serving.engine)
 
 
-def test_sequences_that_join_a_running_one(serving: Served, reference: Reference) -> None:
+def test_sequences_that_join_a_running_batch(serving: Served, reference: Reference) -> None:
     async def scenario() -> tuple[list[int | None], list[list[int]]]:
         tokens: list[int | None] = []
         others: list[TokenStream] = []

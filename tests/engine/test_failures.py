@@ -86,7 +86,7 @@ def test_functions_that_sleep_are_woken(serving: Served, reference: Reference) -
     assert sequence.usage.cold_starts == len(reference.manifest.blocks)
 
 
-def test_a_function_that_is_removed_and_comes_back(serving: Served, reference: Reference) -> None:
+def test_a_function_that_is_removed_and_deployed_again(serving: Served, reference: Reference) -> None:
     removed = {"functionName": reference.manifest.blocks[0].function}
 
     async def scenario() -> None:
@@ -105,7 +105,7 @@ def test_a_function_that_is_removed_and_comes_back(serving: Served, reference: R
     asyncio.run(scenario())
 
 
-def test_a_gateway_that_comes_late(reference: Reference) -> None:
+def test_a_gateway_that_starts_late(reference: Reference) -> None:
     async def scenario(port: int) -> None:
         async with engine_behind(address(port), reference, deadline=2.0) as engine:
             streams = [engine.submit([make_sequence(length, 5)]) for length in (3, 20)]

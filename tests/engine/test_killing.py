@@ -76,7 +76,7 @@ async def answer_all(engine: Engine, on_token: Callable[[], None]) -> list[list[
 
 
 @asynchronous
-async def test_killing_functions_changes_no_answer(chat_partition: Path) -> None:
+async def test_answers_do_not_change_when_functions_are_killed(chat_partition: Path) -> None:
     async with served(chat_partition) as system:
         undisturbed = await answer_all(system.engine, on_token=lambda: None)
         assert all(undisturbed)

@@ -75,13 +75,13 @@ def test_prompts_alone(serving: Served, reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 64])
-def test_how_many_of_the_likeliest(serving: Served, reference: Reference, num_top: int) -> None:
+def test_the_number_of_likeliest_tokens(serving: Served, reference: Reference, num_top: int) -> None:
     sequence = make_sequence(12, 3, num_top)
     (events,) = asyncio.run(submitted(serving, [sequence]))
     check_sequence(reference, sequence, events, num_top)
 
 
-def test_only_what_is_asked_for(serving: Served) -> None:
+def test_only_requested_log_probabilities_are_computed(serving: Served) -> None:
     nothing = make_sequence(12, 3, None, prompt=False)
     answer = make_sequence(13, 3, 1, prompt=False)
     prompt = make_sequence(14, 3, None)
@@ -91,7 +91,7 @@ def test_only_what_is_asked_for(serving: Served) -> None:
     assert [len(sequence.prompt_logprobs) for sequence in (nothing, answer, prompt)] == [0, 0, 13]
 
 
-def test_sampling_does_not_change_what_is_reported(serving: Served, reference: Reference) -> None:
+def test_sampling_does_not_change_log_probabilities(serving: Served, reference: Reference) -> None:
     """Log-probabilities are the model's own, before temperature, penalty and the like."""
     params = SamplingParams(
         8, 1.5, top_k=9, min_p=0.01, repetition_penalty=1.4, seed=1, logprobs=2, prompt_logprobs=True

@@ -1,4 +1,4 @@
-"""The examples run as their users run them, and answer."""
+"""The examples run as real processes against a server, and print answers."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
-    """The bundled model, as `faasmoe up models/demo` serves it."""
+    """A server for the bundled model, like `faasmoe up models/demo`."""
     folder = tmp_path_factory.mktemp("demo")
     assert faasmoe("partition", DEMO_MODEL, folder / "partition", "--name", "demo").exit_code == 0
     with serving(folder / "partition", folder / "faasmoe.db", open=True) as client:
@@ -54,7 +54,7 @@ def test_several_tenants(api: ApiClient) -> None:
 
 
 def test_lm_eval(api: ApiClient, tmp_path: Path) -> None:
-    """lm_eval is too large to install for a test. A stand-in takes its options and asks the server."""
+    """lm_eval is too large to install for a test. A stub takes its options and sends a request."""
     program = tmp_path / "lm_eval"
     program.write_text(
         f"#!{sys.executable}\n"
@@ -74,7 +74,7 @@ def test_lm_eval(api: ApiClient, tmp_path: Path) -> None:
 
 
 def test_stack(tmp_path: Path) -> None:
-    """Its functions are those of the partition that it names, up to the differences that it explains."""
+    """The example equals the stack file of its partition, except for the differences that it explains."""
     folder = tmp_path / "demo-2"
     options = ("--name", "demo", "--layers-per-function", 3)
     assert faasmoe("partition", DEMO_MODEL, folder, *options).exit_code == 0

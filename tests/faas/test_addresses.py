@@ -1,4 +1,4 @@
-"""When the address book sends a call to a function's own address."""
+"""The address book's choice between a function's own address and its gateway."""
 
 from control_plane.faas.addresses import MAX_AVOID_SECONDS, AddressBook
 from control_plane.faas.connection import Address

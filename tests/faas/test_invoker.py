@@ -86,7 +86,7 @@ def test_functions_are_invoked_together_and_each_answers_its_own_call(site: Site
     assert sorted(site.gateway.paths) == [f"/function/{name}" for name in site.tiny.functions]
 
 
-def test_no_invocations_have_no_results(site: Site) -> None:
+def test_an_empty_list_of_invocations(site: Site) -> None:
     site.invoke()
     assert site.gateway.paths == []
 

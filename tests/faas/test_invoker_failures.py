@@ -142,7 +142,7 @@ def test_a_retry_mends_a_failure_behind_the_gateway(target: Target, case: str) -
         assert invoker.usage.invocations == 1
 
 
-def test_a_retry_mends_an_answer_that_never_comes(target: Target) -> None:
+def test_a_call_without_an_answer_is_retried(target: Target) -> None:
     policy = replace(PATIENT, attempt_timeout=0.5)
     with loopback_server(target.good, never) as gateway, invoker_of(gateway.address, policy) as invoker:
         target.check(invoker)
@@ -161,7 +161,7 @@ def test_a_permanent_failure_is_raised_with_its_own_error(target: Target, case: 
         assert invoker.usage.invocations == 0
 
 
-def test_direct_calls_go_on_while_the_gateway_is_away(target: Target) -> None:
+def test_direct_calls_continue_while_the_gateway_is_unreachable(target: Target) -> None:
     policy = replace(PATIENT, gateway_interval=0.1)
     with (
         loopback_server(status(503, "starting"), target.good) as gateway,

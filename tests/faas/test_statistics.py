@@ -14,7 +14,7 @@ def answer(instance: str, **report: int) -> InvocationResult:
     return InvocationResult(output, instance, "127.0.0.1:1", 0.1, 0, ResidencyReport(**report))
 
 
-def test_counts_go_on_when_a_new_process_starts_from_zero() -> None:
+def test_counts_add_up_over_restarts_of_the_process() -> None:
     counted = FunctionStatistics()
     seen = []
     for result in (
@@ -34,8 +34,8 @@ def test_counts_go_on_when_a_new_process_starts_from_zero() -> None:
 def test_a_report_without_an_invocation_counts_unless_it_is_older() -> None:
     history = ResidencyHistory().after(ResidencyReport(read_bytes=100, resident_experts=3), new_process=True)
     newer = ResidencyReport(read_bytes=100, evicted_for_limit=3, limit_bytes=7)
-    assert history.beside(newer).totals == newer
-    assert history.beside(ResidencyReport(read_bytes=90)) == history
+    assert history.observed(newer).totals == newer
+    assert history.observed(ResidencyReport(read_bytes=90)) == history
 
 
 def test_an_observed_report_holds_until_the_next_invocation() -> None:

@@ -18,7 +18,7 @@ from tests.support.tiny_partition import TinyPartition
 def test_code_in_the_current_folder_is_not_run(
     tiny: TinyPartition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`faasmoe stack` writes a folder `functions` beside stack.yml, without a compiled kernel."""
+    """`faasmoe stack` writes a folder `functions` next to stack.yml, without a compiled kernel."""
     (tmp_path / "functions").mkdir()
     (tmp_path / "functions" / "__init__.py").write_text("raise SystemExit('the wrong code')")
     monkeypatch.chdir(tmp_path)

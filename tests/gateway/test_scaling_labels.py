@@ -25,7 +25,7 @@ def test_labels_set_scaling(labels: dict[str, str], expected: ScalingLabels) -> 
     assert ScalingLabels.parse(labels, default_idle_after=900.0) == expected
 
 
-def test_the_error_names_a_label_that_is_no_duration() -> None:
+def test_the_error_names_a_label_that_is_not_a_duration() -> None:
     with pytest.raises(ConfigError, match=r"^com\.openfaas\.scale\.zero-duration: expected a duration"):
         ScalingLabels.parse({"com.openfaas.scale.zero-duration": "15"}, default_idle_after=900.0)
 

@@ -1,4 +1,4 @@
-"""What is logged, read back from standard error as a collector of logs would."""
+"""Log lines, read back from standard error as a log collector would read them."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ ReadLog = Callable[[], list[dict[str, Any]]]
 
 @pytest.fixture
 def read_log(capsys: pytest.CaptureFixture[str]) -> Iterator[ReadLog]:
-    """Reads what was logged since it was asked last; every line must be a JSON object."""
+    """A function that returns the lines logged since its last call; each must be a JSON object."""
     root, ours = logging.getLogger(), logging.getLogger("control_plane")
     handlers, levels = list(root.handlers), (root.level, ours.level)
 
@@ -90,7 +90,7 @@ def test_the_time_is_in_utc(read_log: ReadLog) -> None:
     assert read_log()[0]["time"].endswith("+00:00")
 
 
-def test_the_prompt_is_there_only_when_it_is_given(read_log: ReadLog) -> None:
+def test_the_prompt_is_logged_only_if_it_is_passed(read_log: ReadLog) -> None:
     configure("debug")
     log_request(RECORD, None)
     log_request(RECORD, "my secret diary")
@@ -100,7 +100,7 @@ def test_the_prompt_is_there_only_when_it_is_given(read_log: ReadLog) -> None:
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_no_text_begins_a_line_or_reaches_the_terminal(
+def test_text_cannot_start_a_line_or_send_terminal_codes(
     read_log: ReadLog, forgery: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure("info")
@@ -116,7 +116,7 @@ def test_no_text_begins_a_line_or_reaches_the_terminal(
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_no_exception_begins_a_line(read_log: ReadLog, forgery: str) -> None:
+def test_an_exception_cannot_start_a_line(read_log: ReadLog, forgery: str) -> None:
     configure("info")
     try:
         raise ValueError(forgery)
@@ -147,14 +147,14 @@ def test_levels(read_log: ReadLog, level: str, ours: list[str], theirs: list[str
         assert {line["logger"] for line in lines} == {name}
 
 
-def test_the_last_configuration_counts_and_nothing_is_logged_twice(read_log: ReadLog) -> None:
+def test_the_last_configuration_applies_and_lines_are_logged_once(read_log: ReadLog) -> None:
     for level in ("debug", "error", "info", "info"):
         configure(level)
     log_request(RECORD, None)
     assert len(read_log()) == 1
 
 
-def test_warnings_of_libraries_are_lines_too(read_log: ReadLog) -> None:
+def test_warnings_of_libraries_are_logged(read_log: ReadLog) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         configure("info")

@@ -1,4 +1,4 @@
-"""What a scrape of the control plane gives, read by the Prometheus client's own parser."""
+"""The control plane's metrics, read by the Prometheus client's own parser."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -74,7 +74,7 @@ VLLM_TYPES = {
 
 @dataclass
 class Scraped:
-    """A control plane's metrics with what they are read from."""
+    """A control plane's metrics, with the objects that they are read from."""
 
     status: EngineStatus = STATUS
     functions: dict[str, FunctionStatistics] = field(default_factory=dict)
@@ -85,14 +85,14 @@ class Scraped:
         self.metrics = Metrics("demo", lambda: self.status, self.functions, lambda: self.memory, self.actions)
 
     def value(self, name: str, with_tenants: bool = False, **labels: str) -> float | None:
-        """Of the sample with that name and these labels beside the model's; None when there is none."""
+        """The value of the sample with that name and exactly these labels and the model's, or None."""
         wanted = {"model_name": "demo", **labels}
         found = [s.value for s in self.samples(with_tenants) if (s.name, s.labels) == (name, wanted)]
         assert len(found) <= 1
         return found[0] if found else None
 
     def labels(self, name: str) -> list[dict[str, str]]:
-        """Of all samples with that name."""
+        """The labels of all samples with that name."""
         return [sample.labels for sample in self.samples(with_tenants=True) if sample.name == name]
 
     def samples(self, with_tenants: bool) -> list[Any]:
@@ -105,13 +105,13 @@ def answer(rows: int, seconds: float, instance: str = "one") -> InvocationResult
 
 
 @pytest.mark.parametrize("name", VLLM_TYPES)
-def test_what_vllm_names_is_there_before_the_first_request(name: str) -> None:
+def test_vllm_s_names_exist_before_the_first_request(name: str) -> None:
     text = Scraped().metrics.render(with_tenants=False).decode()
     types = {family.name: family.type for family in text_string_to_metric_families(text)}
     assert types[f"faasmoe:{name}"] == VLLM_TYPES[name]
 
 
-def test_every_sample_of_ours_names_the_model() -> None:
+def test_every_own_sample_names_the_model() -> None:
     scraped = Scraped()
     scraped.functions["experts-0"] = FunctionStatistics()
     scraped.functions["experts-0"].record(3, 10, 20, answer(1, 0.5))
@@ -123,11 +123,11 @@ def test_every_sample_of_ours_names_the_model() -> None:
     assert {sample.labels.get("model_name") for sample in samples} == {"demo"}
 
 
-def test_every_metric_has_a_definition_and_appears() -> None:
+def test_every_metric_is_documented_and_appears() -> None:
     scraped = Scraped(memory=replace(MEMORY, budget=1000), actions={"wake": 1})
     scraped.functions["experts-0"] = FunctionStatistics()
     text = scraped.metrics.render(with_tenants=True).decode()
-    # The client library adds the time of creation to each counter and histogram.
+    # The client library adds a `_created` sample to each counter and histogram.
     ours = [
         family
         for family in text_string_to_metric_families(text)
@@ -138,7 +138,7 @@ def test_every_metric_has_a_definition_and_appears() -> None:
     }
 
 
-def test_the_process_is_measured() -> None:
+def test_metrics_of_the_process() -> None:
     text = Scraped().metrics.render(with_tenants=False).decode()
     values = {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples}
     for name in ("process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"):
@@ -186,7 +186,7 @@ def test_times_fall_into_buckets_of_seconds(name: str, bounds: Mapping[str, int]
     assert scraped.value(f"faasmoe:{name}_sum") == pytest.approx(total)
 
 
-def test_a_request_that_failed_before_its_first_token_is_no_success_and_has_no_times() -> None:
+def test_a_request_that_failed_before_its_first_token_counts_as_failure_without_times() -> None:
     scraped = Scraped()
     failed = replace(
         RECORD, status=503, queue_seconds=None, time_to_first_token=None, inter_token_latencies=()
@@ -225,7 +225,7 @@ def test_functions_are_counted_by_layer_as_they_answer() -> None:
         "resident_experts": 6,
         "resident_bytes": 600,
         "resident_limit_bytes": 800,
-        # Those that only grow count the process before it, too.
+        # Counters include the previous process, too.
         "read_bytes_total": 2000,
         "prefetched_experts_total": 10,
         "prefetch_hits_total": 6,
@@ -240,7 +240,7 @@ def test_functions_are_counted_by_layer_as_they_answer() -> None:
     assert evicted == {"room": 8, "limit": 4, "idleness": 2}
 
 
-def test_memory_and_what_was_scaled_are_read_at_each_scrape() -> None:
+def test_memory_and_scale_actions_are_read_at_each_scrape() -> None:
     scraped = Scraped()
     assert scraped.value("faasmoe:memory_used_bytes", part="control_plane") == 500
     assert scraped.value("faasmoe:memory_used_bytes", part="overhead") == 200
@@ -263,7 +263,7 @@ def test_layers_add_up_to_the_function() -> None:
     assert sum(layer.seconds for layer in layers) == pytest.approx(statistics.seconds)
 
 
-def test_tenants_are_counted_each_for_itself() -> None:
+def test_tenants_are_counted_separately() -> None:
     scraped = Scraped()
     scraped.metrics.request_finished(RECORD)
     scraped.metrics.request_finished(RECORD)
@@ -283,7 +283,7 @@ def test_tenants_are_counted_each_for_itself() -> None:
     assert scraped.value("faasmoe:tenant_refusals_total", True, tenant="acme", reason="queue_full") == 1
 
 
-def test_no_tenants_name_is_in_what_all_may_see() -> None:
+def test_public_metrics_contain_no_tenant_s_name() -> None:
     scraped = Scraped()
     scraped.metrics.request_finished(replace(RECORD, tenant="unmistakable"))
     scraped.metrics.refused("unmistakable", "queue_full")
@@ -295,15 +295,15 @@ def test_no_tenants_name_is_in_what_all_may_see() -> None:
 
 
 @pytest.mark.parametrize("name", ['a"} 1\nforged 1', "back\\slash", "zwölf", ""])
-def test_any_tenants_name_stays_a_label(name: str) -> None:
+def test_any_tenant_s_name_is_escaped_as_a_label(name: str) -> None:
     scraped = Scraped()
     scraped.metrics.request_finished(replace(RECORD, tenant=name))
     assert scraped.labels("faasmoe:tenant_requests_total") == [{"model_name": "demo", "tenant": name}]
     assert scraped.labels("forged") == []
 
 
-def test_two_control_planes_share_nothing() -> None:
-    """Nor do they touch what the library keeps for the whole process."""
+def test_two_control_planes_share_no_metrics() -> None:
+    """Neither uses the library's registry for the whole process."""
     before = list(REGISTRY.collect())
     one, other = Scraped(), Scraped()
     one.metrics.request_finished(RECORD)
@@ -313,7 +313,7 @@ def test_two_control_planes_share_nothing() -> None:
 
 @dataclass
 class _Watched(FunctionStatistics):
-    """Calls back whenever one of its numbers is read."""
+    """Calls a function whenever one of its numbers is read."""
 
     on_read: Callable[[], None] = lambda: None
 
@@ -323,7 +323,7 @@ class _Watched(FunctionStatistics):
         return super().__getattribute__(name)
 
 
-def test_a_function_that_first_answers_during_a_scrape_does_not_break_it() -> None:
+def test_a_function_may_first_answer_during_a_scrape() -> None:
     scraped = Scraped()
 
     def answered() -> None:
@@ -335,7 +335,7 @@ def test_a_function_that_first_answers_during_a_scrape_does_not_break_it() -> No
     assert len(scraped.functions) > 2
 
 
-def test_a_layer_that_is_first_invoked_while_others_are_read_does_not_break_that() -> None:
+def test_a_layer_may_first_be_invoked_during_a_scrape() -> None:
     statistics = FunctionStatistics()
     for layer in range(3):
         statistics.record(layer, 1, 1, answer(1, 0.0))

@@ -1,4 +1,4 @@
-"""What /metrics tells of requests is what their clients saw; to look wakes nothing."""
+"""GET /metrics agrees with the answers that clients got, and wakes no function."""
 
 from collections.abc import Mapping
 from contextlib import closing
@@ -16,7 +16,7 @@ LAYERS = 3
 
 @pytest.fixture(scope="module")
 def operator(new_tenant: NewTenant) -> ApiClient:
-    """Who may see all series."""
+    """A client with an operator's key, which may read all series."""
     return new_tenant("operator", operator=True)
 
 
@@ -34,7 +34,7 @@ def total(api: ApiClient, name: str, **labels: str) -> float:
     )
 
 
-def test_every_name_is_there(operator: ApiClient, tenant: ApiClient) -> None:
+def test_every_metric_appears(operator: ApiClient, tenant: ApiClient) -> None:
     assert completion(tenant).status == 200
     assert completion(tenant, max_tokens=0).status == 400
     histograms = (
@@ -60,7 +60,7 @@ def test_every_name_is_there(operator: ApiClient, tenant: ApiClient) -> None:
             assert ("model_name", NAME) in labels
 
 
-def test_they_agree_with_what_the_client_saw(operator: ApiClient, tenant: ApiClient) -> None:
+def test_metrics_agree_with_the_client_s_answers(operator: ApiClient, tenant: ApiClient) -> None:
     names = (
         *("prompt_tokens_total", "generation_tokens_total", "request_queue_time_seconds_count"),
         *("time_to_first_token_seconds_count", "e2e_request_latency_seconds_count"),
@@ -81,7 +81,7 @@ def test_they_agree_with_what_the_client_saw(operator: ApiClient, tenant: ApiCli
         completion(tenant, prompt=["the cat", "the dog sat"], max_tokens=5).json,
         completion(tenant, max_tokens=30, stop=text[6:9]).json,
     ]
-    # Greedily: a drawn token may be the one that ends an answer.
+    # Greedy, because a sampled token may be the one that ends an answer.
     streamed = tenant.stream(
         COMPLETION, prompt="a", max_tokens=6, temperature=0, stream_options={"include_usage": True}
     )
@@ -106,7 +106,7 @@ def test_they_agree_with_what_the_client_saw(operator: ApiClient, tenant: ApiCli
     assert reasons.count("stop") == 1
 
 
-def test_what_runs_now(operator: ApiClient, tenant: ApiClient) -> None:
+def test_running_and_waiting_sequences(operator: ApiClient, tenant: ApiClient) -> None:
     eventually(operator.engine, IDLE)
     with holding(tenant, 3):
         assert total(operator, "num_requests_running") == 3
@@ -115,7 +115,7 @@ def test_what_runs_now(operator: ApiClient, tenant: ApiClient) -> None:
     eventually(lambda: total(operator, "kv_cache_usage_perc"), 0)
 
 
-def test_what_went_wrong(operator: ApiClient, tenant: ApiClient, new_tenant: NewTenant) -> None:
+def test_failures_are_counted(operator: ApiClient, tenant: ApiClient, new_tenant: NewTenant) -> None:
     def failures() -> Mapping[str, float]:
         return {
             status: total(operator, "request_failure_total", status=status)
@@ -136,7 +136,7 @@ def test_what_went_wrong(operator: ApiClient, tenant: ApiClient, new_tenant: New
     assert total(operator, "tenant_refusals_total", **refused) == 1
 
 
-def test_the_functions_are_seen_by_layer(operator: ApiClient, tenant: ApiClient) -> None:
+def test_functions_are_counted_by_layer(operator: ApiClient, tenant: ApiClient) -> None:
     eventually(operator.engine, IDLE)
     before, invocations = total(operator, "tenant_expert_invocations_total"), operator.invocations()
     assert completion(tenant).status == 200
@@ -153,7 +153,7 @@ def test_the_functions_are_seen_by_layer(operator: ApiClient, tenant: ApiClient)
     assert booked == pytest.approx(operator.invocations() - invocations)
 
 
-def test_to_look_wakes_nothing(operator: ApiClient) -> None:
+def test_a_scrape_wakes_no_function(operator: ApiClient) -> None:
     before: Any = operator.status()
     gateway = ApiClient(URL(before["gateways"][0]["url"]))
     for function in before["functions"]:

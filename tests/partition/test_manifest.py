@@ -101,7 +101,7 @@ def test_no_manifest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"), [("{", "is not JSON"), ("[]", "not a JSON object"), ("\xff\xfe", "is not JSON")]
 )
-def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_file_that_is_not_a_manifest(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")
     with pytest.raises(PartitionError, match=problem):
         Manifest.load(tmp_path)

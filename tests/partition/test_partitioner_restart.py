@@ -88,7 +88,7 @@ def halfway(checkpoint: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_nothing_is_there_before_the_end(halfway: subprocess.Popen[bytes], out: Path) -> None:
+def test_the_folder_appears_only_at_the_end(halfway: subprocess.Popen[bytes], out: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == [".partition.partial"]
     halfway.communicate()
     assert halfway.returncode == 0
@@ -123,7 +123,7 @@ def test_two_runs_do_not_mix(halfway: subprocess.Popen[bytes], checkpoint: Path,
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
 @pytest.mark.parametrize("share", [0.01, 0.5, 1])
-def test_an_exception_leaves_nothing(
+def test_an_exception_leaves_no_files(
     checkpoint: Path, out: Path, error: type[BaseException], share: float
 ) -> None:
     def interrupt(done: int, total: int) -> None:
@@ -136,7 +136,7 @@ def test_an_exception_leaves_nothing(
     partition(checkpoint, out)
 
 
-def test_a_disk_that_refuses_leaves_nothing(checkpoint: Path, out: Path) -> None:
+def test_a_failed_write_leaves_no_files(checkpoint: Path, out: Path) -> None:
     result = subprocess.run(
         command(FILL_THE_DISK, checkpoint, out), capture_output=True, text=True, check=True
     )

@@ -43,7 +43,7 @@ def random_profile(layers: int = LAYERS, experts: int = EXPERTS) -> Profile:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_recorder_counts_what_routers_choose(family: str) -> None:
+def test_the_recorder_counts_the_experts_that_routers_choose(family: str) -> None:
     model = tiny_model(family, initializer_range=0.5)
     recorder = RoutingRecorder(model, range(LAYERS), EXPERTS)
     prompts = torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))

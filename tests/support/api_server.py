@@ -33,7 +33,7 @@ IDLE = {"running": 0, "waiting": 0, "kv_cache_used": 0}
 
 COMPLETION = "/v1/completions"
 ASK: Any = {"prompt": "the cat", "max_tokens": 4, "temperature": 0}
-"""A request of 2 prompt tokens, and 4 of answer."""
+"""A request with 2 prompt tokens, whose answer has 4."""
 ASK_TOKENS = 6
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -42,7 +42,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 @contextmanager
 def in_thread(server: AbstractAsyncContextManager[Yielded]) -> Iterator[Yielded]:
-    """Keep a server up, in an event loop of its own, until the context ends; yields what the server does."""
+    """Run a server in a thread with its own event loop until the context ends; yields the server's value."""
     started: Future[tuple[Yielded, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
@@ -73,7 +73,7 @@ def in_thread(server: AbstractAsyncContextManager[Yielded]) -> Iterator[Yielded]
 
 @contextmanager
 def closed_port() -> Iterator[int]:
-    """A port of this machine that refuses connections, and that nobody else gets meanwhile."""
+    """A port on loopback that refuses connections, and that no other process can take meanwhile."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         yield unused.getsockname()[1]
@@ -110,13 +110,13 @@ class ApiResponse:
 
 @dataclass(frozen=True)
 class ApiClient:
-    """Speaks to one control plane, as the tenant whose key it has, if any."""
+    """A client of one control plane, with a tenant's key or without."""
 
     url: URL
     key: str | None = None
 
     def with_key(self, key: str | None) -> "ApiClient":
-        """Another client of the same control plane."""
+        """A client of the same control plane with another key."""
         return replace(self, key=key)
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> HTTPConnection:
@@ -180,7 +180,7 @@ class ApiClient:
 
 @contextmanager
 def serving(partition: Path, database: Path, **settings: Any) -> Iterator[ApiClient]:
-    """The whole system around a partition: gateway, function processes, control plane."""
+    """Run the whole system for a partition: gateway, function processes and control plane."""
     settings = {"kv_cache_mb": 8, **settings}
     config = ServeConfig(port=0, threads=1, database=str(database), **settings)
     with in_thread(running(partition, config, 0, lambda line: None)) as url:
@@ -188,7 +188,7 @@ def serving(partition: Path, database: Path, **settings: Any) -> Iterator[ApiCli
 
 
 def add_tenant(database: Path, name: str, *, operator: bool = False, **limits: Any) -> str:
-    """Add a tenant, as the command line does beside a running server; returns its key."""
+    """Add a tenant to the database, which a server may be using; returns its key."""
     with TenantStore.open(database) as store:
         return store.add(name, Limits(**limits), operator)
 
@@ -201,7 +201,7 @@ def usage_of(database: Path, name: str) -> Usage:
 
 @contextmanager
 def holding(api: ApiClient, sequences: int = 1, **fields: Any) -> Iterator[None]:
-    """A stream of that many answers, which have begun and do not end by themselves."""
+    """Keep a request with that many endless answers running until the context ends."""
     body = {"prompt": "the", "max_tokens": 3000, "n": sequences, "ignore_eos": True, "stream": True, **fields}
     with closing(api.send("POST", COMPLETION, body)) as connection:
         answer = connection.getresponse()
@@ -210,17 +210,17 @@ def holding(api: ApiClient, sequences: int = 1, **fields: Any) -> Iterator[None]
         try:
             yield
         finally:
-            # The answer has the socket, too.
+            # The answer also holds the socket.
             answer.close()
 
 
 def completion(api: ApiClient, **changes: Any) -> ApiResponse:
-    """The answer to `ASK`, with other fields."""
+    """The answer to `ASK` with some fields changed."""
     return api.answer("POST", COMPLETION, {**ASK, **changes})
 
 
 def openai_client(api: ApiClient, key: str, retries: int = 0) -> openai.OpenAI:
-    """The official client of the same control plane."""
+    """OpenAI's client for the same control plane."""
     return openai.OpenAI(
         base_url=str(api.url / "v1"), api_key=key, max_retries=retries, timeout=TIMEOUT_SECONDS
     )

@@ -1,4 +1,4 @@
-"""Fixtures of the tiny chat model, which is made once a session."""
+"""Fixtures with the tiny chat model, which is made once per session."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +17,13 @@ NewTenant = Callable[..., ApiClient]
 
 @pytest.fixture(scope="session")
 def chat_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint's folder. Not to be changed."""
+    """The folder of the checkpoint. Tests must not change it."""
     return save_chat_checkpoint(tmp_path_factory.mktemp("checkpoints") / NAME)
 
 
 @pytest.fixture(scope="session")
 def chat_partition(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The partition's folder. Not to be changed."""
+    """The folder of the partition. Tests must not change it."""
     folder = tmp_path_factory.mktemp("partitions") / NAME
     partition(chat_checkpoint, folder, granularity=GRANULARITY)
     return folder
@@ -31,9 +31,9 @@ def chat_partition(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def api(chat_partition: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiClient]:
-    """The whole system around the partition, for one module; it serves requests without keys.
+    """A client of the whole system, for one module; the server is open.
 
-    Its KV cache holds less than the context.
+    Its KV cache holds fewer tokens than the context.
     """
     database = tmp_path_factory.mktemp("database") / "faasmoe.db"
     with serving(chat_partition, database, kv_cache_mb=1, open=True) as client:
@@ -42,7 +42,7 @@ def api(chat_partition: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="session")
 def tokenizer(chat_checkpoint: Path) -> Any:
-    """The model's tokenizer, as transformers has it."""
+    """The model's tokenizer in transformers."""
     return AutoTokenizer.from_pretrained(chat_checkpoint)
 
 
@@ -54,7 +54,7 @@ def unsplit(chat_checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def expected(unsplit: Any, tokenizer: Any) -> Callable[[list[int], int], str]:
-    """The greedy text of the unsplit model, for a prompt and a number of tokens."""
+    """A function from prompt tokens and a number of new tokens to the unsplit model's greedy text."""
 
     def generate(token_ids: list[int], max_tokens: int) -> str:
         output = unsplit.generate(torch.tensor([token_ids]), max_new_tokens=max_tokens, do_sample=False)
@@ -65,18 +65,18 @@ def expected(unsplit: Any, tokenizer: Any) -> Callable[[list[int], int], str]:
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tenants of `server` are."""
+    """The database file of `server`."""
     return tmp_path_factory.mktemp("database") / "faasmoe.db"
 
 
 @pytest.fixture(scope="module")
 def server(chat_partition: Path, database: Path) -> Iterator[ApiClient]:
-    """The whole system, for one module; it serves nobody without a key."""
+    """A client without a key of the whole system, for one module; the server requires keys."""
     with serving(chat_partition, database) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def new_tenant(server: ApiClient, database: Path) -> NewTenant:
-    """Adds a tenant of `server`, with those limits; gives its client."""
+    """A function that adds a tenant with given limits to `server`, and returns a client with its key."""
     return lambda name, **limits: server.with_key(add_tenant(database, name, **limits))

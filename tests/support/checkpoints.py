@@ -31,14 +31,14 @@ _BY_FAMILY: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(model_type: str, **overrides: Any) -> PretrainedConfig:
-    """3 layers of 5 experts, top-2, hidden size 24 and expert width 20: sizes that fill no tile."""
+    """3 layers of 5 experts, top-2, hidden size 24 and expert width 20: no multiples of a kernel's tile."""
     return AutoConfig.for_model(model_type, **{**_COMMON, **_BY_FAMILY[model_type], **overrides})
 
 
 def tiny_model(
     model_type: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any
 ) -> PreTrainedModel:
-    """A random model in eval mode; `overrides` are for its config."""
+    """A random model in eval mode; `overrides` change its config."""
     torch.manual_seed(seed)
     factory: Any = AutoModelForCausalLM
     model: PreTrainedModel = factory.from_config(tiny_config(model_type, **overrides)).to(dtype).eval()
@@ -46,13 +46,13 @@ def tiny_model(
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path, *, max_shard_size: str = "1GB") -> Path:
-    """Write a model as published ones are: a tensor per expert and matrix. Returns `folder`."""
+    """Write a model in the published format: one tensor per expert and matrix. Returns `folder`."""
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
 
 
 def save_fused_checkpoint(model: PreTrainedModel, folder: Path) -> Path:
-    """Write a model as it is in memory: two tensors per layer for all its experts. Returns `folder`."""
+    """Write a model in transformers' own format: two tensors per layer for all experts. Returns `folder`."""
     folder.mkdir()
     model.config.save_pretrained(folder)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -32,7 +32,7 @@ def moment(seconds: float, cpu: float, gigabytes: float, functions: int = 0, sta
 
 
 def outcome(tenant: str, tokens: list[float], error: str = "") -> RequestOutcome:
-    """A request that was due at 1 s, and sent 10 ms later."""
+    """A request that was due at 1 s and sent 10 ms later, with the times of its tokens in seconds."""
     return RequestOutcome(tenant, 0, 1.0, 1.01, 30, 4, tokens, max([*tokens, 1.5]), error)
 
 

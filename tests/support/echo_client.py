@@ -36,7 +36,7 @@ class EchoClient:
     http: aiohttp.ClientSession
 
     async def deploy(self, body: dict[str, Any]) -> int:
-        """Update a function, or create it if there is none, like faas-cli; returns the status."""
+        """Update a function, or create it if it does not exist, like faas-cli; returns the status."""
         async with self.http.put("/system/functions", json=body) as answer:
             if answer.status != 404:
                 return answer.status

@@ -1,4 +1,4 @@
-"""What the tests of all kernels share: dtypes, bounds of errors, and the rounding of activations."""
+"""Shared by the tests of kernels: dtypes, bounds of errors, and the rounding of activations."""
 
 from typing import Any
 
@@ -10,17 +10,20 @@ from functions.kernels import available_isas
 from functions.kernels.bfloat16 import bf16_to_f32
 
 PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("int8", "f32"), ("int8", "bf16")]
-"""The dtypes of weights and activations that go together."""
+"""The supported pairs of dtypes: of weights, and of activations."""
 COMPILED = [isa for isa in available_isas() if isa != "numpy"]
 
 ERROR_TO_TORCH = {"f32": 1e-5, "bf16": 1e-2, "int8": 1e-2}
 """Largest allowed error by weight dtype, as a share of the largest output, against torch in float64 on packed
 weights and rounded activations. Sums in another order may round an activation to the neighbouring value."""
 ERROR_TO_TWIN = {"f32": 1e-5, "bf16": 5e-3, "int8": 1e-2}
-"""The same against the NumPy twin."""
+"""Largest allowed error by weight dtype, as a share of the largest output, against the NumPy twin."""
 ERROR_OF_ROUNDING = {"bf16": 1e-2, "int8": 5e-2}
-"""The same against activations that are not rounded: bf16 rounds them to 8 bits, int8 to 1/127 of the largest
-in their group. Meaningful only for sums of many products: other outputs may be arbitrarily close to 0."""
+"""Largest allowed error by weight dtype, as a share of the largest output, against unrounded activations.
+
+bf16 rounds them to 8 bits, int8 to 1/127 of the largest in their group. The bound holds for sums of many
+products only: other outputs may be arbitrarily close to 0.
+"""
 
 
 def as_f32(states: NDArray[Any]) -> NDArray[np.float32]:
@@ -47,7 +50,7 @@ def rounded(activations: torch.Tensor, weight_dtype: str) -> torch.Tensor:
 
 
 def assert_close(found: NDArray[Any], expected: NDArray[Any], bound: float) -> None:
-    """`bound` is a share of the largest expected value."""
+    """Fail if an error exceeds `bound`, a share of the largest expected value."""
     assert found.shape == expected.shape
     largest = np.abs(expected).max(initial=0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound * largest + 1e-7)

@@ -48,7 +48,7 @@ class Call(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def wait_for_hang_up(self, seconds: float | None = None) -> bool:
-        """Whether the caller closes the connection within `seconds`; None waits without a limit."""
+        """Whether the caller closes the connection within `seconds`; None is no limit."""
         return bool(select.select([self.connection], [], [], seconds)[0])
 
     def log_message(self, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Messages between the control plane and functions, as bytes."""
+"""Messages of the invocation contract as bytes."""
 
 import json
 import struct

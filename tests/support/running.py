@@ -1,4 +1,4 @@
-"""Serves a partition inside a test with a real gateway, real function processes and an engine."""
+"""Serves a partition in a test with a real gateway, real function processes and an engine."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ class Served:
     gateway_url: URL
 
     def prompt_logits(self, prompt: torch.Tensor) -> torch.Tensor:
-        """The logits [vocabulary] after the prompt [1, n], computed beside the idle engine."""
+        """The logits [vocabulary] after the prompt [1, n]. The engine must be idle."""
         alone = sequence(prompt, 1)
         scheduler = Scheduler(
             self.runner.kv_cache,

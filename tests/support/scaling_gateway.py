@@ -1,4 +1,4 @@
-"""A gateway on loopback without real functions: it only keeps their numbers of replicas, or refuses to."""
+"""A gateway on loopback without real functions: it only stores their numbers of replicas, or fails."""
 
 import asyncio
 import json
@@ -20,13 +20,13 @@ class ScalingGateway:
     replicas: dict[str, int]
     refuses_zero: bool = False
     asked: list[tuple[str, ...]] = field(default_factory=list)
-    """("scale", name, replicas), ("limit", name, bytes) and ("release", name)."""
+    """The requests: ("scale", name, replicas), ("limit", name, bytes) and ("release", name)."""
     listings: int = 0
     failing: set[str] = field(default_factory=set)
     """Functions that answer every request with an error."""
     on_scale: Callable[[str], None] = lambda name: None
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    """Scale requests are answered once it is set."""
+    """Scale requests wait until this event is set."""
 
     def of(self, kind: str) -> list[tuple[str, ...]]:
         """The recorded requests of one kind."""
@@ -83,7 +83,7 @@ class ScalingGateway:
 async def scaling_gateway(
     *names: str, refuses_zero: bool = False
 ) -> AsyncIterator[tuple[ScalingGateway, Gateway]]:
-    """A gateway whose functions all run, and a client of it."""
+    """Yields a gateway whose functions all have one replica, and a client of it."""
     site = ScalingGateway(dict.fromkeys(names, 1), refuses_zero)
     site.released.set()
     async with serving(site.app(), "127.0.0.1", 0) as url, Gateway.connect(url, None) as gateway:

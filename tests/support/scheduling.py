@@ -1,4 +1,4 @@
-"""A scheduler over a cache without a model, driven in the same way as the engine drives it."""
+"""A scheduler with a KV cache but without a model, driven in the same way as the engine drives it."""
 
 from collections import Counter, defaultdict
 
@@ -12,7 +12,7 @@ from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 
 PAGE = 16
-"""Tokens in a page."""
+"""Tokens per page of the KV cache."""
 SHAPE = KVCacheShape(num_layers=1, num_kv_heads=1, head_dim=64, dtype=torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""A tiny random model that can be talked to: it has a tokenizer of bytes, and a chat template."""
+"""A tiny random model with a byte-level tokenizer and a chat template."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from tests.support.checkpoints import save_checkpoint, tiny_model
 NAME = "tiny-chat"
 GRANULARITY = Granularity(experts_per_function=3, layers_per_function=2)
 EXPERTS = [6, 4, 3, 2]
-"""Of its functions: 3 and 2 experts of two layers, then of the last one."""
+"""Numbers of experts of its functions: 3 and 2 experts of each of two layers, then of the last layer."""
 CONTEXT_LENGTH = 4096
 END = "<|end|>"
 
@@ -28,7 +28,7 @@ _CHAT_TEMPLATE = """\
 def save_chat_checkpoint(folder: Path) -> Path:
     """Write the checkpoint. Most characters take several tokens. Returns `folder`."""
     tokenizer = _tokenizer()
-    # Large weights, so that tokens depend on every expert's part in them.
+    # Large weights, so that every expert influences the tokens.
     model = tiny_model(
         "qwen2_moe",
         vocab_size=len(tokenizer),
@@ -41,7 +41,7 @@ def save_chat_checkpoint(folder: Path) -> Path:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """The 256 bytes, a few merges of English ones, and an end token."""
+    """A tokenizer with the 256 bytes, a few merges for English, and an end token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -35,7 +35,7 @@ from tests.support.checkpoints import save_checkpoint, tiny_model
 MAX_BATCH_TOKENS = 8
 MAX_SEQUENCES = 4
 CONTEXT_LENGTH = 16384
-"""Tokens; more than fit into the KV cache of `tests.support.running.served`."""
+"""Tokens of the model's context; more than fit into the KV cache of `tests.support.running.served`."""
 NUM_PAGES = 200
 """Pages of the KV cache, of 16 tokens each."""
 LONG = 2500
@@ -44,7 +44,7 @@ LONG = 2500
 
 @dataclass(frozen=True)
 class Reference:
-    """A partition, and the model that it was made from. No token ends an answer."""
+    """A partition, and the model that it was made from. The model has no end token."""
 
     folder: Path
     manifest: Manifest
@@ -68,7 +68,7 @@ class Reference:
         return cls(folder / "partition", manifest, model)
 
     def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """transformers' greedy answer."""
+        """The greedy answer of transformers, as tokens."""
         (answer,) = greedy_answers(self.model, torch.tensor([prompt]), max_tokens)
         return answer
 
@@ -133,7 +133,7 @@ async def engine_behind(
 
 
 def token_apart_from(*tokens: int) -> int:
-    """A token of the tiny model's vocabulary that is none of these."""
+    """A token of the tiny model's vocabulary other than these."""
     return min(set(range(64)) - {*tokens})
 
 
@@ -157,7 +157,7 @@ def embedded_as(
 
 
 def idle(engine: Engine) -> bool:
-    """Whether the engine holds no sequence and no memory of one."""
+    """Whether the engine holds no sequence and no page of the KV cache."""
     status = engine.status()
     return (status.running, status.waiting, status.kv_cache_used) == (0, 0, 0.0)
 

@@ -26,7 +26,7 @@ activations to multiples of 1/127 of the largest in their group (up to 0.02 in p
 
 @dataclass(frozen=True)
 class TinyPartition:
-    """3 layers of 5 experts, hidden size 24. Weights are large enough to make SwiGLU clearly nonlinear."""
+    """A model of 3 layers of 5 experts, hidden size 24. Weights are large, so that SwiGLU is nonlinear."""
 
     folder: Path
     manifest: Manifest
@@ -61,7 +61,7 @@ class TinyPartition:
         )
 
     def hidden_states(self, rows: int, seed: int = 0) -> NDArray[Any]:
-        """Random [rows, H] in the form of the wire: float32, or the bits of bf16."""
+        """Random hidden states [rows, H] in the wire format: float32, or the bits of bf16."""
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn(rows, self.manifest.hidden_size, generator=generator)
         return (
@@ -90,7 +90,7 @@ class TinyPartition:
         assert (error <= ERROR_BOUNDS[self.manifest.expert_dtype] * np.linalg.norm(magnitude, axis=1)).all()
 
     def _weights(self, layer: int, expert: int) -> tuple[NDArray[np.float64], ...]:
-        """gate and up [I, H], down [H, I]."""
+        """The matrices gate and up [I, H], and down [H, I]."""
         experts = self.model.model.layers[layer].mlp.experts
         gate, up = experts.gate_up_proj[expert].detach().double().chunk(2)
         return gate.numpy(), up.numpy(), experts.down_proj[expert].detach().double().numpy()

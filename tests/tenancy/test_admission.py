@@ -1,4 +1,4 @@
-"""Admission: tables of admitted and refused requests, and invariants of any sequence of requests."""
+"""Admission: tables of admitted and refused requests, and invariants over random sequences of requests."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def refusal(
     before = (admission.live_requests, admission.live_sequences, admission.quota(who, now))
     with pytest.raises(RetryLater) as caught:
         admission.admit(who, sequences, tokens, now)
-    # A refusal changes nothing.
+    # A refusal must not change the state.
     assert (admission.live_requests, admission.live_sequences, admission.quota(who, now)) == before
     return caught.value
 
@@ -76,7 +76,7 @@ def test_refusals(
     words: str,
     retry_after: float | None,
 ) -> None:
-    """The third request, after two of two sequences and 50 tokens each, is refused."""
+    """After two requests of two sequences and 50 tokens each, the third request is refused."""
     who = tenant(**limits)
     for _ in range(2):
         admission.admit(who, 2, 50, 0.0)
@@ -86,7 +86,7 @@ def test_refusals(
     assert error.retry_after == pytest.approx(retry_after)
 
 
-def test_the_server_s_bound_is_for_all_tenants_together(admission: Admission) -> None:
+def test_the_server_s_bound_counts_all_tenants(admission: Admission) -> None:
     first = admission.admit(tenant("acme"), 6, 1, 0.0)
     admission.admit(tenant("bob"), 4, 1, 0.0)
     error = refusal(admission, tenant("carl"))
@@ -105,7 +105,7 @@ def test_a_release_makes_room(admission: Admission) -> None:
     admission.admit(who, 6, 1, 0.0)
 
 
-def test_one_ticket_is_released_once(admission: Admission) -> None:
+def test_releasing_a_ticket_again_has_no_effect(admission: Admission) -> None:
     who = tenant(tpm=1000)
     first, second = (admission.admit(who, 2, 100, 0.0) for _ in range(2))
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_one_ticket_is_released_once(admission: Admission) -> None:
     assert admission.quota(who, 0.0).tokens == Allowance(1000, 890, pytest.approx(6.6))  # type: ignore[arg-type]
 
 
-def test_the_quota_has_the_rest_and_the_time_until_it_is_whole(admission: Admission) -> None:
+def test_the_quota_has_the_rest_and_the_time_until_it_is_refilled(admission: Admission) -> None:
     who = tenant(rpm=6, tpm=600)
     assert admission.quota(who, 0.0) == Quota(Allowance(6, 6, 0.0), Allowance(600, 600, 0.0))
     assert admission.remembered == 0
@@ -143,8 +143,8 @@ def test_a_request_after_the_wait_is_admitted(limits: dict[str, int], start: flo
     assert now > start + 60
 
 
-def test_tokens_that_came_back_meanwhile_are_not_given_back_again() -> None:
-    """Otherwise a burst of twice the limit could follow a long request that generated little."""
+def test_refilled_tokens_are_not_refunded() -> None:
+    """Otherwise a burst of twice the limit could follow a long request that generated few tokens."""
     admission, who = Admission(MANY, MANY), tenant(tpm=600)
     long = admission.admit(who, 1, 600, 0.0)
     admission.admit(who, 1, 600, 60.0)
@@ -152,10 +152,10 @@ def test_tokens_that_came_back_meanwhile_are_not_given_back_again() -> None:
     assert type(refusal(admission, who, now=60.0)) is QuotaExceeded
 
 
-def test_each_request_gets_back_its_own_tokens() -> None:
+def test_each_request_is_refunded_its_own_tokens() -> None:
     admission, who = Admission(MANY, MANY), tenant(tpm=600)
     tickets = [admission.admit(who, 1, 150, 0.0) for _ in range(4)]
-    # Half of the oldest one's has come back.
+    # Half of the oldest request's tokens are refilled.
     for ticket in reversed(tickets):
         admission.release(ticket, 10, 7.5)
     left = admission.quota(who, 7.5).tokens
@@ -166,7 +166,7 @@ def test_each_request_gets_back_its_own_tokens() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "remaining"), [(100, 1000, 910), (100, 50, 0), (1000, 100, 10), (100, 100, 10)]
 )
-def test_changed_limits_count_at_the_next_request(before: int, after: int, remaining: int) -> None:
+def test_changed_limits_apply_to_the_next_request(before: int, after: int, remaining: int) -> None:
     admission = Admission(MANY, MANY)
     admission.admit(tenant(tpm=before), 1, 90, 0.0)
     if remaining:
@@ -175,14 +175,14 @@ def test_changed_limits_count_at_the_next_request(before: int, after: int, remai
     assert 0 < (error.retry_after or 0) < 60
 
 
-def test_after_a_lower_limit_nobody_waits_for_more_than_a_minute() -> None:
+def test_no_wait_exceeds_a_minute_after_a_limit_is_lowered() -> None:
     admission = Admission(MANY, MANY)
     admission.admit(tenant(rpm=100, tpm=1000), 1, 900, 0.0)
     assert refusal(admission, tenant(rpm=10, tpm=10), tokens=10).retry_after == pytest.approx(60)
     admission.admit(tenant(rpm=10, tpm=10), 1, 10, 60.0)
 
 
-def test_limits_that_come_and_go() -> None:
+def test_limits_that_are_added_and_removed() -> None:
     admission = Admission(MANY, MANY)
     free = admission.admit(tenant(), 1, 500, 0.0)
     limited = admission.admit(tenant(tpm=100), 1, 100, 0.0)
@@ -199,18 +199,18 @@ def test_tenants_do_not_share_limits(admission: Admission) -> None:
     assert type(refusal(admission, tenant("acme", rpm=1))) is QuotaExceeded
 
 
-def test_tens_of_thousands_of_names_leave_nothing() -> None:
+def test_accounts_of_many_tenants_are_dropped() -> None:
     admission = Admission(MANY, MANY)
     for number in range(20_000):
         now = number / 100
         admission.release(admission.admit(tenant(f"t{number}", rpm=60, tpm=60), 1, 9, now), 9, now)
-        # What was used within two minutes, at a hundred a second.
+        # At most the tenants of the last two minutes, at a hundred per second.
         assert admission.remembered <= 12_001
     admission.release(admission.admit(tenant("last"), 1, 1, 320.0), 1, 320.0)
     assert (admission.remembered, admission.live_requests, admission.live_sequences) == (0, 0, 0)
 
 
-def test_tens_of_thousands_of_requests_of_one_tenant_leave_nothing() -> None:
+def test_the_account_of_one_busy_tenant_is_dropped() -> None:
     admission, who = Admission(MANY, MANY), tenant(rpm=10**6, tpm=10**6)
     for number in range(20_000):
         admission.release(admission.admit(who, 1, 9, number / 1000), 5, number / 1000)
@@ -223,7 +223,7 @@ NAMES = st.sampled_from(["acme", "bob"])
 
 
 class AnyRun(RuleBasedStateMachine):
-    """Requests of two tenants, which begin and end at random times."""
+    """Admits and releases requests of two tenants at random times."""
 
     @initialize(
         rpm=st.sampled_from([None, 1, 3, 10]),
@@ -239,7 +239,7 @@ class AnyRun(RuleBasedStateMachine):
         self.admission = Admission(*queued)
         self.now = 1000.0
         self.live: list[Ticket] = []
-        # (tenant, when, tokens that were taken and not given back) of all that were let in.
+        # (tenant, time, charged tokens without refunds) of all admitted requests.
         self.history: dict[Ticket, tuple[str, float, int]] = {}
 
     @rule(seconds=st.sampled_from([0.01, 1.0, 7.3, 30.0, 60.0, 300.0]))
@@ -269,7 +269,7 @@ class AnyRun(RuleBasedStateMachine):
         self.history[ticket] = (name, at, used)
 
     @invariant()
-    def what_is_live_is_bounded_and_counted(self) -> None:
+    def live_requests_are_bounded_and_counted(self) -> None:
         assert self.admission.live_requests == len(self.live)
         assert self.admission.live_sequences == sum(ticket.sequences for ticket in self.live)
         assert self.admission.live_sequences <= self.queued[0]
@@ -286,7 +286,7 @@ class AnyRun(RuleBasedStateMachine):
             assert tokens <= (self.limits.tpm or MANY) * minutes * 1.001
 
     def windows(self) -> Iterator[tuple[float, int, int]]:
-        """(begin, requests, tokens) of each tenant's windows that end now."""
+        """(begin, requests, tokens) of each tenant's windows of time that end now."""
         for name in ("acme", "bob"):
             requests = tokens = 0
             for owner, when, amount in reversed(self.history.values()):
@@ -311,11 +311,11 @@ class AnyRun(RuleBasedStateMachine):
 test_any_run = AnyRun.TestCase
 
 
-def test_what_was_used_beyond_the_ticket_is_owed_also_after_a_refill(admission: Admission) -> None:
-    """An answer without a limit of its own is let in for less than it takes."""
+def test_usage_beyond_the_ticket_is_charged_even_after_a_refill(admission: Admission) -> None:
+    """An answer without max_tokens may use more tokens than its ticket has."""
     who = tenant(tpm=1000)
     ticket = admission.admit(who, 1, 500, now=0.0)
     admission.release(ticket, used_tokens=5000, now=61.0)
-    # 500 have come back by then; of the 4500 others a minute brings 1000.
+    # 500 tokens are refilled by then. The other 4500 are refilled at 1000 per minute.
     assert retry_after(admission, who, 1, now=61.0) == pytest.approx(60 * 3501 / 1000)
     assert retry_after(admission, who, 1000, now=61.0 + 60 * 4.6) == 0

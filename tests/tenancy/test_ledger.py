@@ -1,4 +1,4 @@
-"""The ledger: bookings survive a crash of the process and a database that is busy for a while."""
+"""The ledger: bookings survive a crash of the process, and a database that is busy for a while."""
 
 import asyncio
 import logging
@@ -60,7 +60,7 @@ def execute(path: Path, statement: str) -> None:
         other.execute(statement)
 
 
-def test_what_is_booked_is_there_for_others(path: Path) -> None:
+def test_other_connections_see_committed_bookings(path: Path) -> None:
     async def book() -> None:
         async with Ledger.open(path) as ledger:
             for count in range(1, 4):
@@ -70,8 +70,8 @@ def test_what_is_booked_is_there_for_others(path: Path) -> None:
     asyncio.run(book())
 
 
-def test_many_at_once_share_transactions(path: Path) -> None:
-    """The write-ahead log gets at least one page from each, and would be at its full 1000 pages."""
+def test_concurrent_bookings_share_transactions(path: Path) -> None:
+    """With a transaction per booking, the write-ahead log would have at least one page for each."""
 
     async def book() -> int:
         async with Ledger.open(path) as ledger:
@@ -82,7 +82,7 @@ def test_many_at_once_share_transactions(path: Path) -> None:
     assert requests(path) == {f"t{number}": len(range(number, 5000, 7)) for number in range(7)}
 
 
-def test_the_end_of_the_context_writes_what_nobody_waits_for(path: Path) -> None:
+def test_the_end_of_the_context_writes_pending_bookings(path: Path) -> None:
     async def book() -> None:
         async with Ledger.open(path) as ledger:
             tasks = [asyncio.create_task(ledger.book(booking("acme"))) for _ in range(20)]
@@ -112,7 +112,7 @@ def test_a_failed_booking_raises_and_later_ones_are_written(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3 + ["ERROR"]
 
 
-def test_other_callers_are_not_affected(path: Path) -> None:
+def test_a_failed_booking_does_not_affect_other_callers(path: Path) -> None:
     execute(path, REFUSE_BOB)
 
     async def book() -> list[BaseException | None]:
@@ -129,11 +129,11 @@ def test_other_callers_are_not_affected(path: Path) -> None:
     assert requests(path) == {"acme": 3}
 
 
-def test_a_booking_is_tried_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_booking_is_retried(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     execute(path, REFUSE_BOB)
 
     class MakeRoom(logging.Handler):
-        """Somebody reads the log, and acts."""
+        """Repairs the database when the ledger logs that a booking failed."""
 
         def emit(self, record: logging.LogRecord) -> None:
             execute(path, "DROP TRIGGER IF EXISTS full")
@@ -162,17 +162,17 @@ def test_a_database_that_cannot_be_opened(tmp_path: Path) -> None:
         asyncio.run(book())
 
 
-def test_a_kill_loses_nothing_that_was_booked(path: Path) -> None:
+def test_a_kill_loses_no_committed_booking(path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", BOOK_UNTIL_KILLED, path], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        told = [process.stdout.readline() for _ in range(2000)]
+        reported = [process.stdout.readline() for _ in range(2000)]
         process.send_signal(signal.SIGKILL)
-        told += process.stdout.read().splitlines(keepends=True)
+        reported += process.stdout.read().splitlines(keepends=True)
     assert process.returncode == -signal.SIGKILL
     booked = requests(path)
     assert len(booked) == 8
     for tenant, count in booked.items():
-        # One more may have been committed without being told.
-        assert count - told.count(f"{tenant}\n".encode()) in (0, 1)
+        # One more booking may have been committed, but not reported.
+        assert count - reported.count(f"{tenant}\n".encode()) in (0, 1)
     with closing(sqlite3.connect(path)) as reader:
         assert reader.execute("PRAGMA integrity_check").fetchone() == ("ok",)

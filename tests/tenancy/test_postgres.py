@@ -1,4 +1,4 @@
-"""Tenants in PostgreSQL, and limits that several control planes share, with a real server."""
+"""Tenants in PostgreSQL, and limits that several control planes share, against a real PostgreSQL server."""
 
 import asyncio
 import json
@@ -57,7 +57,7 @@ def store(url: str) -> Iterator[TenantStore]:
         yield store
 
 
-def test_what_one_control_plane_writes_the_other_reads(store: TenantStore, url: str) -> None:
+def test_a_control_plane_reads_what_another_wrote(store: TenantStore, url: str) -> None:
     key = store.add("acme", LIMITS, operator=True)
     with TenantStore.open(url) as other:
         tenant = other.authenticate(key)
@@ -88,7 +88,7 @@ def test_names_and_keys_are_unique(store: TenantStore) -> None:
     assert store.authenticate("a-key-that-somebody-chose").name == "acme"
 
 
-def test_usage_adds_up_whoever_books_it(url: str) -> None:
+def test_usage_of_several_control_planes_adds_up(url: str) -> None:
     def book(number: int) -> None:
         with TenantStore.open(url) as store:
             for _ in range(10):
@@ -131,7 +131,7 @@ def test_a_broken_connection_raises_and_is_replaced(store: TenantStore, server: 
     assert [tenant.name for tenant in store.list()] == ["acme"]
 
 
-def test_a_server_that_is_away_is_one_line_without_its_password() -> None:
+def test_the_error_for_an_unreachable_server_hides_the_password() -> None:
     address = "postgresql://faasmoe:secret@127.0.0.1:1/faasmoe"
     message = error_line(faasmoe("tenants", "list", "--database", address))
     assert message.startswith("cannot reach the database faasmoe at 127.0.0.1: ")
@@ -140,13 +140,13 @@ def test_a_server_that_is_away_is_one_line_without_its_password() -> None:
 
 @asynccontextmanager
 async def limiters(url: str, lease_seconds: float = 60.0) -> AsyncIterator[list[SharedLimiter]]:
-    """Of two control planes."""
+    """The limiters of two control planes."""
     async with StoreThread.open(url, "one") as one, StoreThread.open(url, "two") as two:
         yield [SharedLimiter(thread, MANY, MANY, lease_seconds) for thread in (one, two)]
 
 
 @asynchronous
-async def test_limits_hold_over_both(url: str) -> None:
+async def test_limits_apply_across_control_planes(url: str) -> None:
     tenant = Tenant("acme", Limits(rpm=5, max_concurrency=100))
     async with limiters(url) as pair:
         outcomes = await asyncio.gather(
@@ -160,7 +160,7 @@ async def test_limits_hold_over_both(url: str) -> None:
 
 
 @asynchronous
-async def test_what_one_releases_the_other_may_use(url: str) -> None:
+async def test_a_release_makes_room_in_the_other_control_plane(url: str) -> None:
     tenant = Tenant("acme", Limits(tpm=100, max_concurrency=1))
     async with limiters(url) as (one, two):
         ticket = await one.admit(tenant, 1, 100)
@@ -174,7 +174,7 @@ async def test_what_one_releases_the_other_may_use(url: str) -> None:
 
 
 @asynchronous
-async def test_what_a_crashed_control_plane_had_let_in_expires(url: str) -> None:
+async def test_requests_of_a_crashed_control_plane_expire(url: str) -> None:
     tenant = Tenant("acme", Limits(max_concurrency=1))
     async with limiters(url, lease_seconds=0.0) as (one, two):
         await one.admit(tenant, 1, 1)
@@ -186,7 +186,7 @@ async def test_what_a_crashed_control_plane_had_let_in_expires(url: str) -> None
         st.tuples(st.integers(0, 3), st.integers(1, 40), st.floats(0, 30), st.integers(0, 50)), max_size=30
     )
 )
-def test_an_account_that_was_written_and_read_decides_the_same(
+def test_a_stored_account_makes_the_same_decisions(
     steps: list[tuple[int, int, float, int]],
 ) -> None:
     """Each step admits a request or releases one, some seconds after the previous step."""
@@ -223,7 +223,7 @@ def test_an_account_that_was_written_and_read_decides_the_same(
 def test_two_servers_count_a_tenants_requests_together(
     chat_partition: Path, api: ApiClient, url: str, tmp_path: Path
 ) -> None:
-    """Both stand before the functions of one gateway."""
+    """Both control planes use the same gateway."""
     from yarl import URL
 
     from control_plane.app import control_plane

@@ -38,7 +38,7 @@ def store(path: Path) -> Iterator[TenantStore]:
 
 
 def refusal(path: Path) -> str:
-    """The error with which a file is refused."""
+    """The error of opening a file that must be refused."""
     with pytest.raises(ConfigError) as caught, TenantStore.open(path):
         pass
     assert "\n" not in str(caught.value)
@@ -59,7 +59,7 @@ def test_a_tenant_is_found_by_name_and_by_key(store: TenantStore, path: Path) ->
     assert tenant.created > 0
 
 
-def test_keys_differ_and_only_whole_ones_count(store: TenantStore) -> None:
+def test_keys_differ_and_must_match_in_full(store: TenantStore) -> None:
     keys = {name: store.add(name, Limits(), operator=False) for name in ("acme", "bob")}
     assert {name: store.authenticate(key).name for name, key in keys.items()} == {
         "acme": "acme",
@@ -79,20 +79,20 @@ def test_keys_differ_and_only_whole_ones_count(store: TenantStore) -> None:
             store.authenticate(wrong)
 
 
-def test_the_file_has_no_key_in_it(store: TenantStore, path: Path) -> None:
+def test_the_file_contains_no_key(store: TenantStore, path: Path) -> None:
     keys = [store.add("acme", Limits(), operator=False), store.rotate_key("acme")]
     stored = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert b"acme" in stored
     assert not any(key.removeprefix("fm-").encode() in stored for key in keys)
 
 
-def test_only_the_owner_may_read_it(store: TenantStore, path: Path) -> None:
+def test_only_the_owner_may_read_the_file(store: TenantStore, path: Path) -> None:
     store.add("acme", Limits(), operator=False)
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
 
 
-def test_a_key_that_somebody_chose(store: TenantStore) -> None:
+def test_a_chosen_key(store: TenantStore) -> None:
     assert store.add("acme", Limits(), operator=False, key=CHOSEN_KEY) == CHOSEN_KEY
     assert store.authenticate(CHOSEN_KEY).name == "acme"
     with pytest.raises(TenancyError, match="tenant bob: its key belongs to another tenant"):
@@ -103,14 +103,14 @@ def test_a_key_that_somebody_chose(store: TenantStore) -> None:
     assert [tenant.name for tenant in store.list()] == ["acme"]
 
 
-def test_a_name_is_taken_once(store: TenantStore) -> None:
+def test_a_name_can_be_used_only_once(store: TenantStore) -> None:
     key = store.add("acme", LIMITS, operator=False)
     with pytest.raises(TenancyError, match="there is a tenant acme already"):
         store.add("acme", Limits(), operator=True)
     assert store.authenticate(key).limits == LIMITS
 
 
-def test_a_new_key_ends_the_one_before(store: TenantStore, path: Path) -> None:
+def test_a_new_key_replaces_the_previous_one(store: TenantStore, path: Path) -> None:
     before = store.add("acme", LIMITS, operator=False)
     with TenantStore.open(path) as other:
         after = other.rotate_key("acme")
@@ -119,7 +119,7 @@ def test_a_new_key_ends_the_one_before(store: TenantStore, path: Path) -> None:
     assert store.authenticate(after).limits == LIMITS
 
 
-def test_an_update_counts_at_once(store: TenantStore, path: Path) -> None:
+def test_an_update_applies_at_once(store: TenantStore, path: Path) -> None:
     key = store.add("acme", LIMITS, operator=False)
     with TenantStore.open(path) as other:
         other.update("acme", Limits(rpm=1), operator=True)
@@ -127,7 +127,7 @@ def test_an_update_counts_at_once(store: TenantStore, path: Path) -> None:
     assert (tenant.limits, tenant.operator) == (Limits(rpm=1), True)
 
 
-def test_a_removed_tenant_is_gone_and_its_usage_is_not(store: TenantStore, path: Path) -> None:
+def test_usage_outlives_its_tenant(store: TenantStore, path: Path) -> None:
     key = store.add("acme", LIMITS, operator=False)
     store.book([booking("acme")])
     with TenantStore.open(path) as other:
@@ -188,7 +188,7 @@ def test_usage_adds_up_by_tenant_and_since(store: TenantStore) -> None:
     assert bob == Usage("bob", 1, 10, 5, 1.5, 0.0)
     assert list(store.usage("bob", None)) == [bob]
     assert list(store.usage("eve", None)) == []
-    # The whole of the minute that the time is in.
+    # `since` is rounded down to its minute.
     assert [usage.requests for usage in store.usage(None, 100.0)] == [3 + 1]
     assert [usage.requests for usage in store.usage("acme", 120.0)] == [1]
     assert list(store.usage(None, 240.0)) == []
@@ -204,7 +204,7 @@ amounts = st.tuples(
 
 @given(st.lists(amounts, max_size=30), st.randoms(use_true_random=False))
 def test_sums_are_exact_in_any_order(amounts: list[tuple[str, int, int, int]], order: random.Random) -> None:
-    """Also those of fractions, to a millionth of an invocation and a nanosecond."""
+    """Sums of fractions are exact to a millionth of an invocation and to a nanosecond."""
     bookings = [
         Booking(tenant, count % 1000, 1, count, count // 3, micro / 1e6, nano / 1e9)
         for tenant, count, micro, nano in amounts
@@ -226,7 +226,7 @@ def test_sums_are_exact_in_any_order(amounts: list[tuple[str, int, int, int]], o
         assert list(store.usage(None, None)) == wanted
 
 
-def test_usage_stays_small(store: TenantStore, path: Path) -> None:
+def test_usage_is_stored_per_minute(store: TenantStore, path: Path) -> None:
     store.book([booking("acme", at=second / 100) for second in range(12_000)])
     with closing(sqlite3.connect(path)) as reader:
         assert reader.execute("SELECT count(*) FROM usage").fetchone() == (2,)
@@ -246,7 +246,7 @@ def test_bookings_are_written_all_or_none(store: TenantStore, path: Path) -> Non
     assert [usage.tenant for usage in store.usage(None, None)] == ["acme"]
 
 
-def test_opening_it_again_changes_nothing(path: Path) -> None:
+def test_opening_the_file_again_changes_nothing(path: Path) -> None:
     with TenantStore.open(path) as store:
         key = store.add("acme", LIMITS, operator=False)
     before = path.read_bytes()
@@ -255,7 +255,7 @@ def test_opening_it_again_changes_nothing(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_processes_that_make_it_at_the_same_time(path: Path) -> None:
+def test_processes_that_create_the_file_at_the_same_time(path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from control_plane.tenancy.storage.store import TenantStore; "
         "from control_plane.tenancy.tenants import Limits; sys.stdin.read(); "
@@ -274,7 +274,7 @@ def test_processes_that_make_it_at_the_same_time(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"just text, longer than a header\n" * 40, bytes(range(256)) * 16])
-def test_a_file_that_is_no_database(path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_database(path: Path, content: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
     assert refusal(path) == f"cannot open the database {path}: file is not a database"
@@ -298,7 +298,7 @@ def test_a_newer_database(path: Path) -> None:
     assert "belongs to a newer version of FaaSMoE" in refusal(path)
 
 
-def test_places_where_no_database_can_be(tmp_path: Path) -> None:
+def test_paths_where_no_database_can_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert refusal(tmp_path) == f"cannot open the database {tmp_path}: Is a directory"
     for path in (tmp_path / "file" / "x.db", tmp_path / "file" / "folder" / "x.db", Path("/dev/full")):
@@ -306,7 +306,7 @@ def test_places_where_no_database_can_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_database_that_may_not_be_written(path: Path) -> None:
+def test_a_read_only_database(path: Path) -> None:
     with TenantStore.open(path):
         pass
     path.chmod(0o400)

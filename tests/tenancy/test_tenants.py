@@ -37,7 +37,7 @@ def test_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "-a", ".", "_a", "a b", "a/b", "a\n", "é", "x" * 65, "\udcff", "a\0"])
-def test_what_is_no_name(name: str) -> None:
+def test_bad_names(name: str) -> None:
     with pytest.raises(ConfigError, match="not a tenant's name"):
         Tenant(name, Limits())
 
@@ -79,7 +79,7 @@ def test_declared_tenants(file: Path) -> None:
     assert KEY not in repr(found)
 
 
-def test_a_key_file_elsewhere(file: Path, tmp_path: Path) -> None:
+def test_a_key_file_in_another_folder(file: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secrets" / "acme"
     secret.parent.mkdir()
     secret.write_text(KEY)
@@ -117,13 +117,13 @@ def test_a_key_file_elsewhere(file: Path, tmp_path: Path) -> None:
         ("{name: acme}, {name: bob}, {name: acme}", "tenant acme: name: declared 2 times"),
     ],
 )
-def test_declarations_that_are_wrong(file: Path, entry: str, problem: str) -> None:
+def test_bad_declarations(file: Path, entry: str, problem: str) -> None:
     (file.parent / "short").write_text("short")
     assert refusal(file, f"tenants: [{entry}]").startswith(problem)
 
 
 @pytest.mark.parametrize("text", ["tenants: acme", "tenants: {name: acme}", "tenants:"])
-def test_tenants_that_are_no_list(file: Path, text: str) -> None:
+def test_tenants_that_are_not_a_list(file: Path, text: str) -> None:
     assert refusal(file, text).startswith("tenants must be a list")
 
 

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What was run, and on which machine."""
+    """The settings of a run, and the machine that it ran on."""
 
     workload: str
     """The workload in words."""
@@ -59,14 +59,14 @@ class FunctionCalls:
 
 @dataclass(frozen=True)
 class StrategyResult:
-    """What was measured of one strategy, with functions of one size."""
+    """The measurements of one strategy, with functions of one size."""
 
     strategy: str
     title: str = ""
     experts_per_function: int | None = None
-    """None for a strategy without functions, and for the default granularity."""
+    """Experts in each function; None for a strategy without functions, and for the default granularity."""
     memory_budget: int | None = None
-    """Bytes."""
+    """Memory budget in bytes; None is no budget."""
     functions: int = 0
     problem: str = ""
     """Why the strategy was not measured; empty if it was."""
@@ -100,7 +100,7 @@ class Recording:
     folder: Path
     run: RunDescription
     results: dict[str, StrategyResult] = field(default_factory=dict)
-    """By key."""
+    """Results by their key."""
 
     @classmethod
     def begin(cls, folder: Path, run: RunDescription) -> "Recording":
@@ -117,7 +117,7 @@ class Recording:
     def refuse_results(folder: Path) -> None:
         """Raises `ConfigError` if the folder has results."""
         if (folder / RUN_FILE).exists():
-            raise ConfigError(f"{folder} has results already: --resume goes on with them")
+            raise ConfigError(f"{folder} has results already: --resume continues their run")
 
     @classmethod
     def load(cls, folder: Path) -> "Recording":

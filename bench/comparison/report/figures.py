@@ -21,7 +21,7 @@ class Figures:
 
     result: StrategyResult
     tenants: int
-    """Number of tenants."""
+    """Number of tenants in the workload."""
 
     @cached_property
     def bill(self) -> Bill:
@@ -30,7 +30,7 @@ class Figures:
 
     @property
     def idle_bill(self) -> Bill:
-        """Resources while idle."""
+        """Resources while no request runs."""
         return bill(self.result.idle, FUNCTION)
 
     @property

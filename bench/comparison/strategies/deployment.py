@@ -14,7 +14,7 @@ READY_SECONDS = 600.0
 """Each process reads its whole model from disk before it is ready."""
 FULL_MODEL, GATEWAY, FUNCTION, CONTROL_PLANE = "full model", "gateway", "function", "control plane"
 ROLES = (FULL_MODEL, GATEWAY, FUNCTION, CONTROL_PLANE)
-"""Roles of processes."""
+"""All roles of processes in a strategy."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Deployment:
     """The running processes of a strategy."""
 
     endpoints: Mapping[str, Endpoint]
-    """By tenant."""
+    """The endpoint of each tenant, by name."""
     roots: Sequence[Root]
     control_planes: Sequence[str] = ()
     """Addresses of the control planes, which have the functions' metrics."""

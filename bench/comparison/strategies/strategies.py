@@ -30,7 +30,7 @@ class ModelSize:
     dense_bytes: int
     experts_bytes: int
     functions: int
-    """Number of functions."""
+    """Number of functions in the partition."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "ModelSize":
@@ -127,7 +127,7 @@ STRATEGIES = {
         ),
     )
 }
-"""By name, in the order in which the strategies are measured and reported."""
+"""Strategies by name, in the order in which they are measured and reported."""
 
 
 def read_strategies(names: Sequence[str], llama_server: str | None = None) -> list[Strategy]:

@@ -22,7 +22,7 @@ class Columns:
     prompt_tokens: str
     output_tokens: str
     seconds: Callable[[str], float]
-    """Parses a time."""
+    """Parses the trace's times to seconds."""
 
 
 def _timestamp(text: str) -> float:

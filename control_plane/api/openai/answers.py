@@ -60,7 +60,7 @@ class AnswerFormat:
     """A unique string, from which the answer's id is made."""
     model: str
     created: int
-    """When the request arrived, in seconds since 1970."""
+    """Arrival of the request, in seconds since 1970."""
     system_fingerprint: str
 
     @property

@@ -16,7 +16,7 @@ class ErrorKind:
     status: int
     code: str | None = None
     type: str = ""
-    """By default the general type for the status."""
+    """OpenAI's type of the error; "" is the general type for the status."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", self.type or error_type(self.status))

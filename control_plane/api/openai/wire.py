@@ -87,7 +87,7 @@ class StreamOptions(_Object):
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_obfuscation: bool = False
-    """Has no effect."""
+    """Accepted for compatibility; it has no effect."""
 
 
 class Body(_Object):
@@ -99,7 +99,7 @@ class Body(_Object):
 
 
 class GenerationBody(Body):
-    """What both kinds of completion have in common."""
+    """The fields that chats and completions have in common."""
 
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
         "frequency_penalty": (0,),

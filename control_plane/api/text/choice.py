@@ -32,7 +32,7 @@ class TokenEntry:
     """The text that it adds to the answer. A character of several tokens belongs to the last of them."""
     raw: bytes
     logprob: float | None
-    """None for the first token of a prompt."""
+    """The token's log-probability; None for the first token of a prompt."""
     text_offset: int
     """The number of characters before this token in the answer's text, which includes an echoed prompt."""
     top: tuple[Alternative, ...]

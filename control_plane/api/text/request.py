@@ -34,7 +34,7 @@ class GenerationRequest:
     min_p: float
     repetition_penalty: float
     seed: int | None
-    """From 0 to `MAX_SEED`."""
+    """The seed, from 0 to `MAX_SEED`; None is random."""
     ignore_eos: bool
     logprobs: int | None
     """How many of the likeliest tokens to report with each token; None for no report."""

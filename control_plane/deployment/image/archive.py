@@ -63,7 +63,7 @@ def _add(archive: tarfile.TarFile, file: IO[bytes], name: str, content: Blob) ->
 
 
 def _named(descriptor: Mapping[str, Any], tag: str) -> dict[str, Any]:
-    """skopeo reads the first name, containerd the second."""
+    """The descriptor with the tag in two annotations: skopeo reads the first, containerd the second."""
     names = {"org.opencontainers.image.ref.name": tag, "io.containerd.image.name": tag}
     return {**descriptor, "annotations": names}
 

@@ -1,4 +1,4 @@
-"""Layers of an image: tar archives that are the same bytes for the same files, whoever writes them, and when.
+"""Layers of an image: tar archives with the same bytes for the same files, on any machine at any time.
 
 A layer is written twice, once to compute its digest and once into the image, and is never stored in between:
 building the image of a large model needs no disk space but the image's own.

@@ -11,7 +11,7 @@ from pathlib import Path
 from control_plane.errors import ConfigError
 
 REQUIRED_PACKAGES = ("numpy", "httptools")
-"""The packages that a function imports, beside the standard library."""
+"""The packages that a function imports besides the standard library."""
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """Names of architectures in wheels, by their names in images."""
 PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")

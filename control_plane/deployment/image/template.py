@@ -23,7 +23,7 @@ welcome_message: |
 """
 
 _DOCKERIGNORE = """\
-# The control plane's part of the partition, and what was compiled for another machine.
+# The control plane's part of the partition, and files that were compiled for another machine.
 function/dense.safetensors
 **/__pycache__
 **/*.so
@@ -42,7 +42,7 @@ RUN gcc -O3 -std=c11 -pthread -fPIC -shared $(python3-config --includes) gated_f
 
 FROM python:3.11-slim
 RUN pip install --no-cache-dir {requirements}
-# A number, since Kubernetes cannot tell whether a user's name is root's.
+# A number, since Kubernetes cannot check that a user given by name is not root.
 RUN useradd --uid 10001 --create-home --home-dir /home/app app
 USER 10001
 WORKDIR /home/app
@@ -76,7 +76,7 @@ def dockerfile(manifest: Manifest) -> str:
 
 
 def write_template(manifest: Manifest, folder: Path) -> None:
-    """Write the folders that faas-cli needs beside the stack file: `template/` and `functions/`.
+    """Write the folders that faas-cli needs next to the stack file: `template/` and `functions/`.
 
     Files of an earlier call are replaced. Raises `PartitionError` if they cannot be written.
     """

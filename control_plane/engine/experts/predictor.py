@@ -39,10 +39,10 @@ class ExpertPredictor:
         self._tenants: list[tuple[str, int]] = []
         self._recent: dict[str, dict[int, NDArray[np.float32]]] = {}
         self._num_called: dict[int, int] = {}
-        """By layer, the number of different experts that the last step called."""
+        """Number of different experts that the last step called, by layer."""
         self._predicted: dict[int, NDArray[np.int64]] = {}
         self._accuracy: dict[int, float] = {}
-        """By layer, the running share (0 to 1) of predicted experts that were called."""
+        """Running share (0 to 1) of predicted experts that were called, by layer."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, manifest: Manifest) -> "ExpertPredictor":
@@ -62,7 +62,7 @@ class ExpertPredictor:
         """Start a step whose batch has these tenants' rows: (tenant, number of rows) in the batch's order."""
         self._tenants = list(tenants)
         for tenant in dict.fromkeys(tenant for tenant, _ in self._tenants):
-            # Inserted anew, so that the dict is ordered by the last use.
+            # Inserted again, so that the dict is ordered by the last use.
             self._recent[tenant] = self._recent.pop(tenant, {})
         while len(self._recent) > MAX_TENANTS:
             del self._recent[next(iter(self._recent))]

@@ -19,7 +19,7 @@ class LinearLayer:
 
     shape: LinearShape
     weights: Bytes
-    """uint8 [shape.nbytes], as `pack_matrix` returns it."""
+    """The packed matrix from `pack_matrix`: uint8 [shape.nbytes]."""
     bias: Float32 | None = None
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class LinearLayer:
     def check_alike(self, other: LinearShape) -> None:
         """Raise ValueError unless one call can compute both layers: they need the same inputs and dtype."""
         if (self.shape.inputs, self.shape.dtype) != (other.inputs, other.dtype):
-            raise ValueError(f"layers must be alike: {self.shape} beside {other}")
+            raise ValueError(f"layers must have the same inputs and dtype: {self.shape} and {other}")
 
 
 class AttentionInputs(NamedTuple):
@@ -55,7 +55,7 @@ class DenseKernel(ABC):
     """Computes linear layers, attention and norms."""
 
     name: str
-    """One of `available_dense_isas()`."""
+    """The kernel's instruction set: one of `available_dense_isas()`."""
 
     def linear(
         self, layers: Sequence[LinearLayer], x: NDArray[Any], *, threads: int = 1

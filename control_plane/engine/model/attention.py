@@ -56,7 +56,7 @@ class RaggedBatch:
     kv_cache: KVCache
     spans: list[Span]
     rows: CacheRows
-    """Of all rows; those that attend in the kernel are the ones that are alone in their chunk."""
+    """Cache rows of the batch. Rows attend in the kernel if they are alone in their chunk."""
     _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
 
     @classmethod

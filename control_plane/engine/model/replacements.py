@@ -1,4 +1,4 @@
-"""Which modules of a transformers model are replaced, by model family."""
+"""The modules of transformers models that FaaSMoE replaces, by model family."""
 
 from torch import nn
 
@@ -34,4 +34,4 @@ REPLACEMENTS: dict[str, dict[str, type[nn.Module]]] = {
         "OlmoeRMSNorm": KernelRMSNorm,
     },
 }
-"""By model type, the names of transformers' classes and the modules that replace them."""
+"""Names of transformers' classes, and the modules that replace them, by model type."""

@@ -86,7 +86,7 @@ class KVCache:
     _lanes: torch.Tensor = field(init=False)
     """[lanes, layers, keys and values, kv_heads, tokens, head_dim]"""
     _array: np.ndarray = field(init=False)
-    """The same memory as a NumPy array."""
+    """NumPy array over the same memory."""
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""

@@ -50,7 +50,7 @@ class Generated:
     """The token that one step added to a sequence."""
 
     token_id: int | None
-    """None at the end of a sequence with `max_tokens` 0."""
+    """The generated token; None at the end of a sequence with `max_tokens` 0."""
     logprob: TokenLogprob | None = None
     finish_reason: FinishReason | None = None
 

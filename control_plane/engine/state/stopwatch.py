@@ -1,4 +1,4 @@
-"""Measures where the engine's time goes: each lap charges the time since the lap before to one part."""
+"""Measures the engine's time by part of a step: each lap charges the time since the last lap to one part."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,10 +7,10 @@ from enum import StrEnum
 
 
 class StepPart(StrEnum):
-    """The parts of a step, in the order in which they occur: those of a layer, then those of the step."""
+    """The parts of a step. Those from `DENSE` to `ADD` repeat in every MoE layer."""
 
     DENSE = "dense"
-    """Embeddings, norms, attention and routers."""
+    """Plan the step (before the first layer); compute embeddings, norms, attention and routers."""
     SEND = "send"
     """Group rows by function, and send the invocations."""
     PREFETCH = "prefetch"
@@ -26,16 +26,16 @@ class StepPart(StrEnum):
     SAMPLE = "sample"
     """Draw tokens, and look up log-probabilities."""
     SCHEDULE = "schedule"
-    """Between steps: send tokens to their streams, and plan the next step."""
+    """Commit the step, and send tokens to their streams. Planning is part of `DENSE`."""
 
 
 @dataclass
 class Stopwatch:
-    """Belongs to the engine's thread."""
+    """Sums of seconds by part. Only the engine's thread may use it."""
 
     clock: Callable[[], float] = time.perf_counter
     steps: int = 0
-    """Completed steps."""
+    """Number of completed steps."""
     _seconds: dict[StepPart, float] = field(default_factory=lambda: dict.fromkeys(StepPart, 0.0))
     _since: float = 0.0
 

@@ -31,6 +31,6 @@ FAASD = EmulatedBehaviour(
     passes_length=False,
     keep_alive_seconds=0.12,
 )
-"""faasd's community edition, as measured, and from `pkg/provider/handlers` of https://github.com/openfaas/faasd."""
+"""faasd's community edition: measured, and read from pkg/provider/handlers in https://github.com/openfaas/faasd."""
 EMULATED = {"faasd": FAASD}
 """The gateways that `--emulate` accepts, by name."""

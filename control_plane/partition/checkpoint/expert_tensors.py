@@ -43,7 +43,7 @@ class ExpertTensors:
 
 
 ExpertKey = tuple[int, int]
-"""(layer, expert)"""
+"""The indices (layer, expert) of an expert."""
 
 
 def split_tensors(

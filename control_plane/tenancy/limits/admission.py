@@ -37,7 +37,7 @@ class Allowance:
 
 @dataclass(frozen=True)
 class Quota:
-    """A tenant's rest of its limits per minute; None is unlimited."""
+    """The rest of a tenant's limits per minute; None is unlimited."""
 
     requests: Allowance | None
     tokens: Allowance | None
@@ -171,7 +171,7 @@ class Admission:
         )
 
     def _check_possible(self, limits: Limits, sequences: int, tokens: int) -> None:
-        """Refuse a request that would exceed a limit even alone: retrying is no use."""
+        """Refuse a request that would exceed a limit even alone: retrying does not help."""
         if limits.tpm is not None and tokens > limits.tpm:
             raise QuotaExceeded(
                 f"the request may take {tokens} tokens, and the limit is {limits.tpm} tokens per minute", None

@@ -53,7 +53,7 @@ class Bucket:
         return next((number for number, own in enumerate(self.charges) if own is charge), None)
 
     def resize(self, capacity: int, now: float) -> None:
-        """Change the capacity. What is used beyond a smaller one is forgiven."""
+        """Change the capacity. Usage beyond a smaller capacity is forgiven."""
         self._advance(now)
         self.capacity = capacity
         self._refill(self.used(now) - capacity)
@@ -75,7 +75,7 @@ class Bucket:
         return charge
 
     def settle(self, charge: Charge, unused: int, now: float) -> None:
-        """End a charge, and refund the unused amount as far as it is not refilled yet.
+        """End a charge, and refund the part of the unused amount that is not refilled yet.
 
         A negative `unused` is charged in addition, even beyond the capacity.
         """

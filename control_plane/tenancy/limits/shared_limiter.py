@@ -84,7 +84,7 @@ class SharedLimiter:
     def _decide(
         self, store: TenantStore, tenant: str, decide: Callable[[Admission, float], Result]
     ) -> Result:
-        """On the thread: apply `decide` to the tenant's account while it is locked, and store the account."""
+        """In the store's thread: apply `decide` to the tenant's locked account, and store the account."""
         database = store.database
         assert isinstance(database, PostgresDatabase)
         with database.locked(tenant):

@@ -39,7 +39,7 @@ def is_postgres(address: Path | str) -> bool:
 
 
 def database_address(setting: str, environment: Mapping[str, str] = os.environ) -> Path | str:
-    """Where tenants and usage are stored: a file's path, or a PostgreSQL URL.
+    """The address of the database of tenants and usage: a file's path, or a PostgreSQL URL.
 
     The first of: the setting, $FAASMOE_DATABASE, and faasmoe/faasmoe.db in the user's state folder, which is
     $XDG_STATE_HOME (https://specifications.freedesktop.org/basedir-spec) or ~/.local/state. Raises

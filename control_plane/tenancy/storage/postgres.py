@@ -119,7 +119,7 @@ def _placed(statement: str) -> str:
 
 
 def _described(url: str) -> str:
-    """Name and host of a database, without its password. Raises `ConfigError` for a URL that is none."""
+    """Name and host of a database, without its password. Raises `ConfigError` for a malformed URL."""
     try:
         parts = conninfo_to_dict(url)
     except psycopg.Error as error:

@@ -78,7 +78,7 @@ def _create(path: Path) -> None:
     delete the write-ahead log before it is merged.
     """
     try:
-        # SQLite creates its other files beside this one with the same mode.
+        # SQLite creates its other files with the same mode as this one.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         if path.is_dir() or not os.access(path, os.R_OK | os.W_OK):

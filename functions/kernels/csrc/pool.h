@@ -56,7 +56,7 @@ struct pool {
     pthread_cond_t offered;
     struct offer *offers; /* those with places left, newest first */
     /* Places left in all offers. Changes under the mutex, and is atomic because idle threads poll it without
-     * the mutex. That is only a hint: they look at `offers` under the mutex before they act. */
+     * the mutex. They may read an old number, so they check `offers` under the mutex before they act. */
     atomic_int places;
     int threads, idle; /* idle: without work, spinning or asleep */
     pthread_t thread[TEAM_MAX];

@@ -44,7 +44,7 @@ SETTINGS = RunSettings(
 
 
 class Lines(ProgressListener):
-    """Collects all lines."""
+    """A progress listener that collects all lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

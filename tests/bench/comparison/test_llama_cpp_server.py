@@ -67,7 +67,7 @@ def served(script: str, checkpoint: Path) -> AbstractAsyncContextManager[tuple[i
     return llama_cpp_server(program(folder, script), checkpoint, folder / "model.gguf", 1, 64, 30.0)
 
 
-def test_it_serves_until_the_end_of_the_context(checkpoint: Path) -> None:
+def test_the_server_runs_until_the_end_of_the_context(checkpoint: Path) -> None:
     async def use() -> int:
         async with served(LOADS, checkpoint) as (pid, url), requests.session() as client:
             fields = ("return_tokens", "verbose")
@@ -89,7 +89,7 @@ def test_the_error_has_the_reason_from_the_log(checkpoint: Path) -> None:
         asyncio.run(use())
 
 
-def test_a_crash_while_it_serves_is_reported(checkpoint: Path) -> None:
+def test_a_crash_of_the_server_is_reported(checkpoint: Path) -> None:
     async def use() -> None:
         async with served(LOADS, checkpoint) as (pid, url), requests.session() as client:
             process = psutil.Process(pid)

@@ -1,4 +1,4 @@
-"""Which systems are measured under which limits."""
+"""The systems that are measured, and their memory limits."""
 
 import pytest
 

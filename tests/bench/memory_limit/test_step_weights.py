@@ -17,7 +17,7 @@ def test_each_expert_is_read_once_for_a_step() -> None:
 
 
 @pytest.mark.parametrize(("head", "expected"), [("lm_head.packed", 30), ("model.norm.weight", 130)])
-def test_a_step_reads_no_embeddings_but_those_that_are_the_head(
+def test_a_step_reads_embeddings_only_if_the_head_shares_them(
     tmp_path: Path, head: str, expected: int
 ) -> None:
     header = json.dumps(

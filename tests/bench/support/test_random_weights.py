@@ -75,7 +75,7 @@ def values(tensor: RandomTensor) -> NDArray[Any]:
     return bits.view(np.float32).reshape(tensor.shape)
 
 
-def test_other_seed_or_name_gives_other_values() -> None:
+def test_values_depend_on_seed_and_name() -> None:
     name = "model.layers.0.mlp.experts.0.up_proj.weight"
     first = values(make(name, (64, 48)))
     assert (values(make(name, (64, 48))) == first).all()
@@ -83,7 +83,7 @@ def test_other_seed_or_name_gives_other_values() -> None:
     assert (values(make(name.replace("s.0", "s.1"), (64, 48))) != first).mean() > 0.9
 
 
-def test_no_projection_writes_to_the_constant_and_none_but_the_router_reads_it() -> None:
+def test_only_the_router_uses_the_constant_dimension() -> None:
     embeddings = values(make("model.embed_tokens.weight", (100, 64)))
     assert np.ptp(embeddings[:, 0]) == 0
     assert embeddings[0, 0] > 3 * embeddings[:, 1:].std()

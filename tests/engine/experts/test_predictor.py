@@ -1,4 +1,4 @@
-"""What the predictor predicts of the next layer, and when it keeps its predictions to itself."""
+"""Predictions of the next layer's experts, and when the predictor makes none."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_wrong_predictions_are_not_used() -> None:
         assert one_step(predictor, hidden_states, wrong) == []
 
 
-def test_predictions_are_used_again_once_they_are_right_again() -> None:
+def test_predictions_resume_when_they_are_accurate_again() -> None:
     torch.manual_seed(0)
     router = torch.randn(EXPERTS, HIDDEN)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
@@ -57,7 +57,7 @@ def test_predictions_are_used_again_once_they_are_right_again() -> None:
     assert len(predictions[-1]) == TOP_K
 
 
-def test_the_likeliest_comes_first() -> None:
+def test_the_likeliest_expert_comes_first() -> None:
     router = torch.eye(EXPERTS, HIDDEN)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
     hidden_states = torch.zeros(1, HIDDEN)

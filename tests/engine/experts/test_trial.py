@@ -1,4 +1,4 @@
-"""A trial runs steps with and without prefetching in turns, then keeps what was faster."""
+"""A trial runs steps with and without prefetching in turns, then keeps the faster way."""
 
 import pytest
 

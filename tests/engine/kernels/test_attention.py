@@ -176,6 +176,6 @@ def test_refused_arguments_change_nothing(changes: dict[str, Any], isa: str) -> 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layer", [-1, LAYERS])
-def test_a_layer_that_is_not_there_is_refused(layer: int, isa: str) -> None:
+def test_an_unknown_layer_is_refused(layer: int, isa: str) -> None:
     with pytest.raises(ValueError, match="no such layer"):
         load_dense_kernel(isa).attention(layer=layer, **vars(random_call()))

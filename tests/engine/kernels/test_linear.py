@@ -169,7 +169,7 @@ def test_a_forked_process_computes_the_same() -> None:
     assert all(map(np.array_equal, outputs(), expected))
 
 
-def test_without_the_extension_there_is_still_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpy_is_used_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c_dense, "_dense", None)
     assert available_dense_isas() == ("numpy",)
     assert load_dense_kernel().name == "numpy"
@@ -178,7 +178,7 @@ def test_without_the_extension_there_is_still_numpy(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("isa", available_dense_isas())
-def test_a_value_that_is_not_finite_spoils_its_own_row_only(isa: str) -> None:
+def test_a_value_that_is_not_finite_affects_only_its_row(isa: str) -> None:
     layer = Layer(("int8", "f32"), 96, 200, rows=9)
     poisoned = layer.x.copy()
     poisoned[4, 70] = np.inf

@@ -43,7 +43,7 @@ def folder(tiny: TinyPartition, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_expert_is_allocated(family: str, tmp_path: Path) -> None:
+def test_no_memory_is_allocated_for_experts(family: str, tmp_path: Path) -> None:
     """The parameters are exactly the dense file's tensors, except embeddings, which stay in the file."""
     save_checkpoint(tiny_model(family), tmp_path / "model")
     manifest = partition(tmp_path / "model", tmp_path / "partition", dtype="bf16")
@@ -63,7 +63,7 @@ def test_no_expert_is_allocated(family: str, tmp_path: Path) -> None:
 
 
 def test_weights_are_mapped_from_the_file(tiny: TinyPartition) -> None:
-    """So processes that serve the same partition share them."""
+    """Processes that serve the same partition therefore share the weights' memory."""
     model = load_model(tiny.folder, tiny.manifest)
     maps = Path("/proc/self/maps").read_text().splitlines()
     path = str(tiny.folder / DENSE)

@@ -230,7 +230,7 @@ def test_weights_that_cannot_be_packed_are_named(
 
 
 def test_a_packed_weight_of_another_shape_than_the_models_is_refused(tmp_path: Path) -> None:
-    """Their packed forms can have the same number of bytes."""
+    """Comparing sizes in bytes is not enough: both packed forms can have the same size."""
     folder = save_checkpoint(tiny_model("qwen2_moe"), tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")
     name = "model.layers.1.self_attn.o_proj.weight"

@@ -54,7 +54,7 @@ def reference(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
 
 
 def penalised_reference(logits: torch.Tensor, token_ids: list[int], penalty: float) -> torch.Tensor:
-    """transformers' penalised logits [vocabulary]."""
+    """The logits [vocabulary] after transformers' repetition penalty."""
     process: Any = RepetitionPenaltyLogitsProcessor(penalty)
     scores: torch.Tensor = process(torch.tensor([token_ids]), logits[None])
     return scores[0]
@@ -90,7 +90,7 @@ def test_the_repetition_penalty_equals_that_of_transformers(penalty: float, toke
         assert torch.equal(logits, before)
 
 
-def test_a_penalty_changes_what_is_likeliest() -> None:
+def test_a_penalty_changes_the_likeliest_token() -> None:
     """Greedy sequences are penalised too, each by its own prompt and answer."""
     logits = random_logits(1)[0].abs()
     best, second = logits.topk(2).indices.tolist()
@@ -138,7 +138,7 @@ def test_the_last_point_is_a_likely_token() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("what", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_without_numbers_leaves_the_others_alone(temperature: float, what: float) -> None:
+def test_a_row_of_nan_or_infinity_does_not_affect_others(temperature: float, what: float) -> None:
     logits = random_logits(3)
     alone = Sampler().sample(logits, [make_sequence(temperature, seed) for seed in range(3)])
     assert None not in alone
@@ -147,7 +147,7 @@ def test_a_row_without_numbers_leaves_the_others_alone(temperature: float, what:
     assert batch == [alone[0], None, alone[2]]
 
 
-def test_a_single_number_that_is_none_spoils_its_row() -> None:
+def test_a_single_nan_makes_its_row_invalid() -> None:
     logits = random_logits(2)
     logits[0, 7] = torch.nan
     token, other = Sampler().sample(logits, [make_sequence(seed=1), make_sequence(seed=2)])
@@ -155,7 +155,7 @@ def test_a_single_number_that_is_none_spoils_its_row() -> None:
     assert other is not None
 
 
-def test_an_excluded_token_is_no_failure() -> None:
+def test_an_excluded_token_is_not_an_error() -> None:
     logits = random_logits(1)
     logits[0, 7] = -torch.inf
     assert 7 not in draw_from(logits, 50)

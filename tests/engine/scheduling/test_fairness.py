@@ -56,7 +56,7 @@ def test_weights() -> None:
     assert (made["light"], made["heavy"], made["unknown"]) == (6, 4, 0)
 
 
-def test_service_is_not_saved_up_while_away() -> None:
+def test_an_idle_tenant_saves_up_no_service() -> None:
     made = counters(busy=10, idle=10)
     made.charge("busy", 990, 1.0)
     made.begins_to_wait("idle", ["busy"])
@@ -76,7 +76,7 @@ COSTS = st.dictionaries(st.sampled_from("abcde"), st.integers(0, 20))
 
 
 @given(service=COSTS, last=st.sampled_from("abcde"), here=st.sets(st.sampled_from("abcd")), data=st.data())
-def test_leaving_and_coming_back_gains_nothing(
+def test_leaving_and_returning_gains_no_service(
     service: dict[str, float], last: str, here: set[str], data: st.DataObject
 ) -> None:
     waiting = sorted(data.draw(st.sets(st.sampled_from(sorted(here)))) if here else here)
@@ -182,8 +182,8 @@ def test_service_is_by_weight(
     assert ratio == pytest.approx(weights[0] / weights[1], rel=0.05)
 
 
-def test_a_tenant_that_comes_back_gets_its_share_and_no_more() -> None:
-    """It does not get the service that it missed while it was away."""
+def test_a_returning_tenant_gets_its_share_and_no_more() -> None:
+    """The tenant does not get the service that it missed while it had no requests."""
     simulation = contest((LONGEST, 8), (LONGEST, 8))
     simulation.run("steady")
     while any(chunk.sequence.tenant == "steady" for chunk in simulation.step()):

@@ -65,7 +65,7 @@ def run(scheduler: Scheduler) -> list[Step]:
                 [("a", 3, 1), ("b", 13, 7)],
                 [("a", 4, 1)],
             ],
-            id="decoding goes on beside a long prompt",
+            id="decoding continues during a long prompt",
         ),
         pytest.param(
             {},
@@ -162,7 +162,7 @@ def test_a_step_that_is_not_committed_is_scheduled_again(steps: int) -> None:
     ],
 )
 def test_remove(name: str, steps_before: int) -> None:
-    """Its place and its memory are free, and the others continue from where they were."""
+    """The sequence's place and memory become free, and the others continue."""
     scheduler = make_scheduler(max_sequences=2)
     sequences = {each.request_id: each for each in add(scheduler, (2, 7), (60, 4), (3, 5))}
     for _ in range(steps_before):
@@ -202,7 +202,7 @@ ARRIVALS = st.lists(st.tuples(st.integers(0, 6), TENANTS, LENGTHS, st.integers(0
     weights=st.fixed_dictionaries({tenant: st.sampled_from([0.5, 1.0, 2.0]) for tenant in "abc"}),
     fair=st.booleans(),
 )
-def test_every_sequence_ends_and_leaves_nothing(
+def test_every_sequence_ends_and_frees_its_memory(
     arrivals: list[tuple[int, str, tuple[int, int], int]],
     max_batch_tokens: int,
     max_sequences: int,

@@ -63,7 +63,7 @@ class Cache(RuleBasedStateMachine):
     @precondition(lambda self: self.cache.pages.num_free_lanes)
     @rule()
     def come(self) -> None:
-        """A new sequence's lane is empty, whoever had it before."""
+        """A new sequence's lane is empty, even if another sequence used it before."""
         sequence = make_sequence(1, LONGEST - 1)
         self.cache.pages.allocate(sequence, LONGEST)
         self.written[sequence] = random_tokens(0)
@@ -124,7 +124,7 @@ def test_memory_is_taken_by_writing_and_returned_by_freeing() -> None:
     assert resident_nbytes() - before < 8 << 20
 
 
-def test_freeing_a_lane_leaves_its_neighbours() -> None:
+def test_freeing_a_lane_does_not_change_its_neighbours() -> None:
     cache = make_cache()
     sequences = [make_sequence(1, LONGEST - 1) for _ in range(LANES)]
     tokens = random_tokens(LONGEST)
@@ -199,6 +199,6 @@ def test_a_full_cache_still_fits_later() -> None:
 
 
 @pytest.mark.parametrize(("num_lanes", "max_length"), [(1 << 10, 1 << 36), (1 << 10, 1 << 62)])
-def test_more_addresses_than_there_are(num_lanes: int, max_length: int) -> None:
+def test_a_cache_larger_than_the_address_space(num_lanes: int, max_length: int) -> None:
     with pytest.raises((OSError, OverflowError)):
         KVCache(SHAPE, num_pages=max_length, num_lanes=num_lanes, max_length=max_length)

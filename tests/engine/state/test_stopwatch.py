@@ -23,7 +23,7 @@ def test_time_is_charged_to_the_part_that_ends() -> None:
     assert spent == {StepPart.DENSE: 5, StepPart.WAIT: 2, StepPart.SCHEDULE: 8}
 
 
-def test_waiting_for_work_is_charged_to_no_part() -> None:
+def test_time_without_work_is_not_charged() -> None:
     clock = ticks(0, 1, 1000, 2)
     stopwatch = Stopwatch(clock=lambda: next(clock))
     stopwatch.start()

@@ -9,7 +9,7 @@ from functions.contract.manifest import FunctionManifest, ManifestError
 from tests.support.tiny_partition import TinyPartition
 
 
-def test_it_agrees_with_the_control_planes_manifest(tiny: TinyPartition) -> None:
+def test_it_equals_the_control_planes_manifest(tiny: TinyPartition) -> None:
     manifest = Manifest.load(tiny.folder)
     for block in manifest.blocks:
         read = FunctionManifest.read(tiny.folder, block.function)

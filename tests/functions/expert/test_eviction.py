@@ -26,7 +26,7 @@ CUTS = {
     "half a layer": Granularity(8, 1),
 }
 TIE = 0.01
-"""Where Belady finds at most this share more experts than LRU, NextUse need only be as good as LRU."""
+"""If Belady finds at most this share more experts than LRU, NextUse need only be as good as LRU."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def hits(policy: Policy, calls: Sequence[Call], experts: int, capacity: int) -> 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("mix", ["single", "tenants", "prefills"])
-def test_it_beats_lru_at_every_size(recording: Recording, mix: str, cut: str) -> None:
+def test_next_use_beats_lru_at_every_size(recording: Recording, mix: str, cut: str) -> None:
     functions = functions_calls(getattr(recording, mix)(), CUTS[cut])
     total = sum(len(call.experts) for _, calls in functions for call in calls)
     for share in SHARES:
@@ -209,7 +209,7 @@ def test_a_scan_does_not_flush_hot_experts() -> None:
     assert left == set(hot)
 
 
-def test_of_equals_the_layer_whose_turn_comes_last_is_dropped() -> None:
+def test_ties_evict_the_layer_that_is_called_last() -> None:
     """All experts are used in every round: the layer just computed has the longest wait."""
     policy = NextUse(np.array([0, 1, 2]))
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Which experts are read and dropped, decided without files or threads."""
+"""Decisions about the experts to read and to drop, without files or threads."""
 
 import random
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def test_experts_in_memory_are_one_wave() -> None:
     assert not cache.pending
 
 
-def test_a_call_goes_on_with_experts_in_memory_and_waits_in_order() -> None:
+def test_a_call_uses_experts_in_memory_and_waits_for_others_in_order() -> None:
     cache = ExpertCache(LAYER_OF, capacity=12)
     run(cache, [1])
     assert call(cache, [0, 1, 2]) == 2

@@ -58,7 +58,7 @@ def test_an_invocation_without_experts_gives_zeros(function: ExpertProcess, tiny
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("dtype", ["f32", "int8"])
-def test_a_row_of_nan_or_infinity_leaves_its_neighbours_alone(
+def test_a_row_of_nan_or_infinity_does_not_affect_others(
     partitions: Mapping[str, TinyPartition], start_function: StartFunction, dtype: str, value: float
 ) -> None:
     tiny = partitions[dtype]
@@ -229,7 +229,7 @@ def test_calls_over_the_limit_of_calls_in_flight_are_refused(tiny: TinyPartition
     assert function(request).status == 200
 
 
-def test_it_works_without_the_c_kernel(
+def test_the_function_works_without_the_c_kernel(
     start_function: StartFunction, tiny: TinyPartition, tmp_path: Path
 ) -> None:
     sources = Path(functions.__file__).parent

@@ -26,7 +26,7 @@ def post(body: bytes, headers: str = "") -> bytes:
 
 
 def chunked(body: bytes, chunk: int) -> bytes:
-    """The same request in chunks, as a gateway may send it."""
+    """A request with the body in chunks, as a gateway may send it."""
     parts = [body[start : start + chunk] for start in range(0, len(body), chunk)]
     framed = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
     return b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n"
@@ -230,7 +230,7 @@ def test_the_answer_to_head_has_no_body() -> None:
 
 @pytest.mark.skipif(len(CORES) < 2, reason="there is no other core to go to")
 @pytest.mark.parametrize("leaves", [False, True])
-def test_it_leaves_the_clients_core_if_configured(leaves: bool) -> None:
+def test_the_thread_leaves_the_clients_core_if_configured(leaves: bool) -> None:
     def cores(_: FunctionRequest) -> FunctionResponse:
         return FunctionResponse(body=[str(len(os.sched_getaffinity(0))).encode()])
 

@@ -110,7 +110,7 @@ def test_a_port_that_is_taken_gives_one_clear_line(tiny: TinyPartition) -> None:
     assert "Address already in use" in line
 
 
-def test_while_it_starts_it_is_healthy_but_not_ready(tiny: TinyPartition, tmp_path: Path) -> None:
+def test_a_starting_function_is_healthy_but_not_ready(tiny: TinyPartition, tmp_path: Path) -> None:
     shutil.copytree(tiny.folder, tmp_path / "partition")
     manifest = tmp_path / "partition" / "manifest.json"
     manifest.unlink()
@@ -128,7 +128,7 @@ def test_while_it_starts_it_is_healthy_but_not_ready(tiny: TinyPartition, tmp_pa
         tiny.check(invocation, function.invoke(invocation).output)
 
 
-def test_without_a_supervisor_it_listens_on_its_own_port(tiny: TinyPartition) -> None:
+def test_a_function_without_a_supervisor_listens_on_the_configured_port(tiny: TinyPartition) -> None:
     with reserved_port() as port:
         process = subprocess.Popen(
             COMMAND,
@@ -174,7 +174,7 @@ def everything_at_once(function: ExpertProcess) -> None:
 
 
 @pytest.mark.parametrize("end", [sigterm, sigint, end_of_stdin, everything_at_once])
-def test_it_ends_at_a_signal_or_with_its_supervisor(
+def test_a_function_ends_at_a_signal_or_with_its_supervisor(
     start_function: StartFunction, tiny: TinyPartition, end: Callable[[ExpertProcess], None]
 ) -> None:
     function = start_function(tiny.folder, tiny.functions[0])
@@ -185,7 +185,7 @@ def test_it_ends_at_a_signal_or_with_its_supervisor(
         assert function.process.wait(30) == 0
 
 
-def test_the_call_in_flight_is_answered_before_it_ends(
+def test_calls_in_flight_are_answered_before_the_function_ends(
     start_function: StartFunction, tiny: TinyPartition
 ) -> None:
     function = start_function(tiny.folder, tiny.functions[0])

@@ -34,7 +34,7 @@ def test_all_parts_arrive_in_order(sizes: list[int]) -> None:
     assert received == b"".join(parts)
 
 
-def test_a_receiver_that_takes_nothing_is_given_up_after_the_timeout() -> None:
+def test_sending_to_a_stalled_receiver_times_out() -> None:
     here, there = socket.socketpair()
     with here, there:
         here.settimeout(0.05)
@@ -59,7 +59,7 @@ def test_an_announced_body_is_received_in_its_place() -> None:
 
 
 @pytest.mark.parametrize("announced", [0, 7])
-def test_other_bodies_grow_as_they_come(announced: int) -> None:
+def test_bodies_without_a_length_grow_as_bytes_arrive(announced: int) -> None:
     """A body of unknown length, and one whose memory must not be taken at once."""
     body = BodyBuffer(max_nbytes=10, max_direct_nbytes=6)
     body.announce(announced)

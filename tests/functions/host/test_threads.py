@@ -1,4 +1,4 @@
-"""On which cores a function's threads run, and which time slices they get."""
+"""The cores and the time slices of a function's threads."""
 
 import ctypes
 import os
@@ -38,7 +38,7 @@ def on_thread(work: Callable[[], None]) -> None:
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="there is no other core to go to")
-def test_it_leaves_the_clients_core_whenever_that_changes() -> None:
+def test_a_thread_leaves_the_clients_core_whenever_that_changes() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as client,
@@ -62,7 +62,7 @@ def test_it_leaves_the_clients_core_whenever_that_changes() -> None:
             on_thread(serve)
 
 
-def test_with_a_single_core_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_stays_on_a_single_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     asked: list[object] = []
     monkeypatch.setattr(os, "sched_setaffinity", lambda *arguments: asked.append(arguments))

@@ -162,7 +162,7 @@ def test_rows_without_an_expert_are_zero(isa: str, pair: tuple[str, str]) -> Non
 
 
 @pytest.mark.parametrize("isa", available_isas())
-def test_no_rows_give_no_rows(isa: str) -> None:
+def test_an_input_without_rows(isa: str) -> None:
     call = random_call(("f32", "f32"), 96, 64, rows=0)
     assert call.run(isa).shape == (0, 96)
 
@@ -207,7 +207,7 @@ def test_the_order_of_experts_in_the_block_does_not_change_a_bit(isa: str, pair:
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 @pytest.mark.parametrize("isa", COMPILED)
-def test_a_row_does_not_depend_on_the_rows_beside_it(isa: str, pair: tuple[str, str]) -> None:
+def test_a_row_does_not_depend_on_other_rows(isa: str, pair: tuple[str, str]) -> None:
     call = random_call(pair, 200, 150, rows=30)
     together = call.run(isa)
     for t in range(30):
@@ -224,7 +224,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(isa: str, pair: tuple[str, 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)
 @pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_spoils_its_own_row_only(
+def test_a_value_that_is_not_finite_affects_only_its_row(
     isa: str, pair: tuple[str, str], poison: float
 ) -> None:
     call = random_call(pair, 96, 64, rows=9)
@@ -300,7 +300,7 @@ def test_the_first_kernel_is_the_default_and_an_unknown_one_is_refused() -> None
         load_kernel("sse9")
 
 
-def test_without_the_extension_there_is_still_numpy(tmp_path: Path) -> None:
+def test_numpy_is_used_without_the_extension(tmp_path: Path) -> None:
     shutil.copytree(
         Path(functions.__file__).parent, tmp_path / "functions", ignore=shutil.ignore_patterns("*.so")
     )

@@ -15,7 +15,7 @@ Matrices = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 
 def random_matrices(hidden_size: int, intermediate_size: int) -> Matrices:
-    """gate [I, H], up [I, H], down [H, I]."""
+    """Random matrices gate [I, H], up [I, H] and down [H, I]."""
     random = np.random.default_rng(0)
     gate, up = random.standard_normal((2, intermediate_size, hidden_size), np.float32)
     return gate, up, random.standard_normal((hidden_size, intermediate_size), np.float32)
