@@ -169,11 +169,19 @@ class _Connection(web.RequestHandler):
             super().log_exception(*args, **kw)
 
 
+def error_type(status: int) -> str:
+    """OpenAI's general type for the errors of a status."""
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The JSON object of an error in OpenAI's API; `param` is the field at fault."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
 def _refusal(status: int, message: str) -> web.Response:
     """An error in the format of OpenAI's API, after which the connection is closed."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    error = {"message": message, "type": kind, "param": None, "code": None}
-    response = web.json_response({"error": error}, status=status)
+    response = web.json_response(error_body(message, error_type(status)), status=status)
     response.force_close()
     return response
 

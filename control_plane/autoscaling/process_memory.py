@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from functions.host.memory import memory_sizes
+
 _PROC = Path("/proc")
 
 _KIB = 1024
@@ -17,13 +19,12 @@ _KEPT_PRODUCTS = "16"
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)")
 
 
-def used_bytes(proc: Path = _PROC) -> int:
+def used_bytes() -> int:
     """This process's proportional set size: its own memory, and its part of the memory that it shares.
 
-    The kernel visits each page for it, which takes milliseconds per gigabyte.
+    Reading it takes milliseconds per gigabyte.
     """
-    rollup = (proc / "self" / "smaps_rollup").read_text()
-    return _field(rollup, "Pss") * _KIB
+    return memory_sizes().get("Pss", 0)
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class OwnMemory:
         return _resident_bytes() - self.shared
 
 
-def unread_bytes(file: Path, proc: Path = _PROC) -> int:
+def unread_bytes(file: Path) -> int:
     """The bytes of a file that this process has mapped but not read yet; 0 for a file that is not mapped."""
     unread, ours = 0, False
     wanted = str(file.resolve())
-    with (proc / "self" / "smaps").open() as lines:
+    with (_PROC / "self" / "smaps").open() as lines:
         for line in lines:
             if mapping := _MAPPING.match(line):
                 ours = mapping[1].rstrip("\n") == wanted
@@ -77,9 +78,3 @@ def bound_product_caches() -> None:
 
 def _resident_bytes() -> int:
     return int((_PROC / "self" / "statm").read_text().split()[1]) * mmap.PAGESIZE
-
-
-def _field(text: str, name: str) -> int:
-    """The number that follows a name in a file of /proc; 0 if the name is missing."""
-    match = re.search(rf"^{name}: +(\d+)", text, re.MULTILINE)
-    return int(match[1]) if match else 0

@@ -74,12 +74,15 @@ class Engine:
     def submit(self, sequences: list[Sequence]) -> TokenStream:
         """Queue a request's sequences, and return the stream of their tokens.
 
-        Raises what `check` raises for any of them, and then queues none.
+        Raises what `check` raises for any of them, and then computes none.
         """
         for sequence in sequences:
             self.check(sequence)
         stream = TokenStream(sequences, asyncio.get_running_loop())
         self._commands.put(lambda: self._core.add(stream))
+        # The thread may have failed since `check`, and have run its last command before this one.
+        if self._stopping.is_set():
+            raise ShuttingDown
         self._interruption.request(sequences[0].tenant)
         return stream
 

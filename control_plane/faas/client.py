@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import fields
 from typing import Any
 
 import aiohttp
@@ -24,12 +23,12 @@ from control_plane.faas.types import (
 from control_plane.http import connection_problem
 from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
 from control_plane.validation import convert
-from functions.contract.messages import ResidencyReport
+from functions.contract.messages import REPORTED, ResidencyReport
 from functions.contract.process import RESIDENCY_PATH
 
 HEALTH_SECONDS = 2.0
 """The time within which a healthy gateway answers."""
-_Report = msgspec.defstruct("_Report", [(report.name, Count, 0) for report in fields(ResidencyReport)])
+_Report = msgspec.defstruct("_Report", [(name, Count, 0) for name in REPORTED])
 """A `ResidencyReport` from outside, whose counts are checked."""
 _COMMUNITY = "-ce"
 """The ending of the providers' names in OpenFaaS' community editions."""

@@ -14,14 +14,9 @@ from ipaddress import ip_address
 
 import httptools
 
-from functions.host.sockets import send_all
+from functions.host.sockets import RECEIVE_BUFFER_BYTES, BodyBuffer, send_all
 
 MAX_RESPONSE_BYTES = 1 << 30
-RECEIVE_BUFFER_BYTES = 16384
-"""The size of the buffer for the first bytes of a response.
-
-It holds most small responses whole. Of a large one it holds little, which is good: these bytes are copied.
-"""
 
 
 class ConnectionLost(Exception):
@@ -64,38 +59,31 @@ class HttpResponse:
 
 
 class _ResponseReader:
-    """Collects one response. httptools calls the on_* methods.
-
-    Once the header and the first bytes are parsed, the rest of a body of known length is received straight
-    into its final place: the parser would copy it once more.
-    """
+    """Collects one response. httptools calls the on_* methods."""
 
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._status = 0
         self._length: int | None = None
         """The Content-Length, once it is known."""
-        self._body = bytearray()
-        self._filled = 0
-        """Bytes of the body received so far."""
-        self._bypasses_parser = False
+        self._body = BodyBuffer(MAX_RESPONSE_BYTES, MAX_RESPONSE_BYTES)
+        self._is_direct = False
         self.response: HttpResponse | None = None
         """The response, once it is complete."""
         self.keep_alive = False
 
     def place(self, buffer: memoryview) -> memoryview:
         """Where to receive the next bytes: the buffer, or the unfilled part of the body."""
-        self._bypasses_parser = self._status >= 200 and self._length is not None
-        return memoryview(self._body)[self._filled :] if self._bypasses_parser else buffer
+        rest = self._body.rest()
+        self._is_direct = rest is not None
+        return buffer if rest is None else rest
 
     def take(self, received: memoryview) -> None:
         """Process bytes that were received into the last `place`. Raises an error of httptools."""
-        if not self._bypasses_parser:
+        if not self._is_direct:
             self._parser.feed_data(received)
-            return
-        self._filled += len(received)
-        if self._filled == self._length:
-            self.response = HttpResponse(self._status, self._body)
+        elif self._body.received(len(received)):
+            self._finish()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"content-length":
@@ -104,25 +92,19 @@ class _ResponseReader:
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()
         self.keep_alive = self._parser.should_keep_alive()
-        if self._length is not None:
-            self._check_length(self._length)
-            self._body = bytearray(self._length)
+        # A "100 Continue" is a message by itself, which precedes the response.
+        if self._status >= 200 and self._length is not None:
+            self._body.announce(self._length)
 
     def on_body(self, body: bytes) -> None:
-        end = self._filled + len(body)
-        self._check_length(end)
-        self._body[self._filled : end] = body
-        self._filled = end
+        self._body.append(body)
 
     def on_message_complete(self) -> None:
-        # A "100 Continue" is a message by itself, which precedes the response.
         if self._status >= 200:
-            self.response = HttpResponse(self._status, self._body)
+            self._finish()
 
-    @staticmethod
-    def _check_length(nbytes: int) -> None:
-        if nbytes > MAX_RESPONSE_BYTES:
-            raise ConnectionLost(f"an answer of more than {MAX_RESPONSE_BYTES} bytes")
+    def _finish(self) -> None:
+        self.response = HttpResponse(self._status, self._body.data)
 
 
 class Connection:

@@ -120,10 +120,11 @@ class ResidencyReport:
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "ResidencyReport":
         """Read the report from a result's metadata; raises `WireError`."""
-        return cls(**{name: _number(metadata, name) for name in _REPORTED})
+        return cls(**{name: _number(metadata, name) for name in REPORTED})
 
 
-_REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
+REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
+"""The names of the counts in a `ResidencyReport`."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class InvocationResult:
                 "address": self.address,
                 "seconds": f"{self.seconds:.6f}",
                 "cold_experts": str(self.cold_experts),
-                **{name: str(getattr(self.residency, name)) for name in _REPORTED},
+                **{name: str(getattr(self.residency, name)) for name in REPORTED},
             },
         )
 

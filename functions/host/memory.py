@@ -97,11 +97,19 @@ class ProcessMemory:
 def _files_share() -> int:
     """This process's share of its mapped files, in bytes: pages of several processes are divided by them."""
     try:
-        text = Path("/proc/self/smaps_rollup").read_text()
+        sizes = memory_sizes()
     except OSError:
         return 0
-    sizes = {name: int(kilobytes) << 10 for name, kilobytes in re.findall(r"^(\w+): +(\d+) kB$", text, re.M)}
     return sizes.get("Pss", 0) - sizes.get("Pss_Anon", 0)
+
+
+def memory_sizes() -> dict[str, int]:
+    """The sums over this process's mappings in smaps_rollup (proc(5)), in bytes: "Pss", "Rss" and others.
+
+    The kernel visits each page for it, which takes milliseconds per gigabyte. Raises OSError.
+    """
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return {name: int(kilobytes) << 10 for name, kilobytes in re.findall(r"^(\w+): +(\d+) kB$", text, re.M)}
 
 
 def return_large_buffers() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,13 @@ from control_plane.deployment.deploy import deploy_all
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
-from control_plane.errors import EngineError, FunctionNotFound, FunctionUnavailable, InvocationTimeout
+from control_plane.errors import (
+    EngineError,
+    FunctionNotFound,
+    FunctionUnavailable,
+    InvocationTimeout,
+    ShuttingDown,
+)
 from control_plane.faas.client import Gateway
 from control_plane.gateway import embedded_gateway
 from tests.support.running import Served
@@ -164,6 +171,28 @@ def test_stop_in_the_middle_of_answers(serving: Served, reference: Reference) ->
             await anext(aiter(streams[0]))
             await assert_stops(engine, *streams)
 
+    asyncio.run(scenario())
+
+
+def test_a_request_that_arrives_while_the_engine_fails(serving: Served, reference: Reference) -> None:
+    """The thread ends after the request was checked, and before it is queued."""
+
+    class FailsTheEngine(Sequence):
+        @property
+        def max_length(self) -> int:
+            engine.cancel(None)  # type: ignore[arg-type]  # a bug that no step catches
+            while engine.alive:
+                time.sleep(0.001)
+            return super().max_length
+
+    async def scenario() -> None:
+        nonlocal engine
+        async with engine_behind(serving.gateway_url, reference) as engine:
+            sequence = FailsTheEngine("test", "tenant", [1], SamplingParams(max_tokens=5))
+            with pytest.raises(ShuttingDown):
+                engine.submit([sequence])
+
+    engine = serving.engine
     asyncio.run(scenario())
 
 

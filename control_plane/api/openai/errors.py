@@ -7,6 +7,7 @@ from aiohttp import web
 
 from control_plane import errors
 from control_plane.api.openai.headers import error_headers
+from control_plane.http import error_body, error_type
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,6 @@ class ErrorKind:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", self.type or error_type(self.status))
-
-
-def error_type(status: int) -> str:
-    """OpenAI's general type for the errors of a status."""
-    return "invalid_request_error" if status < 500 else "server_error"
 
 
 _LIMITED = ErrorKind(429, "rate_limit_exceeded", "rate_limit_error")
@@ -54,11 +50,6 @@ KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
     errors.UnknownModel: ErrorKind(404, "model_not_found"),
     errors.RequestTimeout: ErrorKind(504, "timeout"),
 }
-
-
-def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The JSON object of an error; `param` is the field at fault."""
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def domain_error_body(error: errors.FaaSMoEError) -> dict[str, Any]:
