@@ -12,6 +12,7 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import Prefetcher
+from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.model.loader import attach_experts, eos_token_ids, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
@@ -71,7 +72,7 @@ def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
     lanes = LANES_PER_SEQUENCE * config.max_sequences
     max_length = model.config.max_position_embeddings
     try:
-        return KVCache(shape, num_pages, lanes, max_length)
+        return KVCache(shape, num_pages, lanes, max_length, load_dense_kernel())
     except (MemoryError, OSError, OverflowError, ValueError) as error:
         raise ConfigError(
             f"max_sequences: this machine has no addresses for {lanes} sequences of "

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 
 import torch
 
+from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
 from control_plane.engine.scheduling.policy import FairAcrossTenants, FirstComeFirstServed
@@ -25,7 +26,7 @@ def make_scheduler(
     fair: bool = True,
 ) -> Scheduler:
     """A scheduler without sequences; fair across tenants, or first come, first served."""
-    cache = KVCache(SHAPE, num_pages, num_lanes, max_length=num_pages * PAGE)
+    cache = KVCache(SHAPE, num_pages, num_lanes, max_length=num_pages * PAGE, kernel=load_dense_kernel())
     policy = FairAcrossTenants() if fair else FirstComeFirstServed()
     return Scheduler(cache, max_batch_tokens, max_sequences, policy)
 

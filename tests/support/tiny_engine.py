@@ -16,6 +16,7 @@ from control_plane.config import ServeConfig
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.prefetcher import Prefetcher
+from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.model.loader import attach_experts, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
@@ -121,7 +122,7 @@ async def engine_behind(
     dispatcher = make_dispatcher(reference.manifest, invoker, interruption=interruption, stopwatch=stopwatch)
     model = load_model(reference.folder, reference.manifest)
     attach_experts(model, reference.manifest, dispatcher)
-    cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH)
+    cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH, load_dense_kernel())
     scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
     runner = ModelRunner(model, cache, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from control_plane.engine.kernels import DenseKernel, load_dense_kernel
+from control_plane.engine.kernels import DenseKernel
 from control_plane.engine.state.kv_pages import KVPages
 from control_plane.engine.state.sequence import Sequence
 from control_plane.engine.state.tensor_views import to_numpy, to_torch
@@ -79,7 +79,7 @@ class KVCache:
     num_lanes: int
     max_length: int
     """Tokens of the longest sequence."""
-    kernel: DenseKernel = field(default_factory=load_dense_kernel)
+    kernel: DenseKernel
     threads: int = field(default_factory=lambda: min(torch.get_num_threads(), MAX_THREADS))
     pages: KVPages = field(init=False)
     _memory: mmap.mmap = field(init=False)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.state.kv_cache import CacheRows, KVCache, KVCacheShape
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import OutOfCache
@@ -22,7 +23,7 @@ LONGEST = 40
 
 
 def make_cache(num_pages: int = 12, num_lanes: int = LANES, max_length: int = LONGEST) -> KVCache:
-    return KVCache(SHAPE, num_pages, num_lanes, max_length)
+    return KVCache(SHAPE, num_pages, num_lanes, max_length, load_dense_kernel())
 
 
 def random_tokens(length: int) -> torch.Tensor:
@@ -111,7 +112,13 @@ def test_memory_is_taken_by_writing_and_returned_by_freeing() -> None:
     length = (64 << 20) // shape.page_nbytes * shape.page_size
     keys = torch.ones(length, shape.num_kv_heads, shape.head_dim)
     before = resident_nbytes()
-    cache = KVCache(shape, num_pages=(1 << 40) // shape.page_nbytes, num_lanes=64, max_length=1 << 15)
+    cache = KVCache(
+        shape,
+        num_pages=(1 << 40) // shape.page_nbytes,
+        num_lanes=64,
+        max_length=1 << 15,
+        kernel=load_dense_kernel(),
+    )
     sequence = make_sequence(length)
     cache.pages.allocate(sequence, length)
     assert resident_nbytes() - before < 8 << 20
@@ -167,7 +174,7 @@ def test_sizes(shape: KVCacheShape, num_tokens: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_page_nbytes(dtype: torch.dtype) -> None:
     shape = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=64, dtype=dtype)
-    cache = KVCache(shape, num_pages=1, num_lanes=1, max_length=1000)
+    cache = KVCache(shape, num_pages=1, num_lanes=1, max_length=1000, kernel=load_dense_kernel())
     tensors = [tensor for layer in range(2) for tensor in cache.read(layer, 0, shape.page_size)]
     assert shape.page_nbytes == sum(tensor.nbytes for tensor in tensors)
     assert {tensor.dtype for tensor in tensors} == {dtype}
@@ -201,4 +208,10 @@ def test_a_full_cache_still_fits_later() -> None:
 @pytest.mark.parametrize(("num_lanes", "max_length"), [(1 << 10, 1 << 36), (1 << 10, 1 << 62)])
 def test_a_cache_larger_than_the_address_space(num_lanes: int, max_length: int) -> None:
     with pytest.raises((OSError, OverflowError)):
-        KVCache(SHAPE, num_pages=max_length, num_lanes=num_lanes, max_length=max_length)
+        KVCache(
+            SHAPE,
+            num_pages=max_length,
+            num_lanes=num_lanes,
+            max_length=max_length,
+            kernel=load_dense_kernel(),
+        )
