@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from control_plane.api.active_request import RequestTiming
-from control_plane.api.openai.errors import KINDS, error_body, error_response, error_type
+from control_plane.api.openai.errors import KINDS, error_response
 from control_plane.errors import BadRequest, FaaSMoEError
+from control_plane.http import error_body, error_type
 from control_plane.tenancy.tenants import Tenant
 from control_plane.validation import MAX_QUOTED
 

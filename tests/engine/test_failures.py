@@ -176,6 +176,7 @@ def test_stop_in_the_middle_of_answers(serving: Served, reference: Reference) ->
 
 def test_a_request_that_arrives_while_the_engine_fails(serving: Served, reference: Reference) -> None:
     """The thread ends after the request was checked, and before it is queued."""
+    engine = serving.engine
 
     class FailsTheEngine(Sequence):
         @property
@@ -192,7 +193,6 @@ def test_a_request_that_arrives_while_the_engine_fails(serving: Served, referenc
             with pytest.raises(ShuttingDown):
                 engine.submit([sequence])
 
-    engine = serving.engine
     asyncio.run(scenario())
 
 
