@@ -117,11 +117,11 @@ def test_several_layers_in_one_call_equal_one_layer_per_call(isa: str, pair: tup
 
 
 @pytest.mark.parametrize("isa", available_dense_isas())
-def test_layers_that_are_not_alike_are_refused(isa: str) -> None:
+def test_layers_of_different_inputs_or_dtype_are_refused(isa: str) -> None:
     first = Layer(("f32", "f32"), 64, 96, rows=3)
     for other in (Layer(("f32", "f32"), 64, 95, rows=3), Layer(("int8", "f32"), 64, 96, rows=3)):
         layers = [LinearLayer(layer.shape, layer.weights) for layer in (first, other)]
-        with pytest.raises(ValueError, match="alike"):
+        with pytest.raises(ValueError, match="the same inputs and dtype"):
             load_dense_kernel(isa).linear(layers, first.x)
 
 
