@@ -49,13 +49,13 @@ class Invalid(ValueError):
         self.problem = problem
 
 
-def convert(data: object, kind: type[T], *, lax_numbers: bool = False) -> T:
+def convert(data: object, kind: type[T]) -> T:
     """Convert `data`, as a JSON or YAML parser returns it, to a type that msgspec supports.
 
-    `lax_numbers` also accepts numbers written as text. Raises `Invalid` for the first fault.
+    Raises `Invalid` for the first fault.
     """
     try:
-        return msgspec.convert(data, kind, strict=not lax_numbers, str_keys=True)
+        return msgspec.convert(data, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), kind) from None
     except UnicodeEncodeError:

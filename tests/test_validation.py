@@ -73,7 +73,3 @@ def test_errors_name_the_field_and_the_problem(data: object, path: str, problem:
     with pytest.raises(Invalid) as caught:
         convert(data, Outer)
     assert (caught.value.path, caught.value.problem) == (path, problem)
-
-
-def test_lax_numbers_may_be_text() -> None:
-    assert convert({"number": "1.5"}, Outer, lax_numbers=True).number == 1.5

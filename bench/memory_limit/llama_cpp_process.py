@@ -161,13 +161,20 @@ def _speed(sequences: int, steps: Sequence[float]) -> float:
     return sequences * len(steps) / sum(steps) if steps else 0.0
 
 
+def count(text: str) -> int:
+    """A whole number above zero, as a type for argparse."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--gguf", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--sequences", type=int, default=1)
-    parser.add_argument("--prompt-tokens", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=64, help="tokens that each sequence generates")
+    parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--sequences", type=count, default=1)
+    parser.add_argument("--prompt-tokens", type=count, default=64)
+    parser.add_argument("--tokens", type=count, default=64, help="tokens that each sequence generates")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     length = arguments.prompt_tokens + arguments.tokens

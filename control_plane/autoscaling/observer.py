@@ -53,11 +53,6 @@ class Observer:
     _functions: dict[str, _Function] = field(default_factory=dict)
 
     @property
-    def any_awake(self) -> bool:
-        """Whether a function has, or is to have, a replica."""
-        return any(function.replicas for function in self._functions.values())
-
-    @property
     def any_asleep(self) -> bool:
         """Whether a deployed function has no replica."""
         return not all(function.replicas for function in self._functions.values())

@@ -184,7 +184,7 @@ def go_json(data: object) -> object:
 
 def _field(name: str, value: object) -> object:
     if name == "createdAt" and isinstance(value, str):
-        return _to_microseconds(value) or None
+        return to_microseconds(value) or None
     if isinstance(value, float) and value.is_integer() and value <= MAX_COUNT:
         return int(value)
     return go_json(value) if name in _NESTED else value
@@ -197,6 +197,6 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _to_microseconds(text: str) -> str:
+def to_microseconds(text: str) -> str:
     """Cut off nanoseconds, which msgspec would round."""
     return _NANOSECONDS.sub(r"\1", text)

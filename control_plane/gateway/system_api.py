@@ -7,15 +7,14 @@ https://github.com/openfaas/faas/blob/master/api-docs/spec.openapi.yml
 import asyncio
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import Annotated, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from aiohttp import web
-from msgspec import Meta
 
 from control_plane.errors import ConfigError
 from control_plane.faas.types import (
@@ -24,6 +23,8 @@ from control_plane.faas.types import (
     FunctionDeployment,
     ScaleServiceRequest,
     Secret,
+    Time,
+    to_microseconds,
 )
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.validation import convert
@@ -41,20 +42,22 @@ Body = TypeVar("Body", bound=_Namespaced)
 
 @dataclass(frozen=True)
 class _LogQuery:
-    """The parameters of GET `/system/logs`."""
+    """What GET `/system/logs` asks of a function's log."""
 
-    name: str = ""
-    namespace: str = ""
-    since: Annotated[datetime, Meta(tz=True, description="an RFC 3339 time")] | None = None
-    tail: int = 0
+    since: datetime | None
+    tail: int
     """The number of lines; 0 or less for all."""
-    follow: str = ""
+    follow: bool
 
     @classmethod
-    def parse(cls, request: web.Request) -> "_LogQuery":
-        given = {name: value for name, value in request.query.items() if value}
+    def parse(cls, query: Mapping[str, str]) -> "_LogQuery":
+        since, follow = query.get("since"), query.get("follow", "")
         try:
-            return convert(given, cls, lax_numbers=True)
+            return cls(
+                convert(to_microseconds(since), Time) if since else None,
+                int(query.get("tail") or 0),
+                follow.lower() in ("true", "1"),
+            )
         except ValueError as error:
             raise web.HTTPUnprocessableEntity(text=f"could not parse the log request: {error}\n") from None
 
@@ -110,10 +113,10 @@ class SystemApi:
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """Answer with newline-delimited JSON. As in OpenFaaS, `follow` ends at the deadline of a call."""
-        query = _LogQuery.parse(request)
-        _check_namespace(query.namespace)
-        follow = query.follow.lower() in ("true", "1")
-        messages = self._provider.log(query.name).read(query.since, query.tail, follow)
+        _check_namespace(request.query.get("namespace", ""))
+        log = self._provider.log(request.query.get("name", ""))
+        query = _LogQuery.parse(request.query)
+        messages = log.read(query.since, query.tail, query.follow)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         with suppress(TimeoutError):

@@ -45,7 +45,16 @@ async def test_a_log_message_has_the_fields_that_faas_cli_prints(tmp_path: Path)
         }
 
 
-@pytest.mark.parametrize("query", [{"since": "yesterday"}, {"since": "2026-01-01T00:00:00"}, {"tail": "few"}])
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"since": "yesterday"},
+        {"since": "2026-01-01T00:00:00"},
+        {"since": "12345"},
+        {"tail": "few"},
+        {"tail": "1.0"},
+    ],
+)
 @asynchronous
 async def test_an_invalid_log_query_gives_422(tmp_path: Path, query: dict[str, str]) -> None:
     async with echo_gateway(tmp_path) as gateway:
