@@ -1,30 +1,20 @@
 """Deploys a partition's functions to one or several gateways; those that are up to date stay untouched."""
 
 import asyncio
-import hashlib
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from msgspec.structs import replace
-
 from control_plane.deployment.image.contents import MODEL_ANNOTATION
 from control_plane.deployment.placement import GatewayCapacity, place
-from control_plane.deployment.stack import deployments
+from control_plane.deployment.stack import DIGEST_ANNOTATION, deployments
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.types import FunctionDeployment
 from control_plane.partition.manifest import Manifest
-
-DIGEST_ANNOTATION = "faasmoe.deployment"
-"""The digest of a deployment. Other fields cannot be compared: providers add to them, and leave some out."""
-ATTEMPTS = 3
-PAUSE_SECONDS = 1.0
-"""The pause after the first attempt, which doubles after each further one."""
 
 _NAME = re.compile(r"(?P<model>.+)-l\d+(-\d+)?-[eg]\d+(-\d+)?")
 
@@ -84,9 +74,7 @@ async def deploy_all(
     gateways. `roll_back` undoes all changes if one fails. Raises `GatewayError`, and `ConfigError` before any
     change if the gateways have no room.
     """
-    wanted = {
-        each.service: each for each in map(_with_digest, _deployments(manifest, image_prefix, idle_exit))
-    }
+    wanted = {each.service: each for each in deployments(manifest, image_prefix, idle_exit)}
     states = await asyncio.gather(*map(GatewayState.read, gateways))
     steps = list(_steps(manifest, wanted, states, prune))
     begun: list[_Step] = []
@@ -94,7 +82,7 @@ async def deploy_all(
         # Before the step: even a failed one may have changed something.
         begun.append(step)
         try:
-            await _retry(step.apply)
+            await step.apply()
         except GatewayError:
             if roll_back:
                 await _roll_back(begun)
@@ -122,9 +110,7 @@ async def missing_functions(manifest: Manifest, gateways: Sequence[GatewayAccess
 
 def deployment_of(manifest: Manifest, function: str, image_prefix: str = "") -> FunctionDeployment:
     """The deployment of one of the partition's functions."""
-    return next(
-        _with_digest(each) for each in _deployments(manifest, image_prefix) if each.service == function
-    )
+    return next(each for each in deployments(manifest, image_prefix) if each.service == function)
 
 
 def _steps(
@@ -180,7 +166,7 @@ async def _roll_back(steps: Sequence[_Step]) -> None:
     for step in reversed(steps):
         if step.undo is not None:
             with suppress(GatewayError):
-                await _retry(step.undo)
+                await step.undo()
 
 
 async def _do_nothing() -> None:
@@ -202,31 +188,3 @@ def _obsolete(
 def _model(function: str) -> str:
     matched = _NAME.fullmatch(function)
     return matched["model"] if matched else ""
-
-
-async def _retry(request: Callable[[], Awaitable[None]]) -> None:
-    """Send a request up to `ATTEMPTS` times.
-
-    Some gateways fail in the middle of an update, after they have removed the function: a retry restores it.
-    """
-    for attempt in range(ATTEMPTS):
-        try:
-            await request()
-            return
-        except GatewayError:
-            if attempt == ATTEMPTS - 1:
-                raise
-            await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
-
-
-def _deployments(
-    manifest: Manifest, image_prefix: str, idle_exit: int | None = None
-) -> list[FunctionDeployment]:
-    return [FunctionDeployment.from_json(body) for body in deployments(manifest, image_prefix, idle_exit)]
-
-
-def _with_digest(deployment: FunctionDeployment) -> FunctionDeployment:
-    """Add the digest of all fields. The image's name changes with the release and the weights."""
-    content = json.dumps(deployment.to_json(), sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    return replace(deployment, annotations={**deployment.annotations, DIGEST_ANNOTATION: digest})

@@ -1,18 +1,24 @@
-"""The deployment of a partition's functions: `stack.yml` for faas-cli, and JSON for a gateway's API.
+"""The deployment of a partition's functions: for a gateway's API, and as `stack.yml` for faas-cli.
 
 The keys of stack.yml are those of `stack/schema.go` in https://github.com/openfaas/go-sdk, with which
-faas-cli parses it (and ignores unknown keys). The JSON keys are those of `types/function_deployment.go` in
-https://github.com/openfaas/faas-provider.
+faas-cli parses it (and ignores unknown keys).
 """
 
+import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+
+from msgspec.structs import replace
 
 from control_plane.deployment.image.contents import MODEL_ANNOTATION, SOURCES
 from control_plane.deployment.image.template import TEMPLATE
+from control_plane.faas.types import FunctionDeployment, FunctionResources
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import Block
 from functions.contract.process import FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE, READY_PATH
+
+DIGEST_ANNOTATION = "faasmoe.deployment"
+"""The digest of a deployment. Other fields cannot be compared: providers add to them, and leave some out."""
 
 _MIB = 1 << 20
 _PROCESS_MIB = 128
@@ -24,21 +30,23 @@ _LABELS = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.min": "1", "co
 
 def deployments(
     manifest: Manifest, image_prefix: str = "", idle_exit: int | None = None
-) -> list[dict[str, Any]]:
-    """The body of `POST /system/functions` for each function.
+) -> list[FunctionDeployment]:
+    """The deployment of each function.
 
     `image_prefix` is a registry with a slash at its end. `idle_exit` is the number of seconds without a call
     after which a function exits by itself.
     """
     return [
-        {
-            "service": block.function,
-            "image": image_prefix + manifest.image,
-            "envVars": _environment(block, idle_exit),
-            "labels": dict(_LABELS),
-            "annotations": _annotations(manifest),
-            "limits": {"memory": _memory_limit(block)},
-        }
+        _with_digest(
+            FunctionDeployment(
+                service=block.function,
+                image=image_prefix + manifest.image,
+                env_vars=_environment(block, idle_exit),
+                labels=_LABELS,
+                annotations=_annotations(manifest),
+                limits=FunctionResources(memory=_memory_limit(block)),
+            )
+        )
         for block in manifest.blocks
     ]
 
@@ -71,15 +79,12 @@ x-expert: &expert
   skip_build: true
   platforms: linux/amd64,linux/arm64
   labels:
-{_mapping(_LABELS)}
-  annotations:
-{_mapping(_annotations(manifest))}
+{_mapping(_LABELS, 4)}
 
 functions:
 """
-    first, *others = manifest.blocks
-    built = _function(first, idle_exit, "\n    skip_build: false")
-    return head + built + "".join(_function(block, idle_exit) for block in others)
+    first, *others = deployments(manifest, image_prefix, idle_exit)
+    return head + _function(first, "\n    skip_build: false") + "".join(map(_function, others))
 
 
 def _annotations(manifest: Manifest) -> dict[str, str]:
@@ -92,16 +97,17 @@ def _environment(block: Block, idle_exit: int | None) -> dict[str, str]:
     return {FUNCTION_VARIABLE: block.function, **ends}
 
 
-def _function(block: Block, idle_exit: int | None, build: str = "") -> str:
-    variables = _environment(block, idle_exit).items()
-    environment = "\n".join(f"      {name}: {_quoted(value)}" for name, value in variables)
+def _function(deployment: FunctionDeployment, build: str = "") -> str:
+    assert deployment.limits is not None
     return f"""\
-  {block.function}:
+  {deployment.service}:
     <<: *expert{build}
     environment:
-{environment}
+{_mapping(deployment.env_vars, 6)}
+    annotations:
+{_mapping(deployment.annotations, 6)}
     limits:
-      memory: {_memory_limit(block)}
+      memory: {deployment.limits.memory}
 """
 
 
@@ -110,8 +116,15 @@ def _memory_limit(block: Block) -> str:
     return f"{-(-block.nbytes // _MIB) + _PROCESS_MIB}Mi"
 
 
-def _mapping(values: dict[str, str]) -> str:
-    return "\n".join(f"    {key}: {_quoted(value)}" for key, value in values.items())
+def _with_digest(deployment: FunctionDeployment) -> FunctionDeployment:
+    """Add the digest of all fields. The image's name changes with the release and the weights."""
+    content = json.dumps(deployment.to_json(), sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return replace(deployment, annotations={**deployment.annotations, DIGEST_ANNOTATION: digest})
+
+
+def _mapping(values: Mapping[str, str], indent: int) -> str:
+    return "\n".join(f"{' ' * indent}{key}: {_quoted(value)}" for key, value in values.items())
 
 
 def _quoted(value: str) -> str:

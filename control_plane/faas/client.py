@@ -1,8 +1,9 @@
 """A client of the OpenFaaS REST API that faas-cli uses: it deploys, lists and scales functions."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -25,9 +26,26 @@ from control_plane.partition.granularity import COMMUNITY_FUNCTIONS
 from control_plane.validation import convert
 from functions.contract.messages import REPORTED, ResidencyReport
 from functions.contract.process import RESIDENCY_PATH
+from functions.contract.safetensors_codec import CONTENT_TYPE
 
 HEALTH_SECONDS = 2.0
 """The time within which a healthy gateway answers."""
+LIST_SECONDS = 5.0
+AWAKE_SECONDS = 5.0
+RESIDENCY_SECONDS = 10.0
+"""The time that a function may take to drop weights."""
+SCALE_SECONDS = 90.0
+"""A gateway may let running calls finish before it stops a function."""
+CHANGE_SECONDS = 120.0
+"""A gateway may pull an image for a deployment, and wait 30 s for a container that it removes."""
+CONNECT_SECONDS = 5.0
+ATTEMPTS = 3
+"""How often a deployment or a removal is tried."""
+PAUSE_SECONDS = 1.0
+"""The pause after the first attempt, which doubles after each further one."""
+MAX_ANSWER_BYTES = 1 << 24
+"""The largest answer that is read: some 10,000 functions."""
+_MAX_ERROR_BYTES = 2000
 _Report = msgspec.defstruct("_Report", [(name, Count, 0) for name in REPORTED])
 """A `ResidencyReport` from outside, whose counts are checked."""
 _COMMUNITY = "-ce"
@@ -57,30 +75,37 @@ class Gateway:
     @asynccontextmanager
     async def connect(cls, url: URL, credentials: Credentials | None) -> AsyncIterator["Gateway"]:
         """A client for the gateway at `url`, whose connections are closed at the end of the context."""
-        headers = {"Authorization": credentials.basic_auth} if credentials else None
-        # A gateway may start a process or pull an image before it answers a deployment.
-        timeout = aiohttp.ClientTimeout(total=120, connect=5)
-        async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+        # An answer that is not compressed has a known size.
+        headers = {"Accept-Encoding": "identity"}
+        if credentials:
+            headers["Authorization"] = credentials.basic_auth
+        async with aiohttp.ClientSession(
+            # No limit of connections: calls that hang must not keep others waiting.
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            auto_decompress=False,
+        ) as session:
             yield cls(url, session)
 
     async def deploy(self, deployment: FunctionDeployment) -> None:
         """Update the function, or create it if it does not exist."""
-        body = deployment.to_json()
-        try:
-            await self._request("PUT", "/system/functions", body)
-        except FunctionNotFound:
-            await self._request("POST", "/system/functions", body)
+        await _retry(partial(self._deploy, deployment.to_json()))
+
+    async def create(self, deployment: FunctionDeployment) -> None:
+        """Create the function. The gateway refuses if it exists."""
+        await _retry(
+            partial(self._request, "POST", "/system/functions", CHANGE_SECONDS, deployment.to_json())
+        )
 
     async def remove(self, function: str) -> None:
         """Delete the function, if it exists."""
-        body = DeleteFunctionRequest(function).to_json()
-        with suppress(FunctionNotFound):
-            await self._request("DELETE", "/system/functions", body)
+        await _retry(partial(self._remove, DeleteFunctionRequest(function).to_json()))
 
     async def max_functions(self) -> int | None:
         """The most functions that the gateway's edition allows; None for no limit."""
         try:
-            info = await self._request("GET", "/system/info")
+            info = await self._request("GET", "/system/info", LIST_SECONDS)
         except (FunctionNotFound, _Refusal):
             # Not every provider has this route.
             return None
@@ -92,18 +117,17 @@ class Gateway:
     async def answers(self) -> bool:
         """Whether the gateway can be reached and is healthy."""
         try:
-            async with asyncio.timeout(HEALTH_SECONDS):
-                await self._request("GET", "/healthz")
-        except (GatewayError, TimeoutError):
+            await self._request("GET", "/healthz", HEALTH_SECONDS)
+        except GatewayError:
             return False
         return True
 
     async def functions(self) -> list[FunctionStatus]:
         """All deployed functions."""
-        answer = await self._request("GET", "/system/functions")
+        answer = await self._request("GET", "/system/functions", LIST_SECONDS)
         try:
-            return [FunctionStatus.from_json(function) for function in answer]
-        except (ValueError, TypeError) as error:
+            return [FunctionStatus.from_json(function) for function in convert(answer, list[Any])]
+        except ValueError as error:
             raise GatewayError(
                 f"the gateway at {self.url} lists functions in an unknown way: {error}"
             ) from error
@@ -115,7 +139,7 @@ class Gateway:
         """
         body = ScaleServiceRequest(function, replicas).to_json()
         try:
-            await self._request("POST", f"/system/scale-function/{function}", body)
+            await self._request("POST", f"/system/scale-function/{function}", SCALE_SECONDS, body)
         except _Refusal as refusal:
             if refusal.status in _REFUSES_REPLICAS:
                 return False
@@ -130,8 +154,24 @@ class Gateway:
         """Have a running function drop all weights that no call uses; returns its new report."""
         return await self._residency("DELETE", function)
 
+    async def keep_awake(self, function: str, invocation: bytes) -> None:
+        """Call the function with an invocation without rows, so that its gateway sees that it is in use."""
+        headers = {"Content-Type": CONTENT_TYPE}
+        await self._send("POST", f"/function/{function}", AWAKE_SECONDS, data=invocation, headers=headers)
+
+    async def _deploy(self, body: object) -> None:
+        try:
+            await self._request("PUT", "/system/functions", CHANGE_SECONDS, body)
+        except FunctionNotFound:
+            await self._request("POST", "/system/functions", CHANGE_SECONDS, body)
+
+    async def _remove(self, body: object) -> None:
+        with suppress(FunctionNotFound):
+            await self._request("DELETE", "/system/functions", CHANGE_SECONDS, body)
+
     async def _residency(self, method: str, function: str, body: object = None) -> ResidencyReport:
-        answer = await self._request(method, f"/function/{function}{RESIDENCY_PATH}", body)
+        path = f"/function/{function}{RESIDENCY_PATH}"
+        answer = await self._request(method, path, RESIDENCY_SECONDS, body)
         try:
             return ResidencyReport(**msgspec.structs.asdict(convert(go_json(answer), _Report)))
         except ValueError as error:
@@ -139,23 +179,66 @@ class Gateway:
                 f"function {function} reports its weights in an unknown way: {error}"
             ) from error
 
-    async def _request(self, method: str, path: str, body: object = None) -> Any:
+    async def _request(self, method: str, path: str, seconds: float, body: object = None) -> Any:
         """The decoded JSON of the answer; None if the answer is not JSON."""
+        content_type, answer = await self._send(method, path, seconds, json=body)
         try:
-            async with self._session.request(method, self.url.join(URL(path)), json=body) as answer:
-                if answer.status >= 400:
-                    raise self._error(answer.status, (await answer.text()).strip()[:500])
-                return await answer.json() if answer.content_type == "application/json" else None
+            return msgspec.json.decode(answer) if content_type == "application/json" else None
+        except (ValueError, RecursionError) as error:
+            raise GatewayError(f"the gateway at {self.url} sends JSON that cannot be read: {error}") from None
+
+    async def _send(self, method: str, path: str, seconds: float, **content: Any) -> tuple[str, bytearray]:
+        """The type and the body of an answer that comes within so many seconds."""
+        url, timeout = self.url.join(URL(path)), aiohttp.ClientTimeout(seconds, sock_connect=CONNECT_SECONDS)
+        request = partial(self._session.request, method, url, timeout=timeout, allow_redirects=False)
+        try:
+            async with request(**content) as answer:
+                if answer.status >= 300:
+                    raise self._error(answer.status, _text(await _first(answer, _MAX_ERROR_BYTES)))
+                body = await _first(answer, MAX_ANSWER_BYTES + 1)
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise GatewayError(f"the gateway at {self.url} sends more than {MAX_ANSWER_BYTES} bytes")
+                return answer.content_type, body
         except (aiohttp.ClientError, ValueError) as error:
             raise GatewayError(
                 f"no OpenFaaS gateway answers at {self.url}: {connection_problem(error)}"
             ) from error
         except TimeoutError as error:
-            raise GatewayError(f"the gateway at {self.url} did not answer in time") from error
+            raise GatewayError(f"the gateway at {self.url} did not answer within {seconds:g} s") from error
 
     def _error(self, status: int, text: str) -> GatewayError:
         if status == 401:
-            return GatewayError(f"the gateway at {self.url} refuses the user or password")
+            return _Refusal(f"the gateway at {self.url} refuses the user or password", status)
         if status == 404:
             return FunctionNotFound(f"the gateway at {self.url}: {text or 'not found'}")
         return _Refusal(f"the gateway at {self.url} answered {status}: {text}", status)
+
+
+async def _retry(change: Callable[[], Awaitable[object]]) -> None:
+    """Make a change, in up to `ATTEMPTS` attempts unless the gateway says that the request is wrong.
+
+    A gateway may fail in the middle of an update, after it has removed the function, or answer a removal
+    with 500 because the function is just starting.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            await change()
+            return
+        except GatewayError as error:
+            if attempt == ATTEMPTS - 1 or (isinstance(error, _Refusal) and error.status < 500):
+                raise
+            await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
+
+
+async def _first(answer: aiohttp.ClientResponse, most: int) -> bytearray:
+    """The first bytes of the answer's body, at most `most`."""
+    body = bytearray()
+    while len(body) < most and (part := await answer.content.read(most - len(body))):
+        body += part
+    return body
+
+
+def _text(body: bytearray) -> str:
+    """A gateway's error message on one line, for logs and terminals."""
+    text = body.decode(errors="replace")[:500]
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())

@@ -1,13 +1,31 @@
 """Presents several gateways, each of which has some of a partition's functions, as one."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
 
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
 from control_plane.faas.types import FunctionDeployment, FunctionStatus
 from functions.contract.messages import ResidencyReport
+
+ABSENT_SECONDS = 3.0
+"""How long lists lack a function before it counts as absent: an update removes it and creates it anew."""
+RECENT_SECONDS = 5.0
+"""The age of a list that still tells something."""
+
+
+@dataclass(frozen=True)
+class _Absences:
+    """The functions that all gateways' successful lists have lacked. Times are of the monotonic clock."""
+
+    since: Mapping[str, float] = field(default_factory=dict)
+    """When the first of the lists without the function was asked for."""
+    asked: float = -inf
+    """When the last lists were asked for."""
 
 
 class Gateways:
@@ -16,12 +34,26 @@ class Gateways:
     The event loop updates the locations, and the engine's thread reads them.
     """
 
-    def __init__(self, gateways: Sequence[Gateway], names: frozenset[str]) -> None:
+    def __init__(
+        self,
+        gateways: Sequence[Gateway],
+        names: frozenset[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`gateways` is not empty; `names` are the partition's functions."""
         self.all = gateways
         self._names = names
+        self._clock = clock
         self._locations: Mapping[str, Gateway] = {}
         self._listed: dict[str, FunctionDeployment] = {}
+        self._listed_at: dict[Gateway, float] = {}
+        """The time.time() of each gateway's last successful list."""
+        self._held: dict[Gateway, frozenset[str]] = {}
+        """The partition's functions in each gateway's last successful list."""
+        self._away: set[Gateway] = set()
+        """Gateways that have failed to answer since their last successful list."""
+        self._lost: Mapping[str, Gateway] = {}
+        self._absences = _Absences()
         self.problems: Mapping[str, str] = {}
         """Errors of gateways that failed to list their functions the last time, by URL."""
 
@@ -45,25 +77,60 @@ class Gateways:
         """Call the function at this gateway from now on."""
         self._locations = {**self._locations, function: gateway}
 
+    def has_listed_since(self, function: str, when: float) -> bool:
+        """Whether the function's gateway has been asked for its list, and sent it, after this time.time()."""
+        return self._listed_at.get(self.of(function), 0.0) > when
+
+    def unlisted(self) -> frozenset[str]:
+        """The functions whose gateway failed to list its functions the last time."""
+        return frozenset(
+            name for name, gateway in self._locations.items() if str(gateway.url) in self.problems
+        )
+
+    def is_absent(self, function: str) -> bool:
+        """Whether all gateways say, for some seconds and until now, that they do not have the function.
+
+        The engine's thread may ask. A function that its gateway has lost is about to be deployed again, and
+        does not count.
+        """
+        absences = self._absences
+        since = absences.since.get(function, inf)
+        is_recent = self._clock() - absences.asked <= RECENT_SECONDS
+        return is_recent and absences.asked - since >= ABSENT_SECONDS
+
+    def failed(self, gateway: Gateway) -> None:
+        """The gateway did not answer: it may have been restarted, and have lost its functions."""
+        self._away.add(gateway)
+
+    def has_failed(self, gateway: Gateway) -> bool:
+        """Whether the gateway has failed to answer since its last successful list."""
+        return gateway in self._away
+
+    def lost(self, gateway: Gateway) -> list[str]:
+        """The functions that the gateway had before it was away, and has not had since."""
+        return [name for name, at in self._lost.items() if at is gateway and self.of(name) is gateway]
+
     async def functions(self) -> list[FunctionStatus]:
         """The functions of all gateways that answer; each of the partition's functions is listed once.
 
         Raises the first `GatewayError` when none answers.
         """
+        asked, now = self._clock(), time.time()
         answers = await asyncio.gather(*(_listed(gateway) for gateway in self.all))
-        self.problems = {
-            str(gateway.url): str(answer)
-            for gateway, answer in zip(self.all, answers, strict=True)
-            if isinstance(answer, GatewayError)
-        }
-        listed = {
-            gateway: answer
-            for gateway, answer in zip(self.all, answers, strict=True)
-            if not isinstance(answer, GatewayError)
-        }
-        if not listed:
-            raise next(answer for answer in answers if isinstance(answer, GatewayError))
+        listed: dict[Gateway, Sequence[FunctionStatus]] = {}
+        failures: dict[Gateway, GatewayError] = {}
+        for gateway, answer in zip(self.all, answers, strict=True):
+            if isinstance(answer, GatewayError):
+                failures[gateway] = answer
+            else:
+                listed[gateway] = answer
+        self.problems = {str(gateway.url): str(failure) for gateway, failure in failures.items()}
+        self._away.update(failures)
         self._learn(listed)
+        self._listed_at |= dict.fromkeys(listed, now)
+        self._learn_absences(asked)
+        if not listed:
+            raise next(iter(failures.values()))
         return [
             status
             for gateway, statuses in listed.items()
@@ -99,6 +166,25 @@ class Gateways:
             for name, gateways in there.items()
         }
         self._locations = {**self._locations, **found}
+        for gateway, statuses in listed.items():
+            self._learn_losses(gateway, self._names.intersection(status.name for status in statuses))
+
+    def _learn_losses(self, gateway: Gateway, names: frozenset[str]) -> None:
+        """Note what a gateway that was away does not have any more; `names` are the functions that it has."""
+        lost = {name: at for name, at in self._lost.items() if at is not gateway or name not in names}
+        if gateway in self._away:
+            lost |= dict.fromkeys(sorted(self._held.get(gateway, frozenset()) - names), gateway)
+        self._lost, self._held[gateway] = lost, names
+        self._away.discard(gateway)
+
+    def _learn_absences(self, asked: float) -> None:
+        if self.problems:
+            self._absences = _Absences()
+            return
+        there = frozenset().union(*self._held.values())
+        before = self._absences.since
+        absent = {name: before.get(name, asked) for name in self._names - there - self._lost.keys()}
+        self._absences = _Absences(absent, asked)
 
     def _keeps(self, name: str, there: Sequence[Gateway], listed: Mapping[Gateway, object]) -> bool:
         """Whether the function's known gateway lists it, or did not answer."""

@@ -21,6 +21,8 @@ MAX_COUNT = 2**63 - 1
 Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT, description="a whole number, zero or more")]
 Time = Annotated[datetime, msgspec.Meta(tz=True, description="an RFC 3339 time")]
 
+_Amount = Annotated[float, msgspec.Meta(ge=0, le=MAX_COUNT, description="a number, zero or more")]
+
 _NESTED = frozenset({"limits", "requests", "usage"})
 """The fields that are messages themselves."""
 _NANOSECONDS = re.compile(r"(\.\d{6})\d+")
@@ -65,15 +67,15 @@ class FunctionDeployment(ApiMessage, frozen=True):
 class FunctionUsage(ApiMessage, frozen=True, omit_defaults=False):
     """Resources over all replicas: CPU in millicores since the last measurement, and memory in bytes."""
 
-    cpu: float = 0.0
-    total_memory_bytes: float = 0.0
+    cpu: _Amount = 0.0
+    total_memory_bytes: _Amount = 0.0
 
 
 class _Counters(ApiMessage, frozen=True):
     """The fields of a `FunctionStatus` that a deployment does not have."""
 
     replicas: Count = 0
-    available_replicas: Count = 0
+    available_replicas: Count | None = None
     invocation_count: Count = 0
     created_at: Time | None = None
     usage: FunctionUsage | None = None
@@ -96,11 +98,15 @@ class FunctionStatus:
 
     @classmethod
     def from_json(cls, data: object) -> Self:
-        """Read the API's flat object: a deployment whose `service` is called `name`, and counters."""
-        counters = _Counters.from_json(data)
+        """Read the API's flat object: a deployment whose `service` is called `name`, and counters.
+
+        faasd does not say how many replicas are available: then all of them are.
+        """
+        counters = msgspec.structs.asdict(_Counters.from_json(data))
+        if counters["available_replicas"] is None:
+            counters["available_replicas"] = counters["replicas"]
         renamed = {**data, "service": data.get("name")} if isinstance(data, dict) else data
-        deployment = FunctionDeployment.from_json(renamed)
-        return cls(deployment, **msgspec.structs.asdict(counters))
+        return cls(FunctionDeployment.from_json(renamed), **counters)
 
     def to_json(self) -> dict[str, Any]:
         """Counts are written even when they are zero, for readers who use curl."""

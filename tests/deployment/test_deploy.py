@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from control_plane.deployment import deploy as deployment
 from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.errors import ConfigError, GatewayError
+from control_plane.faas import client
 from control_plane.faas.client import Gateway
 from control_plane.http import serving
 from tests.support.tiny_partition import TinyPartition
@@ -23,13 +24,15 @@ class StubGateway:
     provider: str = "faasd"
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
-    """The number of deploys that will fail, by function."""
+    """The number of deploys and removals that will fail, by function."""
     loses: bool = False
     """Whether a failed update removes the function, as on faasd."""
+    away: bool = False
+    """Whether there is no provider behind the gateway: it answers 404."""
     changes: list[tuple[str, str]] = field(default_factory=list)
 
     def app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[self._without_provider])
         app.add_routes(
             [
                 web.get("/system/info", self._info),
@@ -40,6 +43,10 @@ class StubGateway:
             ]
         )
         return app
+
+    @web.middleware
+    async def _without_provider(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        return web.Response(status=404, text="not found\n") if self.away else await handler(request)
 
     async def _info(self, _: web.Request) -> web.Response:
         return web.json_response({"provider": {"provider": self.provider}, "arch": "x86_64"})
@@ -54,6 +61,8 @@ class StubGateway:
         name = body.pop("service")
         if request.method == "PUT" and name not in self.functions:
             return web.Response(status=404, text="not found\n")
+        if request.method == "POST" and name in self.functions:
+            return web.Response(status=400, text="the function exists already\n")
         if self.failures.get(name, 0):
             self.failures[name] -= 1
             if self.loses:
@@ -65,13 +74,16 @@ class StubGateway:
 
     async def _remove(self, request: web.Request) -> web.Response:
         name = (await request.json())["functionName"]
+        if self.failures.get(name, 0):
+            self.failures[name] -= 1
+            return web.Response(status=500, text="the container has not stopped\n")
         self.changes.append(("DELETE", name))
         return web.Response(status=200 if self.functions.pop(name, None) else 404)
 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deployment, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.0)
 
 
 def deploy(tiny: TinyPartition, *stubs: StubGateway, prefix: str = "", **options: bool) -> list[Change]:
@@ -137,7 +149,7 @@ def test_a_function_that_a_failed_update_removed_is_restored(tiny: TinyPartition
     stub = StubGateway(loses=True)
     deploy(tiny, stub)
     # All attempts at the update fail, and the first one at the rollback.
-    stub.failures = {tiny.functions[1]: deployment.ATTEMPTS + 1}
+    stub.failures = {tiny.functions[1]: client.ATTEMPTS + 1}
     with pytest.raises(GatewayError, match="out of luck"):
         deploy(tiny, stub, prefix="registry/", roll_back=True)
     assert set(stub.functions) == set(tiny.functions)
@@ -153,6 +165,16 @@ def test_pruning_removes_only_this_models_old_functions(tiny: TinyPartition) -> 
     assert done(deploy(tiny, stub)) == ["unchanged"] * 3
     assert done(deploy(tiny, stub, prune=True)) == ["unchanged"] * 3 + ["removed"]
     assert set(stub.functions) == {*tiny.functions, *strangers}
+
+
+def test_a_removal_that_got_500_is_tried_again(tiny: TinyPartition) -> None:
+    """faasd cannot remove a container that is just starting."""
+    stub = StubGateway()
+    deploy(tiny, stub)
+    stub.functions["tiny-l00-00-e00-04"] = stub.functions[tiny.functions[0]]
+    stub.failures = {"tiny-l00-00-e00-04": 2}
+    assert done(deploy(tiny, stub, prune=True)) == ["unchanged"] * 3 + ["removed"]
+    assert set(stub.functions) == set(tiny.functions)
 
 
 def test_no_change_is_made_beyond_the_community_editions_limit(tiny: TinyPartition) -> None:

@@ -10,6 +10,7 @@ import pytest
 from control_plane.deployment import failover
 from control_plane.deployment.deploy import deploy_all
 from control_plane.deployment.failover import AWAY_SECONDS, Failover
+from control_plane.faas import client
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
 from control_plane.http import serving
@@ -53,6 +54,7 @@ def _healthy(monkeypatch: pytest.MonkeyPatch) -> None:
         return True
 
     monkeypatch.setattr(Gateway, "answers", answers)
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.0)
 
 
 def away(monkeypatch: pytest.MonkeyPatch, *lost: Gateway) -> None:
@@ -107,6 +109,72 @@ async def test_missing_room_is_logged_once(tiny: TinyPartition, caplog: pytest.L
             (line,) = [record for record in caplog.records if record.name == failover.__name__]
             assert "2 functions cannot move" in line.getMessage()
             assert "no room" in line.getMessage()
+
+
+@asynchronous
+async def test_a_gateway_that_returns_empty_is_deployed_to_again(tiny: TinyPartition) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        async with two_gateways(tiny) as site:
+            before = [dict(stub.functions) for stub in site.stubs]
+            away(monkeypatch, site.gateways.all[0])
+            await site.failover.check(0.0)
+            lost = site.stubs[0].functions
+            site.stubs[0].functions = {"other": {"image": "i"}}
+            site.stubs[0].failures = dict.fromkeys(lost, client.ATTEMPTS)
+            await site.failover.check(1.0)
+            away(monkeypatch)
+            await site.failover.check(2.0)
+            assert not lost.keys() & site.stubs[0].functions.keys()
+            site.stubs[0].failures.clear()
+            await site.failover.check(3.0)
+            assert site.stubs[0].functions == {"other": {"image": "i"}, **lost}
+            assert site.stubs[1].functions == before[1]
+            assert site.gateways.lost(site.gateways.all[0]) == []
+
+
+@asynchronous
+async def test_a_function_that_somebody_has_deployed_meanwhile_stays_as_it_is(tiny: TinyPartition) -> None:
+    async with two_gateways(tiny) as site:
+        (first, _), stub = site.gateways.all, site.stubs[0]
+        lost = stub.functions
+        stub.functions = {}
+        site.gateways.failed(first)
+        await site.gateways.functions()
+        newer = {name: {"image": "newer"} for name in lost}
+        stub.functions = dict(newer)
+        await site.failover.check(0.0)
+        assert stub.functions == newer
+        assert site.gateways.lost(first) == []
+
+
+@asynchronous
+async def test_a_function_that_was_removed_while_its_gateway_answered_is_not_deployed(
+    tiny: TinyPartition,
+) -> None:
+    async with two_gateways(tiny) as site:
+        site.stubs[0].functions.clear()
+        await site.gateways.functions()
+        site.stubs[0].changes.clear()
+        for now in range(3):
+            await site.failover.check(float(now))
+        assert site.stubs[0].changes == []
+
+
+@asynchronous
+async def test_nothing_is_removed_from_a_gateway_without_provider(tiny: TinyPartition) -> None:
+    """faasd's gateway answers 404 to everything then, also to the removal of a function that is there."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        async with two_gateways(tiny) as site:
+            away(monkeypatch, site.gateways.all[0])
+            await site.failover.check(0.0)
+            await site.failover.check(AWAY_SECONDS)
+            away(monkeypatch)
+            site.stubs[0].away = True
+            await site.failover.check(AWAY_SECONDS + 1)
+            assert site.stubs[0].functions
+            site.stubs[0].away = False
+            await site.failover.check(AWAY_SECONDS + 2)
+            assert not site.stubs[0].functions
 
 
 @asynchronous

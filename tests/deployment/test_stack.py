@@ -9,13 +9,20 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+from control_plane.deployment.deploy import deploy_all
 from control_plane.deployment.image.template import TEMPLATE, dockerfile, write_template
 from control_plane.deployment.stack import deployments, stack_yaml
+from control_plane.faas.client import Gateway
+from control_plane.faas.types import FunctionDeployment
+from control_plane.http import serving
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
+from tests.deployment.test_deploy import StubGateway
 from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.echo_gateway import asynchronous
 from tests.support.paths import ROOT
+from tests.support.tiny_partition import TinyPartition
 
 # The yaml tags of the structs in https://github.com/openfaas/go-sdk stack/schema.go, which faas-cli uses.
 SERVICES = {"version", "functions", "provider", "configuration"}
@@ -104,15 +111,26 @@ def test_functions_differ_only_by_block(stack: dict[str, Any], manifest: Manifes
 
 
 def test_deployments_are_the_bodies_that_faas_cli_sends(stack: dict[str, Any], manifest: Manifest) -> None:
-    """`faas-cli deploy` renames environment to envVars, and drops the fields for the build."""
-    bodies = deployments(manifest)
-    assert [body["service"] for body in bodies] == list(stack["functions"])
-    for body in bodies:
-        assert body.keys() <= DEPLOYMENT
-        function = stack["functions"][body["service"]]
-        assert body["envVars"] == function["environment"]
-        for key in ("image", "labels", "annotations", "limits"):
-            assert body[key] == function[key]
+    wanted = [each.to_json() for each in deployments(manifest)]
+    assert wanted == [sent_by_faas_cli(name, each) for name, each in stack["functions"].items()]
+    assert all(body.keys() <= DEPLOYMENT for body in wanted)
+
+
+@asynchronous
+async def test_what_faas_cli_has_deployed_is_unchanged_for_us(tiny: TinyPartition) -> None:
+    text = stack_yaml(tiny.manifest, "http://127.0.0.1:8080", "./tiny", "registry/", idle_exit=60)
+    functions: dict[str, Any] = yaml.safe_load(text)["functions"]
+    stub = StubGateway()
+    async with serving(stub.app(), "127.0.0.1", 0) as url, Gateway.connect(url, None) as gateway:
+        for name, function in functions.items():
+            body = {**sent_by_faas_cli(name, function), "envProcess": "", "namespace": ""}
+            await gateway.deploy(FunctionDeployment.from_json(body))
+        stub.changes.clear()
+        changes = deploy_all(tiny.manifest, [gateway], "registry/", idle_exit=60)
+        assert [change.done async for change in changes] == ["unchanged"] * len(functions)
+        assert stub.changes == []
+        changes = deploy_all(tiny.manifest, [gateway], "registry/", idle_exit=61)
+        assert [change.done async for change in changes] == ["updated"] * len(functions)
 
 
 def test_template_yml_is_in_the_schema(manifest: Manifest, tmp_path: Path) -> None:
@@ -160,6 +178,12 @@ def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:
     for name in ("template.yml", "Dockerfile", ".dockerignore"):
         file = Path("template", TEMPLATE, name)
         assert (ROOT / file).read_text() == (tmp_path / file).read_text()
+
+
+def sent_by_faas_cli(name: str, function: dict[str, Any]) -> dict[str, Any]:
+    """`faas-cli deploy` renames environment to envVars, and drops the fields for the build."""
+    kept = {key: function[key] for key in ("image", "labels", "annotations", "limits")}
+    return {"service": name, "envVars": function["environment"], **kept}
 
 
 def copied(text: str) -> list[str]:

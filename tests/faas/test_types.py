@@ -46,8 +46,23 @@ def test_a_status_of_a_go_gateway_is_read() -> None:
         {"name": "figlet", "image": "figlet", "createdAt": "2026-05-01T10:11:12.123456789Z", "replicas": 1}
     )
     assert (status.name, status.deployment.image) == ("figlet", "figlet")
-    assert (status.replicas, status.available_replicas, status.invocation_count) == (1, 0, 0)
+    assert (status.replicas, status.available_replicas, status.invocation_count) == (1, 1, 0)
     assert status.created_at == datetime(2026, 5, 1, 10, 11, 12, 123456, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("counts", "available"),
+    [({"replicas": 1}, 1), ({"replicas": 1, "availableReplicas": 0}, 0), ({"availableReplicas": None}, 0)],
+)
+def test_replicas_are_available_unless_the_gateway_denies_it(counts: dict[str, Any], available: int) -> None:
+    """faasd lists no `availableReplicas`."""
+    assert FunctionStatus.from_json({"name": "f", **counts}).available_replicas == available
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1"])
+def test_usage_is_a_number(value: object) -> None:
+    with pytest.raises(ValueError, match="totalMemoryBytes: must be a number, zero or more"):
+        FunctionStatus.from_json({"name": "f", "usage": {"totalMemoryBytes": value}})
 
 
 def test_a_status_is_written_as_it_was_read() -> None:

@@ -22,6 +22,8 @@ class ScalingGateway:
     asked: list[tuple[str, ...]] = field(default_factory=list)
     """The requests: ("scale", name, replicas), ("limit", name, bytes) and ("release", name)."""
     listings: int = 0
+    away: bool = False
+    """Whether there is no provider behind the gateway: it answers 404, as faasd's does."""
     failing: set[str] = field(default_factory=set)
     """Functions that answer every request with an error."""
     on_scale: Callable[[str], None] = lambda name: None
@@ -46,6 +48,8 @@ class ScalingGateway:
 
     async def _list(self, _: web.Request) -> web.Response:
         self.listings += 1
+        if self.away:
+            return web.Response(status=404, text="not found\n")
         return web.json_response(
             [
                 {"name": name, "image": "i", "replicas": replicas, "availableReplicas": replicas}
