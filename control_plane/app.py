@@ -16,6 +16,7 @@ from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
 from control_plane.autoscaling.autoscaler import Autoscaler
+from control_plane.autoscaling.awake import awake_invocations
 from control_plane.autoscaling.footprint import Footprint, StepShape, check_limit
 from control_plane.autoscaling.process_memory import OwnMemory, trim_heap
 from control_plane.config import ServeConfig
@@ -154,6 +155,7 @@ def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) ->
         requests_running=busy,
         limits=backend.resident_limits,
         trim_memory=trim_heap,
+        awake_invocations=awake_invocations(backend.manifest),
     )
 
 

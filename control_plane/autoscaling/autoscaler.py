@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from control_plane.autoscaling.footprint import FUNCTION_OVERHEAD_BYTES, Footprint, MemoryUse
+from control_plane.autoscaling.awake import AwakeCalls, awake_interval
+from control_plane.autoscaling.footprint import Footprint, MemoryUse
 from control_plane.autoscaling.observer import Observer
 from control_plane.autoscaling.policy import (
     Action,
@@ -21,7 +22,6 @@ from control_plane.autoscaling.policy import (
     decide,
     to_wake,
 )
-from control_plane.autoscaling.requests import ScalingRequests
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
@@ -58,9 +58,10 @@ class Autoscaler:
     """The limits that all later invocations carry."""
     trim_memory: Callable[[], None]
     """Returns this process's unused memory to the system. It may take long, and runs in a thread."""
+    awake_invocations: Mapping[str, bytes]
+    """The calls that keep the functions awake: see `AwakeCalls`."""
     actions: Counter[str] = field(default_factory=Counter)
     """The number of completed actions of each kind."""
-    _requests: ScalingRequests = field(init=False)
     _observer: Observer = field(init=False)
     _settings: ScalingSettings = field(init=False)
     _limits: dict[str, int] = field(default_factory=dict)
@@ -73,7 +74,6 @@ class Autoscaler:
 
     def __post_init__(self) -> None:
         blocks, nbytes = self.footprint.blocks, self.footprint.expert_nbytes
-        self._requests = ScalingRequests(self.gateway)
         self._observer = Observer(nbytes, frozenset(blocks))
         self._settings = ScalingSettings(self.budget, self.idle_timeout, nbytes, blocks)
         if self.budget is not None:
@@ -85,6 +85,10 @@ class Autoscaler:
     async def running(self) -> AsyncIterator[None]:
         """Autoscale until the context ends."""
         self._spawn(self._run())
+        interval, keeping = awake_interval(self.idle_timeout), self._observer.keeping_awake
+        self._spawn(
+            AwakeCalls(self.gateway, self.statistics, self.awake_invocations, interval, keeping).run()
+        )
         try:
             yield
         finally:
@@ -103,14 +107,16 @@ class Autoscaler:
     def memory(self, awake: Collection[str] | None = None) -> MemoryUse:
         """The memory that everything uses, from the functions' last reports.
 
-        `awake` are the functions that take calls; None stands for those of the last list.
+        `awake` are the functions that take calls; None stands for those of the last list. Those that have
+        answered since the last list count in any case.
         """
-        awake = self._observer.awake if awake is None else awake
-        reports = [self.statistics[name].residency.last for name in awake if name in self.statistics]
-        overhead = sum(report.overhead_bytes or FUNCTION_OVERHEAD_BYTES for report in reports)
-        overhead += (len(awake) - len(reports)) * FUNCTION_OVERHEAD_BYTES
-        experts = sum(report.resident_bytes for report in reports)
-        return MemoryUse(self.budget, self.footprint.least, self.own_bytes(), overhead, experts)
+        names = set(self._observer.awake if awake is None else awake) & self.footprint.blocks.keys()
+        names |= self.gateway.unlisted().intersection(self._observer.awake)
+        known = self.footprint.blocks.keys() & self.statistics.keys()
+        answered = {name: self.statistics[name].last_call for name in known}
+        names |= {name for name, at in answered.items() if not self.gateway.has_listed_since(name, at)}
+        reports = [self.statistics[name].residency.last for name in names & known]
+        return self.footprint.use(self.budget, self.own_bytes(), reports, len(names - known))
 
     async def _run(self) -> None:
         while True:
@@ -134,9 +140,9 @@ class Autoscaler:
 
     async def _round(self, prompted: bool) -> None:
         asked = time.monotonic()
-        listed = await self._requests.functions()
+        listed = await self.gateway.functions()
         now = time.monotonic()
-        self._observer.observe_list(listed, asked, now)
+        self._observer.observe_list(listed, asked, now, self.gateway.unlisted())
         self._observer.observe_statistics(self.statistics, now, time.time())
         if self.requests_running():
             self._observer.keep_woken(now)
@@ -147,9 +153,9 @@ class Autoscaler:
     def _until_idle(self) -> float | None:
         """Seconds until the next function has been idle for too long; None if no function is awake.
 
-        Less if the last list was out of date for some function.
+        Less if the last list does not show yet what the last actions have done.
         """
-        if not self._observer.is_current:
+        if not self._observer.is_settled:
             return INTERVAL_SECONDS
         states = self._observer.states(self.statistics, time.monotonic()).values()
         waits = [
@@ -198,7 +204,7 @@ class Autoscaler:
 
     async def _shrink(self, limit: Limit) -> None:
         nbytes = limit.experts * self.footprint.expert_nbytes
-        report = await self._requests.limit(limit.function, nbytes)
+        report = await self.gateway.limit_residency(limit.function, nbytes)
         self._observer.limited(limit.function, limit.experts)
         self._observe_report(limit.function, report)
 
@@ -208,28 +214,30 @@ class Autoscaler:
 
     async def _wake(self, name: str) -> None:
         try:
-            await self._requests.wake(name)
+            await self.gateway.scale(name, 1)
         finally:
             self._observer.scaled(name, time.monotonic())
         self.actions["wake"] += 1
 
     async def _sleep(self, name: str) -> None:
         try:
-            asleep = await self._requests.sleep(name)
+            accepted = await self.gateway.scale(name, 0)
         finally:
             self._observer.scaled(name, time.monotonic())
-        if asleep:
+        if accepted:
+            self._observer.accepted_zero(name, time.monotonic())
             self.actions["zero"] += 1
-            return
-        self._observer.refused_zero(name)
+        else:
+            self._observer.refused_zero(name)
+            await self._release(name)
+
+    async def _release(self, name: str) -> None:
+        """Have a function that cannot be scaled to zero drop its weights."""
         if not self._refused:
             self._refused = True
             url = self.gateway.of(name).url
             logger.warning("%s does not scale to zero: idle functions drop their weights", url)
-        await self._release(name)
-
-    async def _release(self, name: str) -> None:
-        report = await self._requests.release(name)
+        report = await self.gateway.release_residency(name)
         self._observer.released(name)
         self._observe_report(name, report)
         self.actions["release"] += 1

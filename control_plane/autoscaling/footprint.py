@@ -1,6 +1,6 @@
 """Computes the memory that serving a partition takes, and the smallest budget that is enough."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from control_plane.autoscaling.process_memory import unread_bytes, used_bytes
 from control_plane.errors import ConfigError
 from control_plane.formatting import format_bytes
 from control_plane.partition.manifest import Manifest
+from functions.contract.messages import ResidencyReport
 from functions.host.memory import MemoryLimit
 
 FUNCTION_OVERHEAD_BYTES = 20_000_000
@@ -107,6 +108,15 @@ class Footprint:
         """The smallest budget in bytes with which everything runs, if slowly."""
         experts = sum(block.least for block in self.blocks.values()) * self.expert_nbytes
         return self.control_plane + len(self.blocks) * FUNCTION_OVERHEAD_BYTES + experts
+
+    def use(
+        self, budget: int | None, own_bytes: int, reports: Collection[ResidencyReport], unknown: int
+    ) -> "MemoryUse":
+        """The memory in use by this process, functions with reports, and `unknown` functions without."""
+        overhead = sum(report.overhead_bytes or FUNCTION_OVERHEAD_BYTES for report in reports)
+        overhead += unknown * FUNCTION_OVERHEAD_BYTES
+        experts = sum(report.resident_bytes for report in reports)
+        return MemoryUse(budget, self.least, own_bytes, overhead, experts)
 
     def check(self, budget: int) -> None:
         """Raises `ConfigError`, with the smallest possible budget, if `budget` is smaller than that."""

@@ -1,6 +1,7 @@
 """Collects observations of each function into the state that the policy decides by."""
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import exp, inf
 
@@ -12,6 +13,11 @@ from control_plane.faas.types import FunctionStatus
 
 SMOOTHING_SECONDS = 5.0
 """The time constant of the running average of reads."""
+ZERO_SECONDS = 10.0
+"""A function that its gateway still lists as running this long after a scale to zero has not been stopped."""
+COUNT_SECONDS = 60.0
+"""The time within which a gateway counts a call: it may learn the number from Prometheus."""
+_MOST_UNCOUNTED = 100
 
 
 @dataclass
@@ -39,6 +45,10 @@ class _Function:
     """The number of scale requests in progress."""
     scaled_at: float = -inf
     """The end of the last scale request."""
+    zero_at: float | None = None
+    """When the gateway accepted to scale it to zero; None once its effect is known."""
+    uncounted: deque[float] = field(default_factory=lambda: deque(maxlen=_MOST_UNCOUNTED))
+    """When it was called to keep it awake, for the calls that the gateway has not counted yet."""
 
 
 @dataclass
@@ -48,9 +58,15 @@ class Observer:
     expert_nbytes: int
     names: frozenset[str]
     """The partition's functions. A gateway may list others, which are ignored."""
-    is_current: bool = True
-    """Whether no function was being scaled during the last list."""
+    _is_current: bool = True
+    """Whether the last list was up to date for all functions."""
     _functions: dict[str, _Function] = field(default_factory=dict)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last list was up to date, and shows the effect of all scale requests."""
+        pending = any(each.scalings or each.zero_at is not None for each in self._functions.values())
+        return self._is_current and not pending
 
     @property
     def any_asleep(self) -> bool:
@@ -62,27 +78,24 @@ class Observer:
         """The functions that take calls."""
         return [name for name, function in self._functions.items() if function.available]
 
-    def observe_list(self, statuses: Iterable[FunctionStatus], asked: float, now: float) -> None:
+    def observe_list(
+        self,
+        statuses: Iterable[FunctionStatus],
+        asked: float,
+        now: float,
+        unlisted: Collection[str] = frozenset(),
+    ) -> None:
         """Take the gateways' list, which was requested at `asked` and arrived at `now`.
 
-        For a function that has been scaled since `asked` the list may be out of date, and is ignored.
+        Nothing new is known about the `unlisted` functions. For a function that has been scaled since `asked`
+        the list may be out of date, and is ignored.
         """
         deployed = {status.name: status for status in statuses if status.name in self.names}
-        self._functions = {name: self._functions.get(name, _Function()) for name in sorted(deployed)}
-        self.is_current = True
-        for name, function in self._functions.items():
-            status = deployed[name]
-            if function.scalings or function.scaled_at >= asked:
-                self.is_current = False
-                continue
-            if status.replicas and (not function.replicas or status.invocation_count > function.listed_calls):
-                # A call by another client of the gateway, or the start of a replica.
-                function.used_at = now
-            if not status.replicas:
-                self._went_to_zero(function)
-            function.replicas = status.replicas
-            function.available = status.available_replicas > 0
-            function.listed_calls = status.invocation_count
+        kept = self._functions.keys() & unlisted | deployed.keys()
+        self._functions = {name: self._functions.get(name, _Function()) for name in sorted(kept)}
+        self._is_current = True
+        for name, status in deployed.items():
+            self._is_current &= self._observe(self._functions[name], status, asked, now)
 
     def observe_statistics(
         self, statistics: Mapping[str, FunctionStatistics], now: float, wall: float
@@ -98,6 +111,7 @@ class Observer:
         function = self._of(name)
         function.replicas, function.used_at, function.woken = 1, now, True
         function.scalings += 1
+        function.zero_at = None
 
     def keep_woken(self, now: float) -> None:
         """Requests run: functions that were woken for them are not idle, even if not called yet."""
@@ -118,10 +132,23 @@ class Observer:
         function.scalings = max(function.scalings - 1, 0)
         function.scaled_at = now
 
+    def accepted_zero(self, name: str, now: float) -> None:
+        """The gateway has accepted to scale the function to zero, which later lists may deny."""
+        self._of(name).zero_at = now
+
     def refused_zero(self, name: str) -> None:
         """The gateway has refused to scale the function to zero, so it still runs."""
         function = self._of(name)
         function.replicas, function.available, function.refuses_zero = 1, True, True
+
+    def keeping_awake(self, name: str, now: float) -> bool:
+        """The function is to be called only to keep it awake; returns False if it is asleep."""
+        function = self._functions.get(name)
+        if function is not None:
+            if not function.replicas:
+                return False
+            function.uncounted.append(now)
+        return True
 
     def released(self, name: str) -> None:
         """The function has dropped its weights."""
@@ -153,12 +180,45 @@ class Observer:
         """The function of that name, which may have been removed from the list since an action began."""
         return self._functions.setdefault(name, _Function())
 
+    def _observe(self, function: _Function, status: FunctionStatus, asked: float, now: float) -> bool:
+        """Take one function's part of the list; returns False if it may be out of date, and is ignored."""
+        if function.scalings or function.scaled_at >= asked:
+            return False
+        # A call by another client of the gateway, or the start of a replica.
+        used = self._is_called_by_others(function, status.invocation_count, asked)
+        if status.replicas and function.zero_at is not None and not used:
+            if now - function.zero_at < ZERO_SECONDS:
+                return False
+            function.refuses_zero = True
+        elif status.replicas and (used or not function.replicas):
+            function.used_at = now
+        if not status.replicas:
+            self._went_to_zero(function)
+        function.zero_at = None
+        function.replicas = status.replicas
+        function.available = status.available_replicas > 0
+        return True
+
+    @staticmethod
+    def _is_called_by_others(function: _Function, calls: int, asked: float) -> bool:
+        """Whether the gateway has counted more calls than those that only keep the function awake."""
+        new, function.listed_calls = calls - function.listed_calls, calls
+        uncounted = function.uncounted
+        for _ in range(min(max(new, 0), len(uncounted))):
+            uncounted.popleft()
+            new -= 1
+        # Failed calls may never be counted.
+        while uncounted and uncounted[0] < asked - COUNT_SECONDS:
+            uncounted.popleft()
+        return new > 0
+
     @staticmethod
     def _count_calls(function: _Function, counted: FunctionStatistics, last_call: float) -> None:
         if counted.invocations != function.invocations:
             function.invocations = counted.invocations
             function.used_at = max(function.used_at, last_call)
             function.released = function.woken_in_vain = function.woken = False
+            function.zero_at = None
 
     @staticmethod
     def _count_reads(function: _Function, read_bytes: int, now: float) -> None:

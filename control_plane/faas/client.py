@@ -31,7 +31,6 @@ from functions.contract.safetensors_codec import CONTENT_TYPE
 HEALTH_SECONDS = 2.0
 """The time within which a healthy gateway answers."""
 LIST_SECONDS = 5.0
-AWAKE_SECONDS = 5.0
 RESIDENCY_SECONDS = 10.0
 """The time that a function may take to drop weights."""
 SCALE_SECONDS = 90.0
@@ -154,10 +153,10 @@ class Gateway:
         """Have a running function drop all weights that no call uses; returns its new report."""
         return await self._residency("DELETE", function)
 
-    async def keep_awake(self, function: str, invocation: bytes) -> None:
+    async def keep_awake(self, function: str, invocation: bytes, seconds: float) -> None:
         """Call the function with an invocation without rows, so that its gateway sees that it is in use."""
         headers = {"Content-Type": CONTENT_TYPE}
-        await self._send("POST", f"/function/{function}", AWAKE_SECONDS, data=invocation, headers=headers)
+        await self._send("POST", f"/function/{function}", seconds, data=invocation, headers=headers)
 
     async def _deploy(self, body: object) -> None:
         try:

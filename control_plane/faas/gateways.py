@@ -150,6 +150,10 @@ class Gateways:
         """See `Gateway.release_residency`."""
         return await self.of(function).release_residency(function)
 
+    async def keep_awake(self, function: str, invocation: bytes, seconds: float) -> None:
+        """See `Gateway.keep_awake`."""
+        await self.of(function).keep_awake(function, invocation, seconds)
+
     def _learn(self, listed: Mapping[Gateway, Sequence[FunctionStatus]]) -> None:
         """Update the locations. A function keeps its location unless only another gateway has it now.
 

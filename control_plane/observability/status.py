@@ -68,6 +68,7 @@ class StatusReporter:
         known = self.statistics.get(name, FunctionStatistics())
         counted = {name: value for name, value in vars(known).items() if name not in _INTERNAL}
         awake = deployed is not None and deployed.available_replicas > 0
+        awake = awake or not self.gateways.has_listed_since(name, known.last_call)
         residency = asdict(known.residency.totals)
         if not awake:
             residency.update(limit_bytes=0, resident_experts=0, resident_bytes=0, overhead_bytes=0)

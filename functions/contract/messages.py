@@ -29,7 +29,10 @@ Prefetch = Mapping[int, Sequence[int]]
 
 @dataclass(frozen=True)
 class Invocation:
-    """One function's share of a layer's batch. Without rows, it only carries a prefetch."""
+    """One function's share of a layer's batch.
+
+    Without rows, it keeps the function awake, and may carry a prefetch.
+    """
 
     layer: int
     model: str
@@ -82,8 +85,7 @@ class Invocation:
 
     def _check_shapes(self) -> None:
         rows, index_shape = len(self.hidden_states), self.expert_index.shape
-        empty = rows == 0 and not self.prefetch
-        if empty or index_shape[0] != rows or index_shape != self.expert_weight.shape:
+        if index_shape[0] != rows or index_shape != self.expert_weight.shape:
             shapes = [list(t.shape) for t in (self.hidden_states, self.expert_index, self.expert_weight)]
             raise WireError(f"shapes of hidden_states, expert_index, expert_weight do not agree: {shapes}")
         if self.expert_index.size and self.expert_index.min() < -1:

@@ -124,7 +124,7 @@ class ExpertFunction:
         output, cold = block.run(invocation)
         seconds = time.perf_counter() - started
         with self._lock:
-            # An invocation without rows only carries a prefetch.
+            # An invocation without rows computes nothing.
             self.counters.invocations += len(output) > 0
             self.counters.rows += len(output)
             self.counters.seconds += seconds

@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from yarl import URL
 
+from control_plane.autoscaling import autoscaler as autoscaler_module
+from control_plane.autoscaling import observer
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.footprint import FUNCTION_OVERHEAD_BYTES, BlockSize, Footprint
+from control_plane.faas import client
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
@@ -51,13 +54,18 @@ class ControlPlane:
     trims: int = 0
 
     def autoscaler(
-        self, gateway: Gateway, *names: str, idle: float = LONG, room: int | None = None
+        self,
+        gateway: Gateway,
+        *names: str,
+        idle: float = LONG,
+        room: int | None = None,
+        others: Sequence[Gateway] = (),
     ) -> Autoscaler:
         """An autoscaler of blocks of 20 experts; `room` is the budget's memory for experts, in experts."""
         blocks = {name: BlockSize(20, 2) for name in names}
         budget = None if room is None else OWN + len(names) * FUNCTION_OVERHEAD_BYTES + room * EXPERT
         return Autoscaler(
-            Gateways([gateway], frozenset(names)),
+            Gateways([gateway, *others], frozenset(names)),
             self.statistics,
             Footprint(OWN, EXPERT, blocks),
             budget,
@@ -66,6 +74,7 @@ class ControlPlane:
             requests_running=lambda: self.busy,
             limits=self.limits,
             trim_memory=self.trim_memory,
+            awake_invocations={name: f"awake {name}".encode() for name in names},
         )
 
     def trim_memory(self) -> None:
@@ -89,6 +98,9 @@ async def test_idle_functions_go_to_zero_and_polling_ends() -> None:
             await until(lambda: autoscaler.actions["zero"] == 2)
             assert site.replicas == {"a": 0, "b": 0, "other": 1}
             await until(lambda: plane.trims > 0)
+            # Once more, to see that they sleep.
+            seen = site.listings
+            await until(lambda: site.listings > seen)
             await asyncio.sleep(0)
             listings = site.listings
             await asyncio.sleep(3 * SHORT)
@@ -163,6 +175,7 @@ async def test_a_function_that_a_call_wakes_during_its_scale_to_zero_is_noticed(
             site.released.set()
             await until(lambda: not site.replicas["a"])
             site.replicas["a"] = 1
+            site.calls["a"] += 1
             await until(lambda: site.asked.count(("scale", "a", "0")) == 2)
 
 
@@ -204,6 +217,88 @@ async def test_a_refusal_to_scale_to_zero_is_logged_once_and_weights_are_dropped
         logging.getLogger("control_plane.autoscaling").removeHandler(handler)
     assert len(messages) == 1
     assert "does not scale to zero" in messages[0]
+
+
+@asynchronous
+async def test_functions_that_a_scale_to_zero_does_not_stop_drop_their_weights() -> None:
+    """faasd's gateway makes one replica of zero, and answers 200."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(observer, "ZERO_SECONDS", 0.5)
+        monkeypatch.setattr(autoscaler_module, "INTERVAL_SECONDS", 0.1)
+        plane = ControlPlane()
+        async with scaling_gateway("a", "b") as (site, gateway):
+            site.clamps = True
+            plane.answered("a", resident=3)
+            async with (autoscaler := plane.autoscaler(gateway, "a", "b", idle=SHORT)).running():
+                await until(lambda: site.listings == 1)
+                assert autoscaler.memory().experts == 3 * EXPERT
+                await until(lambda: autoscaler.actions["release"] == 2)
+                assert plane.statistics["a"].residency.totals.evicted_for_idleness == 3
+                assert autoscaler.memory().overhead == 2 * FUNCTION_OVERHEAD_BYTES
+                assert len(site.of("scale")) == 2
+                # Again after the next use, without another attempt to scale.
+                plane.answered("a", resident=3)
+                autoscaler.prompted()
+                await until(lambda: autoscaler.actions["release"] == 3)
+                assert len(site.of("scale")) == 2
+
+
+@asynchronous
+async def test_functions_in_use_are_called_through_their_gateway() -> None:
+    plane = ControlPlane(busy=True)
+    async with scaling_gateway("a", "b", "c") as (site, gateway):
+        site.failing = {"a"}
+        async with plane.autoscaler(gateway, "a", "b", "c", idle=3 * SHORT).running():
+            plane.answered("a")
+            plane.answered("b")
+            await until(lambda: len(site.of("invoke")) == 2)
+            assert sorted(site.of("invoke")) == [("invoke", "a", "awake a"), ("invoke", "b", "awake b")]
+            # Each again after its next use; a failure changes nothing.
+            plane.answered("a")
+            await until(lambda: len(site.of("invoke")) == 3)
+            assert site.of("invoke")[2] == ("invoke", "a", "awake a")
+            # These calls are no use themselves.
+            plane.busy = False
+            await until(lambda: not any(site.replicas.values()))
+            assert len(site.of("invoke")) == 3
+
+
+@asynchronous
+async def test_a_gateway_that_hangs_does_not_stop_the_others() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(client, "LIST_SECONDS", 0.2)
+        plane = ControlPlane(busy=True)
+        async with (
+            scaling_gateway("a") as (hung, first),
+            scaling_gateway("b") as (site, second),
+            (autoscaler := plane.autoscaler(first, "a", "b", room=30, others=[second], idle=3.0)).running(),
+        ):
+            await until(lambda: autoscaler.actions["limit"] == 2)
+            hung.hangs = asyncio.Event()
+            plane.answered("a", resident=15)
+            plane.own_bytes += 10 * EXPERT
+            autoscaler.prompted()
+            await until(lambda: ("limit", "b", str(10 * EXPERT)) in site.asked)
+            # The function at the hung gateway still has its memory.
+            assert autoscaler.memory().experts == 15 * EXPERT
+            for _ in range(2):
+                site.asked.clear()
+                plane.answered("b")
+                await until(lambda: ("invoke", "b", "awake b") in site.asked)
+            hung.hangs.set()
+
+
+@asynchronous
+async def test_the_memory_of_functions_that_answer_counts_without_a_list() -> None:
+    plane = ControlPlane()
+    async with scaling_gateway("a", "b") as (site, gateway):
+        site.away = True
+        async with (autoscaler := plane.autoscaler(gateway, "a", "b")).running():
+            await until(lambda: site.listings == 1)
+            assert autoscaler.memory().total == OWN
+            plane.answered("a", resident=3)
+            assert autoscaler.memory().experts == 3 * EXPERT
+            assert autoscaler.memory().overhead == FUNCTION_OVERHEAD_BYTES
 
 
 @asynchronous

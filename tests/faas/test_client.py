@@ -123,7 +123,7 @@ async def test_a_redirect_is_not_followed() -> None:
         ("LIST_SECONDS", lambda gateway: gateway.max_functions()),
         ("SCALE_SECONDS", lambda gateway: gateway.scale("a", 0)),
         ("RESIDENCY_SECONDS", lambda gateway: gateway.release_residency("a")),
-        ("AWAKE_SECONDS", lambda gateway: gateway.keep_awake("a", b"")),
+        ("LIST_SECONDS", lambda gateway: gateway.keep_awake("a", b"", 0.05)),
         ("CHANGE_SECONDS", lambda gateway: gateway.remove("a")),
         ("CHANGE_SECONDS", lambda gateway: gateway.deploy(FunctionDeployment("a", "i"))),
     ],

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,13 +20,19 @@ class ScalingGateway:
 
     replicas: dict[str, int]
     refuses_zero: bool = False
+    clamps: bool = False
+    """Whether it answers as faasd's does: 200 to a scale to zero, without effect; no `availableReplicas`."""
+    calls: Counter[str] = field(default_factory=Counter)
+    """The invocations of each function."""
     asked: list[tuple[str, ...]] = field(default_factory=list)
-    """The requests: ("scale", name, replicas), ("limit", name, bytes) and ("release", name)."""
+    """("scale", name, replicas), ("limit", name, bytes), ("release", name) and ("invoke", name, body)."""
     listings: int = 0
     away: bool = False
     """Whether there is no provider behind the gateway: it answers 404, as faasd's does."""
     failing: set[str] = field(default_factory=set)
     """Functions that answer every request with an error."""
+    hangs: asyncio.Event | None = None
+    """Lists and invocations wait for this event."""
     on_scale: Callable[[str], None] = lambda name: None
     released: asyncio.Event = field(default_factory=asyncio.Event)
     """Scale requests wait until this event is set."""
@@ -40,6 +47,7 @@ class ScalingGateway:
             [
                 web.get("/system/functions", self._list),
                 web.post("/system/scale-function/{name}", self._scale),
+                web.post("/function/{name}", self._invoke),
                 web.put("/function/{name}/_/residency", self._limit),
                 web.delete("/function/{name}/_/residency", self._release),
             ]
@@ -50,12 +58,23 @@ class ScalingGateway:
         self.listings += 1
         if self.away:
             return web.Response(status=404, text="not found\n")
-        return web.json_response(
-            [
-                {"name": name, "image": "i", "replicas": replicas, "availableReplicas": replicas}
-                for name, replicas in self.replicas.items()
-            ]
-        )
+        if self.hangs:
+            await self.hangs.wait()
+        return web.json_response([self._status(name) for name in self.replicas])
+
+    def _status(self, name: str) -> dict[str, object]:
+        replicas = self.replicas[name]
+        counts = {"replicas": replicas, "invocationCount": self.calls[name]}
+        available = {} if self.clamps else {"availableReplicas": replicas}
+        return {"name": name, "image": "i", **counts, **available}
+
+    async def _invoke(self, request: web.Request) -> web.Response:
+        name, body = request.match_info["name"], await request.text()
+        self.asked.append(("invoke", name, body))
+        self.calls[name] += 1
+        if self.hangs:
+            await self.hangs.wait()
+        return web.Response(status=500 if name in self.failing else 200)
 
     async def _scale(self, request: web.Request) -> web.Response:
         name, replicas = request.match_info["name"], (await request.json())["replicas"]
@@ -64,8 +83,8 @@ class ScalingGateway:
         await self.released.wait()
         if not replicas and self.refuses_zero:
             return web.Response(status=400, text="scaling to zero is not part of this edition\n")
-        self.replicas[name] = replicas
-        return web.Response(status=202)
+        self.replicas[name] = max(replicas, 1) if self.clamps else replicas
+        return web.Response(status=200)
 
     async def _limit(self, request: web.Request) -> web.Response:
         limit = json.loads(await request.read())["limit_bytes"]
