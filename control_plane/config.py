@@ -2,7 +2,8 @@
 
 import ipaddress
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -11,7 +12,7 @@ import yaml
 from msgspec import Meta
 
 from control_plane.errors import ConfigError
-from control_plane.quantities import parse_bytes, parse_seconds
+from control_plane.quantities import BYTES, DURATION, parse_bytes, parse_seconds
 from control_plane.tenancy.declared import DeclaredTenant, read_declared
 from control_plane.validation import check_settings
 
@@ -24,15 +25,16 @@ _MAX_FLOAT = sys.float_info.max  # Excludes infinity.
 _Port = Annotated[int, Meta(ge=0, le=65535, description="a whole number from 0 to 65535")]
 _Count = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description="a whole number above zero")]
 _CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INTEGER, description="a whole number, zero or more")]
-_Seconds = Annotated[float, Meta(gt=0, le=_MAX_FLOAT, description="a number of seconds above zero")]
-_SecondsOrZero = Annotated[float, Meta(ge=0, le=_MAX_FLOAT, description="a number of seconds, zero or more")]
-_Bytes = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description="a number of bytes above zero")]
+_Seconds = Annotated[float, Meta(gt=0, le=_MAX_FLOAT, description=f"{DURATION}, above zero")]
+_SecondsOrZero = Annotated[float, Meta(ge=0, le=_MAX_FLOAT, description=f"{DURATION}, zero or more")]
+_Bytes = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description=f"{BYTES}, above zero")]
 
-_AMOUNTS: Mapping[str, Callable[[str], float]] = {
-    "memory_budget": parse_bytes,
-    "idle_timeout": parse_seconds,
-}
-"""Settings that a file may give as text with a unit, such as "6GB" or "15m"."""
+_PARSERS: Sequence[tuple[object, Callable[[str], float]]] = (
+    (_Seconds, parse_seconds),
+    (_SecondsOrZero, parse_seconds),
+    (_Bytes | None, parse_bytes),
+)
+"""The types of settings that a file may give as text with a unit, such as "6GB" or "15m"."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     """The settings in a YAML file, checked one by one. Raises `ConfigError`, which names the file."""
     settings = _read_yaml(path)
     try:
-        for name in _AMOUNTS.keys() & settings.keys():
-            settings[name] = _parse_amount(name, settings[name])
+        settings = {name: _parsed(name, value) for name, value in settings.items()}
         if "tenants" in settings:
             settings["tenants"] = read_declared(settings["tenants"], path.parent)
         check_settings(settings, _types())
@@ -150,11 +151,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _parse_amount(name: str, value: object) -> float:
-    """A setting that is text with a unit or a plain number."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{name}: expected an amount, not {value!r}")
-    try:
-        return _AMOUNTS[name](str(value))
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+def _parsed(name: str, value: object) -> object:
+    """The amount that a text with a unit stands for. Other values are returned as they are."""
+    for kind, parse in _PARSERS:
+        if isinstance(value, str) and kind == _types().get(name):
+            # What cannot be parsed is refused later, with other values of a wrong type.
+            with suppress(ConfigError):
+                return parse(value)
+    return value

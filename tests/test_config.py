@@ -1,11 +1,12 @@
 """ServeConfig: the config file, overrides by the command line, and errors that name the setting."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from control_plane.config import ServeConfig
+from control_plane.config import ServeConfig, _Seconds, _SecondsOrZero
 from control_plane.errors import ConfigError
 
 NO_OVERRIDES: dict[str, Any] = {"host": None, "port": None, "kv_cache_mb": None, "threads": None}
@@ -56,8 +57,8 @@ def test_the_error_for_an_unknown_setting_lists_the_known_ones(file: Path, name:
         ("port", "yes", "a whole number from 0 to 65535"),
         ("port", "null", "a whole number from 0 to 65535"),
         ("threads", "[1]", "a whole number, zero or more"),
-        ("invocation_timeout", "10s", "a number of seconds above zero"),
-        ("invocation_timeout", "true", "a number of seconds above zero"),
+        ("invocation_timeout", "soon", "a duration such as 90s or 15m, above zero"),
+        ("invocation_timeout", "true", "a duration such as 90s or 15m, above zero"),
         ("open", "1", "true or false"),
         ("log_prompts", "'no'", "true or false"),
         ("database", "5", "a string"),
@@ -76,16 +77,31 @@ def test_wrong_types(file: Path, name: str, value: str, wanted: str) -> None:
         ("kv_cache_mb: 0", "kv_cache_mb must be a whole number above zero, not 0"),
         ("max_sequences: -2", "max_sequences must be a whole number above zero, not -2"),
         ("max_batch_tokens: 0", "max_batch_tokens must be a whole number above zero, not 0"),
-        ("invocation_timeout: 0.0", "invocation_timeout must be a number of seconds above zero, not 0.0"),
-        ("invocation_timeout: .nan", "invocation_timeout must be a number of seconds above zero, not nan"),
-        ("invocation_deadline: .inf", "invocation_deadline must be a number of seconds above zero, not inf"),
+        (
+            "invocation_timeout: 0.0",
+            "invocation_timeout must be a duration such as 90s or 15m, above zero, not 0.0",
+        ),
+        (
+            "invocation_timeout: .nan",
+            "invocation_timeout must be a duration such as 90s or 15m, above zero, not nan",
+        ),
+        (
+            "invocation_deadline: .inf",
+            "invocation_deadline must be a duration such as 90s or 15m, above zero, not inf",
+        ),
         ("max_queued: 0", "max_queued must be a whole number above zero, not 0"),
         ("max_queued_per_tenant: 0", "max_queued_per_tenant must be a whole number above zero, not 0"),
-        ("request_timeout: 0", "request_timeout must be a number of seconds above zero, not 0"),
-        ("memory_budget: 0", "memory_budget must be a number of bytes above zero, not 0"),
-        ("idle_timeout: 0", "idle_timeout must be a number of seconds above zero, not 0.0"),
-        ("drain_seconds: -0.5", "drain_seconds must be a number of seconds, zero or more, not -0.5"),
-        ("drain_seconds: .inf", "drain_seconds must be a number of seconds, zero or more, not inf"),
+        ("request_timeout: 0", "request_timeout must be a duration such as 90s or 15m, above zero, not 0"),
+        (
+            "memory_budget: 0",
+            "memory_budget must be bytes, such as 6GB, 512MiB or 6000000000, above zero, not 0",
+        ),
+        ("idle_timeout: 0", "idle_timeout must be a duration such as 90s or 15m, above zero, not 0"),
+        (
+            "drain_seconds: -0.5",
+            "drain_seconds must be a duration such as 90s or 15m, zero or more, not -0.5",
+        ),
+        ("drain_seconds: .inf", "drain_seconds must be a duration such as 90s or 15m, zero or more, not inf"),
         (
             "max_queued: 100000000000000000000",
             "max_queued must be a whole number above zero, not 100000000000000000000",
@@ -113,19 +129,42 @@ def test_amounts_may_have_a_unit(file: Path, text: str, budget: int | None, time
     assert (config.memory_budget, config.idle_timeout) == (budget, timeout)
 
 
+DURATIONS = [setting.name for setting in fields(ServeConfig) if setting.type in (_Seconds, _SecondsOrZero)]
+
+
+@pytest.mark.parametrize("name", DURATIONS)
 @pytest.mark.parametrize(
-    ("setting", "problem"),
-    [
-        ("memory_budget: lots", "memory_budget: expected bytes, such as 6GB"),
-        ("memory_budget: -5", "memory_budget: expected bytes, such as 6GB"),
-        ("memory_budget: true", "memory_budget: expected an amount, not True"),
-        ("memory_budget: null", "memory_budget: expected an amount, not None"),
-        ("idle_timeout: .inf", "idle_timeout: expected a duration such as 90s"),
-        ("idle_timeout: [60]", "idle_timeout: expected an amount, not [60]"),
-    ],
+    ("text", "seconds"),
+    [("3s", 3.0), ("1m30s", 90.0), ("500ms", 0.5), ("7", 7.0), ("0.5", 0.5), ("'8'", 8.0)],
 )
-def test_bad_amounts(file: Path, setting: str, problem: str) -> None:
-    assert refusal(file, setting).startswith(f"{file}: {problem}")
+def test_every_duration_may_have_a_unit(file: Path, name: str, text: str, seconds: float) -> None:
+    file.write_text(f"{name}: {text}")
+    assert getattr(ServeConfig.load(file, NO_OVERRIDES), name) == seconds
+
+
+@pytest.mark.parametrize("name", DURATIONS)
+@pytest.mark.parametrize("text", ["soon", "3 s", "-3s", "3d", "[3]", "true", "null", ".inf", "1e3s"])
+def test_a_bad_duration_is_refused_with_the_setting_s_name(file: Path, name: str, text: str) -> None:
+    message = refusal(file, f"{name}: {text}")
+    assert message.startswith(f"{file}: {name} must be a duration such as 90s or 15m, ")
+
+
+def test_all_durations_are_held() -> None:
+    assert {"idle_timeout", "invocation_timeout", "request_timeout", "drain_seconds"} < set(DURATIONS)
+
+
+@pytest.mark.parametrize("text", ["0", "0s", "0.0"])
+def test_draining_may_take_no_time(file: Path, text: str) -> None:
+    file.write_text(f"drain_seconds: {text}")
+    assert ServeConfig.load(file, NO_OVERRIDES).drain_seconds == 0
+    assert "idle_timeout must be a duration" in refusal(file, f"idle_timeout: {text}")
+
+
+@pytest.mark.parametrize("text", ["lots", "-5", "true", "[6]"])
+def test_a_bad_budget(file: Path, text: str) -> None:
+    assert refusal(file, f"memory_budget: {text}").startswith(
+        f"{file}: memory_budget must be bytes, such as 6GB"
+    )
 
 
 @pytest.mark.parametrize("port", [0, 65535])

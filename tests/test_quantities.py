@@ -50,7 +50,9 @@ def test_bad_durations(text: str) -> None:
         parse_duration(text)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("60", 60.0), ("0.5", 0.5), (" 15m ", 900.0)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("60", 60.0), ("0.5", 0.5), (" 15m ", 900.0), ("0", 0.0), ("0s", 0.0)]
+)
 def test_seconds_need_no_unit(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds
 

@@ -19,7 +19,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Quantity(click.ParamType[float]):
-    """An amount with a unit."""
+    """An amount above zero with a unit."""
 
     def __init__(self, name: str, parse: Callable[[str], float]) -> None:
         self.name = name
@@ -27,9 +27,10 @@ class _Quantity(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
-            return self._parse(value)
+            amount = self._parse(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
+        return amount if amount > 0 else self.fail(f"expected more than zero, got {value!r}", param, ctx)
 
 
 class Listed(click.ParamType[tuple[Any, ...]]):

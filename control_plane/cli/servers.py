@@ -11,6 +11,7 @@ from yarl import URL
 from control_plane.cli.options import (
     FOLDER,
     PORT,
+    SECONDS,
     SECRET_FILE,
     gateway_options,
     image_prefix_option,
@@ -36,11 +37,11 @@ from control_plane.signals import serve_until_signal, sigterm_exits
 )
 @click.option(
     "--idle-after",
-    type=click.FloatRange(0, min_open=True),
-    default=900.0,
+    type=SECONDS,
+    metavar="DURATION",
+    default="15m",
     show_default=True,
-    help="Seconds without a call before a function is scaled to zero. The gateway looks for a busy "
-    "function's calls every 10 s.",
+    help="Time without a call, such as 60s, 15m or 60 (seconds), before a function is scaled to zero.",
 )
 @click.option(
     "--emulate",
