@@ -267,6 +267,7 @@ async def test_functions_in_use_are_called_through_their_gateway() -> None:
 async def test_a_gateway_that_hangs_does_not_stop_the_others() -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(client, "LIST_SECONDS", 0.2)
+        monkeypatch.setattr(client, "RESIDENCY_SECONDS", 0.2)
         plane = ControlPlane(busy=True)
         async with (
             scaling_gateway("a") as (hung, first),

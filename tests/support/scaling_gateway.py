@@ -32,7 +32,7 @@ class ScalingGateway:
     failing: set[str] = field(default_factory=set)
     """Functions that answer every request with an error."""
     hangs: asyncio.Event | None = None
-    """Lists and invocations wait for this event."""
+    """All but scale requests wait for this event."""
     on_scale: Callable[[str], None] = lambda name: None
     released: asyncio.Event = field(default_factory=asyncio.Event)
     """Scale requests wait until this event is set."""
@@ -89,14 +89,16 @@ class ScalingGateway:
     async def _limit(self, request: web.Request) -> web.Response:
         limit = json.loads(await request.read())["limit_bytes"]
         self.asked.append(("limit", request.match_info["name"], str(limit)))
-        return self._report(request, ResidencyReport(limit_bytes=limit))
+        return await self._report(request, ResidencyReport(limit_bytes=limit))
 
     async def _release(self, request: web.Request) -> web.Response:
         self.asked.append(("release", request.match_info["name"]))
-        return self._report(request, ResidencyReport(evicted_for_idleness=3))
+        return await self._report(request, ResidencyReport(evicted_for_idleness=3))
 
-    def _report(self, request: web.Request, report: ResidencyReport) -> web.Response:
+    async def _report(self, request: web.Request, report: ResidencyReport) -> web.Response:
         name = request.match_info["name"]
+        if self.hangs:
+            await self.hangs.wait()
         if name in self.failing or not self.replicas[name]:
             return web.Response(status=503, text="not running\n")
         return web.json_response(asdict(report))
