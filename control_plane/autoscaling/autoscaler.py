@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from control_plane.autoscaling.policy import (
     decide,
     to_wake,
 )
+from control_plane.autoscaling.tasks import Tasks
 from control_plane.errors import GatewayError
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
@@ -66,9 +67,7 @@ class Autoscaler:
     _settings: ScalingSettings = field(init=False)
     _limits: dict[str, int] = field(default_factory=dict)
     _prompt: asyncio.Event = field(default_factory=asyncio.Event)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _away: bool = False
-    """Whether the current failure of a gateway or a function has been logged."""
+    _tasks: Tasks = field(default_factory=Tasks)
     _refused: bool = False
     """Whether the gateway's refusal to scale to zero has been logged."""
 
@@ -84,18 +83,14 @@ class Autoscaler:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Autoscale until the context ends."""
-        self._spawn(self._run())
-        interval, keeping = awake_interval(self.idle_timeout), self._observer.keeping_awake
-        self._spawn(
-            AwakeCalls(self.gateway, self.statistics, self.awake_invocations, interval, keeping).run()
-        )
+        self._tasks.spawn(self._run())
+        interval, calling = awake_interval(self.idle_timeout), self._observer.keeping_awake
+        calls = AwakeCalls(self.gateway, self.statistics, self.awake_invocations, interval, calling)
+        self._tasks.spawn(calls.run())
         try:
             yield
         finally:
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._tasks.close()
 
     def prompted(self) -> None:
         """A request has arrived: wake the functions that it will need. Returns at once."""
@@ -125,9 +120,9 @@ class Autoscaler:
             try:
                 await self._round(prompted)
                 pause = INTERVAL_SECONDS if prompted or self.requests_running() else self._until_idle()
-                self._away = False
+                self._tasks.recovered()
             except GatewayError as error:
-                self._fail(error)
+                self._tasks.failed(error)
                 pause = RETRY_SECONDS
             except Exception:
                 # The edge of the task: a fault in one round must not end autoscaling.
@@ -174,11 +169,11 @@ class Autoscaler:
                 case Sleep(name):
                     # Before the task runs: this function must not be limited any more.
                     self._observer.going_to_zero(name)
-                    self._spawn(self._sleep(name))
+                    self._tasks.spawn(self._sleep(name))
                 case Release(name):
-                    self._spawn(self._release(name))
+                    self._tasks.spawn(self._release(name))
         if any(isinstance(action, Sleep | Release) for action in actions):
-            self._spawn(asyncio.to_thread(self.trim_memory))
+            self._tasks.spawn(asyncio.to_thread(self.trim_memory))
         limits = [action for action in actions if isinstance(action, Limit)]
         # Functions grow only after others have shrunk, so that the budget holds at any time.
         await self._limit([limit for limit in limits if not limit.grows])
@@ -210,7 +205,7 @@ class Autoscaler:
 
     def _begin_wake(self, name: str) -> None:
         self._observer.waking(name, time.monotonic())
-        self._spawn(self._wake(name))
+        self._tasks.spawn(self._wake(name))
 
     async def _wake(self, name: str) -> None:
         try:
@@ -245,20 +240,3 @@ class Autoscaler:
     def _observe_report(self, name: str, report: ResidencyReport) -> None:
         if counted := self.statistics.get(name):
             counted.residency.observe(report)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guarded(self, work: Coroutine[None, None, None]) -> None:
-        try:
-            await work
-        except GatewayError as error:
-            self._fail(error)
-
-    def _fail(self, error: GatewayError) -> None:
-        """Log the failure, unless one has been logged since the last round without failure."""
-        if not self._away:
-            self._away = True
-            logger.warning("autoscaling: %s", error)

@@ -58,7 +58,11 @@ class AwakeCalls:
         """Call functions until cancelled."""
         while True:
             await asyncio.sleep(self.interval)
-            await asyncio.gather(*map(self._call, self.due()))
+            try:
+                await asyncio.gather(*map(self._call, self.due()))
+            except Exception:
+                # The edge of the task: no error of one round may end it.
+                logger.exception("keeping functions awake failed")
 
     def due(self) -> list[str]:
         """The functions to call now, which are then not due until their next invocation."""

@@ -122,7 +122,12 @@ def test_settings_out_of_range(chat_partition: Path, option: str, problem: str) 
 @pytest.mark.parametrize("command", ["serve", "up"])
 @pytest.mark.parametrize(
     ("option", "problem"),
-    [("--memory-budget=lots", "expected bytes, such as 6GB"), ("--idle-timeout=soon", "expected a duration")],
+    [
+        ("--memory-budget=lots", "expected bytes, such as 6GB"),
+        ("--memory-budget=0", "expected more than zero, got '0'"),
+        ("--idle-timeout=soon", "expected a duration"),
+        ("--idle-timeout=0s", "expected more than zero, got '0s'"),
+    ],
 )
 def test_bad_amounts(chat_partition: Path, command: str, option: str, problem: str) -> None:
     message = usage_error(faasmoe(command, chat_partition, option))
