@@ -3,9 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.engine.experts.dispatcher import RowsFailed
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.model.sampler import Sampler
 from control_plane.engine.scheduling.chunk import Chunk
@@ -108,8 +112,9 @@ class EngineCore:
         self._send()
 
     def _run(self, batch: list[Chunk]) -> list[StepResult]:
-        """The committed step's results. A step that fails ends its own sequences and changes nothing else.
+        """The committed step's results. A step that fails changes nothing; the next step computes it again.
 
+        A sequence ends if it needs a function that failed for good; all of the batch end at any other error.
         There are no results either when the step gives way to a newcomer.
         """
         now, usage_before = time.monotonic(), self._invoker.usage
@@ -120,15 +125,18 @@ class EngineCore:
             results = self._step.run(batch)
         except Interrupted:
             return []
-        except FaaSMoEError as error:
+        except RowsFailed as failed:
             # While stopping, the error only says that our own abort took effect: `fail_all` follows.
             if not self._stopping.is_set():
-                self._fail_batch(batch, error)
+                self._fail_chunks(_with_rows(batch, failed.rows), failed.error)
+            return []
+        except FaaSMoEError as error:
+            self._fail_chunks(batch, error)
             return []
         except Exception:
             # The edge of the thread: an unexpected error in this batch must not stop the next one.
             logger.exception("a step failed")
-            self._fail_batch(batch, EngineError("internal error"))
+            self._fail_chunks(batch, EngineError("internal error"))
             return []
         finally:
             self._share_usage(batch, self._invoker.usage - usage_before)
@@ -181,8 +189,8 @@ class EngineCore:
             for other in place.stream.sequences:
                 self._remove(other)
 
-    def _fail_batch(self, batch: list[Chunk], error: FaaSMoEError) -> None:
-        for chunk in batch:
+    def _fail_chunks(self, chunks: Iterable[Chunk], error: FaaSMoEError) -> None:
+        for chunk in chunks:
             self._fail(chunk.sequence, error)
 
     def _remove(self, sequence: Sequence) -> _Place | None:
@@ -207,3 +215,12 @@ class EngineCore:
             self._stopwatch.steps,
             self._stopwatch.seconds,
         )
+
+
+def _with_rows(batch: Iterable[Chunk], chosen: NDArray[np.bool_]) -> Iterator[Chunk]:
+    """The chunks of a batch that have one of the chosen rows; `chosen` [T] is over all rows of the batch."""
+    start = 0
+    for chunk in batch:
+        if chosen[start : start + chunk.length].any():
+            yield chunk
+        start += chunk.length

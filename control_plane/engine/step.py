@@ -36,7 +36,7 @@ class Step:
     def run(self, batch: list[Chunk]) -> list[StepResult]:
         """A result for each chunk.
 
-        Raises a `GatewayError` when an expert function cannot be called, and `Interrupted`.
+        Raises `RowsFailed` when an expert function cannot be called, and `Interrupted`.
         """
         hidden_states = self.runner.run(batch)
         tokens = dict(self._next_tokens(hidden_states, batch))

@@ -164,7 +164,8 @@ class Invoker:
         # A direct call that failed is repeated through the gateway at once: the gateway is not to blame.
         wait = 0.0 if all(call.direct for call in pending) else self.policy.backoff(attempt)
         if time.monotonic() + wait >= deadline or self._aborted.wait(wait):
-            raise pending[0].failure or FunctionUnavailable(f"function {pending[0].function}: aborted")
+            failure = pending[0].failure or FunctionUnavailable(f"function {pending[0].function}: aborted")
+            raise _of(failure, pending)
         for call in pending:
             self.statistics[call.function].retries += 1
 
@@ -235,12 +236,13 @@ class Invoker:
         if call.direct or response.status in _RETRYABLE_STATUS:
             self._failed(call, FunctionUnavailable(text))
         elif response.status == 404 and code != UNKNOWN_EXPERT:
-            raise FunctionNotFound(
+            absent = FunctionNotFound(
                 f"the gateway at {self.gateway_of(call.function)} has no function {call.function}: "
                 "deploy it first"
             )
+            raise _of(absent, [call])
         else:
-            raise ProtocolError(text)
+            raise _of(ProtocolError(text), [call])
 
     def _failed(self, call: _Call, failure: GatewayError) -> None:
         """Note the failure of an attempt, so that the next one goes through the gateway."""
@@ -253,6 +255,12 @@ class Invoker:
 
     def _attempt_deadline(self, deadline: float) -> float:
         return min(deadline, time.monotonic() + self.policy.attempt_timeout)
+
+
+def _of(error: GatewayError, calls: Iterable[_Call]) -> GatewayError:
+    """The error, which names the functions of these calls."""
+    error.functions = frozenset(call.function for call in calls)
+    return error
 
 
 def _error_of(body: bytearray) -> tuple[str, str]:

@@ -5,10 +5,12 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import aiohttp
 import pytest
 import torch
+from transformers import PreTrainedModel
 from yarl import URL
 
 from control_plane.deployment.deploy import deploy_all
@@ -110,6 +112,59 @@ def test_a_function_that_is_removed_and_deployed_again(serving: Served, referenc
         await assert_serves(serving.engine, reference)
 
     asyncio.run(scenario())
+
+
+def test_a_missing_function_ends_only_the_sequences_that_need_it(
+    serving: Served, reference: Reference
+) -> None:
+    """All rows go to the first function, but those of one token, which go to the second."""
+    engine, model = serving.engine, serving.runner.model
+    first, second = (block.function for block in reference.manifest.blocks)
+
+    async def scenario(poison: int) -> tuple[list[int], list[int]]:
+        alone = await tokens_of(engine.submit([make_sequence(3, 30)]))
+        async with Gateway.connect(serving.gateway_url, None) as gateway:
+            await gateway.remove(second)
+            calm = engine.submit([make_sequence(3, 30)])
+            needy = engine.submit([Sequence("test", "other", [poison], SamplingParams(max_tokens=30))])
+            with pytest.raises(FunctionNotFound, match=second) as raised:
+                await tokens_of(needy)
+            beside = await tokens_of(calm)
+            await deploy(reference, gateway)
+        assert raised.value.functions == {second}
+        return alone, beside
+
+    poison = token_apart_from(*random_prompt(3))
+    with routed_apart(model, poison):
+        alone, beside = asyncio.run(scenario(poison))
+    assert first != second
+    assert len(alone) == 30
+    assert alone == beside
+    asyncio.run(assert_serves(engine, reference))
+
+
+@contextmanager
+def routed_apart(model: PreTrainedModel, token: int) -> Iterator[None]:
+    """Until the context ends, rows of the token go to the experts 3 and 4, all others to 0 and 1."""
+    chosen = torch.zeros(0, dtype=torch.bool)
+
+    def remember(_: object, inputs: tuple[torch.Tensor], rows: torch.Tensor) -> None:
+        nonlocal chosen
+        chosen = inputs[0].flatten() == token
+
+    def route(_: object, __: object, routed: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        logits, weights, experts = routed
+        apart, others = (torch.tensor(pair).expand_as(experts) for pair in ([3, 4], [0, 1]))
+        return logits, weights, torch.where(chosen[:, None], apart, others)
+
+    gates: list[Any] = [module.gate for module in model.modules() if hasattr(module, "shared_expert_gate")]
+    hooks = [gate.register_forward_hook(route) for gate in gates]
+    hooks.append(model.model.embed_tokens.register_forward_hook(remember))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def test_a_gateway_that_starts_late(reference: Reference) -> None:

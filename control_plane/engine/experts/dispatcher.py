@@ -1,6 +1,6 @@
 """Sends the rows of one MoE layer to the functions that hold their experts, and adds up the results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,11 +11,22 @@ from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.state.stopwatch import StepPart, Stopwatch
 from control_plane.engine.state.tensor_views import to_numpy, to_torch
+from control_plane.errors import GatewayError
 from control_plane.faas.invocation import ExpertInvoker, PendingInvocations, ResidentLimits
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, InvocationResult, Prefetch
 
 _NO_HINTS: Mapping[str, Prefetch] = MappingProxyType({})
+
+
+class RowsFailed(Exception):
+    """Functions that some rows of a batch need have failed for good. The other rows can be computed again."""
+
+    def __init__(self, error: GatewayError, rows: np.ndarray) -> None:
+        """`rows` [T] says of each row whether it needs a function that failed."""
+        super().__init__(str(error))
+        self.error = error
+        self.rows = rows
 
 
 @dataclass(frozen=True)
@@ -40,16 +51,27 @@ class PendingExperts:
     stopwatch: Stopwatch
 
     def wait(self) -> torch.Tensor:
-        """The weighted sums [T, H] of the experts' outputs. Raises a `GatewayError`."""
+        """The weighted sums [T, H] of the experts' outputs. Raises `RowsFailed`."""
         lap = self.stopwatch.lap
         lap(StepPart.SHARED)
-        results = self.invocations.wait()
+        try:
+            results = self.invocations.wait()
+        except GatewayError as error:
+            raise RowsFailed(error, self._rows_of(error.functions)) from error
         lap(StepPart.WAIT)
         if self.prefetcher is not None:
             self.prefetcher.observe(results)
         total = _add_up(self.groups, results, self.hidden_states)
         lap(StepPart.ADD)
         return total
+
+    def _rows_of(self, functions: Set[str]) -> np.ndarray:
+        """For each row [T], whether it needs one of these functions; all rows if none is named."""
+        needing = np.full(len(self.hidden_states), not functions)
+        for group in self.groups:
+            if group.function in functions:
+                needing[slice(None) if group.rows is None else group.rows] = True
+        return needing
 
 
 class Dispatcher:

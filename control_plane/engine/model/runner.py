@@ -51,7 +51,7 @@ class ModelRunner:
     def run(self, batch: list[Chunk]) -> torch.Tensor:
         """The final hidden states [N, hidden] of all rows, in the order of the chunks.
 
-        Raises a `GatewayError` if an expert function cannot be called, and `Interrupted` if the step gives
+        Raises `RowsFailed` if an expert function cannot be called, and `Interrupted` if the step gives
         way to a newcomer. The same batch can be run again after either.
         """
         ragged_batch = RaggedBatch.of_chunks(batch, self.kv_cache)

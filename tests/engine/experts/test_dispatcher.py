@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from control_plane.engine.experts.dispatcher import Dispatcher
-from control_plane.faas.invocation import ExpertUsage
+from control_plane.engine.experts.dispatcher import Dispatcher, RowsFailed
+from control_plane.errors import FunctionUnavailable
+from control_plane.faas.invocation import ExpertUsage, PendingInvocations
 from control_plane.partition.granularity import Granularity
 from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
@@ -47,7 +48,7 @@ class LocalInvoker:
         }
         self.usage = ExpertUsage()
 
-    def begin(self, invocations: Mapping[str, Invocation]) -> Answered:
+    def begin(self, invocations: Mapping[str, Invocation]) -> PendingInvocations:
         return Answered({name: self._run(name, invocation) for name, invocation in invocations.items()})
 
     def _run(self, function: str, invocation: Invocation) -> InvocationResult:
@@ -137,3 +138,46 @@ def test_the_result_of_a_bf16_batch_is_bf16(partitions: Mapping[str, TinyPartiti
     )
     assert output.dtype == torch.bfloat16
     tiny.check(whole, output.view(torch.uint16).numpy())
+
+
+class FailingInvoker(LocalInvoker):
+    """Functions that fail for good, once the others have answered."""
+
+    def __init__(self, tiny: TinyPartition, failing: frozenset[str]) -> None:
+        super().__init__(tiny)
+        self.failing = failing
+
+    def begin(self, invocations: Mapping[str, Invocation]) -> PendingInvocations:
+        return Failed(self.failing) if self.failing & invocations.keys() else super().begin(invocations)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Pending invocations of which some fail."""
+
+    functions: frozenset[str]
+
+    def wait(self) -> dict[str, InvocationResult]:
+        error = FunctionUnavailable("gone")
+        error.functions = self.functions
+        raise error
+
+
+@given(layer=LAYERS, index=routings(), failing=st.sets(st.integers(0, 4)))
+def test_a_failure_names_the_rows_that_need_the_functions(
+    tiny: TinyPartition, layer: int, index: NDArray[np.int64], failing: set[int]
+) -> None:
+    owners = {
+        expert: block.function for block in tiny.manifest.blocks for expert in block.experts.get(layer, ())
+    }
+    functions = frozenset(owners[expert] for expert in failing)
+    needing = [any(owners[expert] in functions for expert in row) for row in index.tolist()]
+    whole = batch(tiny, layer, index)
+    tensors = map(torch.from_numpy, (whole.hidden_states, index, whole.expert_weight))
+    pending = make_dispatcher(tiny.manifest, FailingInvoker(tiny, functions)).begin(layer, *tensors)
+    if not any(needing):
+        tiny.check(whole, pending.wait().numpy())
+        return
+    with pytest.raises(RowsFailed, match="gone") as raised:
+        pending.wait()
+    assert raised.value.rows.tolist() == needing
