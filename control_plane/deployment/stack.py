@@ -24,8 +24,14 @@ _MIB = 1 << 20
 _PROCESS_MIB = 128
 """Memory of a function's process and its concurrent calls, without weights."""
 
-# One replica: a second one would hold a second copy of the weights, which shared experts are meant to avoid.
-_LABELS = {"com.openfaas.scale.zero": "true", "com.openfaas.scale.min": "1", "com.openfaas.scale.max": "1"}
+_LABELS = {
+    "com.openfaas.scale.zero": "true",
+    # One replica: a second one would hold a second copy of the weights.
+    "com.openfaas.scale.min": "1",
+    "com.openfaas.scale.max": "1",
+    # deploy/kubernetes/control-plane.yaml has a network policy for these functions.
+    "app.kubernetes.io/part-of": "faasmoe",
+}
 
 
 def deployments(

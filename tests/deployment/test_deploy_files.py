@@ -3,6 +3,8 @@
 import configparser
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,20 @@ import yaml
 
 from control_plane.cli.main import main
 from control_plane.config import ServeConfig
+from control_plane.deployment.stack import deployments
+from control_plane.partition.granularity import Granularity
+from functions.contract.process import DEFAULT_PORT
 from tests.support.paths import ROOT
+from tests.support.tiny_partition import TinyPartition
 
 DEPLOY = ROOT / "deploy"
 
 
-def documents() -> dict[str, dict[str, Any]]:
-    """The Kubernetes objects by kind."""
+def documents(namespace: str = "openfaas") -> dict[str, dict[str, Any]]:
+    """The Kubernetes objects of a namespace by kind."""
     text = (DEPLOY / "kubernetes" / "control-plane.yaml").read_text()
-    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+    found = [each for each in yaml.safe_load_all(text) if each["metadata"]["namespace"] == namespace]
+    return {document["kind"]: document for document in found}
 
 
 def check_command(words: list[str]) -> None:
@@ -32,12 +39,15 @@ def check_command(words: list[str]) -> None:
 
 def test_kubernetes_objects_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = documents()
-    assert set(found) == {"ConfigMap", "Deployment", "Service", "PodDisruptionBudget"}
+    assert set(found) == {"ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"}
     template = found["Deployment"]["spec"]["template"]
     labels = template["metadata"]["labels"]
     assert found["Deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert found["Service"]["spec"]["selector"] == labels
     assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    policy = found["NetworkPolicy"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels
+    assert policy["ingress"] == [{"ports": [{"port": container_port(template)}]}]
     (container,) = template["spec"]["containers"]
     check_command(container["args"])
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
@@ -49,10 +59,33 @@ def test_kubernetes_objects_fit_together(tmp_path: Path, monkeypatch: pytest.Mon
     file = tmp_path / "serve.yml"
     file.write_text(found["ConfigMap"]["data"]["serve.yml"])
     config = ServeConfig.load(file, {})
-    (port,) = container["ports"]
-    assert port["containerPort"] == config.port
+    assert container_port(template) == config.port
     assert config.host == "0.0.0.0"
     assert template["spec"]["terminationGracePeriodSeconds"] > config.drain_seconds
+
+
+def container_port(template: dict[str, Any]) -> int:
+    (container,) = template["spec"]["containers"]
+    (port,) = container["ports"]
+    return int(port["containerPort"])
+
+
+def test_the_network_policy_chooses_our_functions(tmp_path: Path) -> None:
+    policy = documents("openfaas-fn")["NetworkPolicy"]["spec"]
+    tiny = TinyPartition.make(tmp_path, "f32", Granularity(2, 2))
+    for deployment in deployments(tiny.manifest):
+        assert policy["podSelector"]["matchLabels"].items() <= deployment.labels.items()
+    assert policy["ingress"][0]["ports"] == [{"port": DEFAULT_PORT}]
+    assert "egress" not in policy  # the list of what is allowed
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_systemd_unit_is_hardened() -> None:
+    unit = DEPLOY / "systemd" / "faasmoe.service"
+    # The threshold is ten times the rating, which is from 0 (none) to 10 (all) of the machine exposed.
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
+    rated = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    assert rated.returncode == 0, rated.stdout
 
 
 def test_the_systemd_unit_runs_an_existing_command() -> None:
