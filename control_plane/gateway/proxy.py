@@ -109,7 +109,9 @@ class FunctionProxy:
         except aiohttp.ClientError as error:
             if isinstance(error.__cause__, _CallTooLarge):
                 return _too_large(request)
-            raise GatewayError(f"function {name} broke off the call: {error}") from error
+            await process.wait_ended(_DEATH_NOTICE_S)
+            reason = str(error) if process.alive else process.last_words
+            raise GatewayError(f"function {name} broke off the call: {reason}") from error
 
 
 async def _relay(answer: aiohttp.ClientResponse, request: web.Request) -> web.StreamResponse:

@@ -15,16 +15,33 @@ from control_plane.gateway.provider.scaling_labels import ScalingLabels
 from control_plane.gateway.provider.starter import FunctionStarter
 
 _COOL_DOWN_S = 5.0
+SHORT_LIFE_S = 10.0
+"""A process that dies sooner after it was ready has probably the same fault as the one before it."""
+_TOLERATED_DEATHS = 2
 
 _logger = logging.getLogger(__name__)
 
 
+class FunctionKeepsDying(FunctionUnavailable):
+    """The last processes of a function died: another one is not started before `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 @dataclass(frozen=True)
-class _StartFailure:
-    """The last start crashed: until `retry_at` (the loop's time), calls fail at once with `message`."""
+class _Failure:
+    """The last processes died: until `retry_at` (the loop's time), calls fail at once with `message`."""
 
     message: str
     retry_at: float
+
+
+def pause_after_deaths(deaths: int) -> float:
+    """Seconds to wait before another start, after so many processes in a row that lived for a short time."""
+    further = deaths - _TOLERATED_DEATHS
+    return min(2.0 ** (further - 1), _COOL_DOWN_S) if further > 0 else 0.0
 
 
 class LocalFunction:
@@ -48,7 +65,9 @@ class LocalFunction:
         self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._failure: _StartFailure | None = None
+        self._failure: _Failure | None = None
+        self._deaths = 0
+        """Processes in a row that died soon after they were ready."""
         self._closed = False
         self.scale(scaling.min_replicas)
 
@@ -129,8 +148,11 @@ class LocalFunction:
     def _check_may_start(self) -> None:
         if self._closed:
             raise FunctionNotFound(f"function {self._deployment.service} was removed")
-        if self._failure and asyncio.get_running_loop().time() < self._failure.retry_at:
-            raise FunctionUnavailable(self._failure.message)
+        if self._failure is None:
+            return
+        pause = self._failure.retry_at - asyncio.get_running_loop().time()
+        if pause > 0:
+            raise FunctionKeepsDying(self._failure.message, pause)
 
     def _start(self) -> asyncio.Task[None]:
         self.replicas = 1
@@ -143,13 +165,33 @@ class LocalFunction:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            self._process = await self._starter.start(self._deployment, self.log)
+            process = await self._starter.start(self._deployment, self.log)
         except FunctionUnavailable as error:
             _logger.warning("%s", error)
-            self._failure = _StartFailure(str(error), loop.time() + _COOL_DOWN_S)
+            self._failure = _Failure(str(error), loop.time() + _COOL_DOWN_S)
             return
         _logger.debug("%s is ready after %.2f s", self._deployment.service, loop.time() - began)
+        self._process = process
+        self._await_end(asyncio.create_task(self._look_after(process)))
         self._sleep_if_idle()
+
+    async def _look_after(self, process: FunctionProcess) -> None:
+        """Wait for the end of a process. If nobody asked for it, note it, and replace one that hung."""
+        loop = asyncio.get_running_loop()
+        ready_at = loop.time()
+        await process.wait_ended()
+        if process is not self._process:
+            return
+        self._deaths = self._deaths + 1 if loop.time() - ready_at < SHORT_LIFE_S else 1
+        if pause := pause_after_deaths(self._deaths):
+            message = (
+                f"function {self._deployment.service} keeps dying: {self._deaths} times in a row within "
+                f"{SHORT_LIFE_S:g} s of its start, {process.last_words}"
+            )
+            _logger.warning("%s", message)
+            self._failure = _Failure(message, loop.time() + pause)
+        elif process.hangs and self.replicas:
+            self._start()
 
     def _release(self) -> None:
         self._stop_idle_timer()
