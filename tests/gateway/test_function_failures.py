@@ -36,7 +36,7 @@ async def test_a_crash_during_a_call_gives_502_and_the_next_call_restarts_the_fu
 async def test_the_error_of_a_killed_function_names_the_likely_reason(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment())
-        async with gateway.held_call(tmp_path / "pipe") as held:
+        async with gateway.held_call(tmp_path / "pipe", "POST") as held:
             os.kill((await gateway.ask_process())["pid"], signal.SIGKILL)
             status, body = await held
         assert status == 502

@@ -79,11 +79,14 @@ class EchoClient:
                     return
 
     @asynccontextmanager
-    async def held_call(self, pipe: Path) -> AsyncIterator[asyncio.Task[tuple[int, str]]]:
+    async def held_call(
+        self, pipe: Path, method: str = "GET"
+    ) -> AsyncIterator[asyncio.Task[tuple[int, str]]]:
         """A call that has reached the function, and is answered at the end of the context."""
 
         async def call() -> tuple[int, str]:
-            async with self.http.get("/function/echo/hold", params={"pipe": str(pipe)}) as answer:
+            path, query = "/function/echo/hold", {"pipe": str(pipe)}
+            async with self.http.request(method, path, params=query) as answer:
                 return answer.status, await answer.text()
 
         os.mkfifo(pipe)
