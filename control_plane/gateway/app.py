@@ -11,6 +11,7 @@ from control_plane.errors import FunctionNotFound
 from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.metrics import GatewayMetrics
 from control_plane.gateway.middleware import answer_errors, require_basic_auth
+from control_plane.gateway.origin import refuse_pages
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.proxy import FunctionProxy
 from control_plane.gateway.system_api import NAME_IN_PATH, SystemApi, local_name
@@ -27,16 +28,19 @@ _CONTROL_PREFIX: Final = "_/"
 
 
 def create_app(
-    provider: LocalProvider, credentials: Credentials | None, max_body_bytes: int = MAX_BODY_BYTES
+    provider: LocalProvider,
+    credentials: Credentials | None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    host: str = "127.0.0.1",
 ) -> web.Application:
-    """The gateway's application. Its cleanup ends the provider's functions.
+    """The gateway's application, to be served at `host`. Its cleanup ends the provider's functions.
 
-    Without credentials, anyone may deploy. Bodies of more than `max_body_bytes` are answered with 413.
+    Without credentials, any program may deploy. Calls of more than `max_body_bytes` are answered with 413.
     """
     authentication = [require_basic_auth(credentials)] if credentials else []
     app = web.Application(
         client_max_size=max_body_bytes,
-        middlewares=[*authentication, answer_errors],
+        middlewares=[refuse_pages(host), *authentication, answer_errors],
         # Functions get bodies unchanged, compressed ones too.
         handler_args={"auto_decompress": False},
     )

@@ -65,7 +65,7 @@ async def embedded_gateway(
     folder = Path(tempfile.gettempdir()) / f"faasmoe-secrets-{secrets.token_hex(16)}"
     provider = LocalProvider(image, SecretStore(folder), idle_after, behaviour=behaviour)
     try:
-        async with serving(create_app(provider, credentials), host, port) as url:
+        async with serving(create_app(provider, credentials, host=host), host, port) as url:
             yield url
     finally:
         shutil.rmtree(folder, ignore_errors=True)

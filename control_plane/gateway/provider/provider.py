@@ -17,8 +17,11 @@ from control_plane.gateway.provider.scaling_labels import ScalingLabels, check_r
 from control_plane.gateway.provider.secret_store import SecretStore
 from control_plane.gateway.provider.starter import FunctionStarter
 from control_plane.partition.partition_files import FUNCTION_NAME
+from control_plane.validation import MAX_QUOTED
 
 DEFAULT_IDLE_AFTER_S = 900.0
+MAX_FUNCTIONS = 4096
+"""More than the experts of most models."""
 
 
 class LocalProvider:
@@ -72,8 +75,8 @@ class LocalProvider:
         async with self._deploying:
             if deployment.service in self._functions:
                 raise ConfigError(f"function {deployment.service} exists already")
-            if len(self._functions) == self.behaviour.max_functions:
-                raise ConfigError(f"this edition allows {self.behaviour.max_functions} functions")
+            if len(self._functions) >= (self.behaviour.max_functions or MAX_FUNCTIONS):
+                raise ConfigError(f"this edition allows {len(self._functions)} functions")
             scaling = await self._check(deployment)
             deployment = replace(deployment, namespace=DEFAULT_NAMESPACE)
             self._functions[deployment.service] = LocalFunction(deployment, scaling, self._starter)
@@ -156,10 +159,10 @@ class LocalProvider:
 
     async def _check(self, deployment: FunctionDeployment) -> ScalingLabels:
         if not FUNCTION_NAME.fullmatch(deployment.service):
-            raise ConfigError(f"not a function's name: {deployment.service!r}")
+            raise ConfigError(f"not a function's name: {deployment.service[:MAX_QUOTED]!r}")
         scaling = ScalingLabels.parse(deployment.labels, self._idle_after)
         for secret in deployment.secrets:
             if secret not in self.secrets:
-                raise ConfigError(f"unable to find secret: {secret}")
+                raise ConfigError(f"unable to find secret: {secret[:MAX_QUOTED]}")
         await self._image.check(deployment)
         return scaling if self.behaviour.scales_to_zero else ScalingLabels(1, None)

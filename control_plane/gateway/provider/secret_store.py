@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 from control_plane.errors import ConfigError
+from control_plane.validation import MAX_QUOTED
 
-_NAME = re.compile(r"[a-zA-Z0-9_](?:[-._a-zA-Z0-9]*[a-zA-Z0-9_])?")
+MAX_SECRETS = 256
+_NAME = re.compile(r"[a-zA-Z0-9_](?:[-._a-zA-Z0-9]{0,251}[a-zA-Z0-9_])?")
+"""Kubernetes' limit of 253 characters is also below that of file names."""
 
 
 class SecretStore:
@@ -21,8 +24,13 @@ class SecretStore:
         return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
 
     def write(self, name: str, value: bytes) -> None:
-        """Create or replace a secret. Raises ConfigError for a name that cannot be a file name."""
+        """Create or replace a secret.
+
+        Raises ConfigError for a name that cannot be a file name, and when there are too many secrets.
+        """
         path = self._path(name)
+        if name not in self and len(self.names()) >= MAX_SECRETS:
+            raise ConfigError(f"this gateway keeps {MAX_SECRETS} secrets at most")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.write_bytes(value)
@@ -33,5 +41,5 @@ class SecretStore:
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"not a secret's name: {name!r}")
+            raise ConfigError(f"not a secret's name: {name[:MAX_QUOTED]!r}")
         return self.folder / name
