@@ -52,8 +52,13 @@ class LocalFunction:
     """
 
     def __init__(
-        self, deployment: FunctionDeployment, scaling: ScalingLabels, starter: FunctionStarter
+        self,
+        deployment: FunctionDeployment,
+        scaling: ScalingLabels,
+        starter: FunctionStarter,
+        replicas: int | None = None,
     ) -> None:
+        """Begin to start a process if `replicas` is 1; None means as many as `scaling` asks for."""
         self.log = FunctionLog(deployment.service)
         self.replicas = 0
         self._deployment = deployment
@@ -69,12 +74,16 @@ class LocalFunction:
         self._deaths = 0
         """Processes in a row that died soon after they were ready."""
         self._closed = False
-        self.scale(scaling.min_replicas)
+        self.scale(scaling.min_replicas if replicas is None else replicas)
 
     @property
     def process(self) -> FunctionProcess | None:
         """The process that accepts calls at the moment, if there is one."""
         return self._process if self._process and self._process.alive else None
+
+    def wanted(self) -> FunctionStatus:
+        """The specification, and the wanted number of replicas."""
+        return FunctionStatus(self._deployment, self.replicas)
 
     def status(self) -> FunctionStatus:
         process = self.process

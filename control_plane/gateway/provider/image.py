@@ -26,8 +26,8 @@ class LocalImage:
     """The variables that a deployment may set."""
     verify: Callable[[str], None]
 
-    async def check(self, deployment: FunctionDeployment) -> None:
-        """Raise ConfigError if this image cannot run a deployment, PartitionError if its block is damaged."""
+    def check(self, deployment: FunctionDeployment) -> None:
+        """Raise ConfigError if this image cannot run a deployment."""
         function = deployment.env_vars.get(FUNCTION_VARIABLE, "")
         if deployment.image != self.name:
             raise ConfigError(f"no image {deployment.image[:MAX_QUOTED]!r} here, only {self.name!r}")
@@ -39,4 +39,7 @@ class LocalImage:
                 raise ConfigError(f"envVars: not a setting of this image: {name[:MAX_QUOTED]!r}")
             if not value.isprintable():
                 raise ConfigError(f"envVars: not a value of {name}: {value[:MAX_QUOTED]!r}")
-        await asyncio.to_thread(self.verify, function)
+
+    async def check_block(self, deployment: FunctionDeployment) -> None:
+        """Raise PartitionError if the block of a deployment is damaged."""
+        await asyncio.to_thread(self.verify, deployment.env_vars[FUNCTION_VARIABLE])

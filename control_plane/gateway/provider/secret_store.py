@@ -1,9 +1,11 @@
 """Secrets as files, the form in which OpenFaaS mounts them."""
 
+import os
 import re
 from pathlib import Path
 
 from control_plane.errors import ConfigError
+from control_plane.files import write_atomically
 from control_plane.validation import MAX_QUOTED
 
 MAX_SECRETS = 256
@@ -21,7 +23,7 @@ class SecretStore:
         return self._path(name).is_file()
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        return sorted(filter(_NAME.fullmatch, os.listdir(self.folder))) if self.folder.is_dir() else []
 
     def write(self, name: str, value: bytes) -> None:
         """Create or replace a secret.
@@ -32,8 +34,7 @@ class SecretStore:
         if name not in self and len(self.names()) >= MAX_SECRETS:
             raise ConfigError(f"this gateway keeps {MAX_SECRETS} secrets at most")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_bytes(value)
+        write_atomically(path, value)
 
     def remove(self, name: str) -> None:
         """Remove a stored secret."""
