@@ -45,8 +45,9 @@ from control_plane.signals import serve_until_signal, sigterm_exits
 @click.option(
     "--emulate",
     type=click.Choice(["faasd"]),
-    help="Gateway whose behaviour is emulated. faasd's community edition: 15 functions, no scaling to zero, "
-    "status 500 while a function starts, chunked bodies.  [default: none]",
+    help="Gateway whose behaviour is emulated. faasd: 15 functions, as in its community edition, always one "
+    "replica, status 500 while a function starts, chunked bodies, and functions that vanish without a reset "
+    "when they are removed or updated.  [default: none]",
 )
 def gateway(
     partition: Path,

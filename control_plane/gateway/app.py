@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from control_plane.errors import FunctionNotFound
 from control_plane.faas.gateway_access import Credentials
@@ -40,7 +41,7 @@ def create_app(
     authentication = [require_basic_auth(credentials)] if credentials else []
     app = web.Application(
         client_max_size=max_body_bytes,
-        middlewares=[refuse_pages(host), *authentication, answer_errors],
+        middlewares=[refuse_pages(host), *authentication, _answer_without_provider, answer_errors],
         # Functions get bodies unchanged, compressed ones too.
         handler_args={"auto_decompress": False},
     )
@@ -64,6 +65,13 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
     async with app[_PROVIDER] as provider, FunctionProxy.client_session(provider.behaviour) as session:
         app[_PROXY] = FunctionProxy(provider, session)
         yield
+
+
+@web.middleware
+async def _answer_without_provider(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.app[_PROVIDER].away:
+        return web.Response(status=404, text="not found\n")
+    return await handler(request)
 
 
 async def _end_log_streams(app: web.Application) -> None:

@@ -89,7 +89,11 @@ class SystemApi:
 
     async def list_functions(self, request: web.Request) -> web.Response:
         _check_namespace(request.query.get("namespace", ""))
-        return web.json_response([status.to_json() for status in self._provider.describe_all()])
+        functions = [status.to_json() for status in self._provider.describe_all()]
+        if not self._provider.behaviour.lists_available:
+            for function in functions:
+                del function["availableReplicas"]
+        return web.json_response(functions)
 
     async def deploy(self, request: web.Request) -> web.Response:
         await self._provider.deploy(await _read(request, FunctionDeployment.from_json))
@@ -111,7 +115,7 @@ class SystemApi:
     async def scale(self, request: web.Request) -> web.Response:
         body = await _read(request, ScaleServiceRequest.from_json)
         await self._provider.scale(local_name(request), body.replicas)
-        return web.Response(status=202)
+        return web.Response(status=202 if self._provider.behaviour.scales_to_zero else 200)
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """Answer with newline-delimited JSON. As in OpenFaaS, `follow` ends at the deadline of a call."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import aiohttp
 
+from control_plane.gateway.provider.provider import LocalProvider
+
 IMAGE = "faasmoe/expert:test"
 
 
@@ -34,6 +36,13 @@ class EchoClient:
     """Requests to a gateway; all except `deploy` concern the function `echo`."""
 
     http: aiohttp.ClientSession
+    own_provider: LocalProvider | None = None
+
+    @property
+    def provider(self) -> LocalProvider:
+        """The gateway's provider, if the gateway runs in this process."""
+        assert self.own_provider is not None
+        return self.own_provider
 
     async def deploy(self, body: dict[str, Any]) -> int:
         """Update a function, or create it if it does not exist, like faas-cli; returns the status."""

@@ -71,7 +71,7 @@ async def echo_gateway(
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         _, port = runner.addresses[0]
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-            yield EchoClient(session)
+            yield EchoClient(session, provider)
     finally:
         await runner.cleanup()
 

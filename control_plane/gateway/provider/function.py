@@ -66,6 +66,7 @@ class LocalFunction:
         self._starter = starter
         self._created_at = datetime.now(UTC)
         self._invocations = 0
+        self._spawned: FunctionProcess | None = None
         self._process: FunctionProcess | None = None
         self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
@@ -80,6 +81,11 @@ class LocalFunction:
     def process(self) -> FunctionProcess | None:
         """The process that accepts calls at the moment, if there is one."""
         return self._process if self._process and self._process.alive else None
+
+    @property
+    def spawned(self) -> FunctionProcess | None:
+        """The newest process, also one that is not ready yet, if it is alive."""
+        return self._spawned if self._spawned and self._spawned.alive else None
 
     def wanted(self) -> FunctionStatus:
         """The specification, and the wanted number of replicas."""
@@ -174,7 +180,7 @@ class LocalFunction:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            process = await self._starter.start(self._deployment, self.log)
+            process = await self._starter.start(self._deployment, self.log, self._note_spawned)
         except FunctionUnavailable as error:
             _logger.warning("%s", error)
             self._failure = _Failure(str(error), loop.time() + _COOL_DOWN_S)
@@ -183,6 +189,9 @@ class LocalFunction:
         self._process = process
         self._await_end(asyncio.create_task(self._look_after(process)))
         self._sleep_if_idle()
+
+    def _note_spawned(self, process: FunctionProcess) -> None:
+        self._spawned = process
 
     async def _look_after(self, process: FunctionProcess) -> None:
         """Wait for the end of a process. If nobody asked for it, note it, and replace one that hung."""
@@ -208,7 +217,7 @@ class LocalFunction:
             self._starting.cancel()
             self._await_end(self._starting)
         if self._process is not None:
-            self._await_end(asyncio.create_task(self._process.stop(self._starter.timeouts)))
+            self._await_end(asyncio.create_task(self._starter.end(self._process)))
         self._starting = self._process = None
 
     def _await_end(self, task: asyncio.Task[None]) -> None:

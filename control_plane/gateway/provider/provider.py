@@ -8,7 +8,7 @@ from typing import Self
 
 from msgspec.structs import replace
 
-from control_plane.errors import ConfigError, FunctionNotFound, FunctionUnavailable
+from control_plane.errors import ConfigError, FaaSMoEError, FunctionNotFound, FunctionUnavailable
 from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.function import LocalFunction
@@ -18,6 +18,7 @@ from control_plane.gateway.provider.process import DEFAULT_TIMEOUTS, FunctionPro
 from control_plane.gateway.provider.scaling_labels import ScalingLabels, check_replicas
 from control_plane.gateway.provider.secret_store import SecretStore
 from control_plane.gateway.provider.starter import FunctionStarter
+from control_plane.gateway.provider.vanishing import VanishedSockets, handles_sigterm
 from control_plane.partition.partition_files import FUNCTION_NAME
 from control_plane.validation import MAX_QUOTED
 
@@ -56,9 +57,12 @@ class LocalProvider:
         self.secrets = secrets
         self.timeouts = timeouts
         self.behaviour = behaviour
+        self.away = False
+        """Set by tests of callers: the gateway finds no provider, and answers 404 to everything."""
         self._image = image
         self._idle_after = idle_after
-        self._starter = FunctionStarter(image, secrets, timeouts)
+        self._vanished = VanishedSockets() if behaviour.vanishes else None
+        self._starter = FunctionStarter(image, secrets, timeouts, self._vanished)
         self._functions: dict[str, LocalFunction] = {}
         self._deploying = asyncio.Lock()
         self._remember = remember
@@ -72,6 +76,8 @@ class LocalProvider:
             self._remember = None
         await asyncio.gather(*(function.close() for function in self._functions.values()))
         self._functions.clear()
+        if self._vanished is not None:
+            self._vanished.close()
 
     def __contains__(self, name: str) -> bool:
         return name in self._functions
@@ -117,6 +123,7 @@ class LocalProvider:
             function = self._function(deployment.service)
             scaling = self._check(deployment)
             await self._image.check_block(deployment)
+            await self._check_may_end(function)
             function.update(replace(deployment, namespace=DEFAULT_NAMESPACE), scaling)
             await self._changed()
 
@@ -124,6 +131,7 @@ class LocalProvider:
         """Remove a function; returns when its process has exited. Raises FunctionNotFound."""
         async with self._deploying:
             function = self._function(name)
+            await self._check_may_end(function)
             del self._functions[name]
             await self._changed()
         await function.close()
@@ -134,8 +142,8 @@ class LocalProvider:
         Raises FunctionNotFound, and ConfigError for other numbers.
         """
         function = self._function(name)
-        if not replicas and not self.behaviour.scales_to_zero:
-            raise ConfigError("this edition does not scale to zero")
+        if not self.behaviour.scales_to_zero:
+            replicas = 1
         before = function.replicas
         function.scale(check_replicas(replicas))
         if function.replicas != before:
@@ -189,6 +197,14 @@ class LocalProvider:
             return self._functions[name]
         except KeyError:
             raise FunctionNotFound(f"function {name} not found") from None
+
+    async def _check_may_end(self, function: LocalFunction) -> None:
+        """Raise FaaSMoEError after a while if the emulated gateway cannot end a function so soon."""
+        seconds, process = self.behaviour.ignored_sigterm_seconds, function.spawned
+        if seconds is not None and process is not None and not handles_sigterm(process.pid):
+            await process.wait_ended(seconds)
+            if process.alive:
+                raise FaaSMoEError(f"process {process.pid} did not end within {seconds:g} s")
 
     async def _changed(self) -> None:
         """Remember all functions; also completed when the client that made the change has gone."""
