@@ -1,9 +1,10 @@
-"""Reads text files line by line, and writes folders atomically."""
+"""Reads text files line by line, writes files and folders atomically, and knows where state is kept."""
 
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,34 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8: {error}") from error
     return [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder for what programs keep: $XDG_STATE_HOME/faasmoe, or ~/.local/state/faasmoe.
+
+    See https://specifications.freedesktop.org/basedir-spec. Raises `ConfigError` if it needs a home folder
+    and the user has none.
+    """
+    try:
+        state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
+    return Path(state, "faasmoe")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file, which only its owner can read, in one step: nobody sees half of it. Raises `OSError`."""
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    _sync(path.parent)
 
 
 @contextmanager

@@ -46,8 +46,9 @@ from control_plane.signals import serve_until_signal, sigterm_exits
 @click.option(
     "--emulate",
     type=click.Choice(["faasd"]),
-    help="Gateway whose behaviour is emulated. faasd's community edition: 15 functions, no scaling to zero, "
-    "status 500 while a function starts, chunked bodies.  [default: none]",
+    help="Gateway whose behaviour is emulated. faasd: 15 functions, as in its community edition, always one "
+    "replica, status 500 while a function starts, chunked bodies, and functions that vanish without a reset "
+    "when they are removed or updated.  [default: none]",
 )
 def gateway(
     partition: Path,
@@ -61,17 +62,20 @@ def gateway(
     """Run the embedded gateway for the PARTITION folder.
 
     It has the OpenFaaS API, and runs functions as processes. faas-cli works with it as with any other
-    gateway. It runs only this partition's image. The functions end with the gateway.
+    gateway. It runs only this partition's image. The functions end with the gateway; with a fixed port, it
+    has them again when it is started for the same partition and port.
 
     \b
       faasmoe gateway OUT_DIR --port 8080 --password-file password
     """
-    from control_plane.gateway import embedded_gateway
+    from control_plane.gateway import embedded_gateway, gateway_folder
     from control_plane.gateway.provider.emulation import EMULATED, OWN
 
     credentials = read_credentials(user, password_file)
     behaviour = EMULATED[emulate] if emulate else OWN
-    serve_until_signal("gateway", embedded_gateway(partition, host, port, credentials, idle_after, behaviour))
+    state = gateway_folder(partition, port) if port else None
+    server = embedded_gateway(partition, host, port, credentials, idle_after, behaviour, state)
+    serve_until_signal("gateway", server)
 
 
 @click.command()

@@ -24,6 +24,7 @@ from functions.expert.expert_function import ExpertFunction
 from functions.expert.http_server import HttpServer
 from functions.expert.settings import FunctionSettings
 from functions.host.memory import return_large_buffers
+from functions.host.supervisor import die_with_parent
 from functions.host.threads import take_short_slices
 from functions.kernels import load_kernel
 
@@ -47,6 +48,7 @@ def main() -> int:
     server = HttpServer(listener, function, MAX_BODY_BYTES)
     _stop_at_signals(server)
     if settings.listen_fd is not None:
+        die_with_parent()
         threading.Thread(target=_end_with_supervisor, daemon=True).start()
     # Already now, so that health and readiness are answered while the block is being opened.
     serving = threading.Thread(target=server.serve, args=(DRAIN_SECONDS,), daemon=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from control_plane.errors import ConfigError, TenancyError
+from control_plane.files import state_folder
 
 BUSY_SECONDS = 5.0
 """Most seconds to wait for a lock that another process holds, or for PostgreSQL to answer."""
@@ -41,20 +42,16 @@ def is_postgres(address: Path | str) -> bool:
 def database_address(setting: str, environment: Mapping[str, str] = os.environ) -> Path | str:
     """The address of the database of tenants and usage: a file's path, or a PostgreSQL URL.
 
-    The first of: the setting, $FAASMOE_DATABASE, and faasmoe/faasmoe.db in the user's state folder, which is
-    $XDG_STATE_HOME (https://specifications.freedesktop.org/basedir-spec) or ~/.local/state. Raises
-    `ConfigError` if the path needs a home folder and the user has none.
+    The first of: the setting, $FAASMOE_DATABASE, and faasmoe.db in `state_folder`. Raises `ConfigError` if the
+    path needs a home folder and the user has none.
     """
     chosen = setting or environment.get("FAASMOE_DATABASE")
     if chosen and is_postgres(chosen):
         return chosen
     try:
-        if chosen:
-            return Path(chosen).expanduser()
-        state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-    except RuntimeError as error:
+        return Path(chosen).expanduser() if chosen else state_folder(environment) / "faasmoe.db"
+    except (RuntimeError, ConfigError) as error:
         raise ConfigError(f"database: {error}") from error
-    return Path(state, "faasmoe", "faasmoe.db")
 
 
 @contextmanager
