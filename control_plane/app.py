@@ -41,6 +41,7 @@ from control_plane.tenancy.limits.limiter import Limiter, LocalLimiter
 from control_plane.tenancy.storage.database import database_address, is_postgres
 from control_plane.tenancy.storage.ledger import Ledger
 from control_plane.tenancy.storage.store_thread import StoreThread
+from functions.contract.secret import FunctionSecret
 from functions.host.memory import memory_limit
 
 logger = logging.getLogger(__name__)
@@ -70,17 +71,22 @@ class _Tenancy:
 
 @asynccontextmanager
 async def control_plane(
-    partition: Path, config: ServeConfig, access: Sequence[GatewayAccess]
+    partition: Path,
+    config: ServeConfig,
+    access: Sequence[GatewayAccess],
+    secret: FunctionSecret | None = None,
 ) -> AsyncIterator[URL]:
     """Serve a partition's model, whose functions are behind these gateways; yields the API's address.
+
+    With the functions' `secret`, only functions that know it are believed.
 
     Raises `PartitionError` for a bad partition, `ConfigError` for a port in use or too small a budget.
     """
     if config.memory_budget is not None:
         check_limit(config.memory_budget, memory_limit())
     manifest = Manifest.load(partition)
-    async with _connected(manifest, access) as gateways:
-        backend = await _load(partition, manifest, gateways, config)
+    async with _connected(manifest, access, secret) as gateways:
+        backend = await _load(partition, manifest, gateways, config, secret)
         async with _tenancy(config) as tenancy:
             # Measured last: the budget has to cover everything that was loaded before.
             footprint = build_footprint(partition, manifest, backend.runner, config)
@@ -91,24 +97,32 @@ async def control_plane(
                 serving(api.app(), config.host, config.port) as url,
                 _started(backend.engine),
                 autoscaler.running(),
-                Failover(manifest, gateways, config.image_prefix).running(),
+                Failover(manifest, gateways, config.image_prefix, secret).running(),
                 _drained(drain, config.drain_seconds),
             ):
                 yield url
 
 
 @asynccontextmanager
-async def _connected(manifest: Manifest, access: Sequence[GatewayAccess]) -> AsyncIterator[Gateways]:
+async def _connected(
+    manifest: Manifest, access: Sequence[GatewayAccess], secret: FunctionSecret | None
+) -> AsyncIterator[Gateways]:
     """Clients of all gateways, which know where each function is if the gateways answer."""
     async with AsyncExitStack() as stack:
-        connected = [await stack.enter_async_context(Gateway.connect(*each)) for each in access]
+        connected = [await stack.enter_async_context(Gateway.connect(*each, secret)) for each in access]
         gateways = Gateways(connected, frozenset(block.function for block in manifest.blocks))
         with suppress(GatewayError):
             await gateways.functions()
         yield gateways
 
 
-async def _load(partition: Path, manifest: Manifest, gateways: Gateways, config: ServeConfig) -> _Backend:
+async def _load(
+    partition: Path,
+    manifest: Manifest,
+    gateways: Gateways,
+    config: ServeConfig,
+    secret: FunctionSecret | None,
+) -> _Backend:
     """Load the model. It takes seconds, so a thread does it: the embedded gateway may run on this loop."""
     invoker = build_invoker(gateways.address_of, config)
     limits = ResidentLimits()

@@ -68,6 +68,8 @@ class ServeConfig:
     """Seconds without a call before a function is scaled to zero."""
     image_prefix: str = ""
     """Registry of the functions' image, for functions that fail over to another gateway."""
+    function_secret_file: str = ""
+    """File with the secret that the control plane and its functions share. "" is `default_secret_file`, if it exists."""
     threads: _CountOrZero = 0
     """Compute threads of the dense part. 0 uses all cores if the model is large enough to gain from them."""
     invocation_timeout: _Seconds = 30.0

@@ -139,6 +139,14 @@ image_prefix_option = click.option(
 )
 
 
+function_secret_option = click.option(
+    "--function-secret-file",
+    type=SECRET_FILE,
+    help="File with the secret that the control plane and its functions share. `faasmoe deploy` writes it if it is "
+    "missing.  [default: faasmoe/function-secret in $XDG_STATE_HOME or ~/.local/state]",
+)
+
+
 def whole_seconds(duration: float | None) -> int | None:
     """Round a duration to whole seconds, at least 1: a function that exits at once would be useless."""
     return None if duration is None else max(1, round(duration))

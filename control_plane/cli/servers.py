@@ -13,14 +13,16 @@ from control_plane.cli.options import (
     PORT,
     SECONDS,
     SECRET_FILE,
+    function_secret_option,
     gateway_options,
     image_prefix_option,
     serve_options,
 )
 from control_plane.cli.tenants import opened_store
 from control_plane.config import ServeConfig
-from control_plane.faas.gateway_access import GatewayAccess, read_credentials
+from control_plane.faas.gateway_access import GatewayAccess, known_function_secret, read_credentials
 from control_plane.signals import serve_until_signal, sigterm_exits
+from functions.contract.secret import FunctionSecret
 
 
 @click.command()
@@ -82,11 +84,13 @@ def gateway(
 @click.argument("partition", type=FOLDER)
 @gateway_options
 @image_prefix_option
+@function_secret_option
 @serve_options
 def serve(
     partition: Path,
     gateways: Sequence[GatewayAccess],
     image_prefix: str,
+    function_secret_file: Path | None,
     config_file: Path | None,
     **overrides: Any,
 ) -> None:
@@ -102,9 +106,13 @@ def serve(
     """
     from control_plane.observability.logs import configure
 
-    config = ServeConfig.load(config_file, {**overrides, "image_prefix": image_prefix or None})
+    secret_file = str(function_secret_file) if function_secret_file else None
+    given = {"image_prefix": image_prefix or None, "function_secret_file": secret_file}
+    config = ServeConfig.load(config_file, {**overrides, **given})
     configure(config.log_level)
-    serve_until_signal("serving", _serving(partition, config, gateways))
+    named = Path(config.function_secret_file) if config.function_secret_file else None
+    secret = known_function_secret(named)
+    serve_until_signal("serving", _serving(partition, config, gateways, secret))
 
 
 @click.command()
@@ -140,14 +148,14 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
 
 @asynccontextmanager
 async def _serving(
-    partition: Path, config: ServeConfig, gateways: Sequence[GatewayAccess]
+    partition: Path, config: ServeConfig, gateways: Sequence[GatewayAccess], secret: FunctionSecret | None
 ) -> AsyncIterator[URL]:
     """Run the control plane, and print what is missing before it can serve requests."""
     from control_plane.app import control_plane
     from control_plane.deployment.deploy import missing_functions
     from control_plane.partition.manifest import Manifest
 
-    async with control_plane(partition, config, gateways) as address:
+    async with control_plane(partition, config, gateways, secret) as address:
         if missing := await missing_functions(Manifest.load(partition), gateways):
             click.echo(f"not deployed yet: {', '.join(missing)}", err=True)
         if not config.open and not _has_tenants(config.database):

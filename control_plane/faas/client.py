@@ -203,7 +203,12 @@ class Gateway:
         return {} if self._secret is None else {CALLER_HEADER: self._secret.caller_proof(function)}
 
     async def _request(
-        self, method: str, path: str, seconds: float, body: object = None, headers: Mapping[str, str] = _NO_HEADERS
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        body: object = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> Any:
         """The decoded JSON of the answer; None if the answer is not JSON."""
         content_type, answer = await self._send(method, path, seconds, json=body, headers=headers)

@@ -144,8 +144,7 @@ FIELDS = st.sampled_from(
 ANY: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("echo"),
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(FIELDS | st.text(max_size=4), inner, max_size=4)
+        st.lists(inner, max_size=4) | st.dictionaries(FIELDS | st.text(max_size=4), inner, max_size=4)
     ),
     max_leaves=12,
 )
