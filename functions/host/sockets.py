@@ -9,7 +9,7 @@ JOINED_BYTES = 65536
 RECEIVE_BUFFER_BYTES = 16384
 """Size of the buffer for a message's first bytes, which are copied: little of a large message."""
 FIRST_BODY_BYTES = 256 << 10
-"""Memory for an announced body of which little has arrived; then it grows to twice what has arrived."""
+"""The most memory for an announced body of which little has arrived; then it doubles when it is full."""
 
 
 def send_all(connection: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
@@ -47,6 +47,7 @@ class BodyBuffer:
         self.data = bytearray()
         """The body, once it is complete."""
         self._announced = 0
+        self._first_nbytes = 0
         self._filled = 0
         self._rest = memoryview(b"")
 
@@ -54,7 +55,9 @@ class BodyBuffer:
         """The header is complete, with the body's length. Raises `MessageTooLarge`."""
         if nbytes > self._max_nbytes:
             raise MessageTooLarge
-        self._announced = nbytes
+        self._announced = self._first_nbytes = nbytes
+        while self._first_nbytes > FIRST_BODY_BYTES:
+            self._first_nbytes = (self._first_nbytes + 1) // 2
 
     def append(self, piece: bytes) -> None:
         """Add bytes from the parser. Raises `MessageTooLarge`."""
@@ -72,8 +75,7 @@ class BodyBuffer:
             return None
         self._rest.release()
         if self._filled == len(self.data):
-            nbytes = min(max(2 * self._filled, FIRST_BODY_BYTES), self._announced)
-            self.data += bytes(nbytes - self._filled)
+            self._grow()
         self._rest = memoryview(self.data)[self._filled :]
         return self._rest
 
@@ -81,3 +83,11 @@ class BodyBuffer:
         """Count bytes that were received into `rest()`; returns whether the body is complete."""
         self._filled += nbytes
         return self._filled == self._announced
+
+    def _grow(self) -> None:
+        if self._filled < self._first_nbytes:
+            self.data += bytes(self._first_nbytes - self._filled)
+        else:
+            # The cheapest way to resize it. What it is filled with does not matter.
+            self.data *= 2
+            del self.data[self._announced :]

@@ -145,8 +145,9 @@ def test_an_answer_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that was left for the rest of a call is not the answer's."""
     monkeypatch.setattr(http_server, "RECEIVE_SECONDS", 0.3)
     with server(long_answer) as address, ExitStack() as stack:
-        connection = begin(stack, address, BEGUN)
-        connection.sendall(bytes(95))
+        connection = begin(stack, address, post(100).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(bytes(100))
         assert connection.recv(1) == b"H"
         time.sleep(0.6)
         connection.shutdown(socket.SHUT_WR)
