@@ -9,11 +9,11 @@ import time
 from functions.contract.process import MAX_BODY_BYTES
 from functions.expert.expert_block import BlockError, ExpertBlock
 from functions.expert.expert_function import ExpertFunction
-from functions.expert.http_server import MAX_CONNECTIONS, HttpServer
 from functions.expert.settings import FunctionSettings
 from functions.host.memory import return_large_buffers
 from functions.host.open_files import need_open_files
 from functions.host.threads import take_short_slices
+from functions.http.server import MAX_CONNECTIONS, HttpServer
 from functions.kernels import load_kernel
 
 MAX_IN_FLIGHT = 32
@@ -95,4 +95,3 @@ def _end_with_supervisor() -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-

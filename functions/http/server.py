@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import httptools
 
-from functions.expert.connections import Client, Connections
-from functions.expert.http_messages import FunctionRequest, FunctionResponse, RequestReader, TooManyCalls
 from functions.host.sockets import RECEIVE_BUFFER_BYTES, MessageTooLarge, send_all
 from functions.host.threads import ClientCore
+from functions.http.connections import Client, Connections
+from functions.http.messages import FunctionRequest, FunctionResponse, RequestReader, TooManyCalls
 
 IDLE_SECONDS = 75.0
 """A connection is closed after so long without a call; longer than gateways keep theirs open."""
