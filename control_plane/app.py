@@ -1,6 +1,7 @@
 """Connects the parts of the control plane. Each part is an async context that closes what it opened."""
 
 import asyncio
+import encodings.unicode_escape  # noqa: F401
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -8,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy.ma  # noqa: F401
 from yarl import URL
 
 from control_plane.api.authentication import Authentication
@@ -32,7 +34,7 @@ from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.faas.invoker import InvocationPolicy, Invoker
-from control_plane.http import serving
+from control_plane.http import check_open_files, serving
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
 from control_plane.partition.manifest import Manifest
@@ -43,6 +45,8 @@ from control_plane.tenancy.storage.ledger import Ledger
 from control_plane.tenancy.storage.store_thread import StoreThread
 from functions.contract.secret import FunctionSecret
 from functions.host.memory import memory_limit
+
+# NumPy and Jinja import the modules that nothing here uses, but only in a request: see control_plane/http.py.
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +82,13 @@ async def control_plane(
 ) -> AsyncIterator[URL]:
     """Serve a partition's model, whose functions are behind these gateways; yields the API's address.
 
-    With the functions' `secret`, only functions that know it are believed.
-
-    Raises `PartitionError` for a bad partition, `ConfigError` for a port in use or too small a budget.
+    With the functions' `secret`, only functions that know it are believed. Raises `PartitionError` for a bad
+    partition, `ConfigError` for a port in use, too small a budget, or too few open files.
     """
     if config.memory_budget is not None:
         check_limit(config.memory_budget, memory_limit())
     manifest = Manifest.load(partition)
+    check_open_files(len(manifest.blocks))
     async with _connected(manifest, access, secret) as gateways:
         backend = await _load(partition, manifest, gateways, config, secret)
         async with _tenancy(config) as tenancy:

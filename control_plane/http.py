@@ -8,9 +8,10 @@ version that is not known to have them.
 """
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401
+import encodings.idna  # noqa: F401
 import logging
 import os
-import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +21,10 @@ from aiohttp import web
 from yarl import URL
 
 from control_plane.errors import ConfigError
+from functions.host.open_files import need_open_files, raise_open_files
+
+# Python itself imports the modules that nothing here uses, but only when it needs them first: in a request, when
+# there may be no file left to open.
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +39,10 @@ _SERVERS = 2
 """Servers in one process: the control plane, and perhaps the embedded gateway."""
 _RESERVED_FILES = 768
 """Files for everything else, among them some 128 connections that asyncio accepts before they are counted."""
+_LEAST_FILES = 512
+"""Without these, a server does not start: its least connections, as many before they are counted, and others."""
+_FILES_OF_A_FUNCTION = 4
+"""A connection, and perhaps the pipes of its process."""
 _BACKLOG = 128
 """Connections that wait to be accepted."""
 
@@ -186,15 +195,17 @@ def _refusal(status: int, message: str) -> web.Response:
     return response
 
 
+def check_open_files(functions: int) -> None:
+    """Raise the limit of open files to what so many functions need; `ConfigError` where that is not allowed."""
+    try:
+        need_open_files(_LEAST_FILES + functions * _FILES_OF_A_FUNCTION)
+    except ValueError as error:
+        raise ConfigError(f"the server {error}") from error
+
+
 def _max_connections() -> int:
     """The most connections of a server. Raises the process's limit of open files as far as it may."""
-    wanted = _SERVERS * MAX_CONNECTIONS + _RESERVED_FILES
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY:
-        return MAX_CONNECTIONS
-    if files < wanted:
-        files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    files = raise_open_files(_SERVERS * MAX_CONNECTIONS + _RESERVED_FILES)
     return max(_LEAST_CONNECTIONS, min(MAX_CONNECTIONS, (files - _RESERVED_FILES) // _SERVERS))
 
 

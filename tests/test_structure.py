@@ -14,11 +14,11 @@ from control_plane.api.openai.errors import KINDS
 from tests.support.paths import ROOT
 
 LAYERS = (
+    ("functions",),
     ("control_plane.errors",),
     ("control_plane.http", "control_plane.quantities", "control_plane.formatting", "control_plane.files"),
     ("control_plane.validation",),
     ("control_plane.signals",),
-    ("functions",),
     ("control_plane.tenancy", "control_plane.config", "control_plane.faas.gateway_access"),
     ("control_plane.partition", "control_plane.faas"),
     ("control_plane.deployment",),

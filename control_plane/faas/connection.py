@@ -66,7 +66,7 @@ class _ResponseReader:
         self._status = 0
         self._length: int | None = None
         """The Content-Length, once it is known."""
-        self._body = BodyBuffer(MAX_RESPONSE_BYTES, MAX_RESPONSE_BYTES)
+        self._body = BodyBuffer(MAX_RESPONSE_BYTES)
         self._is_direct = False
         self.response: HttpResponse | None = None
         """The response, once it is complete."""

@@ -17,7 +17,7 @@ from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
-from control_plane.http import serving
+from control_plane.http import check_open_files, serving
 from control_plane.partition.manifest import Manifest
 from functions.contract.process import (
     FUNCTION_VARIABLE,
@@ -52,9 +52,11 @@ async def embedded_gateway(
     """Run a gateway with one image, the partition's; yields its address. No process outlives the context.
 
     `idle_after` is in seconds. With a folder for its `state`, it keeps deployments and secrets there, and has
-    them again at the next start. Raises `PartitionError` for a bad partition, `ConfigError` for a port in use.
+    them again at the next start. Raises `PartitionError` for a bad partition, `ConfigError` for a port in use
+    or too few open files.
     """
     manifest = Manifest.load(partition)
+    check_open_files(len(manifest.blocks))
     image = LocalImage(
         name=manifest.image,
         # -P: never run code of the current folder, such as the `functions` that `faasmoe stack` writes there.

@@ -11,7 +11,7 @@ from functions.contract.messages import Invocation, InvocationResult, ResidencyR
 from functions.contract.process import HEALTH_PATH, METRICS_PATH, READY_PATH, RESIDENCY_PATH
 from functions.contract.safetensors_codec import CONTENT_TYPE, WireError
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
-from functions.expert.http_messages import FunctionRequest, FunctionResponse
+from functions.http.messages import FunctionRequest, FunctionResponse
 
 _PROBES = frozenset({HEALTH_PATH, READY_PATH, METRICS_PATH})
 _GAUGES = frozenset({"limit_bytes", "resident_experts", "resident_bytes", "overhead_bytes"})

@@ -21,6 +21,8 @@ from functions.kernels import MAX_THREADS
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PARTITION = "/home/app/partition"
 """The partition's folder in the image."""
+BACKLOG = 1024
+"""Connections that wait to be accepted: many, so that nobody keeps others out by opening connections."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class FunctionSettings:
         """The listening socket: the supervisor's, or a new one. Raises OSError."""
         if self.listen_fd is not None:
             return socket.socket(fileno=self.listen_fd)
-        return socket.create_server((self.host, self.port), backlog=128)
+        return socket.create_server((self.host, self.port), backlog=BACKLOG)
 
 
 def _number(environment: Mapping[str, str], name: str, largest: int) -> int | None:

@@ -21,7 +21,7 @@ from control_plane.errors import (
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import InvocationPolicy, Invoker
 from functions.contract.messages import Invocation, InvocationResult
-from functions.expert.http_messages import FunctionResponse
+from functions.http.messages import FunctionResponse
 from tests.support.expert_process import ExpertProcess
 from tests.support.loopback_server import Call, Responder, loopback_server
 from tests.support.tiny_partition import TinyPartition
