@@ -1,6 +1,5 @@
 """The control plane's settings: options of the command line, then a YAML file's, then defaults."""
 
-import ipaddress
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from control_plane.errors import ConfigError
 from control_plane.quantities import BYTES, DURATION, parse_bytes, parse_seconds
 from control_plane.tenancy.declared import DeclaredTenant, read_declared
 from control_plane.validation import check_settings
+from functions.host.sockets import is_loopback
 
 Scheduling = Literal["fair", "fcfs"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -69,7 +69,7 @@ class ServeConfig:
     image_prefix: str = ""
     """Registry of the functions' image, for functions that fail over to another gateway."""
     function_secret_file: str = ""
-    """File with the secret that the control plane and its functions share. "" is `default_secret_file`, if it exists."""
+    """File with the secret that functions share. "" is `default_secret_file`, if that exists."""
     threads: _CountOrZero = 0
     """Compute threads of the dense part. 0 uses all cores if the model is large enough to gain from them."""
     invocation_timeout: _Seconds = 30.0
@@ -114,14 +114,6 @@ class ServeConfig:
         if open_on_loopback:
             settings.setdefault("open", is_loopback(settings.get("host", cls.host)))
         return cls(**settings)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a server on that host can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _types() -> dict[str, Any]:

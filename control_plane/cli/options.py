@@ -142,8 +142,8 @@ image_prefix_option = click.option(
 function_secret_option = click.option(
     "--function-secret-file",
     type=SECRET_FILE,
-    help="File with the secret that the control plane and its functions share. `faasmoe deploy` writes it if it is "
-    "missing.  [default: faasmoe/function-secret in $XDG_STATE_HOME or ~/.local/state]",
+    help="File with the secret that the control plane and its functions share. `faasmoe deploy` writes it if "
+    "it is missing.  [default: faasmoe/function-secret in $XDG_STATE_HOME or ~/.local/state]",
 )
 
 

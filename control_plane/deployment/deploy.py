@@ -73,10 +73,10 @@ async def deploy_all(
 ) -> AsyncIterator[Change]:
     """Create or update each function on one of the gateways; yields each change after it was made.
 
-    With a `secret`, the gateways store it, and functions answer only those who know it. Without one, functions
-    listen on loopback, unless they are `open_to_all`. `prune` removes this model's functions that are no longer in the partition, and second copies on other
-    gateways. `roll_back` undoes all changes if one fails. Raises `GatewayError`, and `ConfigError` before any
-    change if the gateways have no room.
+    With a `secret`, the gateways store it, and functions answer only those who have it. Without one,
+    functions listen on loopback, unless they are `open_to_all`. `prune` removes this model's functions that
+    are no longer in the partition, and second copies on other gateways. `roll_back` undoes all changes if one
+    fails. Raises `GatewayError`, and `ConfigError` before any change if the gateways have no room.
     """
     callers = callers_of(secret, open_to_all)
     wanted = {each.service: each for each in deployments(manifest, image_prefix, idle_exit, callers)}

@@ -31,7 +31,7 @@ class Failover:
     manifest: Manifest
     gateways: Gateways
     image_prefix: str
-    secret: FunctionSecret | None
+    secret: FunctionSecret | None = None
     """The secret that functions need, for gateways that have lost it or never had it."""
     _away_since: dict[Gateway, float] = field(default_factory=dict)
     _reported: set[Gateway] = field(default_factory=set)

@@ -122,15 +122,15 @@ def _environment(block: Block, idle_exit: int | None, callers: FunctionCallers) 
 
 def _function(deployment: FunctionDeployment, build: str = "") -> str:
     assert deployment.limits is not None
-    secrets = "".join(f"\n      - {secret}" for secret in deployment.secrets)
+    secrets = f"    secrets: [{', '.join(deployment.secrets)}]\n" if deployment.secrets else ""
     return f"""\
   {deployment.service}:
     <<: *expert{build}
     environment:
 {_mapping(deployment.env_vars, 6)}
     annotations:
-{_mapping(deployment.annotations, 6)}{"\n    secrets:" + secrets if secrets else ""}
-    limits:
+{_mapping(deployment.annotations, 6)}
+{secrets}    limits:
       memory: {deployment.limits.memory}
 """
 

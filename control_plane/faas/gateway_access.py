@@ -1,4 +1,4 @@
-"""How to reach an OpenFaaS gateway and the functions behind it: addresses, passwords and the functions' secret."""
+"""How to reach OpenFaaS gateways and their functions: addresses, passwords and the functions' secret."""
 
 import base64
 import os
@@ -66,9 +66,8 @@ def read_function_secret(file: Path) -> FunctionSecret:
 
 def known_function_secret(file: Path | None) -> FunctionSecret | None:
     """The secret in the file, or in the default file if that exists; else None. Raises `ConfigError`."""
-    if file is None and not (file := default_secret_file()).exists():
-        return None
-    return read_function_secret(file)
+    chosen = file or default_secret_file()
+    return read_function_secret(chosen) if file or chosen.exists() else None
 
 
 def make_function_secret(file: Path) -> FunctionSecret:

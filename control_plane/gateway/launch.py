@@ -27,6 +27,8 @@ from functions.contract.process import (
     PORT_VARIABLE,
     THREADS_VARIABLE,
 )
+from functions.contract.secret import OPEN_VARIABLE
+from functions.host.sockets import is_loopback
 
 SETTINGS = (
     FUNCTION_VARIABLE,
@@ -35,8 +37,9 @@ SETTINGS = (
     PARTITION_VARIABLE,
     HOST_VARIABLE,
     PORT_VARIABLE,
+    OPEN_VARIABLE,
 )
-"""The variables that `functions.expert` reads. A stack file may set the last three without effect."""
+"""The variables that a deployment may set. Stack files set partition, host and port, without effect here."""
 
 
 @asynccontextmanager
@@ -65,6 +68,7 @@ async def embedded_gateway(
         settings=SETTINGS,
         functions=frozenset(block.function for block in manifest.blocks),
         verify=lambda function: manifest.verify(partition, function),
+        needs_secret=not is_loopback(host),
     )
     file = DeploymentFile(state / "deployments.json") if state else None
     with _secrets_folder(state) as folder:

@@ -1,4 +1,4 @@
-"""The secret that the control plane and its functions share, and what each side sends to prove that it has it.
+"""The secret that control plane and functions share, and what each side sends to prove that it has it.
 
 Both proofs depend on the function's name alone, so they are computed once, and a call pays for comparing two
 short texts. They do not hide what is sent: whoever can listen on the network can repeat them.
@@ -9,7 +9,7 @@ import hmac
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SECRET_NAME = "faasmoe-functions"  # noqa: S105  # a name, not a secret
+SECRET_NAME = "faasmoe-functions"  # a name, not a secret
 """The secret's name in OpenFaaS, and so the name of its file."""
 SECRETS_FOLDER = "/var/openfaas/secrets"
 """Where OpenFaaS mounts secrets in a function's container."""

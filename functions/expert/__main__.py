@@ -3,6 +3,9 @@
 FAASMOE_FUNCTION    the function's name in the partition's manifest (required)
 FAASMOE_PARTITION   the partition's folder (default: /home/app/partition, its place in the image)
 FAASMOE_HOST        the address to bind (default: 127.0.0.1; the image sets 0.0.0.0)
+FAASMOE_SECRETS     the folder with the file faasmoe-functions, the secret that callers need
+                    (default: /var/openfaas/secrets, where OpenFaaS mounts it)
+FAASMOE_OPEN        1 to bind other addresses than loopback without the secret
 FAASMOE_PORT        the port to bind (default: 8080)
 FAASMOE_THREADS     compute threads of one invocation, 64 at most (default: the cores, shared with the
                     other functions of its layers)

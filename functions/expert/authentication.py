@@ -21,6 +21,7 @@ class Authentication:
         self._file = file
         self._clock = clock
         self._lock = threading.Lock()
+        self._read_at = clock()
         self._use(FunctionSecret.read(file))
 
     @property

@@ -30,13 +30,14 @@ def run() -> int:
     try:
         settings = FunctionSettings.from_environment(os.environ)
         need_open_files(MAX_CONNECTIONS + OTHER_FILES)
+        authentication = settings.authentication()
         listener = settings.listener()
     except (ValueError, OSError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1
     take_short_slices()
     return_large_buffers()
-    function = ExpertFunction(MAX_IN_FLIGHT)
+    function = ExpertFunction(MAX_IN_FLIGHT, authentication)
     server = HttpServer(listener, function, MAX_BODY_BYTES)
     _stop_at_signals(server, function)
     if settings.listen_fd is not None:

@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 JOINED_BYTES = 65536
 """Parts of fewer bytes in all are joined first: one copy costs less than sendmsg's longer way."""
@@ -10,6 +11,14 @@ RECEIVE_BUFFER_BYTES = 16384
 """Size of the buffer for a message's first bytes, which are copied: little of a large message."""
 FIRST_BODY_BYTES = 256 << 10
 """The most memory for an announced body of which little has arrived; then it doubles when it is full."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that binds this host can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def send_all(connection: socket.socket, parts: Sequence[bytes | memoryview]) -> None:

@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 import httptools
 
+from functions.contract.secret import CALLER_HEADER, FUNCTION_HEADER
 from functions.host.sockets import BodyBuffer, MessageTooLarge
 
 MAX_HEADER_BYTES = 65536
@@ -15,6 +16,8 @@ MAX_PIPELINED = 16
 """The most calls of a connection that are received before the first of them is answered."""
 _RETRY_STATUSES = frozenset({429, 503})
 """Statuses after which another try may succeed soon."""
+_LINE_END = "\r\n"
+_CALLER_HEADER = CALLER_HEADER.lower().encode()
 _RETRY_AFTER = "Retry-After: 1\r\n"
 
 
@@ -27,6 +30,8 @@ class FunctionRequest:
     """The request's path, without the query."""
     body: bytearray
     local_address: str
+    caller_proof: str = ""
+    """What the caller sends to prove that it has the shared secret."""
 
 
 @dataclass
@@ -38,6 +43,8 @@ class FunctionResponse:
     content_type: str = "text/plain; charset=utf-8"
     after: Callable[[], None] | None = None
     """Work to be done once the response has been sent, when nobody waits for it."""
+    proof: str = ""
+    """What the function sends to prove that it has the shared secret."""
 
     @classmethod
     def error(cls, status: int, code: str, message: str) -> "FunctionResponse":
@@ -52,6 +59,7 @@ class FunctionResponse:
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n"
             f"Content-Type: {self.content_type}\r\nContent-Length: {length}\r\n"
             f"{_RETRY_AFTER if self.status in _RETRY_STATUSES else ''}"
+            f"{f'{FUNCTION_HEADER}: {self.proof}{_LINE_END}' if self.proof else ''}"
             f"Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
         )
         return [head.encode(), *([] if without_body else self.body)]
@@ -121,6 +129,7 @@ class RequestReader:
 
     def _reset(self) -> None:
         self._path = b""
+        self._caller_proof = b""
         self._length = 0
         """The body's length, if the header announces it."""
         self._body = BodyBuffer(self._max_body_bytes)
@@ -144,6 +153,8 @@ class RequestReader:
         name = name.lower()
         if name == b"content-length":
             self._length = int(value)
+        elif name == _CALLER_HEADER:
+            self._caller_proof = value
         elif name == b"expect":
             self._expects_continue = value.lower() == b"100-continue"
 
@@ -170,5 +181,6 @@ class RequestReader:
         if len(self.complete) == MAX_PIPELINED:
             raise TooManyCalls
         path = self._path.decode("latin-1").partition("?")[0]
-        request = FunctionRequest(self._method, path, self._body.data, self._local_address)
+        proof = self._caller_proof.decode("latin-1")
+        request = FunctionRequest(self._method, path, self._body.data, self._local_address, proof)
         self.complete.append((request, self._keep_alive))

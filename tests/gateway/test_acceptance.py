@@ -57,7 +57,7 @@ class Target:
     kill: Callable[[str], None] | None
     """Kills a function's process; None if the processes are not on this machine."""
 
-    def deploy(self, **options: bool) -> list[Change]:
+    def deploy(self, **options: Any) -> list[Change]:
         async def run() -> list[Change]:
             async with Gateway.connect(*self.access) as gateway:
                 manifest, prefix = self.demo.manifest, self.image_prefix

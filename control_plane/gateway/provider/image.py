@@ -8,6 +8,7 @@ from control_plane.errors import ConfigError
 from control_plane.faas.types import FunctionDeployment
 from control_plane.validation import MAX_QUOTED
 from functions.contract.process import FUNCTION_VARIABLE
+from functions.contract.secret import OPEN_VARIABLE, SECRET_NAME
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class LocalImage:
     settings: Collection[str]
     """The variables that a deployment may set."""
     verify: Callable[[str], None]
+    needs_secret: bool = False
+    """Whether a deployment has to use the functions' secret, unless it is declared open to everybody."""
 
     def check(self, deployment: FunctionDeployment) -> None:
         """Raise ConfigError if this image cannot run a deployment."""
@@ -34,6 +37,12 @@ class LocalImage:
         if function not in self.functions:
             raise ConfigError(
                 f"{FUNCTION_VARIABLE}: this partition has no function {function[:MAX_QUOTED]!r}"
+            )
+        is_open = deployment.env_vars.get(OPEN_VARIABLE) == "1"
+        if self.needs_secret and SECRET_NAME not in deployment.secrets and not is_open:
+            raise ConfigError(
+                f"other machines reach this gateway, so functions need the secret {SECRET_NAME}, or "
+                f"{OPEN_VARIABLE}=1 if everybody may call them"
             )
         for name, value in deployment.env_vars.items():
             # Variables such as LD_PRELOAD or PYTHONPATH could make the process run any code.

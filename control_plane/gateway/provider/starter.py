@@ -14,11 +14,9 @@ from control_plane.gateway.provider.log import FunctionLog
 from control_plane.gateway.provider.process import FunctionProcess, Timeouts
 from control_plane.gateway.provider.secret_store import SecretStore
 from control_plane.gateway.provider.vanishing import VanishedSockets
+from functions.contract.secret import SECRETS_VARIABLE
 
 START_TRIES = 3
-
-SECRETS = "FAASMOE_SECRETS"
-"""The variable with the folder of secrets, for functions that are deployed with secrets."""
 
 _INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
 _FIRST_PAUSE_S = 0.2
@@ -79,7 +77,7 @@ class FunctionStarter:
 
     def _environment(self, deployment: FunctionDeployment) -> dict[str, str]:
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        secrets = {SECRETS: str(self.secrets.folder.resolve())} if deployment.secrets else {}
+        secrets = {SECRETS_VARIABLE: str(self.secrets.folder.resolve())} if deployment.secrets else {}
         # Lines reach the log as soon as they are written.
         unbuffered = {"PYTHONUNBUFFERED": "1"}
         # The image's variables override the deployment's: a stack file has paths inside a container.
