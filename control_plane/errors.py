@@ -47,6 +47,9 @@ class UnsupportedModel(PartitionError):
 class GatewayError(FaaSMoEError):
     """A gateway, or a function behind it, refused or failed."""
 
+    functions: frozenset[str] = frozenset()
+    """The functions that failed, if the error concerns an invocation; none if any may have failed."""
+
 
 class FunctionNotFound(GatewayError):
     """The gateway has no function of that name."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from control_plane.app import control_plane, gateway_interval
+from control_plane.app import control_plane
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
 from control_plane.errors import PartitionError
@@ -28,7 +28,7 @@ async def running(
     """
     # The gateway does not see calls that go straight to a function, so it learns of them later than the
     # autoscaler. Its own time limit is longer, so that it does not put a busy function to sleep.
-    idle_after = config.idle_timeout + gateway_interval(config)
+    idle_after = config.idle_timeout + min(10.0, config.idle_timeout / 3)
     async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, idle_after) as gateway_url:
         say(f"gateway on {gateway_url}")
         async with Gateway.connect(gateway_url, None) as gateway:

@@ -41,6 +41,10 @@ class Gateways:
         """The function's deployment when a gateway last listed it."""
         return self._listed.get(function)
 
+    def is_absent(self, function: str) -> bool:
+        """Whether all gateways have answered, and none has listed the function."""
+        return bool(self._listed) and not self.problems and function not in self._listed
+
     def move(self, function: str, gateway: Gateway) -> None:
         """Call the function at this gateway from now on."""
         self._locations = {**self._locations, function: gateway}
