@@ -18,7 +18,7 @@ Networks = Sequence[IPv4Network | IPv6Network]
 def direct_address(announced: str, gateway: Address, networks: Networks) -> Address | None:
     """The address that a function has announced as host:port, or None if it is not to be called.
 
-    It has to be an IP address within `networks`. Loopback counts if the gateway is on loopback: behind a gateway
+    It has to be an IP address within `networks`. Loopback counts if the gateway is on loopback: behind one
     on another machine it means that machine, not this one.
     """
     host, _, port = announced.rpartition(":")

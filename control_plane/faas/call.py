@@ -1,4 +1,4 @@
-"""One invocation and its attempts: when to ask, to give up and to repeat. All times are of a monotonic clock."""
+"""One invocation and its attempts: when to ask, to give up, to repeat. Times are of a monotonic clock."""
 
 import random
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class Call:
     """The end of all attempts."""
     result: InvocationResult | None = None
     failure: GatewayError | None = None
-    """The failure of the last attempt; None while one is in progress."""
+    """The failure of the last attempt that has ended."""
     connection: Connection | None = None
     address: Address | None = None
     direct: bool = False
@@ -73,7 +73,6 @@ class Call:
 
     def start(self, address: Address, direct: bool, now: float) -> None:
         """Begin an attempt."""
-        self.failure = None
         self.address, self.direct, self.sent_at = address, direct, now
         self._ends = min(self.deadline, now + self.policy.attempt(direct, self._gateway_failures))
         self._questions = 0
@@ -87,6 +86,12 @@ class Call:
         """The function is alive, only slow: repeating the call would cost it more time."""
         self._questions += 1
         self.due = min(self._ends, now + self.policy.patience(self._questions))
+
+    def time_out(self, now: float) -> None:
+        """End the attempt without an answer."""
+        failure = InvocationTimeout(f"function {self.function} did not answer in time")
+        # What failed before says more than an attempt that is cut short by the deadline.
+        self.fail(self.failure or failure if self._ends >= self.deadline else failure, now)
 
     def fail(self, failure: GatewayError, now: float, died: bool = False) -> None:
         """End the attempt. A call that failed directly is repeated at once: its gateway is not to blame."""
@@ -108,7 +113,7 @@ class Call:
     @property
     def is_lost(self) -> bool:
         """Whether it has failed, and there is no time for another attempt."""
-        return self.failure is not None and self.due >= self.deadline
+        return self.connection is None and self.due >= self.deadline
 
     def error(self, now: float) -> GatewayError:
         """What to raise when there is no more time."""

@@ -61,8 +61,8 @@ class Connection:
     def __init__(self, address: Address, senses_loss: bool) -> None:
         """Begin to connect. Raises `ConnectionLost`.
 
-        With `senses_loss`, the connection breaks soon after its peer has vanished. That is for peers nearby: a
-        distant one may be out of reach for longer.
+        With `senses_loss`, the connection breaks soon after its peer has vanished. That is for peers nearby:
+        a distant one may be out of reach for longer.
         """
         self.address = address
         self._senses_loss = senses_loss

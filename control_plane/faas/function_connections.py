@@ -17,7 +17,7 @@ class FunctionConnections:
     """Connections to functions and gateways, and the functions' addresses. One thread uses it."""
 
     def __init__(self, gateway_of: Callable[[str], Address], networks: Networks) -> None:
-        """`gateway_of` returns the address of a function's gateway; functions are called in `networks` only."""
+        """`gateway_of` returns the address of a function's gateway; `networks` may be called directly."""
         self._gateway_of = gateway_of
         self._networks = networks
         self._addresses = AddressBook()

@@ -16,7 +16,6 @@ from control_plane.errors import (
     FunctionNotFound,
     FunctionUnavailable,
     GatewayError,
-    InvocationTimeout,
     ProtocolError,
 )
 from control_plane.faas.addresses import Networks
@@ -119,7 +118,7 @@ class Invoker:
             while pending := [call for call in calls if call.result is None]:
                 self._check_time(pending)
                 for call in pending:
-                    if call.failure is not None and call.due <= time.monotonic():
+                    if call.connection is None and call.due <= time.monotonic():
                         self.statistics[call.function].retries += 1
                         self._send(call)
                 self._wait(pending)
@@ -198,7 +197,8 @@ class Invoker:
             if call.address in alive:
                 call.wait_on(time.monotonic())
             else:
-                self._failed(call, InvocationTimeout(f"function {call.function} did not answer in time"))
+                self._avoid(call)
+                call.time_out(time.monotonic())
 
     def _accept(self, call: Call, connection: Connection, response: HttpResponse) -> None:
         """Take a good answer, note a failure that a retry may mend, or raise one that it cannot mend."""
@@ -244,7 +244,10 @@ class Invoker:
 
     def _failed(self, call: Call, failure: GatewayError, died: bool = False) -> None:
         """End an attempt, so that the next one goes through the gateway."""
+        self._avoid(call)
+        call.fail(failure, time.monotonic(), died)
+
+    def _avoid(self, call: Call) -> None:
         # Another function may have taken over an old address; its refusal says nothing about this one.
         if call.direct and call.address is not None:
             self._connections.avoid(call.address)
-        call.fail(failure, time.monotonic(), died)

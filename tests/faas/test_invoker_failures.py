@@ -256,7 +256,7 @@ def test_an_unreachable_gateway_is_named(target: Target) -> None:
         with (
             invoker_of(Address(*holder.getsockname()), TwoAttempts()) as invoker,
             pytest.raises(
-                FunctionUnavailable, match="the gateway of .* cannot be reached: Connection refused"
+                FunctionUnavailable, match=r"the gateway of .* cannot be reached: Connection refused"
             ),
         ):
             target.invoke(invoker)

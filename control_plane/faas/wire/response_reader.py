@@ -74,7 +74,7 @@ class ResponseReader:
             self._finish()
 
     def close(self) -> None:
-        """Let go of the parser. It refers to the reader, too: only the garbage collector would free the two."""
+        """Let go of the parser, which refers to the reader: nothing but the collector would free the two."""
         self._parser = None
 
     def on_message_begin(self) -> None:
@@ -96,7 +96,7 @@ class ResponseReader:
             self._max_body_bytes = MAX_ERROR_BYTES
         if self._length is None:
             # Each chunk of a body has a line of its own, which may be longer than the chunk.
-            self._most_parsed = self._parsed + 2 * self._max_body_bytes
+            self._most_parsed = self._parsed + 2 * self._max_body_bytes + MAX_HEADER_BYTES
         elif self._length > self._max_body_bytes:
             self._is_cut = True
         elif self._length:

@@ -24,8 +24,8 @@ def max_answer_bytes(invocation: Invocation) -> int:
 def read_result(invocation: Invocation, body: bytearray, elapsed: float) -> InvocationResult:
     """The answer to an invocation that was sent `elapsed` seconds ago.
 
-    Raises `WireError` for an answer that cannot be right. Times and counts that a tenant pays for are lowered to
-    what is possible: the answer may be right all the same.
+    Raises `WireError` for an answer that cannot be right. Times and counts that a tenant pays for are lowered
+    to what is possible: the answer may be right all the same.
     """
     result = InvocationResult.decode(body)
     expected = invocation.hidden_states
