@@ -32,6 +32,8 @@ from functions.contract.process import UNKNOWN_EXPERT
 from functions.contract.safetensors_codec import CONTENT_TYPE
 
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_FINAL_CODES = frozenset({UNKNOWN_EXPERT})
+"""Codes of the contract that no other attempt can mend, whatever the status."""
 
 _logger = logging.getLogger(__name__)
 
@@ -224,17 +226,23 @@ class Invoker:
         self._connections.release(connection)
 
     def _refused(self, call: Call, response: HttpResponse) -> None:
-        name, status = call.function, response.status
+        """Note an error answer that a retry may mend, or raise the error that it stands for."""
+        status = response.status
         code, message = read_error(response.body)
-        failure: GatewayError = FunctionUnavailable(f"function {name} answered {status}: {message}")
-        not_found = status == 404 and code != UNKNOWN_EXPERT
-        if not_found and not call.direct:
+        failure: GatewayError = FunctionUnavailable(f"function {call.function} answered {status}: {message}")
+        is_final = code in _FINAL_CODES or status not in _RETRYABLE_STATUS
+        if call.direct:
+            # Another function may have taken over an old address; its refusal says nothing about this one.
+            is_final = False
+        elif status == 404 and code not in _FINAL_CODES:
             # A gateway whose provider is away answers so, too.
-            failure = FunctionNotFound(f"the gateway has no function {name}: deploy it first")
-        if not call.direct and (self.is_absent(name) if not_found else status not in _RETRYABLE_STATUS):
-            error = failure if not_found else ProtocolError(str(failure))
-            error.functions = frozenset({name})
-            raise error
+            failure = FunctionNotFound(f"the gateway has no function {call.function}: deploy it first")
+            is_final = self.is_absent(call.function)
+        elif is_final:
+            failure = ProtocolError(str(failure))
+        if is_final:
+            failure.functions = frozenset({call.function})
+            raise failure
         # Without a code it is the gateway that speaks, and 502 is its word for a function that broke off.
         self._failed(call, failure, died=status == 502 or (status == 500 and not code))
 
@@ -248,6 +256,5 @@ class Invoker:
         call.fail(failure, time.monotonic(), died)
 
     def _avoid(self, call: Call) -> None:
-        # Another function may have taken over an old address; its refusal says nothing about this one.
         if call.direct and call.address is not None:
             self._connections.avoid(call.address)

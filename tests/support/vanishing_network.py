@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_network
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ class VanishingNetwork:
 
     namespace: str
     device: str
-    networks: Sequence[IPv4Network] = (ip_network(_NETWORK),)
+    networks: Sequence[IPv4Network] = (IPv4Network(_NETWORK),)
 
     def inside(self, make: Callable[[str], T]) -> T:
         """What `make` returns for the namespace's host; the sockets that it opens are in the namespace."""
