@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 
 import numpy.ma  # noqa: F401
@@ -28,12 +29,13 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.errors import GatewayError
+from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
-from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.faas.invoker import Invoker
 from control_plane.http import check_open_files, serving
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
@@ -128,7 +130,7 @@ async def _load(
     secret: FunctionSecret | None,
 ) -> _Backend:
     """Load the model. It takes seconds, so a thread does it: the embedded gateway may run on this loop."""
-    invoker = build_invoker(gateways.address_of, config)
+    invoker = build_invoker(gateways.address_of, gateways.is_absent, config, secret)
     limits = ResidentLimits()
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, limits, config)
     engine = build_engine(partition, runner, invoker, config)
@@ -226,20 +228,19 @@ async def _drained(drain: Drain, seconds: float) -> AsyncIterator[None]:
             logger.warning("%d requests are cut off", drain.in_progress)
 
 
-def build_invoker(gateway_of: Callable[[str], Address], config: ServeConfig) -> Invoker:
-    """An invoker of functions; `gateway_of` returns the address of the gateway that has a function."""
-    policy = InvocationPolicy(
-        config.invocation_timeout, config.invocation_deadline, gateway_interval=gateway_interval(config)
-    )
-    return Invoker(gateway_of, policy)
+def build_invoker(
+    gateway_of: Callable[[str], Address],
+    is_absent: Callable[[str], bool],
+    config: ServeConfig,
+    secret: FunctionSecret | None = None,
+) -> Invoker:
+    """An invoker of functions, which share the `secret` with it.
 
-
-def gateway_interval(config: ServeConfig) -> float:
-    """Seconds after which a call goes through the gateway again instead of straight to the function.
-
-    A gateway that sees no calls might take a busy function for an idle one.
+    `gateway_of` returns the address of the gateway that has a function, `is_absent` whether none has it.
     """
-    return min(InvocationPolicy.gateway_interval, config.idle_timeout / 3)
+    policy = InvocationPolicy(config.invocation_timeout, config.invocation_deadline)
+    networks = [ip_network(network) for network in config.function_networks]
+    return Invoker(gateway_of, is_absent, policy, networks, secret)
 
 
 def build_footprint(

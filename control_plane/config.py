@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -35,6 +36,10 @@ _PARSERS: Sequence[tuple[object, Callable[[str], float]]] = (
     (_Bytes | None, parse_bytes),
 )
 """The types of settings that a file may give as text with a unit, such as "6GB" or "15m"."""
+
+
+PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+"""The networks of private addresses; containers and pods commonly have one."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class ServeConfig:
     """Seconds before one attempt to call a function is abandoned."""
     invocation_deadline: _Seconds = 60.0
     """Seconds before a call to a function, with all its attempts, is abandoned and the request fails."""
+    function_networks: tuple[str, ...] = PRIVATE_NETWORKS
+    """Networks in which functions are called directly; others are called through their gateways only."""
     request_timeout: _Seconds = 600.0
     """Seconds before a request is abandoned, including the time that it waits."""
     drain_seconds: _SecondsOrZero = 30.0
@@ -98,6 +105,11 @@ class ServeConfig:
                 f"max_batch_tokens must be more than max_sequences ({self.max_sequences}), not "
                 f"{self.max_batch_tokens}: a step has a row for each sequence that runs, and some for prompts"
             )
+        for network in self.function_networks:
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ConfigError(f"function_networks: {error}") from error
         if self.open and not is_loopback(self.host):
             raise ConfigError(f"open: a server without keys must listen on loopback, not on {self.host}")
 

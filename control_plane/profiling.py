@@ -66,7 +66,8 @@ async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[Mo
             address = gateway.address
             async for _ in deploy_all(manifest, [gateway]):
                 pass
-        invoker = build_invoker(lambda _: address, config)
+        # This gateway is a part of this process: what it does not find is not there.
+        invoker = build_invoker(lambda _: address, lambda _: True, config)
         runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()

@@ -167,6 +167,15 @@ def test_a_bad_budget(file: Path, text: str) -> None:
     )
 
 
+def test_networks_of_functions(file: Path) -> None:
+    file.write_text("function_networks: [10.62.0.0/16, 'fd00::/8', 8.8.8.8]")
+    networks = ServeConfig.load(file, NO_OVERRIDES).function_networks
+    assert list(networks) == ["10.62.0.0/16", "fd00::/8", "8.8.8.8"]
+    for wrong in ("10.62.0.1/16", "10.62", "pods"):
+        assert "function_networks: " in refusal(file, f"function_networks: [{wrong!r}]")
+    assert "function_networks" in refusal(file, "function_networks: 10.0.0.0/8")
+
+
 @pytest.mark.parametrize("port", [0, 65535])
 def test_ports_at_the_edge(file: Path, port: int) -> None:
     file.write_text(f"port: {port}")

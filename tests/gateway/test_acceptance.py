@@ -28,9 +28,10 @@ from control_plane.app import control_plane
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError
+from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateway_access import Credentials, GatewayAccess, read_credentials
-from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.faas.invoker import Invoker
 from control_plane.gateway import embedded_gateway
 from control_plane.gateway.provider.emulation import FAASD, OWN
 from control_plane.partition.partitioner import partition
@@ -80,7 +81,7 @@ class Target:
                 return gateway.address
 
         found = asyncio.run(address())
-        invoker = Invoker(lambda _: found, policy)  # type: ignore[arg-type, return-value]
+        invoker = Invoker(lambda _: found, lambda _: False, policy)  # type: ignore[arg-type, return-value]
         try:
             yield invoker
         finally:
