@@ -23,8 +23,8 @@ from yarl import URL
 from control_plane.errors import ConfigError
 from functions.host.open_files import need_open_files, raise_open_files
 
-# Python itself imports the modules that nothing here uses, but only when it needs them first: in a request, when
-# there may be no file left to open.
+# Python itself would import the modules that nothing here uses, but only in a request, when there may be no
+# file left to open.
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ _SERVERS = 2
 _RESERVED_FILES = 768
 """Files for everything else, among them some 128 connections that asyncio accepts before they are counted."""
 _LEAST_FILES = 512
-"""Without these, a server does not start: its least connections, as many before they are counted, and others."""
+"""Without these, a server does not start. They are for its least connections, those that are not counted yet,
+and everything else."""
 _FILES_OF_A_FUNCTION = 4
 """A connection, and perhaps the pipes of its process."""
 _BACKLOG = 128
@@ -196,7 +197,7 @@ def _refusal(status: int, message: str) -> web.Response:
 
 
 def check_open_files(functions: int) -> None:
-    """Raise the limit of open files to what so many functions need; `ConfigError` where that is not allowed."""
+    """Raise the limit of open files to what so many functions need; `ConfigError` if it stays lower."""
     try:
         need_open_files(_LEAST_FILES + functions * _FILES_OF_A_FUNCTION)
     except ValueError as error:

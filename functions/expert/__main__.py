@@ -22,8 +22,8 @@ import sys
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
-    # Before anything that takes long to import. In a container this is process 1, which gets no signal that it
-    # has no handler for: to stop it would take as long as the container's supervisor waits before it kills.
+    # Before anything that takes long to import. In a container this is process 1, which gets no signal that
+    # it has no handler for, so its supervisor would wait half a minute before it kills it.
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda *_: os._exit(0))
     from functions.expert.function_process import run

@@ -22,7 +22,7 @@ class Client:
 class Connections:
     """The connections of a server. They wait for their clients, compute, and send answers.
 
-    A connection waits in silence, from its start or from its last answer on, or in the midst of a call. It does
+    A connection waits in silence, from its start or its last answer on, or in the midst of a call. It does
     not give way while it computes, so more connections must be allowed than calls are computed at once.
     """
 

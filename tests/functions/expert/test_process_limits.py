@@ -1,4 +1,4 @@
-"""However many calls are cut off or left unfinished, a function's process keeps its memory and files in bounds."""
+"""Calls that are cut off or never end take a bounded amount of a function's memory and files."""
 
 import resource
 import socket

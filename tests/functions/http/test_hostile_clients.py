@@ -16,9 +16,11 @@ from functions.http.messages import MAX_PIPELINED, FunctionRequest, FunctionResp
 from functions.http.server import MAX_CONNECTIONS, HttpServer
 from tests.functions.http.test_server import HEALTH, exchange, statuses
 
+pytestmark = pytest.mark.slow
+
 MAX_BODY_BYTES = 1 << 20
-ANSWER_SECONDS = 1.0
-"""A probe's time under attack, on a busy machine."""
+ANSWER_SECONDS = 5.0
+"""The most for a probe under attack on a busy machine, where it takes a fraction of a second."""
 END_SECONDS = 20.0
 BEGUN = b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nbegun"
 CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
