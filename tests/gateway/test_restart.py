@@ -119,7 +119,9 @@ def test_functions_of_another_partition_are_not_restored(
     deployments = [
         FunctionDeployment("other", "faasmoe/other:1", env_vars={"FAASMOE_FUNCTION": name}),
         FunctionDeployment("gone", tiny.manifest.image, env_vars={"FAASMOE_FUNCTION": "gone"}),
-        FunctionDeployment("secret", tiny.manifest.image, env_vars={"FAASMOE_FUNCTION": name}, secrets=("no",)),
+        FunctionDeployment(
+            "secret", tiny.manifest.image, env_vars={"FAASMOE_FUNCTION": name}, secrets=("no",)
+        ),
         FunctionDeployment("good", tiny.manifest.image, env_vars={"FAASMOE_FUNCTION": name}),
     ]
     DeploymentFile(folder / "deployments.json").write([FunctionStatus(each, 0) for each in deployments])

@@ -32,7 +32,9 @@ class LocalImage:
         if deployment.image != self.name:
             raise ConfigError(f"no image {deployment.image[:MAX_QUOTED]!r} here, only {self.name!r}")
         if function not in self.functions:
-            raise ConfigError(f"{FUNCTION_VARIABLE}: this partition has no function {function[:MAX_QUOTED]!r}")
+            raise ConfigError(
+                f"{FUNCTION_VARIABLE}: this partition has no function {function[:MAX_QUOTED]!r}"
+            )
         for name, value in deployment.env_vars.items():
             # Variables such as LD_PRELOAD or PYTHONPATH could make the process run any code.
             if name not in self.settings:
