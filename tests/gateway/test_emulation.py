@@ -16,6 +16,8 @@ from control_plane.gateway.provider.emulation import FAASD
 from tests.support.echo_client import EchoClient, deployment
 from tests.support.echo_gateway import asynchronous, echo_gateway, wait_for_end
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = replace(FAASD, ignored_sigterm_seconds=0.1)
 REQUEST = b"GET /_/health HTTP/1.1\r\nHost: f\r\n\r\n"
 
