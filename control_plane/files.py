@@ -39,7 +39,10 @@ def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file, which only its owner can read, in one step: nobody sees half of it. Raises `OSError`."""
+    """Replace a file in one step, so that nobody sees half of it. Only its owner can read it.
+
+    Raises `OSError`.
+    """
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:

@@ -33,7 +33,7 @@ class DeploymentFile:
         self._path = path
 
     def read(self) -> list[FunctionStatus]:
-        """The functions; none if there is no file, or, with a warning, if it is damaged or of another kind."""
+        """The functions. Without a file there are none, nor, with a warning, if it is damaged or foreign."""
         try:
             content = convert(json.loads(self._path.read_bytes()), dict[str, Any])
             if content.get("format") != _FORMAT:

@@ -54,9 +54,9 @@ async def embedded_gateway(
 ) -> AsyncIterator[URL]:
     """Run a gateway with one image, the partition's; yields its address. No process outlives the context.
 
-    `idle_after` is in seconds. With a folder for its `state`, it keeps deployments and secrets there, and has
-    them again at the next start. Raises `PartitionError` for a bad partition, `ConfigError` for a port in use
-    or too few open files.
+    `idle_after` is in seconds. With a folder for its `state`, it keeps deployments and secrets there, and
+    has them again at the next start. Raises `PartitionError` for a bad partition, `ConfigError` for a port in
+    use or too few open files.
     """
     manifest = Manifest.load(partition)
     check_open_files(len(manifest.blocks))
@@ -77,8 +77,8 @@ async def embedded_gateway(
             image, SecretStore(folder), idle_after, behaviour=behaviour, remember=remember
         )
         async with serving(create_app(provider, credentials, host=host), host, port) as url:
-            # Only now: if another gateway has this port, its functions must not be started twice. And at once,
-            # before the first request is read.
+            # Only now: if another gateway has this port, its functions must not be started twice. And at
+            # once, before the first request is read.
             if file is not None:
                 provider.restore(file.read())
             yield url

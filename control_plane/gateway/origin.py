@@ -24,17 +24,20 @@ def refuse_pages(bound_host: str) -> Middleware:
     an IP address, a name of loopback, or `bound_host`: a name of somebody else's is a page's.
     """
 
+    on_loopback = _is_loopback(bound_host)
+
     @lru_cache(maxsize=64)
     def is_ours(host: str) -> bool:
-        return _is_address_or_loopback(host) or host == bound_host.lower()
+        name = _name(host)
+        return _is_address_or_loopback(name) or name == bound_host.lower()
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.headers.get("Host", "")
-        if _is_loopback(bound_host) and not is_ours(name := _name(host)):
-            return _refusal(f"Host: this gateway is not called {name[:80]!r}, but {bound_host}")
+        if on_loopback and not is_ours(host):
+            return _refusal(f"Host: this gateway is not called {host[:80]!r}, but {bound_host}")
         origin = request.headers.get("Origin")
-        if origin is not None and not (origin == f"http://{host}" and is_ours(_name(host))):
+        if origin is not None and not (origin == f"http://{host}" and is_ours(host)):
             return _refusal("Origin: pages of other servers are refused")
         if request.headers.get("Sec-Fetch-Site", "none") not in _FROM_THIS_GATEWAY:
             return _refusal("Sec-Fetch-Site: pages of other servers are refused")

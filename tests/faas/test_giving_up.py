@@ -4,7 +4,6 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from functions.expert.http_messages import FunctionResponse
 
 from control_plane.errors import (
     FunctionNotFound,
@@ -13,6 +12,7 @@ from control_plane.errors import (
     ProtocolError,
 )
 from control_plane.faas.call import InvocationPolicy
+from functions.http.messages import FunctionResponse
 from tests.support.invoking import PATIENT, answers, by_path, invocation, invoker_of, never, plain
 from tests.support.loopback_server import Responder, loopback_server
 

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,9 @@ def target(request: pytest.FixtureRequest, demo: TinyPartition) -> Iterator[Targ
         yield given
         given.remove_all()
         return
-    behaviour = {"embedded": OWN, "faasd": FAASD}[request.param]
+    # The suite often removes functions that have just been deployed.
+    faasd = replace(FAASD, ignored_sigterm_seconds=1.0)
+    behaviour = {"embedded": OWN, "faasd": faasd}[request.param]
     credentials = Credentials("admin", "secret")
     gateway = embedded_gateway(demo.folder, "127.0.0.1", 0, credentials, 900.0, behaviour)
     with in_thread(gateway) as url:

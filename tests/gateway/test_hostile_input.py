@@ -138,8 +138,11 @@ async def test_secrets_and_readers_of_logs_are_limited(tmp_path: Path) -> None:
 
 
 FIELDS = st.sampled_from(
-    ["service", "name", "image", "namespace", "envVars", "labels", "annotations", "secrets", "constraints"]
-    + ["limits", "requests", "replicas", "functionName", "serviceName", "value", "rawValue", "memory"]
+    [
+        *("service", "name", "image", "namespace", "envVars", "labels", "annotations", "secrets"),
+        *("constraints", "limits", "requests", "replicas", "functionName", "serviceName"),
+        *("value", "rawValue", "memory"),
+    ]
 )
 ANY: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("echo"),

@@ -43,6 +43,7 @@ FAASD = EmulatedBehaviour(
     keep_alive_seconds=0.12,
 )
 """faasd with the limit of its community edition: measured with the MIT build of September 2024, and read from
-pkg/provider/handlers in https://github.com/openfaas/faasd. The community edition answers 400 to zero replicas."""
+pkg/provider/handlers in https://github.com/openfaas/faasd. The community edition itself answers 400 to zero
+replicas."""
 EMULATED = {"faasd": FAASD}
 """The gateways that `--emulate` accepts, by name."""

@@ -69,6 +69,7 @@ class LocalFunction:
         self._spawned: FunctionProcess | None = None
         self._process: FunctionProcess | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._watches: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._failure: _Failure | None = None
@@ -187,7 +188,9 @@ class LocalFunction:
             return
         _logger.debug("%s is ready after %.2f s", self._deployment.service, loop.time() - began)
         self._process = process
-        self._await_end(asyncio.create_task(self._look_after(process)))
+        watch = asyncio.create_task(self._look_after(process))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
         self._sleep_if_idle()
 
     def _note_spawned(self, process: FunctionProcess) -> None:

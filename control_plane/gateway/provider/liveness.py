@@ -87,7 +87,7 @@ async def until_it_hangs(pid: int, url: str, limits: LivenessLimits = DEFAULT_LI
     # A connection of its own, which stays open: others cannot keep the probes out by taking all connections.
     async with aiohttp.ClientSession(url, timeout=timeout) as session:
         while not liveness.hangs(loop.time()):
-            # The second probe of a process that seems to hang comes at once. Jitter: not all functions together.
+            # The second probe of a process that seems to hang comes at once. The others are spread in time.
             await asyncio.sleep(0 if liveness.failures else limits.interval * random.uniform(0.8, 1.0))
             began = loop.time()
             try:

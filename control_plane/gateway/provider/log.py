@@ -15,7 +15,8 @@ MAX_CHARACTERS = 1 << 20
 class FunctionLog:
     """A ring buffer of the newest lines of all processes that one function has had.
 
-    It keeps at most `capacity` lines, and `MAX_CHARACTERS`. Followers read from the ring buffer: a slow one misses old lines, and uses no extra memory.
+    It keeps at most `capacity` lines, and `MAX_CHARACTERS`. Followers read from the ring buffer: a slow one
+    misses old lines, and uses no extra memory.
     """
 
     def __init__(self, function: str, capacity: int = DEFAULT_CAPACITY) -> None:

@@ -41,8 +41,8 @@ class LocalProvider:
             the label com.openfaas.scale.zero-duration overrides this.
         timeouts: the deadlines of all functions.
         behaviour: the gateway to emulate.
-        remember: stores all functions, for `restore`. It is called in a thread after each change that a client
-            has asked for; not when a call wakes a function, or idleness puts it to sleep.
+        remember: stores all functions, for `restore`. It is called in a thread after each change that a
+            client has asked for; not when a call wakes a function, or idleness puts it to sleep.
     """
 
     def __init__(

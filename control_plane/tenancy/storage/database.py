@@ -42,8 +42,8 @@ def is_postgres(address: Path | str) -> bool:
 def database_address(setting: str, environment: Mapping[str, str] = os.environ) -> Path | str:
     """The address of the database of tenants and usage: a file's path, or a PostgreSQL URL.
 
-    The first of: the setting, $FAASMOE_DATABASE, and faasmoe.db in `state_folder`. Raises `ConfigError` if the
-    path needs a home folder and the user has none.
+    The first of: the setting, $FAASMOE_DATABASE, and faasmoe.db in `state_folder`. Raises `ConfigError` if
+    the path needs a home folder and the user has none.
     """
     chosen = setting or environment.get("FAASMOE_DATABASE")
     if chosen and is_postgres(chosen):
