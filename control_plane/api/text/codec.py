@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
@@ -60,7 +61,10 @@ class TextCodec:
     def token_text(self, token_id: int) -> str:
         """The text of a token alone: a special token's name, or U+FFFD for an unfinished character."""
         if token_id not in self._texts:
-            self._texts[token_id] = self._decode([token_id], skip_special_tokens=False)
+            try:
+                self._texts[token_id] = str(self.tokenizer.decode([token_id]))
+            except BaseException as error:
+                _fail(error)
         return self._texts[token_id]
 
     def token_bytes(self, token_id: int, text: str) -> bytes:
@@ -101,14 +105,15 @@ class TextCodec:
         return _byte_alphabet() if "ByteLevel" in decoder else {}
 
     def _text(self, token_ids: list[int]) -> str:
-        return self._decode(token_ids, skip_special_tokens=True)
-
-    def _decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
-        """Raises `TokenizerError`. It takes as long as its tokens are many, so it needs no process."""
+        """Called some times for each generated token. Raises `TokenizerError`."""
         try:
-            return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        # The tokenizer's panics are not Exceptions.
+            return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
         except BaseException as error:
-            raise TokenizerError(f"the tokenizer has failed: {type(error).__name__}: {error}") from error
+            _fail(error)
+
+
+def _fail(error: BaseException) -> NoReturn:
+    """Raise the error for one of the tokenizer's, whose panics are not Exceptions."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    raise TokenizerError(f"the tokenizer has failed: {type(error).__name__}: {error}") from error

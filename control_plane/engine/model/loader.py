@@ -96,10 +96,7 @@ def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
         raise PartitionError(f"{partition} has no tokenizer: {' or '.join(TOKENIZER_FILES)}")
     try:
         _check_sizes(partition)
-        tokenizer = AutoTokenizer.from_pretrained(partition)
-        # A tokenizer without this part is none that the control plane can use.
-        tokenizer.backend_tokenizer.to_str()
-        return tokenizer
+        return AutoTokenizer.from_pretrained(partition)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:

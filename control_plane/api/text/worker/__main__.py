@@ -10,7 +10,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import msgspec
 
@@ -18,23 +18,26 @@ from control_plane.api.text.worker.encoder import Encoder
 from control_plane.api.text.worker.messages import LENGTH_BYTES, Answer, Request, Setup, Tokens
 from control_plane.autoscaling.process_memory import trim_heap
 
-Message = TypeVar("Message")
-
 _LARGE_BYTES = 16 << 10
 
 
 def main() -> None:
     """Answer requests until there are no more."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    if (setup := _read(requests, Setup)) is None:
+    if (body := _body(requests)) is None:
         return
+    setup = msgspec.msgpack.decode(body, type=Setup)
     encoder = Encoder(setup)
-    _limit(setup.memory_bytes)
+    memory_bytes, orphan_seconds = setup.memory_bytes, setup.orphan_seconds
+    # Parsing a large vocabulary takes three times the memory that it has afterwards.
+    del body, setup
+    trim_heap()
+    _limit(memory_bytes)
     # An answer without tokens says that the process is ready.
     _write(answers, Tokens(b""))
     decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
     while (body := _body(requests)) is not None:
-        signal.alarm(setup.orphan_seconds)
+        signal.alarm(orphan_seconds)
         answer = encoder.answer(decoder.decode(body))
         _write(answers, answer)
         signal.alarm(0)
@@ -51,11 +54,6 @@ def _limit(memory_bytes: int) -> None:
     # Where memory runs out, the system ends this process rather than the control plane.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _read(stream: BinaryIO, kind: type[Message]) -> Message | None:
-    body = _body(stream)
-    return None if body is None else msgspec.msgpack.decode(body, type=kind)
 
 
 def _body(stream: BinaryIO) -> bytes | None:

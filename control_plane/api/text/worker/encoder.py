@@ -23,7 +23,8 @@ class Encoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = setup.split_special_tokens
-        self._setup = setup
+        self._templates = setup.templates
+        self._special_tokens = setup.special_tokens
         self._compiled = cache(self._compile)
 
     def answer(self, request: Request) -> Answer:
@@ -52,10 +53,10 @@ class Encoder:
 
     def _render(self, request: EncodeChat) -> str:
         template = self._compiled(request.template)
-        return template.render(variables(request.messages, self._setup.special_tokens))
+        return template.render(variables(request.messages, self._special_tokens))
 
     def _compile(self, name: str) -> Template:
-        return environment().from_string(self._setup.templates[name])
+        return environment().from_string(self._templates[name])
 
 
 def _described(error: BaseException) -> str:
