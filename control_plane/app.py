@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from control_plane.api.drain import Drain
 from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.prompts import PromptEncoder
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.awake import awake_invocations
 from control_plane.autoscaling.footprint import Footprint, StepShape, check_limit
@@ -93,12 +94,12 @@ async def control_plane(
     check_open_files(len(manifest.blocks))
     async with _connected(manifest, access, secret) as gateways:
         backend = await _load(partition, manifest, gateways, config, secret)
-        async with _tenancy(config) as tenancy:
+        async with PromptEncoder.running(backend.codec) as prompts, _tenancy(config) as tenancy:
             # Measured last: the budget has to cover everything that was loaded before.
-            footprint = build_footprint(partition, manifest, backend.runner, config)
-            autoscaler = _autoscaler(backend, footprint, config)
+            footprint = build_footprint(partition, manifest, backend.runner, prompts.memory_bytes(), config)
+            autoscaler = _autoscaler(backend, footprint, prompts, config)
             drain = Drain(config.max_queued_per_tenant)
-            api = _api(backend, tenancy, autoscaler, drain, config)
+            api = _api(backend, prompts, tenancy, autoscaler, drain, config)
             async with (
                 serving(api.app(), config.host, config.port) as url,
                 _started(backend.engine),
@@ -134,7 +135,8 @@ async def _load(
     limits = ResidentLimits()
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, limits, config)
     engine = build_engine(partition, runner, invoker, config)
-    codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
+    tokenizer = await asyncio.to_thread(load_tokenizer, partition)
+    codec = TextCodec(tokenizer, runner.model.config.vocab_size)
     return _Backend(manifest, gateways, invoker, limits, runner, engine, codec)
 
 
@@ -160,7 +162,11 @@ def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> L
     return SharedLimiter(store, *bounds, lease)
 
 
-def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) -> Autoscaler:
+def _autoscaler(
+    backend: _Backend, footprint: Footprint, prompts: PromptEncoder, config: ServeConfig
+) -> Autoscaler:
+    own = OwnMemory.measure()
+
     def busy() -> bool:
         status = backend.engine.status()
         return bool(status.running or status.waiting)
@@ -171,7 +177,7 @@ def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) ->
         footprint,
         config.memory_budget,
         config.idle_timeout,
-        own_bytes=OwnMemory.measure().used,
+        own_bytes=lambda: own.used() + prompts.memory_bytes(),
         requests_running=busy,
         limits=backend.resident_limits,
         trim_memory=trim_heap,
@@ -180,13 +186,19 @@ def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) ->
 
 
 def _api(
-    backend: _Backend, tenancy: _Tenancy, autoscaler: Autoscaler, drain: Drain, config: ServeConfig
+    backend: _Backend,
+    prompts: PromptEncoder,
+    tenancy: _Tenancy,
+    autoscaler: Autoscaler,
+    drain: Drain,
+    config: ServeConfig,
 ) -> Api:
     manifest, engine, statistics = backend.manifest, backend.engine, backend.invoker.statistics
     metrics = Metrics(manifest.name, engine.status, statistics, autoscaler.memory, autoscaler.actions)
     service = CompletionService(
         engine=engine,
         codec=backend.codec,
+        prompts=prompts,
         limiter=tenancy.limiter,
         ledger=tenancy.ledger,
         metrics=metrics,
@@ -244,9 +256,12 @@ def build_invoker(
 
 
 def build_footprint(
-    partition: Path, manifest: Manifest, runner: ModelRunner, config: ServeConfig
+    partition: Path, manifest: Manifest, runner: ModelRunner, helpers_bytes: int, config: ServeConfig
 ) -> Footprint:
-    """The memory that serving needs. Raises `ConfigError` for a budget below it."""
+    """The memory that serving needs, with `helpers_bytes` for the processes that belong to this one.
+
+    Raises `ConfigError` for a budget below it.
+    """
     trim_heap()
     step = StepShape.of(
         manifest,
@@ -262,6 +277,7 @@ def build_footprint(
         kv_cache_bytes=runner.kv_cache.nbytes,
         stored_embedding_bytes=runner.stored_embedding_bytes,
     )
+    footprint = replace(footprint, control_plane=footprint.control_plane + helpers_bytes)
     if config.memory_budget is not None:
         footprint.check(config.memory_budget)
     return footprint

@@ -1,6 +1,7 @@
 """The control plane's settings: options of the command line, then a YAML file's, then defaults."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -14,7 +15,7 @@ from msgspec import Meta
 from control_plane.errors import ConfigError
 from control_plane.quantities import BYTES, DURATION, parse_bytes, parse_seconds
 from control_plane.tenancy.declared import DeclaredTenant, read_declared
-from control_plane.validation import check_settings
+from control_plane.validation import check_settings, quoted
 from functions.host.sockets import is_loopback
 
 Scheduling = Literal["fair", "fcfs"]
@@ -29,6 +30,9 @@ _CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INTEGER, description="a whole n
 _Seconds = Annotated[float, Meta(gt=0, le=_MAX_FLOAT, description=f"{DURATION}, above zero")]
 _SecondsOrZero = Annotated[float, Meta(ge=0, le=_MAX_FLOAT, description=f"{DURATION}, zero or more")]
 _Bytes = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description=f"{BYTES}, above zero")]
+
+_MAX_YAML_BYTES = 1 << 20
+_MAX_YAML_VALUES = 100_000
 
 _PARSERS: Sequence[tuple[object, Callable[[str], float]]] = (
     (_Seconds, parse_seconds),
@@ -147,11 +151,18 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text()) or {}
+        with path.open("rb") as file:
+            data = file.read(_MAX_YAML_BYTES + 1)
+        if len(data) > _MAX_YAML_BYTES:
+            raise ConfigError(f"{path} has more than {_MAX_YAML_BYTES} bytes")
+        settings = _load_yaml(data.decode()) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
+    # Constructing values raises ValueError for numbers and dates that there cannot be.
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold settings, one `name: value` a line")
     return settings
@@ -165,3 +176,38 @@ def _parsed(name: str, value: object) -> object:
             with suppress(ConfigError):
                 return parse(value)
     return value
+
+
+def _load_yaml(text: str) -> Any:
+    """The YAML document. Raises `yaml.YAMLError`, ValueError and RecursionError."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        # A few lines of aliases can stand for more values than fit into memory.
+        if _size(node, {}) > _MAX_YAML_VALUES:
+            raise ValueError(f"it has more than {_MAX_YAML_VALUES} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """The number of values below a node, each as often as aliases repeat it.
+
+    Raises ValueError for a mapping that has a key twice.
+    """
+    if id(node) not in sizes:
+        # An alias inside the value that it stands for would have no end.
+        sizes[id(node)] = _MAX_YAML_VALUES + 1
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            names = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if repeated := [name for name, times in Counter(names).items() if times > 1]:
+                raise ValueError(f"{quoted(repeated[0])} is there twice")
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
+    return sizes[id(node)]

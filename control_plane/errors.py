@@ -20,6 +20,7 @@
     |       |-- QuotaExceeded       the tenant has reached a limit
     |       |-- QueueFull           the tenant has too many sequences in the queue
     |       `-- Overloaded          all tenants together have too many
+    |-- TokenizerError              the model's tokenizer fails on a text or on tokens
     |-- BadRequest                  an API request that breaks the rules
     |   `-- UnknownModel            a request names a model that is not served
     `-- RequestTimeout              a request exceeds the time limit
@@ -116,6 +117,10 @@ class QueueFull(RetryLater):
 
 class Overloaded(RetryLater):
     """All tenants together have too many sequences in the queue."""
+
+
+class TokenizerError(FaaSMoEError):
+    """The model's tokenizer failed, on a text that others may do without."""
 
 
 class BadRequest(FaaSMoEError):

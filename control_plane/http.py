@@ -122,6 +122,9 @@ class _Connections:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if transport := self._waiting.pop(request.protocol, None):
             self._busy[request.protocol] = transport
+        # aiohttp would repeat the header in its answer, and fail if it is not UTF-8.
+        if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+            return _refusal(417, "Expect: only 100-continue is supported")
         return await self._application(request)
 
 
@@ -147,8 +150,6 @@ class _Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Called with each response: the one place that sees aiohttp's own, too."""
-        if isinstance(resp, web.HTTPExpectationFailed):
-            resp = _refusal(resp.status, "Expect: only 100-continue is supported")
         try:
             return await super().finish_response(request, resp, start_time)
         finally:

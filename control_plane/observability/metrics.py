@@ -11,6 +11,10 @@ from control_plane.observability.collectors import LiveCollector, ScalingCollect
 from control_plane.observability.definitions import METRICS
 from control_plane.observability.request_record import RequestRecord
 
+MAX_TENANTS = 1000
+"""The most tenants that have series of their own."""
+OTHER_TENANTS = "(others)"
+"""The label of all other tenants. No tenant can have this name."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The media type of `Metrics.render`."""
 
@@ -51,7 +55,7 @@ class Metrics:
         self._requests.failed(status)
 
     def render(self, with_tenants: bool) -> bytes:
-        """Format all metrics as text. Those by tenant reveal the tenants' names: only for operators."""
+        """Format all metrics as text. Those by tenant reveal names and usage: only for operators."""
         return generate_latest(self._registry) + (
             generate_latest(self._tenant_registry) if with_tenants else b""
         )
@@ -90,7 +94,10 @@ class _RequestMetrics:
 
 
 class _TenantMetrics:
-    """The metrics that have a label for the tenant."""
+    """The metrics that have a label for the tenant.
+
+    Clients of an open server make up names of tenants: after `MAX_TENANTS`, the others share their series.
+    """
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         self._model = model_name
@@ -100,9 +107,10 @@ class _TenantMetrics:
         self._expert_invocations = METRICS["tenant_expert_invocations"].counter(registry)
         self._expert_seconds = METRICS["tenant_expert_seconds"].counter(registry)
         self._refusals = METRICS["tenant_refusals"].counter(registry)
+        self._known: set[str] = set()
 
     def finished(self, record: RequestRecord) -> None:
-        labels = (self._model, record.tenant)
+        labels = (self._model, self._label(record.tenant))
         self._requests.labels(*labels).inc()
         self._prompt_tokens.labels(*labels).inc(record.prompt_tokens)
         self._generation_tokens.labels(*labels).inc(record.generated_tokens)
@@ -110,4 +118,9 @@ class _TenantMetrics:
         self._expert_seconds.labels(*labels).inc(record.expert_seconds)
 
     def refused(self, tenant: str, reason: str) -> None:
-        self._refusals.labels(self._model, tenant, reason).inc()
+        self._refusals.labels(self._model, self._label(tenant), reason).inc()
+
+    def _label(self, tenant: str) -> str:
+        if len(self._known) < MAX_TENANTS:
+            self._known.add(tenant)
+        return tenant if tenant in self._known else OTHER_TENANTS

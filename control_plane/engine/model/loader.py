@@ -31,6 +31,9 @@ from control_plane.partition.dense import PACKED, packed_shapes
 from control_plane.partition.manifest import Manifest
 
 EMBEDDING = "model.embed_tokens.weight"
+MAX_TOKENIZER_BYTES = 256 << 20
+"""The largest file of a tokenizer. Vocabularies of 256,000 tokens take 35 MB."""
+_MAX_ERROR = 300
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -84,14 +87,29 @@ def attach_experts(model: PreTrainedModel, manifest: Manifest, dispatcher: Dispa
 
 
 def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, which the partition has from the checkpoint. Raises `PartitionError`."""
+    """The model's tokenizer, which the partition has from the checkpoint.
+
+    Raises `PartitionError`, whatever the files hold: a tokenizer's panics are not Exceptions.
+    """
     # Without these files, transformers would make up an empty tokenizer instead of failing.
     if not any((partition / name).exists() for name in TOKENIZER_FILES):
         raise PartitionError(f"{partition} has no tokenizer: {' or '.join(TOKENIZER_FILES)}")
     try:
+        _check_sizes(partition)
         return AutoTokenizer.from_pretrained(partition)
-    except (OSError, ValueError) as error:
-        raise PartitionError(f"cannot load the tokenizer in {partition}: {_in_one_line(error)}") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        problem = f"{type(error).__name__}: {_in_one_line(error)[:_MAX_ERROR]}"
+        raise PartitionError(f"cannot load the tokenizer in {partition}: {problem}") from error
+
+
+def _check_sizes(partition: Path) -> None:
+    """Raises ValueError for a file that would fill the memory when it is parsed."""
+    for name in TOKENIZER_FILES:
+        path = partition / name
+        if path.exists() and path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise ValueError(f"{name} has more than {MAX_TOKENIZER_BYTES} bytes")
 
 
 def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
@@ -149,6 +167,6 @@ def _patched(model_type: str) -> Iterator[None]:
         unregister_patch_mapping(list(replacements))
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: BaseException) -> str:
     """The error's message without line breaks: transformers' messages can be paragraphs."""
     return " ".join(str(error).split())
