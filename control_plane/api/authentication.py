@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from control_plane.errors import BadRequest, ConfigError, InvalidApiKey, UnknownTenant
+from control_plane.errors import BadRequest, ConfigError, DatabaseUnavailable, InvalidApiKey, UnknownTenant
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
@@ -54,6 +54,6 @@ class Authentication:
         """Whether the request may see the data of all tenants."""
         try:
             tenant = await self.tenant(request)
-        except InvalidApiKey:
+        except (InvalidApiKey, DatabaseUnavailable):
             return False
         return self.open if tenant is None else tenant.operator

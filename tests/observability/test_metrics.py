@@ -80,9 +80,14 @@ class Scraped:
     functions: dict[str, FunctionStatistics] = field(default_factory=dict)
     memory: MemoryUse = MEMORY
     actions: dict[str, int] = field(default_factory=dict)
+    waiting: int = 3
+    """Bookings that wait."""
+    spooled: int = 8
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics("demo", lambda: self.status, self.functions, lambda: self.memory, self.actions)
+        self.metrics = Metrics(
+            "demo", lambda: self.status, self.functions, lambda: self.memory, self.actions, bookings=self
+        )
 
     def value(self, name: str, with_tenants: bool = False, **labels: str) -> float | None:
         """The value of the sample with that name and exactly these labels and the model's, or None."""
@@ -345,3 +350,9 @@ def test_a_layer_may_first_be_invoked_during_a_scrape() -> None:
         seen.append(layer)
     assert seen == [0, 1, 2]
     assert sorted(statistics.layers) == [0, 1, 2, 3, 4, 5]
+
+
+def test_bookings_that_wait_and_were_spooled() -> None:
+    scraped = Scraped()
+    assert scraped.value("faasmoe:bookings_waiting") == 3
+    assert scraped.value("faasmoe:bookings_spooled_total") == 8

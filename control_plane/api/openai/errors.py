@@ -46,6 +46,7 @@ KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
     errors.QuotaExceeded: _LIMITED,
     errors.QueueFull: ErrorKind(429, "queue_full", "rate_limit_error"),
     errors.Overloaded: ErrorKind(503, "overloaded"),
+    errors.DatabaseUnavailable: ErrorKind(503, "database_unavailable"),
     errors.BadRequest: ErrorKind(400),
     errors.UnknownModel: ErrorKind(404, "model_not_found"),
     errors.RequestTimeout: ErrorKind(504, "timeout"),

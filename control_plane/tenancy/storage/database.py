@@ -13,15 +13,28 @@ BUSY_SECONDS = 5.0
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 
 
+class DatabaseFault(TenancyError):
+    """The database cannot be read or written."""
+
+
 class Duplicate(TenancyError):
     """A write would break a uniqueness constraint."""
 
 
 class Database(Protocol):
-    """One connection, for use in the thread that has opened it. Every method raises `TenancyError`.
+    """One connection, for use in the thread that has opened it. Every method raises `DatabaseFault`.
 
     A statement has a question mark for each value.
     """
+
+    def refresh(self) -> bool:
+        """Before using it again: connect anew if that is needed. Returns whether it may be another one now."""
+
+    def merge(self) -> None:
+        """After writing: leave nothing that would be lost or out of place if the file was replaced."""
+
+    def limit_waits(self, seconds: float) -> None:
+        """Wait no longer than this, from now on, for a lock that another process holds."""
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
         """Run a query and return all its rows."""
@@ -49,12 +62,15 @@ def database_address(setting: str, environment: Mapping[str, str] = os.environ) 
     if chosen and is_postgres(chosen):
         return chosen
     try:
-        if chosen:
-            return Path(chosen).expanduser()
-        state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+        return Path(chosen).expanduser() if chosen else state_folder(environment) / "faasmoe.db"
     except RuntimeError as error:
         raise ConfigError(f"database: {error}") from error
-    return Path(state, "faasmoe", "faasmoe.db")
+
+
+def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """FaaSMoE's folder for what it must not forget. Raises `RuntimeError` if the user has no home folder."""
+    state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return Path(state, "faasmoe")
 
 
 @contextmanager
