@@ -41,7 +41,6 @@ from control_plane.http import check_open_files, serving
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
 from control_plane.partition.manifest import Manifest
-from control_plane.tenancy.limits.admission import Admission
 from control_plane.tenancy.limits.limiter import Limiter, LocalLimiter
 from control_plane.tenancy.storage.database import database_address, is_postgres
 from control_plane.tenancy.storage.ledger import Ledger
@@ -144,17 +143,32 @@ async def _load(
 async def _tenancy(config: ServeConfig) -> AsyncIterator[_Tenancy]:
     """Open the database, and declare the configured tenants in it."""
     database = database_address(config.database)
-    async with StoreThread.open(database, "tenants") as store:
-        await store.run(lambda opened: opened.declare(config.tenants))
-        async with Ledger.open(database) as ledger:
+    async with StoreThread.open(database, "tenants", config.tenants) as store:
+        async with (
+            _ledger_store(store, database) as ledger_store,
+            Ledger.open(ledger_store, database) as ledger,
+        ):
             yield _Tenancy(store, _limiter(store, database, config), ledger)
+
+
+@asynccontextmanager
+async def _ledger_store(store: StoreThread, database: Path | str) -> AsyncIterator[StoreThread]:
+    """The thread that books usage. With PostgreSQL, bookings must not wait behind requests for admission.
+
+    A SQLite file must have a single connection in this process, so that all notice at once when it is replaced.
+    """
+    if not is_postgres(database):
+        yield store
+        return
+    async with StoreThread.open(database, "ledger") as other:
+        yield other
 
 
 def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> Limiter:
     """Control planes that share a database also share the tenants' limits."""
     bounds = config.max_queued, config.max_queued_per_tenant
     if not is_postgres(database):
-        return LocalLimiter(Admission(*bounds))
+        return LocalLimiter(*bounds)
     # Imported here because it needs the PostgreSQL driver, which is optional.
     from control_plane.tenancy.limits.shared_limiter import SharedLimiter
 
@@ -194,7 +208,9 @@ def _api(
     config: ServeConfig,
 ) -> Api:
     manifest, engine, statistics = backend.manifest, backend.engine, backend.invoker.statistics
-    metrics = Metrics(manifest.name, engine.status, statistics, autoscaler.memory, autoscaler.actions)
+    metrics = Metrics(
+        manifest.name, engine.status, statistics, autoscaler.memory, autoscaler.actions, tenancy.ledger
+    )
     service = CompletionService(
         engine=engine,
         codec=backend.codec,

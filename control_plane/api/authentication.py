@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from yarl import URL
 
-from control_plane.errors import BadRequest, ConfigError, InvalidApiKey, UnknownTenant
+from control_plane.errors import BadRequest, ConfigError, DatabaseUnavailable, InvalidApiKey, UnknownTenant
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
@@ -63,7 +63,7 @@ class Authentication:
         """
         try:
             tenant = await self.tenant(request)
-        except InvalidApiKey:
+        except (InvalidApiKey, DatabaseUnavailable):
             return False
         return tenant is not None and tenant.operator
 

@@ -127,6 +127,7 @@ class Api:
         """GET /ready: whether new requests are accepted."""
         if self.drain.ending:
             raise ShuttingDown
+        await self.authentication.store.run(lambda store: None)
         return await self.health(request)
 
     async def show_metrics(self, request: web.Request) -> web.Response:

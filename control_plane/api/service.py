@@ -160,6 +160,7 @@ class CompletionService:
         choices = [Choice(self.codec, request, sequence, index) for index, sequence in enumerate(sequences)]
         now = time.monotonic()
         try:
+            self.ledger.check_room()
             ticket = await self.limiter.admit(caller.tenant, len(sequences), prompt_tokens + answer_tokens)
         except RetryLater as error:
             self.metrics.refused(caller.tenant.name, str(KINDS[type(error)].code))
@@ -194,15 +195,13 @@ class CompletionService:
         await asyncio.shield(self._book(active.ticket, booking))
 
     async def _book(self, ticket: Ticket, booking: Booking) -> None:
-        """Book and release. The tenant has its answer, so a failure is only logged, for the operator."""
-        # Both start at once: a ledger that closes still writes the bookings that it has accepted.
-        booked, released = await asyncio.gather(
+        """Book and release. The tenant has its answer, so a failure to release is only logged."""
+        # Both start at once: a ledger that closes still keeps the bookings that it has accepted.
+        _, released = await asyncio.gather(
             self.ledger.book(booking),
             self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens),
             return_exceptions=True,
         )
-        if isinstance(booked, TenancyError):
-            logger.error("not booked: %s: %s", booking, booked)
         if isinstance(released, TenancyError):
             logger.error("not released before it expires: %s", released)
 

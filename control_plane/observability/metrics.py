@@ -7,7 +7,12 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.core import EngineStatus
 from control_plane.faas.statistics import FunctionStatistics
-from control_plane.observability.collectors import LiveCollector, ScalingCollector
+from control_plane.observability.collectors import (
+    Bookings,
+    LedgerCollector,
+    LiveCollector,
+    ScalingCollector,
+)
 from control_plane.observability.definitions import METRICS
 from control_plane.observability.request_record import RequestRecord
 
@@ -32,6 +37,7 @@ class Metrics:
         functions: Mapping[str, FunctionStatistics],
         memory: Callable[[], MemoryUse],
         scale_actions: Mapping[str, int],
+        bookings: Bookings,
     ) -> None:
         self._registry = CollectorRegistry()
         self._tenant_registry = CollectorRegistry()
@@ -39,6 +45,7 @@ class Metrics:
         self._tenants = _TenantMetrics(self._tenant_registry, model_name)
         self._registry.register(LiveCollector(model_name, engine_status, functions))
         self._registry.register(ScalingCollector(model_name, memory, scale_actions))
+        self._registry.register(LedgerCollector(model_name, bookings))
         ProcessCollector(registry=self._registry)
 
     def request_finished(self, record: RequestRecord) -> None:

@@ -82,9 +82,14 @@ class Scraped:
     functions: dict[str, FunctionStatistics] = field(default_factory=dict)
     memory: MemoryUse = MEMORY
     actions: dict[str, int] = field(default_factory=dict)
+    waiting: int = 3
+    """Bookings that wait."""
+    spooled: int = 8
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics("demo", lambda: self.status, self.functions, lambda: self.memory, self.actions)
+        self.metrics = Metrics(
+            "demo", lambda: self.status, self.functions, lambda: self.memory, self.actions, bookings=self
+        )
 
     def value(self, name: str, with_tenants: bool = False, **labels: str) -> float | None:
         """The value of the sample with that name and exactly these labels and the model's, or None."""
@@ -361,3 +366,9 @@ def test_the_series_of_tenants_are_bounded() -> None:
     assert requests == 5
     with pytest.raises(ConfigError):
         check_name(OTHER_TENANTS)
+
+
+def test_bookings_that_wait_and_were_spooled() -> None:
+    scraped = Scraped()
+    assert scraped.value("faasmoe:bookings_waiting") == 3
+    assert scraped.value("faasmoe:bookings_spooled_total") == 8

@@ -14,15 +14,28 @@ BUSY_SECONDS = 5.0
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 
 
+class DatabaseFault(TenancyError):
+    """The database cannot be read or written."""
+
+
 class Duplicate(TenancyError):
     """A write would break a uniqueness constraint."""
 
 
 class Database(Protocol):
-    """One connection, for use in the thread that has opened it. Every method raises `TenancyError`.
+    """One connection, for use in the thread that has opened it. Every method raises `DatabaseFault`.
 
     A statement has a question mark for each value.
     """
+
+    def refresh(self) -> bool:
+        """Before using it again: connect anew if that is needed. Returns whether it may be another one now."""
+
+    def merge(self) -> None:
+        """After writing: leave nothing that would be lost or out of place if the file was replaced."""
+
+    def limit_waits(self, seconds: float) -> None:
+        """Wait no longer than this, from now on, for a lock that another process holds."""
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
         """Run a query and return all its rows."""
