@@ -6,6 +6,7 @@ deadline, or with an answer that says that the request itself is wrong.
 """
 
 import logging
+import select
 import threading
 import time
 from collections import defaultdict
@@ -14,28 +15,23 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from control_plane.errors import (
-    FunctionNotFound,
     FunctionUnavailable,
     GatewayError,
     ProtocolError,
 )
 from control_plane.faas.addresses import Networks
 from control_plane.faas.call import Call, InvocationPolicy, error_of
-from control_plane.faas.connection import Address, Connection, ConnectionLost, ready
+from control_plane.faas.connection import Address, Connection, ConnectionLost
 from control_plane.faas.function_connections import FunctionConnections
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.faas.wire.health import healthy
+from control_plane.faas.wire.refusal import Refusal
 from control_plane.faas.wire.response_reader import HttpResponse
-from control_plane.faas.wire.results import max_answer_bytes, read_error, read_result
+from control_plane.faas.wire.results import max_answer_bytes, read_result
 from functions.contract.messages import Invocation, InvocationResult
-from functions.contract.process import UNKNOWN_EXPERT
 from functions.contract.safetensors_codec import CONTENT_TYPE
-from functions.contract.secret import UNAUTHORIZED, FunctionSecret
-
-_RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_FINAL_CODES = frozenset({UNKNOWN_EXPERT})
-"""Codes of the contract that no other attempt can mend, whatever the status."""
+from functions.contract.secret import FunctionSecret
 
 _logger = logging.getLogger(__name__)
 
@@ -123,11 +119,14 @@ class Invoker:
         try:
             while pending := [call for call in calls if call.result is None]:
                 self._check_time(pending)
-                for call in pending:
-                    if call.connection is None and call.due <= time.monotonic():
-                        self.statistics[call.function].retries += 1
-                        self._send(call)
-                self._wait(pending)
+                now = time.monotonic()
+                failed = [call for call in pending if call.connection is None and call.due <= now]
+                for call in failed:
+                    self.statistics[call.function].retries += 1
+                    self._send(call)
+                # One that has failed again at once may be the last for which there is time.
+                if not failed:
+                    self._wait(pending)
             return {call.function: call.result for call in calls if call.result}
         finally:
             self._hang_up()
@@ -170,27 +169,44 @@ class Invoker:
             raise ConnectionLost("aborted")
 
     def _wait(self, calls: Sequence[Call]) -> None:
-        """Wait until something can be done for one of the calls, and do it."""
-        in_flight = {call.connection: call for call in calls if call.connection is not None}
-        seconds = min(call.due for call in calls) - time.monotonic()
+        """Wait for answers until one call is sent, fails or is silent for too long, or all are answered."""
+        in_flight = {call.connection.fileno(): call for call in calls if call.connection is not None}
+        due = min(call.due for call in calls)
         if not in_flight:
-            self._aborted.wait(max(seconds, 0))
-        for connection in ready(list(in_flight), seconds) if in_flight else ():
-            self._move(in_flight[connection], connection)
-        now = time.monotonic()
-        silent = [call for call in in_flight.values() if call.connection is not None and call.due <= now]
-        if silent:
-            self._look_after(silent)
+            self._aborted.wait(max(due - time.monotonic(), 0))
+            return
+        poll = select.poll()
+        for number, call in in_flight.items():
+            sending = call.connection is not None and call.connection.sending
+            poll.register(number, select.POLLOUT if sending else select.POLLIN)
+        while in_flight:
+            events = poll.poll(max(due - time.monotonic(), 0) * 1000)
+            for number, _ in events:
+                if not self._move(in_flight[number]):
+                    return
+                if in_flight[number].result is not None:
+                    poll.unregister(number)
+                    del in_flight[number]
+            now = time.monotonic()
+            if now >= due:
+                self._look_after([call for call in in_flight.values() if call.due <= now])
+                return
 
-    def _move(self, call: Call, connection: Connection) -> None:
-        """Send more of the call, or read more of its answer."""
+    def _move(self, call: Call) -> bool:
+        """Send or read more of the call; returns whether to wait for the same as before."""
+        connection = call.connection
+        assert connection is not None
+        number = connection.fileno()
         try:
             if connection.sending:
                 connection.push()
-            elif response := connection.read():
+                # It may have turned to another of the host's addresses.
+                return connection.sending and connection.fileno() == number
+            if response := connection.read():
                 self._accept(call, connection, response)
         except ConnectionLost as error:
             self._lost(call, error, died=call.direct and not connection.sending)
+        return call.connection is connection or call.result is not None
 
     def _look_after(self, silent: Iterable[Call]) -> None:
         """Give up the attempts of functions that hang, and wait on for those that are only slow.
@@ -201,11 +217,14 @@ class Invoker:
         asked = {call.address: call for call in silent if call.address and not call.is_over(now)}
         alive = healthy(asked.keys(), self.policy.health_timeout) if asked else frozenset()
         for call in silent:
-            if call.address in alive:
-                call.wait_on(time.monotonic())
+            now = time.monotonic()
+            # An answer may have arrived while the functions were asked.
+            arrived = call.connection is not None and call.connection.readable
+            if not call.is_over(now) and (arrived or call.address in alive):
+                call.wait_on(now)
             else:
                 self._avoid(call)
-                call.time_out(time.monotonic())
+                call.time_out(now)
 
     def _accept(self, call: Call, connection: Connection, response: HttpResponse) -> None:
         """Take a good answer, note a failure that a retry may mend, or raise one that it cannot mend."""
@@ -236,27 +255,10 @@ class Invoker:
 
     def _refused(self, call: Call, response: HttpResponse) -> None:
         """Note an error answer that a retry may mend, or raise the error that it stands for."""
-        status = response.status
-        code, message = read_error(response.body)
-        failure: GatewayError = FunctionUnavailable(f"function {call.function} answered {status}: {message}")
-        is_final = code in _FINAL_CODES or status not in _RETRYABLE_STATUS
-        if call.direct:
-            # Another function may have taken over an old address; its refusal says nothing about this one.
-            is_final = False
-        elif status == 404 and code not in _FINAL_CODES:
-            # A gateway whose provider is away answers so, too.
-            failure = FunctionNotFound(f"the gateway has no function {call.function}: deploy it first")
-            is_final = self.is_absent(call.function)
-        elif code == UNAUTHORIZED:
-            failure = ProtocolError(
-                f"function {call.function} has another secret than the control plane: deploy it with that"
-            )
-        elif is_final:
-            failure = ProtocolError(str(failure))
-        if is_final:
-            self._give_up(call, failure)
-        # Without a code it is the gateway that speaks, and 502 is its word for a function that broke off.
-        self._failed(call, failure, died=status == 502 or (status == 500 and not code))
+        refusal = Refusal.read(call.function, response, call.direct)
+        if refusal.is_final or (refusal.not_found and self.is_absent(call.function)):
+            self._give_up(call, refusal.error)
+        self._failed(call, refusal.error, refusal.is_death)
 
     def _not_trusted(self, call: Call, failure: ProtocolError) -> None:
         """A function and the control plane do not have the same secret; another one may have its address."""

@@ -78,6 +78,17 @@ def test_a_direct_address_is_used_while_the_gateway_finds_nothing() -> None:
         assert len(server.paths) > 1
 
 
+def test_a_404_of_a_function_is_not_taken_for_the_gateways() -> None:
+    """Another function may have taken over the address."""
+    with ExitStack() as stack:
+        function = stack.enter_context(loopback_server(status(404, "unknown_expert")))
+        server = stack.enter_context(loopback_server(never, answers(function.address)))
+        invoker = stack.enter_context(invoker_of(server.address, BRIEF))
+        invoker.begin({"f": invocation()}).wait()
+        with pytest.raises(FunctionUnavailable, match="function f answered 404"):
+            invoker.begin({"f": invocation()}).wait()
+
+
 @pytest.mark.parametrize("failure", [never, status(503, "starting"), NOT_FOUND])
 def test_all_functions_that_have_not_answered_at_the_deadline_are_named(failure: Responder) -> None:
     error = error_of({"a": failure, "b": answers(), "c": failure})

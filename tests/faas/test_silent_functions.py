@@ -86,6 +86,25 @@ def test_a_slow_function_is_called_once() -> None:
         assert invoker.statistics["f"].retries == 0
 
 
+def test_an_answer_counts_that_arrives_while_the_function_is_asked() -> None:
+    """The function is too busy to answer for its health, but not to answer the call."""
+
+    def slow(call: Call) -> None:
+        assert not call.wait_for_hang_up(0.3)
+        answers()(call)
+
+    with ExitStack() as stack:
+        function = stack.enter_context(loopback_server(slow))
+        function.healthy = False
+        server = stack.enter_context(loopback_server(never, answers(function.address)))
+        policy = replace(PATIENT, first_patience=0.1, health_timeout=2.0)
+        invoker = stack.enter_context(invoker_of(server.address, policy))
+        invoker.begin({"f": invocation()}).wait()
+        invoker.begin({"f": invocation()}).wait()
+        assert function.questions == 1
+        assert len(server.paths) == 1
+
+
 def test_a_function_that_is_slow_for_ever_is_given_up() -> None:
     with ExitStack() as stack:
         function = stack.enter_context(loopback_server(never))

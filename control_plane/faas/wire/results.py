@@ -1,6 +1,5 @@
 """What is believed of a function's answer. A function may be faulty, or somebody else's."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +11,6 @@ MAX_NAME = 64
 """The most characters of the random name of a function's process."""
 MAX_REPORTED = 1 << 50
 """The largest number in a residency report: a petabyte."""
-MAX_QUOTED = 200
-"""The most characters of an error's text that are quoted."""
 
 
 def max_answer_bytes(invocation: Invocation) -> int:
@@ -41,20 +38,6 @@ def read_result(invocation: Invocation, body: bytearray, elapsed: float) -> Invo
     return replace(result, seconds=min(result.seconds, elapsed), cold_experts=cold)
 
 
-def read_error(body: bytes | bytearray) -> tuple[str, str]:
-    """Code and message of the contract's JSON error; for any other body, no code and its first words."""
-    try:
-        error = json.loads(body)["error"]
-        return str(error["code"])[:MAX_NAME], _in_one_line(str(error["message"]))
-    except (KeyError, RecursionError, TypeError, ValueError):
-        return "", _in_one_line(body[: 4 * MAX_QUOTED].decode(errors="replace"))
-
-
 def _count_experts(invocation: Invocation) -> int:
     experts = np.unique(invocation.expert_index)
     return int((experts >= 0).sum())
-
-
-def _in_one_line(text: str) -> str:
-    words = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * MAX_QUOTED]).split()
-    return " ".join(words)[:MAX_QUOTED]
