@@ -1,11 +1,13 @@
-"""Reads text files line by line, and writes folders atomically."""
+"""Reads text files line by line and JSON files within bounds, and writes folders atomically."""
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from control_plane.errors import ConfigError, PartitionError
 
@@ -22,6 +24,48 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8: {error}") from error
     return [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def read_json_object(path: Path, max_nbytes: int) -> dict[str, Any]:
+    """The JSON object in a regular file of at most `max_nbytes` bytes. Raises `PartitionError`."""
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_nbytes + 1)
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > max_nbytes:
+        raise PartitionError(f"{path} is larger than {max_nbytes >> 20} MiB")
+    return parse_json_object(data, str(path))
+
+
+def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
+    """The JSON object in bytes from `source`, whose keys are unique. Raises `PartitionError`."""
+    try:
+        document = json.loads(data, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise PartitionError(f"{source} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise PartitionError(f"{source} is not a JSON object")
+    return document
+
+
+def check_regular(path: Path) -> None:
+    """Raise `PartitionError` unless the path leads to a regular file: opening a pipe would wait for ever."""
+    try:
+        if path.is_file() or not path.exists():
+            return
+    except ValueError as error:
+        raise PartitionError(f"{str(path)!r} is no file's name: {error}") from error
+    raise PartitionError(f"{path} is not a regular file")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's members, whose names must differ: readers may choose either of two."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("an object has the same name twice")
+    return members
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from control_plane.faas.function_connections import FunctionConnections
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
 from functions.contract.messages import Invocation, InvocationResult
-from functions.contract.process import UNKNOWN_EXPERT
+from functions.contract.process import FINAL_CODES
 from functions.contract.safetensors_codec import CONTENT_TYPE, WireError
 
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -232,9 +232,9 @@ class Invoker:
         code, message = _error_of(response.body)
         text = f"function {call.function} answered {response.status}: {message}"
         # Another function may have taken over an old address; its refusal says nothing about this one.
-        if call.direct or response.status in _RETRYABLE_STATUS:
+        if call.direct or (response.status in _RETRYABLE_STATUS and code not in FINAL_CODES):
             self._failed(call, FunctionUnavailable(text))
-        elif response.status == 404 and code != UNKNOWN_EXPERT:
+        elif response.status == 404 and code not in FINAL_CODES:
             raise FunctionNotFound(
                 f"the gateway at {self.gateway_of(call.function)} has no function {call.function}: "
                 "deploy it first"

@@ -20,6 +20,7 @@ from control_plane.partition.partition_files import Block, PartitionFile
 from control_plane.partition.plan import BlockPlan, Plan
 from control_plane.partition.profile import Profile
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
+from functions.contract.manifest import ExpertChecksum
 from functions.kernels.packed_expert import pack_expert
 
 DENSE_FILE = "dense.safetensors"
@@ -102,10 +103,18 @@ class _WeightsWriter:
             for layer, expert in block.expert_keys()
         ]
         with TensorWriter(self._folder / name, entries, self._block_metadata()) as file:
-            for key in block.expert_keys():
-                self._write(file, self._packed(key))
+            checksums = {
+                layer: tuple(self._write_expert(file, (layer, expert)) for expert in experts)
+                for layer, experts in block.experts.items()
+            }
         experts = {layer: tuple(experts) for layer, experts in block.experts.items()}
-        return Block(name, file.nbytes, file.sha256, block.function, file.data_offset, experts)
+        return Block(name, file.nbytes, file.sha256, block.function, file.data_offset, experts, checksums)
+
+    def _write_expert(self, file: TensorWriter, key: ExpertKey) -> str:
+        """Append an expert; returns its checksum."""
+        packed = self._packed(key)
+        self._write(file, packed)
+        return ExpertChecksum(packed.data).hexdigest()
 
     def _block_metadata(self) -> dict[str, str]:
         shape = self._plan.shape
