@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,11 +54,13 @@ def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
 def check_regular(path: Path) -> None:
     """Raise `PartitionError` unless the path leads to a regular file: opening a pipe would wait for ever."""
     try:
-        if path.is_file() or not path.exists():
-            return
+        status = path.stat()
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise PartitionError(f"{str(path)!r} is no file's name: {error}") from error
-    raise PartitionError(f"{path} is not a regular file")
+    if not stat.S_ISREG(status.st_mode):
+        raise PartitionError(f"{path} is not a regular file")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reads checkpoint folders of transformers: config.json, and safetensors weights, in shards or not."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,10 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
         raise PartitionError(f"{index} has no weight_map")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise PartitionError(f"{index}: {name} is in {shard!r}, which is no file of this folder")
+            where = reprlib.repr(shard)
+            raise PartitionError(f"{index}: {name[:80]!r} is in {where}, which is no file of this folder")
     shards = {shard: read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
-            raise PartitionError(f"{folder / shard} lacks {name}, which {index.name} says it has")
+            raise PartitionError(f"{folder / shard} lacks {name[:80]!r}, which {index.name} says it has")
     return {name: shards[shard][name] for name, shard in weight_map.items()}

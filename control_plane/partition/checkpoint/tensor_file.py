@@ -122,7 +122,7 @@ def _tensor(path: Path, name: str, entry: object, data_offset: int) -> StoredTen
         case _:
             raise PartitionError(f"{path}: the header's entry of {name} is malformed")
     if dtype not in _STORED:
-        found = reprlib.repr(dtype)
+        found = dtype[:20]
         raise UnsupportedModel(f"{path}: {name} has dtype {found}; only F32, F16 and BF16 can be split")
     # The product of thousands of large numbers would take hours.
     if len(shape) > MAX_DIMENSIONS or not all(
