@@ -29,7 +29,7 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
 
 def read_json_object(path: Path, max_nbytes: int) -> dict[str, Any]:
     """The JSON object in a regular file of at most `max_nbytes` bytes. Raises `PartitionError`."""
-    check_regular(path)
+    regular_size(path)
     try:
         with path.open("rb") as file:
             data = file.read(max_nbytes + 1)
@@ -51,8 +51,8 @@ def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
     return document
 
 
-def check_regular(path: Path) -> None:
-    """Raise `PartitionError` unless the path leads to a regular file: opening a pipe would wait for ever."""
+def regular_size(path: Path) -> int:
+    """The bytes of a regular file. Raises `PartitionError` for others: opening a pipe would wait for ever."""
     try:
         status = path.stat()
     except OSError as error:
@@ -61,6 +61,7 @@ def check_regular(path: Path) -> None:
         raise PartitionError(f"{str(path)!r} is no file's name: {error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise PartitionError(f"{path} is not a regular file")
+    return status.st_size
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

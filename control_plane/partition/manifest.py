@@ -16,6 +16,8 @@ from msgspec import Meta, Struct, to_builtins
 
 from control_plane.errors import PartitionError
 from control_plane.files import read_json_object
+from control_plane.partition.checkpoint.families import ModelConfig
+from control_plane.partition.checkpoint.reader import CONFIG_FILE, MAX_CONFIG_NBYTES
 from control_plane.partition.partition_files import (
     Block,
     ExpertCount,
@@ -127,6 +129,14 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         for name, sha256 in self.files.items():
             verify_checksum(folder / name, sha256)
         self.dense.verify(folder)
+        self._verify_config(folder / CONFIG_FILE)
+
+    def _verify_config(self, path: Path) -> None:
+        """The model is built from config.json, whose numbers must be this partition's."""
+        config = ModelConfig.from_json(read_json_object(path, MAX_CONFIG_NBYTES))
+        for field in ("hidden_size", "intermediate_size", "num_experts", "num_experts_per_tok", "moe_layers"):
+            if getattr(config, field) != getattr(self, field):
+                raise PartitionError(f"{path} and the manifest differ in {field}")
 
     def _content(self) -> dict[str, Any]:
         return {"format": FORMAT, **to_builtins(self, str_keys=True)}

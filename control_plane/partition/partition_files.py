@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BufferedReader
 from itertools import pairwise
@@ -13,6 +12,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from control_plane.errors import PartitionError
+from control_plane.files import regular_size
 from control_plane.validation import MAX_QUOTED, Invalid
 from functions.contract.manifest import MAX_EXPERTS, PAGE_NBYTES, ExpertChecksum
 
@@ -58,7 +58,7 @@ class PartitionFile(Struct, frozen=True, forbid_unknown_fields=True):
     def verify(self, folder: Path) -> None:
         """Raise PartitionError if the file in `folder` is missing or differs."""
         path = folder / self.file
-        size = _size(path)
+        size = regular_size(path)
         if size != self.nbytes:
             raise PartitionError(f"{path} has {size} bytes, the manifest says {self.nbytes}")
         try:
@@ -139,7 +139,7 @@ def is_ascending(numbers: Sequence[int]) -> bool:
 
 def verify_checksum(path: Path, sha256: str) -> None:
     """Raise PartitionError if a file of any size cannot be read, or has another SHA-256 (hex)."""
-    PartitionFile(path.name, _size(path), sha256).verify(path.parent)
+    PartitionFile(path.name, regular_size(path), sha256).verify(path.parent)
 
 
 def check_inside(folder: Path, files: Iterable[str]) -> None:
@@ -148,17 +148,6 @@ def check_inside(folder: Path, files: Iterable[str]) -> None:
     for file in files:
         if not os.path.realpath(folder / file).startswith(home):
             raise PartitionError(f"{folder / file} is a link out of the partition")
-
-
-def _size(path: Path) -> int:
-    """The size of a regular file in bytes: opening a pipe would wait for ever. Raises PartitionError."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise PartitionError(f"{path} is not a regular file")
-    return status.st_size
 
 
 def _read(file: BufferedReader, nbytes: int, *users: Callable[[bytes], object]) -> None:

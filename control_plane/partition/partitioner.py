@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
-from control_plane.files import partial_folder
+from control_plane.files import partial_folder, regular_size
 from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import dense_metadata
@@ -27,6 +27,8 @@ DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
 LAYOUT_VERSION = 1
 """The version of the byte layout of packed experts (`functions.kernels.packed_expert`)."""
+MAX_COMPANION_NBYTES = 256 << 20
+"""The largest tokenizer file that is copied."""
 
 Progress = Callable[[int, int], None]
 """Receives the number of weight bytes written so far, and the total."""
@@ -156,6 +158,8 @@ def _check_space(folder: Path, nbytes: int) -> None:
 
 def _copy(source: Path, folder: Path) -> str:
     """Copy a file into a folder; returns its SHA-256 (hex)."""
+    if regular_size(source) > MAX_COMPANION_NBYTES:
+        raise PartitionError(f"{source} is larger than {MAX_COMPANION_NBYTES >> 20} MiB")
     try:
         data = source.read_bytes()
     except OSError as error:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError, UnsupportedModel
-from control_plane.files import check_regular, parse_json_object
+from control_plane.files import parse_json_object, regular_size
 
 MAX_HEADER_NBYTES = 32 << 20
 """Some 200,000 tensors. Parsing takes up to twenty times as much memory."""
@@ -100,11 +100,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _load_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header's JSON object, and the byte at which the data starts."""
-    check_regular(path)
+    size = regular_size(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            size = os.fstat(file.fileno()).st_size
             if not 2 <= length <= min(MAX_HEADER_NBYTES, size - 8):
                 raise PartitionError(f"{path} is no safetensors file: a header of {length} bytes in {size}")
             header = file.read(length)
