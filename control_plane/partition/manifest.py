@@ -29,7 +29,7 @@ from control_plane.partition.partition_files import (
     is_ascending,
     verify_checksum,
 )
-from control_plane.validation import Invalid, convert
+from control_plane.validation import MAX_QUOTED, Invalid, convert
 from functions.contract.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -146,7 +146,7 @@ def _check(manifest: Manifest) -> None:
     """Raise `Invalid` for the first rule between fields that is broken; `convert` has checked the types."""
     for field in ("dense_dtype", "expert_dtype"):
         if (dtype := getattr(manifest, field)) not in (manifest.dtype, "int8"):
-            raise Invalid(field, f"is {dtype!r}, not {manifest.dtype} or int8")
+            raise Invalid(field, f"is {dtype[:MAX_QUOTED]!r}, not {manifest.dtype} or int8")
     if manifest.num_experts_per_tok > manifest.num_experts:
         raise Invalid("num_experts_per_tok", f"is {manifest.num_experts_per_tok} of {manifest.num_experts}")
     _check_expert_nbytes(manifest)

@@ -106,7 +106,7 @@ class Block(PartitionFile, frozen=True, forbid_unknown_fields=True):
         """Raise `Invalid` for what a file is refused for, a wrong name, or experts that are out of order."""
         super().check(where)
         if not FUNCTION_NAME.fullmatch(self.function):
-            raise Invalid(f"{where}.function", f"{self.function!r} is not a function's name")
+            raise Invalid(f"{where}.function", f"{self.function[:MAX_QUOTED]!r} is not a function's name")
         if not is_ascending(list(self.experts)):
             raise Invalid(f"{where}.experts", "its layers are not ascending")
         for layer, experts in self.experts.items():

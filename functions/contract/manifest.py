@@ -19,6 +19,10 @@ MAX_MANIFEST_NBYTES = 16 << 20
 MAX_EXPERTS = 1 << 15
 """Experts of a layer: an invocation has their numbers as int16."""
 
+MAX_PATH_LENGTH = 400
+MAX_PROBLEM = 200
+"""The most characters of an error that quotes the manifest."""
+
 _LARGEST = 1 << 62
 _MAX_TABLE = 1 << 22
 """Layers of a block times experts of a layer."""
@@ -95,7 +99,8 @@ class FunctionManifest:
             manifest._check()
             return manifest
         except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-            raise ManifestError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+            problem = f"{type(error).__name__}: {error}"
+            raise ManifestError(f"cannot read {path}: {problem[:MAX_PROBLEM]}") from error
 
     def is_replaced(self, partition: Path) -> bool:
         """Whether the folder now has the manifest of another partition."""
@@ -137,6 +142,8 @@ class FunctionManifest:
                 raise ValueError(f"{field.name} is {str(value)[:20]!r}")
             if field.type is int and not 0 <= value <= _LARGEST:
                 raise ValueError(f"{field.name} is out of range")
+        if self.dtype not in ("f32", "bf16") or self.expert_dtype not in (self.dtype, "int8"):
+            raise ValueError(f"dtypes are {self.dtype[:20]!r} and {self.expert_dtype[:20]!r}")
         if not 1 <= self.num_experts_per_tok <= self.num_experts <= MAX_EXPERTS:
             raise ValueError(f"{self.num_experts_per_tok} of {self.num_experts} experts per token")
         if not all(type(number) is int and 0 <= number < self.num_experts for _, number, _ in self.experts):
@@ -149,8 +156,9 @@ class FunctionManifest:
             raise ValueError("experts are not whole pages")
         if self.nbytes != self.offset + len(self.experts) * self.expert_nbytes or not self.experts:
             raise ValueError(f"{len(self.experts)} experts do not fill {self.nbytes} bytes")
-        if Path(self.file).is_absolute() or ".." in Path(self.file).parts:
-            raise ValueError(f"{self.file!r} is not in the partition")
+        path = Path(self.file)
+        if path.is_absolute() or ".." in path.parts or len(self.file) > MAX_PATH_LENGTH:
+            raise ValueError(f"{self.file[:80]!r} is not in the partition")
 
 
 def _read(path: Path) -> Any:
