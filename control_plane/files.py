@@ -41,9 +41,12 @@ def read_json_object(path: Path, max_nbytes: int) -> dict[str, Any]:
 
 
 def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
-    """The JSON object in bytes from `source`, whose keys are unique. Raises `PartitionError`."""
+    """The JSON object in bytes from `source`: Unicode, with unique keys. Raises `PartitionError`."""
     try:
         document = json.loads(data, object_pairs_hook=_unique)
+        if b"\\ud" in data.lower():
+            # Half of a surrogate pair cannot be written anywhere, not even into an error.
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise PartitionError(f"{source} is not JSON: {error}") from error
     if not isinstance(document, dict):

@@ -184,7 +184,7 @@ DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
     ),
     (put("blocks", 0, "file", value="blocks/../../x"), "'blocks/../../x' is not a file"),
     (put("blocks", 0, "file", value="a\0b"), "'a\\x00b' is not a file"),
-    (put("blocks", 0, "file", value="\ud800"), "'\\ud800' is not a file"),
+    (put("blocks", 0, "file", value="\ud800"), "is not JSON: 'utf-8' codec can't encode"),
     (put("blocks", 0, "file", value="../" * 10**6), "is not a file"),
     (put("blocks", 0, "function", value="No"), "blocks[0].function: 'No' is not a function's name"),
     (put("blocks", 0, "function", value="a" * 10**5), "is not a function's name"),

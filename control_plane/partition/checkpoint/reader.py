@@ -15,6 +15,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_CONFIG_NBYTES = 1 << 20
 MAX_INDEX_NBYTES = 32 << 20
+MAX_FILE_NAME = 255
 
 _COMPANIONS = (
     CONFIG_FILE,
@@ -72,7 +73,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     if not isinstance(weight_map, dict):
         raise PartitionError(f"{index} has no weight_map")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard or len(shard) > MAX_FILE_NAME:
             where = reprlib.repr(shard)
             raise PartitionError(f"{index}: {name[:80]!r} is in {where}, which is no file of this folder")
     shards = {shard: read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
