@@ -1,12 +1,15 @@
-"""Reads text files line by line, writes files and folders atomically, and knows where state is kept."""
+"""Reads text and JSON files within bounds, writes files and folders atomically, and knows where state is kept."""
 
 import fcntl
+import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from control_plane.errors import ConfigError, PartitionError
 
@@ -54,6 +57,52 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.unlink(partial)
         raise
     _sync(path.parent)
+def read_json_object(path: Path, max_nbytes: int) -> dict[str, Any]:
+    """The JSON object in a regular file of at most `max_nbytes` bytes. Raises `PartitionError`."""
+    regular_size(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_nbytes + 1)
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > max_nbytes:
+        raise PartitionError(f"{path} is larger than {max_nbytes >> 20} MiB")
+    return parse_json_object(data, str(path))
+
+
+def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
+    """The JSON object in bytes from `source`: Unicode, with unique keys. Raises `PartitionError`."""
+    try:
+        document = json.loads(data, object_pairs_hook=_unique)
+        if b"\\ud" in data.lower():
+            # Half of a surrogate pair cannot be written anywhere, not even into an error.
+            json.dumps(document, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise PartitionError(f"{source} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise PartitionError(f"{source} is not a JSON object")
+    return document
+
+
+def regular_size(path: Path) -> int:
+    """The bytes of a regular file. Raises `PartitionError` for others: opening a pipe would wait for ever."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PartitionError(f"{str(path)!r} is no file's name: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise PartitionError(f"{path} is not a regular file")
+    return status.st_size
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's members, whose names must differ: readers may choose either of two."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("an object has the same name twice")
+    return members
 
 
 @contextmanager

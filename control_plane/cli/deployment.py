@@ -155,7 +155,9 @@ def stack(
     help="Architectures with commas between them: amd64, arm64.  [default: this machine's]",
 )
 @click.option(
-    "--wheels", type=FOLDER, help="Folder with wheels of numpy and httptools.  [default: pip downloads them]"
+    "--wheels",
+    type=FOLDER,
+    help="Folder with wheels of numpy, httptools and xxhash.  [default: pip downloads them]",
 )
 @click.option(
     "--output",

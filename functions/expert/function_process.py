@@ -47,7 +47,9 @@ def run() -> int:
     serving = threading.Thread(target=server.serve, args=(DRAIN_SECONDS,), daemon=True)
     serving.start()
     try:
-        block = ExpertBlock.open(settings.partition, settings.function, load_kernel(), settings.threads)
+        block = ExpertBlock.open(
+            settings.partition, settings.function, load_kernel(), settings.threads, on_replaced=server.stop
+        )
     except BlockError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 1

@@ -169,7 +169,7 @@ def test_a_model_of_many_blocks_stays_within_dockers_layers(manifest: Manifest) 
 
 def test_image_has_the_packages_that_functions_import(manifest: Manifest) -> None:
     (packages,) = re.findall(r"pip install --no-cache-dir (.*)", dockerfile(manifest))
-    assert packages == '"numpy>=2.0" "httptools>=0.6"'
+    assert packages == '"numpy>=2.0" "httptools>=0.6" "xxhash>=4.1"'
 
 
 def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:

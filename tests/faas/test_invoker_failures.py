@@ -94,6 +94,7 @@ RETRIED: dict[str, tuple[Responder, type[GatewayError]]] = {
 FINAL: dict[str, tuple[Responder, type[GatewayError]]] = {
     "is not deployed": (plain(404, b"error finding function"), FunctionNotFound),
     "has not the expert": (status(404, "unknown_expert"), ProtocolError),
+    "has a damaged expert": (status(500, "damaged"), ProtocolError),
     "has another model": (status(409, "wrong_model"), ProtocolError),
     "refuses the invocation": (status(400, "bad_request"), ProtocolError),
     "finds it too large": (status(413, "too_large"), ProtocolError),

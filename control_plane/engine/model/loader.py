@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -26,7 +26,7 @@ from control_plane.engine.model import attention
 from control_plane.engine.model.layers import check_packed, replace_packed
 from control_plane.engine.model.replacements import REPLACEMENTS
 from control_plane.engine.model.stored_embedding import StoredEmbedding
-from control_plane.errors import PartitionError, UnsupportedModel
+from control_plane.errors import FaaSMoEError, PartitionError, UnsupportedModel
 from control_plane.partition.dense import PACKED, packed_shapes
 from control_plane.partition.manifest import Manifest
 
@@ -49,7 +49,7 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
     attention.register()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
+    with _refused_by_transformers(f"the model in {partition}"):
         config = AutoConfig.from_pretrained(partition)
         _check_rope(config)
         state_dict, shapes = _read_dense(partition / manifest.dense.file)
@@ -62,8 +62,6 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
                 attn_implementation=attention.NO_MASK,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise PartitionError(f"cannot load the model in {partition}: {_in_one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(missing)}")
     check_packed(model, shapes)
@@ -94,14 +92,9 @@ def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
     # Without these files, transformers would make up an empty tokenizer instead of failing.
     if not any((partition / name).exists() for name in TOKENIZER_FILES):
         raise PartitionError(f"{partition} has no tokenizer: {' or '.join(TOKENIZER_FILES)}")
-    try:
+    with _refused_by_transformers(f"the tokenizer in {partition}"):
         _check_sizes(partition)
         return AutoTokenizer.from_pretrained(partition)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:
-        problem = f"{type(error).__name__}: {_in_one_line(error)[:_MAX_ERROR]}"
-        raise PartitionError(f"cannot load the tokenizer in {partition}: {problem}") from error
 
 
 def _check_sizes(partition: Path) -> None:
@@ -113,15 +106,29 @@ def _check_sizes(partition: Path) -> None:
 
 
 def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end an answer: the generation config's, or else the model config's."""
+    """The tokens that end an answer: the generation config's, or else the model config's.
+
+    Raises `PartitionError`.
+    """
+    with _refused_by_transformers(f"the generation config in {partition}"):
+        known = (partition / "generation_config.json").exists()
+        eos = GenerationConfig.from_pretrained(partition).eos_token_id if known else None
+        eos = model.config.eos_token_id if eos is None else eos
+        if eos is None:
+            return frozenset()
+        return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+@contextmanager
+def _refused_by_transformers(what: str) -> Iterator[None]:
+    """Turn an error of transformers into a `PartitionError`: files that it does not expect can raise any."""
     try:
-        eos = GenerationConfig.from_pretrained(partition).eos_token_id
-    except OSError:
-        eos = None
-    eos = model.config.eos_token_id if eos is None else eos
-    if eos is None:
-        return frozenset()
-    return frozenset(eos if isinstance(eos, list) else [eos])
+        yield
+    except (FaaSMoEError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # A tokenizer's panics are not Exceptions.
+        problem = f"{type(error).__name__}: {_in_one_line(error)[:_MAX_ERROR]}"
+        raise PartitionError(f"cannot load {what}: {problem}") from error
 
 
 def _check_rope(config: PretrainedConfig) -> None:

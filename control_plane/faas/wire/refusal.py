@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError, ProtocolError
 from control_plane.faas.wire.response_reader import HttpResponse
-from functions.contract.process import UNKNOWN_EXPERT
+from functions.contract.process import FINAL_CODES
 from functions.contract.secret import UNAUTHORIZED
 
 MAX_CODE = 64
@@ -13,8 +13,6 @@ MAX_QUOTED = 200
 """The most characters of an answer's text that are quoted."""
 
 _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_FINAL_CODES = frozenset({UNKNOWN_EXPERT})
-"""Codes of the contract that no other attempt can mend, whatever the status."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,10 @@ class Refusal:
         if direct:
             # Another function may have taken over an old address; its refusal says nothing about this one.
             return cls(FunctionUnavailable(text))
-        if status == 404 and code not in _FINAL_CODES:
+        if status == 404 and code not in FINAL_CODES:
             missing = FunctionNotFound(f"the gateway has no function {function}: deploy it first")
             return cls(missing, not_found=True)
-        if code in _FINAL_CODES or status not in _RETRYABLE_STATUS:
+        if code in FINAL_CODES or status not in _RETRYABLE_STATUS:
             return cls(ProtocolError(text), is_final=True)
         # Without a code it is a gateway that speaks, and 502 is its word for a function that broke off.
         return cls(FunctionUnavailable(text), is_death=status == 502 or (status == 500 and not code))
