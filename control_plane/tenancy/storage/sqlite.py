@@ -8,11 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from control_plane.errors import ConfigError, TenancyError
+from control_plane.errors import ConfigError
 from control_plane.tenancy.storage.database import BUSY_SECONDS, DatabaseFault, Duplicate
 from control_plane.tenancy.storage.file_state import FileState
 from control_plane.tenancy.storage.migrations import APPLICATION_ID, MIGRATIONS
-
 
 _TEMPORARY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL}
 """Faults after which the connection is as good as before."""
