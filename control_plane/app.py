@@ -143,19 +143,20 @@ async def _load(
 async def _tenancy(config: ServeConfig) -> AsyncIterator[_Tenancy]:
     """Open the database, and declare the configured tenants in it."""
     database = database_address(config.database)
-    async with StoreThread.open(database, "tenants", config.tenants) as store:
-        async with (
-            _ledger_store(store, database) as ledger_store,
-            Ledger.open(ledger_store, database) as ledger,
-        ):
-            yield _Tenancy(store, _limiter(store, database, config), ledger)
+    async with (
+        StoreThread.open(database, "tenants", config.tenants) as store,
+        _ledger_store(store, database) as ledger_store,
+        Ledger.open(ledger_store, database) as ledger,
+    ):
+        yield _Tenancy(store, _limiter(store, database, config), ledger)
 
 
 @asynccontextmanager
 async def _ledger_store(store: StoreThread, database: Path | str) -> AsyncIterator[StoreThread]:
     """The thread that books usage. With PostgreSQL, bookings must not wait behind requests for admission.
 
-    A SQLite file must have a single connection in this process, so that all notice at once when it is replaced.
+    A SQLite file has one connection in this process: a second one would keep what SQLite knows of a file that
+    is replaced.
     """
     if not is_postgres(database):
         yield store

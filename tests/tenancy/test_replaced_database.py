@@ -76,8 +76,10 @@ async def tenant_of(thread: StoreThread, key: str) -> Tenant:
 
 def rotate(path: Path, name: str) -> str:
     """A new key, made by another process, as `faasmoe tenants rotate-key` does."""
-    command = [sys.executable, "-m", "control_plane", "tenants", "rotate-key", name, "--database", path]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    options = ["rotate-key", name, "--database", str(path)]
+    command = [sys.executable, "-m", "control_plane", "tenants", *options]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=60)
+    return done.stdout.strip()
 
 
 def integrity(path: Path) -> str:

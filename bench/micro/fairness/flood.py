@@ -8,6 +8,7 @@ never twice: a refusal counts against the server.
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -45,7 +46,12 @@ class Outcome:
     @property
     def p95(self) -> float:
         """The 95th percentile of the times to first token, in seconds."""
-        return quantiles(self.times, n=20, method="inclusive")[-1]
+        return quantiles(self.times, n=20, method="inclusive")[-1] if len(self.times) > 1 else math.nan
+
+    @property
+    def p50(self) -> float:
+        """The median of the times to first token, in seconds."""
+        return median(self.times) if self.times else math.nan
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ def report(outcomes: Mapping[str, Outcome]) -> Iterator[str]:
                 str(len(outcome.refusals)),
                 *(
                     f"{seconds * 1000:.0f} ms"
-                    for seconds in (median(outcome.times), outcome.p95, max(outcome.times))
+                    for seconds in (outcome.p50, outcome.p95, max(outcome.times, default=math.nan))
                 ),
             ]
             for name, outcome in outcomes.items()

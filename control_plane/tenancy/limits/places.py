@@ -1,8 +1,8 @@
 """Shares the places of the queue among tenants, so that nobody is refused because others are greedy.
 
 Each tenant has one place of its own, which nobody else can take. All others are shared by dynamic thresholds
-(Choudhury and Hahne, https://doi.org/10.1109/90.664262): a tenant may hold twice as many of them as are free.
-So one tenant gets two thirds of them, two get two fifths each, nine two nineteenths each, and some always stay
+(Choudhury and Hahne, https://doi.org/10.1109/90.664262): a tenant may hold twice as many of them as are
+free. So one tenant gets two thirds of them, two get two fifths each, nine two nineteenths each, and some stay
 free for those who come next. Nobody has to be driven out.
 """
 
@@ -14,8 +14,9 @@ from control_plane.tenancy.tenants import Tenant
 RETRY_SECONDS = 1.0
 """Retry-After in seconds where the wait depends on when other requests end."""
 GREED = 2.0
-"""Shared places that one tenant may hold, for each that is free. A larger number lets a single tenant use more
-of the queue, and leaves less to those who come next."""
+"""Shared places that one tenant may hold, for each that is free.
+
+With more, a single tenant may use more of the queue, and those who come next find less."""
 
 
 class Places:

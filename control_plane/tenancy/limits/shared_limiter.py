@@ -19,7 +19,8 @@ class SharedLimiter:
     """A limiter that keeps tenants' accounts in the database, so that all control planes count together.
 
     Times are those of the database's clock. Requests that a crashed control plane had admitted count for
-    `lease_seconds`. Only the places of `max_queued` are per process. Methods also raise `DatabaseUnavailable`.
+    `lease_seconds`. Only the places of `max_queued` are per process. Methods also raise
+    `DatabaseUnavailable`.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ class Backlog:
         self._own: Spool | None = None
         self._memory: deque[Entry] = deque()
         self._offset = self._next = 0
-        """Where the first file's entries begin that were not dropped yet, and those after the last `first`."""
+        """Where the first file's entries begin that are not dropped yet, and those after the last `first`."""
         self.waiting = sum(count(spool.entries(0)) for spool in self._files)
         """Bookings that the database does not have yet."""
         self.in_memory = 0

@@ -29,7 +29,7 @@ class Database(Protocol):
     """
 
     def refresh(self) -> bool:
-        """Before using it again: connect anew if that is needed. Returns whether it may be another one now."""
+        """Before using it again: connect anew if that is needed. Returns whether it may be another now."""
 
     def merge(self) -> None:
         """After writing: leave nothing that would be lost or out of place if the file was replaced."""

@@ -1,7 +1,7 @@
 """Notices that the file of an open SQLite database is another one, or was written by something else.
 
-SQLite itself does not notice: it goes on reading a file that was replaced, and its pages in memory after a copy
-over the file. A write-ahead log that the former database left behind would be merged into its successor.
+SQLite itself does not notice: it goes on reading a file that was replaced, and its pages in memory after a
+copy over the file. A write-ahead log that the former database left behind would be merged into its successor.
 """
 
 import os

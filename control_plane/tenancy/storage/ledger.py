@@ -98,7 +98,7 @@ class Ledger:
         """Write an entry to the database, or to the backlog if that has entries already or it takes long."""
         if not self._backlog:
             try:
-                # The transaction may still succeed after the time limit: an entry is booked once all the same.
+                # The transaction may succeed after the time limit: an entry is booked once all the same.
                 async with asyncio.timeout(PATIENCE_SECONDS):
                     await self._book([entry])
                 return

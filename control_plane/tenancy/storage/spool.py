@@ -1,7 +1,7 @@
 """A file of bookings that the database could not take, until it can.
 
-Each line is the CRC-32 of an entry in hexadecimal, a space, and the entry in JSON. A file belongs to the process
-that holds its lock. What a process leaves behind is taken over by the next one.
+Each line is the CRC-32 of an entry in hexadecimal, a space, and the entry in JSON. A file belongs to the
+process that holds its lock. What a process leaves behind is taken over by the next one.
 """
 
 import fcntl
