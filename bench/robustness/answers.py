@@ -26,7 +26,8 @@ def known_answers(model: Path, count: int, max_tokens: int, seed: int) -> list[G
     disable_progress_bar()  # type: ignore[no-untyped-call]
     model_class: Any = AutoModelForCausalLM
     unsplit = model_class.from_pretrained(model, dtype=torch.float32).eval()
-    unsplit.generation_config = GenerationConfig(do_sample=False)
+    # Without the model's own end tokens.
+    unsplit.generation_config = GenerationConfig(do_sample=False)  # type: ignore[no-untyped-call]
     numbers = random.Random(seed)
     found: list[GreedyAnswer] = []
     threads = torch.get_num_threads()

@@ -193,14 +193,17 @@ async def fill_database(stack: Stack, numbers: random.Random) -> AsyncIterator[N
 @asynccontextmanager
 async def replace_database(stack: Stack, numbers: random.Random) -> AsyncIterator[None]:
     """Put a copy in the database's place, as when a backup is restored."""
-    await asyncio.to_thread(_replace_database, stack.database)
+    await asyncio.to_thread(put_copy_in_place, stack.database)
     yield
 
 
 @asynccontextmanager
 async def touch_block(stack: Stack, numbers: random.Random) -> AsyncIterator[None]:
-    """Give a block file a new time of change. Its content stays."""
-    _block_file(stack, numbers)[0].touch()
+    """Give a block file a new time of change, and have its function read it again. Its content stays."""
+    file, function, _ = _block_file(stack, numbers)
+    file.touch()
+    async with Gateway.connect(URL(stack.gateway.url), None) as gateway:
+        await gateway.release_residency(function)
     yield
 
 
@@ -249,6 +252,23 @@ FAULTS = _listed(
 """All faults by name."""
 
 
+def put_copy_in_place(database: Path) -> None:
+    """Copy the database and rename the copy, while nobody can write to it: no booking falls in between."""
+    copy = database.with_suffix(".copy")
+    with (
+        closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as old,
+        closing(sqlite3.connect(copy, isolation_level=None)) as new,
+        closing(sqlite3.connect(database, timeout=30)) as reader,
+    ):
+        old.execute("BEGIN IMMEDIATE")
+        reader.backup(new)
+        new.execute("PRAGMA journal_mode = DELETE")
+        new.close()
+        copy.replace(database)
+        for suffix in ("-wal", "-shm"):
+            database.with_name(database.name + suffix).unlink(missing_ok=True)
+
+
 async def _deployment(gateway: Gateway, name: str) -> FunctionDeployment:
     for status in await gateway.functions():
         if status.name == name:
@@ -266,20 +286,3 @@ def _block_file(stack: Stack, numbers: random.Random) -> tuple[Path, str, int]:
     block = numbers.choice(Manifest.load(stack.partition).blocks)
     middle = block.expert_nbytes // 2 // 4 * 4
     return stack.partition / block.file, block.function, block.offset + middle
-
-
-def _replace_database(database: Path) -> None:
-    """Copy the database and rename the copy, while nobody can write to it: no booking falls in between."""
-    copy = database.with_suffix(".copy")
-    with (
-        closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as old,
-        closing(sqlite3.connect(copy, isolation_level=None)) as new,
-        closing(sqlite3.connect(database, timeout=30)) as reader,
-    ):
-        old.execute("BEGIN IMMEDIATE")
-        reader.backup(new)
-        new.execute("PRAGMA journal_mode = DELETE")
-        new.close()
-        copy.replace(database)
-        for suffix in ("-wal", "-shm"):
-            database.with_name(database.name + suffix).unlink(missing_ok=True)

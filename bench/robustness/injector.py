@@ -1,7 +1,6 @@
 """Injects faults one after the other, waits for recovery after each, and counts what the clients noticed."""
 
 import asyncio
-import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ import psutil
 from bench.robustness.faults import Fault
 from bench.robustness.results import FaultResult
 from bench.robustness.stack import Stack, last_lines, settled
-from bench.robustness.streams import Ending, Stall, Streams
+from bench.robustness.streams import Stall, Streams
 from control_plane.errors import FaaSMoEError
 
 QUIET_SECONDS = 6.0
@@ -93,25 +92,20 @@ class Injector:
     async def _recovers(self, limit: float) -> bool:
         """Wait until all streams flow as before. Returns False if they do not in time."""
         deadline = time.monotonic() + RECOVERY_SECONDS
-        steady = time.monotonic()
+        flowing_since = time.perf_counter()
         while time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)
-            if longest(self._stalls(time.perf_counter())) > limit or self._errs():
-                steady = time.monotonic()
-            elif time.monotonic() - steady > STEADY_SECONDS:
+            now = time.perf_counter()
+            if longest(self._stalls(now)) > limit:
+                flowing_since = now
+            if now - max(flowing_since, self.streams.failed_at) > STEADY_SECONDS:
                 return True
         return False
 
     def _recovery(self, began: float, limit: float) -> float:
-        """Seconds from the injection to the end of the last stall."""
+        """Seconds from the injection to the end of the last stall, or to the last failure."""
         ends = [stall.ended for stall in self._stalls(began) if stall.seconds > limit]
-        return max([0.0, *(ended - began for ended in ends)])
-
-    def _errs(self) -> bool:
-        """Whether an attempt has just ended in another way than as it should, or with wrong tokens."""
-        since = time.perf_counter() - 2 * POLL_SECONDS
-        recent = itertools.takewhile(lambda each: each.ended > since, reversed(self.streams.attempts))
-        return any(each.wrong or each.ending is not Ending.COMPLETED for each in recent)
+        return max([began, self.streams.failed_at, *ends]) - began
 
     def _stalls(self, since: float) -> list[Stall]:
         return [stall for flow in self.streams.flows for stall in flow.stalls_since(since)]

@@ -113,6 +113,8 @@ class Streams:
     known: Sequence[GreedyAnswer]
     attempts: list[Attempt] = field(default_factory=list)
     flows: list[Flow] = field(default_factory=list)
+    failed_at: float = 0.0
+    """When a wrong token has arrived, or an attempt has ended without its answer, for the last time."""
     _ending: asyncio.Event = field(default_factory=asyncio.Event)
 
     @asynccontextmanager
@@ -154,6 +156,8 @@ class Streams:
                     if line.startswith(b"data: {"):
                         got += json.loads(line.removeprefix(b"data: "))["choices"][0]["token_ids"]
                         flow.token()
+                        if _wrong(got, answer.tokens):
+                            self.failed_at = time.perf_counter()
                     elif line.startswith(b"data: [DONE]") and len(got) >= len(answer.tokens):
                         return ended(Ending.COMPLETED)
             return ended(Ending.LOST, f"it ended after {len(got)} of {len(answer.tokens)} tokens")
@@ -180,6 +184,7 @@ class Streams:
             if attempt.ending is Ending.COMPLETED:
                 flow.end()
             else:
+                self.failed_at = attempt.ended
                 await self._pause(attempt.retry_after)
             if attempt.ending is not Ending.REFUSED:
                 answer = numbers.choice(self.known)
