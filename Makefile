@@ -80,10 +80,10 @@ bench-residency: setup  ## mapped pages against an arena: the cost of bringing a
 	$(BIN)/python -m bench.micro.residency
 
 chaos: setup  ## ten minutes of faults under streams with known answers; ARGS="--help" lists the options
-	$(BIN)/python -m bench.robustness.chaos $(ARGS)
+	$(BIN)/python -m bench.robustness.chaos.run $(ARGS)
 
 soak: setup  ## half an hour of mixed traffic: whether memory, threads and open files stay the same
-	$(BIN)/python -m bench.robustness.soak $(ARGS)
+	$(BIN)/python -m bench.robustness.soak.run $(ARGS)
 
 stack: setup  ## write the bundled model's stack.yml and template/ anew
 	rm -rf partitions/demo

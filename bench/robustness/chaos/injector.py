@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from bench.robustness.faults import Fault
-from bench.robustness.results import FaultResult
+from bench.robustness.chaos.faults import Fault
+from bench.robustness.chaos.results import FaultResult
+from bench.robustness.chaos.streams import Stall, Streams
 from bench.robustness.stack import Stack, last_lines, settled
-from bench.robustness.streams import Stall, Streams
 from control_plane.errors import FaaSMoEError
 
 QUIET_SECONDS = 6.0

@@ -13,16 +13,16 @@ from pathlib import Path
 import click
 
 from bench.comparison.greedy import GreedyAnswer
-from bench.robustness.answers import known_answers
-from bench.robustness.faults import FAULTS, Fault
-from bench.robustness.injector import Injector
-from bench.robustness.results import Account, ChaosResult, examples
+from bench.robustness.chaos.answers import known_answers
+from bench.robustness.chaos.faults import FAULTS, Fault
+from bench.robustness.chaos.injector import Injector
+from bench.robustness.chaos.results import Account, ChaosResult, examples
+from bench.robustness.chaos.streams import Attempt, Ending, Flow, Streams, connected
 from bench.robustness.stack import cancelled_by_sigterm, settled, stack
-from bench.robustness.streams import Attempt, Ending, Flow, Streams, connected
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.partitioner import partition
 
-MODEL = Path(__file__).parents[2] / "models" / "demo"
+MODEL = Path(__file__).parents[3] / "models" / "demo"
 NAMES = [f"tenant-{number}" for number in range(1, 9)]
 STREAMS = 32
 PROMPTS = 24

@@ -1,20 +1,18 @@
-"""Short runs of the chaos test and the soak with real processes."""
+"""Short runs of the chaos test with real processes."""
 
 import asyncio
 import os
 import random
 import signal
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
-from pathlib import Path
+from contextlib import asynccontextmanager
 
 import psutil
 import pytest
 from click.testing import CliRunner
 
-from bench.robustness import chaos, faults, injector, soak
-from bench.robustness.faults import FAULTS, Fault
+from bench.robustness.chaos import injector, run
+from bench.robustness.chaos.faults import FAULTS, Fault
 from bench.robustness.stack import Stack
 from tests.support.paths import DEMO_MODEL
 
@@ -26,15 +24,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(injector, "QUIET_SECONDS", 1.0)
     monkeypatch.setattr(injector, "STEADY_SECONDS", 1.0)
-    monkeypatch.setattr(chaos, "PROMPTS", 6)
-    monkeypatch.setattr(chaos, "MAX_TOKENS", 16)
+    monkeypatch.setattr(run, "PROMPTS", 6)
+    monkeypatch.setattr(run, "MAX_TOKENS", 16)
 
 
 @pytest.mark.usefixtures("_short")
 def test_killed_and_redeployed_functions_and_a_killed_control_plane_change_no_answer() -> None:
     names = ("function-killed", "function-redeployed", "control-plane-killed")
     before = psutil.Process().children(recursive=True)
-    result = asyncio.run(chaos.chaos(DEMO_MODEL, [FAULTS[name] for name in names], 0.0, seed=1, streams=8))
+    result = asyncio.run(run.chaos(DEMO_MODEL, [FAULTS[name] for name in names], 0.0, seed=1, streams=8))
     assert psutil.Process().children(recursive=True) == before
     assert result.held, "\n".join(result.lines())
     by_name = {fault.name: fault for fault in result.faults}
@@ -60,7 +58,7 @@ def test_a_fault_that_nobody_mends_is_told_and_the_run_goes_on(monkeypatch: pyte
         yield
 
     fault = Fault("broken", hang_control_plane)
-    result = asyncio.run(chaos.chaos(DEMO_MODEL, [fault], 0.0, seed=0, streams=8, log=lines.append))
+    result = asyncio.run(run.chaos(DEMO_MODEL, [fault], 0.0, seed=0, streams=8, log=lines.append))
     assert not result.held
     assert result.faults[0].failures == ["no recovery within 3 s"]
     assert result.faults[0].stall > 3
@@ -70,36 +68,7 @@ def test_a_fault_that_nobody_mends_is_told_and_the_run_goes_on(monkeypatch: pyte
     assert any("broken: no recovery" in line for line in lines)
 
 
-def test_a_replaced_database_holds_what_was_written_before(tmp_path: Path) -> None:
-    file = tmp_path / "x.db"
-    with closing(sqlite3.connect(file, isolation_level=None)) as open_before:
-        open_before.execute("PRAGMA journal_mode = WAL")
-        open_before.execute("CREATE TABLE t (n)")
-        open_before.execute("INSERT INTO t VALUES (7)")
-        inode = file.stat().st_ino
-        faults.put_copy_in_place(file)
-        assert file.stat().st_ino != inode
-        with closing(sqlite3.connect(file, isolation_level=None)) as after:
-            after.execute("INSERT INTO t VALUES (8)")
-            assert after.execute("SELECT n FROM t").fetchall() == [(7,), (8,)]
-            assert open_before.execute("SELECT n FROM t").fetchall() == [(7,)]
-    assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
-
-
 def test_names_of_faults_are_checked() -> None:
-    answer = CliRunner().invoke(chaos.main, ["--faults", "function-killed,earthquake"])
+    answer = CliRunner().invoke(run.main, ["--faults", "function-killed,earthquake"])
     assert answer.exit_code == 2
     assert "no fault 'earthquake'; there are function-killed, " in answer.output
-
-
-def test_a_short_soak_samples_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak, "BUSY_SECONDS", 4.0)
-    result = asyncio.run(soak.soak(DEMO_MODEL, 20.0, seed=0))
-    assert result.unexpected == []
-    assert set(result.sent) == {"chat", "completion", "stream", "cancelled stream", "bad request"}
-    functions = {f"demo-l{layer:02}-e00-15" for layer in range(6)}
-    assert {each.process for each in result.series} == {"control plane", "gateway", *functions}
-    assert {each.measure.name for each in result.series} == {"memory", "threads", "open files"}
-    samples = {each.process: len(each.points) for each in result.series}
-    # Functions went to zero in the pauses, and the servers did not.
-    assert samples["demo-l00-e00-15"] < samples["gateway"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.robustness.streams import Attempt, Ending, Stall
+from bench.robustness.chaos.streams import Attempt, Ending, Stall
 from control_plane.formatting import table
 
 MAX_EXAMPLES = 20

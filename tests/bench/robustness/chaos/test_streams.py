@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 from bench.comparison.greedy import GreedyAnswer
-from bench.robustness import streams
+from bench.robustness.chaos import streams
+from bench.robustness.chaos.streams import Attempt, Ending, Flow, Streams, connected
 from bench.robustness.stack import Part
-from bench.robustness.streams import Attempt, Ending, Flow, Streams, connected
 from control_plane.http import serving
 
 KNOWN = GreedyAnswer([1, 2], [5, 6, 7])

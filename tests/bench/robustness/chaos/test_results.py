@@ -1,8 +1,7 @@
-"""What counts as lost, unbooked or growing: pure decisions of the chaos test and the soak."""
+"""What counts as lost, unbooked or left over."""
 
-from bench.robustness.growth import FILES, MEMORY, Series, lines
-from bench.robustness.results import Account, ChaosResult, FaultResult, examples
-from bench.robustness.streams import Attempt, Ending, Stall
+from bench.robustness.chaos.results import Account, ChaosResult, FaultResult, examples
+from bench.robustness.chaos.streams import Attempt, Ending, Stall
 
 
 def attempt(ending: Ending, tokens: int = 0, wrong: int = 0, sent: bool = True) -> Attempt:
@@ -57,16 +56,3 @@ def test_a_run_is_held_only_if_nothing_is_left() -> None:
     assert list(run().lines())[-1] == "HELD in 1 s with seed 7"
     assert not any(each.held for each in (run(processes=1), run(connections=1), run(lost=1)))
     assert run(lost=1).to_json()["held"] is False
-
-
-def test_growth_is_measured_after_the_warm_up_without_single_peaks() -> None:
-    warm = [(float(second), 100.0 + max(0, 30 - second)) for second in range(90)]
-    assert Series("p", MEMORY, warm).flat
-    peaks = [(second, amount + 50 * (second % 30 == 0)) for second, amount in warm]
-    assert Series("p", MEMORY, peaks).slope == 0.0
-    leak = Series("p", MEMORY, [(second, 100 + second / 3600 * 11) for second, _ in warm])
-    assert round(leak.slope, 3) == 11.0
-    assert not leak.flat
-    assert Series("p", FILES, [(0.0, 5.0)]).flat
-    assert [round(leak.around(share), 2) for share in (0.0, 0.5, 1.0)] == [100.01, 100.13, 100.26]
-    assert list(lines([leak]))[1].split()[-1] == "NO"

@@ -16,16 +16,16 @@ from typing import Any
 
 import click
 
-from bench.robustness import growth
-from bench.robustness.growth import Samples, Series
+from bench.robustness.soak import growth
+from bench.robustness.soak.growth import Samples, Series
+from bench.robustness.soak.traffic import Traffic
 from bench.robustness.stack import cancelled_by_sigterm, stack
-from bench.robustness.traffic import Traffic
 from bench.support import requests
 from bench.support.process_tree import repeated
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.partitioner import partition
 
-MODEL = Path(__file__).parents[2] / "models" / "demo"
+MODEL = Path(__file__).parents[3] / "models" / "demo"
 TENANTS = ("chat", "batch", "clumsy")
 CLIENTS = 8
 BUSY_SECONDS = 20.0
