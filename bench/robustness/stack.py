@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -211,13 +212,23 @@ async def settled(count: Callable[[], int]) -> int:
 
 
 @asynccontextmanager
-async def cancelled_by_sigterm() -> AsyncIterator[None]:
-    """Let SIGTERM end the block like Ctrl-C, so that it ends its processes."""
+async def ended_by_sigterm() -> AsyncIterator[None]:
+    """Let SIGTERM end the block in order, as Ctrl-C does, and then the program."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    arrived = asyncio.Event()
+
+    def end() -> None:
+        arrived.set()
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGTERM, end)
     try:
         yield
+    except asyncio.CancelledError:
+        if arrived.is_set():
+            sys.exit(128 + signal.SIGTERM)
+        raise
     finally:
         loop.remove_signal_handler(signal.SIGTERM)
 

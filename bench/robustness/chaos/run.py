@@ -18,7 +18,7 @@ from bench.robustness.chaos.faults import FAULTS, Fault
 from bench.robustness.chaos.injector import Injector
 from bench.robustness.chaos.results import Account, ChaosResult, examples
 from bench.robustness.chaos.streams import Attempt, Ending, Flow, Streams, connected
-from bench.robustness.stack import cancelled_by_sigterm, settled, stack
+from bench.robustness.stack import ended_by_sigterm, settled, stack
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.partitioner import partition
 
@@ -48,7 +48,7 @@ async def chaos(
         # In float32 answers do not depend on rounding, and so not on which requests share a batch.
         await asyncio.to_thread(partial(partition, model, folder / "partition", dtype="f32"))
         async with (
-            cancelled_by_sigterm(),
+            ended_by_sigterm(),
             stack(folder, folder / "partition", NAMES, {}) as served,
             connected(served.control_plane, served.keys, known) as clients,
         ):

@@ -19,7 +19,7 @@ import click
 from bench.robustness.soak import growth
 from bench.robustness.soak.growth import Samples, Series
 from bench.robustness.soak.traffic import Traffic
-from bench.robustness.stack import cancelled_by_sigterm, stack
+from bench.robustness.stack import ended_by_sigterm, stack
 from bench.support import requests
 from bench.support.process_tree import repeated
 from control_plane.errors import FaaSMoEError
@@ -64,7 +64,7 @@ async def soak(model: Path, seconds: float, seed: int) -> SoakResult:
         folder = Path(temporary)
         await asyncio.to_thread(partial(partition, model, folder / "partition"))
         async with (
-            cancelled_by_sigterm(),
+            ended_by_sigterm(),
             stack(folder, folder / "partition", TENANTS, {"idle_timeout": IDLE_TIMEOUT}) as served,
             requests.session() as client,
         ):
