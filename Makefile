@@ -7,7 +7,8 @@ C_SOURCES := $(wildcard functions/kernels/csrc/*.[ch] functions/kernels/csrc/isa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
-	bench bench-batch bench-budget bench-fairness bench-invoke bench-kernels bench-memory bench-packing bench-residency
+	bench bench-batch bench-budget bench-fairness bench-invoke bench-kernels bench-memory bench-packing bench-residency \
+	chaos soak
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## (.*)$$/\1\t\2/' | expand -t 18
@@ -77,6 +78,12 @@ bench-packing: setup  ## calls per token and memory, with experts packed by a pr
 
 bench-residency: setup  ## mapped pages against an arena: the cost of bringing an expert into memory
 	$(BIN)/python -m bench.micro.residency
+
+chaos: setup  ## ten minutes of faults under streams with known answers; ARGS="--help" lists the options
+	$(BIN)/python -m bench.robustness.chaos.run $(ARGS)
+
+soak: setup  ## half an hour of mixed traffic: whether memory, threads and open files stay the same
+	$(BIN)/python -m bench.robustness.soak.run $(ARGS)
 
 stack: setup  ## write the bundled model's stack.yml and template/ anew
 	rm -rf partitions/demo

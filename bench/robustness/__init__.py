@@ -1,0 +1,1 @@
+"""Breaks a running FaaSMoE on purpose, and counts what its clients notice."""
