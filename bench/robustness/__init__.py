@@ -1,0 +1,1 @@
+"""Tries to break FaaSMoE: malformed input, faults, and hours of load."""

@@ -1,0 +1,139 @@
+"""Runs inputs of one target in this process: `python -m bench.robustness.fuzz.worker`."""
+
+import faulthandler
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import click
+
+from bench.robustness.fuzz.progress import Progress
+from bench.robustness.fuzz.target import OpenTarget, Target
+from bench.robustness.fuzz.targets import TARGETS
+from bench.support.process_tree import ProcessTree
+
+MOST_FINDINGS = 20
+"""A worker stops after so many: they are likely to have one cause."""
+MINIMISE_SECONDS = 5.0
+"""How long a smaller input is looked for that does the same."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The inputs that a worker has to run: numbers `first` to `stop`, until time.monotonic() is `deadline`."""
+
+    seed: int
+    first: int
+    stop: int
+    deadline: float = float("inf")
+
+
+def input_of(target: Target, name: str, seed: int, number: int) -> bytes:
+    """An input depends on the target's name, the seed and the number only, so each can be made again alone."""
+    return target.make(Random(f"{name}/{seed}/{number}"))
+
+
+def run_share(target: Target, name: str, share: Share, progress: Progress, findings: Path) -> None:
+    """Run a share of a target's inputs; writes each finding to two files in the folder `findings`."""
+    tree = ProcessTree(os.getpid())
+    began = time.monotonic()
+    for number in range(share.first, share.stop):
+        if time.monotonic() > share.deadline or progress.findings >= MOST_FINDINGS:
+            break
+        if not progress.memory_warm and _quarter_is_done(share, number, began):
+            progress.memory_warm = tree.memory_bytes()
+        data = input_of(target, name, share.seed, number)
+        progress.begin(number, data)
+        try:
+            if target.run(data):
+                progress.accepted += 1
+            else:
+                progress.refused += 1
+        except Exception as error:
+            progress.findings += 1
+            smaller = minimised(target, data, error)
+            text = (
+                f"{name}, seed {share.seed}, number {number}\n\n{''.join(traceback.format_exception(error))}"
+            )
+            write_finding(findings / f"{name}-{share.seed}-{number}", smaller, text)
+    progress.memory_end = tree.memory_bytes()
+
+
+def write_finding(path: Path, data: bytes, text: str) -> None:
+    """Write an input and a description of what it did."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".input").write_bytes(data)
+    path.with_suffix(".txt").write_text(text, errors="backslashreplace")
+
+
+def minimised(target: Target, data: bytes, error: Exception) -> bytes:
+    """A shorter input that raises an exception of the same class at the same place, if one is found."""
+    wanted = _place_of(error)
+    deadline = time.monotonic() + MINIMISE_SECONDS
+    size = len(data) // 2
+    while size:
+        start = 0
+        while start < len(data) and time.monotonic() < deadline:
+            smaller = data[:start] + data[start + size :]
+            if _raises(target.run, smaller) == wanted:
+                data = smaller
+            else:
+                start += size
+        size //= 2
+    return data
+
+
+def _raises(run: Callable[[bytes], bool], data: bytes) -> object:
+    try:
+        run(data)
+    except Exception as error:
+        return _place_of(error)
+    return None
+
+
+def _place_of(error: Exception) -> object:
+    """The exception's class, and the line that raised it."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return type(error), last.filename, last.lineno
+
+
+def _quarter_is_done(share: Share, number: int, began: float) -> bool:
+    if number - share.first >= (share.stop - share.first) // 4:
+        return True
+    return time.monotonic() > began + (share.deadline - began) / 4
+
+
+def work(
+    name: str, open_target: OpenTarget, model: Path, share: Share, progress: Path, findings: Path
+) -> None:
+    """Open a target and run a share of its inputs."""
+    with Progress(progress) as told, open_target(model) as target:
+        run_share(target, name, share, told, findings)
+
+
+@click.command(help=__doc__)
+@click.argument("name", type=click.Choice(list(TARGETS)))
+@click.option("--model", type=click.Path(path_type=Path), required=True)
+@click.option("--progress", type=click.Path(path_type=Path), required=True)
+@click.option("--findings", type=click.Path(path_type=Path), required=True)
+@click.option("--seed", type=int, required=True)
+@click.option("--first", type=int, required=True)
+@click.option("--stop", type=int, required=True)
+@click.option("--seconds", type=float, required=True)
+def main(
+    name: str, model: Path, progress: Path, findings: Path, seed: int, first: int, stop: int, seconds: float
+) -> None:
+    faulthandler.enable()
+    share = Share(seed, first, stop, time.monotonic() + seconds)
+    with suppress(KeyboardInterrupt):
+        work(name, TARGETS[name].open, model, share, progress, findings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
