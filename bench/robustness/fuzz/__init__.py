@@ -1,1 +1,1 @@
-"""Fuzzing: each part that reads data from outside gets many malformed inputs. docs/fuzzing.md describes it."""
+"""Fuzzing: whatever reads data from outside gets many malformed inputs. docs/fuzzing.md describes it."""

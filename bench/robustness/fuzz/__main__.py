@@ -4,9 +4,9 @@
   make fuzz
   make fuzz ARGS="--seconds 60 --seed 3 --target invocations --target api"
 
-Each target runs in a process of its own, with the C extensions checked by GCC's address and undefined-behaviour
-sanitizers. A finding is a crash, an exception that is not one of the target's own errors, a status of 500 or
-more, an input that takes too long, or memory that grows. docs/fuzzing.md says more.
+Each target runs in a process of its own, with the C extensions checked by GCC's sanitizers. A finding is a
+crash, an exception that is not one of the target's own errors, a status of 500 or more, an input that takes
+too long, or memory that grows. docs/fuzzing.md says more.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Builds everything into a folder of its own, with the C extensions checked at run time by GCC's sanitizers.
 
 AddressSanitizer ends the process at an access outside of an allocation, UndefinedBehaviorSanitizer at an
-overflow, a shift or an unaligned access that C does not define. Python itself is not built with them, so their
-libraries are loaded before it.
+overflow, a shift or an unaligned access that C does not define. Python itself is not built with them, so
+their libraries are loaded before it.
 """
 
 import os

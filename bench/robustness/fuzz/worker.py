@@ -6,7 +6,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -14,7 +13,7 @@ from random import Random
 import click
 
 from bench.robustness.fuzz.progress import Progress
-from bench.robustness.fuzz.target import OpenTarget, Target
+from bench.robustness.fuzz.target import Target
 from bench.robustness.fuzz.targets import TARGETS
 from bench.support.process_tree import ProcessTree
 
@@ -26,7 +25,7 @@ MINIMISE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Share:
-    """The inputs that a worker has to run: numbers `first` to `stop`, until time.monotonic() is `deadline`."""
+    """The inputs that a worker has to run: `first` to `stop`, until time.monotonic() is `deadline`."""
 
     seed: int
     first: int
@@ -35,7 +34,7 @@ class Share:
 
 
 def input_of(target: Target, name: str, seed: int, number: int) -> bytes:
-    """An input depends on the target's name, the seed and the number only, so each can be made again alone."""
+    """An input depends only on the target's name, the seed and the number: each can be made again alone."""
     return target.make(Random(f"{name}/{seed}/{number}"))
 
 
@@ -109,14 +108,6 @@ def _quarter_is_done(share: Share, number: int, began: float) -> bool:
     return time.monotonic() > began + (share.deadline - began) / 4
 
 
-def work(
-    name: str, open_target: OpenTarget, model: Path, share: Share, progress: Path, findings: Path
-) -> None:
-    """Open a target and run a share of its inputs."""
-    with Progress(progress) as told, open_target(model) as target:
-        run_share(target, name, share, told, findings)
-
-
 @click.command(help=__doc__)
 @click.argument("name", type=click.Choice(list(TARGETS)))
 @click.option("--model", type=click.Path(path_type=Path), required=True)
@@ -129,10 +120,11 @@ def work(
 def main(
     name: str, model: Path, progress: Path, findings: Path, seed: int, first: int, stop: int, seconds: float
 ) -> None:
+    # What it prints at a crash goes to the supervisor.
     faulthandler.enable()
     share = Share(seed, first, stop, time.monotonic() + seconds)
-    with suppress(KeyboardInterrupt):
-        work(name, TARGETS[name].open, model, share, progress, findings)
+    with Progress(progress) as told, TARGETS[name].open(model) as target:
+        run_share(target, name, share, told, findings)
 
 
 if __name__ == "__main__":

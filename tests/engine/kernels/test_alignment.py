@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from control_plane.engine.kernels import c_dense
+from control_plane.engine.kernels import _dense
 from functions.kernels import LinearShape
 from tests.support.kernels import misaligned
 
-ISAS = c_dense.compiled_isas()
+ISAS = _dense.isas()
 
 
 def zeros(*shape: int) -> NDArray[np.float32]:
@@ -20,15 +20,15 @@ def zeros(*shape: int) -> NDArray[np.float32]:
 
 def linear(isa: str, x: Any, bias: Any, out: Any) -> None:
     weights = np.zeros(LinearShape(2, 2, "f32").nbytes, np.uint8)
-    c_dense._dense.linear(isa, "f32", "f32", 3, 2, 1, x, ((2, weights, bias, out),))
+    _dense.linear(isa, "f32", "f32", 3, 2, 1, x, ((2, weights, bias, out),))
 
 
 def attention(isa: str, *buffers: Any) -> None:
-    c_dense._dense.attention(isa, "f32", 1, 1, 1, 4, 2, 0, 3, 1, 4, 0.5, 1, *buffers)
+    _dense.attention(isa, "f32", 1, 1, 1, 4, 2, 0, 3, 1, 4, 0.5, 1, *buffers)
 
 
 def rms_norm(isa: str, *buffers: Any) -> None:
-    c_dense._dense.rms_norm(isa, "f32", 3, 2, 1e-6, *buffers)
+    _dense.rms_norm(isa, "f32", 3, 2, 1e-6, *buffers)
 
 
 HEADS = zeros(3, 1, 2)
@@ -37,7 +37,18 @@ CALLS: Sequence[tuple[Callable[..., None], Sequence[NDArray[Any]]]] = (
     (linear, (zeros(3, 2), zeros(2), zeros(3, 2))),
     (
         attention,
-        (zeros(1, 1, 2, 1, 4, 2), HEADS, HEADS, HEADS, zeros(3, 2), zeros(3, 2), ROWS, ROWS, ROWS, zeros(3, 1, 2)),
+        (
+            zeros(1, 1, 2, 1, 4, 2),
+            HEADS,
+            HEADS,
+            HEADS,
+            zeros(3, 2),
+            zeros(3, 2),
+            ROWS,
+            ROWS,
+            ROWS,
+            zeros(3, 1, 2),
+        ),
     ),
     (rms_norm, (zeros(3, 2), zeros(2), zeros(3, 2))),
 )

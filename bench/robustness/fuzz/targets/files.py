@@ -80,7 +80,7 @@ def checkpoints(folder: Path) -> Iterator[Target]:
     weights = (source / WEIGHTS_FILE).read_bytes()
     names = list(Checkpoint.open(source).tensors)
     index = {
-        "metadata": {"total_size": len(weights)},
+        "metadata": {"total_size": 9},
         "weight_map": dict.fromkeys(names, "shard.safetensors"),
     }
 

@@ -1,4 +1,4 @@
-"""The compute kernels: odd sizes and arrays through their Python interfaces, anything at all to the C functions.
+"""The compute kernels: odd sizes and arrays through their Python interfaces, anything at all to C functions.
 
 An input is the seed of a random generator that chooses the arguments.
 """
@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.robustness.fuzz.target import Misbehaviour, Target
-from control_plane.engine.kernels import LinearLayer, available_dense_isas, c_dense, load_dense_kernel
-from functions.kernels import ExpertShape, LinearShape, available_isas, load_kernel
-from functions.kernels import gated_ffn as gated_ffn_module
+from control_plane.engine.kernels import LinearLayer, _dense, available_dense_isas, load_dense_kernel
+from functions.kernels import ExpertShape, LinearShape, _gated_ffn, available_isas, load_kernel
 
 _SIZES = (1, 2, 3, 4, 7, 15, 16, 17, 31, 32, 33, 64, 65, 127, 128, 129, 130)
 _ROWS = (0, 1, 2, 5, 6, 7, 8, 9, 17)
@@ -164,8 +163,8 @@ def _rms_norm(arguments: _Arguments) -> None:
 @contextmanager
 def raw(folder: Path) -> Iterator[Target]:
     """The C functions without the checks in Python: arguments that nearly fit, or do not fit at all."""
-    functions = {name: getattr(c_dense._dense, name) for name in ("linear", "attention", "rms_norm")}
-    functions["gated_ffn"] = gated_ffn_module._gated_ffn.gated_ffn
+    functions = {name: getattr(_dense, name) for name in ("linear", "attention", "rms_norm")}
+    functions["gated_ffn"] = _gated_ffn.gated_ffn
 
     def call(arguments: _Arguments) -> None:
         name = arguments.choice(list(functions))
