@@ -6,7 +6,7 @@ PARTITION ?= partitions/qwen1.5-moe-a2.7b
 C_SOURCES := $(wildcard functions/kernels/csrc/*.[ch] functions/kernels/csrc/isa/*.h control_plane/engine/kernels/csrc/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup constraints demo test test-fast check format docs stack clean \
+.PHONY: help setup constraints demo test test-fast fuzz check format docs stack clean \
 	bench bench-batch bench-budget bench-fairness bench-invoke bench-kernels bench-memory bench-packing bench-residency
 
 help:  ## list the targets
@@ -35,6 +35,9 @@ test: setup  ## the whole test suite, with coverage
 
 test-fast: setup  ## the tests without processes and models, in under a minute
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
+
+fuzz: setup  ## malformed input for whatever reads data from outside; ARGS="--seconds 30" for a short run
+	$(BIN)/python -m bench.robustness.fuzz $(ARGS)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

@@ -17,8 +17,9 @@ from pathlib import Path
 import click
 from transformers.utils.logging import disable_progress_bar
 
-from bench.robustness.fuzz import model, sanitized
+from bench.robustness.fuzz import sanitized
 from bench.robustness.fuzz.supervisor import Order, Outcome, supervise
+from bench.robustness.fuzz.support import model
 from bench.robustness.fuzz.targets import TARGETS
 from control_plane.errors import FaaSMoEError
 from control_plane.formatting import table

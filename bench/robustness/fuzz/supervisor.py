@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from bench.robustness.fuzz.progress import Progress
-from bench.robustness.fuzz.worker import MOST_FINDINGS, write_finding
+from bench.robustness.fuzz.share import MOST_FINDINGS, write_finding
 
 START_SECONDS = 180.0
 """How long a worker may take to start what it needs, which can be a whole server."""

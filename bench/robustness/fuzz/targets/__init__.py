@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.robustness.fuzz.target import OpenTarget
-from bench.robustness.fuzz.targets import api, files, http, kernels, messages, system
+from bench.robustness.fuzz.support.target import OpenTarget
+from bench.robustness.fuzz.targets import api, files, http, kernels, messages, raw_kernels, system
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ TARGETS: Mapping[str, Entry] = {
     "answers": Entry(messages.answers),
     "gated-ffn": Entry(kernels.gated_ffn),
     "dense": Entry(kernels.dense),
-    "raw-kernels": Entry(kernels.raw),
+    "raw-kernels": Entry(raw_kernels.raw_kernels),
     "requests": Entry(http.requests),
     "function": Entry(http.function),
     "responses": Entry(http.responses),

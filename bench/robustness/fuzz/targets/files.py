@@ -12,10 +12,10 @@ import yaml
 
 from bench.comparison.workload import workload
 from bench.comparison.workload.traces import TRACES, Conversion
-from bench.robustness.fuzz import model
-from bench.robustness.fuzz.json_mutation import mutated_json, mutated_message
-from bench.robustness.fuzz.mutation import mutated
-from bench.robustness.fuzz.target import Target
+from bench.robustness.fuzz.support import model
+from bench.robustness.fuzz.support.json_mutation import mutated_json, mutated_message
+from bench.robustness.fuzz.support.mutation import mutated
+from bench.robustness.fuzz.support.target import Target
 from control_plane.config import ServeConfig
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Checkpoint

@@ -10,11 +10,11 @@ from random import Random
 
 import httptools
 
-from bench.robustness.fuzz import model
-from bench.robustness.fuzz.json_mutation import mutated_message
-from bench.robustness.fuzz.mutation import mutated
-from bench.robustness.fuzz.servers import SECONDS, exchange, function_process, statuses
-from bench.robustness.fuzz.target import Target
+from bench.robustness.fuzz.support import model
+from bench.robustness.fuzz.support.json_mutation import mutated_message
+from bench.robustness.fuzz.support.mutation import mutated
+from bench.robustness.fuzz.support.servers import SECONDS, exchange, function_process, statuses
+from bench.robustness.fuzz.support.target import Target
 from bench.robustness.fuzz.targets.messages import example_answers, example_invocations
 from control_plane.errors import FaaSMoEError
 from control_plane.faas.connection import Address, Connection, ConnectionLost

@@ -8,9 +8,9 @@ from random import Random
 
 import numpy as np
 
-from bench.robustness.fuzz import model
-from bench.robustness.fuzz.json_mutation import mutated_message
-from bench.robustness.fuzz.target import Misbehaviour, Target
+from bench.robustness.fuzz.support import model
+from bench.robustness.fuzz.support.json_mutation import mutated_message
+from bench.robustness.fuzz.support.target import Misbehaviour, Target
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
 from functions.contract.safetensors_codec import WireError

@@ -8,11 +8,11 @@ from typing import Any
 
 from yarl import URL
 
-from bench.robustness.fuzz import model
-from bench.robustness.fuzz.json_mutation import mutated_json
-from bench.robustness.fuzz.mutation import mutated
-from bench.robustness.fuzz.servers import ask, entered
-from bench.robustness.fuzz.target import Target
+from bench.robustness.fuzz.support import model
+from bench.robustness.fuzz.support.json_mutation import mutated_json
+from bench.robustness.fuzz.support.mutation import mutated
+from bench.robustness.fuzz.support.servers import ask, entered
+from bench.robustness.fuzz.support.target import Target
 from bench.robustness.fuzz.targets.api import request
 from bench.support import processes
 from control_plane.faas.connection import Address

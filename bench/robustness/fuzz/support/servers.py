@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from bench.robustness.fuzz.target import Misbehaviour
+from bench.robustness.fuzz.support.target import Misbehaviour
 from control_plane.faas.connection import Address
 from functions.contract.process import (
     FUNCTION_VARIABLE,

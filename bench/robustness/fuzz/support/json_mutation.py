@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
-from bench.robustness.fuzz.mutation import mutated
+from bench.robustness.fuzz.support.mutation import mutated
 
 _RAW = {
     "@deep": "[" * 400 + "]" * 400,
