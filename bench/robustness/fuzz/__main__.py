@@ -52,7 +52,7 @@ def main(names: Sequence[str], seed: int, inputs: int | None, seconds: float, fi
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         library = sanitized.build(ROOT)
-        environment = sanitized.environment(library)
+        environment = sanitized.environment()
     except FaaSMoEError as error:
         raise click.ClickException(str(error)) from error
     outcomes = []
@@ -60,7 +60,7 @@ def main(names: Sequence[str], seed: int, inputs: int | None, seconds: float, fi
         model.write(Path(folder))
         for name in names or TARGETS:
             order = Order(name, seed, inputs or TARGETS[name].inputs, seconds, findings.absolute())
-            command = [sys.executable, "-P", "-m", "bench.robustness.fuzz.worker", name, f"--model={folder}"]
+            command = [sys.executable, "-m", "bench.robustness.fuzz.worker", name, f"--model={folder}"]
             outcomes.append(supervise(order, command, environment, library))
             # Line by line, since all of them take many minutes.
             click.echo(f"{name}: {outcomes[-1].inputs} inputs, {outcomes[-1].findings} findings", err=True)

@@ -28,31 +28,25 @@ _OPTIONS = {
 def build(root: Path) -> Path:
     """Build the checkout at `root`; returns the folder to import from. Raises `ConfigError`."""
     base = root / "build" / "sanitized"
-    command = [
-        sys.executable,
-        "setup.py",
-        "-q",
-        "build",
-        "--build-base",
-        str(base),
-        "--build-lib",
-        str(base / "lib"),
-    ]
-    environment = {**os.environ, "CFLAGS": _COMPILE, "LDFLAGS": CHECKS}
-    built = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    folders = ("--build-base", str(base), "--build-lib", str(base / "lib"))
+    command = (sys.executable, "setup.py", "-q", "build", *folders)
+    flags = {"CFLAGS": _COMPILE, "LDFLAGS": CHECKS}
+    built = subprocess.run(command, cwd=root, env={**os.environ, **flags}, capture_output=True, text=True)
     # The extensions are optional to setup.py.
     if built.returncode or len(list(base.glob("lib/**/*.so"))) < 2:
         raise ConfigError(f"cannot build the extensions with {CHECKS}: {built.stderr[-2000:]}")
     return base / "lib"
 
 
-def environment(folder: Path) -> Mapping[str, str]:
-    """The environment of a Python process that imports from `folder`, which `build` has made."""
-    compiler = os.environ.get("CC", "gcc")
-    libraries = [
-        subprocess.run(
-            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in _LIBRARIES
-    ]
-    return {**os.environ, **_OPTIONS, "PYTHONPATH": str(folder), "LD_PRELOAD": " ".join(libraries)}
+def environment() -> Mapping[str, str]:
+    """The environment of Python processes that run in the folder that `build` has made.
+
+    They import from their working folder, and not from PYTHONPATH: functions of the embedded gateway inherit
+    that, but not the libraries, and run with the extensions of the checkout.
+    """
+    return {**os.environ, **_OPTIONS, "LD_PRELOAD": " ".join(map(_path_of, _LIBRARIES))}
+
+
+def _path_of(library: str) -> str:
+    command = (os.environ.get("CC", "gcc"), f"-print-file-name={library}")
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

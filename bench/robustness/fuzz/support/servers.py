@@ -25,7 +25,7 @@ Entered = TypeVar("Entered")
 SECONDS = 30.0
 """The longest pause in an answer."""
 _RECEIVE_BYTES = 65536
-_HEAD = re.compile(rb"HTTP/1\.1 (\d{3})\b.*?\r\n\r\n", re.DOTALL)
+_HEAD = re.compile(rb"HTTP/1\.[01] (\d{3})\b.*?\r\n\r\n", re.DOTALL)
 _LENGTH = re.compile(rb"\r\nContent-Length: (\d+)\r\n", re.IGNORECASE)
 
 
@@ -52,7 +52,7 @@ def function_process(partition: Path, function: str) -> Iterator[Address]:
     """Run a function as a gateway does, on a socket that it inherits; it ends with its standard input."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "functions.expert"],
+            [sys.executable, "-m", "functions.expert"],
             env={
                 **os.environ,
                 FUNCTION_VARIABLE: function,
