@@ -18,9 +18,19 @@ _COMPILE = f"{CHECKS} -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
 _LIBRARIES = ("libasan.so", "libubsan.so")
 _MOST_MB = 2048
 """The most megabytes of one allocation: an input that asks for more gets a MemoryError."""
+_ADDRESS_OPTIONS = {
+    "detect_leaks": 0,
+    # By default, freed memory and the stacks of its allocations are kept: memory would seem to grow.
+    "quarantine_size_mb": 1,
+    "thread_local_quarantine_size_kb": 64,
+    "malloc_context_size": 4,
+    "max_allocation_size_mb": _MOST_MB,
+    "allocator_may_return_null": 1,
+    # Python's own fault handler says where a worker hangs.
+    "handle_abort": 0,
+}
 _OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=16:allocator_may_return_null=1:handle_abort=0"
-    f":max_allocation_size_mb={_MOST_MB}",
+    "ASAN_OPTIONS": ":".join(f"{name}={value}" for name, value in _ADDRESS_OPTIONS.items()),
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
 
