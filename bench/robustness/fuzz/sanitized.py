@@ -32,6 +32,8 @@ _ADDRESS_OPTIONS = {
 _OPTIONS = {
     "ASAN_OPTIONS": ":".join(f"{name}={value}" for name, value in _ADDRESS_OPTIONS.items()),
     "UBSAN_OPTIONS": "print_stacktrace=1",
+    # Python's own allocator would hide accesses past the end of a small buffer.
+    "PYTHONMALLOC": "malloc",
 }
 
 

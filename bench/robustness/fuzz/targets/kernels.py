@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.robustness.fuzz.support.target import Misbehaviour, Target
-from bench.robustness.fuzz.targets.arguments import FAULTS, PAIRS, ROWS, SIZES, Arguments, target_of
+from bench.robustness.fuzz.targets.arguments import PAIRS, ROWS, SIZES, Arguments, target_of
 from control_plane.engine.kernels import LinearLayer, available_dense_isas, load_dense_kernel
 from functions.kernels import ExpertShape, LinearShape, available_isas, load_kernel
 
@@ -25,7 +25,7 @@ def gated_ffn(folder: Path) -> Iterator[Target]:
         rows, top_k, experts = choice(ROWS), choice((0, 1, 2, 5)), choice((0, 1, 3, 9))
         first = choice((0, 0, 1, 2, 3, 64))
         offsets = first + np.arange(experts, dtype=np.int64) * shape.nbytes
-        if experts and arguments.random.random() < FAULTS:
+        if experts and arguments.is_wrong():
             offsets[-1] = choice((-1, -(2**63), 2**63 - 1, offsets[-1] + 1, 2**62))
         hidden_states = arguments.array((rows, shape.hidden_size), hidden_dtype)
         output = load_kernel(choice(available_isas())).gated_ffn(
