@@ -8,7 +8,7 @@ C_SOURCES := $(wildcard functions/kernels/csrc/*.[ch] functions/kernels/csrc/isa
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
 	bench bench-batch bench-budget bench-fairness bench-invoke bench-kernels bench-memory bench-packing bench-residency \
-	chaos soak
+	chaos fuzz soak
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## (.*)$$/\1\t\2/' | expand -t 18
@@ -36,6 +36,9 @@ test: setup  ## the whole test suite, with coverage
 
 test-fast: setup  ## the tests without processes and models, in under a minute
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
+
+fuzz: setup  ## malformed input for whatever reads data from outside; ARGS="--seconds 30" for a short run
+	$(BIN)/python -m bench.robustness.fuzz $(ARGS)
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .
