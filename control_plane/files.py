@@ -1,4 +1,4 @@
-"""Reads text and JSON files within bounds, writes files and folders atomically, and knows where state is kept."""
+"""Reads text and JSON files within bounds, writes atomically, and knows where state is kept."""
 
 import fcntl
 import json
@@ -57,6 +57,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.unlink(partial)
         raise
     _sync(path.parent)
+
+
 def read_json_object(path: Path, max_nbytes: int) -> dict[str, Any]:
     """The JSON object in a regular file of at most `max_nbytes` bytes. Raises `PartitionError`."""
     regular_size(path)

@@ -1,1 +1,1 @@
-"""Breaks a running FaaSMoE on purpose, with faults, load and malformed input, and counts what its clients notice."""
+"""Breaks a running FaaSMoE on purpose: faults, hours of load, malformed input."""

@@ -17,6 +17,7 @@ import yaml
 
 from bench.support import processes
 from control_plane.errors import FaaSMoEError
+from control_plane.faas.gateway_access import make_function_secret
 from control_plane.partition.manifest import Manifest
 from functions.contract.process import FUNCTION_VARIABLE, PARTITION_VARIABLE
 
@@ -79,6 +80,8 @@ class Stack:
     database: Path
     gateway: Part
     control_plane: Part
+    secret_file: Path
+    """The functions' secret."""
     keys: Mapping[str, str]
     """API keys by tenant."""
     ports: set[int] = field(default_factory=set)
@@ -128,7 +131,8 @@ class Stack:
 
     async def deploy(self) -> None:
         """Deploy all functions that are missing or have changed. Raises `FaaSMoEError`."""
-        await processes.output("deploy", self.partition, "--gateway", self.gateway.url)
+        secret = ("--function-secret-file", self.secret_file)
+        await processes.output("deploy", self.partition, "--gateway", self.gateway.url, *secret)
 
     async def start(self) -> None:
         """Start everything. Raises `FaaSMoEError`."""
@@ -179,8 +183,10 @@ async def stack(
     `folder` gets the database, the settings, the logs and all state. `settings` go to the control plane.
     Raises `FaaSMoEError` if a process does not start.
     """
-    database, config = folder / "faasmoe.db", folder / "serve.yml"
-    config.write_text(yaml.safe_dump({"database": str(database), "log_level": "warning", **settings}))
+    database, config, secret_file = (folder / name for name in ("faasmoe.db", "serve.yml", "secret"))
+    make_function_secret(secret_file)
+    files = {"database": str(database), "function_secret_file": str(secret_file)}
+    config.write_text(yaml.safe_dump({"log_level": "warning", **files, **settings}))
     keys = {name: await processes.output("tenants", "add", name, "--database", database) for name in tenants}
     environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
     with ExitStack() as logs:
@@ -192,7 +198,7 @@ async def stack(
             _log(logs, folder, "control-plane"),
             environment,
         )
-        served = Stack(folder, partition, database, gateway, control_plane, keys)
+        served = Stack(folder, partition, database, gateway, control_plane, secret_file, keys)
         try:
             await served.start()
             yield served

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from yarl import URL
 
 from control_plane.errors import ConfigError, InvalidApiKey, QuotaExceeded, RetryLater, TenancyError
 from control_plane.tenancy.declared import DeclaredTenant
@@ -222,24 +223,33 @@ def test_a_stored_account_makes_the_same_decisions(
         stored = Admission(MANY, accounts)
 
 
-def test_two_servers_count_a_tenants_requests_together(
-    chat_partition: Path, api: ApiClient, url: str, tmp_path: Path
-) -> None:
+def test_two_servers_count_a_tenants_requests_together(chat_partition: Path, url: str) -> None:
     """Both control planes use the same gateway."""
-    from yarl import URL
-
     from control_plane.app import control_plane
     from control_plane.config import ServeConfig
+    from control_plane.deployment.deploy import deploy_all
+    from control_plane.faas.client import Gateway
     from control_plane.faas.gateway_access import GatewayAccess
+    from control_plane.gateway import embedded_gateway
+    from control_plane.partition.manifest import Manifest
 
-    gateway = URL(api.status()["gateways"][0]["url"])
+    @asynccontextmanager
+    async def servers() -> AsyncIterator[tuple[URL, URL]]:
+        async with embedded_gateway(chat_partition, "127.0.0.1", 0, None, idle_after=900.0) as gateway:
+            async with Gateway.connect(gateway, None) as client:
+                assert [change async for change in deploy_all(Manifest.load(chat_partition), [client])]
+            access = [GatewayAccess(gateway)]
+            async with (
+                control_plane(chat_partition, config, access) as one,
+                control_plane(chat_partition, config, access) as two,
+            ):
+                yield one, two
+
     with TenantStore.open(url) as store:
         key = store.add("acme", Limits(rpm=3), operator=False)
     config = ServeConfig(port=0, kv_cache_mb=8, threads=1, database=url)
-    first = in_thread(control_plane(chat_partition, config, [GatewayAccess(gateway)]))
-    second = in_thread(control_plane(chat_partition, config, [GatewayAccess(gateway)]))
     ask = {"prompt": "the cat", "max_tokens": 2, "temperature": 0}
-    with first as one, second as two:
+    with in_thread(servers()) as (one, two):
         clients = [ApiClient(address, key) for address in (one, two)]
         answers = [clients[number % 2].answer("POST", COMPLETION, ask) for number in range(4)]
         assert [answer.status for answer in answers] == [200, 200, 200, 429]

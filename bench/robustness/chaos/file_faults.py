@@ -18,6 +18,7 @@ from yarl import URL
 from bench.robustness.stack import Stack
 from control_plane.errors import FaaSMoEError
 from control_plane.faas.client import Gateway
+from control_plane.faas.gateway_access import read_function_secret
 from control_plane.partition.manifest import Manifest
 
 HIGHEST_EXPONENT_BIT = 0x40
@@ -76,7 +77,8 @@ async def touch_block(stack: Stack, numbers: random.Random) -> AsyncIterator[Non
     """Give a block file a new time of change, and have its function read it again. Its content stays."""
     file, function, _ = _block_file(stack, numbers)
     file.touch()
-    async with Gateway.connect(URL(stack.gateway.url), None) as gateway:
+    secret = read_function_secret(stack.secret_file)
+    async with Gateway.connect(URL(stack.gateway.url), None, secret) as gateway:
         await gateway.release_residency(function)
     yield
 

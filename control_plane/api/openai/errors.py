@@ -56,7 +56,9 @@ KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
     errors.QuotaExceeded: _LIMITED,
     errors.QueueFull: ErrorKind(429, "queue_full", "rate_limit_error"),
     errors.Overloaded: ErrorKind(503, "overloaded"),
-    errors.DatabaseUnavailable: ErrorKind(503, "database_unavailable"),
+    errors.DatabaseUnavailable: ErrorKind(
+        503, "database_unavailable", text="the tenants' database cannot be used now"
+    ),
     errors.TokenizerError: ErrorKind(
         500, "tokenizer_failed", text="the model's tokenizer fails on this request"
     ),

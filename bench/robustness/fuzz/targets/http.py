@@ -21,8 +21,8 @@ from control_plane.faas.connection import Address, Connection, ConnectionLost
 from functions.contract.messages import InvocationResult
 from functions.contract.process import MAX_BODY_BYTES
 from functions.contract.safetensors_codec import WireError
-from functions.expert.http_messages import RequestReader
 from functions.host.sockets import RECEIVE_BUFFER_BYTES, MessageTooLarge
+from functions.http.messages import RequestReader, TooManyCalls
 
 
 def example_requests(bodies: Sequence[bytes]) -> list[bytes]:
@@ -61,8 +61,17 @@ def requests(folder: Path) -> Iterator[Target]:
                 place[:size] = data[position : position + size]
                 reader.feed(place[:size])
                 position += size
-        except (MessageTooLarge, httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError):
+                reader.complete.clear()
+        except (
+            MessageTooLarge,
+            TooManyCalls,
+            httptools.HttpParserError,
+            httptools.HttpParserUpgrade,
+            ValueError,
+        ):
             return False
+        finally:
+            reader.close()
         return True
 
     yield Target(lambda random: mutated(random.choice(examples), random, examples), run)
