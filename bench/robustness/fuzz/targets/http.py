@@ -17,7 +17,8 @@ from bench.robustness.fuzz.support.servers import SECONDS, exchange, function_pr
 from bench.robustness.fuzz.support.target import Target
 from bench.robustness.fuzz.targets.messages import example_answers, example_invocations
 from control_plane.errors import FaaSMoEError
-from control_plane.faas.connection import Address, Connection, ConnectionLost
+from control_plane.faas.connection import Address, Connection, ConnectionLost, ready
+from control_plane.faas.wire.response_reader import HttpResponse
 from functions.contract.messages import InvocationResult
 from functions.contract.process import MAX_BODY_BYTES
 from functions.contract.safetensors_codec import WireError
@@ -109,12 +110,10 @@ def responses(folder: Path) -> Iterator[Target]:
 
         def run(data: bytes) -> bool:
             peer.answer = data
-            deadline = time.monotonic() + SECONDS
-            connection = Connection(peer.address, deadline)
+            connection = Connection(peer.address, senses_loss=True)
             try:
-                connection.send("/", "text/plain", [b"body"], deadline)
-                response = connection.receive(deadline)
-                InvocationResult.decode(response.body)
+                connection.send("/", "text/plain", [b"body"], max_answer_bytes=1 << 20)
+                InvocationResult.decode(_response(connection).body)
             except (ConnectionLost, FaaSMoEError, WireError):
                 return False
             finally:
@@ -128,6 +127,18 @@ def responses(folder: Path) -> Iterator[Target]:
             return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
         yield Target(make, run)
+
+
+def _response(connection: Connection) -> HttpResponse:
+    """The connection's response. Raises `ConnectionLost`, and TimeoutError if none comes."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for _ in ready([connection], SECONDS):
+            if connection.sending:
+                connection.push()
+            elif response := connection.read():
+                return response
+    raise TimeoutError
 
 
 class _Peer:
