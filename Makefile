@@ -63,8 +63,9 @@ bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
 bench-budget: setup  ## whether a memory budget is held in ten minutes of mixed traffic
 	$(BIN)/python -m bench.micro.budget $(ARGS)
 
-bench-fairness: setup  ## two tenants, one of them flooding: fair scheduling against first come, first served
-	$(BIN)/python -m bench.micro.fairness
+bench-fairness: setup  ## tenants who flood beside a modest one: service, times to first token, refusals
+	$(BIN)/python -m bench.micro.fairness.shares
+	$(BIN)/python -m bench.micro.fairness.flood
 
 bench-invoke: setup  ## the cost of a call: direct, through the embedded gateway, and a bare aiohttp echo
 	$(BIN)/python -m bench.micro.invoke
