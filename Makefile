@@ -7,7 +7,8 @@ C_SOURCES := $(wildcard functions/kernels/csrc/*.[ch] functions/kernels/csrc/isa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
-	bench bench-batch bench-budget bench-fairness bench-invoke bench-kernels bench-memory bench-packing bench-residency
+	bench bench-batch bench-budget bench-fairness bench-invoke bench-kernels bench-memory bench-packing bench-residency \
+	chaos fuzz soak
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## (.*)$$/\1\t\2/' | expand -t 18
@@ -36,6 +37,9 @@ test: setup  ## the whole test suite, with coverage
 test-fast: setup  ## the tests without processes and models, in under a minute
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
+fuzz: setup  ## malformed input for whatever reads data from outside; ARGS="--seconds 30" for a short run
+	$(BIN)/python -m bench.robustness.fuzz $(ARGS)
+
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,8 +63,9 @@ bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
 bench-budget: setup  ## whether a memory budget is held in ten minutes of mixed traffic
 	$(BIN)/python -m bench.micro.budget $(ARGS)
 
-bench-fairness: setup  ## two tenants, one of them flooding: fair scheduling against first come, first served
-	$(BIN)/python -m bench.micro.fairness
+bench-fairness: setup  ## tenants who flood beside a modest one: service, times to first token, refusals
+	$(BIN)/python -m bench.micro.fairness.shares
+	$(BIN)/python -m bench.micro.fairness.flood
 
 bench-invoke: setup  ## the cost of a call: direct, through the embedded gateway, and a bare aiohttp echo
 	$(BIN)/python -m bench.micro.invoke
@@ -77,6 +82,12 @@ bench-packing: setup  ## calls per token and memory, with experts packed by a pr
 
 bench-residency: setup  ## mapped pages against an arena: the cost of bringing an expert into memory
 	$(BIN)/python -m bench.micro.residency
+
+chaos: setup  ## ten minutes of faults under streams with known answers; ARGS="--help" lists the options
+	$(BIN)/python -m bench.robustness.chaos.run $(ARGS)
+
+soak: setup  ## half an hour of mixed traffic: whether memory, threads and open files stay the same
+	$(BIN)/python -m bench.robustness.soak.run $(ARGS)
 
 stack: setup  ## write the bundled model's stack.yml and template/ anew
 	rm -rf partitions/demo

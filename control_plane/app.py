@@ -1,13 +1,16 @@
 """Connects the parts of the control plane. Each part is an async context that closes what it opened."""
 
 import asyncio
+import encodings.unicode_escape  # noqa: F401
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from pathlib import Path
 
+import numpy.ma  # noqa: F401
 from yarl import URL
 
 from control_plane.api.authentication import Authentication
@@ -15,6 +18,7 @@ from control_plane.api.drain import Drain
 from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.prompts import PromptEncoder
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.awake import awake_invocations
 from control_plane.autoscaling.footprint import Footprint, StepShape, check_limit
@@ -26,22 +30,25 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.errors import GatewayError
+from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
-from control_plane.faas.invoker import InvocationPolicy, Invoker
-from control_plane.http import serving
+from control_plane.faas.invoker import Invoker
+from control_plane.http import check_open_files, serving
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
 from control_plane.partition.manifest import Manifest
-from control_plane.tenancy.limits.admission import Admission
 from control_plane.tenancy.limits.limiter import Limiter, LocalLimiter
 from control_plane.tenancy.storage.database import database_address, is_postgres
 from control_plane.tenancy.storage.ledger import Ledger
 from control_plane.tenancy.storage.store_thread import StoreThread
+from functions.contract.secret import FunctionSecret
 from functions.host.memory import memory_limit
+
+# NumPy and Jinja import the modules that nothing here uses, but only in a request: see control_plane/http.py.
 
 logger = logging.getLogger(__name__)
 
@@ -70,51 +77,65 @@ class _Tenancy:
 
 @asynccontextmanager
 async def control_plane(
-    partition: Path, config: ServeConfig, access: Sequence[GatewayAccess]
+    partition: Path,
+    config: ServeConfig,
+    access: Sequence[GatewayAccess],
+    secret: FunctionSecret | None = None,
 ) -> AsyncIterator[URL]:
     """Serve a partition's model, whose functions are behind these gateways; yields the API's address.
 
-    Raises `PartitionError` for a bad partition, `ConfigError` for a port in use or too small a budget.
+    With the functions' `secret`, only functions that know it are believed. Raises `PartitionError` for a bad
+    partition, `ConfigError` for a port in use, too small a budget, or too few open files.
     """
     if config.memory_budget is not None:
         check_limit(config.memory_budget, memory_limit())
     manifest = Manifest.load(partition)
-    async with _connected(manifest, access) as gateways:
-        backend = await _load(partition, manifest, gateways, config)
-        async with _tenancy(config) as tenancy:
+    check_open_files(len(manifest.blocks))
+    async with _connected(manifest, access, secret) as gateways:
+        backend = await _load(partition, manifest, gateways, config, secret)
+        async with PromptEncoder.running(backend.codec) as prompts, _tenancy(config) as tenancy:
             # Measured last: the budget has to cover everything that was loaded before.
-            footprint = build_footprint(partition, manifest, backend.runner, config)
-            autoscaler = _autoscaler(backend, footprint, config)
+            footprint = build_footprint(partition, manifest, backend.runner, prompts.memory_bytes(), config)
+            autoscaler = _autoscaler(backend, footprint, prompts, config)
             drain = Drain(config.max_queued_per_tenant)
-            api = _api(backend, tenancy, autoscaler, drain, config)
+            api = _api(backend, prompts, tenancy, autoscaler, drain, config)
             async with (
                 serving(api.app(), config.host, config.port) as url,
                 _started(backend.engine),
                 autoscaler.running(),
-                Failover(manifest, gateways, config.image_prefix).running(),
+                Failover(manifest, gateways, config.image_prefix, secret).running(),
                 _drained(drain, config.drain_seconds),
             ):
                 yield url
 
 
 @asynccontextmanager
-async def _connected(manifest: Manifest, access: Sequence[GatewayAccess]) -> AsyncIterator[Gateways]:
+async def _connected(
+    manifest: Manifest, access: Sequence[GatewayAccess], secret: FunctionSecret | None
+) -> AsyncIterator[Gateways]:
     """Clients of all gateways, which know where each function is if the gateways answer."""
     async with AsyncExitStack() as stack:
-        connected = [await stack.enter_async_context(Gateway.connect(*each)) for each in access]
+        connected = [await stack.enter_async_context(Gateway.connect(*each, secret)) for each in access]
         gateways = Gateways(connected, frozenset(block.function for block in manifest.blocks))
         with suppress(GatewayError):
             await gateways.functions()
         yield gateways
 
 
-async def _load(partition: Path, manifest: Manifest, gateways: Gateways, config: ServeConfig) -> _Backend:
+async def _load(
+    partition: Path,
+    manifest: Manifest,
+    gateways: Gateways,
+    config: ServeConfig,
+    secret: FunctionSecret | None,
+) -> _Backend:
     """Load the model. It takes seconds, so a thread does it: the embedded gateway may run on this loop."""
-    invoker = build_invoker(gateways.address_of, config)
+    invoker = build_invoker(gateways.address_of, gateways.is_absent, config, secret)
     limits = ResidentLimits()
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, limits, config)
     engine = build_engine(partition, runner, invoker, config)
-    codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
+    tokenizer = await asyncio.to_thread(load_tokenizer, partition)
+    codec = TextCodec(tokenizer, runner.model.config.vocab_size)
     return _Backend(manifest, gateways, invoker, limits, runner, engine, codec)
 
 
@@ -122,17 +143,33 @@ async def _load(partition: Path, manifest: Manifest, gateways: Gateways, config:
 async def _tenancy(config: ServeConfig) -> AsyncIterator[_Tenancy]:
     """Open the database, and declare the configured tenants in it."""
     database = database_address(config.database)
-    async with StoreThread.open(database, "tenants") as store:
-        await store.run(lambda opened: opened.declare(config.tenants))
-        async with Ledger.open(database) as ledger:
-            yield _Tenancy(store, _limiter(store, database, config), ledger)
+    async with (
+        StoreThread.open(database, "tenants", config.tenants) as store,
+        _ledger_store(store, database) as ledger_store,
+        Ledger.open(ledger_store, database) as ledger,
+    ):
+        yield _Tenancy(store, _limiter(store, database, config), ledger)
+
+
+@asynccontextmanager
+async def _ledger_store(store: StoreThread, database: Path | str) -> AsyncIterator[StoreThread]:
+    """The thread that books usage. With PostgreSQL, bookings must not wait behind requests for admission.
+
+    A SQLite file has one connection in this process: a second one would keep what SQLite knows of a file that
+    is replaced.
+    """
+    if not is_postgres(database):
+        yield store
+        return
+    async with StoreThread.open(database, "ledger") as other:
+        yield other
 
 
 def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> Limiter:
     """Control planes that share a database also share the tenants' limits."""
     bounds = config.max_queued, config.max_queued_per_tenant
     if not is_postgres(database):
-        return LocalLimiter(Admission(*bounds))
+        return LocalLimiter(*bounds)
     # Imported here because it needs the PostgreSQL driver, which is optional.
     from control_plane.tenancy.limits.shared_limiter import SharedLimiter
 
@@ -140,7 +177,11 @@ def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> L
     return SharedLimiter(store, *bounds, lease)
 
 
-def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) -> Autoscaler:
+def _autoscaler(
+    backend: _Backend, footprint: Footprint, prompts: PromptEncoder, config: ServeConfig
+) -> Autoscaler:
+    own = OwnMemory.measure()
+
     def busy() -> bool:
         status = backend.engine.status()
         return bool(status.running or status.waiting)
@@ -151,7 +192,7 @@ def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) ->
         footprint,
         config.memory_budget,
         config.idle_timeout,
-        own_bytes=OwnMemory.measure().used,
+        own_bytes=lambda: own.used() + prompts.memory_bytes(),
         requests_running=busy,
         limits=backend.resident_limits,
         trim_memory=trim_heap,
@@ -160,13 +201,21 @@ def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) ->
 
 
 def _api(
-    backend: _Backend, tenancy: _Tenancy, autoscaler: Autoscaler, drain: Drain, config: ServeConfig
+    backend: _Backend,
+    prompts: PromptEncoder,
+    tenancy: _Tenancy,
+    autoscaler: Autoscaler,
+    drain: Drain,
+    config: ServeConfig,
 ) -> Api:
     manifest, engine, statistics = backend.manifest, backend.engine, backend.invoker.statistics
-    metrics = Metrics(manifest.name, engine.status, statistics, autoscaler.memory, autoscaler.actions)
+    metrics = Metrics(
+        manifest.name, engine.status, statistics, autoscaler.memory, autoscaler.actions, tenancy.ledger
+    )
     service = CompletionService(
         engine=engine,
         codec=backend.codec,
+        prompts=prompts,
         limiter=tenancy.limiter,
         ledger=tenancy.ledger,
         metrics=metrics,
@@ -208,26 +257,28 @@ async def _drained(drain: Drain, seconds: float) -> AsyncIterator[None]:
             logger.warning("%d requests are cut off", drain.in_progress)
 
 
-def build_invoker(gateway_of: Callable[[str], Address], config: ServeConfig) -> Invoker:
-    """An invoker of functions; `gateway_of` returns the address of the gateway that has a function."""
-    policy = InvocationPolicy(
-        config.invocation_timeout, config.invocation_deadline, gateway_interval=gateway_interval(config)
-    )
-    return Invoker(gateway_of, policy)
+def build_invoker(
+    gateway_of: Callable[[str], Address],
+    is_absent: Callable[[str], bool],
+    config: ServeConfig,
+    secret: FunctionSecret | None = None,
+) -> Invoker:
+    """An invoker of functions, which share the `secret` with it.
 
-
-def gateway_interval(config: ServeConfig) -> float:
-    """Seconds after which a call goes through the gateway again instead of straight to the function.
-
-    A gateway that sees no calls might take a busy function for an idle one.
+    `gateway_of` returns the address of the gateway that has a function, `is_absent` whether none has it.
     """
-    return min(InvocationPolicy.gateway_interval, config.idle_timeout / 3)
+    policy = InvocationPolicy(config.invocation_timeout, config.invocation_deadline)
+    networks = [ip_network(network) for network in config.function_networks]
+    return Invoker(gateway_of, is_absent, policy, networks, secret)
 
 
 def build_footprint(
-    partition: Path, manifest: Manifest, runner: ModelRunner, config: ServeConfig
+    partition: Path, manifest: Manifest, runner: ModelRunner, helpers_bytes: int, config: ServeConfig
 ) -> Footprint:
-    """The memory that serving needs. Raises `ConfigError` for a budget below it."""
+    """The memory that serving needs, with `helpers_bytes` for the processes that belong to this one.
+
+    Raises `ConfigError` for a budget below it.
+    """
     trim_heap()
     step = StepShape.of(
         manifest,
@@ -243,6 +294,7 @@ def build_footprint(
         kv_cache_bytes=runner.kv_cache.nbytes,
         stored_embedding_bytes=runner.stored_embedding_bytes,
     )
+    footprint = replace(footprint, control_plane=footprint.control_plane + helpers_bytes)
     if config.memory_budget is not None:
         footprint.check(config.memory_budget)
     return footprint

@@ -1,10 +1,11 @@
 """The control plane's settings: options of the command line, then a YAML file's, then defaults."""
 
-import ipaddress
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,7 +15,8 @@ from msgspec import Meta
 from control_plane.errors import ConfigError
 from control_plane.quantities import BYTES, DURATION, parse_bytes, parse_seconds
 from control_plane.tenancy.declared import DeclaredTenant, read_declared
-from control_plane.validation import check_settings
+from control_plane.validation import check_settings, quoted
+from functions.host.sockets import is_loopback
 
 Scheduling = Literal["fair", "fcfs"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -29,12 +31,19 @@ _Seconds = Annotated[float, Meta(gt=0, le=_MAX_FLOAT, description=f"{DURATION}, 
 _SecondsOrZero = Annotated[float, Meta(ge=0, le=_MAX_FLOAT, description=f"{DURATION}, zero or more")]
 _Bytes = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description=f"{BYTES}, above zero")]
 
+_MAX_YAML_BYTES = 1 << 20
+_MAX_YAML_VALUES = 100_000
+
 _PARSERS: Sequence[tuple[object, Callable[[str], float]]] = (
     (_Seconds, parse_seconds),
     (_SecondsOrZero, parse_seconds),
     (_Bytes | None, parse_bytes),
 )
 """The types of settings that a file may give as text with a unit, such as "6GB" or "15m"."""
+
+
+PRIVATE_NETWORKS = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")
+"""The networks of private addresses; containers and pods commonly have one."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,16 @@ class ServeConfig:
     """Seconds without a call before a function is scaled to zero."""
     image_prefix: str = ""
     """Registry of the functions' image, for functions that fail over to another gateway."""
+    function_secret_file: str = ""
+    """File with the secret that functions share. "" is `default_secret_file`, if that exists."""
     threads: _CountOrZero = 0
     """Compute threads of the dense part. 0 uses all cores if the model is large enough to gain from them."""
     invocation_timeout: _Seconds = 30.0
     """Seconds before one attempt to call a function is abandoned."""
     invocation_deadline: _Seconds = 60.0
     """Seconds before a call to a function, with all its attempts, is abandoned and the request fails."""
+    function_networks: tuple[str, ...] = PRIVATE_NETWORKS
+    """Networks in which functions are called directly; others are called through their gateways only."""
     request_timeout: _Seconds = 600.0
     """Seconds before a request is abandoned, including the time that it waits."""
     drain_seconds: _SecondsOrZero = 30.0
@@ -96,6 +109,11 @@ class ServeConfig:
                 f"max_batch_tokens must be more than max_sequences ({self.max_sequences}), not "
                 f"{self.max_batch_tokens}: a step has a row for each sequence that runs, and some for prompts"
             )
+        for network in self.function_networks:
+            try:
+                ip_network(network)
+            except ValueError as error:
+                raise ConfigError(f"function_networks: {error}") from error
         if self.open and not is_loopback(self.host):
             raise ConfigError(f"open: a server without keys must listen on loopback, not on {self.host}")
 
@@ -112,14 +130,6 @@ class ServeConfig:
         if open_on_loopback:
             settings.setdefault("open", is_loopback(settings.get("host", cls.host)))
         return cls(**settings)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a server on that host can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _types() -> dict[str, Any]:
@@ -141,11 +151,18 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text()) or {}
+        with path.open("rb") as file:
+            data = file.read(_MAX_YAML_BYTES + 1)
+        if len(data) > _MAX_YAML_BYTES:
+            raise ConfigError(f"{path} has more than {_MAX_YAML_BYTES} bytes")
+        settings = _load_yaml(data.decode()) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
+    # Constructing values raises ValueError for numbers and dates that there cannot be.
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold settings, one `name: value` a line")
     return settings
@@ -159,3 +176,38 @@ def _parsed(name: str, value: object) -> object:
             with suppress(ConfigError):
                 return parse(value)
     return value
+
+
+def _load_yaml(text: str) -> Any:
+    """The YAML document. Raises `yaml.YAMLError`, ValueError and RecursionError."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        # A few lines of aliases can stand for more values than fit into memory.
+        if _size(node, {}) > _MAX_YAML_VALUES:
+            raise ValueError(f"it has more than {_MAX_YAML_VALUES} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """The number of values below a node, each as often as aliases repeat it.
+
+    Raises ValueError for a mapping that has a key twice.
+    """
+    if id(node) not in sizes:
+        # An alias inside the value that it stands for would have no end.
+        sizes[id(node)] = _MAX_YAML_VALUES + 1
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            names = [str(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if repeated := [name for name, times in Counter(names).items() if times > 1]:
+                raise ValueError(f"{quoted(repeated[0])} is there twice")
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
+    return sizes[id(node)]

@@ -19,7 +19,9 @@
     |   `-- RetryLater              refused now, perhaps granted later
     |       |-- QuotaExceeded       the tenant has reached a limit
     |       |-- QueueFull           the tenant has too many sequences in the queue
-    |       `-- Overloaded          all tenants together have too many
+    |       |-- Overloaded          all tenants together have too many
+    |       `-- DatabaseUnavailable   tenants cannot be looked up, or usage cannot be kept
+    |-- TokenizerError              the model's tokenizer fails on a text or on tokens
     |-- BadRequest                  an API request that breaks the rules
     |   `-- UnknownModel            a request names a model that is not served
     `-- RequestTimeout              a request exceeds the time limit
@@ -116,6 +118,14 @@ class QueueFull(RetryLater):
 
 class Overloaded(RetryLater):
     """All tenants together have too many sequences in the queue."""
+
+
+class DatabaseUnavailable(RetryLater):
+    """The database of tenants and usage cannot be used now. The log has the reason, clients do not get it."""
+
+
+class TokenizerError(FaaSMoEError):
+    """The model's tokenizer failed, on a text that others may do without."""
 
 
 class BadRequest(FaaSMoEError):

@@ -1,11 +1,15 @@
-"""Reads text files line by line, and writes folders atomically."""
+"""Reads text and JSON files within bounds, writes atomically, and knows where state is kept."""
 
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from control_plane.errors import ConfigError, PartitionError
 
@@ -22,6 +26,85 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not UTF-8: {error}") from error
     return [(f"{file}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder for what programs keep: $XDG_STATE_HOME/faasmoe, or ~/.local/state/faasmoe.
+
+    See https://specifications.freedesktop.org/basedir-spec. Raises `ConfigError` if it needs a home folder
+    and the user has none.
+    """
+    try:
+        state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    except RuntimeError as error:
+        raise ConfigError(str(error)) from error
+    return Path(state, "faasmoe")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step, so that nobody sees half of it. Only its owner can read it.
+
+    Raises `OSError`.
+    """
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    _sync(path.parent)
+
+
+def read_json_object(path: Path, max_nbytes: int) -> dict[str, Any]:
+    """The JSON object in a regular file of at most `max_nbytes` bytes. Raises `PartitionError`."""
+    regular_size(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_nbytes + 1)
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > max_nbytes:
+        raise PartitionError(f"{path} is larger than {max_nbytes >> 20} MiB")
+    return parse_json_object(data, str(path))
+
+
+def parse_json_object(data: bytes, source: str) -> dict[str, Any]:
+    """The JSON object in bytes from `source`: Unicode, with unique keys. Raises `PartitionError`."""
+    try:
+        document = json.loads(data, object_pairs_hook=_unique)
+        if b"\\ud" in data.lower():
+            # Half of a surrogate pair cannot be written anywhere, not even into an error.
+            json.dumps(document, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise PartitionError(f"{source} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise PartitionError(f"{source} is not a JSON object")
+    return document
+
+
+def regular_size(path: Path) -> int:
+    """The bytes of a regular file. Raises `PartitionError` for others: opening a pipe would wait for ever."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PartitionError(f"{str(path)!r} is no file's name: {error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise PartitionError(f"{path} is not a regular file")
+    return status.st_size
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's members, whose names must differ: readers may choose either of two."""
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("an object has the same name twice")
+    return members
 
 
 @contextmanager

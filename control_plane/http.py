@@ -8,9 +8,10 @@ version that is not known to have them.
 """
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401
+import encodings.idna  # noqa: F401
 import logging
 import os
-import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +21,10 @@ from aiohttp import web
 from yarl import URL
 
 from control_plane.errors import ConfigError
+from functions.host.open_files import need_open_files, raise_open_files
+
+# Python itself would import the modules that nothing here uses, but only in a request, when there may be no
+# file left to open.
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +39,11 @@ _SERVERS = 2
 """Servers in one process: the control plane, and perhaps the embedded gateway."""
 _RESERVED_FILES = 768
 """Files for everything else, among them some 128 connections that asyncio accepts before they are counted."""
+_LEAST_FILES = 512
+"""Without these, a server does not start. They are for its least connections, those that are not counted yet,
+and everything else."""
+_FILES_OF_A_FUNCTION = 4
+"""A connection, and perhaps the pipes of its process."""
 _BACKLOG = 128
 """Connections that wait to be accepted."""
 
@@ -112,6 +122,9 @@ class _Connections:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if transport := self._waiting.pop(request.protocol, None):
             self._busy[request.protocol] = transport
+        # aiohttp would repeat the header in its answer, and fail if it is not UTF-8.
+        if request.headers.get("Expect", "100-continue").lower() != "100-continue":
+            return _refusal(417, "Expect: only 100-continue is supported")
         return await self._application(request)
 
 
@@ -137,8 +150,6 @@ class _Connection(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Called with each response: the one place that sees aiohttp's own, too."""
-        if isinstance(resp, web.HTTPExpectationFailed):
-            resp = _refusal(resp.status, "Expect: only 100-continue is supported")
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
@@ -186,15 +197,17 @@ def _refusal(status: int, message: str) -> web.Response:
     return response
 
 
+def check_open_files(functions: int) -> None:
+    """Raise the limit of open files to what so many functions need; `ConfigError` if it stays lower."""
+    try:
+        need_open_files(_LEAST_FILES + functions * _FILES_OF_A_FUNCTION)
+    except ValueError as error:
+        raise ConfigError(f"the server {error}") from error
+
+
 def _max_connections() -> int:
     """The most connections of a server. Raises the process's limit of open files as far as it may."""
-    wanted = _SERVERS * MAX_CONNECTIONS + _RESERVED_FILES
-    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY:
-        return MAX_CONNECTIONS
-    if files < wanted:
-        files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    files = raise_open_files(_SERVERS * MAX_CONNECTIONS + _RESERVED_FILES)
     return max(_LEAST_CONNECTIONS, min(MAX_CONNECTIONS, (files - _RESERVED_FILES) // _SERVERS))
 
 

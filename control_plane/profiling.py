@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Chat, Prompt
 from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
@@ -45,13 +46,17 @@ def read_prompts(path: Path) -> list[str]:
 async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> Profile:
     """Count the experts that the prompts, and sampled answers of up to `max_tokens`, are routed to.
 
-    Each prompt is sent as a chat, or continued as text if the model has no chat template. Raises
+    Each prompt is sent as a chat, or continued as text if the model has no chat template that works. Raises
     `PartitionError`, `GatewayError`, and `ConfigError` for a prompt that cannot run.
     """
     manifest = Manifest.load(partition)
     async with _engine(partition, manifest) as (runner, engine):
         codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
-        sequences = [_sequence(codec, engine, prompt, n, max_tokens) for n, prompt in enumerate(prompts, 1)]
+        async with PromptEncoder.running(codec, workers=1) as encoder:
+            sequences = [
+                await _sequence(encoder, engine, prompt, number, max_tokens)
+                for number, prompt in enumerate(prompts, 1)
+            ]
         recorder = RoutingRecorder(runner.model, manifest.moe_layers, manifest.num_experts)
         await asyncio.gather(*(_answered(engine, each) for each in sequences))
     return Profile(manifest.name, recorder.use, recorder.together)
@@ -66,7 +71,8 @@ async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[Mo
             address = gateway.address
             async for _ in deploy_all(manifest, [gateway]):
                 pass
-        invoker = build_invoker(lambda _: address, config)
+        # This gateway is a part of this process: what it does not find is not there.
+        invoker = build_invoker(lambda _: address, lambda _: True, config)
         runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()
@@ -76,13 +82,13 @@ async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[Mo
             await engine.stop()
 
 
-def _sequence(codec: TextCodec, engine: Engine, text: str, number: int, max_tokens: int) -> sequence.Sequence:
-    prompt: Prompt = text
-    if codec.tokenizer.chat_template:
-        prompt = Chat([{"role": "user", "content": text}])
+async def _sequence(
+    encoder: PromptEncoder, engine: Engine, text: str, number: int, max_tokens: int
+) -> sequence.Sequence:
+    prompt: Prompt = text if encoder.chat_problem else Chat([{"role": "user", "content": text}])
     params = sequence.SamplingParams(max_tokens, temperature=1.0, seed=number)
     try:
-        made = sequence.Sequence(f"prompt-{number}", "profile", codec.encode(prompt), params)
+        made = sequence.Sequence(f"prompt-{number}", "profile", await encoder.encode(prompt), params)
         engine.check(made)
     except FaaSMoEError as error:
         raise ConfigError(f"prompt {number}: {error}") from error

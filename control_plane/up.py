@@ -12,7 +12,7 @@ from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
 from control_plane.errors import PartitionError
 from control_plane.faas.client import Gateway
-from control_plane.faas.gateway_access import GatewayAccess
+from control_plane.faas.gateway_access import GatewayAccess, random_function_secret
 from control_plane.gateway import embedded_gateway
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
@@ -32,10 +32,13 @@ async def running(
     idle_after = config.idle_timeout + awake_interval(config.idle_timeout)
     async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, idle_after) as gateway_url:
         say(f"gateway on {gateway_url}")
+        # A new one each time: the gateway remembers nothing.
+        secret = random_function_secret()
         async with Gateway.connect(gateway_url, None) as gateway:
-            changes = [change async for change in deploy_all(Manifest.load(folder), [gateway])]
+            manifest = Manifest.load(folder)
+            changes = [change async for change in deploy_all(manifest, [gateway], secret=secret)]
         say(f"deployed {len(changes)} functions")
-        async with control_plane(folder, config, [GatewayAccess(gateway_url)]) as url:
+        async with control_plane(folder, config, [GatewayAccess(gateway_url)], secret) as url:
             yield url
 
 

@@ -7,6 +7,7 @@ Do not declare a union of a list and a str with a pattern: msgspec 0.22 then cra
 """
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,6 +22,10 @@ UNKNOWN_FIELD = "is not a known field"
 """The `problem` of a field that the type does not declare."""
 MAX_QUOTED = 80
 """The most characters of a rejected value that an error repeats."""
+
+_SHORT = reprlib.Repr()
+"""Shortens what is in a value, too: a nested value's whole text may be longer than the memory."""
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MAX_QUOTED
 
 _AT = re.compile(r" - at `(key` in `)?\$\.?(.*)`$", re.DOTALL)
 _FIELD = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
@@ -63,15 +68,21 @@ def convert(data: object, kind: type[T]) -> T:
         raise Invalid("", "is not Unicode: it has half of a surrogate pair") from None
 
 
+def quoted(value: object) -> str:
+    """A rejected value for an error's text, cut to `MAX_QUOTED` characters."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
+
+
 def check_settings(settings: Mapping[str, object], types: Mapping[str, Any]) -> None:
     """Check settings by name. Raises `ConfigError`: "NAME must be ..., not VALUE"."""
     for name, value in settings.items():
         if name not in types:
-            raise ConfigError(f"unknown setting {name!r}; there are {', '.join(types)}")
+            raise ConfigError(f"unknown setting {quoted(name)}; there are {', '.join(types)}")
         try:
             convert(value, types[name])
         except Invalid as error:
-            raise ConfigError(f"{name} {error.problem}, not {value!r}") from None
+            raise ConfigError(f"{name} {error.problem}, not {quoted(value)}") from None
 
 
 def _invalid(message: str, kind: type) -> Invalid:

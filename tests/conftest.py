@@ -39,6 +39,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in SETTINGS:
             patch.delenv(name, raising=False)
         patch.setenv("FAASMOE_DATABASE", str(tmp_path_factory.mktemp("tenants") / "faasmoe.db"))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
 

@@ -167,6 +167,15 @@ def test_a_bad_budget(file: Path, text: str) -> None:
     )
 
 
+def test_networks_of_functions(file: Path) -> None:
+    file.write_text("function_networks: [10.62.0.0/16, 'fd00::/8', 8.8.8.8]")
+    networks = ServeConfig.load(file, NO_OVERRIDES).function_networks
+    assert list(networks) == ["10.62.0.0/16", "fd00::/8", "8.8.8.8"]
+    for wrong in ("10.62.0.1/16", "10.62", "pods"):
+        assert "function_networks: " in refusal(file, f"function_networks: [{wrong!r}]")
+    assert "function_networks" in refusal(file, "function_networks: 10.0.0.0/8")
+
+
 @pytest.mark.parametrize("port", [0, 65535])
 def test_ports_at_the_edge(file: Path, port: int) -> None:
     file.write_text(f"port: {port}")
@@ -247,3 +256,42 @@ def test_a_file_that_cannot_be_read(file: Path) -> None:
     file.write_bytes(b"host: \xff")
     with pytest.raises(ConfigError, match=f"cannot read {file}"):
         ServeConfig.load(file, NO_OVERRIDES)
+
+
+LAUGHS = "\n".join(
+    ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)), "port: *a59"]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (LAUGHS, " is not YAML: it has more than 100000 values"),
+        ("port: &a [*a]", " is not YAML: it has more than 100000 values"),
+        ("[" * 5000, " is nested too deeply"),
+        ("port: " + "[" * 50 + "]" * 50, ": port must be a whole number from 0 to 65535, not [[["),
+        ("port: " + "{a: " * 5000 + "}" * 5000, " is nested too deeply"),
+        ("port: " + "1" * 5000, " is not YAML: Exceeds the limit"),
+        ("port: 2026-99-99", " is not YAML: month must be"),
+        ("host: " + "a" * (1 << 20), " has more than 1048576 bytes"),
+        ("port: 1\nport: 2", " is not YAML: 'port' is there twice"),
+        ("? [a]\n: b", " is not YAML: "),
+        ("a" * 1000 + ": 1", ": unknown setting 'aaa"),
+        ("kv_cache_mb: " + "a" * 5000, ": kv_cache_mb must be a whole number above zero, not 'aaa"),
+        ("!!python/object/apply:os.system [id]", " is not YAML: could not determine a constructor"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_hostile_yaml(file: Path, text: str, problem: str) -> None:
+    message = refusal(file, text)
+    assert message.startswith(f"{file}{problem}")
+    assert len(message) < len(str(file)) + 1000
+
+
+def test_aliases_and_merged_mappings(file: Path) -> None:
+    file.write_text(
+        "tenants:\n  - &base {name: a, rpm: 5}\n  - {<<: *base, name: b}\nport: &port 1\nthreads: *port\n"
+    )
+    config = ServeConfig.load(file, NO_OVERRIDES)
+    assert (config.port, config.threads) == (1, 1)
+    assert [(tenant.name, tenant.limits.rpm) for tenant in config.tenants] == [("a", 5), ("b", 5)]

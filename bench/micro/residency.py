@@ -1,8 +1,10 @@
 """Compares ways to read an expert's weights from disk: `make bench-residency`.
 
-The ways are mapped pages with advice, and direct reads into memory with small or huge pages. All read the
-same experts in the same random order from one cold file. Each expert is then read once from memory, as the
-kernel would, and dropped when its place is needed.
+The ways are mapped pages with advice, and direct reads into memory with small or huge pages, the latter also
+with the check of the expert's checksum. All read the same experts in the same random order from one cold
+file. Each expert is then read once from memory, as the kernel would, and dropped when its place is needed.
+
+A second table has the time of the checksum alone, over experts that no cache holds.
 """
 
 import mmap
@@ -21,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.support.page_cache import forget
+from functions.contract.manifest import ExpertChecksum
 from functions.expert.arena import Arena
 
 EXPERT_NBYTES = 8_654_848
@@ -28,6 +31,9 @@ EXPERT_NBYTES = 8_654_848
 EXPERTS = 200
 KEPT = 30
 """Experts in memory at the same time."""
+CHECKED_NBYTES = (1 << 20, EXPERT_NBYTES, 17_301_504)
+"""The last is the size of a bf16 expert of the same model."""
+COLD_NBYTES = 256 << 20
 READ_AHEAD_BYTES = 128 << 10
 
 Bring = Callable[[int], None]
@@ -71,7 +77,18 @@ def huge_pages(path: Path) -> Iterator[Bring]:
 
 
 @contextmanager
-def _filled(path: Path, place: Callable[[int, int, int], memoryview]) -> Iterator[Bring]:
+def checked(path: Path) -> Iterator[Bring]:
+    """Direct reads into the functions' arena, and the checksum of each expert, as functions do it."""
+    with _filled(path, Arena(KEPT, EXPERT_NBYTES).place, lambda slot: ExpertChecksum(slot)) as bring:
+        yield bring
+
+
+@contextmanager
+def _filled(
+    path: Path,
+    place: Callable[[int, int, int], memoryview],
+    check: Callable[[memoryview], object] = lambda slot: None,
+) -> Iterator[Bring]:
     """Direct reads into slots of one expert each. `place` returns bytes start to end of a slot."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     brought = 0
@@ -81,6 +98,7 @@ def _filled(path: Path, place: Callable[[int, int, int], memoryview]) -> Iterato
         slot = place(brought % KEPT, 0, EXPERT_NBYTES)
         brought += 1
         os.preadv(file, [slot], expert * EXPERT_NBYTES)
+        check(slot)
         _read(np.frombuffer(slot, np.uint8))
 
     try:
@@ -114,6 +132,18 @@ def measure(
     return median(times) * 1e3, nbytes / sum(times), (time.process_time() - cpu) / nbytes * 1e9
 
 
+def checksum_speed(nbytes: int) -> tuple[float, float]:
+    """Median milliseconds of the checksum of an expert of so many bytes, and bytes per second."""
+    count = max(2, COLD_NBYTES // nbytes)
+    memory = memoryview(np.random.default_rng(0).bytes(count * nbytes))
+    times = []
+    for expert in range(count):
+        started = time.perf_counter()
+        ExpertChecksum(memory[expert * nbytes : (expert + 1) * nbytes]).hexdigest()
+        times.append(time.perf_counter() - started)
+    return median(times) * 1e3, nbytes / median(times)
+
+
 @click.command(help=__doc__)
 @click.option(
     "--folder",
@@ -131,10 +161,14 @@ def main(folder: str | None, repeats: int) -> None:
         file.flush()
         click.echo("| way | an expert | bytes/s | CPU s/GB |\n|---|---|---|---|")
         for _ in range(repeats):
-            for way in (mapped, small_pages, huge_pages):
+            for way in (mapped, small_pages, huge_pages, checked):
                 milliseconds, speed, cpu = measure(way, Path(file.name), order)
                 figures = f"{milliseconds:.1f} ms | {speed / 1e9:.2f} GB/s | {cpu:.2f}"
                 click.echo(f"| {way.__name__} | {figures} |")
+    click.echo("\n| an expert of | its checksum | bytes/s |\n|---|---|---|")
+    for nbytes in CHECKED_NBYTES:
+        milliseconds, speed = checksum_speed(nbytes)
+        click.echo(f"| {nbytes / 1e6:.1f} MB | {milliseconds:.2f} ms | {speed / 1e9:.1f} GB/s |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -117,28 +117,42 @@ async def running(
     `arguments` are those of a faasmoe command, or of another `module`. Raises `FaaSMoEError` if the server
     ends before it serves, or takes too long.
     """
-    command = _command(arguments, module)
+    command = command_of(arguments, module)
+    process, url = await start(group.command(command) if group else command, start_seconds)
+    try:
+        yield process.pid, url
+    finally:
+        await stop(process)
+
+
+async def start(
+    command: Sequence[str],
+    start_seconds: float = START_SECONDS,
+    environment: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
+) -> tuple[asyncio.subprocess.Process, str]:
+    """Start a server, and wait for its address. The caller stops it.
+
+    Its errors go to `log`, or where this process's go. Raises `FaaSMoEError` if the server ends before it
+    serves, or takes too long; no process is left then.
+    """
     process = await asyncio.create_subprocess_exec(
-        *(group.command(command) if group else command),
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
+        *command, stdout=asyncio.subprocess.PIPE, stderr=log, env=environment, start_new_session=True
     )
     try:
         async with asyncio.timeout(start_seconds) as starting:
-            url = await _address(process)
-        yield process.pid, url
-    except TimeoutError as error:
-        if starting.expired():
+            return process, await _address(process)
+    except BaseException as error:
+        await stop(process)
+        if isinstance(error, TimeoutError) and starting.expired():
             raise FaaSMoEError(f"a part was not ready within {start_seconds:g} s") from error
         raise
-    finally:
-        await stop(process)
 
 
 async def output(*arguments: object) -> str:
     """Run a faasmoe command, and return what it prints. Raises `FaaSMoEError` if it fails."""
     process = await asyncio.create_subprocess_exec(
-        *_command(arguments),
+        *command_of(arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
@@ -161,7 +175,8 @@ async def stop(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-def _command(arguments: Sequence[object], module: str = FAASMOE) -> list[str]:
+def command_of(arguments: Sequence[object], module: str = FAASMOE) -> list[str]:
+    """The command line of a faasmoe command, or of another module."""
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 

@@ -1,10 +1,12 @@
 """Finds the tenant that sends a request, by its API key."""
 
+import ipaddress
 from dataclasses import dataclass
 
 from aiohttp import web
+from yarl import URL
 
-from control_plane.errors import BadRequest, ConfigError, InvalidApiKey, UnknownTenant
+from control_plane.errors import BadRequest, ConfigError, DatabaseUnavailable, InvalidApiKey, UnknownTenant
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
@@ -32,6 +34,10 @@ class Authentication:
                     raise
         elif not self.open:
             raise InvalidApiKey("no API key: send it as `Authorization: Bearer KEY`")
+        if not _is_local(request.host):
+            raise InvalidApiKey(
+                "without an API key, this server takes requests to its address or localhost only"
+            )
         return None
 
     async def named(self, name: str | None) -> Tenant:
@@ -51,9 +57,24 @@ class Authentication:
         raise InvalidApiKey(f"the tenant {name} has a key: send it as `Authorization: Bearer KEY`")
 
     async def is_operator(self, request: web.Request) -> bool:
-        """Whether the request may see the data of all tenants."""
+        """Whether the request has an operator's key, which gives the right to see the data of all tenants.
+
+        An open server's clients are tenants like others: without such a key, they see only what is theirs.
+        """
         try:
             tenant = await self.tenant(request)
-        except InvalidApiKey:
+        except (InvalidApiKey, DatabaseUnavailable):
             return False
-        return self.open if tenant is None else tenant.operator
+        return tenant is not None and tenant.operator
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header is an address or this machine's name, which no page of another site can have.
+
+    A browser sends the name of the page's own site, even when that site makes its name point here.
+    """
+    try:
+        name = URL(f"http://{host}").host or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False

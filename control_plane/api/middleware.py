@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from control_plane.api.active_request import RequestTiming
-from control_plane.api.openai.errors import KINDS, error_response
+from control_plane.api.openai.errors import INTERNAL, KINDS, error_response, with_reference
 from control_plane.errors import BadRequest, FaaSMoEError
 from control_plane.http import error_body, error_type
 from control_plane.tenancy.tenants import Tenant
@@ -37,11 +37,11 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
             raise web.HTTPRequestEntityTooLarge(request.client_max_size)
         response = await handler(request)
     except FaaSMoEError as error:
-        response = _refusal(request, error)
+        response = refusal(request, error)
     except web.RequestPayloadError:
-        response = _refusal(request, BadRequest("the body is not encoded as its headers say"))
+        response = refusal(request, BadRequest("the body is not encoded as its headers say"))
     except web.HTTPException as error:
-        headers = {name: value for name, value in error.headers.items() if name == "Allow"}
+        headers = {name: value for name, value in error.headers.items() if name in ("Allow", "Retry-After")}
         body = error_body(error.reason, error_type(error.status))
         response = web.json_response(body, status=error.status, headers=headers)
     except ConnectionResetError:
@@ -50,13 +50,20 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
     except Exception:
         # A fault in one request must not end the server.
         logger.exception("a request failed", extra=_logged(request))
-        response = web.json_response(error_body("internal error", error_type(500)), status=500)
+        text = with_reference(INTERNAL.text, request[REQUEST_ID])
+        response = web.json_response(error_body(text, INTERNAL.type), status=INTERNAL.status)
     return response
 
 
-def _refusal(request: web.Request, error: FaaSMoEError) -> web.Response:
+def refusal(request: web.Request, error: FaaSMoEError) -> web.Response:
     """Log a domain error, and build its response."""
-    response, kind = error_response(error), KINDS[type(error)]
+    log_error(request, error)
+    return error_response(error, request[REQUEST_ID])
+
+
+def log_error(request: web.Request, error: FaaSMoEError) -> None:
+    """Log a domain error. The log has its full text if clients are not told."""
+    kind = KINDS[type(error)]
     outcome = {"status": kind.status, "code": kind.code, "param": getattr(error, "param", None)}
     if kind.status >= 500:
         # An error of the server's does not quote the client.
@@ -64,7 +71,6 @@ def _refusal(request: web.Request, error: FaaSMoEError) -> web.Response:
     else:
         # The message may quote the client's text, which does not belong in a log.
         logger.info("not served", extra=_logged(request) | outcome)
-    return response
 
 
 def _logged(request: web.Request) -> dict[str, str | None]:

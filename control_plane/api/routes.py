@@ -14,7 +14,7 @@ from aiohttp import web
 from control_plane.api.active_request import ActiveRequest, Caller
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
-from control_plane.api.middleware import REQUEST_ID, TENANT, TIMING, request_middleware
+from control_plane.api.middleware import REQUEST_ID, TENANT, TIMING, log_error, request_middleware
 from control_plane.api.openai import requests
 from control_plane.api.openai.answers import (
     DONE,
@@ -28,13 +28,14 @@ from control_plane.api.openai.answers import (
 )
 from control_plane.api.openai.errors import KINDS, domain_error_body
 from control_plane.api.openai.headers import rate_limit_headers
+from control_plane.api.openai.wire import decode_json
 from control_plane.api.sending import event_stream, send_part, send_whole
 from control_plane.api.service import CompletionService
 from control_plane.api.text.choice import Piece
 from control_plane.api.text.request import GenerationRequest
-from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, TenancyError, UnknownModel
+from control_plane.errors import FaaSMoEError, ShuttingDown, TenancyError, UnknownModel
 from control_plane.observability.metrics import CONTENT_TYPE, Metrics
-from control_plane.observability.status import StatusReporter
+from control_plane.observability.status import StatusReporter, without_addresses
 
 MAX_BODY_BYTES = 4 << 20
 LARGE_BODY_BYTES = 64 << 10
@@ -119,13 +120,14 @@ class Api:
     async def health(self, request: web.Request) -> web.Response:
         """GET /health: whether the engine runs."""
         if not self.service.engine.alive:
-            raise web.HTTPServiceUnavailable(reason="the engine has stopped")
+            raise web.HTTPServiceUnavailable(reason="the engine has stopped", headers={"Retry-After": "5"})
         return web.Response(text="OK")
 
     async def ready(self, request: web.Request) -> web.Response:
         """GET /ready: whether new requests are accepted."""
         if self.drain.ending:
             raise ShuttingDown
+        await self.authentication.store.run(lambda store: None)
         return await self.health(request)
 
     async def show_metrics(self, request: web.Request) -> web.Response:
@@ -134,8 +136,14 @@ class Api:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def show_status(self, request: web.Request) -> web.Response:
-        """GET /status: the functions and the engine, for people and `faasmoe status`."""
-        return web.json_response(await self.status.report())
+        """GET /status: the functions and the engine, for people and `faasmoe status`.
+
+        Where keys are required, only operators see the gateways' addresses.
+        """
+        report = await self.status.report()
+        if not (self.authentication.open or await self.authentication.is_operator(request)):
+            report = without_addresses(report)
+        return web.json_response(report)
 
     async def _authenticate(self, request: web.Request) -> str:
         """Note the tenant of the key; returns its name, or "" without a key. Raises `InvalidApiKey`."""
@@ -179,7 +187,8 @@ class Api:
             if not response.prepared:
                 raise
             self.metrics.failed(KINDS[type(error)].status)
-            ending = event(domain_error_body(error))
+            log_error(request, error)
+            ending = event(domain_error_body(error, caller.request_id))
         else:
             if answer.request.include_usage:
                 ending = answer.usage_event(_usage(active))
@@ -221,12 +230,12 @@ def _usage_so_far(active: ActiveRequest) -> Usage | None:
 
 async def _read_json(request: web.Request) -> Any:
     """Decode the body. Raises `BadRequest`."""
+    # A page of another site can post text to an open server, but JSON only if the server agrees.
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(reason="the Content-Type must be application/json")
     try:
         async with asyncio.timeout(BODY_SECONDS):
             body = await request.read()
-        return await asyncio.to_thread(json.loads, body) if len(body) > LARGE_BODY_BYTES else json.loads(body)
     except TimeoutError as error:
         raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from error
-    # ValueError also covers invalid UTF-8 and numbers that are too long; RecursionError, lists too deep.
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
+    return await asyncio.to_thread(decode_json, body) if len(body) > LARGE_BODY_BYTES else decode_json(body)

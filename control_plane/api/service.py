@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from control_plane.api.active_request import CLIENT_GONE, ActiveRequest, Caller
 from control_plane.api.openai.errors import KINDS
 from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import GenerationRequest, Prompt
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import Sequence
@@ -23,6 +24,7 @@ from control_plane.errors import (
     RequestTimeout,
     RetryLater,
     TenancyError,
+    TokenizerError,
 )
 from control_plane.observability.logs import log_request
 from control_plane.observability.metrics import Metrics
@@ -47,6 +49,7 @@ class CompletionService:
 
     engine: Engine
     codec: TextCodec
+    prompts: PromptEncoder
     limiter: Limiter
     ledger: Ledger
     metrics: Metrics
@@ -56,7 +59,7 @@ class CompletionService:
     admitted: Callable[[], None]
     """Called for each request that is admitted, before its first step."""
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    """A lock per tenant, which is held while a thread converts the tenant's text."""
+    """A lock per tenant, which is held while the tenant's text is converted."""
 
     @asynccontextmanager
     async def start(self, request: GenerationRequest, caller: Caller) -> AsyncIterator[ActiveRequest]:
@@ -90,29 +93,31 @@ class CompletionService:
                 await self._settle(active)
 
     async def encode(self, prompt: Prompt, tenant: str, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a prompt. Raises `BadRequest`, or `ContextLengthExceeded` if it cannot fit."""
+        """The tokens of a prompt.
+
+        Raises `BadRequest`, `TokenizerError`, or `ContextLengthExceeded` if the prompt cannot fit.
+        """
         least = self.codec.least_tokens(prompt)
         if least > self.engine.max_length:
             raise ContextLengthExceeded(
                 f"the prompt has at least {least} tokens, and there is room for {self.engine.max_length}"
             )
-        return await self._in_thread(tenant, lambda: self.codec.encode(prompt, add_special_tokens))
+        return await self._in_turn(tenant, lambda: self.prompts.encode(prompt, add_special_tokens))
 
     async def decode(self, token_ids: list[int], tenant: str) -> str:
-        """The text of tokens. Raises `BadRequest`."""
-        return await self._in_thread(tenant, lambda: self.codec.decode(token_ids))
+        """The text of tokens. Raises `BadRequest`, or `TokenizerError`."""
+        return await self._in_turn(tenant, lambda: asyncio.to_thread(self.codec.decode, token_ids))
 
-    async def _in_thread(self, tenant: str, work: Callable[[], Result]) -> Result:
-        """Run `work`, which may take seconds, in a thread; one call at a time for each tenant.
+    async def _in_turn(self, tenant: str, work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """Do work that may take seconds, one piece at a time for each tenant.
 
-        A call keeps the tenant's lock when its client disconnects: otherwise they could start any
-        number of threads.
+        It keeps the tenant's lock when its client disconnects: otherwise clients could start any amount.
         """
         lock = self._locks.setdefault(tenant, asyncio.Lock())
 
         async def locked() -> Result:
             async with lock:
-                return await asyncio.to_thread(work)
+                return await work()
 
         return await asyncio.shield(asyncio.create_task(locked()))
 
@@ -155,6 +160,7 @@ class CompletionService:
         choices = [Choice(self.codec, request, sequence, index) for index, sequence in enumerate(sequences)]
         now = time.monotonic()
         try:
+            self.ledger.check_room()
             ticket = await self.limiter.admit(caller.tenant, len(sequences), prompt_tokens + answer_tokens)
         except RetryLater as error:
             self.metrics.refused(caller.tenant.name, str(KINDS[type(error)].code))
@@ -189,20 +195,19 @@ class CompletionService:
         await asyncio.shield(self._book(active.ticket, booking))
 
     async def _book(self, ticket: Ticket, booking: Booking) -> None:
-        """Book and release. The tenant has its answer, so a failure is only logged, for the operator."""
-        # Both start at once: a ledger that closes still writes the bookings that it has accepted.
-        booked, released = await asyncio.gather(
+        """Book and release. The tenant has its answer, so a failure to release is only logged."""
+        # Both start at once: a ledger that closes still keeps the bookings that it has accepted.
+        _, released = await asyncio.gather(
             self.ledger.book(booking),
             self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens),
             return_exceptions=True,
         )
-        if isinstance(booked, TenancyError):
-            logger.error("not booked: %s: %s", booking, booked)
         if isinstance(released, TenancyError):
             logger.error("not released before it expires: %s", released)
 
     def _prompt_text(self, active: ActiveRequest) -> str:
-        return "\n".join(
-            self.codec.decode(sequence.token_ids[: sequence.num_prompt_tokens])
-            for sequence in active.sequences[:: active.request.n]
-        )
+        prompts = [each.token_ids[: each.num_prompt_tokens] for each in active.sequences[:: active.request.n]]
+        try:
+            return "\n".join(map(self.codec.decode, prompts))
+        except TokenizerError as error:
+            return f"({error})"

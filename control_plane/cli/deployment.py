@@ -14,12 +14,19 @@ from control_plane.cli.options import (
     FOLDER,
     OUTPUT_FILE,
     Listed,
+    function_secret_option,
     gateway_options,
     idle_exit_option,
     image_prefix_option,
     whole_seconds,
 )
-from control_plane.faas.gateway_access import GatewayAccess
+from control_plane.faas.gateway_access import GatewayAccess, default_secret_file, make_function_secret
+
+_open_functions_option = click.option(
+    "--open-functions",
+    is_flag=True,
+    help="Deploy functions without the secret. They answer everybody who reaches them.",
+)
 
 
 @click.command()
@@ -27,6 +34,8 @@ from control_plane.faas.gateway_access import GatewayAccess
 @gateway_options
 @image_prefix_option
 @idle_exit_option
+@function_secret_option
+@_open_functions_option
 @click.option(
     "--prune", is_flag=True, help="Remove functions of this model that the partition does not have."
 )
@@ -36,13 +45,15 @@ def deploy(
     gateways: Sequence[GatewayAccess],
     image_prefix: str,
     idle_exit: float | None,
+    function_secret_file: Path | None,
+    open_functions: bool,
     prune: bool,
     roll_back: bool,
 ) -> None:
     """Deploy the functions in the PARTITION folder to gateways.
 
     Several gateways share the functions. Run it again to update functions that have changed. A deployed
-    function stays on its gateway.
+    function stays on its gateway. The gateways store the functions' secret, which `faasmoe serve` needs, too.
 
     \b
       faasmoe deploy OUT_DIR --gateway http://box:8080 --gateway-password-file password
@@ -54,6 +65,9 @@ def deploy(
 
     async def run() -> None:
         manifest = Manifest.load(partition)
+        secret = None
+        if not open_functions:
+            secret = make_function_secret(function_secret_file or default_secret_file())
         async with AsyncExitStack() as stack:
             connected = [await stack.enter_async_context(Gateway.connect(*each)) for each in gateways]
             changes = deploy_all(
@@ -61,6 +75,8 @@ def deploy(
                 connected,
                 image_prefix,
                 idle_exit=whole_seconds(idle_exit),
+                secret=secret,
+                open_to_all=open_functions,
                 prune=prune,
                 roll_back=roll_back,
             )
@@ -79,8 +95,14 @@ def deploy(
 )
 @image_prefix_option
 @idle_exit_option
+@_open_functions_option
 def stack(
-    partition: Path, output: Path | None, gateway: str, image_prefix: str, idle_exit: float | None
+    partition: Path,
+    output: Path | None,
+    gateway: str,
+    image_prefix: str,
+    idle_exit: float | None,
+    open_functions: bool,
 ) -> None:
     """Write the stack.yml of the PARTITION folder for faas-cli.
 
@@ -88,18 +110,25 @@ def stack(
     the file: template/faasmoe-expert, whose Dockerfile has one layer per expert block, and functions/, with
     the sources that run in the image.
 
+    The functions need the secret faasmoe-functions, which faas-cli stores from the file that `faasmoe serve`
+    reads.
+
     \b
       faasmoe stack OUT_DIR -o stack.yml --image-prefix REGISTRY/
+      head -c 32 /dev/urandom | base64 > function-secret
+      faas-cli secret create faasmoe-functions --from-file=function-secret
       faas-cli up -f stack.yml
+      faasmoe serve OUT_DIR --function-secret-file function-secret
     """
     from control_plane.deployment.image.template import write_template
-    from control_plane.deployment.stack import stack_yaml
+    from control_plane.deployment.stack import FunctionCallers, stack_yaml
     from control_plane.partition.manifest import Manifest
 
     manifest = Manifest.load(partition)
     folder = output.absolute().parent if output else Path.cwd()
     handler = f"./{os.path.relpath(partition, folder)}"
-    text = stack_yaml(manifest, gateway, handler, image_prefix, whole_seconds(idle_exit))
+    callers = FunctionCallers.ANYBODY if open_functions else FunctionCallers.WITH_SECRET
+    text = stack_yaml(manifest, gateway, handler, image_prefix, whole_seconds(idle_exit), callers)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -126,7 +155,9 @@ def stack(
     help="Architectures with commas between them: amd64, arm64.  [default: this machine's]",
 )
 @click.option(
-    "--wheels", type=FOLDER, help="Folder with wheels of numpy and httptools.  [default: pip downloads them]"
+    "--wheels",
+    type=FOLDER,
+    help="Folder with wheels of numpy, httptools and xxhash.  [default: pip downloads them]",
 )
 @click.option(
     "--output",

@@ -1,6 +1,7 @@
 """Types of options, and options that several commands share."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -139,6 +140,14 @@ image_prefix_option = click.option(
 )
 
 
+function_secret_option = click.option(
+    "--function-secret-file",
+    type=SECRET_FILE,
+    help="File with the secret that the control plane and its functions share. `faasmoe deploy` writes it if "
+    "it is missing.  [default: faasmoe/function-secret in $XDG_STATE_HOME or ~/.local/state]",
+)
+
+
 def whole_seconds(duration: float | None) -> int | None:
     """Round a duration to whole seconds, at least 1: a function that exits at once would be useless."""
     return None if duration is None else max(1, round(duration))
@@ -163,6 +172,12 @@ database_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+KEY_VARIABLE = "FAASMOE_API_KEY"
+key_option = click.option(
+    "--key-file",
+    type=SECRET_FILE,
+    help=f"File with the tenant's key.  [default: the key in ${KEY_VARIABLE}, if any]",
+)
 server_option = click.option(
     "--server",
     default=DEFAULT_SERVER,
@@ -222,3 +237,13 @@ serve_options = option_group(
         "--log-level", type=click.Choice(LOG_LEVELS), help="Least severe level to log.  [default: info]"
     ),
 )
+
+
+def client_key(file: Path | None) -> str | None:
+    """The key in the file of `key_option`, or else in the environment, if there is one."""
+    from control_plane.tenancy.keys import checked_key, read_key
+
+    if file is not None:
+        return read_key(file)
+    key = os.environ.get(KEY_VARIABLE)
+    return checked_key(key, f"the key in ${KEY_VARIABLE}") if key else None

@@ -2,16 +2,13 @@
 
 import asyncio
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
 import click
 
-from control_plane.cli.options import COUNT, SECRET_FILE, server_option
-
-KEY_VARIABLE = "FAASMOE_API_KEY"
+from control_plane.cli.options import COUNT, client_key, key_option, server_option
 
 
 @click.command()
@@ -22,11 +19,7 @@ KEY_VARIABLE = "FAASMOE_API_KEY"
     show_default=True,
     help="Tenant to ask as, where the server takes requests without a key.",
 )
-@click.option(
-    "--key-file",
-    type=SECRET_FILE,
-    help=f"File with the tenant's key.  [default: the key in ${KEY_VARIABLE}, if any]",
-)
+@key_option
 @click.option("--max-tokens", type=COUNT, default=64, show_default=True, help="Most tokens to generate.")
 @click.option(
     "--temperature",
@@ -68,7 +61,7 @@ def prompt(
     from control_plane.cli.api_client import Client, PromptAnswer, Question
     from control_plane.faas.gateway_access import parse_url
 
-    key = _key(key_file)
+    key = client_key(key_file)
     question = Question(_text(text), tenant, max_tokens, temperature, seed, raw)
 
     async def ask() -> PromptAnswer:
@@ -77,16 +70,6 @@ def prompt(
 
     answer = asyncio.run(ask())
     click.echo(json.dumps(answer.to_json(), ensure_ascii=False) if as_json else "")
-
-
-def _key(file: Path | None) -> str | None:
-    """The key in the file or else in the environment, if there is one."""
-    from control_plane.tenancy.keys import checked_key, read_key
-
-    if file is not None:
-        return read_key(file)
-    key = os.environ.get(KEY_VARIABLE)
-    return checked_key(key, f"the key in ${KEY_VARIABLE}") if key else None
 
 
 def _text(argument: str) -> str:

@@ -13,14 +13,16 @@ from control_plane.cli.options import (
     PORT,
     SECONDS,
     SECRET_FILE,
+    function_secret_option,
     gateway_options,
     image_prefix_option,
     serve_options,
 )
 from control_plane.cli.tenants import opened_store
 from control_plane.config import ServeConfig
-from control_plane.faas.gateway_access import GatewayAccess, read_credentials
+from control_plane.faas.gateway_access import GatewayAccess, known_function_secret, read_credentials
 from control_plane.signals import serve_until_signal, sigterm_exits
+from functions.contract.secret import FunctionSecret
 
 
 @click.command()
@@ -46,8 +48,9 @@ from control_plane.signals import serve_until_signal, sigterm_exits
 @click.option(
     "--emulate",
     type=click.Choice(["faasd"]),
-    help="Gateway whose behaviour is emulated. faasd's community edition: 15 functions, no scaling to zero, "
-    "status 500 while a function starts, chunked bodies.  [default: none]",
+    help="Gateway whose behaviour is emulated. faasd: 15 functions, as in its community edition, always one "
+    "replica, status 500 while a function starts, chunked bodies, and functions that vanish without a reset "
+    "when they are removed or updated.  [default: none]",
 )
 def gateway(
     partition: Path,
@@ -61,28 +64,33 @@ def gateway(
     """Run the embedded gateway for the PARTITION folder.
 
     It has the OpenFaaS API, and runs functions as processes. faas-cli works with it as with any other
-    gateway. It runs only this partition's image. The functions end with the gateway.
+    gateway. It runs only this partition's image. The functions end with the gateway; with a fixed port, it
+    has them again when it is started for the same partition and port.
 
     \b
       faasmoe gateway OUT_DIR --port 8080 --password-file password
     """
-    from control_plane.gateway import embedded_gateway
+    from control_plane.gateway import embedded_gateway, gateway_folder
     from control_plane.gateway.provider.emulation import EMULATED, OWN
 
     credentials = read_credentials(user, password_file)
     behaviour = EMULATED[emulate] if emulate else OWN
-    serve_until_signal("gateway", embedded_gateway(partition, host, port, credentials, idle_after, behaviour))
+    state = gateway_folder(partition, port) if port else None
+    server = embedded_gateway(partition, host, port, credentials, idle_after, behaviour, state)
+    serve_until_signal("gateway", server)
 
 
 @click.command()
 @click.argument("partition", type=FOLDER)
 @gateway_options
 @image_prefix_option
+@function_secret_option
 @serve_options
 def serve(
     partition: Path,
     gateways: Sequence[GatewayAccess],
     image_prefix: str,
+    function_secret_file: Path | None,
     config_file: Path | None,
     **overrides: Any,
 ) -> None:
@@ -98,9 +106,13 @@ def serve(
     """
     from control_plane.observability.logs import configure
 
-    config = ServeConfig.load(config_file, {**overrides, "image_prefix": image_prefix or None})
+    secret_file = str(function_secret_file) if function_secret_file else None
+    given = {"image_prefix": image_prefix or None, "function_secret_file": secret_file}
+    config = ServeConfig.load(config_file, {**overrides, **given})
     configure(config.log_level)
-    serve_until_signal("serving", _serving(partition, config, gateways))
+    named = Path(config.function_secret_file) if config.function_secret_file else None
+    secret = known_function_secret(named)
+    serve_until_signal("serving", _serving(partition, config, gateways, secret))
 
 
 @click.command()
@@ -136,14 +148,14 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
 
 @asynccontextmanager
 async def _serving(
-    partition: Path, config: ServeConfig, gateways: Sequence[GatewayAccess]
+    partition: Path, config: ServeConfig, gateways: Sequence[GatewayAccess], secret: FunctionSecret | None
 ) -> AsyncIterator[URL]:
     """Run the control plane, and print what is missing before it can serve requests."""
     from control_plane.app import control_plane
     from control_plane.deployment.deploy import missing_functions
     from control_plane.partition.manifest import Manifest
 
-    async with control_plane(partition, config, gateways) as address:
+    async with control_plane(partition, config, gateways, secret) as address:
         if missing := await missing_functions(Manifest.load(partition), gateways):
             click.echo(f"not deployed yet: {', '.join(missing)}", err=True)
         if not config.open and not _has_tenants(config.database):

@@ -4,22 +4,24 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-from control_plane.cli.options import json_option, server_option
+from control_plane.cli.options import client_key, json_option, key_option, server_option
 from control_plane.formatting import format_bytes, table
 
 
 @click.command()
 @json_option
+@key_option
 @server_option
-def status(as_json: bool, server: str) -> None:
+def status(as_json: bool, key_file: Path | None, server: str) -> None:
     """Show the state of the control plane and its functions.
 
     The table has replicas, resident experts, memory and calls of each function. With --json, the report has
-    more fields than the table.
+    more fields than the table. Where keys are required, only an operator's shows the gateways' addresses.
 
     \b
       faasmoe status --server http://127.0.0.1:8000
@@ -27,8 +29,10 @@ def status(as_json: bool, server: str) -> None:
     from control_plane.cli.api_client import Client
     from control_plane.faas.gateway_access import parse_url
 
+    key = client_key(key_file)
+
     async def fetch() -> dict[str, Any]:
-        async with Client.connect(parse_url(server)) as client:
+        async with Client.connect(parse_url(server), key) as client:
             return await client.status()
 
     report = asyncio.run(fetch())
@@ -45,7 +49,7 @@ def status_lines(report: dict[str, Any]) -> Iterator[str]:
         f"{engine['waiting']} waiting, KV cache {engine['kv_cache_used']:.0%} used"
     )
     for gateway in report["gateways"]:
-        yield f"gateway: {gateway['error'] or gateway['url']}"
+        yield f"gateway: {gateway['error'] or gateway['url'] or 'its address is for operators only'}"
     yield _memory_line(report["memory"])
     yield ""
     header = ["function", "replicas", "resident", "limit", "memory", "calls", "cold starts", "cold experts"]

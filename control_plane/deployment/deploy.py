@@ -9,12 +9,13 @@ from functools import partial
 
 from control_plane.deployment.image.contents import MODEL_ANNOTATION
 from control_plane.deployment.placement import GatewayCapacity, place
-from control_plane.deployment.stack import DIGEST_ANNOTATION, deployments
+from control_plane.deployment.stack import DIGEST_ANNOTATION, FunctionCallers, deployments
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.types import FunctionDeployment
 from control_plane.partition.manifest import Manifest
+from functions.contract.secret import SECRET_NAME, FunctionSecret
 
 _NAME = re.compile(r"(?P<model>.+)-l\d+(-\d+)?-[eg]\d+(-\d+)?")
 
@@ -65,18 +66,24 @@ async def deploy_all(
     image_prefix: str = "",
     *,
     idle_exit: int | None = None,
+    secret: FunctionSecret | None = None,
+    open_to_all: bool = False,
     prune: bool = False,
     roll_back: bool = False,
 ) -> AsyncIterator[Change]:
     """Create or update each function on one of the gateways; yields each change after it was made.
 
-    `prune` removes this model's functions that are no longer in the partition, and second copies on other
-    gateways. `roll_back` undoes all changes if one fails. Raises `GatewayError`, and `ConfigError` before any
-    change if the gateways have no room.
+    With a `secret`, the gateways store it, and functions answer only those who have it. Without one,
+    functions listen on loopback, unless they are `open_to_all`. `prune` removes this model's functions that
+    are no longer in the partition, and second copies on other gateways. `roll_back` undoes all changes if one
+    fails. Raises `GatewayError`, and `ConfigError` before any change if the gateways have no room.
     """
-    wanted = {each.service: each for each in deployments(manifest, image_prefix, idle_exit)}
+    callers = callers_of(secret, open_to_all)
+    wanted = {each.service: each for each in deployments(manifest, image_prefix, idle_exit, callers)}
     states = await asyncio.gather(*map(GatewayState.read, gateways))
     steps = list(_steps(manifest, wanted, states, prune))
+    if secret is not None:
+        await asyncio.gather(*(gateway.store_secret(SECRET_NAME, secret.value) for gateway in gateways))
     begun: list[_Step] = []
     for step in steps:
         # Before the step: even a failed one may have changed something.
@@ -108,9 +115,19 @@ async def missing_functions(manifest: Manifest, gateways: Sequence[GatewayAccess
     return [block.function for block in manifest.blocks if block.function not in deployed]
 
 
-def deployment_of(manifest: Manifest, function: str, image_prefix: str = "") -> FunctionDeployment:
+def deployment_of(
+    manifest: Manifest, function: str, image_prefix: str, secret: FunctionSecret | None
+) -> FunctionDeployment:
     """The deployment of one of the partition's functions."""
-    return next(each for each in deployments(manifest, image_prefix) if each.service == function)
+    all_of_them = deployments(manifest, image_prefix, callers=callers_of(secret))
+    return next(each for each in all_of_them if each.service == function)
+
+
+def callers_of(secret: FunctionSecret | None, open_to_all: bool = False) -> FunctionCallers:
+    """Who may call functions that are deployed with this secret, or without one."""
+    if secret is not None:
+        return FunctionCallers.WITH_SECRET
+    return FunctionCallers.ANYBODY if open_to_all else FunctionCallers.ON_LOOPBACK
 
 
 def _steps(

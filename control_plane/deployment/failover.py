@@ -14,6 +14,7 @@ from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.types import FunctionDeployment
 from control_plane.partition.manifest import Manifest
+from functions.contract.secret import SECRET_NAME, FunctionSecret
 
 PROBE_SECONDS = 0.5
 """The time between two checks. A gateway that is killed and started again is away for longer."""
@@ -30,6 +31,8 @@ class Failover:
     manifest: Manifest
     gateways: Gateways
     image_prefix: str
+    secret: FunctionSecret | None = None
+    """The secret that functions need, for gateways that have lost it or never had it."""
     _away_since: dict[Gateway, float] = field(default_factory=dict)
     _reported: set[Gateway] = field(default_factory=set)
     """Gateways for whose functions a lack of room has been logged."""
@@ -91,6 +94,8 @@ class Failover:
                 logger.error("%s is unreachable; %d functions cannot move: %s", gateway.url, len(lost), error)
             return
         for target, names in zip(present, places, strict=True):
+            if names:
+                await self._store_secret(target)
             for name in names:
                 await target.deploy(self._deployment(name))
                 self.gateways.move(name, target)
@@ -114,6 +119,7 @@ class Failover:
         if not (lost := self.gateways.lost(gateway)):
             return
         try:
+            await self._store_secret(gateway)
             for name in lost:
                 # Not an update: somebody else may have deployed it meanwhile.
                 await gateway.create(self._deployment(name))
@@ -129,9 +135,13 @@ class Failover:
                 await gateway.remove(name)
             self._moved[gateway].discard(name)
 
+    async def _store_secret(self, gateway: Gateway) -> None:
+        if self.secret is not None:
+            await gateway.store_secret(SECRET_NAME, self.secret.value)
+
     def _deployment(self, name: str) -> FunctionDeployment:
         """The function as it was deployed. If ours is the same, it is better: lists may leave fields out."""
-        ours = deployment_of(self.manifest, name, self.image_prefix)
+        ours = deployment_of(self.manifest, name, self.image_prefix, self.secret)
         listed = self.gateways.listed(name) or ours
         same = listed.annotations.get(DIGEST_ANNOTATION) == ours.annotations[DIGEST_ANNOTATION]
         return ours if same else listed

@@ -7,6 +7,7 @@ faas-cli parses it (and ignores unknown keys).
 import hashlib
 import json
 from collections.abc import Mapping
+from enum import Enum
 
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from control_plane.faas.types import FunctionDeployment, FunctionResources
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import Block
 from functions.contract.process import FUNCTION_VARIABLE, IDLE_EXIT_VARIABLE, READY_PATH
+from functions.contract.secret import OPEN_VARIABLE, SECRET_NAME
 
 DIGEST_ANNOTATION = "faasmoe.deployment"
 """The digest of a deployment. Other fields cannot be compared: providers add to them, and leave some out."""
@@ -34,8 +36,20 @@ _LABELS = {
 }
 
 
+class FunctionCallers(Enum):
+    """Who may call the functions."""
+
+    WITH_SECRET = "with secret"
+    ANYBODY = "anybody"
+    ON_LOOPBACK = "on loopback"
+    """Whoever is on the machine: functions without the secret listen there alone."""
+
+
 def deployments(
-    manifest: Manifest, image_prefix: str = "", idle_exit: int | None = None
+    manifest: Manifest,
+    image_prefix: str = "",
+    idle_exit: int | None = None,
+    callers: FunctionCallers = FunctionCallers.ON_LOOPBACK,
 ) -> list[FunctionDeployment]:
     """The deployment of each function.
 
@@ -47,7 +61,8 @@ def deployments(
             FunctionDeployment(
                 service=block.function,
                 image=image_prefix + manifest.image,
-                env_vars=_environment(block, idle_exit),
+                env_vars=_environment(block, idle_exit, callers),
+                secrets=(SECRET_NAME,) if callers is FunctionCallers.WITH_SECRET else (),
                 labels=_LABELS,
                 annotations=_annotations(manifest),
                 limits=FunctionResources(memory=_memory_limit(block)),
@@ -63,6 +78,7 @@ def stack_yaml(
     handler: str,
     image_prefix: str = "",
     idle_exit: int | None = None,
+    callers: FunctionCallers = FunctionCallers.WITH_SECRET,
 ) -> str:
     """The stack.yml of a partition, for a folder that also contains `template/` and `functions/`.
 
@@ -89,7 +105,7 @@ x-expert: &expert
 
 functions:
 """
-    first, *others = deployments(manifest, image_prefix, idle_exit)
+    first, *others = deployments(manifest, image_prefix, idle_exit, callers)
     return head + _function(first, "\n    skip_build: false") + "".join(map(_function, others))
 
 
@@ -98,13 +114,15 @@ def _annotations(manifest: Manifest) -> dict[str, str]:
     return {MODEL_ANNOTATION: manifest.fingerprint, "com.openfaas.ready.http.path": READY_PATH}
 
 
-def _environment(block: Block, idle_exit: int | None) -> dict[str, str]:
+def _environment(block: Block, idle_exit: int | None, callers: FunctionCallers) -> dict[str, str]:
     ends = {} if idle_exit is None else {IDLE_EXIT_VARIABLE: str(idle_exit)}
-    return {FUNCTION_VARIABLE: block.function, **ends}
+    is_open = {OPEN_VARIABLE: "1"} if callers is FunctionCallers.ANYBODY else {}
+    return {FUNCTION_VARIABLE: block.function, **ends, **is_open}
 
 
 def _function(deployment: FunctionDeployment, build: str = "") -> str:
     assert deployment.limits is not None
+    secrets = f"    secrets: [{', '.join(deployment.secrets)}]\n" if deployment.secrets else ""
     return f"""\
   {deployment.service}:
     <<: *expert{build}
@@ -112,7 +130,7 @@ def _function(deployment: FunctionDeployment, build: str = "") -> str:
 {_mapping(deployment.env_vars, 6)}
     annotations:
 {_mapping(deployment.annotations, 6)}
-    limits:
+{secrets}    limits:
       memory: {deployment.limits.memory}
 """
 

@@ -1,18 +1,43 @@
-"""Decides whether an invocation goes to the function's own address or through the gateway."""
+"""Decides which addresses of functions are called, and when: rows go nowhere else."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from control_plane.faas.connection import Address
 
 MAX_AVOID_SECONDS = 60.0
 """The longest time for which an address is avoided after failures."""
 
+_PORT = re.compile("[1-9][0-9]{0,4}")
 
-@dataclass
-class _Entry:
-    address: Address
-    through_gateway: float
-    """The time at which a call last went through the gateway."""
+Networks = Sequence[IPv4Network | IPv6Network]
+
+
+def direct_address(announced: str, gateway: Address, networks: Networks) -> Address | None:
+    """The address that a function has announced as host:port, or None if it is not to be called.
+
+    It has to be an IP address within `networks`. Loopback counts if the gateway is on loopback: behind one
+    on another machine it means that machine, not this one.
+    """
+    host, _, port = announced.rpartition(":")
+    if not _PORT.fullmatch(port) or int(port) > 65535:
+        return None
+    try:
+        ip = _unmapped(ip_address(host.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return None
+    # A link-local address means another machine on each link, and services of a cloud's host.
+    if ip.is_unspecified or ip.is_multicast or ip.is_link_local:
+        return None
+    allowed = gateway.is_loopback if ip.is_loopback else any(ip in network for network in networks)
+    return Address(str(ip), int(port)) if allowed else None
+
+
+def _unmapped(ip: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """The IPv4 address that an IPv6 address such as ::ffff:10.0.0.1 stands for; any other one as it is."""
+    return (ip.ipv4_mapped if isinstance(ip, IPv6Address) else None) or ip
 
 
 @dataclass
@@ -25,50 +50,33 @@ class _Failures:
 class AddressBook:
     """The functions' own addresses, learned from their answers. Times are seconds of a monotonic clock."""
 
-    gateway_interval: float
-    """How often a function's call goes through the gateway, in seconds.
-
-    A gateway does not see direct calls. Without a call from time to time it would take a busy function for
-    an idle one, and scale it to zero.
-    """
-    _entries: dict[str, _Entry] = field(default_factory=dict)
+    _addresses: dict[str, Address] = field(default_factory=dict)
     _failures: dict[Address, _Failures] = field(default_factory=dict)
 
     def direct(self, function: str, now: float) -> Address | None:
-        """The function's own address, or None if the next call is to go through the gateway."""
-        entry = self._entries.get(function)
-        if entry is None:
-            return None
-        if now - entry.through_gateway >= self.gateway_interval:
-            # Only this one call, even if it fails: the gateway may be away while the function runs.
-            entry.through_gateway = now
-            return None
-        return entry.address
-
-    def last_known(self, function: str) -> Address | None:
-        """The function's own address at its last answer, whether or not a gateway call is due."""
-        entry = self._entries.get(function)
-        return entry.address if entry else None
+        """The function's own address, or None if its calls are to go through the gateway."""
+        address = self._addresses.get(function)
+        failures = self._failures.get(address) if address else None
+        return None if failures is not None and now < failures.avoid_until else address
 
     def known(self) -> set[Address]:
-        """The addresses of all functions that are called directly."""
-        return {entry.address for entry in self._entries.values()}
+        """The addresses of all functions."""
+        return set(self._addresses.values())
 
-    def learn(self, function: str, address: Address, now: float) -> None:
-        """Note that a call through the gateway was answered by a function at this address."""
-        failures = self._failures.get(address)
-        avoided = failures is not None and now < failures.avoid_until
-        if not avoided:
-            self._entries[function] = _Entry(address, now)
+    def learn(self, function: str, address: Address | None) -> None:
+        """Note the address of a function that has answered through the gateway; None if it has none."""
+        if address is None:
+            self._addresses.pop(function, None)
+        else:
+            self._addresses[function] = address
+        self._failures = {failed: self._failures[failed] for failed in self._failures.keys() & self.known()}
 
     def confirm(self, address: Address) -> None:
         """Note that a direct call was answered: earlier failures of the address no longer count."""
         self._failures.pop(address, None)
 
-    def forget(self, function: str, now: float) -> None:
-        """Note that a direct call failed: avoid its address for one second, then two, four and so on."""
-        entry = self._entries.pop(function, None)
-        if entry is not None:
-            failures = self._failures.setdefault(entry.address, _Failures())
-            failures.avoid_until = now + min(2.0**failures.count, MAX_AVOID_SECONDS)
-            failures.count += 1
+    def avoid(self, address: Address, now: float) -> None:
+        """Note that a direct call failed: avoid the address for one second, then two, four and so on."""
+        failures = self._failures.setdefault(address, _Failures())
+        failures.avoid_until = now + min(2.0**failures.count, MAX_AVOID_SECONDS)
+        failures.count += 1

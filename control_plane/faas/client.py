@@ -1,9 +1,10 @@
 """A client of the OpenFaaS REST API that faas-cli uses: it deploys, lists and scales functions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -27,6 +28,7 @@ from control_plane.validation import convert
 from functions.contract.messages import REPORTED, ResidencyReport
 from functions.contract.process import RESIDENCY_PATH
 from functions.contract.safetensors_codec import CONTENT_TYPE
+from functions.contract.secret import CALLER_HEADER, FunctionSecret
 
 HEALTH_SECONDS = 2.0
 """The time within which a healthy gateway answers."""
@@ -47,6 +49,7 @@ MAX_ANSWER_BYTES = 1 << 24
 _MAX_ERROR_BYTES = 2000
 _Report = msgspec.defstruct("_Report", [(name, Count, 0) for name in REPORTED])
 """A `ResidencyReport` from outside, whose counts are checked."""
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _COMMUNITY = "-ce"
 """The ending of the providers' names in OpenFaaS' community editions."""
 _REFUSES_REPLICAS = frozenset({400, 403, 405, 409, 422, 501})
@@ -64,16 +67,22 @@ class _Refusal(GatewayError):
 class Gateway:
     """One gateway. Calls raise `GatewayError` if it cannot be reached, refuses, or sends a bad answer."""
 
-    def __init__(self, url: URL, session: aiohttp.ClientSession) -> None:
+    def __init__(self, url: URL, session: aiohttp.ClientSession, secret: FunctionSecret | None) -> None:
         self.url = url
         self.address = Address(url.host or "", url.port or 80)
         """The gateway's host and port, for invocations."""
         self._session = session
+        self._secret = secret
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, url: URL, credentials: Credentials | None) -> AsyncIterator["Gateway"]:
-        """A client for the gateway at `url`, whose connections are closed at the end of the context."""
+    async def connect(
+        cls, url: URL, credentials: Credentials | None, secret: FunctionSecret | None = None
+    ) -> AsyncIterator["Gateway"]:
+        """A client for the gateway at `url`, whose connections are closed at the end of the context.
+
+        Its calls of functions prove that it has the functions' `secret`.
+        """
         # An answer that is not compressed has a known size.
         headers = {"Accept-Encoding": "identity"}
         if credentials:
@@ -85,7 +94,7 @@ class Gateway:
             headers=headers,
             auto_decompress=False,
         ) as session:
-            yield cls(url, session)
+            yield cls(url, session, secret)
 
     async def deploy(self, deployment: FunctionDeployment) -> None:
         """Update the function, or create it if it does not exist."""
@@ -100,6 +109,10 @@ class Gateway:
     async def remove(self, function: str) -> None:
         """Delete the function, if it exists."""
         await _retry(partial(self._remove, DeleteFunctionRequest(function).to_json()))
+
+    async def store_secret(self, name: str, value: str) -> None:
+        """Create or replace a secret."""
+        await _retry(partial(self._store_secret, {"name": name, "value": value}))
 
     async def max_functions(self) -> int | None:
         """The most functions that the gateway's edition allows; None for no limit."""
@@ -155,7 +168,7 @@ class Gateway:
 
     async def keep_awake(self, function: str, invocation: bytes, seconds: float) -> None:
         """Call the function with an invocation without rows, so that its gateway sees that it is in use."""
-        headers = {"Content-Type": CONTENT_TYPE}
+        headers = {"Content-Type": CONTENT_TYPE, **self._proof(function)}
         await self._send("POST", f"/function/{function}", seconds, data=invocation, headers=headers)
 
     async def _deploy(self, body: object) -> None:
@@ -164,13 +177,20 @@ class Gateway:
         except FunctionNotFound:
             await self._request("POST", "/system/functions", CHANGE_SECONDS, body)
 
+    async def _store_secret(self, body: object) -> None:
+        try:
+            await self._request("PUT", "/system/secrets", CHANGE_SECONDS, body)
+        except (FunctionNotFound, _Refusal):
+            # Gateways refuse to replace what does not exist, with different statuses.
+            await self._request("POST", "/system/secrets", CHANGE_SECONDS, body)
+
     async def _remove(self, body: object) -> None:
         with suppress(FunctionNotFound):
             await self._request("DELETE", "/system/functions", CHANGE_SECONDS, body)
 
     async def _residency(self, method: str, function: str, body: object = None) -> ResidencyReport:
         path = f"/function/{function}{RESIDENCY_PATH}"
-        answer = await self._request(method, path, RESIDENCY_SECONDS, body)
+        answer = await self._request(method, path, RESIDENCY_SECONDS, body, headers=self._proof(function))
         try:
             return ResidencyReport(**msgspec.structs.asdict(convert(go_json(answer), _Report)))
         except ValueError as error:
@@ -178,9 +198,20 @@ class Gateway:
                 f"function {function} reports its weights in an unknown way: {error}"
             ) from error
 
-    async def _request(self, method: str, path: str, seconds: float, body: object = None) -> Any:
+    def _proof(self, function: str) -> dict[str, str]:
+        """The header that a call of the function needs."""
+        return {} if self._secret is None else {CALLER_HEADER: self._secret.caller_proof(function)}
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        seconds: float,
+        body: object = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> Any:
         """The decoded JSON of the answer; None if the answer is not JSON."""
-        content_type, answer = await self._send(method, path, seconds, json=body)
+        content_type, answer = await self._send(method, path, seconds, json=body, headers=headers)
         try:
             return msgspec.json.decode(answer) if content_type == "application/json" else None
         except (ValueError, RecursionError) as error:

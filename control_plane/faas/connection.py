@@ -1,42 +1,49 @@
-"""A blocking HTTP/1.1 connection for invocations, used by one thread.
+"""HTTP/1.1 connections for invocations, used by one thread. None of their operations waits.
 
 A layer needs the answers of all its functions before it can go on. So the engine's thread sends to each of
 them and then reads each answer: no event loop, no other thread, two system calls per invocation.
 """
 
 import contextlib
+import errno
+import os
 import select
 import socket
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import NamedTuple
 
 import httptools
 
-from functions.host.sockets import RECEIVE_BUFFER_BYTES, BodyBuffer, send_all
+from control_plane.faas.wire.response_reader import HeaderTooLarge, HttpResponse, ResponseReader
+from functions.contract.secret import CALLER_HEADER
+from functions.host.sockets import JOINED_BYTES, RECEIVE_BUFFER_BYTES
 
-MAX_RESPONSE_BYTES = 1 << 30
+_LINE_END = "\r\n"
+_MAX_PARTS = 64
+"""The most buffers for one system call; Linux takes 1024."""
+_SENSES_LOSS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1500),
+)
+"""Options that break a connection some two seconds after its peer has gone without a word.
+
+A container's network is removed before its process ends, so that nothing resets its connections.
+"""
 
 
 class ConnectionLost(Exception):
     """The peer cannot be reached, closed the connection, or sent something other than HTTP."""
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """The host and port at which a function or a gateway listens."""
 
     host: str
     port: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """Parse "host:port". Raises `ValueError`."""
-        host, _, port = text.rpartition(":")
-        if not host or not 0 < int(port) < 65536:
-            raise ValueError(f"not an address: {text!r}")
-        return cls(host, int(port))
 
     @property
     def is_loopback(self) -> bool:
@@ -47,134 +54,151 @@ class Address:
             return self.host == "localhost"
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class HttpResponse:
-    """Status and body of a response. The body is writable, and so are tensors that are views of it."""
-
-    status: int
-    body: bytearray
-
-
-class _ResponseReader:
-    """Collects one response. httptools calls the on_* methods."""
-
-    def __init__(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._status = 0
-        self._length: int | None = None
-        """The Content-Length, once it is known."""
-        self._body = BodyBuffer(MAX_RESPONSE_BYTES, MAX_RESPONSE_BYTES)
-        self._is_direct = False
-        self.response: HttpResponse | None = None
-        """The response, once it is complete."""
-        self.keep_alive = False
-
-    def place(self, buffer: memoryview) -> memoryview:
-        """Where to receive the next bytes: the buffer, or the unfilled part of the body."""
-        rest = self._body.rest()
-        self._is_direct = rest is not None
-        return buffer if rest is None else rest
-
-    def take(self, received: memoryview) -> None:
-        """Process bytes that were received into the last `place`. Raises an error of httptools."""
-        if not self._is_direct:
-            self._parser.feed_data(received)
-        elif self._body.received(len(received)):
-            self._finish()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"content-length":
-            self._length = int(value)
-
-    def on_headers_complete(self) -> None:
-        self._status = self._parser.get_status_code()
-        self.keep_alive = self._parser.should_keep_alive()
-        # A "100 Continue" is a message by itself, which precedes the response.
-        if self._status >= 200 and self._length is not None:
-            self._body.announce(self._length)
-
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        if self._status >= 200:
-            self._finish()
-
-    def _finish(self) -> None:
-        self.response = HttpResponse(self._status, self._body.data)
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Connection:
-    """Sends one request at a time and receives its response. No wait is longer than its deadline."""
+    """Sends one request at a time and takes its response. Waiting is up to the caller, by `ready`."""
 
-    def __init__(self, address: Address, deadline: float) -> None:
-        """Connect before `deadline`, a time.monotonic(). Raises `ConnectionLost` or `TimeoutError`."""
+    def __init__(self, address: Address, senses_loss: bool) -> None:
+        """Begin to connect. Raises `ConnectionLost`.
+
+        With `senses_loss`, the connection breaks soon after its peer has vanished. That is for peers nearby:
+        a distant one may be out of reach for longer.
+        """
         self.address = address
+        self._senses_loss = senses_loss
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
+        self._reader: ResponseReader | None = None
+        self._unsent: list[bytes | memoryview] = []
         self.reusable = False
         """Whether another request may follow the last response."""
         try:
-            self._socket = socket.create_connection((address.host, address.port), _left(deadline))
+            self._places = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # UnicodeError: the host is not a valid name.
-            raise ConnectionLost(f"cannot connect to {address}: {error}") from error
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            raise ConnectionLost(f"cannot be found: {error}") from error
+        self._connect()
 
     def send(
-        self, target: str, content_type: str, body: Sequence[bytes | memoryview], deadline: float
+        self,
+        target: str,
+        content_type: str,
+        body: Sequence[bytes | memoryview],
+        max_answer_bytes: int,
+        proof: str = "",
     ) -> None:
-        """POST `body` to `target`. Raises `ConnectionLost` or `TimeoutError`."""
-        length = sum(len(part) for part in body)
+        """POST `body` to `target`, as far as the network takes it now; `push` sends the rest.
+
+        The body of a good answer has `max_answer_bytes` at most. `proof` says to a function that the caller
+        has the shared secret. Raises `ConnectionLost`.
+        """
+        length = sum(map(len, body))
         head = (
             f"POST {target} HTTP/1.1\r\nHost: {self.address}\r\n"
+            f"{f'{CALLER_HEADER}: {proof}{_LINE_END}' if proof else ''}"
             f"Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
         )
+        parts = [head.encode(), *body]
         self.reusable = False
-        try:
-            self._socket.settimeout(_left(deadline))
-            send_all(self._socket, [head.encode(), *body])
-        except OSError as error:
-            raise ConnectionLost(f"{self.address} hung up: {error}") from error
+        self._reader = ResponseReader(max_answer_bytes)
+        self._unsent = [b"".join(parts)] if length < JOINED_BYTES else [p for p in parts if len(p)]
+        self.push()
 
-    def receive(self, deadline: float) -> HttpResponse:
-        """Read the response to the last request. Raises `ConnectionLost` or `TimeoutError`."""
-        reader = _ResponseReader()
-        while reader.response is None:
-            try:
-                self._socket.settimeout(_left(deadline))
+    @property
+    def sending(self) -> bool:
+        """Whether a part of the request is still to be sent."""
+        return bool(self._unsent)
+
+    def push(self) -> None:
+        """Send as much more as the network takes now. Raises `ConnectionLost`."""
+        try:
+            while self._unsent:
+                self._sent(self._socket.sendmsg(self._unsent[:_MAX_PARTS]))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if not self._places:
+                raise ConnectionLost(f"cannot be reached: {error.strerror}") from error
+            self._socket.close()
+            self._connect()
+            self.push()
+
+    def read(self) -> HttpResponse | None:
+        """Take what has arrived; returns the response to the last request once it is complete.
+
+        Raises `ConnectionLost`.
+        """
+        reader = self._reader
+        assert reader is not None
+        try:
+            while reader.response is None:
                 place = reader.place(self._buffer)
                 size = self._socket.recv_into(place)
                 if size == 0:
-                    raise ConnectionLost(f"{self.address} hung up before the end of its answer")
+                    raise ConnectionLost("hung up before the end of its answer")
                 reader.take(place[:size])
-            except TimeoutError:
-                raise
-            except (OSError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-                raise ConnectionLost(f"{self.address}: {error!r}") from error
-        self.reusable = reader.keep_alive
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ConnectionLost(f"hung up: {error.strerror}") from error
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, HeaderTooLarge) as error:
+            raise ConnectionLost(f"does not speak HTTP: {error!r}") from error
+        self.reusable = reader.keep_alive and not self._unsent
+        self._forget_reader()
         return reader.response
 
     @property
     def readable(self) -> bool:
         """Whether bytes have arrived, or the peer has closed the connection."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(ready([self], 0))
+
+    def fileno(self) -> int:
+        """The socket's number."""
+        return self._socket.fileno()
 
     def abort(self) -> None:
-        """From another thread: make a running `send` or `receive` raise `ConnectionLost`."""
+        """From another thread: make the next `push` or `read` raise `ConnectionLost`, and wake `ready`."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket."""
+        self._forget_reader()
         self._socket.close()
 
+    def _connect(self) -> None:
+        """Begin to connect to the first place that does not refuse at once. Raises `ConnectionLost`."""
+        code = errno.EHOSTUNREACH
+        while self._places:
+            family, kind, protocol, _, place = self._places.pop(0)
+            self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option in _SENSES_LOSS if self._senses_loss else ():
+                self._socket.setsockopt(*option)
+            code = self._socket.connect_ex(place)
+            if code in (0, errno.EINPROGRESS):
+                return
+            self._socket.close()
+        raise ConnectionLost(f"cannot be reached: {os.strerror(code)}")
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("deadline")
-    return left
+    def _sent(self, nbytes: int) -> None:
+        """Take what was sent off the unsent parts."""
+        self._places = []  # It is connected: there is no need for another place.
+        while self._unsent and nbytes >= len(self._unsent[0]):
+            nbytes -= len(self._unsent.pop(0))
+        if nbytes:
+            self._unsent[0] = memoryview(self._unsent[0])[nbytes:]
+
+    def _forget_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+def ready(connections: Sequence[Connection], seconds: float) -> list[Connection]:
+    """Those on which `push` or `read` has something to do now; waits up to `seconds` for the first."""
+    by_number = {connection.fileno(): connection for connection in connections}
+    poll = select.poll()
+    for number, connection in by_number.items():
+        poll.register(number, select.POLLOUT if connection.sending else select.POLLIN)
+    return [by_number[number] for number, _ in poll.poll(max(seconds, 0) * 1000)]

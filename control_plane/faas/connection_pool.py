@@ -1,26 +1,20 @@
 """Open connections by address: those that wait for their next invocation, and those that carry prefetches."""
 
-import time
 from collections.abc import Set
 
 from control_plane.faas.connection import Address, Connection, ConnectionLost
 from functions.contract.messages import Invocation
 from functions.contract.safetensors_codec import CONTENT_TYPE
 
-PREFETCH_SECONDS = 0.1
-"""The time to send a prefetch; one that takes longer is not worth it."""
-
 
 class ConnectionPool:
     """Keeps connections open between invocations. One thread uses it."""
 
-    def __init__(self, connect_timeout: float) -> None:
-        """`connect_timeout` bounds how long a new connection may take, in seconds."""
-        self._connect_timeout = connect_timeout
+    def __init__(self) -> None:
         self._idle: dict[Address, list[Connection]] = {}
 
-    def take(self, address: Address, deadline: float) -> Connection:
-        """An idle connection to the address, or a new one. Raises `ConnectionLost` or `TimeoutError`."""
+    def take(self, address: Address, senses_loss: bool) -> Connection:
+        """An idle connection to the address, or a new one; see `Connection`. Raises `ConnectionLost`."""
         idle = self._idle.get(address, [])
         while idle:
             connection = idle.pop()
@@ -28,7 +22,7 @@ class ConnectionPool:
             if not connection.readable:
                 return connection
             connection.close()
-        return Connection(address, min(deadline, time.monotonic() + self._connect_timeout))
+        return Connection(address, senses_loss)
 
     def release(self, connection: Connection) -> None:
         """Keep the connection for the next invocation, or close it if its peer wants no more requests."""
@@ -49,7 +43,7 @@ class ConnectionPool:
 
 
 class PrefetchConnections:
-    """Sends prefetches to functions without waiting for their answers. One thread uses it.
+    """Sends prefetches to functions, and waits neither for their answers nor for the network.
 
     Each address has one connection for this purpose alone: on a shared one, the unread answer to a prefetch
     would be in the way of the next invocation's answer.
@@ -58,24 +52,24 @@ class PrefetchConnections:
     def __init__(self) -> None:
         self._connections: dict[Address, Connection] = {}
 
-    def send(self, address: Address, invocation: Invocation) -> None:
+    def send(self, address: Address, invocation: Invocation, max_answer_bytes: int, proof: str) -> None:
         """Send one prefetch. Drops it if the address cannot be reached or is still busy with the last one."""
-        deadline = time.monotonic() + PREFETCH_SECONDS
-        connection = self._connections.pop(address, None)
+        connection = self._connections.get(address)
         try:
             if connection is None:
-                connection = Connection(address, deadline)
-            elif not connection.readable:
-                # The last prefetch is not answered yet; another one would only queue behind it.
-                self._connections[address] = connection
-                return
+                connection = self._connections[address] = Connection(address, senses_loss=True)
             else:
-                connection.receive(deadline)
-            connection.send("/", CONTENT_TYPE, invocation.encode(), deadline)
-            self._connections[address] = connection
-        except (ConnectionLost, TimeoutError):
+                connection.push()
+                # Until the last prefetch is answered, another one would only queue behind it.
+                if connection.sending or connection.read() is None:
+                    return
+                if not connection.reusable:
+                    raise ConnectionLost("wants no more requests")
+            connection.send("/", CONTENT_TYPE, invocation.encode(), max_answer_bytes, proof)
+        except ConnectionLost:
             if connection is not None:
                 connection.close()
+                self._connections.pop(address, None)
 
     def keep_only(self, addresses: Set[Address]) -> None:
         """Close the connections to all other addresses."""

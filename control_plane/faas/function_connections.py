@@ -1,50 +1,67 @@
 """Chooses the connection for each call of a function: to its own address, or through its gateway."""
 
+import hmac
+import logging
 import time
 from collections.abc import Callable
+from functools import cache
 
-from control_plane.faas.addresses import AddressBook
+from control_plane.faas.addresses import AddressBook, Networks, direct_address
 from control_plane.faas.connection import Address, Connection
 from control_plane.faas.connection_pool import ConnectionPool, PrefetchConnections
+from control_plane.faas.wire.results import max_answer_bytes
 from functions.contract.messages import Invocation
+from functions.contract.secret import FunctionSecret
+
+_logger = logging.getLogger(__name__)
 
 
 class FunctionConnections:
     """Connections to functions and gateways, and the functions' addresses. One thread uses it."""
 
     def __init__(
-        self, gateway_of: Callable[[str], Address], gateway_interval: float, connect_timeout: float
+        self, gateway_of: Callable[[str], Address], networks: Networks, secret: FunctionSecret | None
     ) -> None:
-        """`gateway_of` returns the address of a function's current gateway. The times are seconds."""
+        """`gateway_of` returns the address of a function's gateway; `networks` may be called directly."""
         self._gateway_of = gateway_of
-        self._addresses = AddressBook(gateway_interval)
-        self._pool = ConnectionPool(connect_timeout)
+        self._networks = networks
+        self.caller_proof: Callable[[str], str] = cache(secret.caller_proof) if secret else _no_proof
+        """What to send to a function."""
+        self._function_proof = cache(secret.function_proof) if secret else None
+        self._addresses = AddressBook()
+        self._pool = ConnectionPool()
         self._prefetches = PrefetchConnections()
-        self._learned: set[str] = set()
-        """The functions that have answered through a gateway."""
+        self._learned: dict[str, str] = {}
+        """What each function has announced as its address, in its last answer through a gateway."""
+
+    def is_proven(self, function: str, proof: bytes) -> bool:
+        """Whether an answer with this proof is the function's."""
+        expected = self._function_proof
+        return expected is None or hmac.compare_digest(proof, expected(function).encode())
 
     def direct_address(self, function: str) -> Address | None:
-        """The function's own address, or None if the next call is to go through the gateway."""
+        """The function's own address, or None if its calls are to go through the gateway."""
         return self._addresses.direct(function, time.monotonic())
 
-    def last_address(self, function: str) -> Address | None:
-        """The function's own address at its last answer, if it can be reached from this machine."""
-        return self._addresses.last_known(function)
-
-    def take(self, address: Address, deadline: float) -> Connection:
-        """A connection for one call. Raises `ConnectionLost` or `TimeoutError`."""
-        return self._pool.take(address, deadline)
+    def take(self, address: Address, direct: bool) -> Connection:
+        """A connection for one call, directly to a function or to a gateway. Raises `ConnectionLost`."""
+        return self._pool.take(address, senses_loss=direct)
 
     def release(self, connection: Connection) -> None:
         """Keep a connection for later calls, after its response was read."""
         self._pool.release(connection)
 
-    def learn(self, function: str, address: Address) -> None:
+    def learn(self, function: str, announced: str) -> None:
         """Note a function's own address, which came with an answer through the gateway."""
-        # Behind a gateway on another machine, a loopback address means that machine, not this one.
-        if self._gateway_of(function).is_loopback or not address.is_loopback:
-            self._addresses.learn(function, address, time.monotonic())
-        self._learned.add(function)
+        address = direct_address(announced, self._gateway_of(function), self._networks)
+        if address is None and self._learned.get(function) != announced:
+            _logger.warning(
+                "function %s is called through its gateway: its address %r is not in function_networks",
+                function,
+                announced[:80],
+            )
+        self._addresses.learn(function, address)
+        self._learned[function] = announced
         # A function that was scaled to zero has a new address when it wakes; nothing uses the old one again.
         in_use = self._addresses.known() | set(map(self._gateway_of, self._learned))
         self._pool.keep_only(in_use)
@@ -54,17 +71,22 @@ class FunctionConnections:
         """Note that a direct call was answered."""
         self._addresses.confirm(address)
 
-    def forget(self, function: str) -> None:
-        """Note that a direct call failed, so that the next one goes through the gateway."""
-        self._addresses.forget(function, time.monotonic())
+    def avoid(self, address: Address) -> None:
+        """Note that a direct call failed, so that the next ones go through the gateway."""
+        self._addresses.avoid(address, time.monotonic())
 
     def prefetch(self, function: str, invocation: Invocation) -> None:
-        """Send a prefetch if the function's own address is known. Waits for no answer, ignores failures."""
-        address = self._addresses.last_known(function)
+        """Send a prefetch if the function's own address is known. Waits for nothing, ignores failures."""
+        address = self.direct_address(function)
         if address is not None:
-            self._prefetches.send(address, invocation)
+            proof = self.caller_proof(function)
+            self._prefetches.send(address, invocation, max_answer_bytes(invocation), proof)
 
     def close(self) -> None:
         """Close all connections that are not in use."""
         self._pool.close()
         self._prefetches.close()
+
+
+def _no_proof(function: str) -> str:
+    return ""

@@ -5,62 +5,35 @@ the network are retried through the gateway, which starts a function that is gon
 deadline, or with an answer that says that the request itself is wrong.
 """
 
-import json
-import random
+import logging
+import select
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from control_plane.errors import (
-    FunctionNotFound,
     FunctionUnavailable,
     GatewayError,
-    InvocationTimeout,
     ProtocolError,
 )
-from control_plane.faas.connection import Address, Connection, ConnectionLost, HttpResponse
+from control_plane.faas.addresses import Networks
+from control_plane.faas.call import Call, InvocationPolicy, error_of
+from control_plane.faas.connection import Address, Connection, ConnectionLost
 from control_plane.faas.function_connections import FunctionConnections
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
+from control_plane.faas.wire.health import healthy
+from control_plane.faas.wire.refusal import Refusal
+from control_plane.faas.wire.response_reader import HttpResponse
+from control_plane.faas.wire.results import max_answer_bytes, read_result
 from functions.contract.messages import Invocation, InvocationResult
-from functions.contract.process import UNKNOWN_EXPERT
-from functions.contract.safetensors_codec import CONTENT_TYPE, WireError
+from functions.contract.safetensors_codec import CONTENT_TYPE
+from functions.contract.secret import FunctionSecret
 
-_RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-
-
-@dataclass(frozen=True)
-class InvocationPolicy:
-    """How long an invocation may take, and how far apart its attempts are. All values are seconds."""
-
-    attempt_timeout: float = 30.0
-    deadline: float = 60.0
-    """The limit for all attempts together."""
-    first_backoff: float = 0.05
-    max_backoff: float = 2.0
-    connect_timeout: float = 3.0
-    gateway_interval: float = 10.0
-    """See `AddressBook.gateway_interval`."""
-
-    def backoff(self, attempt: int) -> float:
-        """The wait before retry number `attempt` (from 1): doubles each time, with random jitter."""
-        return min(self.max_backoff, self.first_backoff * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-
-
-@dataclass(slots=True)
-class _Call:
-    """One invocation in flight."""
-
-    function: str
-    invocation: Invocation
-    body: list[bytes | memoryview]
-    connection: Connection | None = None
-    direct: bool = False
-    """Whether the current attempt goes to the function's own address."""
-    failure: GatewayError | None = None
-    result: InvocationResult | None = None
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -68,12 +41,10 @@ class _PendingCalls:
     """The `PendingInvocations` of an `Invoker`."""
 
     invoker: "Invoker"
-    calls: Sequence[_Call]
-    attempt_deadline: float
-    deadline: float
+    calls: Sequence[Call]
 
     def wait(self) -> dict[str, InvocationResult]:
-        return self.invoker._finish(self.calls, self.attempt_deadline, self.deadline)
+        return self.invoker._finish(self.calls)
 
 
 @dataclass
@@ -85,41 +56,51 @@ class Invoker:
 
     gateway_of: Callable[[str], Address]
     """Returns the address of the gateway that currently has a function."""
+    is_absent: Callable[[str], bool]
+    """Whether the gateways' lists say that there is no such function. A gateway's 404 alone does not."""
     policy: InvocationPolicy = field(default_factory=InvocationPolicy)
+    networks: Networks = ()
+    """Where functions may be called directly; on loopback they may, if their gateway is there, too."""
+    secret: FunctionSecret | None = None
+    """What functions share with the control plane; only those that prove to have it are believed."""
     statistics: defaultdict[str, FunctionStatistics] = field(init=False)
     usage: ExpertUsage = field(default_factory=ExpertUsage)
     _connections: FunctionConnections = field(init=False)
-    _in_flight: Sequence[_Call] = ()
+    _in_flight: Sequence[Call] = ()
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         self.statistics = defaultdict(FunctionStatistics)
-        self._connections = FunctionConnections(
-            self.gateway_of, self.policy.gateway_interval, self.policy.connect_timeout
-        )
+        self._connections = FunctionConnections(self.gateway_of, self.networks, self.secret)
 
     def begin(self, invocations: Mapping[str, Invocation]) -> _PendingCalls:
         """Send one invocation to each function. The functions compute while the caller does other work.
 
         Waiting raises `FunctionNotFound`, `FunctionUnavailable`, `InvocationTimeout` or `ProtocolError`.
         """
-        calls = [_Call(name, invocation, invocation.encode()) for name, invocation in invocations.items()]
-        deadline = time.monotonic() + self.policy.deadline
+        now = time.monotonic()
+        deadline = now + self.policy.deadline
+        calls = [
+            Call(name, invocation, invocation.encode(), self.policy, now, deadline)
+            for name, invocation in invocations.items()
+        ]
         # The caller may have dropped its last pending invocations without waiting for them.
         self._hang_up()
         self._in_flight = calls
-        attempt_deadline = self._attempt_deadline(deadline)
-        self._send_all(calls, attempt_deadline)
-        return _PendingCalls(self, calls, attempt_deadline, deadline)
+        for call in calls:
+            self._send(call)
+        while sending := [call for call in calls if call.connection is not None and call.connection.sending]:
+            self._wait(sending)
+        return _PendingCalls(self, calls)
 
     def prefetch(self, invocations: Mapping[str, Invocation]) -> None:
-        """Send invocations without rows to functions that run. Waits for no answer and ignores failures."""
+        """Send invocations without rows to functions that run. Waits for nothing and ignores failures."""
         for function, invocation in invocations.items():
             self._connections.prefetch(function, invocation)
 
     def address_of(self, function: str) -> Address | None:
-        """The function's own address at its last answer, if it can be reached from this machine."""
-        return self._connections.last_address(function)
+        """The function's own address, if it is called there and not through its gateway."""
+        return self._connections.direct_address(function)
 
     def abort(self) -> None:
         """From another thread: make the wait in progress, and every later one, raise a `GatewayError`."""
@@ -133,88 +114,131 @@ class Invoker:
         self._hang_up()
         self._connections.close()
 
-    def _finish(
-        self, calls: Sequence[_Call], attempt_deadline: float, deadline: float
-    ) -> dict[str, InvocationResult]:
+    def _finish(self, calls: Sequence[Call]) -> dict[str, InvocationResult]:
         """Read all answers, repeating what failed until the deadline."""
         try:
-            attempt = 0
-            while pending := self._receive_all(calls, attempt_deadline):
-                attempt += 1
-                self._wait_before_retry(attempt, pending, deadline)
-                # One deadline for all: functions that hang use up their time together, not in turn.
-                attempt_deadline = self._attempt_deadline(deadline)
-                self._send_all(pending, attempt_deadline)
+            while pending := [call for call in calls if call.result is None]:
+                self._check_time(pending)
+                now = time.monotonic()
+                failed = [call for call in pending if call.connection is None and call.due <= now]
+                for call in failed:
+                    self.statistics[call.function].retries += 1
+                    self._send(call)
+                # One that has failed again at once may be the last for which there is time.
+                if not failed:
+                    self._wait(pending)
             return {call.function: call.result for call in calls if call.result}
         finally:
             self._hang_up()
 
     def _hang_up(self) -> None:
-        """Close the connections of calls in flight that nobody waits for any more.
-
-        Their answers are still to come, so that the connections cannot be used for other calls. After a
-        success there are none: `_accept` has returned each connection to the pool.
-        """
+        """Close the connections of calls in flight that nobody waits for any more."""
         for call in self._in_flight:
-            if call.connection is not None:
-                call.connection.close()
+            call.hang_up()
         self._in_flight = ()
 
-    def _wait_before_retry(self, attempt: int, pending: Sequence[_Call], deadline: float) -> None:
-        # A direct call that failed is repeated through the gateway at once: the gateway is not to blame.
-        wait = 0.0 if all(call.direct for call in pending) else self.policy.backoff(attempt)
-        if time.monotonic() + wait >= deadline or self._aborted.wait(wait):
-            failure = pending[0].failure or FunctionUnavailable(f"function {pending[0].function}: aborted")
-            raise _of(failure, pending)
-        for call in pending:
-            self.statistics[call.function].retries += 1
+    def _check_time(self, pending: Sequence[Call]) -> None:
+        """Raise an error if nothing is left to wait for."""
+        now, aborted = time.monotonic(), self._aborted.is_set()
+        if aborted or now >= pending[0].deadline or all(call.is_lost for call in pending):
+            error = error_of(pending, now, aborted)
+            if not aborted:
+                # Clients may read the error, and only the log tells where a function or a gateway is.
+                _logger.warning("%s (called at %s)", error, pending[0].address)
+            raise error
 
-    def _send_all(self, calls: Iterable[_Call], deadline: float) -> None:
-        for call in calls:
-            call.failure = None
-            try:
-                self._send(call, deadline)
-            except (ConnectionLost, TimeoutError) as error:
-                self._failed(call, FunctionUnavailable(f"function {call.function}: {error}"))
-
-    def _send(self, call: _Call, deadline: float) -> None:
+    def _send(self, call: Call) -> None:
         own = self._connections.direct_address(call.function)
-        call.direct = own is not None
-        # The first check avoids a needless connection attempt, which could take seconds.
+        call.start(own or self.gateway_of(call.function), own is not None, time.monotonic())
+        assert call.address is not None
+        try:
+            # The first check avoids a needless connection attempt.
+            self._check_abort()
+            call.connection = self._connections.take(call.address, call.direct)
+            # The second check is for an abort since the first: `abort` sets the event, then shuts down the
+            # connections that it finds. It either found this one, or has set the event before this line.
+            self._check_abort()
+            target = "/" if call.direct else f"/function/{call.function}"
+            proof = self._connections.caller_proof(call.function)
+            call.connection.send(target, CONTENT_TYPE, call.body, max_answer_bytes(call.invocation), proof)
+        except ConnectionLost as error:
+            self._lost(call, error, died=False)
+
+    def _check_abort(self) -> None:
         if self._aborted.is_set():
             raise ConnectionLost("aborted")
-        call.connection = self._connections.take(own or self.gateway_of(call.function), deadline)
-        # The second check is for an abort since the first: `abort` sets the event, then shuts down the
-        # connections that it finds. It either found this one, or has set the event before this line.
-        if self._aborted.is_set():
-            raise ConnectionLost("aborted")
-        target = "/" if call.direct else f"/function/{call.function}"
-        call.connection.send(target, CONTENT_TYPE, call.body, deadline)
 
-    def _receive_all(self, calls: Sequence[_Call], deadline: float) -> list[_Call]:
-        """Read the answers of all calls that were sent; returns the calls to repeat."""
-        for call in calls:
-            if call.connection is None or call.result is not None:
-                continue
-            try:
-                self._accept(call, call.connection, call.connection.receive(deadline))
-            except TimeoutError:
-                self._failed(call, InvocationTimeout(f"function {call.function} did not answer in time"))
-            except ConnectionLost as error:
-                self._failed(call, FunctionUnavailable(f"function {call.function}: {error}"))
-        return [call for call in calls if call.result is None]
+    def _wait(self, calls: Sequence[Call]) -> None:
+        """Wait for answers until one call is sent, fails or is silent for too long, or all are answered."""
+        in_flight = {call.connection.fileno(): call for call in calls if call.connection is not None}
+        due = min(call.due for call in calls)
+        if not in_flight:
+            self._aborted.wait(max(due - time.monotonic(), 0))
+            return
+        poll = select.poll()
+        for number, call in in_flight.items():
+            sending = call.connection is not None and call.connection.sending
+            poll.register(number, select.POLLOUT if sending else select.POLLIN)
+        while in_flight:
+            events = poll.poll(max(due - time.monotonic(), 0) * 1000)
+            for number, _ in events:
+                if not self._move(in_flight[number]):
+                    return
+                if in_flight[number].result is not None:
+                    poll.unregister(number)
+                    del in_flight[number]
+            now = time.monotonic()
+            if now >= due:
+                self._look_after([call for call in in_flight.values() if call.due <= now])
+                return
 
-    def _accept(self, call: _Call, connection: Connection, response: HttpResponse) -> None:
+    def _move(self, call: Call) -> bool:
+        """Send or read more of the call; returns whether to wait for the same as before."""
+        connection = call.connection
+        assert connection is not None
+        number = connection.fileno()
+        try:
+            if connection.sending:
+                connection.push()
+                # It may have turned to another of the host's addresses.
+                return connection.sending and connection.fileno() == number
+            if response := connection.read():
+                self._accept(call, connection, response)
+        except ConnectionLost as error:
+            self._lost(call, error, died=call.direct and not connection.sending)
+        return call.connection is connection or call.result is not None
+
+    def _look_after(self, silent: Iterable[Call]) -> None:
+        """Give up the attempts of functions that hang, and wait on for those that are only slow.
+
+        The functions are asked together, so that those which hang together are found together.
+        """
+        now = time.monotonic()
+        asked = {call.address: call for call in silent if call.address and not call.is_over(now)}
+        alive = healthy(asked.keys(), self.policy.health_timeout) if asked else frozenset()
+        for call in silent:
+            now = time.monotonic()
+            # An answer may have arrived while the functions were asked.
+            arrived = call.connection is not None and call.connection.readable
+            if not call.is_over(now) and (arrived or call.address in alive):
+                call.wait_on(now)
+            else:
+                self._avoid(call)
+                call.time_out(now)
+
+    def _accept(self, call: Call, connection: Connection, response: HttpResponse) -> None:
         """Take a good answer, note a failure that a retry may mend, or raise one that it cannot mend."""
         if response.status != 200:
             self._refused(call, response)
             return
+        if not self._connections.is_proven(call.function, response.proof):
+            text = f"function {call.function} does not prove that it has the control plane's secret"
+            self._not_trusted(call, ProtocolError(f"{text}: deploy it with that"))
+            return
         try:
-            result = InvocationResult.decode(response.body)
-            expected = call.invocation.hidden_states
-            if result.output.shape != expected.shape or result.output.dtype != expected.dtype:
-                raise WireError(f"output is {result.output.dtype} {list(result.output.shape)}")
-            address = Address.parse(result.address)
+            if response.truncated:
+                raise ValueError(f"more than {max_answer_bytes(call.invocation)} bytes")
+            result = read_result(call.invocation, response.body, time.monotonic() - call.sent_at)
         except ValueError as error:
             self._failed(call, ProtocolError(f"function {call.function} answered garbage: {error}"))
             return
@@ -222,51 +246,40 @@ class Invoker:
         if call.direct:
             self._connections.confirm(connection.address)
         else:
-            self._connections.learn(call.function, address)
-        sent = sum(len(part) for part in call.body)
+            self._connections.learn(call.function, result.address)
+        sent = sum(map(len, call.body))
         counted = self.statistics[call.function]
         self.usage += counted.record(call.invocation.layer, sent, len(response.body), result)
         call.connection = None
         self._connections.release(connection)
 
-    def _refused(self, call: _Call, response: HttpResponse) -> None:
-        code, message = _error_of(response.body)
-        text = f"function {call.function} answered {response.status}: {message}"
-        # Another function may have taken over an old address; its refusal says nothing about this one.
-        if call.direct or response.status in _RETRYABLE_STATUS:
-            self._failed(call, FunctionUnavailable(text))
-        elif response.status == 404 and code != UNKNOWN_EXPERT:
-            absent = FunctionNotFound(
-                f"the gateway at {self.gateway_of(call.function)} has no function {call.function}: "
-                "deploy it first"
-            )
-            raise _of(absent, [call])
-        else:
-            raise _of(ProtocolError(text), [call])
+    def _refused(self, call: Call, response: HttpResponse) -> None:
+        """Note an error answer that a retry may mend, or raise the error that it stands for."""
+        refusal = Refusal.read(call.function, response, call.direct)
+        if refusal.is_final or (refusal.not_found and self.is_absent(call.function)):
+            self._give_up(call, refusal.error)
+        self._failed(call, refusal.error, refusal.is_death)
 
-    def _failed(self, call: _Call, failure: GatewayError) -> None:
-        """Note the failure of an attempt, so that the next one goes through the gateway."""
-        call.failure = failure
-        if call.direct:
-            self._connections.forget(call.function)
-        if call.connection is not None:
-            call.connection.close()
-            call.connection = None
+    def _not_trusted(self, call: Call, failure: ProtocolError) -> None:
+        """A function and the control plane do not have the same secret; another one may have its address."""
+        if not call.direct:
+            self._give_up(call, failure)
+        self._failed(call, failure)
 
-    def _attempt_deadline(self, deadline: float) -> float:
-        return min(deadline, time.monotonic() + self.policy.attempt_timeout)
+    @staticmethod
+    def _give_up(call: Call, failure: GatewayError) -> NoReturn:
+        failure.functions = frozenset({call.function})
+        raise failure
 
+    def _lost(self, call: Call, error: ConnectionLost, died: bool) -> None:
+        peer = "function" if call.direct else "the gateway of function"
+        self._failed(call, FunctionUnavailable(f"{peer} {call.function} {error}"), died)
 
-def _of(error: GatewayError, calls: Iterable[_Call]) -> GatewayError:
-    """The error, which names the functions of these calls."""
-    error.functions = frozenset(call.function for call in calls)
-    return error
+    def _failed(self, call: Call, failure: GatewayError, died: bool = False) -> None:
+        """End an attempt, so that the next one goes through the gateway."""
+        self._avoid(call)
+        call.fail(failure, time.monotonic(), died)
 
-
-def _error_of(body: bytearray) -> tuple[str, str]:
-    """Code and message of the contract's JSON error; for any other body, no code and its first bytes."""
-    try:
-        error = json.loads(body)["error"]
-        return str(error["code"]), str(error["message"])
-    except (KeyError, RecursionError, TypeError, ValueError):
-        return "", body[:200].decode(errors="replace").strip()
+    def _avoid(self, call: Call) -> None:
+        if call.direct and call.address is not None:
+            self._connections.avoid(call.address)

@@ -6,11 +6,13 @@ from functools import partial
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from control_plane.errors import FunctionNotFound
 from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.metrics import GatewayMetrics
 from control_plane.gateway.middleware import answer_errors, require_basic_auth
+from control_plane.gateway.origin import refuse_pages
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.proxy import FunctionProxy
 from control_plane.gateway.system_api import NAME_IN_PATH, SystemApi, local_name
@@ -27,16 +29,19 @@ _CONTROL_PREFIX: Final = "_/"
 
 
 def create_app(
-    provider: LocalProvider, credentials: Credentials | None, max_body_bytes: int = MAX_BODY_BYTES
+    provider: LocalProvider,
+    credentials: Credentials | None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    host: str = "127.0.0.1",
 ) -> web.Application:
-    """The gateway's application. Its cleanup ends the provider's functions.
+    """The gateway's application, to be served at `host`. Its cleanup ends the provider's functions.
 
-    Without credentials, anyone may deploy. Bodies of more than `max_body_bytes` are answered with 413.
+    Without credentials, any program may deploy. Calls of more than `max_body_bytes` are answered with 413.
     """
     authentication = [require_basic_auth(credentials)] if credentials else []
     app = web.Application(
         client_max_size=max_body_bytes,
-        middlewares=[*authentication, answer_errors],
+        middlewares=[refuse_pages(host), *authentication, _answer_without_provider, answer_errors],
         # Functions get bodies unchanged, compressed ones too.
         handler_args={"auto_decompress": False},
     )
@@ -60,6 +65,13 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
     async with app[_PROVIDER] as provider, FunctionProxy.client_session(provider.behaviour) as session:
         app[_PROXY] = FunctionProxy(provider, session)
         yield
+
+
+@web.middleware
+async def _answer_without_provider(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.app[_PROVIDER].away:
+        return web.Response(status=404, text="not found\n")
+    return await handler(request)
 
 
 async def _end_log_streams(app: web.Application) -> None:

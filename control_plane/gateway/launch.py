@@ -4,19 +4,20 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from yarl import URL
 
 from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.app import create_app
+from control_plane.gateway.deployment_file import DeploymentFile
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
-from control_plane.http import serving
+from control_plane.http import check_open_files, serving
 from control_plane.partition.manifest import Manifest
 from functions.contract.process import (
     FUNCTION_VARIABLE,
@@ -26,6 +27,8 @@ from functions.contract.process import (
     PORT_VARIABLE,
     THREADS_VARIABLE,
 )
+from functions.contract.secret import OPEN_VARIABLE
+from functions.host.sockets import is_loopback
 
 SETTINGS = (
     FUNCTION_VARIABLE,
@@ -34,8 +37,9 @@ SETTINGS = (
     PARTITION_VARIABLE,
     HOST_VARIABLE,
     PORT_VARIABLE,
+    OPEN_VARIABLE,
 )
-"""The variables that `functions.expert` reads. A stack file may set the last three without effect."""
+"""The variables that a deployment may set. Stack files set partition, host and port, without effect here."""
 
 
 @asynccontextmanager
@@ -46,12 +50,16 @@ async def embedded_gateway(
     credentials: Credentials | None,
     idle_after: float,
     behaviour: EmulatedBehaviour = OWN,
+    state: Path | None = None,
 ) -> AsyncIterator[URL]:
     """Run a gateway with one image, the partition's; yields its address. No process outlives the context.
 
-    `idle_after` is in seconds. Raises `PartitionError` for a bad partition, `ConfigError` for a port in use.
+    `idle_after` is in seconds. With a folder for its `state`, it keeps deployments and secrets there, and
+    has them again at the next start. Raises `PartitionError` for a bad partition, `ConfigError` for a port in
+    use or too few open files.
     """
     manifest = Manifest.load(partition)
+    check_open_files(len(manifest.blocks))
     image = LocalImage(
         name=manifest.image,
         # -P: never run code of the current folder, such as the `functions` that `faasmoe stack` writes there.
@@ -60,12 +68,34 @@ async def embedded_gateway(
         settings=SETTINGS,
         functions=frozenset(block.function for block in manifest.blocks),
         verify=lambda function: manifest.verify(partition, function),
+        needs_secret=not is_loopback(host),
     )
-    # Created with the first secret: a gateway without secrets leaves nothing behind, even when it is killed.
-    folder = Path(tempfile.gettempdir()) / f"faasmoe-secrets-{secrets.token_hex(16)}"
-    provider = LocalProvider(image, SecretStore(folder), idle_after, behaviour=behaviour)
-    try:
-        async with serving(create_app(provider, credentials), host, port) as url:
+    file = DeploymentFile(state / "deployments.json") if state else None
+    with _secrets_folder(state) as folder:
+        remember = file.write if file else None
+        provider = LocalProvider(
+            image, SecretStore(folder), idle_after, behaviour=behaviour, remember=remember
+        )
+        async with serving(create_app(provider, credentials, host=host), host, port) as url:
+            # Only now: if another gateway has this port, its functions must not be started twice. And at
+            # once, before the first request is read.
+            if file is not None:
+                provider.restore(file.read())
             yield url
+
+
+@contextmanager
+def _secrets_folder(state: Path | None) -> Iterator[Path]:
+    """The folder for secrets: in `state`, or a temporary one, which is removed at the end.
+
+    It is created with the first secret: a gateway without secrets leaves nothing behind, even when it is
+    killed.
+    """
+    if state is not None:
+        yield state / "secrets"
+        return
+    folder = Path(tempfile.gettempdir()) / f"faasmoe-secrets-{secrets.token_hex(16)}"
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+import math
 from typing import Final
 
 from aiohttp import web
@@ -17,6 +18,10 @@ from control_plane.errors import (
     PartitionError,
 )
 from control_plane.faas.gateway_access import Credentials
+from control_plane.gateway.provider.function import FunctionKeepsDying
+
+MAX_MESSAGE: Final = 500
+"""The most characters of an error that an answer has: a caller's own text may be a megabyte long."""
 
 # The first class that matches decides.
 _STATUS_AND_CODE: Final = (
@@ -56,18 +61,33 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         status, code = next(
             (status, code) for kind, status, code in _STATUS_AND_CODE if isinstance(error, kind)
         )
+        headers = _advice(error) if status == 503 else {}
         if request.path.startswith("/function/"):
-            return invocation_error(status, code, str(error))
-        return web.Response(status=status, text=f"{error}\n")
+            response = invocation_error(status, code, str(error))
+            response.headers.update(headers)
+            return response
+        return web.Response(status=status, text=one_line(str(error)) + "\n", headers=headers)
 
 
 def invocation_error(status: int, code: str, message: str) -> web.Response:
     """An error of an invocation. The header distinguishes it from an error that the function answered."""
     return web.json_response(
-        {"error": {"code": code, "message": message}},
+        {"error": {"code": code, "message": one_line(message)}},
         status=status,
         headers={"X-OpenFaaS-Internal": "proxy"},
     )
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks, cut to a length that terminals and logs can show."""
+    text = " ".join(message.split())
+    return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "..."
+
+
+def _advice(error: FaaSMoEError) -> dict[str, str]:
+    """When to try again: in whole seconds (RFC 9110, section 10.2.3)."""
+    seconds = error.retry_after if isinstance(error, FunctionKeepsDying) else 1.0
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}
 
 
 def _is_authorized(secret: bytes, authorization: str) -> bool:

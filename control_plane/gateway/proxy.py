@@ -1,5 +1,6 @@
 """Forwards calls to functions, and streams their answers back."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Final
@@ -54,6 +55,7 @@ class FunctionProxy:
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_ADDED_BY_CLIENT,
             auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(),  # each call has its own deadline
         )
 
     async def call(self, request: web.Request, name: str) -> web.StreamResponse:
@@ -93,14 +95,17 @@ class FunctionProxy:
     async def _forward(self, request: web.Request, name: str, process: FunctionProcess) -> web.StreamResponse:
         deadline = self._provider.timeouts.call
         try:
-            async with self._session.request(
-                request.method,
-                URL(process.url + _path_within(request), encoded=True),
-                headers=_forwarded_headers(request, self._provider.behaviour),
-                data=_limited_body(request) if request.can_read_body else None,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=deadline),
-            ) as answer:
+            # Also ends a call whose caller neither sends the rest of its body nor takes the answer.
+            async with (
+                asyncio.timeout(deadline),
+                self._session.request(
+                    request.method,
+                    URL(process.url + _path_within(request), encoded=True),
+                    headers=_forwarded_headers(request, self._provider.behaviour),
+                    data=_limited_body(request) if request.can_read_body else None,
+                    allow_redirects=False,
+                ) as answer,
+            ):
                 return await _relay(answer, request)
         except TimeoutError:
             raise InvocationTimeout(f"function {name} did not answer within {deadline:g} s") from None
@@ -109,7 +114,9 @@ class FunctionProxy:
         except aiohttp.ClientError as error:
             if isinstance(error.__cause__, _CallTooLarge):
                 return _too_large(request)
-            raise GatewayError(f"function {name} broke off the call: {error}") from error
+            await process.wait_ended(_DEATH_NOTICE_S)
+            reason = str(error) if process.alive else process.last_words
+            raise GatewayError(f"function {name} broke off the call: {reason}") from error
 
 
 async def _relay(answer: aiohttp.ClientResponse, request: web.Request) -> web.StreamResponse:
@@ -121,10 +128,12 @@ async def _relay(answer: aiohttp.ClientResponse, request: web.Request) -> web.St
         async for chunk in answer.content.iter_any():
             await response.write(chunk)
         await response.write_eof()
-    except (aiohttp.ClientError, OSError, TimeoutError):
+    except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
         # The status has been sent: only a broken connection can show now that the rest is missing.
         if request.transport is not None:
             request.transport.abort()
+        if isinstance(error, asyncio.CancelledError):
+            raise
     return response
 
 

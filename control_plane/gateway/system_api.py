@@ -8,7 +8,6 @@ import asyncio
 import json
 import platform
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from typing import Final, Protocol, TypeVar
 
 from aiohttp import web
 
-from control_plane.errors import ConfigError
+from control_plane.errors import ConfigError, FunctionUnavailable
 from control_plane.faas.types import (
     DEFAULT_NAMESPACE,
     DeleteFunctionRequest,
@@ -27,8 +26,10 @@ from control_plane.faas.types import (
     to_microseconds,
 )
 from control_plane.gateway.provider.provider import LocalProvider
+from control_plane.gateway.request_body import read_json
 from control_plane.validation import convert
 
+MAX_LOG_READERS: Final = 64
 NAME_IN_PATH: Final = "{name:[-a-zA-Z_0-9.]+}"
 
 
@@ -67,6 +68,7 @@ class SystemApi:
 
     def __init__(self, provider: LocalProvider) -> None:
         self._provider = provider
+        self._log_readers = 0
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -87,7 +89,11 @@ class SystemApi:
 
     async def list_functions(self, request: web.Request) -> web.Response:
         _check_namespace(request.query.get("namespace", ""))
-        return web.json_response([status.to_json() for status in self._provider.describe_all()])
+        functions = [status.to_json() for status in self._provider.describe_all()]
+        if not self._provider.behaviour.lists_available:
+            for function in functions:
+                del function["availableReplicas"]
+        return web.json_response(functions)
 
     async def deploy(self, request: web.Request) -> web.Response:
         await self._provider.deploy(await _read(request, FunctionDeployment.from_json))
@@ -109,20 +115,29 @@ class SystemApi:
     async def scale(self, request: web.Request) -> web.Response:
         body = await _read(request, ScaleServiceRequest.from_json)
         await self._provider.scale(local_name(request), body.replicas)
-        return web.Response(status=202)
+        return web.Response(status=202 if self._provider.behaviour.scales_to_zero else 200)
 
     async def logs(self, request: web.Request) -> web.StreamResponse:
         """Answer with newline-delimited JSON. As in OpenFaaS, `follow` ends at the deadline of a call."""
         _check_namespace(request.query.get("namespace", ""))
         log = self._provider.log(request.query.get("name", ""))
         query = _LogQuery.parse(request.query)
+        if self._log_readers >= MAX_LOG_READERS:
+            raise FunctionUnavailable(f"{MAX_LOG_READERS} others read logs at the moment")
         messages = log.read(query.since, query.tail, query.follow)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        with suppress(TimeoutError):
+        self._log_readers += 1
+        try:
+            # The deadline also ends a reader that takes no more lines.
             async with asyncio.timeout(self._provider.timeouts.call):
+                await response.prepare(request)
                 async for message in messages:
                     await response.write(json.dumps(message.to_json()).encode() + b"\n")
+        except TimeoutError:
+            if request.transport is not None and request.transport.get_write_buffer_size():
+                request.transport.abort()
+        finally:
+            self._log_readers -= 1
         return response
 
     async def list_secrets(self, request: web.Request) -> web.Response:
@@ -174,7 +189,7 @@ def local_name(request: web.Request) -> str:
 
 async def _read(request: web.Request, from_json: Callable[[object], Body]) -> Body:
     try:
-        body = from_json(json.loads(await request.read()))
+        body = from_json(await read_json(request))
     except ValueError as error:
         raise ConfigError(f"cannot read the request: {error}") from None
     _check_namespace(body.namespace)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
@@ -44,6 +44,10 @@ _LAYER: _Values = {
     "function_invocations": attrgetter("invocations"),
     "function_rows": attrgetter("rows"),
     "function_seconds": attrgetter("seconds"),
+}
+_LEDGER: _Values = {
+    "bookings_waiting": attrgetter("waiting"),
+    "bookings_spooled": attrgetter("spooled"),
 }
 _EVICTION_REASONS = ("room", "limit", "idleness")
 _MEMORY_PARTS = ("control_plane", "overhead", "experts")
@@ -87,6 +91,29 @@ class LiveCollector(Collector):
             for layer, counts_of_layer in counts.layers.items()
         ]
         yield from _families(self._model, _LAYER, layers)
+
+
+class Bookings(Protocol):
+    """Counts of bookings, which `Ledger` has."""
+
+    @property
+    def waiting(self) -> int:
+        """Bookings that the database does not have yet."""
+
+    @property
+    def spooled(self) -> int:
+        """Bookings that were written to a file."""
+
+
+class LedgerCollector(Collector):
+    """Reads the metrics of usage."""
+
+    def __init__(self, model_name: str, bookings: Bookings) -> None:
+        self._model = model_name
+        self._bookings = bookings
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _families(self._model, _LEDGER, [((), self._bookings)])
 
 
 class ScalingCollector(Collector):

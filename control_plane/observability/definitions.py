@@ -136,6 +136,9 @@ _DEFINITIONS = (
     Definition("counter", "scale_actions", "Actions of the autoscaler.", ("action",)),
     Definition("gauge", "memory_used_bytes", "Bytes of memory in use, by what uses them.", ("part",)),
     Definition("gauge", "memory_budget_bytes", "Bytes of memory that all parts together may use."),
+    # Usage.
+    Definition("gauge", "bookings_waiting", "Bookings of usage that the database does not have yet."),
+    Definition("counter", "bookings_spooled", "Bookings written to a file, for lack of the database."),
     # Tenants; only for an operator.
     Definition("counter", "tenant_requests", "Requests that have ended, including failed ones.", _TENANT),
     Definition("counter", "tenant_prompt_tokens", "Prompt tokens of requests that have ended.", _TENANT),

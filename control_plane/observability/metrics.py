@@ -7,10 +7,19 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.core import EngineStatus
 from control_plane.faas.statistics import FunctionStatistics
-from control_plane.observability.collectors import LiveCollector, ScalingCollector
+from control_plane.observability.collectors import (
+    Bookings,
+    LedgerCollector,
+    LiveCollector,
+    ScalingCollector,
+)
 from control_plane.observability.definitions import METRICS
 from control_plane.observability.request_record import RequestRecord
 
+MAX_TENANTS = 1000
+"""The most tenants that have series of their own."""
+OTHER_TENANTS = "(others)"
+"""The label of all other tenants. No tenant can have this name."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The media type of `Metrics.render`."""
 
@@ -28,6 +37,7 @@ class Metrics:
         functions: Mapping[str, FunctionStatistics],
         memory: Callable[[], MemoryUse],
         scale_actions: Mapping[str, int],
+        bookings: Bookings,
     ) -> None:
         self._registry = CollectorRegistry()
         self._tenant_registry = CollectorRegistry()
@@ -35,6 +45,7 @@ class Metrics:
         self._tenants = _TenantMetrics(self._tenant_registry, model_name)
         self._registry.register(LiveCollector(model_name, engine_status, functions))
         self._registry.register(ScalingCollector(model_name, memory, scale_actions))
+        self._registry.register(LedgerCollector(model_name, bookings))
         ProcessCollector(registry=self._registry)
 
     def request_finished(self, record: RequestRecord) -> None:
@@ -51,7 +62,7 @@ class Metrics:
         self._requests.failed(status)
 
     def render(self, with_tenants: bool) -> bytes:
-        """Format all metrics as text. Those by tenant reveal the tenants' names: only for operators."""
+        """Format all metrics as text. Those by tenant reveal names and usage: only for operators."""
         return generate_latest(self._registry) + (
             generate_latest(self._tenant_registry) if with_tenants else b""
         )
@@ -90,7 +101,10 @@ class _RequestMetrics:
 
 
 class _TenantMetrics:
-    """The metrics that have a label for the tenant."""
+    """The metrics that have a label for the tenant.
+
+    Clients of an open server make up names of tenants: after `MAX_TENANTS`, the others share their series.
+    """
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         self._model = model_name
@@ -100,9 +114,10 @@ class _TenantMetrics:
         self._expert_invocations = METRICS["tenant_expert_invocations"].counter(registry)
         self._expert_seconds = METRICS["tenant_expert_seconds"].counter(registry)
         self._refusals = METRICS["tenant_refusals"].counter(registry)
+        self._known: set[str] = set()
 
     def finished(self, record: RequestRecord) -> None:
-        labels = (self._model, record.tenant)
+        labels = (self._model, self._label(record.tenant))
         self._requests.labels(*labels).inc()
         self._prompt_tokens.labels(*labels).inc(record.prompt_tokens)
         self._generation_tokens.labels(*labels).inc(record.generated_tokens)
@@ -110,4 +125,9 @@ class _TenantMetrics:
         self._expert_seconds.labels(*labels).inc(record.expert_seconds)
 
     def refused(self, tenant: str, reason: str) -> None:
-        self._refusals.labels(self._model, tenant, reason).inc()
+        self._refusals.labels(self._model, self._label(tenant), reason).inc()
+
+    def _label(self, tenant: str) -> str:
+        if len(self._known) < MAX_TENANTS:
+            self._known.add(tenant)
+        return tenant if tenant in self._known else OTHER_TENANTS

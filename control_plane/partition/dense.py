@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
+from control_plane.files import parse_json_object
 from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.tensor_writer import TensorEntry
+from control_plane.validation import Invalid, convert
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 from functions.kernels.packed_expert import HALF_TILE, ExpertShape
 from functions.kernels.packed_matrix import TILE_ROWS, LinearShape, pack_matrix
@@ -143,8 +145,15 @@ def dense_metadata(tensors: Sequence[DenseTensor]) -> dict[str, str]:
 
 
 def packed_shapes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the packed matrices by name, from the metadata that `dense_metadata` made."""
-    return {name: tuple(shape) for name, shape in json.loads(metadata.get("packed", "{}")).items()}
+    """The shapes of the packed matrices by name, from the metadata that `dense_metadata` made.
+
+    Raises PartitionError for other metadata.
+    """
+    shapes = parse_json_object(metadata.get("packed", "{}").encode(), "the dense file's metadata")
+    try:
+        return convert(shapes, dict[str, tuple[int, ...]])
+    except Invalid as error:
+        raise PartitionError(f"the dense file's metadata: {error}") from error
 
 
 def _packable(tensors: Mapping[str, Tensor], tied_head: bool) -> Iterator[PackedLinearPlan | PackedGatedPlan]:

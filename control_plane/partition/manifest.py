@@ -15,17 +15,29 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, to_builtins
 
 from control_plane.errors import PartitionError
+from control_plane.files import read_json_object
+from control_plane.partition.checkpoint.families import ModelConfig
+from control_plane.partition.checkpoint.reader import CONFIG_FILE, MAX_CONFIG_NBYTES
 from control_plane.partition.partition_files import (
     Block,
+    ExpertCount,
     Number,
     PagesNbytes,
     PartitionFile,
     Size,
+    check_inside,
     is_ascending,
     verify_checksum,
 )
-from control_plane.validation import Invalid, convert
-from functions.contract.manifest import FORMAT, MANIFEST_FILE
+from control_plane.validation import MAX_QUOTED, Invalid, convert
+from functions.contract.manifest import (
+    FORMAT,
+    MANIFEST_FILE,
+    MAX_MANIFEST_NBYTES,
+    PAGE_NBYTES,
+    format_problem,
+)
+from functions.kernels.packed_expert import ExpertShape
 
 FloatDtype = Annotated[str, Meta(pattern=r"^(f32|bf16)\Z", description="f32 or bf16")]
 
@@ -46,8 +58,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     expert_dtype: str
     hidden_size: Size
     intermediate_size: Size
-    num_experts: Size
-    num_experts_per_tok: Size
+    num_experts: ExpertCount
+    num_experts_per_tok: ExpertCount
     experts_per_function: Size
     layers_per_function: Size
     moe_layers: tuple[Number, ...]
@@ -78,18 +90,12 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     def load(cls, folder: Path) -> "Manifest":
         """Read and check a partition's manifest. Raises `PartitionError`, which names the wrong field."""
         path = folder / MANIFEST_FILE
-        try:
-            data = json.loads(path.read_bytes())
-        except OSError as error:
-            raise PartitionError(f"{folder} is not a partition: {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise PartitionError(f"{path} is not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise PartitionError(f"{path} is not a JSON object")
+        if not path.exists():
+            raise PartitionError(f"{folder} is not a partition: {path}: No such file or directory")
+        data = read_json_object(path, MAX_MANIFEST_NBYTES)
         written_format, fingerprint = data.pop("format", None), data.pop("fingerprint", None)
-        # Compared as text, since True and 1.0 are equal to 1.
-        if repr(written_format) != str(FORMAT):
-            raise PartitionError(f"{path}: format {written_format!r} is not known, only {FORMAT}")
+        if problem := format_problem(written_format):
+            raise PartitionError(f"{path}: {problem}")
         try:
             manifest = convert(data, cls)
             _check(manifest)
@@ -97,6 +103,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
             raise PartitionError(f"{path}: {error}") from error
         if manifest.fingerprint != fingerprint:
             raise PartitionError(f"{path} was changed: its fingerprint does not match its content")
+        check_inside(
+            folder, [manifest.dense.file, *manifest.files, *(block.file for block in manifest.blocks)]
+        )
         return manifest
 
     def save(self, folder: Path) -> None:
@@ -120,6 +129,14 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         for name, sha256 in self.files.items():
             verify_checksum(folder / name, sha256)
         self.dense.verify(folder)
+        self._verify_config(folder / CONFIG_FILE)
+
+    def _verify_config(self, path: Path) -> None:
+        """The model is built from config.json, whose numbers must be this partition's."""
+        config = ModelConfig.from_json(read_json_object(path, MAX_CONFIG_NBYTES))
+        for field in ("hidden_size", "intermediate_size", "num_experts", "num_experts_per_tok", "moe_layers"):
+            if getattr(config, field) != getattr(self, field):
+                raise PartitionError(f"{path} and the manifest differ in {field}")
 
     def _content(self) -> dict[str, Any]:
         return {"format": FORMAT, **to_builtins(self, str_keys=True)}
@@ -129,7 +146,10 @@ def _check(manifest: Manifest) -> None:
     """Raise `Invalid` for the first rule between fields that is broken; `convert` has checked the types."""
     for field in ("dense_dtype", "expert_dtype"):
         if (dtype := getattr(manifest, field)) not in (manifest.dtype, "int8"):
-            raise Invalid(field, f"is {dtype!r}, not {manifest.dtype} or int8")
+            raise Invalid(field, f"is {dtype[:MAX_QUOTED]!r}, not {manifest.dtype} or int8")
+    if manifest.num_experts_per_tok > manifest.num_experts:
+        raise Invalid("num_experts_per_tok", f"is {manifest.num_experts_per_tok} of {manifest.num_experts}")
+    _check_expert_nbytes(manifest)
     if not is_ascending(manifest.moe_layers):
         raise Invalid("moe_layers", "are not ascending layer numbers")
     manifest.dense.check("dense")
@@ -142,6 +162,16 @@ def _check(manifest: Manifest) -> None:
         if block.nbytes != nbytes:
             raise Invalid(f"{where}.nbytes", f"is {block.nbytes}, its experts need {nbytes}")
     _check_coverage(manifest)
+
+
+def _check_expert_nbytes(manifest: Manifest) -> None:
+    """The kernel reads as many bytes as an expert's sizes need."""
+    shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
+    needed = -(-shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
+    if manifest.expert_nbytes != needed:
+        raise Invalid(
+            "expert_nbytes", f"is {manifest.expert_nbytes}, an expert of these sizes needs {needed}"
+        )
 
 
 def _check_coverage(manifest: Manifest) -> None:

@@ -1,8 +1,10 @@
 """The files of a partition, as its manifest describes them."""
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BufferedReader
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +12,14 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from control_plane.errors import PartitionError
-from control_plane.validation import Invalid
-from functions.contract.manifest import PAGE_NBYTES
+from control_plane.files import regular_size
+from control_plane.validation import MAX_QUOTED, Invalid
+from functions.contract.manifest import MAX_EXPERTS, PAGE_NBYTES, ExpertChecksum
 
 FUNCTION_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 """The function names that OpenFaaS accepts: DNS labels."""
 
+_READ_NBYTES = 1 << 20
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LARGEST = 2**62
 
@@ -29,6 +33,12 @@ Experts = Annotated[tuple[Number, ...], Meta(description="a list of expert numbe
 ExpertsByLayer = Annotated[
     Mapping[Number, Experts], Meta(description="an object of layer numbers with lists of expert numbers")
 ]
+ExpertCount = Annotated[
+    int, Meta(ge=1, le=MAX_EXPERTS, description=f"a whole number from 1 to {MAX_EXPERTS}")
+]
+_CHECKSUM = "an object of layer numbers with lists of checksums of 16 hexadecimal digits"
+Checksum = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z", description=_CHECKSUM)]
+ChecksumsByLayer = Annotated[Mapping[Number, tuple[Checksum, ...]], Meta(description=_CHECKSUM)]
 
 
 class PartitionFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,33 +50,40 @@ class PartitionFile(Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self, where: str) -> None:
         """Raise `Invalid` for a path outside the folder, or a checksum that is not SHA-256 in hex."""
-        if not {"", ".", ".."}.isdisjoint(self.file.split("/")):
-            raise Invalid(where, f"{self.file!r} is not a file in the partition")
+        if not {"", ".", ".."}.isdisjoint(self.file.split("/")) or not self.file.isprintable():
+            raise Invalid(where, f"{self.file[:MAX_QUOTED]!r} is not a file in the partition")
         if not _SHA256.fullmatch(self.sha256):
             raise Invalid(where, "sha256 is not 64 hexadecimal digits")
 
     def verify(self, folder: Path) -> None:
         """Raise PartitionError if the file in `folder` is missing or differs."""
         path = folder / self.file
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+        size = regular_size(path)
         if size != self.nbytes:
             raise PartitionError(f"{path} has {size} bytes, the manifest says {self.nbytes}")
-        verify_checksum(path, self.sha256)
+        try:
+            with path.open("rb") as file:
+                found = self._sha256_of(file, path)
+        except OSError as error:
+            raise PartitionError(f"cannot read {path}: {error.strerror}") from error
+        if found != self.sha256:
+            raise PartitionError(f"{path} is damaged: its checksum differs from the manifest's")
+
+    def _sha256_of(self, file: BufferedReader, path: Path) -> str:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Block(PartitionFile, frozen=True, forbid_unknown_fields=True):
     """The experts of one function: a safetensors file with one page-aligned range of bytes per expert.
 
     `offset` is the byte at which the first expert starts. `experts` maps each layer to its experts; both are
-    in the order of the file.
+    in the order of the file. `checksums` maps each layer to its experts' checksums, in the same order.
     """
 
     function: str
     offset: PagesNbytes
     experts: ExpertsByLayer
+    checksums: ChecksumsByLayer
 
     @property
     def num_experts(self) -> int:
@@ -89,12 +106,30 @@ class Block(PartitionFile, frozen=True, forbid_unknown_fields=True):
         """Raise `Invalid` for what a file is refused for, a wrong name, or experts that are out of order."""
         super().check(where)
         if not FUNCTION_NAME.fullmatch(self.function):
-            raise Invalid(f"{where}.function", f"{self.function!r} is not a function's name")
+            raise Invalid(f"{where}.function", f"{self.function[:MAX_QUOTED]!r} is not a function's name")
         if not is_ascending(list(self.experts)):
             raise Invalid(f"{where}.experts", "its layers are not ascending")
         for layer, experts in self.experts.items():
             if not is_ascending(experts):
                 raise Invalid(f"{where}.experts", f"the experts of layer {layer} are not ascending")
+        counts = ({layer: len(each) for layer, each in by.items()} for by in (self.experts, self.checksums))
+        if next(counts) != next(counts):
+            raise Invalid(f"{where}.checksums", "are not one for each expert")
+
+    def _sha256_of(self, file: BufferedReader, path: Path) -> str:
+        """Raises PartitionError for the first expert whose own checksum differs."""
+        whole = hashlib.sha256()
+        _read(file, self.offset, whole.update)
+        for layer, experts in self.experts.items():
+            for expert, checksum in zip(experts, self.checksums[layer], strict=True):
+                own = ExpertChecksum()
+                _read(file, self.expert_nbytes, whole.update, own.update)
+                if own.hexdigest() != checksum:
+                    raise PartitionError(
+                        f"{path} is damaged: the checksum of expert {expert} of layer {layer} differs from "
+                        "the manifest's"
+                    )
+        return whole.hexdigest()
 
 
 def is_ascending(numbers: Sequence[int]) -> bool:
@@ -103,11 +138,21 @@ def is_ascending(numbers: Sequence[int]) -> bool:
 
 
 def verify_checksum(path: Path, sha256: str) -> None:
-    """Raise PartitionError if a file cannot be read, or has another SHA-256 (hex)."""
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
-    if found != sha256:
-        raise PartitionError(f"{path} is damaged: its checksum differs from the manifest's")
+    """Raise PartitionError if a file of any size cannot be read, or has another SHA-256 (hex)."""
+    PartitionFile(path.name, regular_size(path), sha256).verify(path.parent)
+
+
+def check_inside(folder: Path, files: Iterable[str]) -> None:
+    """Raise PartitionError if one of the files is a link, or in one, that leads out of the folder."""
+    home = os.path.join(os.path.realpath(folder), "")
+    for file in files:
+        if not os.path.realpath(folder / file).startswith(home):
+            raise PartitionError(f"{folder / file} is a link out of the partition")
+
+
+def _read(file: BufferedReader, nbytes: int, *users: Callable[[bytes], object]) -> None:
+    """Pass the next `nbytes` bytes of the file on, piece by piece, or those up to its end."""
+    while nbytes and (data := file.read(min(nbytes, _READ_NBYTES))):
+        for use in users:
+            use(data)
+        nbytes -= len(data)

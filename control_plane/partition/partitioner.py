@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
-from control_plane.files import partial_folder
+from control_plane.files import partial_folder, regular_size
 from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import dense_metadata
@@ -20,12 +20,15 @@ from control_plane.partition.partition_files import Block, PartitionFile
 from control_plane.partition.plan import BlockPlan, Plan
 from control_plane.partition.profile import Profile
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
+from functions.contract.manifest import ExpertChecksum
 from functions.kernels.packed_expert import pack_expert
 
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
 LAYOUT_VERSION = 1
 """The version of the byte layout of packed experts (`functions.kernels.packed_expert`)."""
+MAX_COMPANION_NBYTES = 256 << 20
+"""The largest tokenizer file that is copied."""
 
 Progress = Callable[[int, int], None]
 """Receives the number of weight bytes written so far, and the total."""
@@ -102,10 +105,18 @@ class _WeightsWriter:
             for layer, expert in block.expert_keys()
         ]
         with TensorWriter(self._folder / name, entries, self._block_metadata()) as file:
-            for key in block.expert_keys():
-                self._write(file, self._packed(key))
+            checksums = {
+                layer: tuple(self._write_expert(file, (layer, expert)) for expert in experts)
+                for layer, experts in block.experts.items()
+            }
         experts = {layer: tuple(experts) for layer, experts in block.experts.items()}
-        return Block(name, file.nbytes, file.sha256, block.function, file.data_offset, experts)
+        return Block(name, file.nbytes, file.sha256, block.function, file.data_offset, experts, checksums)
+
+    def _write_expert(self, file: TensorWriter, key: ExpertKey) -> str:
+        """Append an expert; returns its checksum."""
+        packed = self._packed(key)
+        self._write(file, packed)
+        return ExpertChecksum(packed.data).hexdigest()
 
     def _block_metadata(self) -> dict[str, str]:
         shape = self._plan.shape
@@ -147,6 +158,8 @@ def _check_space(folder: Path, nbytes: int) -> None:
 
 def _copy(source: Path, folder: Path) -> str:
     """Copy a file into a folder; returns its SHA-256 (hex)."""
+    if regular_size(source) > MAX_COMPANION_NBYTES:
+        raise PartitionError(f"{source} is larger than {MAX_COMPANION_NBYTES >> 20} MiB")
     try:
         data = source.read_bytes()
     except OSError as error:

@@ -52,7 +52,8 @@ class Profile:
                 if metadata.get("format") != _FORMAT:
                     raise PartitionError(f"{path} is not a profile, as `faasmoe profile` writes it")
                 use, together = file.get_tensor("use"), file.get_tensor("together")
-        except (OSError, SafetensorError) as error:
+        # NumPy does not know every dtype of safetensors, and says so by TypeError or AttributeError.
+        except (OSError, SafetensorError, TypeError, AttributeError) as error:
             raise PartitionError(f"{path} is not a profile that can be read: {error}") from error
         if problem := _problem(use, together):
             raise PartitionError(f"{path} is damaged: {problem}")

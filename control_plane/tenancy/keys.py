@@ -8,6 +8,7 @@ from control_plane.errors import ConfigError
 
 MIN_KEY_CHARACTERS = 20
 """Least length of a key that a person chose."""
+_MAX_FILE_BYTES = 4096
 
 
 def new_key() -> str:
@@ -40,7 +41,12 @@ def checked_key(key: str, what: str = "the key") -> str:
 def read_key(path: Path) -> str:
     """Read a key from a file, without surrounding white space. Raises `ConfigError`."""
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        text = data.decode()
+    # ValueError: the path or the content is no text.
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the key file {path}: {error}") from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise ConfigError(f"the key file {path} has more than {_MAX_FILE_BYTES} bytes")
     return checked_key(text.strip(), f"the key in {path}")

@@ -1,4 +1,4 @@
-"""Usage of tenants: one request's booking, and sums of bookings."""
+"""Usage of tenants: one request's booking, entries of bookings, and sums of bookings."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,17 @@ class Booking:
     expert_invocations: float
     """The tenant's share of invocations; not whole where invocations had rows of several tenants."""
     expert_seconds: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Bookings that are written together, and only once however often they are written again."""
+
+    writer: str
+    """Random name of the server's process."""
+    number: int
+    """Each writer's entries are written in ascending order."""
+    bookings: tuple[Booking, ...]
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,60 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from xxhash import xxh3_64
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """The version of the partition format."""
 PAGE_NBYTES = 4096
 """Experts in a block file start at multiples of this, so that direct reads can fetch each of them alone."""
+ExpertChecksum = xxh3_64
+"""The hash of an expert's bytes. It is computed without Python's lock: other threads run meanwhile."""
+MAX_MANIFEST_NBYTES = 16 << 20
+MAX_EXPERTS = 1 << 15
+"""Experts of a layer: an invocation has their numbers as int16."""
+
+MAX_PATH_LENGTH = 400
+MAX_PROBLEM = 200
+"""The most characters of an error that quotes the manifest."""
+
+_LARGEST = 1 << 62
+_MAX_TABLE = 1 << 22
+"""Layers of a block times experts of a layer."""
 
 
 class ManifestError(Exception):
-    """`manifest.json` cannot be read, or does not name the function."""
+    """`manifest.json` cannot be read, or does not describe the function's block."""
+
+
+class StoredExpert(NamedTuple):
+    """One expert in a block file."""
+
+    layer: int
+    number: int
+    """In the layer."""
+    checksum: str
+    """The hex digest of `ExpertChecksum` over its bytes in the file."""
+
+
+def format_problem(found: object) -> str | None:
+    """What is wrong with a manifest's format; None if it can be read."""
+    # Compared as text, since True and 2.0 are equal to numbers.
+    if repr(found) == str(FORMAT):
+        return None
+    return f"format {str(found)[:20]!r} is not {FORMAT}: split the checkpoint again with `faasmoe partition`"
 
 
 @dataclass(frozen=True)
 class FunctionManifest:
     """The model's sizes, and the block of one function.
 
-    The control plane checks the whole manifest when it loads a partition; a function only reads it.
+    A function reads only what it needs, and checks what its own memory and answers depend on; the control
+    plane checks the whole manifest.
     """
 
     fingerprint: str
@@ -47,22 +81,34 @@ class FunctionManifest:
     """Bytes of the block file."""
     offset: int
     """The byte of the block file at which its first expert begins."""
-    experts: Mapping[int, Sequence[int]]
-    """The block's experts by layer, in the order of the block file."""
+    experts: Sequence[StoredExpert]
+    """The block's experts in the order of the block file: by layer, then by number."""
 
     @classmethod
     def read(cls, partition: Path, function: str) -> "FunctionManifest":
         """Read the manifest in the folder `partition`; raises `ManifestError`."""
         path = partition / MANIFEST_FILE
         try:
-            document = json.loads(path.read_bytes())
-            blocks = document["blocks"]
-            block = next((block for block in blocks if block["function"] == function), None)
+            document = _read(path)
+            if problem := format_problem(document["format"]):
+                raise ManifestError(f"{path}: {problem}")
+            block = next((block for block in document["blocks"] if block["function"] == function), None)
             if block is None:
                 raise ManifestError(f"{path} has no function {function!r}")
-            return cls._from_json(document, block)
+            manifest = cls._from_json(document, block)
+            manifest._check()
+            return manifest
         except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-            raise ManifestError(f"cannot read {path}: {type(error).__name__}: {error}") from error
+            problem = f"{type(error).__name__}: {error}"
+            raise ManifestError(f"cannot read {path}: {problem[:MAX_PROBLEM]}") from error
+
+    def is_replaced(self, partition: Path) -> bool:
+        """Whether the folder now has the manifest of another partition."""
+        try:
+            fingerprint = _read(partition / MANIFEST_FILE)["fingerprint"]
+        except (LookupError, OSError, RecursionError, TypeError, ValueError):
+            return False
+        return bool(fingerprint != self.fingerprint)
 
     @classmethod
     def _from_json(cls, document: Mapping[str, Any], block: Mapping[str, Any]) -> "FunctionManifest":
@@ -81,5 +127,44 @@ class FunctionManifest:
             file=block["file"],
             nbytes=block["nbytes"],
             offset=block["offset"],
-            experts={int(layer): experts for layer, experts in block["experts"].items()},
+            experts=[
+                StoredExpert(int(layer), number, checksum)
+                for layer, numbers in block["experts"].items()
+                for number, checksum in zip(numbers, block["checksums"][layer], strict=True)
+            ],
         )
+
+    def _check(self) -> None:
+        """Raise ValueError for numbers that are none, that are absurd, or that contradict each other."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in (int, str) and type(value) is not field.type:
+                raise ValueError(f"{field.name} is {str(value)[:20]!r}")
+            if field.type is int and not 0 <= value <= _LARGEST:
+                raise ValueError(f"{field.name} is out of range")
+        if self.dtype not in ("f32", "bf16") or self.expert_dtype not in (self.dtype, "int8"):
+            raise ValueError(f"dtypes are {self.dtype[:20]!r} and {self.expert_dtype[:20]!r}")
+        if not 1 <= self.num_experts_per_tok <= self.num_experts <= MAX_EXPERTS:
+            raise ValueError(f"{self.num_experts_per_tok} of {self.num_experts} experts per token")
+        if not all(type(number) is int and 0 <= number < self.num_experts for _, number, _ in self.experts):
+            raise ValueError(f"experts are not numbers below {self.num_experts}")
+        if not all(0 <= layer <= _LARGEST for layer, _, _ in self.experts):
+            raise ValueError("layers are out of range")
+        if len({layer for layer, _, _ in self.experts}) * self.num_experts > _MAX_TABLE:
+            raise ValueError("there are too many layers")
+        if self.expert_nbytes % PAGE_NBYTES or self.offset % PAGE_NBYTES:
+            raise ValueError("experts are not whole pages")
+        if self.nbytes != self.offset + len(self.experts) * self.expert_nbytes or not self.experts:
+            raise ValueError(f"{len(self.experts)} experts do not fill {self.nbytes} bytes")
+        path = Path(self.file)
+        if path.is_absolute() or ".." in path.parts or len(self.file) > MAX_PATH_LENGTH:
+            raise ValueError(f"{self.file[:80]!r} is not in the partition")
+
+
+def _read(path: Path) -> Any:
+    """The JSON document in a file. Raises OSError, ValueError or RecursionError."""
+    with path.open("rb") as file:
+        data = file.read(MAX_MANIFEST_NBYTES + 1)
+    if len(data) > MAX_MANIFEST_NBYTES:
+        raise ValueError(f"has more than {MAX_MANIFEST_NBYTES} bytes")
+    return json.loads(data)

@@ -1,7 +1,8 @@
 """The expert block that a function serves, and how it answers an invocation."""
 
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from functions.contract.manifest import FunctionManifest, ManifestError
 from functions.contract.messages import Invocation
-from functions.contract.process import UNKNOWN_EXPERT
-from functions.expert.block_file import BlockFile, BlockReadError
+from functions.contract.process import DAMAGED, UNKNOWN_EXPERT
+from functions.expert.block_file import BlockDamaged, BlockFile, BlockReadError
 from functions.expert.residency import Residency, Waves
 from functions.host.memory import machine_memory, memory_limit
 from functions.kernels import MAX_THREADS, ExpertShape, GatedFFNKernel
@@ -43,15 +44,15 @@ class InvocationRefused(Exception):
 class ExpertBlock:
     """One function's experts. Safe to use from several threads at once."""
 
-    model: str
-    """The fingerprint of the partition's manifest."""
+    partition: Path
+    manifest: FunctionManifest
+    on_replaced: Callable[[], None]
+    """Called when the folder has come to hold another partition, which this block cannot read."""
     dtype: np.dtype[Any]
     """The activations' dtype: float32, or uint16 for the bits of bf16."""
     shape: ExpertShape
     positions: Mapping[int, NDArray[np.int64]]
     """Positions of experts in the block, by layer and expert; -1 for other blocks' experts."""
-    top_k: int
-    """The most experts that a row can have."""
     residency: Residency
     kernel: GatedFFNKernel
     threads: int
@@ -64,6 +65,7 @@ class ExpertBlock:
         kernel: GatedFFNKernel,
         threads: int | None,
         limit: int | None = None,
+        on_replaced: Callable[[], None] = lambda: None,
     ) -> "ExpertBlock":
         """Open the block of `function`; raises `BlockError`.
 
@@ -73,29 +75,28 @@ class ExpertBlock:
         try:
             manifest = FunctionManifest.read(partition, function)
             positions = _positions(manifest)
-            layer_of = np.repeat(list(positions), [len(experts) for experts in manifest.experts.values()])
             limit = _share_of_memory(manifest) if limit is None else limit
-            file = _open(partition / manifest.file, manifest.nbytes)
             return cls(
-                model=manifest.fingerprint,
+                partition=partition,
+                manifest=manifest,
+                on_replaced=on_replaced,
                 dtype=_ACTIVATION_DTYPE[manifest.dtype],
-                shape=ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype),
+                shape=_shape(manifest),
                 positions=positions,
-                top_k=manifest.num_experts_per_tok,
-                residency=Residency(file, manifest.offset, layer_of, manifest.expert_nbytes, limit),
+                residency=Residency(_open(partition, manifest), limit),
                 kernel=kernel,
                 threads=threads or _share_of_cores(positions),
             )
         except ManifestError as error:
             raise BlockError(str(error)) from error
-        except (LookupError, OSError, TypeError, ValueError) as error:
+        except (LookupError, MemoryError, OSError, OverflowError, ValueError) as error:
             problem = f"{type(error).__name__}: {error}"
             raise BlockError(f"cannot open the block of {function} in {partition}: {problem}") from error
 
     @property
     def num_experts(self) -> int:
         """How many experts this block has, over all its layers."""
-        return sum(int((positions >= 0).sum()) for positions in self.positions.values())
+        return len(self.manifest.experts)
 
     @property
     def fits_beside_client(self) -> bool:
@@ -123,10 +124,21 @@ class ExpertBlock:
         try:
             with self.residency.call(positions, counts[experts], rows, predicted) as waves:
                 return self._weighted_sums(invocation, experts, waves), waves.cold
+        except BlockDamaged as error:
+            raise self._damage(error) from error
         except BlockReadError as error:
             raise InvocationRefused(500, "unreadable", str(error)) from error
         except TimeoutError as error:
             raise InvocationRefused(503, "busy", str(error)) from error
+
+    def _damage(self, error: BlockDamaged) -> InvocationRefused:
+        """The answer for a damaged expert; has the function end if the whole partition is another one."""
+        if self.manifest.is_replaced(self.partition):
+            message = f"{self.partition} has another partition now: the function ends, to be started anew"
+            print(message, file=sys.stderr, flush=True)
+            self.on_replaced()
+            return InvocationRefused(503, "replaced", message)
+        return InvocationRefused(500, DAMAGED, f"{error}: run `faasmoe verify`")
 
     def _weighted_sums(
         self, invocation: Invocation, experts: NDArray[np.int64], waves: Waves
@@ -167,8 +179,8 @@ class ExpertBlock:
 
     def _positions_for(self, invocation: Invocation) -> NDArray[np.int64]:
         """The positions of the layer's experts; raises `InvocationRefused` for a wrong model or shape."""
-        if invocation.model != self.model:
-            message = f"this block is of model {self.model}, not {invocation.model!r}"
+        if invocation.model != self.manifest.fingerprint:
+            message = f"this block is of model {self.manifest.fingerprint}, not {invocation.model!r}"
             raise InvocationRefused(409, "wrong_model", message)
         positions = self.positions.get(invocation.layer)
         if positions is None:
@@ -176,21 +188,16 @@ class ExpertBlock:
             raise InvocationRefused(400, "wrong_layer", message)
         hidden_states = invocation.hidden_states
         if hidden_states.dtype != self.dtype:
-            raise InvocationRefused(400, "wrong_dtype", f"hidden_states is not {self.dtype_name}")
+            raise InvocationRefused(400, "wrong_dtype", f"hidden_states is not {self.manifest.dtype}")
         if hidden_states.shape[1] != self.shape.hidden_size:
             shape = list(hidden_states.shape)
             message = f"hidden_states is {shape}, its rows must have {self.shape.hidden_size} values"
             raise InvocationRefused(400, "wrong_shape", message)
-        if invocation.expert_index.shape[1] > self.top_k:
+        if invocation.expert_index.shape[1] > (top_k := self.manifest.num_experts_per_tok):
             # The kernel needs memory for each of them: a small body could ask for any amount.
-            message = f"a row has {self.top_k} experts at most, not {invocation.expert_index.shape[1]}"
+            message = f"a row has {top_k} experts at most, not {invocation.expert_index.shape[1]}"
             raise InvocationRefused(400, "wrong_shape", message)
         return positions
-
-    @property
-    def dtype_name(self) -> str:
-        """The activations' dtype, by its name in the manifest."""
-        return next(name for name, dtype in _ACTIVATION_DTYPE.items() if dtype == self.dtype)
 
 
 def _refuse_absent(layer: int, experts: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
@@ -210,12 +217,24 @@ def _only(experts: NDArray[np.int64], index: NDArray[np.int16], num_experts: int
     return np.where(chosen[index], index, np.int16(-1))
 
 
-def _open(path: Path, nbytes: int) -> BlockFile:
-    """Open a block file; raises OSError, and `BlockError` unless it has the manifest's size."""
-    file = BlockFile(path)
-    if file.nbytes != nbytes:
+def _shape(manifest: FunctionManifest) -> ExpertShape:
+    """The sizes of an expert; raises ValueError if its place in the file is too small for them."""
+    shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
+    if shape.nbytes > manifest.expert_nbytes:
+        raise ValueError(f"an expert needs {shape.nbytes} bytes, its place has {manifest.expert_nbytes}")
+    return shape
+
+
+def _open(partition: Path, manifest: FunctionManifest) -> BlockFile:
+    """Open the block file; raises OSError, and `BlockError` if it is elsewhere or has another size."""
+    path = partition / manifest.file
+    if not path.resolve().is_relative_to(partition.resolve()):
+        raise BlockError(f"{path} is a link out of the partition")
+    file = BlockFile(path, manifest.offset, manifest.expert_nbytes, manifest.experts)
+    if file.nbytes != manifest.nbytes:
+        problem = f"{path} has {file.nbytes} bytes, its manifest says {manifest.nbytes}"
         file.close()
-        raise BlockError(f"{path} has {file.nbytes} bytes, its manifest says {nbytes}")
+        raise BlockError(problem)
     return file
 
 
@@ -242,12 +261,10 @@ def _share_of_memory(manifest: FunctionManifest) -> int:
 
 
 def _positions(manifest: FunctionManifest) -> dict[int, NDArray[np.int64]]:
-    """Positions of experts in the block, by layer and expert. The block has them in the manifest's order."""
-    first = 0
-    table = {}
-    for layer, experts in manifest.experts.items():
-        positions = np.full(manifest.num_experts, -1, np.int64)
-        positions[experts] = first + np.arange(len(experts))
-        first += len(experts)
-        table[layer] = positions
+    """Positions of experts in the block, by layer and expert."""
+    table: dict[int, NDArray[np.int64]] = {}
+    for position, expert in enumerate(manifest.experts):
+        if expert.layer not in table:
+            table[expert.layer] = np.full(manifest.num_experts, -1, np.int64)
+        table[expert.layer][expert.number] = position
     return table

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, field
 from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
 from functions.contract.process import HEALTH_PATH, METRICS_PATH, READY_PATH, RESIDENCY_PATH
 from functions.contract.safetensors_codec import CONTENT_TYPE, WireError
+from functions.contract.secret import UNAUTHORIZED
+from functions.expert.authentication import Authentication
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
-from functions.expert.http_messages import FunctionRequest, FunctionResponse
+from functions.http.messages import FunctionRequest, FunctionResponse
 
 _PROBES = frozenset({HEALTH_PATH, READY_PATH, METRICS_PATH})
 _GAUGES = frozenset({"limit_bytes", "resident_experts", "resident_bytes", "overhead_bytes"})
@@ -35,6 +37,8 @@ class ExpertFunction:
 
     max_in_flight: int
     """Invocations at once; more are refused."""
+    authentication: Authentication | None = None
+    """Decides who may call; None lets everybody."""
     block: ExpertBlock | None = None
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
     """A random name of this process."""
@@ -54,10 +58,12 @@ class ExpertFunction:
             return self._ready()
         if request.path == METRICS_PATH:
             return FunctionResponse(body=[self._metrics().encode()])
+        if request.path not in ("/", RESIDENCY_PATH):
+            return FunctionResponse.error(404, "not_found", f"no such path: {request.path}")
+        if self.authentication is not None and not self.authentication.allows(request.caller_proof):
+            return self._refuse(401, UNAUTHORIZED, "the caller does not prove that it has the secret")
         if request.path == RESIDENCY_PATH:
             return self._residency(request)
-        if request.path != "/":
-            return FunctionResponse.error(404, "not_found", f"no such path: {request.path}")
         if request.method != "POST":
             return FunctionResponse.error(405, "method_not_allowed", "invoke with POST")
         return self._invoke(request)
@@ -103,7 +109,8 @@ class ExpertFunction:
         try:
             body, block = self._run(request).encode(), self.block
             after = block.residency.record_call if block else None
-            return FunctionResponse(body=body, content_type=CONTENT_TYPE, after=after)
+            proof = self.authentication.proof if self.authentication else ""
+            return FunctionResponse(body=body, content_type=CONTENT_TYPE, after=after, proof=proof)
         except WireError as error:
             return self._refuse(400, "bad_request", str(error))
         except InvocationRefused as error:

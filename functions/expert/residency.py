@@ -62,19 +62,14 @@ class Waves:
 class Residency:
     """The experts of one block by position: the order in which they lie in its file, layer by layer."""
 
-    def __init__(
-        self, file: BlockFile, start: int, layer_of: NDArray[np.int64], expert_nbytes: int, limit: int
-    ) -> None:
-        """Position 0 begins at byte `start` of the file; `layer_of` [N] is each position's layer.
-
-        `limit` is the most bytes of weights to hold. Raises OSError when there are no addresses for them.
-        """
+    def __init__(self, file: BlockFile, limit: int) -> None:
+        """Hold at most `limit` bytes of weights. Raises OSError when there are no addresses for them."""
         self._file = file
-        self._start = start
-        self._expert_nbytes = expert_nbytes
+        self._expert_nbytes = file.expert_nbytes
         self._limit = limit
-        self._arena = Arena(len(layer_of), expert_nbytes)
-        self._cache = ExpertCache(layer_of, limit // expert_nbytes)
+        self._arena = Arena(len(file.experts), file.expert_nbytes)
+        layer_of = np.array([expert.layer for expert in file.experts], np.int64)
+        self._cache = ExpertCache(layer_of, limit // file.expert_nbytes)
         self._slots: dict[int, int] = {}
         """The arena's slot of each expert that is in memory or being read."""
         self._filled: dict[int, int] = {}
@@ -239,8 +234,7 @@ class Residency:
         stop = self._expert_nbytes
         if read.is_prefetch:
             stop = min(stop, done + PREFETCH_PIECE_BYTES)
-        place = self._arena.place(slot, done, stop)
-        self._file.read_into(place, self._start + read.position * self._expert_nbytes + done)
+        self._file.read(read.position, self._arena.place(slot, 0, self._expert_nbytes), done, stop)
         self._read_bytes += stop - done
         self._filled[read.position] = stop
         return stop == self._expert_nbytes

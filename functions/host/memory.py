@@ -103,12 +103,12 @@ def _files_share() -> int:
     return sizes.get("Pss", 0) - sizes.get("Pss_Anon", 0)
 
 
-def memory_sizes() -> dict[str, int]:
-    """The sums over this process's mappings in smaps_rollup (proc(5)), in bytes: "Pss", "Rss" and others.
+def memory_sizes(process: int | str = "self") -> dict[str, int]:
+    """The sums over a process's mappings in smaps_rollup (proc(5)), in bytes: "Pss", "Rss" and others.
 
     The kernel visits each page for it, which takes milliseconds per gigabyte. Raises OSError.
     """
-    text = Path("/proc/self/smaps_rollup").read_text()
+    text = (_PROC / str(process) / "smaps_rollup").read_text()
     return {name: int(kilobytes) << 10 for name, kilobytes in re.findall(r"^(\w+): +(\d+) kB$", text, re.M)}
 
 

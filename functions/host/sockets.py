@@ -3,11 +3,22 @@
 import socket
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 JOINED_BYTES = 65536
 """Parts of fewer bytes in all are joined first: one copy costs less than sendmsg's longer way."""
 RECEIVE_BUFFER_BYTES = 16384
 """Size of the buffer for a message's first bytes, which are copied: little of a large message."""
+FIRST_BODY_BYTES = 256 << 10
+"""The most memory for an announced body of which little has arrived; then it doubles when it is full."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that binds this host can be reached from this machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def send_all(connection: socket.socket, parts: Sequence[bytes | memoryview]) -> None:
@@ -37,39 +48,55 @@ class BodyBuffer:
 
     The bytes that were received together with the header come through the parser, by `append`. If the header
     announces the body's length, the rest is received from the socket straight into `rest()`, which saves
-    copying it and the parser's work.
+    copying it and the parser's work. Memory is taken as bytes arrive: an announcement alone takes little.
     """
 
-    def __init__(self, max_nbytes: int, max_direct_nbytes: int) -> None:
-        """A body of more than `max_direct_nbytes` gets its memory as it comes, and not at once."""
+    def __init__(self, max_nbytes: int) -> None:
         self._max_nbytes = max_nbytes
-        self._max_direct_nbytes = max_direct_nbytes
         self.data = bytearray()
         """The body, once it is complete."""
+        self._announced = 0
+        self._first_nbytes = 0
         self._filled = 0
-        self._is_direct = False
+        self._rest = memoryview(b"")
 
     def announce(self, nbytes: int) -> None:
         """The header is complete, with the body's length. Raises `MessageTooLarge`."""
         if nbytes > self._max_nbytes:
             raise MessageTooLarge
-        self._is_direct = 0 < nbytes <= self._max_direct_nbytes
-        if self._is_direct:
-            self.data = bytearray(nbytes)
+        self._announced = self._first_nbytes = nbytes
+        while self._first_nbytes > FIRST_BODY_BYTES:
+            self._first_nbytes = (self._first_nbytes + 1) // 2
 
     def append(self, piece: bytes) -> None:
         """Add bytes from the parser. Raises `MessageTooLarge`."""
-        end = self._filled + len(piece)
-        if end > self._max_nbytes:
+        if self._filled + len(piece) > self._max_nbytes:
             raise MessageTooLarge
-        self.data[self._filled : end] = piece
-        self._filled = end
+        self.data += piece
+        self._filled += len(piece)
 
     def rest(self) -> memoryview | None:
-        """The place of the bytes that are still to come; None if they have to go through the parser."""
-        return memoryview(self.data)[self._filled :] if self._is_direct else None
+        """The place of the next bytes that are still to come; None if they have to go through the parser.
+
+        Views that were returned before are invalid from now on, and none of their parts may exist.
+        """
+        if not self._announced:
+            return None
+        self._rest.release()
+        if self._filled == len(self.data):
+            self._grow()
+        self._rest = memoryview(self.data)[self._filled :]
+        return self._rest
 
     def received(self, nbytes: int) -> bool:
         """Count bytes that were received into `rest()`; returns whether the body is complete."""
         self._filled += nbytes
-        return self._filled == len(self.data)
+        return self._filled == self._announced
+
+    def _grow(self) -> None:
+        if self._filled < self._first_nbytes:
+            self.data += bytes(self._first_nbytes - self._filled)
+        else:
+            # The cheapest way to resize it. What it is filled with does not matter.
+            self.data *= 2
+            del self.data[self._announced :]

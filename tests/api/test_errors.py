@@ -1,5 +1,6 @@
 """Errors of requests and of the system have OpenAI's form, and affect no other request."""
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,8 +10,19 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from control_plane.api.openai.errors import KINDS, domain_error_body
+from control_plane.api.openai.headers import error_headers
+from control_plane.api.text.codec import TextCodec
 from control_plane.app import control_plane
 from control_plane.config import ServeConfig
+from control_plane.errors import (
+    FaaSMoEError,
+    Overloaded,
+    RequestTimeout,
+    RetryLater,
+    ShuttingDown,
+    TokenizerError,
+)
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.partition.partitioner import partition
 from tests.support.api_server import IDLE, ApiClient, closed_port, eventually, in_thread, serving
@@ -38,6 +50,25 @@ def lonely_api(chat_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
         gateway_url = URL.build(scheme="http", host="127.0.0.1", port=port)
         with in_thread(control_plane(folder, config, [GatewayAccess(gateway_url)])) as url:
             yield ApiClient(url)
+
+
+INTERNALS = "function demo-l00-g00: http://10.0.0.7:8080 said /var/lib/faasmoe/faasmoe.db"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_errors_of_the_server_s_reveal_nothing(kind: type[FaaSMoEError]) -> None:
+    """The text of a server's error is for the log, unless it was written for clients."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, INTERNALS)
+    error_of_client = KINDS[kind].status < 500
+    for_clients = {ShuttingDown, Overloaded, RequestTimeout}
+    message = domain_error_body(error, "id-5")["error"]["message"]
+    assert (message == INTERNALS) == (error_of_client or kind in for_clients)
+    assert (message.endswith(" id-5") and "demo" not in message) == (message != INTERNALS)
+    if isinstance(error, RetryLater):
+        error.retry_after = 1.0
+    if KINDS[kind].status == 503:
+        assert int(error_headers(error)["Retry-After"])
 
 
 def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
@@ -173,6 +204,28 @@ def test_a_body_that_is_not_json(api: ApiClient, body: bytes) -> None:
     assert refusal(api, COMPLETION, body)["message"].startswith("the body is not JSON")
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"prompt": "a", "prompt": "b"}', b'{"messages": [{"role": "user", "role": "system"}]}']
+)
+def test_a_key_that_is_there_twice(api: ApiClient, body: bytes) -> None:
+    assert refusal(api, COMPLETION, body)["message"] == "the body is not JSON: an object has a key twice"
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "", "json", "\u00e9"]
+)
+@pytest.mark.parametrize("path", [COMPLETION, CHAT, "/tokenize", "/detokenize"])
+def test_a_body_of_another_type(api: ApiClient, path: str, content_type: str) -> None:
+    """Pages of other sites can send a browser's forms and text to an open server, but no JSON."""
+    answer = api.answer("POST", path, {"prompt": "a"}, **{"Content-Type": content_type})
+    assert answer.status == 415
+    assert answer.error["message"] == "the Content-Type must be application/json"
+    good = api.answer(
+        "POST", "/tokenize", {"prompt": "a"}, **{"Content-Type": "Application/JSON; charset=utf-8"}
+    )
+    assert good.status == 200
+
+
 @pytest.mark.parametrize("body", [[], "hello", 5, None])
 def test_a_body_that_is_not_an_object(api: ApiClient, body: Any) -> None:
     for path in (CHAT, COMPLETION):
@@ -239,13 +292,50 @@ def test_a_model_without_a_chat_template(lonely_api: ApiClient) -> None:
     assert "no chat template; use /v1/completions" in error["message"]
 
 
-def test_functions_that_are_unreachable(lonely_api: ApiClient) -> None:
-    # A stream gets the same status: it has not begun yet.
-    for stream in (False, True):
-        error = refusal(lonely_api, COMPLETION, {"prompt": "a", "stream": stream}, status=503)
-        assert error["message"].startswith("function tiny-chat-")
-        assert error["code"] == "function_unavailable"
+@pytest.mark.parametrize("stream", [False, True])
+def test_functions_that_are_unreachable(
+    lonely_api: ApiClient, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream gets the same status: it has not begun yet. Addresses are for the log."""
+    caplog.set_level("WARNING", "control_plane.api")
+    answer = lonely_api.answer("POST", COMPLETION, {"prompt": "a", "stream": stream})
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    assert answer.error["code"] == "function_unavailable"
+    assert answer.error["message"] == (
+        "a function of the model could not be reached; the server's log has the reason, by the request id "
+        + answer.headers["x-request-id"]
+    )
+    (record,) = [each for each in caplog.records if each.msg == "not served: %s"]
+    assert vars(record)["request_id"] == answer.headers["x-request-id"]
+    assert "function tiny-chat-" in record.getMessage()
+    assert "cannot be reached: Connection refused" in record.getMessage()
     assert lonely_api.engine() == IDLE
+
+
+def test_an_error_in_mid_stream_has_a_reference(
+    chat_partition: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its event has OpenAI's form and no internals; the log has them, by the same request id."""
+    endless = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True}
+    original = TextCodec._text
+    calls = itertools.count()
+
+    def panicking(codec: TextCodec, token_ids: list[int]) -> str:
+        if next(calls) > 50:
+            raise TokenizerError(INTERNALS)
+        return original(codec, token_ids)
+
+    with serving(chat_partition, tmp_path / "db", open=True) as api:
+        monkeypatch.setattr(TextCodec, "_text", panicking)
+        *events, last = api.stream(COMPLETION, **endless)
+        assert events
+        assert (last["error"]["code"], last["error"]["type"]) == ("tokenizer_failed", "server_error")
+        request_id = last["error"]["message"].rpartition(" ")[2]
+        (record,) = [each for each in caplog.records if each.msg == "not served: %s"]
+        assert vars(record)["request_id"] == request_id
+        assert INTERNALS in record.getMessage()
+        assert INTERNALS not in str(last)
+        eventually(api.engine, IDLE)
 
 
 def test_a_request_that_takes_too_long(chat_partition: Path, tmp_path: Path) -> None:

@@ -146,9 +146,10 @@ def test_malformed_http(url: URL, data: bytes, caplog: pytest.LogCaptureFixture)
     assert ApiClient(url).ask("POST", "/", b"abc") == (200, 3)
 
 
-def test_an_unsupported_expectation(url: URL, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("end", [b"", b"\x80"])
+def test_an_unsupported_expectation(url: URL, end: bytes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    status, body = exchanged(url, head(b"Expect: " + SECRET.encode(), b"Content-Length: 5"))
+    status, body = exchanged(url, head(b"Expect: " + SECRET.encode() + end, b"Content-Length: 5"))
     assert (status, body["error"]["type"]) == (417, "invalid_request_error")
     assert SECRET not in json.dumps(body) + caplog.text
 

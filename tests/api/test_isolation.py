@@ -63,6 +63,40 @@ def test_an_operator_sees_the_series_of_all_tenants(new_tenant: NewTenant, serve
         assert tenants(other) == set()
 
 
+def test_clients_of_an_open_server_see_no_series_of_tenants(
+    open_server: ApiClient, open_database: Path
+) -> None:
+    """Whoever sends requests there is a tenant; its operator has a key, or reads the database."""
+    assert completion(open_server, user="open-one").status == 200
+    operator = open_server.with_key(add_tenant(open_database, "open-operator", operator=True))
+    named = {dict(labels).get("tenant", "") for _, labels in operator.metrics()}
+    assert "open-one" in named
+    for other in (open_server, open_server.with_key("fm-nobody-s-key")):
+        assert all("tenant" not in dict(labels) for _, labels in other.metrics())
+
+
+def test_gateways_addresses_are_for_operators(new_tenant: NewTenant, server: ApiClient) -> None:
+    tenant, operator = new_tenant("status-one"), new_tenant("status-operator", operator=True)
+    report = operator.status()
+    url = report["gateways"][0]["url"]
+    assert {function["gateway"] for function in report["functions"]} == {url}
+    for other in (tenant, server):
+        seen = other.answer("GET", "/status")
+        assert seen.status == 200
+        assert url not in seen.body.decode()
+        assert seen.json.keys() == report.keys()
+        assert seen.json["gateways"] == [{"url": None, "error": None}]
+
+
+@pytest.mark.parametrize("host", ["rebound.example", "rebound.example:8000", "[", "", "127.0.0.1.example"])
+def test_a_name_that_was_pointed_here_reaches_no_open_server(open_server: ApiClient, host: str) -> None:
+    """A page can make its own name lead here; the browser then takes the server for its site."""
+    for method, path, body in (("POST", COMPLETION, ASK), ("GET", "/v1/models", None)):
+        assert open_server.answer(method, path, body, Host=host).status in (400, 401)
+    for good in ("localhost", "127.0.0.1:5", "[::1]"):
+        assert open_server.answer("GET", "/v1/models", Host=good).status == 200
+
+
 def test_concurrent_answers_are_not_mixed_up(new_tenant: NewTenant) -> None:
     """Many concurrent requests: each answer begins with the word in its own prompt."""
     words = ["amber", "birch", "coral", "delta", "ebony"]

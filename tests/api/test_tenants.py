@@ -163,9 +163,10 @@ def test_queues_are_bounded(chat_partition: Path, tmp_path: Path) -> None:
             assert (full.status, full.error["code"], full.headers["Retry-After"]) == (429, "queue_full", "1")
             assert completion(two).status == 200
             with holding(two, 2):
-                overloaded = completion(three)
+                overloaded = completion(three, n=4)
                 assert (overloaded.status, overloaded.error["code"]) == (503, "overloaded")
                 assert (overloaded.error["type"], overloaded.headers["Retry-After"]) == ("server_error", "1")
+                assert completion(three).status == 200, "each tenant has a place of its own"
         eventually(lambda: completion(three).status, 200)
 
 

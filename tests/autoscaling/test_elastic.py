@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from control_plane import up
 from control_plane.errors import ConfigError
+from functions.contract.secret import CALLER_HEADER, FunctionSecret
 from tests.support.api_server import ApiClient, completion, eventually, serving
 from tests.support.tiny_chat_model import EXPERTS
 
@@ -57,8 +59,10 @@ def test_idle_functions_go_to_zero_and_the_next_request_wakes_them(
 
 
 def test_scaling_and_limits_during_traffic_lose_no_request(
-    chat_partition: Path, tmp_path: Path, expected_text: str
+    chat_partition: Path, tmp_path: Path, expected_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    secret = FunctionSecret("known to the test")
+    monkeypatch.setattr(up, "random_function_secret", lambda: secret)
     with serving(chat_partition, tmp_path / "db", open=True) as api:
         status = api.status()
         gateway = ApiClient(URL(status["gateways"][0]["url"]))
@@ -72,7 +76,8 @@ def test_scaling_and_limits_during_traffic_lose_no_request(
                 limit = {"limit_bytes": 0 if number % 2 else 1 << 30}
                 # A function that sleeps just now answers 503.
                 residency = f"/function/{name}/_/residency"
-                assert gateway.answer("PUT", residency, limit).status in (200, 503)
+                proof = {CALLER_HEADER: secret.caller_proof(name)}
+                assert gateway.answer("PUT", residency, limit, **proof).status in (200, 503)
                 scale = {"serviceName": name, "replicas": 0}
                 assert gateway.answer("POST", f"/system/scale-function/{name}", scale).status == 202
         assert sum(function["cold_starts"] for function in api.status()["functions"]) > len(names)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from control_plane.cli.main import main
-from tests.support.api_server import ApiClient, closed_port
+from tests.support.api_server import ApiClient, add_tenant, closed_port
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
 
@@ -204,3 +204,17 @@ def test_status_as_json(api: ApiClient) -> None:
     assert report["model"] == NAME
     assert report.keys() == api.status().keys()
     assert [function["experts"] for function in report["functions"]] == EXPERTS
+
+
+def test_an_operator_s_status_has_the_gateway_s_address(
+    server: ApiClient, database: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(add_tenant(database, "status-operator", operator=True))
+    shown = {
+        line
+        for key in ([], ["--key-file", tmp_path / "key"])
+        for line in faasmoe("status", *key, "--server", server.url).output.splitlines()
+        if line.startswith("gateway: ")
+    }
+    url = server.with_key((tmp_path / "key").read_text()).status()["gateways"][0]["url"]
+    assert shown == {"gateway: its address is for operators only", f"gateway: {url}"}

@@ -1,7 +1,10 @@
 """The commands that serve, and `deploy`: each problem is reported in one line."""
 
+import resource
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,3 +210,23 @@ def test_a_server_without_tenants_says_how_to_add_one(
     arguments = ("serve", chat_partition, "--port", 0, "--database", database, *at_gateway)
     with running_command(*arguments, temporary=tmp_path) as server:
         assert said in server.wait_for(r".*(?:nobody has a key|serving on).*")
+
+
+@pytest.mark.parametrize("command", ["gateway", "serve", "up"])
+def test_too_few_open_files(chat_partition: Path, tmp_path: Path, command: str) -> None:
+    limited = few_files(command, chat_partition, "--port", 0, hard=64)
+    assert (limited.returncode, limited.stdout) == (1, "")
+    (line,) = limited.stderr.splitlines()
+    assert line.startswith("Error: the server needs 5")
+    assert line.endswith(" open files, and the limit is 64 (see `ulimit -Hn`)")
+
+
+def few_files(*arguments: object, hard: int) -> subprocess.CompletedProcess[str]:
+    """Run `faasmoe` with a limit of open files."""
+    return subprocess.run(
+        [sys.executable, "-m", "control_plane", *map(str, arguments)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard)),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )

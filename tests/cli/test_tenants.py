@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import click
 import pytest
@@ -19,7 +20,7 @@ from control_plane.cli.tenants import tenants
 from control_plane.errors import InvalidApiKey
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
-from control_plane.tenancy.usage import Booking
+from control_plane.tenancy.usage import Booking, Entry
 from tests.support.command_line import error_line, faasmoe, usage_error
 
 
@@ -46,7 +47,7 @@ def shown(database: Path, name: str) -> dict[str, Any]:
 
 def book(database: Path, *bookings: Booking) -> None:
     with TenantStore.open(database) as store:
-        store.book(bookings)
+        store.book([Entry(uuid4().hex, 1, bookings)])
 
 
 @pytest.mark.parametrize("name", sorted(tenants.commands))

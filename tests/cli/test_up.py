@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from yarl import URL
 from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
 from control_plane.up import partition_of
+from tests.support.api_server import ApiClient
 from tests.support.command_line import WAIT_SECONDS, faasmoe, running_command
 from tests.support.tiny_chat_model import EXPERTS
 
@@ -151,3 +153,34 @@ def test_a_partition_older_than_its_checkpoint_is_refused(chat_checkpoint: Path,
     os.utime(checkpoint / "model.safetensors", (later, later))
     with pytest.raises(PartitionError, match="has changed after"):
         partition_of(checkpoint, lambda line: None)
+
+
+def test_requests_import_nothing(
+    chat_partition: Path, temporary: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that is imported in a request is a file that may not be there to open when there are many."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # Each import prints a line to standard error.
+    with running_command("up", chat_partition, *UP, database, temporary=temporary) as system:
+        server = system.wait_for(r"serving on (\S+);")
+        api = ApiClient(URL(server))
+        model = Manifest.load(chat_partition).name
+        assert api.ask("POST", "/v1/completions", {"model": model, "prompt": "the cat"})[0] == 200
+        for path, body in (
+            ("/v1/completions", {"prompt": 5}),
+            ("/v1/completions", {"prompt": ["a", "b"], "temperature": 1.0, "seed": 1, "logprobs": 1}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
+        ):
+            api.ask("POST", path, {"model": model, "max_tokens": 3, **body})
+        for path in ("/metrics", "/status", "/v1/models", "/nowhere"):
+            api.answer("GET", path)
+        assert "import time:" not in printed_so_far(system.process)
+
+
+def printed_so_far(process: subprocess.Popen[str]) -> str:
+    """What a process has written since its last line that was read."""
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    try:
+        return process.stdout.read() or ""
+    finally:
+        os.set_blocking(process.stdout.fileno(), True)

@@ -14,6 +14,7 @@ from control_plane.errors import ConfigError, GatewayError
 from control_plane.faas import client
 from control_plane.faas.client import Gateway
 from control_plane.http import serving
+from functions.contract.secret import OPEN_VARIABLE, SECRET_NAME, FunctionSecret
 from tests.support.tiny_partition import TinyPartition
 
 
@@ -23,6 +24,7 @@ class StubGateway:
 
     provider: str = "faasd"
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     """The number of deploys and removals that will fail, by function."""
     loses: bool = False
@@ -40,6 +42,8 @@ class StubGateway:
                 web.post("/system/functions", self._write),
                 web.put("/system/functions", self._write),
                 web.delete("/system/functions", self._remove),
+                web.post("/system/secrets", self._write_secret),
+                web.put("/system/secrets", self._write_secret),
             ]
         )
         return app
@@ -72,6 +76,13 @@ class StubGateway:
         self.changes.append((request.method, name))
         return web.Response(status=202)
 
+    async def _write_secret(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if request.method == "PUT" and body["name"] not in self.secrets:
+            return web.Response(status=404, text="not found\n")
+        self.secrets[body["name"]] = body["value"]
+        return web.Response(status=202)
+
     async def _remove(self, request: web.Request) -> web.Response:
         name = (await request.json())["functionName"]
         if self.failures.get(name, 0):
@@ -86,7 +97,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PAUSE_SECONDS", 0.0)
 
 
-def deploy(tiny: TinyPartition, *stubs: StubGateway, prefix: str = "", **options: bool) -> list[Change]:
+def deploy(tiny: TinyPartition, *stubs: StubGateway, prefix: str = "", **options: Any) -> list[Change]:
     async def run() -> list[Change]:
         async with AsyncExitStack() as stack:
             gateways = []
@@ -209,3 +220,22 @@ def test_several_gateways_share_the_functions_and_keep_them(tiny: TinyPartition)
     stubs[1].functions[stray] = stubs[0].functions[stray]
     assert done(deploy(tiny, *stubs, prune=True)).count("removed") == 1
     assert stray not in stubs[1].functions
+
+
+def test_gateways_store_the_secret_that_functions_need(tiny: TinyPartition) -> None:
+    stubs = StubGateway(), StubGateway()
+    for value in ("the first secret of all", "the second secret of all"):
+        deploy(tiny, *stubs, secret=FunctionSecret(value))
+        assert [stub.secrets for stub in stubs] == [{SECRET_NAME: value}] * 2
+    deployed = [body for stub in stubs for body in stub.functions.values()]
+    assert [body["secrets"] for body in deployed] == [[SECRET_NAME]] * len(tiny.functions)
+    assert not any(OPEN_VARIABLE in body["envVars"] for body in deployed)
+
+
+def test_functions_are_open_only_if_that_is_asked_for(tiny: TinyPartition) -> None:
+    stub = StubGateway()
+    deploy(tiny, stub)
+    assert not any(OPEN_VARIABLE in body["envVars"] for body in stub.functions.values())
+    deploy(tiny, stub, open_to_all=True)
+    assert all(body["envVars"][OPEN_VARIABLE] == "1" for body in stub.functions.values())
+    assert not any("secrets" in body for body in stub.functions.values())

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import httptools
 import numpy as np
 import psutil
 import pytest
+import xxhash
 
 from control_plane.deployment.image.builder import ImageSpec, write_image
 from control_plane.deployment.image.contents import built_kernel
@@ -131,11 +133,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Wheels of the installed packages for this architecture, and empty ones for the other."""
     folder = tmp_path_factory.mktemp("wheels")
     tag = f"cp{PYTHON.replace('.', '')}"
-    for package in (np, httptools):
+    for package in (np, httptools, xxhash):
         name, home = package.__name__, Path(package.__file__ or "").parent
         siblings = [home, home.with_name(f"{name}.libs")]
         for machine in MACHINES.values():
-            wheel = folder / f"{name}-{package.__version__}-{tag}-{tag}-manylinux_2_28_{machine}.whl"
+            wheel = folder / f"{name}-{version(name)}-{tag}-{tag}-manylinux_2_28_{machine}.whl"
             with zipfile.ZipFile(wheel, "w") as archive:
                 if machine != os.uname().machine:
                     archive.writestr(f"{name}/__init__.py", "")

@@ -11,13 +11,14 @@ from msgspec.structs import replace
 
 from control_plane.deployment.deploy import deploy_all
 from control_plane.deployment.image.template import TEMPLATE, dockerfile, write_template
-from control_plane.deployment.stack import deployments, stack_yaml
+from control_plane.deployment.stack import FunctionCallers, deployments, stack_yaml
 from control_plane.faas.client import Gateway
 from control_plane.faas.types import FunctionDeployment
 from control_plane.http import serving
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
+from functions.contract.secret import FunctionSecret
 from tests.deployment.test_deploy import StubGateway
 from tests.support.checkpoints import save_checkpoint, tiny_model
 from tests.support.echo_gateway import asynchronous
@@ -111,7 +112,7 @@ def test_functions_differ_only_by_block(stack: dict[str, Any], manifest: Manifes
 
 
 def test_deployments_are_the_bodies_that_faas_cli_sends(stack: dict[str, Any], manifest: Manifest) -> None:
-    wanted = [each.to_json() for each in deployments(manifest)]
+    wanted = [each.to_json() for each in deployments(manifest, callers=FunctionCallers.WITH_SECRET)]
     assert wanted == [sent_by_faas_cli(name, each) for name, each in stack["functions"].items()]
     assert all(body.keys() <= DEPLOYMENT for body in wanted)
 
@@ -126,10 +127,11 @@ async def test_what_faas_cli_has_deployed_is_unchanged_for_us(tiny: TinyPartitio
             body = {**sent_by_faas_cli(name, function), "envProcess": "", "namespace": ""}
             await gateway.deploy(FunctionDeployment.from_json(body))
         stub.changes.clear()
-        changes = deploy_all(tiny.manifest, [gateway], "registry/", idle_exit=60)
+        secret = FunctionSecret("a secret of some length")
+        changes = deploy_all(tiny.manifest, [gateway], "registry/", idle_exit=60, secret=secret)
         assert [change.done async for change in changes] == ["unchanged"] * len(functions)
         assert stub.changes == []
-        changes = deploy_all(tiny.manifest, [gateway], "registry/", idle_exit=61)
+        changes = deploy_all(tiny.manifest, [gateway], "registry/", idle_exit=61, secret=secret)
         assert [change.done async for change in changes] == ["updated"] * len(functions)
 
 
@@ -167,7 +169,7 @@ def test_a_model_of_many_blocks_stays_within_dockers_layers(manifest: Manifest) 
 
 def test_image_has_the_packages_that_functions_import(manifest: Manifest) -> None:
     (packages,) = re.findall(r"pip install --no-cache-dir (.*)", dockerfile(manifest))
-    assert packages == '"numpy>=2.0" "httptools>=0.6"'
+    assert packages == '"numpy>=2.0" "httptools>=0.6" "xxhash>=4.1"'
 
 
 def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_the_repositorys_files_are_the_demo_models(tmp_path: Path) -> None:
 
 def sent_by_faas_cli(name: str, function: dict[str, Any]) -> dict[str, Any]:
     """`faas-cli deploy` renames environment to envVars, and drops the fields for the build."""
-    kept = {key: function[key] for key in ("image", "labels", "annotations", "limits")}
+    kept = {key: function[key] for key in ("image", "labels", "annotations", "limits", "secrets")}
     return {"service": name, "envVars": function["environment"], **kept}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from control_plane.api.openai.errors import KINDS
-from control_plane.config import ServeConfig
+from control_plane.config import PRIVATE_NETWORKS, ServeConfig
 from tests.support.api_server import add_tenant, serving
 from tests.support.paths import ROOT
 
@@ -36,7 +36,7 @@ def test_settings() -> None:
         for (name,), default in ((names(row[0]), row[1]) for row in rows("Settings of `faasmoe serve`"))
     }
     assert list(documented) == [setting.name for setting in fields(ServeConfig)]
-    words = {"none": None, "see below": "", "empty": ""}
+    words = {"none": None, "see below": "", "empty": "", "private ones": str(PRIVATE_NETWORKS)}
     for setting in fields(ServeConfig):
         text = documented[setting.name].strip("`")
         default = words.get(text, text)

@@ -89,3 +89,4 @@ def test_stack(tmp_path: Path) -> None:
         assert function["environment"] == generated["environment"]
         assert function["annotations"].items() <= generated["annotations"].items()
         assert function["labels"].keys() == generated["labels"].keys()
+        assert function["secrets"] == generated["secrets"]

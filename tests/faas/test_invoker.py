@@ -3,14 +3,15 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import pytest
 
+from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
-from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.faas.invoker import Invoker
 from functions.contract.messages import Invocation
 from tests.conftest import StartFunction
 from tests.support.expert_process import ExpertProcess, expert_process
@@ -48,7 +49,7 @@ def site(tiny: TinyPartition, processes: Mapping[str, ExpertProcess]) -> Iterato
     """All functions of the partition; fails if the invoker leaves a socket open."""
     routes = {name: process.address for name, process in processes.items()}
     with loopback_server(gateway(routes)) as server:
-        invoker = Invoker(lambda _: server.address, POLICY)
+        invoker = Invoker(lambda _: server.address, lambda _: False, POLICY)
         site = Site(tiny, routes, server, invoker)
         yield site
         site.invoker.close()
@@ -66,15 +67,6 @@ def test_the_first_call_goes_through_the_gateway_and_later_ones_are_direct(site:
     for seed in range(5):
         site.invoke((name, site.tiny.invocation(name, seed % 3, seed=seed)))
     assert site.gateway.paths == [f"/function/{name}"]
-    assert site.invoker.statistics[name].retries == 0
-
-
-def test_the_gateway_gets_one_call_per_interval(site: Site) -> None:
-    name = site.tiny.functions[0]
-    site.invoker = Invoker(lambda _: site.gateway.address, replace(POLICY, gateway_interval=0.1))
-    while len(site.gateway.paths) < 3:
-        site.invoke((name, site.tiny.invocation(name)))
-    assert site.invoker.usage.invocations >= 3
     assert site.invoker.statistics[name].retries == 0
 
 
@@ -176,7 +168,7 @@ def test_the_result_of_a_bf16_batch_is_bf16(
     function = start_function(tiny.folder, tiny.functions[0])
     invocation = tiny.invocation(function.name)
     with loopback_server(gateway({function.name: function.address})) as server:
-        invoker = Invoker(lambda _: server.address, POLICY)
+        invoker = Invoker(lambda _: server.address, lambda _: False, POLICY)
         result = invoker.begin({function.name: invocation}).wait()[function.name]
         invoker.close()
     tiny.check(invocation, result.output)
@@ -185,7 +177,7 @@ def test_the_result_of_a_bf16_batch_is_bf16(
 def test_a_loopback_address_from_a_gateway_elsewhere_is_not_called(site: Site) -> None:
     # Linux connects to itself at this address, which does not count as loopback.
     elsewhere = Address("0.0.0.0", site.gateway.address.port)
-    invoker = Invoker(lambda _: elsewhere, POLICY)
+    invoker = Invoker(lambda _: elsewhere, lambda _: False, POLICY)
     name = site.tiny.functions[0]
     invocation = site.tiny.invocation(name)
     for _ in range(2):

@@ -18,10 +18,11 @@ from control_plane.errors import (
     InvocationTimeout,
     ProtocolError,
 )
+from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
-from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.faas.invoker import Invoker
 from functions.contract.messages import Invocation, InvocationResult
-from functions.expert.http_messages import FunctionResponse
+from functions.http.messages import FunctionResponse
 from tests.support.expert_process import ExpertProcess
 from tests.support.loopback_server import Call, Responder, loopback_server
 from tests.support.tiny_partition import TinyPartition
@@ -87,13 +88,13 @@ RETRIED: dict[str, tuple[Responder, type[GatewayError]]] = {
     "answers nothing": (plain(200, b""), ProtocolError),
     "answers too few rows": (plain(200, body_of(replace(RESULT, output=RESULT.output[1:]))), ProtocolError),
     "answers in bf16": (plain(200, body_of(replace(RESULT, output=np.zeros((3, 24), "<u2")))), ProtocolError),
-    "has no address": (plain(200, body_of(replace(RESULT, address="nowhere"))), ProtocolError),
     "never answers": (never, InvocationTimeout),
     "answers too slowly": (trickle, InvocationTimeout),
 }
 FINAL: dict[str, tuple[Responder, type[GatewayError]]] = {
     "is not deployed": (plain(404, b"error finding function"), FunctionNotFound),
     "has not the expert": (status(404, "unknown_expert"), ProtocolError),
+    "has a damaged expert": (status(500, "damaged"), ProtocolError),
     "has another model": (status(409, "wrong_model"), ProtocolError),
     "refuses the invocation": (status(400, "bad_request"), ProtocolError),
     "finds it too large": (status(413, "too_large"), ProtocolError),
@@ -102,7 +103,7 @@ FINAL: dict[str, tuple[Responder, type[GatewayError]]] = {
 
 @contextmanager
 def invoker_of(gateway: Address, policy: InvocationPolicy = PATIENT) -> Iterator[Invoker]:
-    invoker = Invoker(lambda _: gateway, policy)
+    invoker = Invoker(lambda _: gateway, lambda _: True, policy)
     try:
         yield invoker
     finally:
@@ -161,15 +162,22 @@ def test_a_permanent_failure_is_raised_with_its_own_error(target: Target, case: 
         assert invoker.usage.invocations == 0
 
 
-def test_direct_calls_continue_while_the_gateway_is_unreachable(target: Target) -> None:
-    policy = replace(PATIENT, gateway_interval=0.1)
+def test_direct_calls_do_not_wait_for_a_gateway(target: Target) -> None:
+    """A function that failed once is called directly again when its gateway does not answer."""
+    policy = replace(PATIENT, first_gateway_timeout=0.2)
     with (
-        loopback_server(status(503, "starting"), target.good) as gateway,
+        loopback_server(never, target.good) as gateway,
         invoker_of(gateway.address, policy) as invoker,
     ):
-        while len(gateway.paths) < 2:
+        for _ in range(3):
             target.check(invoker)
-        assert invoker.statistics[target.name].retries >= 1
+        assert len(gateway.paths) == 1
+        own = invoker.address_of(target.name)
+        assert own is not None
+        invoker._connections.avoid(own)
+        target.check(invoker)
+        assert len(gateway.paths) > 1
+        assert invoker.statistics[target.name].cold_starts == 1
 
 
 def test_attempts_end_at_the_deadline(target: Target) -> None:
@@ -207,12 +215,13 @@ def test_a_failure_at_an_old_address_is_retried_through_the_gateway(target: Targ
             assert invoker.statistics[target.name].retries == 1
 
 
-@pytest.mark.parametrize("address", ["a..b:80", "127.0.0.1:1"])
+@pytest.mark.parametrize("address", ["nowhere", "a..b:80", "127.0.0.1:1"])
 def test_an_unreachable_address_is_replaced_by_the_gateway(target: Target, address: str) -> None:
     first = plain(200, body_of(replace(RESULT, address=address)))
     with loopback_server(target.good, first) as gateway, invoker_of(gateway.address) as invoker:
         target.invoke(invoker)
         target.check(invoker)
+        assert len(gateway.paths) == 2
 
 
 def test_an_address_that_accepts_no_connection_is_tried_once(target: Target) -> None:
@@ -220,7 +229,7 @@ def test_an_address_that_accepts_no_connection_is_tried_once(target: Target) -> 
         queued.connect(deaf.getsockname())  # Fills the backlog: the next connection has to wait.
         unreachable = Address(*deaf.getsockname())
         answer = plain(200, body_of(replace(RESULT, address=str(unreachable))))
-        policy = replace(PATIENT, connect_timeout=0.1)
+        policy = replace(PATIENT, first_patience=0.1, health_timeout=0.1)
         with loopback_server(answer) as gateway, invoker_of(gateway.address, policy) as invoker:
             for _ in range(4):
                 target.invoke(invoker)
@@ -247,7 +256,9 @@ def test_an_unreachable_gateway_is_named(target: Target) -> None:
         holder.bind(("127.0.0.1", 0))  # It does not listen, so that connections are refused.
         with (
             invoker_of(Address(*holder.getsockname()), TwoAttempts()) as invoker,
-            pytest.raises(FunctionUnavailable, match="cannot connect"),
+            pytest.raises(
+                FunctionUnavailable, match=r"the gateway of .* cannot be reached: Connection refused"
+            ),
         ):
             target.invoke(invoker)
 

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from control_plane.app import control_plane
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError
+from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateway_access import Credentials, GatewayAccess, read_credentials
-from control_plane.faas.invoker import InvocationPolicy, Invoker
+from control_plane.faas.invoker import Invoker
 from control_plane.gateway import embedded_gateway
 from control_plane.gateway.provider.emulation import FAASD, OWN
 from control_plane.partition.partitioner import partition
@@ -57,7 +58,7 @@ class Target:
     kill: Callable[[str], None] | None
     """Kills a function's process; None if the processes are not on this machine."""
 
-    def deploy(self, **options: bool) -> list[Change]:
+    def deploy(self, **options: Any) -> list[Change]:
         async def run() -> list[Change]:
             async with Gateway.connect(*self.access) as gateway:
                 manifest, prefix = self.demo.manifest, self.image_prefix
@@ -80,7 +81,7 @@ class Target:
                 return gateway.address
 
         found = asyncio.run(address())
-        invoker = Invoker(lambda _: found, policy)  # type: ignore[arg-type, return-value]
+        invoker = Invoker(lambda _: found, lambda _: False, policy)  # type: ignore[arg-type, return-value]
         try:
             yield invoker
         finally:
@@ -126,7 +127,9 @@ def target(request: pytest.FixtureRequest, demo: TinyPartition) -> Iterator[Targ
         yield given
         given.remove_all()
         return
-    behaviour = {"embedded": OWN, "faasd": FAASD}[request.param]
+    # The suite often removes functions that have just been deployed.
+    faasd = replace(FAASD, ignored_sigterm_seconds=1.0)
+    behaviour = {"embedded": OWN, "faasd": faasd}[request.param]
     credentials = Credentials("admin", "secret")
     gateway = embedded_gateway(demo.folder, "127.0.0.1", 0, credentials, 900.0, behaviour)
     with in_thread(gateway) as url:

@@ -1,5 +1,6 @@
 """Functions that crash, hang or ignore signals."""
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from control_plane.errors import FunctionUnavailable
 from control_plane.faas.types import FunctionDeployment
+from control_plane.gateway.provider.function import pause_after_deaths
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider
@@ -28,6 +30,42 @@ async def test_a_crash_during_a_call_gives_502_and_the_next_call_restarts_the_fu
             assert (await answer.json())["error"]["code"] == "function_failed"
         assert await gateway.echo() == (200, b"hello")
         assert (await gateway.ask_process())["pid"] != pid
+
+
+@asynchronous
+async def test_the_error_of_a_killed_function_names_the_likely_reason(tmp_path: Path) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment())
+        async with gateway.held_call(tmp_path / "pipe", "POST") as held:
+            os.kill((await gateway.ask_process())["pid"], signal.SIGKILL)
+            status, body = await held
+        assert status == 502
+        assert "killed (signal 9), perhaps for lack of memory: serving" in body
+
+
+def test_the_first_deaths_cost_no_pause_and_no_pause_is_long() -> None:
+    assert [pause_after_deaths(deaths) for deaths in range(1, 8)] == [0, 0, 1, 2, 4, 5, 5]
+
+
+@asynchronous
+async def test_a_function_that_dies_again_and_again_is_not_started_at_once(tmp_path: Path) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment())
+        for _ in range(3):
+            async with gateway.http.post("/function/echo/crash") as answer:
+                assert answer.status == 502
+                message = (await answer.json())["error"]["message"]
+                assert message == "function echo broke off the call: exit code 3: crashing"
+        async with gateway.http.post("/function/echo") as answer:
+            assert answer.status == 503
+            assert answer.headers["Retry-After"] == "1"
+            assert (await answer.json())["error"]["message"] == (
+                "function echo keeps dying: 3 times in a row within 10 s of its start, exit code 3: crashing"
+            )
+        async with asyncio.timeout(10):
+            while (await gateway.echo())[0] == 503:
+                await asyncio.sleep(0.05)
+        assert await gateway.echo() == (200, b"hello")
 
 
 @asynchronous

@@ -25,7 +25,7 @@ def test_code_in_the_current_folder_is_not_run(
 
     with in_thread(embedded_gateway(tiny.folder, "127.0.0.1", 0, None, 900.0)) as url:
         address = asyncio.run(deployed(tiny, url))
-        invoker = Invoker(lambda _: address)
+        invoker = Invoker(lambda _: address, lambda _: True)
         name = tiny.functions[0]
         invocation = tiny.invocation(name)
         tiny.check(invocation, invoker.begin({name: invocation}).wait()[name].output)

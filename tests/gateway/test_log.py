@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.gateway.provider.log import FunctionLog
+from control_plane.gateway.provider.log import MAX_CHARACTERS, FunctionLog
 from tests.support.echo_client import deployment
 from tests.support.echo_gateway import asynchronous, echo_gateway
 
@@ -79,6 +79,32 @@ async def test_a_log_keeps_the_newest_lines_also_for_slow_followers() -> None:
 @asynchronous
 async def test_a_long_line_is_cut(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path) as gateway:
-        await gateway.deploy(deployment(ECHO_BANNER="x" * 100_000))
+        await gateway.deploy(deployment(ECHO_BANNER="x" * 60_000))
         await gateway.echo()
+        await gateway.wait_for_log_line("echo 5")
         assert await gateway.log_lines() == ["x" * 16384, "serving", "echo 5"]
+
+
+@asynchronous
+async def test_a_log_keeps_a_limited_amount_of_text() -> None:
+    log = FunctionLog("echo")
+    for number in range(100):
+        log.append("echo-1", f"{number}" + "x" * 16384)
+    kept = [message.text async for message in log.read()]
+    assert sum(map(len, kept)) <= MAX_CHARACTERS
+    assert len(kept) > 60
+    assert kept[-1].startswith("99")
+
+
+@pytest.mark.parametrize("text", [b"\n", b"no end of line, ", b"short\n", b"\xff\x00"])
+@asynchronous
+async def test_a_flood_of_output_leaves_the_gateway_responsive(tmp_path: Path, text: bytes) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment())
+        async with gateway.http.post("/function/echo/flood", data=text) as answer:
+            assert answer.status == 200
+        for _ in range(50):
+            async with asyncio.timeout(1), gateway.http.get("/function/echo/_/health") as answer:
+                assert answer.status == 200
+        assert len(await gateway.log_lines()) <= 1000
+        assert await gateway.remove() == 200

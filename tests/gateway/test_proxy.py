@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from control_plane.gateway.provider.process import Timeouts
 from tests.support.echo_client import deployment
 from tests.support.echo_gateway import asynchronous, echo_gateway
 
@@ -104,3 +105,35 @@ async def test_an_incomplete_answer_breaks_the_callers_connection(tmp_path: Path
             assert answer.status == 200
             with pytest.raises(aiohttp.ClientPayloadError):
                 await answer.read()
+
+
+@asynchronous
+async def test_a_caller_that_neither_sends_nor_reads_is_ended_at_the_deadline(tmp_path: Path) -> None:
+    async def half() -> AsyncIterator[bytes]:
+        yield b"y" * 100
+        await asyncio.sleep(60)
+
+    async with echo_gateway(tmp_path, timeouts=Timeouts(start=20, call=1, stop=10)) as gateway:
+        await gateway.deploy(deployment())
+        async with asyncio.timeout(10):
+            async with gateway.http.post("/function/echo", data=half()) as answer:
+                assert answer.status == 504
+            # More than all buffers on the way hold: the answer is never taken.
+            async with gateway.http.post("/function/echo", data=io.BytesIO(b"x" * 20_000_000)) as answer:
+                assert answer.status == 200
+                # Scaling to zero waits for the call in flight.
+                assert await gateway.scale(0) == 202
+                with pytest.raises(aiohttp.ClientError):
+                    await answer.read()
+
+
+@asynchronous
+async def test_a_call_ends_when_its_caller_leaves(tmp_path: Path) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment())
+        pipe = tmp_path / "pipe"
+        async with gateway.held_call(pipe) as held:
+            held.cancel()
+            async with asyncio.timeout(10):
+                # Scaling to zero waits for the calls in flight.
+                assert await gateway.scale(0) == 202

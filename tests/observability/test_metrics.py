@@ -12,10 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from control_plane.autoscaling.footprint import MemoryUse
 from control_plane.engine.core import EngineStatus
 from control_plane.engine.state.stopwatch import StepPart
+from control_plane.errors import ConfigError
 from control_plane.faas.statistics import FunctionStatistics
 from control_plane.observability.definitions import METRICS
-from control_plane.observability.metrics import Metrics
+from control_plane.observability.metrics import MAX_TENANTS, OTHER_TENANTS, Metrics
 from control_plane.observability.request_record import RequestRecord
+from control_plane.tenancy.tenants import check_name
 from functions.contract.messages import InvocationResult, ResidencyReport
 
 STATUS = EngineStatus(
@@ -80,9 +82,14 @@ class Scraped:
     functions: dict[str, FunctionStatistics] = field(default_factory=dict)
     memory: MemoryUse = MEMORY
     actions: dict[str, int] = field(default_factory=dict)
+    waiting: int = 3
+    """Bookings that wait."""
+    spooled: int = 8
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics("demo", lambda: self.status, self.functions, lambda: self.memory, self.actions)
+        self.metrics = Metrics(
+            "demo", lambda: self.status, self.functions, lambda: self.memory, self.actions, bookings=self
+        )
 
     def value(self, name: str, with_tenants: bool = False, **labels: str) -> float | None:
         """The value of the sample with that name and exactly these labels and the model's, or None."""
@@ -345,3 +352,23 @@ def test_a_layer_may_first_be_invoked_during_a_scrape() -> None:
         seen.append(layer)
     assert seen == [0, 1, 2]
     assert sorted(statistics.layers) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_series_of_tenants_are_bounded() -> None:
+    """Clients of an open server make up names; beyond some, the rest share their series."""
+    scraped = Scraped()
+    for number in range(MAX_TENANTS + 5):
+        scraped.metrics.request_finished(replace(RECORD, tenant=f"t{number}"))
+        scraped.metrics.refused(f"t{number}", "queue_full")
+    assert len(scraped.labels("faasmoe:tenant_requests_total")) == MAX_TENANTS + 1
+    assert len(scraped.labels("faasmoe:tenant_refusals_total")) == MAX_TENANTS + 1
+    requests = scraped.value("faasmoe:tenant_requests_total", with_tenants=True, tenant=OTHER_TENANTS)
+    assert requests == 5
+    with pytest.raises(ConfigError):
+        check_name(OTHER_TENANTS)
+
+
+def test_bookings_that_wait_and_were_spooled() -> None:
+    scraped = Scraped()
+    assert scraped.value("faasmoe:bookings_waiting") == 3
+    assert scraped.value("faasmoe:bookings_spooled_total") == 8

@@ -1,6 +1,7 @@
 """Bad checkpoints and arguments are refused with an error that names the fault, and leave no files behind."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,18 @@ def test_missing_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path / "in" / "nowhere").endswith("nowhere is not a folder")
 
 
-@pytest.mark.parametrize(("text", "problem"), [("{", "is not JSON"), ("[1]", "is not a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is not a JSON object"),
+        ('{"a":' * 100_000, "is not JSON"),
+        ('{"hidden_size": 24, "hidden_size": 25}', "is not JSON: an object has the same name twice"),
+        ('{"a": ' + "1" * 5000 + "}", "is not JSON"),
+        ('{"a": "' + "x" * (1 << 20) + '"}', "is larger than 1 MiB"),
+    ],
+    ids=["cut", "list", "deep", "same name", "many digits", "large"],
+)
 def test_bad_config_json(checkpoint: Path, text: str, problem: str) -> None:
     (checkpoint / "config.json").write_text(text)
     assert f"config.json {problem}" in refusal(checkpoint)
@@ -129,10 +141,42 @@ def test_variants_that_cannot_be_split(checkpoint: Path, change: dict[str, Any],
 @pytest.mark.parametrize(
     "key", ["hidden_size", "moe_intermediate_size", "num_experts_per_tok", "num_hidden_layers"]
 )
-@pytest.mark.parametrize("value", [..., "24", 0, True, 2.0])
+@pytest.mark.parametrize(
+    "value", [..., "24", 0, True, 2.0, 10**12, float("nan"), "x" * 10**5, [[[[[[[[1]]]]]]]] * 1000]
+)
 def test_sizes_in_config_json(checkpoint: Path, key: str, value: Any) -> None:
     edit_config(checkpoint, **{key: value})
-    assert f"config.json: {key} is" in refusal(checkpoint)
+    message = refusal(checkpoint)
+    assert f"config.json: {key} is" in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("value", [5, "0", [[0]], [{}], [0.5], [True]])
+def test_layers_without_experts_that_are_no_numbers(checkpoint: Path, value: Any) -> None:
+    edit_config(checkpoint, mlp_only_layers=value)
+    assert "config.json: mlp_only_layers is" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("value", ["x" * 10**5, [1] * 10**5, {"a": {"b": [1]}}])
+def test_errors_quote_only_the_start_of_a_value(checkpoint: Path, value: Any) -> None:
+    for key in ("model_type", "hidden_act"):
+        before = (checkpoint / "config.json").read_text()
+        edit_config(checkpoint, **{key: value})
+        assert len(refusal(checkpoint, UnsupportedModel)) < 400
+        (checkpoint / "config.json").write_text(before)
+
+
+def test_many_layers_without_experts_are_read_quickly(checkpoint: Path) -> None:
+    """A search of a list for each layer would take a minute."""
+    edit_config(checkpoint, mlp_only_layers=list(range(3, 100_000)), num_hidden_layers=10_000)
+    partition(checkpoint, checkpoint.parent / "out")
+
+
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+def test_a_pipe_in_place_of_a_file_makes_nobody_wait(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    assert f"{name} is not a regular file" in refusal(checkpoint)
 
 
 def test_missing_shard(sharded: Path) -> None:
@@ -147,15 +191,23 @@ def test_index_names_a_tensor_that_the_shard_lacks(sharded: Path) -> None:
     name = next(name for name, shard in index["weight_map"].items() if shard == shards[0])
     index["weight_map"][name] = shards[1]
     (sharded / INDEX).write_text(json.dumps(index))
-    assert refusal(sharded) == f"{sharded / shards[1]} lacks {name}, which {INDEX} says it has"
+    assert refusal(sharded) == f"{sharded / shards[1]} lacks {name!r}, which {INDEX} says it has"
 
 
-@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", 5])
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", 5, "a/../b"])
 def test_index_names_a_file_elsewhere(sharded: Path, shard: Any) -> None:
     index = json.loads((sharded / INDEX).read_text())
     index["weight_map"]["lm_head.weight"] = shard
     (sharded / INDEX).write_text(json.dumps(index))
-    assert f"lm_head.weight is in {shard!r}, which is no file of this folder" in refusal(sharded)
+    assert f"'lm_head.weight' is in {shard!r}, which is no file of this folder" in refusal(sharded)
+
+
+@pytest.mark.parametrize("shard", ["", ".", "..", "a\0b", "\ud800", "x" * 300, "x" * 10**5])
+def test_index_names_no_file(sharded: Path, shard: str) -> None:
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["lm_head.weight"] = shard
+    (sharded / INDEX).write_text(json.dumps(index))
+    assert str(sharded) in refusal(sharded)
 
 
 @pytest.mark.parametrize("text", ['{"metadata": {}}', '{"weight_map": []}'])
@@ -216,6 +268,13 @@ def shift(tensor: str, begin: int, end: int) -> Callable[[dict[str, Any]], None]
         (lambda header: header[UP].update(shape=[-20, -24]), "has the shape"),
         (lambda header: header[UP].update(shape=["20", 24]), "has the shape"),
         (lambda header: header[UP].update(shape=[True, 480]), "has the shape"),
+        (lambda header: header[UP].update(shape=[10**4000] * 1000), "has the shape"),
+        (lambda header: header[UP].update(shape=[10**4000] * 8), "has the shape"),
+        (lambda header: header[UP].update(shape=[1] * 10**5), "has the shape"),
+        (lambda header: header[UP].update(shape=[2**61] * 8), "does not fit its bytes"),
+        (lambda header: header[UP].update(data_offsets=[0, 10**4000]), "does not fit its bytes"),
+        (lambda header: header.update({"x" * 10**5: header[UP]}), "is no tensor's name"),
+        (lambda header: header.update({"a\nb": header[UP]}), "is no tensor's name"),
         (lambda header: header[UP].pop("dtype"), "malformed"),
         (lambda header: header[UP].update(data_offsets=[0]), "malformed"),
         (lambda header: header.update({UP: 3}), "malformed"),
@@ -226,6 +285,7 @@ def test_inconsistent_header(checkpoint: Path, edit: Callable[[dict[str, Any]], 
     message = refusal(checkpoint)
     assert problem in message
     assert str(checkpoint / WEIGHTS) in message
+    assert len(message) < 600
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "U8", "I8", "I64", "F64", "Q4_0"])

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
+from msgspec import structs
 
 from control_plane.errors import PartitionError
 from control_plane.partition.granularity import Granularity
@@ -48,6 +51,35 @@ def test_checksums_are_those_of_the_files(whole: Path) -> None:
     files = {part["file"]: part["sha256"] for part in [document["dense"], *document["blocks"]]}
     for name, sha256 in (files | document["files"]).items():
         assert sha256 == hashlib.sha256((whole / name).read_bytes()).hexdigest()
+
+
+def test_each_expert_has_the_checksum_of_its_bytes(whole: Path) -> None:
+    for block in Manifest.load(whole).blocks:
+        data = (whole / block.file).read_bytes()
+        for layer, experts in block.experts.items():
+            for expert, checksum in zip(experts, block.checksums[layer], strict=True):
+                start = block.expert_offset(layer, expert)
+                assert checksum == xxhash.xxh3_64_hexdigest(data[start : start + block.expert_nbytes])
+
+
+def test_verify_names_the_expert_that_is_damaged(folder: Path) -> None:
+    block = Manifest.load(folder).block("m-l00-01-e02-03")
+    with (folder / block.file).open("r+b") as file:
+        file.seek(block.expert_offset(1, 2) + 7)
+        file.write(b"damage")
+    problem = rf"{block.file} is damaged: the checksum of expert 2 of layer 1 differs from the manifest's"
+    with pytest.raises(PartitionError, match=problem):
+        Manifest.load(folder).verify(folder)
+
+
+def test_verify_finds_a_checksum_that_is_not_the_expert_s(folder: Path) -> None:
+    """The file is whole, so its SHA-256 is right; a function would refuse the expert all the same."""
+    manifest = Manifest.load(folder)
+    first = manifest.blocks[0]
+    wrong = structs.replace(first, checksums={**first.checksums, 0: ("0" * 16,) * 2})
+    structs.replace(manifest, blocks=(wrong, *manifest.blocks[1:])).save(folder)
+    with pytest.raises(PartitionError, match="the checksum of expert 0 of layer 0 differs"):
+        Manifest.load(folder).verify(folder)
 
 
 def test_block_by_function(whole: Path) -> None:
@@ -119,15 +151,19 @@ def put(*path: Any, value: Any) -> Callable[[Any], None]:
 
 
 DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
-    (put("format", value=2), "format 2 is not known, only 1"),
-    (put("format", value="1"), "format '1' is not known, only 1"),
+    (put("format", value=1), "format '1' is not 2: split the checkpoint again with `faasmoe partition`"),
+    (put("format", value="2"), "format '2' is not 2"),
+    (lambda document: document.pop("format"), "format 'None' is not 2"),
     (lambda document: document.pop("blocks"), "blocks: is missing"),
     (put("surprise", value=1), "surprise: is not a known field"),
-    (put("format", value=True), "format True is not known, only 1"),
+    (put("format", value=True), "format 'True' is not 2"),
     (lambda document: document.pop("fingerprint"), "its fingerprint does not match its content"),
-    (put("num_experts", value=10**30), "num_experts: must be a positive whole number"),
-    (put("num_experts", value=10**15), "expert 5 of layer 0 is in no block"),
-    (put("num_experts", value=True), "num_experts: must be a positive whole number"),
+    (put("num_experts", value=10**30), "num_experts: must be a whole number from 1 to 32768"),
+    (put("num_experts", value=32768), "expert 5 of layer 0 is in no block"),
+    (put("num_experts", value=True), "num_experts: must be a whole number from 1 to 32768"),
+    (put("num_experts", value=float("nan")), "num_experts: must be a whole number from 1 to 32768"),
+    (put("num_experts_per_tok", value=6), "num_experts_per_tok: is 6 of 5"),
+    (put("hidden_size", value=2**40), "expert_nbytes: is"),
     (put("hidden_size", value=0), "hidden_size: must be a positive whole number"),
     (put("dtype", value="f16"), "dtype: must be f32 or bf16"),
     (put("dense_dtype", value="bf16"), "dense_dtype: is 'bf16', not f32 or int8"),
@@ -146,7 +182,13 @@ DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
         put("blocks", 0, "file", value="/etc/passwd"),
         "blocks[0]: '/etc/passwd' is not a file",
     ),
+    (put("blocks", 0, "file", value="blocks/../../x"), "'blocks/../../x' is not a file"),
+    (put("blocks", 0, "file", value="a\0b"), "'a\\x00b' is not a file"),
+    (put("blocks", 0, "file", value="\ud800"), "is not JSON: 'utf-8' codec can't encode"),
+    (put("blocks", 0, "file", value="../" * 10**6), "is not a file"),
     (put("blocks", 0, "function", value="No"), "blocks[0].function: 'No' is not a function's name"),
+    (put("blocks", 0, "function", value="a" * 10**5), "is not a function's name"),
+    (put("expert_dtype", value="x" * 10**5), "not f32 or int8"),
     (put("blocks", 0, "function", value="a" * 64), "is not a function's name"),
     (put("blocks", 1, "function", value="m-l00-01-e00-01"), "two blocks have the same function"),
     (put("blocks", 0, "offset", value=100), "blocks[0].offset: must be a positive multiple of 4096"),
@@ -164,6 +206,17 @@ DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
     ),
     (put("blocks", 0, "experts", "0", value=[0, 2]), "expert 2 of layer 0 is in two blocks"),
     (put("blocks", 0, "experts", "0", value=[0, 9]), "expert 1 of layer 0 is in no block"),
+    (put("blocks", 0, "checksums", value={}), "blocks[0].checksums: are not one for each expert"),
+    (put("blocks", 0, "checksums", "0", value=["0" * 16]), "blocks[0].checksums: are not one for each"),
+    (put("blocks", 0, "checksums", "7", value=["0" * 16]), "blocks[0].checksums: are not one for each"),
+    (
+        put("blocks", 0, "checksums", "0", value=["0" * 15, "0" * 16]),
+        "blocks[0].checksums[...][0]: must be an object of layer numbers with lists of checksums",
+    ),
+    (
+        put("blocks", 0, "checksums", "0", 0, value="0" * 16),
+        "its fingerprint does not match its content",
+    ),
     (lambda document: document["blocks"].pop(), "is in no block"),
     (put("blocks", 3, value=None), "blocks[3]: must be an object"),
     (put("dense", "sha256", value="0" * 64), "its fingerprint does not match its content"),
@@ -181,3 +234,57 @@ def test_the_error_names_the_damaged_field(folder: Path, damage: Callable[[Any],
         Manifest.load(folder)
     assert problem in str(caught.value)
     assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 100_000, "is not JSON"),
+        ('{"a":' * 100_000, "is not JSON"),
+        ("{" + '"a": 1, "a": 2' + "}", "has the same name twice"),
+        ('{"a": ' + "1" * 5000 + "}", "is not JSON"),
+        ('{"a": "' + "x" * (16 << 20) + '"}', "is larger than 16 MiB"),
+    ],
+    ids=["deep list", "deep object", "same name", "many digits", "large"],
+)
+def test_hostile_json_is_an_error_within_bounds(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(PartitionError) as caught:
+        Manifest.load(tmp_path)
+    assert problem in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "blocks/m-l00-01-e00-01.safetensors"])
+def test_what_is_no_regular_file_is_not_read(folder: Path, name: str, make: Callable[[Path], None]) -> None:
+    """A pipe would hold the reader for ever."""
+    (folder / name).unlink()
+    make(folder / name)
+    with pytest.raises(PartitionError, match=f"{name} is not a regular file"):
+        Manifest.load(folder).verify(folder)
+
+
+@pytest.mark.parametrize("name", ["dense.safetensors", "config.json", "blocks/m-l00-01-e00-01.safetensors"])
+def test_a_link_out_of_the_partition_is_refused(folder: Path, whole: Path, name: str) -> None:
+    """Whoever builds an image from the folder would pack another file of the machine into it."""
+    (folder / name).unlink()
+    (folder / name).symlink_to(whole / name)
+    with pytest.raises(PartitionError, match=f"{name} is a link out of the partition"):
+        Manifest.load(folder)
+
+
+def test_a_folder_that_is_a_link_out_of_the_partition_is_refused(folder: Path, whole: Path) -> None:
+    shutil.rmtree(folder / "blocks")
+    (folder / "blocks").symlink_to(whole / "blocks")
+    with pytest.raises(PartitionError, match="is a link out of the partition"):
+        Manifest.load(folder)
+
+
+def test_links_within_the_partition_and_to_it_are_followed(folder: Path, tmp_path: Path) -> None:
+    """Kubernetes mounts volumes so."""
+    (folder / "dense.safetensors").rename(folder / "..data")
+    (folder / "dense.safetensors").symlink_to("..data")
+    (tmp_path / "link").symlink_to(folder)
+    Manifest.load(tmp_path / "link").verify(tmp_path / "link")

@@ -11,6 +11,8 @@ from typing import Any
 
 import aiohttp
 
+from control_plane.gateway.provider.provider import LocalProvider
+
 IMAGE = "faasmoe/expert:test"
 
 
@@ -34,6 +36,13 @@ class EchoClient:
     """Requests to a gateway; all except `deploy` concern the function `echo`."""
 
     http: aiohttp.ClientSession
+    own_provider: LocalProvider | None = None
+
+    @property
+    def provider(self) -> LocalProvider:
+        """The gateway's provider, if the gateway runs in this process."""
+        assert self.own_provider is not None
+        return self.own_provider
 
     async def deploy(self, body: dict[str, Any]) -> int:
         """Update a function, or create it if it does not exist, like faas-cli; returns the status."""
@@ -79,11 +88,14 @@ class EchoClient:
                     return
 
     @asynccontextmanager
-    async def held_call(self, pipe: Path) -> AsyncIterator[asyncio.Task[tuple[int, str]]]:
+    async def held_call(
+        self, pipe: Path, method: str = "GET"
+    ) -> AsyncIterator[asyncio.Task[tuple[int, str]]]:
         """A call that has reached the function, and is answered at the end of the context."""
 
         async def call() -> tuple[int, str]:
-            async with self.http.get("/function/echo/hold", params={"pipe": str(pipe)}) as answer:
+            path, query = "/function/echo/hold", {"pipe": str(pipe)}
+            async with self.http.request(method, path, params=query) as answer:
                 return answer.status, await answer.text()
 
         os.mkfifo(pipe)

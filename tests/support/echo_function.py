@@ -7,6 +7,8 @@ exits when its stdin ends. It imports only the standard library, so that it star
     ECHO_READY_FILE=path    is not ready before that file exists
     ECHO_BANNER=text        writes a line when it starts
     ECHO_STUBBORN=1         ignores SIGTERM
+
+GET /busy?seconds=N computes for that time, and keeps all other threads from running.
 """
 
 import json
@@ -15,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -27,7 +30,10 @@ class EchoHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         action = {
+            "/_/health": self._health,
             "/_/ready": self._ready,
+            "/busy": self._busy,
+            "/flood": self._flood,
             "/metrics": self._echo,
             "/crash": self._crash,
             "/half": self._half,
@@ -43,6 +49,27 @@ class EchoHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def _health(self) -> None:
+        self._answer(b"")
+
+    def _busy(self) -> None:
+        """Compute without ever releasing the interpreter's lock."""
+        sys.setswitchinterval(3600)
+        end = time.monotonic() + float(self.query["seconds"][0])
+        while time.monotonic() < end:
+            pass
+        sys.setswitchinterval(0.005)
+        self._answer(str(os.getpid()).encode())
+
+    def _flood(self) -> None:
+        """Write as fast as possible for as long as this process lives."""
+        threading.Thread(target=self._write_for_ever, daemon=True).start()
+        self._answer(b"")
+
+    def _write_for_ever(self) -> None:
+        while True:
+            os.write(1, self.body * 1000)
 
     def _ready(self) -> None:
         path = os.environ.get("ECHO_READY_FILE")
@@ -126,6 +153,7 @@ def exit_with_stdin() -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if os.environ.get("ECHO_CRASH"):
         sys.exit("there is no block here")
     if os.environ.get("ECHO_STUBBORN"):

@@ -58,16 +58,20 @@ async def echo_gateway(
     idle_after: float = 900,
     max_body_bytes: int = MAX_BODY_BYTES,
     behaviour: EmulatedBehaviour = OWN,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[EchoClient]:
-    """Run a gateway on a free port, with its secrets in `folder`; yields a client."""
+    """Run a gateway on a free port, with its secrets in `folder`; yields a client.
+
+    It listens on loopback, also if it is told that its `host` is another one.
+    """
     provider = _echo_provider(folder, timeouts, idle_after, behaviour)
-    runner = web.AppRunner(create_app(provider, credentials, max_body_bytes))
+    runner = web.AppRunner(create_app(provider, credentials, max_body_bytes, host), handler_cancellation=True)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        host, port = runner.addresses[0]
-        async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
-            yield EchoClient(session)
+        _, port = runner.addresses[0]
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            yield EchoClient(session, provider)
     finally:
         await runner.cleanup()
 

@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -66,7 +66,13 @@ class ExpertProcess:
 
 @contextmanager
 def starting_process(
-    partition: Path, function: str, *, port: int = 0, sources: Path = ROOT, **environment: str
+    partition: Path,
+    function: str,
+    *,
+    port: int = 0,
+    sources: Path = ROOT,
+    preexec_fn: Callable[[], None] | None = None,
+    **environment: str,
 ) -> Iterator[ExpertProcess]:
     """Run `function` as a supervisor does: on an inherited socket, until its standard input ends."""
     with socket.create_server(("127.0.0.1", port)) as listener:
@@ -76,6 +82,7 @@ def starting_process(
                 partition, function, FAASMOE_LISTEN_FD=str(listener.fileno()), **environment
             ),
             cwd=sources,
+            preexec_fn=preexec_fn,
             pass_fds=(listener.fileno(),),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

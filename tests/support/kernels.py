@@ -54,3 +54,8 @@ def assert_close(found: NDArray[Any], expected: NDArray[Any], bound: float) -> N
     assert found.shape == expected.shape
     largest = np.abs(expected).max(initial=0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound * largest + 1e-7)
+
+
+def misaligned(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy whose memory begins at an odd address."""
+    return np.frombuffer(bytearray(1) + array.tobytes(), array.dtype, offset=1).reshape(array.shape)

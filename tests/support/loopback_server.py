@@ -13,7 +13,7 @@ from control_plane.faas.connection import Address
 
 
 class Call(BaseHTTPRequestHandler):
-    """One POST request, with several ways to answer it."""
+    """One POST request, with several ways to answer it. GET is a question for the server's health."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -26,6 +26,13 @@ class Call(BaseHTTPRequestHandler):
         answers = self.server.answers
         answer = answers.popleft() if answers else self.server.otherwise
         answer(self)
+
+    def do_GET(self) -> None:
+        self.server.questions += 1
+        if self.server.healthy:
+            self.reply(200, b"OK")
+        else:
+            self.wait_for_hang_up()
 
     def reply(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -49,7 +56,9 @@ class Call(BaseHTTPRequestHandler):
 
     def wait_for_hang_up(self, seconds: float | None = None) -> bool:
         """Whether the caller closes the connection within `seconds`; None is no limit."""
-        return bool(select.select([self.connection], [], [], seconds)[0])
+        poll = select.poll()  # `select` takes no descriptor above 1023.
+        poll.register(self.connection, select.POLLIN)
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
 
     def log_message(self, *_: Any) -> None:
         """Log nothing: tests read `paths`."""
@@ -61,8 +70,12 @@ Responder = Callable[[Call], None]
 class LoopbackServer(ThreadingHTTPServer):
     """Answers with each of `answers` once, then always with `otherwise`."""
 
-    def __init__(self, otherwise: Responder, *answers: Responder) -> None:
-        super().__init__(("127.0.0.1", 0), Call)
+    healthy = True
+    """Whether it answers questions for its health."""
+
+    def __init__(self, otherwise: Responder, *answers: Responder, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), Call)
+        self.questions = 0
         self.otherwise = otherwise
         self.answers = deque(answers)
         self.paths: list[str] = []
@@ -70,7 +83,7 @@ class LoopbackServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> Address:
-        return Address("127.0.0.1", self.server_port)
+        return Address(str(self.server_address[0]), self.server_port)
 
     def get_request(self) -> Any:
         self.connections += 1
@@ -83,7 +96,14 @@ class LoopbackServer(ThreadingHTTPServer):
 @contextmanager
 def loopback_server(otherwise: Responder, *answers: Responder) -> Iterator[LoopbackServer]:
     """Run a server until the context ends."""
-    with LoopbackServer(otherwise, *answers) as server:
+    with running(LoopbackServer(otherwise, *answers)) as server:
+        yield server
+
+
+@contextmanager
+def running(server: LoopbackServer) -> Iterator[LoopbackServer]:
+    """Run a server until the context ends."""
+    with server:
         serving = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         serving.start()
         try:

@@ -59,7 +59,7 @@ async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
         async with Gateway.connect(url, None) as gateway:
             address = gateway.address
             assert [change async for change in deploy_all(manifest, [gateway])]
-        invoker = build_invoker(lambda _: address, config)
+        invoker = build_invoker(lambda _: address, lambda _: True, config)
         runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
         engine = build_engine(partition, runner, invoker, config)
         engine.start()

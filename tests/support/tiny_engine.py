@@ -117,7 +117,8 @@ async def engine_behind(
     """A separate engine for the partition. An invocation fails after `deadline` seconds."""
     interruption = interruption or Interruption()
     address = Address(gateway.host or "", gateway.port or 80)
-    invoker = build_invoker(lambda _: address, ServeConfig(invocation_deadline=deadline))
+    config = ServeConfig(invocation_deadline=deadline)
+    invoker = build_invoker(lambda _: address, lambda _: True, config)
     stopwatch = Stopwatch()
     dispatcher = make_dispatcher(reference.manifest, invoker, interruption=interruption, stopwatch=stopwatch)
     model = load_model(reference.folder, reference.manifest)

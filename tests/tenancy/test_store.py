@@ -6,21 +6,21 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.errors import ConfigError, InvalidApiKey, TenancyError, UnknownTenant
 from control_plane.tenancy.declared import DeclaredTenant
-from control_plane.tenancy.storage.migrations import MIGRATIONS
-from control_plane.tenancy.storage.sqlite import SqliteDatabase
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
-from control_plane.tenancy.usage import Booking, Usage
+from control_plane.tenancy.usage import Booking, Entry, Usage
 
 LIMITS = Limits(weight=2.5, rpm=60, tpm=20_000, max_concurrency=8, max_context=512, max_output=64)
 CHOSEN_KEY = "a-key-that-somebody-chose"
@@ -47,6 +47,10 @@ def refusal(path: Path) -> str:
 
 def booking(tenant: str, at: float = 0.0, requests: int = 1, seconds: float = 0.0) -> Booking:
     return Booking(tenant, at, requests, 10, 5, 1.5, seconds)
+
+
+def book(store: TenantStore, bookings: Sequence[Booking]) -> None:
+    store.book([Entry(uuid4().hex, 1, tuple(bookings))])
 
 
 def test_a_tenant_is_found_by_name_and_by_key(store: TenantStore, path: Path) -> None:
@@ -129,7 +133,7 @@ def test_an_update_applies_at_once(store: TenantStore, path: Path) -> None:
 
 def test_usage_outlives_its_tenant(store: TenantStore, path: Path) -> None:
     key = store.add("acme", LIMITS, operator=False)
-    store.book([booking("acme")])
+    book(store, [booking("acme")])
     with TenantStore.open(path) as other:
         other.remove("acme")
     with pytest.raises(InvalidApiKey):
@@ -159,7 +163,7 @@ def test_declared_tenants_are_added_and_updated(store: TenantStore) -> None:
         DeclaredTenant("bob", Limits(weight=3), key=CHOSEN_KEY),
     ]
     for _ in range(2):
-        store.declare(declared)
+        store.declare(declared, uuid4().hex)
         assert [tenant.name for tenant in store.list()] == ["acme", "bob", "other"]
     acme = store.authenticate(own_key)
     assert (acme.limits, acme.operator, acme.created) == (Limits(rpm=5), True, created)
@@ -171,18 +175,18 @@ def test_declared_tenants_are_taken_all_or_none(store: TenantStore) -> None:
     store.add("acme", LIMITS, operator=False, key=CHOSEN_KEY)
     declared = [DeclaredTenant("bob", Limits()), DeclaredTenant("eve", Limits(), key=CHOSEN_KEY)]
     with pytest.raises(TenancyError, match="tenant eve: its key belongs to another tenant"):
-        store.declare(declared)
+        store.declare(declared, uuid4().hex)
     assert [tenant.name for tenant in store.list()] == ["acme"]
 
 
 def test_a_declared_tenant_without_a_key_gets_one_later(store: TenantStore) -> None:
-    store.declare([DeclaredTenant("acme", Limits()), DeclaredTenant("bob", Limits())])
+    store.declare([DeclaredTenant("acme", Limits()), DeclaredTenant("bob", Limits())], "one")
     assert store.authenticate(store.rotate_key("acme")).name == "acme"
 
 
 def test_usage_adds_up_by_tenant_and_since(store: TenantStore) -> None:
-    store.book([booking("bob", at=59.9), booking("acme", at=60.0), booking("acme", at=119.0, requests=2)])
-    store.book([booking("acme", at=180.0, seconds=0.25)])
+    book(store, [booking("bob", at=59.9), booking("acme", at=60.0), booking("acme", at=119.0, requests=2)])
+    book(store, [booking("acme", at=180.0, seconds=0.25)])
     acme, bob = store.usage(None, None)
     assert acme == Usage("acme", 4, 30, 15, 4.5, 0.25)
     assert bob == Usage("bob", 1, 10, 5, 1.5, 0.0)
@@ -202,6 +206,7 @@ amounts = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(amounts, max_size=30), st.randoms(use_true_random=False))
 def test_sums_are_exact_in_any_order(amounts: list[tuple[str, int, int, int]], order: random.Random) -> None:
     """Sums of fractions are exact to a millionth of an invocation and to a nanosecond."""
@@ -217,17 +222,14 @@ def test_sums_are_exact_in_any_order(amounts: list[tuple[str, int, int, int]], o
         micros, nanos = (sum(values) for values in list(zip(*mine, strict=True))[1:])
         output = sum(count // 3 for count in counts)
         wanted.append(Usage(name, len(mine), sum(counts), output, micros / 1e6, nanos / 1e9))
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as memory:
-        for statement in MIGRATIONS[0]:
-            memory.execute(statement)
-        store = TenantStore(SqliteDatabase(memory, Path("memory")))
+    with TemporaryDirectory() as folder, TenantStore.open(Path(folder, "faasmoe.db")) as store:
         for start in range(0, len(bookings), 4):
-            store.book(bookings[start : start + 4])
+            book(store, bookings[start : start + 4])
         assert list(store.usage(None, None)) == wanted
 
 
 def test_usage_is_stored_per_minute(store: TenantStore, path: Path) -> None:
-    store.book([booking("acme", at=second / 100) for second in range(12_000)])
+    book(store, [booking("acme", at=second / 100) for second in range(12_000)])
     with closing(sqlite3.connect(path)) as reader:
         assert reader.execute("SELECT count(*) FROM usage").fetchone() == (2,)
     assert store.usage("acme", None)[0].requests == 12_000
@@ -240,9 +242,9 @@ def test_bookings_are_written_all_or_none(store: TenantStore, path: Path) -> Non
             "BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
         )
     with pytest.raises(TenancyError, match="disk is full"):
-        store.book([booking("acme"), booking("bob"), booking("carl")])
+        book(store, [booking("acme"), booking("bob"), booking("carl")])
     assert list(store.usage(None, None)) == []
-    store.book([booking("acme")])
+    book(store, [booking("acme")])
     assert [usage.tenant for usage in store.usage(None, None)] == ["acme"]
 
 

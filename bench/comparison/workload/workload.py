@@ -54,7 +54,7 @@ def read(file: Path) -> list[WorkloadRequest]:
             requests.append(_request(json.loads(line)))
             if len(requests) > 1:
                 _check_order(*requests[-2:])
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"{where}: not JSON, or cut off: {error}") from error
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error

@@ -18,47 +18,70 @@ class ErrorKind:
     code: str | None = None
     type: str = ""
     """OpenAI's type of the error; "" is the general type for the status."""
+    text: str = ""
+    """What clients are told, where the error's own text names files, addresses or parts of the system."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", self.type or error_type(self.status))
 
 
 _LIMITED = ErrorKind(429, "rate_limit_exceeded", "rate_limit_error")
+INTERNAL = ErrorKind(500, text="internal error")
+"""The kind of errors that concern nobody but the operator."""
 
 KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
-    errors.FaaSMoEError: ErrorKind(500),
-    errors.ConfigError: ErrorKind(500),
-    errors.PartitionError: ErrorKind(500),
-    errors.UnsupportedModel: ErrorKind(500),
-    errors.GatewayError: ErrorKind(502),
-    errors.FunctionNotFound: ErrorKind(503, "function_not_found"),
-    errors.FunctionUnavailable: ErrorKind(503, "function_unavailable"),
-    errors.InvocationTimeout: ErrorKind(504, "function_timeout"),
-    errors.ProtocolError: ErrorKind(502),
-    errors.EngineError: ErrorKind(500),
+    errors.FaaSMoEError: INTERNAL,
+    errors.ConfigError: INTERNAL,
+    errors.PartitionError: INTERNAL,
+    errors.UnsupportedModel: INTERNAL,
+    errors.GatewayError: ErrorKind(502, text="the gateway of the model's functions refused or failed"),
+    errors.FunctionNotFound: ErrorKind(
+        503, "function_not_found", text="a function of the model is not deployed"
+    ),
+    errors.FunctionUnavailable: ErrorKind(
+        503, "function_unavailable", text="a function of the model could not be reached"
+    ),
+    errors.InvocationTimeout: ErrorKind(
+        504, "function_timeout", text="a function of the model did not answer in time"
+    ),
+    errors.ProtocolError: ErrorKind(502, text="a function of the model gave an answer that is not valid"),
+    errors.EngineError: ErrorKind(500, text="the engine could not run the request"),
     errors.ContextLengthExceeded: ErrorKind(400, "context_length_exceeded"),
     errors.OutOfCache: ErrorKind(400, "context_length_exceeded"),
     errors.ShuttingDown: ErrorKind(503, "shutting_down"),
-    errors.TenancyError: ErrorKind(500),
+    errors.TenancyError: ErrorKind(500, text="the tenants' database cannot be used"),
     errors.UnknownTenant: ErrorKind(404),
     errors.InvalidApiKey: ErrorKind(401, "invalid_api_key"),
     errors.RetryLater: _LIMITED,
     errors.QuotaExceeded: _LIMITED,
     errors.QueueFull: ErrorKind(429, "queue_full", "rate_limit_error"),
     errors.Overloaded: ErrorKind(503, "overloaded"),
+    errors.DatabaseUnavailable: ErrorKind(
+        503, "database_unavailable", text="the tenants' database cannot be used now"
+    ),
+    errors.TokenizerError: ErrorKind(
+        500, "tokenizer_failed", text="the model's tokenizer fails on this request"
+    ),
     errors.BadRequest: ErrorKind(400),
     errors.UnknownModel: ErrorKind(404, "model_not_found"),
     errors.RequestTimeout: ErrorKind(504, "timeout"),
 }
 
 
-def domain_error_body(error: errors.FaaSMoEError) -> dict[str, Any]:
-    """The JSON object of a domain error."""
+def domain_error_body(error: errors.FaaSMoEError, request_id: str) -> dict[str, Any]:
+    """The JSON object of a domain error. What is for the operator only is in the log, by the request's id."""
     kind = KINDS[type(error)]
-    return error_body(str(error), kind.type, getattr(error, "param", None), kind.code)
+    text = with_reference(kind.text, request_id) if kind.text else str(error)
+    return error_body(text, kind.type, getattr(error, "param", None), kind.code)
 
 
-def error_response(error: errors.FaaSMoEError) -> web.Response:
+def with_reference(text: str, request_id: str) -> str:
+    """The text of an error whose reason is in the log."""
+    return f"{text}; the server's log has the reason, by the request id {request_id}"
+
+
+def error_response(error: errors.FaaSMoEError, request_id: str) -> web.Response:
     """The response to a request that raised a domain error."""
     status = KINDS[type(error)].status
-    return web.json_response(domain_error_body(error), status=status, headers=error_headers(error))
+    body = domain_error_body(error, request_id)
+    return web.json_response(body, status=status, headers=error_headers(error))

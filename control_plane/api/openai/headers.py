@@ -8,13 +8,24 @@ from control_plane.tenancy.limits.admission import Quota
 LONG_SECONDS = 60.0
 """Clients should not wait longer than this before they retry."""
 
+_RETRY_SECONDS: dict[type[errors.FaaSMoEError], int] = {
+    errors.ShuttingDown: 1,
+    errors.FunctionUnavailable: 5,
+    errors.FunctionNotFound: 30,
+}
+"""The `Retry-After` of errors that end by themselves, or by the operator's doing."""
+
 
 def error_headers(error: errors.FaaSMoEError) -> dict[str, str]:
     """The headers of an error response: whether and when to retry, and how to authenticate."""
     if isinstance(error, errors.InvalidApiKey):
         return {"WWW-Authenticate": "Bearer"}
-    if isinstance(error, errors.ShuttingDown):
-        return {"Retry-After": "1"}
+    for kind, seconds in _RETRY_SECONDS.items():
+        if isinstance(error, kind):
+            return {"Retry-After": str(seconds)}
+    # The same tokens would fail again.
+    if isinstance(error, errors.TokenizerError):
+        return {"x-should-retry": "false"}
     if not isinstance(error, errors.RetryLater):
         return {}
     if error.retry_after is None:

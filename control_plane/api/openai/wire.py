@@ -3,6 +3,7 @@
 https://platform.openai.com/docs/api-reference. A field that is null counts as absent.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -174,6 +175,23 @@ class DetokenizeBody(Body, kw_only=True):
 
 
 AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def decode_json(body: bytes) -> Any:
+    """Decode a body. Raises `BadRequest`, also for an object that has a key twice."""
+    try:
+        return json.loads(body, object_pairs_hook=_object)
+    # ValueError also covers invalid UTF-8 and numbers that are too long; RecursionError, lists too deep.
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A proxy that checks requests may read another of two values than this server does."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return fields
 
 
 def read_body(body: object, kind: type[AnyBody]) -> AnyBody:

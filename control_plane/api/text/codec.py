@@ -1,16 +1,16 @@
-"""Converts between text and tokens."""
+"""A model's vocabulary: the text and the bytes of its tokens."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NoReturn
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from control_plane.api.text.decoder import TextDecoder
 from control_plane.api.text.request import Chat, Prompt
-from control_plane.errors import BadRequest
+from control_plane.errors import BadRequest, TokenizerError
 
 _FALLBACK_BYTE = re.compile("<0x([0-9A-F]{2})>")
 """The name of a one-byte token in SentencePiece's vocabularies."""
@@ -26,7 +26,7 @@ def _byte_alphabet() -> Mapping[str, int]:
 
 @dataclass(frozen=True)
 class TextCodec:
-    """A model's tokenizer and chat template."""
+    """A model's tokenizer, as far as it cannot hang: it decodes tokens. `PromptEncoder` does the rest."""
 
     tokenizer: PreTrainedTokenizerBase
     vocab_size: int
@@ -34,36 +34,25 @@ class TextCodec:
     _texts: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _bytes: dict[int, bytes | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a prompt. Raises `BadRequest` if it has none, or ids that the model does not know.
-
-        `add_special_tokens` applies to text only: a chat template writes special tokens itself.
-        """
-        if isinstance(prompt, Chat):
-            token_ids = self._chat_tokens(prompt)
-        elif isinstance(prompt, str):
-            token_ids = self.tokenizer.encode(_unicode(prompt), add_special_tokens=add_special_tokens)
-        else:
-            token_ids = prompt
-        if not token_ids:
-            raise BadRequest("prompt: it is empty", "prompt")
-        self._check(token_ids, "prompt")
-        return token_ids
-
     def least_tokens(self, prompt: Prompt) -> int:
         """A lower bound on the number of the prompt's tokens. It is fast, while encoding may take seconds."""
         if isinstance(prompt, Chat):
             return sum(len(message["content"]) for message in prompt.messages) // self._longest_token
         return len(prompt) // self._longest_token if isinstance(prompt, str) else len(prompt)
 
+    def check(self, token_ids: Sequence[int], name: str) -> None:
+        """Raises `BadRequest` for ids unknown to the model, in the field of that name."""
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocab_size:
+            raise BadRequest(f"{name}: token ids must be from 0 to {self.vocab_size - 1}", name)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, without special ones. Raises `BadRequest` for ids unknown to the model."""
-        self._check(token_ids, "tokens")
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        self.check(token_ids, "tokens")
+        return self._text(list(token_ids))
 
     def decoder(self, context: Sequence[int] = ()) -> TextDecoder:
         """A decoder for an answer that continues the text of `context`."""
-        return TextDecoder(self.tokenizer, self._special_ids, context)
+        return TextDecoder(self._text, self._special_ids, context)
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token has no text in an answer, such as the end-of-text token."""
@@ -72,7 +61,10 @@ class TextCodec:
     def token_text(self, token_id: int) -> str:
         """The text of a token alone: a special token's name, or U+FFFD for an unfinished character."""
         if token_id not in self._texts:
-            self._texts[token_id] = str(self.tokenizer.decode([token_id]))
+            try:
+                self._texts[token_id] = str(self.tokenizer.decode([token_id]))
+            except BaseException as error:
+                _fail(error)
         return self._texts[token_id]
 
     def token_bytes(self, token_id: int, text: str) -> bytes:
@@ -112,30 +104,16 @@ class TextCodec:
         decoder = str(self.tokenizer.backend_tokenizer.decoder)
         return _byte_alphabet() if "ByteLevel" in decoder else {}
 
-    def _check(self, token_ids: Sequence[int], name: str) -> None:
-        if not all(0 <= token < self.vocab_size for token in token_ids):
-            raise BadRequest(f"{name}: token ids must be from 0 to {self.vocab_size - 1}", name)
-
-    def _chat_tokens(self, chat: Chat) -> list[int]:
-        if not self.tokenizer.chat_template:
-            raise BadRequest(
-                "messages: this model has no chat template; use /v1/completions, or `faasmoe prompt --raw`",
-                "messages",
-            )
+    def _text(self, token_ids: list[int]) -> str:
+        """Called some times for each generated token. Raises `TokenizerError`."""
         try:
-            text = self.tokenizer.apply_chat_template(
-                chat.messages, add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:
-            raise BadRequest(f"messages: the chat template refuses them: {error}", "messages") from error
-        # The template writes the special tokens itself.
-        return list(self.tokenizer.encode(_unicode(str(text)), add_special_tokens=False))
+            return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+        except BaseException as error:
+            _fail(error)
 
 
-def _unicode(text: str) -> str:
-    """Return the text. Raises `BadRequest` for half of a surrogate pair, which JSON can escape."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRequest(f"the text is not Unicode: {error}") from error
-    return text
+def _fail(error: BaseException) -> NoReturn:
+    """Raise the error for one of the tokenizer's, whose panics are not Exceptions."""
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    raise TokenizerError(f"the tokenizer has failed: {type(error).__name__}: {error}") from error

@@ -1,8 +1,6 @@
 """Turns the tokens of an answer into text while they are generated."""
 
-from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Callable, Sequence
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """The text of an unfinished character."""
@@ -21,12 +19,12 @@ class TextDecoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        decode: Callable[[list[int]], str],
         special_ids: frozenset[int] = frozenset(),
         context: Sequence[int] = (),
     ) -> None:
-        """`special_ids` have no text; the answer continues the text of `context`."""
-        self._tokenizer = tokenizer
+        """`decode` gives the text of tokens; `special_ids` have none. The answer continues `context`."""
+        self._decode = decode
         self._special_ids = special_ids
         self._token_ids = [token_id for token_id in context[-_CONTEXT_TOKENS:] if token_id not in special_ids]
         if self._decode(self._token_ids).endswith(_REPLACEMENT):
@@ -65,6 +63,3 @@ class TextDecoder:
     def _new_text(self) -> str:
         known = self._decode(self._token_ids[: self._known])
         return self._decode(self._token_ids)[len(known) :]
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from control_plane.errors import ConfigError
 
-REQUIRED_PACKAGES = ("numpy", "httptools")
+REQUIRED_PACKAGES = ("numpy", "httptools", "xxhash")
 """The packages that a function imports besides the standard library."""
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """Names of architectures in wheels, by their names in images."""

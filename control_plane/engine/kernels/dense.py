@@ -113,7 +113,11 @@ class DenseKernel(ABC):
         Raises ValueError for a wrong dtype, shape or index, with the cache unchanged; MemoryError when out of
         memory.
         """
-        if cache.dtype not in (np.float32, np.uint16) or cache.ndim != 6 or not cache.flags.c_contiguous:
+        flags = cache.flags
+        # A copy, as of other arrays, would not keep what is stored.
+        if not (flags.c_contiguous and flags.aligned and flags.writeable):
+            raise ValueError("the cache is not contiguous, aligned and writeable")
+        if cache.dtype not in (np.float32, np.uint16) or cache.ndim != 6:
             raise ValueError(f"not a cache: {cache.dtype} {cache.shape}")
         kv_heads, tokens, head_dim = cache.shape[3:]
         rows, heads = query.shape[:2]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -26,11 +26,14 @@ from control_plane.engine.model import attention
 from control_plane.engine.model.layers import check_packed, replace_packed
 from control_plane.engine.model.replacements import REPLACEMENTS
 from control_plane.engine.model.stored_embedding import StoredEmbedding
-from control_plane.errors import PartitionError, UnsupportedModel
+from control_plane.errors import FaaSMoEError, PartitionError, UnsupportedModel
 from control_plane.partition.dense import PACKED, packed_shapes
 from control_plane.partition.manifest import Manifest
 
 EMBEDDING = "model.embed_tokens.weight"
+MAX_TOKENIZER_BYTES = 256 << 20
+"""The largest file of a tokenizer. Vocabularies of 256,000 tokens take 35 MB."""
+_MAX_ERROR = 300
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -46,7 +49,7 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
     attention.register()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
+    with _refused_by_transformers(f"the model in {partition}"):
         config = AutoConfig.from_pretrained(partition)
         _check_rope(config)
         state_dict, shapes = _read_dense(partition / manifest.dense.file)
@@ -59,8 +62,6 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
                 attn_implementation=attention.NO_MASK,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise PartitionError(f"cannot load the model in {partition}: {_in_one_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(missing)}")
     check_packed(model, shapes)
@@ -84,26 +85,50 @@ def attach_experts(model: PreTrainedModel, manifest: Manifest, dispatcher: Dispa
 
 
 def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, which the partition has from the checkpoint. Raises `PartitionError`."""
+    """The model's tokenizer, which the partition has from the checkpoint.
+
+    Raises `PartitionError`, whatever the files hold: a tokenizer's panics are not Exceptions.
+    """
     # Without these files, transformers would make up an empty tokenizer instead of failing.
     if not any((partition / name).exists() for name in TOKENIZER_FILES):
         raise PartitionError(f"{partition} has no tokenizer: {' or '.join(TOKENIZER_FILES)}")
-    try:
+    with _refused_by_transformers(f"the tokenizer in {partition}"):
+        _check_sizes(partition)
         return AutoTokenizer.from_pretrained(partition)
-    except (OSError, ValueError) as error:
-        raise PartitionError(f"cannot load the tokenizer in {partition}: {_in_one_line(error)}") from error
+
+
+def _check_sizes(partition: Path) -> None:
+    """Raises ValueError for a file that would fill the memory when it is parsed."""
+    for name in TOKENIZER_FILES:
+        path = partition / name
+        if path.exists() and path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise ValueError(f"{name} has more than {MAX_TOKENIZER_BYTES} bytes")
 
 
 def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end an answer: the generation config's, or else the model config's."""
+    """The tokens that end an answer: the generation config's, or else the model config's.
+
+    Raises `PartitionError`.
+    """
+    with _refused_by_transformers(f"the generation config in {partition}"):
+        known = (partition / "generation_config.json").exists()
+        eos = GenerationConfig.from_pretrained(partition).eos_token_id if known else None
+        eos = model.config.eos_token_id if eos is None else eos
+        if eos is None:
+            return frozenset()
+        return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+@contextmanager
+def _refused_by_transformers(what: str) -> Iterator[None]:
+    """Turn an error of transformers into a `PartitionError`: files that it does not expect can raise any."""
     try:
-        eos = GenerationConfig.from_pretrained(partition).eos_token_id
-    except OSError:
-        eos = None
-    eos = model.config.eos_token_id if eos is None else eos
-    if eos is None:
-        return frozenset()
-    return frozenset(eos if isinstance(eos, list) else [eos])
+        yield
+    except (FaaSMoEError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # A tokenizer's panics are not Exceptions.
+        problem = f"{type(error).__name__}: {_in_one_line(error)[:_MAX_ERROR]}"
+        raise PartitionError(f"cannot load {what}: {problem}") from error
 
 
 def _check_rope(config: PretrainedConfig) -> None:
@@ -149,6 +174,6 @@ def _patched(model_type: str) -> Iterator[None]:
         unregister_patch_mapping(list(replacements))
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: BaseException) -> str:
     """The error's message without line breaks: transformers' messages can be paragraphs."""
     return " ".join(str(error).split())

@@ -13,6 +13,14 @@ class EmulatedBehaviour:
     orchestration: str = "processes"
     max_functions: int | None = None
     scales_to_zero: bool = True
+    """Whether functions may have zero replicas; otherwise a request for zero is accepted without effect."""
+    lists_available: bool = True
+    """Whether the list of functions says how many replicas are available."""
+    vanishes: bool = False
+    """Whether a function that is removed or replaced leaves its callers without an answer or a reset."""
+    ignored_sigterm_seconds: float | None = None
+    """How long it takes until a removal fails if the function has no handler for SIGTERM yet; None if it does
+    not fail."""
     waits_for_start: bool = True
     """Whether a call waits while its function starts; otherwise it is answered with 500."""
     passes_length: bool = True
@@ -27,10 +35,15 @@ FAASD = EmulatedBehaviour(
     orchestration="containerd",
     max_functions=COMMUNITY_FUNCTIONS,
     scales_to_zero=False,
+    lists_available=False,
+    vanishes=True,
+    ignored_sigterm_seconds=30.0,
     waits_for_start=False,
     passes_length=False,
     keep_alive_seconds=0.12,
 )
-"""faasd's community edition: measured, and read from pkg/provider/handlers in https://github.com/openfaas/faasd."""
+"""faasd with the limit of its community edition: measured with the MIT build of September 2024, and read from
+pkg/provider/handlers in https://github.com/openfaas/faasd. The community edition itself answers 400 to zero
+replicas."""
 EMULATED = {"faasd": FAASD}
 """The gateways that `--emulate` accepts, by name."""

@@ -15,16 +15,33 @@ from control_plane.gateway.provider.scaling_labels import ScalingLabels
 from control_plane.gateway.provider.starter import FunctionStarter
 
 _COOL_DOWN_S = 5.0
+SHORT_LIFE_S = 10.0
+"""A process that dies sooner after it was ready has probably the same fault as the one before it."""
+_TOLERATED_DEATHS = 2
 
 _logger = logging.getLogger(__name__)
 
 
+class FunctionKeepsDying(FunctionUnavailable):
+    """The last processes of a function died: another one is not started before `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 @dataclass(frozen=True)
-class _StartFailure:
-    """The last start crashed: until `retry_at` (the loop's time), calls fail at once with `message`."""
+class _Failure:
+    """The last processes died: until `retry_at` (the loop's time), calls fail at once with `message`."""
 
     message: str
     retry_at: float
+
+
+def pause_after_deaths(deaths: int) -> float:
+    """Seconds to wait before another start, after so many processes in a row that lived for a short time."""
+    further = deaths - _TOLERATED_DEATHS
+    return min(2.0 ** (further - 1), _COOL_DOWN_S) if further > 0 else 0.0
 
 
 class LocalFunction:
@@ -35,8 +52,13 @@ class LocalFunction:
     """
 
     def __init__(
-        self, deployment: FunctionDeployment, scaling: ScalingLabels, starter: FunctionStarter
+        self,
+        deployment: FunctionDeployment,
+        scaling: ScalingLabels,
+        starter: FunctionStarter,
+        replicas: int | None = None,
     ) -> None:
+        """Begin to start a process if `replicas` is 1; None means as many as `scaling` asks for."""
         self.log = FunctionLog(deployment.service)
         self.replicas = 0
         self._deployment = deployment
@@ -44,18 +66,31 @@ class LocalFunction:
         self._starter = starter
         self._created_at = datetime.now(UTC)
         self._invocations = 0
+        self._spawned: FunctionProcess | None = None
         self._process: FunctionProcess | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._watches: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._failure: _StartFailure | None = None
+        self._failure: _Failure | None = None
+        self._deaths = 0
+        """Processes in a row that died soon after they were ready."""
         self._closed = False
-        self.scale(scaling.min_replicas)
+        self.scale(scaling.min_replicas if replicas is None else replicas)
 
     @property
     def process(self) -> FunctionProcess | None:
         """The process that accepts calls at the moment, if there is one."""
         return self._process if self._process and self._process.alive else None
+
+    @property
+    def spawned(self) -> FunctionProcess | None:
+        """The newest process, also one that is not ready yet, if it is alive."""
+        return self._spawned if self._spawned and self._spawned.alive else None
+
+    def wanted(self) -> FunctionStatus:
+        """The specification, and the wanted number of replicas."""
+        return FunctionStatus(self._deployment, self.replicas)
 
     def status(self) -> FunctionStatus:
         process = self.process
@@ -129,8 +164,11 @@ class LocalFunction:
     def _check_may_start(self) -> None:
         if self._closed:
             raise FunctionNotFound(f"function {self._deployment.service} was removed")
-        if self._failure and asyncio.get_running_loop().time() < self._failure.retry_at:
-            raise FunctionUnavailable(self._failure.message)
+        if self._failure is None:
+            return
+        pause = self._failure.retry_at - asyncio.get_running_loop().time()
+        if pause > 0:
+            raise FunctionKeepsDying(self._failure.message, pause)
 
     def _start(self) -> asyncio.Task[None]:
         self.replicas = 1
@@ -143,13 +181,38 @@ class LocalFunction:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            self._process = await self._starter.start(self._deployment, self.log)
+            process = await self._starter.start(self._deployment, self.log, self._note_spawned)
         except FunctionUnavailable as error:
             _logger.warning("%s", error)
-            self._failure = _StartFailure(str(error), loop.time() + _COOL_DOWN_S)
+            self._failure = _Failure(str(error), loop.time() + _COOL_DOWN_S)
             return
         _logger.debug("%s is ready after %.2f s", self._deployment.service, loop.time() - began)
+        self._process = process
+        watch = asyncio.create_task(self._look_after(process))
+        self._watches.add(watch)
+        watch.add_done_callback(self._watches.discard)
         self._sleep_if_idle()
+
+    def _note_spawned(self, process: FunctionProcess) -> None:
+        self._spawned = process
+
+    async def _look_after(self, process: FunctionProcess) -> None:
+        """Wait for the end of a process. If nobody asked for it, note it, and replace one that hung."""
+        loop = asyncio.get_running_loop()
+        ready_at = loop.time()
+        await process.wait_ended()
+        if process is not self._process:
+            return
+        self._deaths = self._deaths + 1 if loop.time() - ready_at < SHORT_LIFE_S else 1
+        if pause := pause_after_deaths(self._deaths):
+            message = (
+                f"function {self._deployment.service} keeps dying: {self._deaths} times in a row within "
+                f"{SHORT_LIFE_S:g} s of its start, {process.last_words}"
+            )
+            _logger.warning("%s", message)
+            self._failure = _Failure(message, loop.time() + pause)
+        elif process.hangs and self.replicas:
+            self._start()
 
     def _release(self) -> None:
         self._stop_idle_timer()
@@ -157,7 +220,7 @@ class LocalFunction:
             self._starting.cancel()
             self._await_end(self._starting)
         if self._process is not None:
-            self._await_end(asyncio.create_task(self._process.stop(self._starter.timeouts)))
+            self._await_end(asyncio.create_task(self._starter.end(self._process)))
         self._starting = self._process = None
 
     def _await_end(self, task: asyncio.Task[None]) -> None:

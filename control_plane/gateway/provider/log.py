@@ -8,17 +8,22 @@ from datetime import UTC, datetime
 from control_plane.faas.types import DEFAULT_NAMESPACE, LogMessage
 
 DEFAULT_CAPACITY = 1000
+MAX_CHARACTERS = 1 << 20
+"""The most text that one log keeps."""
 
 
 class FunctionLog:
     """A ring buffer of the newest lines of all processes that one function has had.
 
-    Followers read from the ring buffer: a slow one misses old lines, and uses no extra memory.
+    It keeps at most `capacity` lines, and `MAX_CHARACTERS`. Followers read from the ring buffer: a slow one
+    misses old lines, and uses no extra memory.
     """
 
     def __init__(self, function: str, capacity: int = DEFAULT_CAPACITY) -> None:
         self._function = function
-        self._messages: deque[LogMessage] = deque(maxlen=capacity)
+        self._capacity = capacity
+        self._messages: deque[LogMessage] = deque()
+        self._characters = 0
         self._appended = 0
         self._changed = asyncio.Event()
         self._closed = False
@@ -29,6 +34,9 @@ class FunctionLog:
             LogMessage(self._function, DEFAULT_NAMESPACE, instance, datetime.now(UTC), text)
         )
         self._appended += 1
+        self._characters += len(text)
+        while len(self._messages) > self._capacity or self._characters > MAX_CHARACTERS:
+            self._characters -= len(self._messages.popleft().text)
         self._wake_followers()
 
     def last_line(self, instance: str) -> str:

@@ -14,6 +14,7 @@ import aiohttp
 import psutil
 
 from control_plane.faas.types import FunctionUsage
+from control_plane.gateway.provider.liveness import until_it_hangs
 from control_plane.gateway.provider.log import FunctionLog
 from functions.contract.process import LISTEN_FD_VARIABLE, READY_PATH
 
@@ -21,6 +22,9 @@ _BACKLOG = 1024
 _READY_POLL_S = 0.02
 _LAST_LINES_S = 1.0
 _MAX_LINE_BYTES = 16384
+_MAX_LINES_PER_CHUNK = 256
+_OUTPUT_BYTES_PER_S = 4 << 20
+"""A function that writes more waits for the gateway: a flood of output must not take the gateway's time."""
 _MILLICORES_PER_PERCENT = 10
 
 _logger = logging.getLogger(__name__)
@@ -59,7 +63,10 @@ class FunctionProcess:
         self._no_calls = asyncio.Event()
         self._no_calls.set()
         self._meter: psutil.Process | None = None
+        self.hangs = False
+        """Whether it was killed because it did not answer."""
         self._ended = asyncio.create_task(self._observe())
+        self._watched = asyncio.create_task(self._watch())
 
     @classmethod
     async def spawn(
@@ -80,14 +87,19 @@ class FunctionProcess:
             return cls(process, name, listener.getsockname()[1], log)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def alive(self) -> bool:
-        return self._process.returncode is None
+        """Whether it runs, and does not hang."""
+        return self._process.returncode is None and not self.hangs
 
     @property
     def last_words(self) -> str:
-        """The exit code and the last line of output, for an error message."""
+        """How it ended, and its last line of output, for an error message."""
         line = self._log.last_line(self._instance)
-        return f"exit code {self._process.returncode}" + (f": {line}" if line else "")
+        return self._end + (f": {line}" if line else "")
 
     async def wait_ready(self, session: aiohttp.ClientSession) -> bool:
         """Wait until it answers `/_/ready` with 200; False if it exits before."""
@@ -103,8 +115,8 @@ class FunctionProcess:
         await self.wait_ended(_LAST_LINES_S)
         return False
 
-    async def wait_ended(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds until it has exited and its last lines are in the log."""
+    async def wait_ended(self, timeout: float | None = None) -> None:
+        """Wait until it has exited and its last lines are in the log; at most `timeout` seconds."""
         await asyncio.wait({self._ended}, timeout=timeout)
 
     @contextmanager
@@ -136,9 +148,7 @@ class FunctionProcess:
         """Send SIGKILL to the process and its children, if it has not exited."""
         if self._ended.done():
             return
-        # While `_ended` is pending, a process of the group is alive, so the group's id was not reused.
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._kill_group()
         await self.wait_ended(timeouts.stop)
 
     def usage(self) -> FunctionUsage | None:
@@ -159,15 +169,45 @@ class FunctionProcess:
             await self._read_lines(self._process.stdout)
         code = await self._process.wait()
         level = logging.INFO if code else logging.DEBUG
-        _logger.log(level, "%s ended with exit code %d", self._instance, code)
+        _logger.log(level, "%s ended: %s", self._instance, self._end)
+
+    async def _watch(self) -> None:
+        """End the process if it hangs. SIGTERM would have no effect on one that is stopped."""
+        hangs = asyncio.create_task(until_it_hangs(self.pid, self.url))
+        try:
+            await asyncio.wait({hangs, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            if hangs.done() and not self._ended.done():
+                hangs.result()
+                _logger.warning("%s does not answer: it is killed", self._instance)
+                self.hangs = True
+                self._kill_group()
+        finally:
+            hangs.cancel()
+
+    def _kill_group(self) -> None:
+        # While `_ended` is pending, a process of the group is alive, so the group's id was not reused.
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    @property
+    def _end(self) -> str:
+        code = self._process.returncode
+        if self.hangs:
+            return "it did not answer and was killed"
+        if code is None or code >= 0:
+            return f"exit code {code}"
+        reason = ", perhaps for lack of memory" if -code == signal.SIGKILL else ""
+        return f"killed (signal {-code}){reason}"
 
     async def _read_lines(self, stdout: asyncio.StreamReader) -> None:
         unfinished = b""
         while chunk := await stdout.read(_MAX_LINE_BYTES):
             *lines, unfinished = (unfinished + chunk).split(b"\n")
-            for line in lines:
+            for line in lines[-_MAX_LINES_PER_CHUNK:]:
                 self._write_log(line)
             unfinished = unfinished[:_MAX_LINE_BYTES]
+            if len(chunk) == _MAX_LINE_BYTES:
+                await asyncio.sleep(_MAX_LINE_BYTES / _OUTPUT_BYTES_PER_S)
         if unfinished:
             self._write_log(unfinished)
 

@@ -1,12 +1,14 @@
 """The embedded FaaS provider, which runs OpenFaaS functions as processes of this machine."""
 
 import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Self
 
 from msgspec.structs import replace
 
-from control_plane.errors import ConfigError, FunctionNotFound, FunctionUnavailable
+from control_plane.errors import ConfigError, FaaSMoEError, FunctionNotFound, FunctionUnavailable
 from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
 from control_plane.gateway.provider.function import LocalFunction
@@ -16,16 +18,21 @@ from control_plane.gateway.provider.process import DEFAULT_TIMEOUTS, FunctionPro
 from control_plane.gateway.provider.scaling_labels import ScalingLabels, check_replicas
 from control_plane.gateway.provider.secret_store import SecretStore
 from control_plane.gateway.provider.starter import FunctionStarter
+from control_plane.gateway.provider.vanishing import VanishedSockets, handles_sigterm
 from control_plane.partition.partition_files import FUNCTION_NAME
+from control_plane.validation import MAX_QUOTED
 
 DEFAULT_IDLE_AFTER_S = 900.0
+MAX_FUNCTIONS = 4096
+"""More than the experts of most models."""
+
+_logger = logging.getLogger(__name__)
 
 
 class LocalProvider:
     """The deployed functions by name. An async context manager, whose exit ends all processes.
 
-    Deployments are not stored anywhere. Resource limits, constraints and `envProcess` are listed, but have no
-    effect.
+    Resource limits, constraints and `envProcess` are listed, but have no effect.
 
     Args:
         image: the only image that functions can be deployed from.
@@ -34,6 +41,8 @@ class LocalProvider:
             the label com.openfaas.scale.zero-duration overrides this.
         timeouts: the deadlines of all functions.
         behaviour: the gateway to emulate.
+        remember: stores all functions, for `restore`. It is called in a thread after each change that a
+            client has asked for; not when a call wakes a function, or idleness puts it to sleep.
     """
 
     def __init__(
@@ -43,25 +52,50 @@ class LocalProvider:
         idle_after: float = DEFAULT_IDLE_AFTER_S,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         behaviour: EmulatedBehaviour = OWN,
+        remember: Callable[[Sequence[FunctionStatus]], None] | None = None,
     ) -> None:
         self.secrets = secrets
         self.timeouts = timeouts
         self.behaviour = behaviour
+        self.away = False
+        """Set by tests of callers: the gateway finds no provider, and answers 404 to everything."""
         self._image = image
         self._idle_after = idle_after
-        self._starter = FunctionStarter(image, secrets, timeouts)
+        self._vanished = VanishedSockets() if behaviour.vanishes else None
+        self._starter = FunctionStarter(image, secrets, timeouts, self._vanished)
         self._functions: dict[str, LocalFunction] = {}
         self._deploying = asyncio.Lock()
+        self._remember = remember
+        self._remembering = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        async with self._remembering:
+            self._remember = None
         await asyncio.gather(*(function.close() for function in self._functions.values()))
         self._functions.clear()
+        if self._vanished is not None:
+            self._vanished.close()
 
     def __contains__(self, name: str) -> bool:
         return name in self._functions
+
+    def restore(self, functions: Iterable[FunctionStatus]) -> None:
+        """Add functions that were remembered, without those that this provider cannot run any more.
+
+        Their blocks were verified when they were deployed.
+        """
+        for wanted in functions:
+            deployment = wanted.deployment
+            try:
+                scaling = self._check(deployment)
+                replicas = check_replicas(wanted.replicas) if self.behaviour.scales_to_zero else 1
+            except ConfigError as error:
+                _logger.warning("function %s is not restored: %s", deployment.service, error)
+                continue
+            self._functions[deployment.service] = LocalFunction(deployment, scaling, self._starter, replicas)
 
     async def deploy(self, deployment: FunctionDeployment) -> None:
         """Add a function and begin to start it; returns before it is ready.
@@ -72,11 +106,13 @@ class LocalProvider:
         async with self._deploying:
             if deployment.service in self._functions:
                 raise ConfigError(f"function {deployment.service} exists already")
-            if len(self._functions) == self.behaviour.max_functions:
-                raise ConfigError(f"this edition allows {self.behaviour.max_functions} functions")
-            scaling = await self._check(deployment)
+            if len(self._functions) >= (self.behaviour.max_functions or MAX_FUNCTIONS):
+                raise ConfigError(f"this edition allows {len(self._functions)} functions")
+            scaling = self._check(deployment)
+            await self._image.check_block(deployment)
             deployment = replace(deployment, namespace=DEFAULT_NAMESPACE)
             self._functions[deployment.service] = LocalFunction(deployment, scaling, self._starter)
+            await self._changed()
 
     async def update(self, deployment: FunctionDeployment) -> None:
         """Change a function; calls in flight finish on the old process.
@@ -85,14 +121,19 @@ class LocalProvider:
         """
         async with self._deploying:
             function = self._function(deployment.service)
-            scaling = await self._check(deployment)
+            scaling = self._check(deployment)
+            await self._image.check_block(deployment)
+            await self._check_may_end(function)
             function.update(replace(deployment, namespace=DEFAULT_NAMESPACE), scaling)
+            await self._changed()
 
     async def remove(self, name: str) -> None:
         """Remove a function; returns when its process has exited. Raises FunctionNotFound."""
         async with self._deploying:
             function = self._function(name)
+            await self._check_may_end(function)
             del self._functions[name]
+            await self._changed()
         await function.close()
 
     async def scale(self, name: str, replicas: int) -> None:
@@ -101,9 +142,12 @@ class LocalProvider:
         Raises FunctionNotFound, and ConfigError for other numbers.
         """
         function = self._function(name)
-        if not replicas and not self.behaviour.scales_to_zero:
-            raise ConfigError("this edition does not scale to zero")
+        if not self.behaviour.scales_to_zero:
+            replicas = 1
+        before = function.replicas
         function.scale(check_replicas(replicas))
+        if function.replicas != before:
+            await self._changed()
         if not replicas:
             await function.ended()
 
@@ -154,12 +198,30 @@ class LocalProvider:
         except KeyError:
             raise FunctionNotFound(f"function {name} not found") from None
 
-    async def _check(self, deployment: FunctionDeployment) -> ScalingLabels:
+    async def _check_may_end(self, function: LocalFunction) -> None:
+        """Raise FaaSMoEError after a while if the emulated gateway cannot end a function so soon."""
+        seconds, process = self.behaviour.ignored_sigterm_seconds, function.spawned
+        if seconds is not None and process is not None and not handles_sigterm(process.pid):
+            await process.wait_ended(seconds)
+            if process.alive:
+                raise FaaSMoEError(f"process {process.pid} did not end within {seconds:g} s")
+
+    async def _changed(self) -> None:
+        """Remember all functions; also completed when the client that made the change has gone."""
+        await asyncio.shield(asyncio.create_task(self._remember_all()))
+
+    async def _remember_all(self) -> None:
+        async with self._remembering:
+            if self._remember is not None:
+                functions = [function.wanted() for function in self._functions.values()]
+                await asyncio.to_thread(self._remember, functions)
+
+    def _check(self, deployment: FunctionDeployment) -> ScalingLabels:
         if not FUNCTION_NAME.fullmatch(deployment.service):
-            raise ConfigError(f"not a function's name: {deployment.service!r}")
+            raise ConfigError(f"not a function's name: {deployment.service[:MAX_QUOTED]!r}")
         scaling = ScalingLabels.parse(deployment.labels, self._idle_after)
         for secret in deployment.secrets:
             if secret not in self.secrets:
-                raise ConfigError(f"unable to find secret: {secret}")
-        await self._image.check(deployment)
+                raise ConfigError(f"unable to find secret: {secret[:MAX_QUOTED]}")
+        self._image.check(deployment)
         return scaling if self.behaviour.scales_to_zero else ScalingLabels(1, None)

@@ -7,11 +7,17 @@ replaced modules (`model_type` in `control_plane/engine/`), with its attention. 
 `tests/support/checkpoints.py`: the tests of partitions and of the engine run for each family there.
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from control_plane.errors import PartitionError, UnsupportedModel
+from functions.contract.manifest import MAX_EXPERTS
+
+MAX_LAYERS = 10_000
+MAX_WIDTH = 1 << 20
+"""The largest hidden size, and the largest width of an expert."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,10 @@ class ModelConfig:
         experts_key = "num_experts" if "num_experts" in config else "num_local_experts"
         return cls(
             family=family,
-            hidden_size=_size(config, "hidden_size"),
-            intermediate_size=_size(config, family.expert_width),
-            num_experts=_size(config, experts_key),
-            num_experts_per_tok=_size(config, "num_experts_per_tok"),
+            hidden_size=_size(config, "hidden_size", MAX_WIDTH),
+            intermediate_size=_size(config, family.expert_width, MAX_WIDTH),
+            num_experts=(num_experts := _size(config, experts_key, MAX_EXPERTS)),
+            num_experts_per_tok=_size(config, "num_experts_per_tok", num_experts),
             moe_layers=_moe_layers(config),
         )
 
@@ -82,36 +88,38 @@ def _family(model_type: object) -> Family:
         if family.model_type == model_type:
             return family
     supported = ", ".join(sorted(family.model_type for family in FAMILIES))
-    raise UnsupportedModel(f"model type {model_type!r} is not supported; these are: {supported}")
+    raise UnsupportedModel(f"model type {reprlib.repr(model_type)} is not supported; these are: {supported}")
 
 
 def _refuse_variants(config: Mapping[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        method = method[:20] if isinstance(method, str) else "unknown"
         raise UnsupportedModel(
             f"the checkpoint is quantised ({method}); split the original one, if need be with dtype int8"
         )
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
-        raise UnsupportedModel(f"hidden_act {activation!r} is not supported, only silu")
+        raise UnsupportedModel(f"hidden_act {reprlib.repr(activation)} is not supported, only silu")
 
 
 def _moe_layers(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The layers with experts: all, except those that Qwen's two keys for dense layers exclude."""
-    step = _size({"decoder_sparse_step": 1, **config}, "decoder_sparse_step")
+    step = _size({"decoder_sparse_step": 1, **config}, "decoder_sparse_step", MAX_LAYERS)
     dense = config.get("mlp_only_layers") or []
-    if not isinstance(dense, list):
-        raise PartitionError(f"config.json: mlp_only_layers is {dense!r}, not a list")
-    layers = range(_size(config, "num_hidden_layers"))
-    moe_layers = tuple(layer for layer in layers if (layer + 1) % step == 0 and layer not in dense)
+    if not isinstance(dense, list) or not all(type(layer) is int for layer in dense):
+        raise PartitionError(f"config.json: mlp_only_layers is {reprlib.repr(dense)}, not a list of numbers")
+    without = set(dense)
+    layers = range(_size(config, "num_hidden_layers", MAX_LAYERS))
+    moe_layers = tuple(layer for layer in layers if (layer + 1) % step == 0 and layer not in without)
     if not moe_layers:
         raise UnsupportedModel("the model has no layer with experts")
     return moe_layers
 
 
-def _size(config: Mapping[str, Any], key: str) -> int:
+def _size(config: Mapping[str, Any], key: str, largest: int) -> int:
     value = config.get(key)
-    if type(value) is not int or value < 1:
-        raise PartitionError(f"config.json: {key} is {value!r}, not a positive number")
+    if type(value) is not int or not 1 <= value <= largest:
+        raise PartitionError(f"config.json: {key} is {reprlib.repr(value)}, not a number from 1 to {largest}")
     return value

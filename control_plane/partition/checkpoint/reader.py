@@ -1,17 +1,21 @@
 """Reads checkpoint folders of transformers: config.json, and safetensors weights, in shards or not."""
 
-import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from control_plane.errors import PartitionError
+from control_plane.files import read_json_object
 from control_plane.partition.checkpoint.tensor_file import StoredTensor, Tensor, read_header
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MAX_CONFIG_NBYTES = 1 << 20
+MAX_INDEX_NBYTES = 32 << 20
+MAX_FILE_NAME = 255
 
 _COMPANIONS = (
     CONFIG_FILE,
@@ -42,7 +46,7 @@ class Checkpoint:
         """
         if not folder.is_dir():
             raise PartitionError(f"{folder} is not a folder")
-        return cls(folder, _read_object(folder / CONFIG_FILE), _read_tensors(folder))
+        return cls(folder, read_json_object(folder / CONFIG_FILE, MAX_CONFIG_NBYTES), _read_tensors(folder))
 
     def companions(self) -> list[Path]:
         """The config and tokenizer files, which are copied into a partition."""
@@ -65,26 +69,15 @@ def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     index = folder / INDEX_FILE
-    weight_map = _read_object(index).get("weight_map")
+    weight_map = read_json_object(index, MAX_INDEX_NBYTES).get("weight_map")
     if not isinstance(weight_map, dict):
         raise PartitionError(f"{index} has no weight_map")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise PartitionError(f"{index}: {name} is in {shard!r}, which is no file of this folder")
+        if not isinstance(shard, str) or Path(shard).name != shard or len(shard) > MAX_FILE_NAME:
+            where = reprlib.repr(shard)
+            raise PartitionError(f"{index}: {name[:80]!r} is in {where}, which is no file of this folder")
     shards = {shard: read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard]:
-            raise PartitionError(f"{folder / shard} lacks {name}, which {index.name} says it has")
+            raise PartitionError(f"{folder / shard} lacks {name[:80]!r}, which {index.name} says it has")
     return {name: shards[shard][name] for name, shard in weight_map.items()}
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PartitionError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise PartitionError(f"{path} is not a JSON object")
-    return data

@@ -5,9 +5,9 @@ All numbers of a file's header are checked before any tensor is read. The format
 Files are not memory-mapped, because mapped pages count as this process's memory.
 """
 
-import json
 import math
 import os
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError, UnsupportedModel
+from control_plane.files import parse_json_object, regular_size
 
-MAX_HEADER_NBYTES = 100_000_000
-"""The limit of the safetensors library."""
+MAX_HEADER_NBYTES = 32 << 20
+"""Some 200,000 tensors. Parsing takes up to twenty times as much memory."""
+MAX_NAME_LENGTH = 500
+MAX_DIMENSIONS = 8
 
 CHUNK_VALUES = 1 << 20
 """The most values that `Tensor.chunks` yields at a time."""
 
+_LARGEST = 1 << 62
 _STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -96,35 +100,38 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _load_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header's JSON object, and the byte at which the data starts."""
+    size = regular_size(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            size = os.fstat(file.fileno()).st_size
             if not 2 <= length <= min(MAX_HEADER_NBYTES, size - 8):
                 raise PartitionError(f"{path} is no safetensors file: a header of {length} bytes in {size}")
-            header = json.loads(file.read(length))
+            header = file.read(length)
     except OSError as error:
         raise PartitionError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PartitionError(f"{path} is no safetensors file: its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise PartitionError(f"{path} is no safetensors file: its header is not a JSON object")
-    return header, 8 + length
+    return parse_json_object(header, f"{path} is no safetensors file: its header"), 8 + length
 
 
 def _tensor(path: Path, name: str, entry: object, data_offset: int) -> StoredTensor:
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise PartitionError(f"{path}: {reprlib.repr(name)} is no tensor's name")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             pass
         case _:
             raise PartitionError(f"{path}: the header's entry of {name} is malformed")
     if dtype not in _STORED:
-        raise UnsupportedModel(f"{path}: {name} has dtype {dtype}; only F32, F16 and BF16 can be split")
-    if any(type(length) is not int or length < 0 for length in shape):
-        raise PartitionError(f"{path}: {name} has the shape {shape}")
+        found = dtype[:20]
+        raise UnsupportedModel(f"{path}: {name} has dtype {found}; only F32, F16 and BF16 can be split")
+    # The product of thousands of large numbers would take hours.
+    if len(shape) > MAX_DIMENSIONS or not all(
+        type(length) is int and 0 <= length < _LARGEST for length in shape
+    ):
+        raise PartitionError(f"{path}: {name} has the shape {reprlib.repr(shape)}")
     tensor = StoredTensor(name, path, dtype, tuple(shape), data_offset + begin)
     if begin < 0 or end - begin != tensor.nbytes:
-        raise PartitionError(f"{path}: {name} {shape} {dtype} does not fit its bytes {begin} to {end}")
+        where = f"{reprlib.repr(begin)} to {reprlib.repr(end)}"
+        raise PartitionError(f"{path}: {name} {shape} {dtype} does not fit its bytes {where}")
     return tensor
 
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from control_plane.errors import Overloaded, QueueFull, QuotaExceeded
+from control_plane.errors import QueueFull, QuotaExceeded
 from control_plane.tenancy.limits.bucket import MINUTE, SLACK, Bucket, Charge
+from control_plane.tenancy.limits.places import RETRY_SECONDS
 from control_plane.tenancy.tenants import Limits, Tenant
-
-RETRY_SECONDS = 1.0
-"""Retry-After in seconds where the wait depends on when other requests end."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +95,12 @@ class Account:
 
 
 class Admission:
-    """Enforces tenants' limits, and the bounds on sequences that wait or run."""
+    """Enforces tenants' limits, and the bound on each tenant's sequences that wait or run."""
 
-    def __init__(
-        self, max_queued: int, max_queued_per_tenant: int, accounts: dict[str, Account] | None = None
-    ) -> None:
-        """`accounts` holds earlier state by tenant name. The bounds are numbers of sequences."""
-        self._max_queued = max_queued
+    def __init__(self, max_queued_per_tenant: int, accounts: dict[str, Account] | None = None) -> None:
+        """`accounts` holds earlier state by tenant name. The bound is a number of sequences."""
         self._max_queued_per_tenant = max_queued_per_tenant
         self.accounts = accounts or {}
-        self._live_sequences = sum(account.sequences for account in self.accounts.values())
         self._swept = 0.0
 
     @property
@@ -117,7 +111,7 @@ class Admission:
     @property
     def live_sequences(self) -> int:
         """Number of sequences of all live requests."""
-        return self._live_sequences
+        return sum(account.sequences for account in self.accounts.values())
 
     @property
     def remembered(self) -> int:
@@ -129,7 +123,7 @@ class Admission:
     ) -> Ticket:
         """Admit a request with a number of sequences, and at most `tokens` tokens of prompts and outputs.
 
-        Raises `QuotaExceeded`, `QueueFull` or `Overloaded`; the state is then unchanged.
+        Raises `QuotaExceeded` or `QueueFull`; the state is then unchanged.
         """
         self._forget_fresh(now)
         self._check_possible(tenant.limits, sequences, tokens)
@@ -142,7 +136,6 @@ class Admission:
             account.requests.settle(account.requests.charge(1, now), 0, now)
         account.live[ticket] = account.tokens.charge(tokens, now) if account.tokens else None
         account.sequences += sequences
-        self._live_sequences += sequences
         self.accounts[tenant.name] = account
         return ticket
 
@@ -158,7 +151,6 @@ class Admission:
         if charge and account.tokens:
             account.tokens.settle(charge, ticket.tokens - used_tokens, now)
         account.sequences -= ticket.sequences
-        self._live_sequences -= ticket.sequences
         if account.is_fresh(now):
             del self.accounts[ticket.tenant]
 
@@ -182,10 +174,6 @@ class Admission:
                 f"{self._max_queued_per_tenant} waiting or running",
                 None,
             )
-        if sequences > self._max_queued:
-            raise Overloaded(
-                f"the request has {sequences} sequences, and the server takes {self._max_queued}", None
-            )
 
     def _check_queue(self, account: Account, sequences: int) -> None:
         if account.sequences + sequences > self._max_queued_per_tenant:
@@ -194,8 +182,6 @@ class Admission:
                 f"{sequences} more would exceed its {self._max_queued_per_tenant}",
                 RETRY_SECONDS,
             )
-        if self._live_sequences + sequences > self._max_queued:
-            raise Overloaded("the server has too many sequences waiting or running", RETRY_SECONDS)
 
     def _forget_fresh(self, now: float) -> None:
         """Drop fresh accounts, once a minute: within that time every bucket refills."""

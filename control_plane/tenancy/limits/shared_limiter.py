@@ -5,8 +5,8 @@ import json
 from collections.abc import Callable
 from typing import TypeVar
 
-from control_plane.errors import Overloaded
-from control_plane.tenancy.limits.admission import RETRY_SECONDS, Account, Admission, Quota, Ticket
+from control_plane.tenancy.limits.admission import Account, Admission, Quota, Ticket
+from control_plane.tenancy.limits.places import Places
 from control_plane.tenancy.storage.postgres import PostgresDatabase
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.storage.store_thread import StoreThread
@@ -19,47 +19,43 @@ class SharedLimiter:
     """A limiter that keeps tenants' accounts in the database, so that all control planes count together.
 
     Times are those of the database's clock. Requests that a crashed control plane had admitted count for
-    `lease_seconds`. Only `max_queued`, the bound on all tenants' sequences, is per process. Methods also
-    raise `TenancyError` if the database is unreachable.
+    `lease_seconds`. Only the places of `max_queued` are per process. Methods also raise
+    `DatabaseUnavailable`.
     """
 
     def __init__(
         self, thread: StoreThread, max_queued: int, max_queued_per_tenant: int, lease_seconds: float
     ) -> None:
         self._thread = thread
-        self._max_queued = max_queued
+        self._places = Places(max_queued)
         self._max_queued_per_tenant = max_queued_per_tenant
         self._lease_seconds = lease_seconds
-        self._live_sequences = 0
         self._releases: set[asyncio.Task[None]] = set()
 
     async def admit(self, tenant: Tenant, sequences: int, tokens: int) -> Ticket:
         """See `Admission.admit`."""
-        if self._live_sequences + sequences > self._max_queued:
-            retry = None if sequences > self._max_queued else RETRY_SECONDS
-            raise Overloaded("the server has too many sequences waiting or running", retry)
 
         def decide(admission: Admission, now: float) -> Ticket:
             return admission.admit(tenant, sequences, tokens, now, now + self._lease_seconds)
 
-        # Count them before the wait for the database, during which other requests may arrive.
-        self._live_sequences += sequences
+        # Take them before the wait for the database, during which other requests may arrive.
+        self._places.take(tenant, sequences)
         task = asyncio.create_task(self._with_account(tenant.name, decide))
         try:
             ticket = await asyncio.shield(task)
         except asyncio.CancelledError:
             # The client has disconnected: release the request if the database admits it all the same.
-            self._live_sequences -= sequences
+            self._places.give_back(tenant.name, sequences)
             task.add_done_callback(self._release_admitted)
             raise
         except BaseException:
-            self._live_sequences -= sequences
+            self._places.give_back(tenant.name, sequences)
             raise
         return ticket
 
     async def release(self, ticket: Ticket, used_tokens: int) -> None:
         """See `Admission.release`."""
-        self._live_sequences -= ticket.sequences
+        self._places.give_back(ticket.tenant, ticket.sequences)
         await self._release(ticket, used_tokens)
 
     async def quota(self, tenant: Tenant) -> Quota:
@@ -91,7 +87,7 @@ class SharedLimiter:
             ((now,),) = database.select("SELECT extract(epoch FROM clock_timestamp())::float8")
             rows = database.select("SELECT state FROM accounts WHERE tenant = ?", (tenant,))
             accounts = {tenant: Account.from_json(json.loads(rows[0][0]), now)} if rows else {}
-            admission = Admission(self._max_queued, self._max_queued_per_tenant, accounts)
+            admission = Admission(self._max_queued_per_tenant, accounts)
             decided = decide(admission, now)
             account = admission.accounts.get(tenant)
             state = None if account is None else json.dumps(account.to_json())

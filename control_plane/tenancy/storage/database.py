@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from control_plane.errors import ConfigError, TenancyError
+from control_plane.files import state_folder
 
 BUSY_SECONDS = 5.0
 """Most seconds to wait for a lock that another process holds, or for PostgreSQL to answer."""
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+
+
+class DatabaseFault(TenancyError):
+    """The database cannot be read or written."""
 
 
 class Duplicate(TenancyError):
@@ -18,10 +23,19 @@ class Duplicate(TenancyError):
 
 
 class Database(Protocol):
-    """One connection, for use in the thread that has opened it. Every method raises `TenancyError`.
+    """One connection, for use in the thread that has opened it. Every method raises `DatabaseFault`.
 
     A statement has a question mark for each value.
     """
+
+    def refresh(self) -> bool:
+        """Before using it again: connect anew if that is needed. Returns whether it may be another now."""
+
+    def merge(self) -> None:
+        """After writing: leave nothing that would be lost or out of place if the file was replaced."""
+
+    def limit_waits(self, seconds: float) -> None:
+        """Wait no longer than this, from now on, for a lock that another process holds."""
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
         """Run a query and return all its rows."""
@@ -41,20 +55,16 @@ def is_postgres(address: Path | str) -> bool:
 def database_address(setting: str, environment: Mapping[str, str] = os.environ) -> Path | str:
     """The address of the database of tenants and usage: a file's path, or a PostgreSQL URL.
 
-    The first of: the setting, $FAASMOE_DATABASE, and faasmoe/faasmoe.db in the user's state folder, which is
-    $XDG_STATE_HOME (https://specifications.freedesktop.org/basedir-spec) or ~/.local/state. Raises
-    `ConfigError` if the path needs a home folder and the user has none.
+    The first of: the setting, $FAASMOE_DATABASE, and faasmoe.db in `state_folder`. Raises `ConfigError` if
+    the path needs a home folder and the user has none.
     """
     chosen = setting or environment.get("FAASMOE_DATABASE")
     if chosen and is_postgres(chosen):
         return chosen
     try:
-        if chosen:
-            return Path(chosen).expanduser()
-        state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-    except RuntimeError as error:
+        return Path(chosen).expanduser() if chosen else state_folder(environment) / "faasmoe.db"
+    except (RuntimeError, ConfigError) as error:
         raise ConfigError(f"database: {error}") from error
-    return Path(state, "faasmoe", "faasmoe.db")
 
 
 @contextmanager

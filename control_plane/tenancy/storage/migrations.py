@@ -45,6 +45,18 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    (
+        # Servers that have used this database, each with the number of its last entry of bookings: an entry
+        # that is written again, after a failure or a crash, is booked once. Also tells a server whether a
+        # database that takes the place of its own has its declared tenants.
+        """
+        CREATE TABLE writers (
+            id TEXT PRIMARY KEY,
+            last INTEGER NOT NULL,
+            at INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
 )
 """Each entry runs in one transaction. The database's version is the number of entries it has applied."""
 

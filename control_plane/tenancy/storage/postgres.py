@@ -8,7 +8,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from control_plane.errors import ConfigError, TenancyError
-from control_plane.tenancy.storage.database import BUSY_SECONDS, Duplicate
+from control_plane.tenancy.storage.database import BUSY_SECONDS, DatabaseFault, Duplicate
 from control_plane.tenancy.storage.migrations import APPLICATION_ID, MIGRATIONS, postgres
 
 _VERSION = "CREATE TABLE IF NOT EXISTS faasmoe_schema (version BIGINT NOT NULL)"
@@ -34,6 +34,16 @@ class PostgresDatabase:
             yield database
         finally:
             database._connection.close()
+
+    def refresh(self) -> bool:
+        """See `Database.refresh`. The server knows its database; a broken connection is replaced anyway."""
+        return False
+
+    def merge(self) -> None:
+        """See `Database.merge`. The server does it."""
+
+    def limit_waits(self, seconds: float) -> None:
+        """See `Database.limit_waits`. Nothing changes: each tenant has a lock, held for milliseconds."""
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
         """See `Database.select`."""
@@ -77,7 +87,7 @@ class PostgresDatabase:
             try:
                 self._connection = self._connect()
             except ConfigError as error:
-                raise TenancyError(str(error)) from error
+                raise DatabaseFault(str(error)) from error
         return self._connection
 
     def _migrate(self) -> None:
@@ -111,7 +121,7 @@ class PostgresDatabase:
         except psycopg.IntegrityError as error:
             raise Duplicate(f"the database {self._name}: {_line(error)}") from error
         except psycopg.Error as error:
-            raise TenancyError(f"the database {self._name}: {_line(error)}") from error
+            raise DatabaseFault(f"the database {self._name}: {_line(error)}") from error
 
 
 def _placed(statement: str) -> str:

@@ -4,22 +4,34 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from control_plane.errors import ConfigError, TenancyError
-from control_plane.tenancy.storage.database import BUSY_SECONDS, Duplicate
+from control_plane.errors import ConfigError
+from control_plane.tenancy.storage.database import BUSY_SECONDS, DatabaseFault, Duplicate
+from control_plane.tenancy.storage.file_state import FileState
 from control_plane.tenancy.storage.migrations import APPLICATION_ID, MIGRATIONS
 
+_TEMPORARY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL}
+"""Faults after which the connection is as good as before."""
 
-@dataclass(frozen=True)
+
 class SqliteDatabase:
-    """A `Database` in a file, which several processes may have open at the same time."""
+    """A `Database` in a file, which several processes may have open at the same time.
 
-    connection: sqlite3.Connection
-    path: Path
+    Changes are in the file itself as soon as `merge` has run, and its write-ahead log is empty then. So the
+    file can be copied, replaced or overwritten: `refresh` notices, and opens what is there now.
+    """
+
+    def __init__(self, path: Path, busy_seconds: float = BUSY_SECONDS) -> None:
+        """`open` opens it."""
+        self.path = path
+        self._busy_seconds = busy_seconds
+        self._connection: sqlite3.Connection | None = None
+        self._file = FileState(path)
+        self._version = 0
+        """Changes when another connection commits."""
 
     @classmethod
     @contextmanager
@@ -28,46 +40,112 @@ class SqliteDatabase:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create(path)
-            # isolation_level=None is autocommit: `_transaction` begins transactions explicitly.
-            connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-        except (OSError, ValueError, sqlite3.Error) as error:
+        except (OSError, ValueError) as error:
             problem = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"cannot open the database {path}: {problem}") from error
-        with closing(connection):
-            try:
-                _check_version(connection, path)
-                for setting in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
-                    connection.execute(f"PRAGMA {setting}")
-                _migrate(connection)
-            except sqlite3.Error as error:
-                raise ConfigError(f"cannot open the database {path}: {error}") from error
-            yield cls(connection, path)
+        database = cls(path)
+        database._open(may_be_empty=True)
+        try:
+            yield database
+        finally:
+            with suppress(DatabaseFault):
+                database.merge()
+            database.close()
+
+    def close(self) -> None:
+        """Close the file. Raises nothing."""
+        if self._connection:
+            self._connection.close()
+        self._connection = None
+
+    def limit_waits(self, seconds: float) -> None:
+        """Wait no longer than this, from now on, for a lock that another process holds."""
+        self._busy_seconds = seconds
+        if self._connection:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+
+    def refresh(self) -> bool:
+        """See `Database.refresh`. Creates no file: one that is gone is a fault until it is there again."""
+        if self._connection and not self._file.has_changed():
+            return self._others_have_written()
+        self._file.abandon_log(self.close)
+        if not self.path.exists():
+            raise DatabaseFault(f"the database {self.path} is gone")
+        try:
+            self._open(may_be_empty=False)
+        except ConfigError as error:
+            raise DatabaseFault(str(error)) from error
+        return True
+
+    def merge(self) -> None:
+        """See `Database.merge`."""
+        with self._translated_errors():
+            if self._file.has_changed():
+                return  # The next `refresh` decides: merging could destroy what is there now.
+            self._usable.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._file.remember()
 
     def select(self, statement: str, values: Sequence[Any] = ()) -> Sequence[Any]:
         """See `Database.select`."""
         with self._translated_errors():
-            return self.connection.execute(statement, values).fetchall()
+            return self._usable.execute(statement, values).fetchall()
 
     def change(self, statement: str, *rows: Sequence[Any]) -> int:
         """See `Database.change`."""
         with self._translated_errors():
-            return self.connection.executemany(statement, rows).rowcount
+            return self._usable.executemany(statement, rows).rowcount
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """See `Database.transaction`."""
-        with self._translated_errors(), _transaction(self.connection):
+        with self._translated_errors(), _transaction(self._usable):
             yield
+
+    def _others_have_written(self) -> bool:
+        """Whether another connection has committed since the last call; it may have restored a backup."""
+        before = self._version
+        ((self._version,),) = self.select("PRAGMA data_version")
+        return self._version != before
+
+    @property
+    def _usable(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise DatabaseFault(f"the database {self.path} is not open")
+        return self._connection
+
+    def _open(self, may_be_empty: bool) -> None:
+        """Connect to the file, and bring its schema up to date. Raises `ConfigError`."""
+        try:
+            # isolation_level=None is autocommit: `_transaction` begins transactions explicitly.
+            self._connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=rw",
+                timeout=self._busy_seconds,
+                isolation_level=None,
+                uri=True,
+            )
+            try:
+                _check_version(self._connection, self.path, may_be_empty)
+                for setting in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+                    self._connection.execute(f"PRAGMA {setting}")
+                _migrate(self._connection)
+                self._file.remember(settled=may_be_empty)
+            except BaseException:
+                self.close()
+                raise
+        except (ValueError, sqlite3.Error) as error:
+            raise ConfigError(f"cannot open the database {self.path}: {error}") from error
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
-        """Raise SQLite's errors as `TenancyError`."""
+        """Raise SQLite's errors as `TenancyError`. After a fault, `refresh` opens the file again."""
         try:
             yield
         except sqlite3.IntegrityError as error:
             raise Duplicate(f"the database {self.path}: {error}") from error
         except sqlite3.Error as error:
-            raise TenancyError(f"the database {self.path}: {error}") from error
+            if error.sqlite_errorcode & 0xFF not in _TEMPORARY:
+                self._file.forget()
+            raise DatabaseFault(f"the database {self.path}: {error}") from error
 
 
 def _create(path: Path) -> None:
@@ -99,12 +177,14 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
             connection.execute("ROLLBACK")
 
 
-def _check_version(connection: sqlite3.Connection, path: Path) -> None:
+def _check_version(connection: sqlite3.Connection, path: Path, may_be_empty: bool) -> None:
     application, objects = connection.execute(
         "SELECT application_id, (SELECT count(*) FROM sqlite_master) FROM pragma_application_id"
     ).fetchone()
     if objects and application != APPLICATION_ID:
         raise ConfigError(f"cannot open the database {path}: it is another program's")
+    if not objects and not may_be_empty:
+        raise ConfigError(f"cannot open the database {path}: it is empty")
     if (version := _version(connection)) > len(MIGRATIONS):
         raise ConfigError(
             f"cannot open the database {path}: it belongs to a newer version of FaaSMoE "

@@ -15,11 +15,13 @@ from control_plane.tenancy.declared import DeclaredTenant
 from control_plane.tenancy.keys import checked_key, hash_key, new_key
 from control_plane.tenancy.storage.database import Database, Duplicate, open_database
 from control_plane.tenancy.tenants import Limits, Tenant
-from control_plane.tenancy.usage import Booking, Usage
+from control_plane.tenancy.usage import Booking, Entry, Usage
 
 SECONDS_PER_MINUTE = 60
 MICRO = 1_000_000
 NANO = 1_000_000_000
+WRITER_SECONDS = 366 * 24 * 3600
+"""How long a server's last entry is remembered, so that it is not added again."""
 
 _TENANT = "name, weight, rpm, tpm, max_concurrency, max_context, max_output, operator, created"
 
@@ -93,27 +95,28 @@ class TenantStore:
                 return _tenant(row)
         raise InvalidApiKey("there is no tenant with this API key")
 
-    def declare(self, tenants: Sequence[DeclaredTenant]) -> None:
-        """Add or update tenants from the config file. Other tenants, and keys it does not declare, stay."""
+    def declare(self, tenants: Sequence[DeclaredTenant], writer: str) -> None:
+        """Add or update tenants from the config file of a server, and register the server as a writer.
+
+        Other tenants, and keys that the file does not declare, stay. Does nothing in a database that has the
+        writer already, so that changes made since then stay.
+        """
+        if self._last_entry(writer) is not None:
+            return
         with self.database.transaction():
+            self._register(writer, 0)
             for declared in tenants:
                 self._insert(
                     Tenant(declared.name, declared.limits, declared.operator, time.time()), declared.key
                 )
 
-    def book(self, bookings: Sequence[Booking]) -> None:
-        """Add bookings to the tenants' usage, in one transaction."""
+    def book(self, entries: Sequence[Entry]) -> None:
+        """Add entries to the tenants' usage, in one transaction, except those that were added before."""
         with self.database.transaction():
-            self.database.change(
-                """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, minute) DO UPDATE SET
-                requests = usage.requests + excluded.requests,
-                prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
-                generated_tokens = usage.generated_tokens + excluded.generated_tokens,
-                expert_microinvocations =
-                    usage.expert_microinvocations + excluded.expert_microinvocations,
-                expert_nanoseconds = usage.expert_nanoseconds + excluded.expert_nanoseconds""",
-                *(_account(booking) for booking in bookings),
-            )
+            for entry in entries:
+                if (self._last_entry(entry.writer) or 0) < entry.number:
+                    self._register(entry.writer, entry.number)
+                    self._add(entry.bookings)
 
     def usage(self, tenant: str | None, since: float | None) -> Sequence[Usage]:
         """Usage of one tenant, or of each, since the minute of a Unix time, sorted by name.
@@ -140,6 +143,32 @@ class TenantStore:
     def list(self) -> Sequence[Tenant]:
         """All tenants, sorted by name."""
         return [_tenant(row) for row in self.database.select(f"SELECT {_TENANT} FROM tenants ORDER BY name")]
+
+    def _last_entry(self, writer: str) -> int | None:
+        """The number of the writer's last entry; None for a writer that is not known here."""
+        rows = self.database.select("SELECT last FROM writers WHERE id = ?", (writer,))
+        return int(rows[0][0]) if rows else None
+
+    def _register(self, writer: str, last: int) -> None:
+        now = int(time.time())
+        self.database.change(
+            """INSERT INTO writers VALUES (?, ?, ?)
+            ON CONFLICT (id) DO UPDATE SET last = excluded.last, at = excluded.at""",
+            (writer, last, now),
+        )
+        self.database.change("DELETE FROM writers WHERE at < ?", (now - WRITER_SECONDS,))
+
+    def _add(self, bookings: Sequence[Booking]) -> None:
+        self.database.change(
+            """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, minute) DO UPDATE SET
+            requests = usage.requests + excluded.requests,
+            prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
+            generated_tokens = usage.generated_tokens + excluded.generated_tokens,
+            expert_microinvocations =
+                usage.expert_microinvocations + excluded.expert_microinvocations,
+            expert_nanoseconds = usage.expert_nanoseconds + excluded.expert_nanoseconds""",
+            *(_account(booking) for booking in bookings),
+        )
 
     def _insert(self, tenant: Tenant, key: str | None) -> None:
         """Insert a tenant or update it. Without a key, an existing tenant keeps its own."""

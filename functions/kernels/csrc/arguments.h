@@ -55,10 +55,17 @@ static int check_threads(int threads) {
     return -1;
 }
 
-static int check_buffer(const char *name, const Py_buffer *buffer, int64_t nbytes) {
-    if (buffer->len == nbytes) return 0;
-    PyErr_Format(PyExc_ValueError, "%s has %zd bytes, not %lld", name, buffer->len, (long long)nbytes);
-    return -1;
+/* A buffer of `nbytes` bytes, whose values take `size` bytes each. */
+static int check_buffer(const char *name, const Py_buffer *buffer, int64_t nbytes, int64_t size) {
+    if (buffer->len != nbytes) {
+        PyErr_Format(PyExc_ValueError, "%s has %zd bytes, not %lld", name, buffer->len, (long long)nbytes);
+        return -1;
+    }
+    if (nbytes > 0 && (uintptr_t)buffer->buf % (uintptr_t)size != 0) {
+        PyErr_Format(PyExc_ValueError, "%s is not aligned to %lld bytes", name, (long long)size);
+        return -1;
+    }
+    return 0;
 }
 
 PyDoc_STRVAR(isas_doc, "isas() -> tuple of the instruction sets that this machine runs, best first");

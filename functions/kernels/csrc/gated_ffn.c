@@ -13,12 +13,13 @@ enum { BLOCK, OFFSETS, HIDDEN_STATES, EXPERT_INDEX, EXPERT_WEIGHT, CARRY, OUT, B
 
 static int check_buffers(const struct ffn_arguments *a, const Py_buffer *b) {
     const int64_t values = a->rows * a->shape.hidden_size, routes = a->rows * a->top_k;
-    return check_buffer("offsets", &b[OFFSETS], a->experts * 8) ||
-           check_buffer("hidden_states", &b[HIDDEN_STATES], values * nbytes_of(a->hidden_dtype)) ||
-           check_buffer("expert_index", &b[EXPERT_INDEX], routes * 2) ||
-           check_buffer("expert_weight", &b[EXPERT_WEIGHT], routes * 4) ||
-           check_buffer("carry", &b[CARRY], a->carry ? values * 4 : 0) ||
-           check_buffer("out", &b[OUT], values * nbytes_of(a->out_dtype));
+    const int64_t hidden = nbytes_of(a->hidden_dtype), out = nbytes_of(a->out_dtype);
+    return check_buffer("offsets", &b[OFFSETS], a->experts * 8, 8) ||
+           check_buffer("hidden_states", &b[HIDDEN_STATES], values * hidden, hidden) ||
+           check_buffer("expert_index", &b[EXPERT_INDEX], routes * 2, 2) ||
+           check_buffer("expert_weight", &b[EXPERT_WEIGHT], routes * 4, 4) ||
+           check_buffer("carry", &b[CARRY], a->carry ? values * 4 : 0, 4) ||
+           check_buffer("out", &b[OUT], values * out, out);
 }
 
 static const char *expert_problem(const struct ffn_arguments *a, int expert, int64_t block_nbytes) {

@@ -117,7 +117,8 @@ def test_a_run_measures_strategies_that_work_and_reports_those_that_fail(tmp_pat
         assert [len(outcome.tokens) for outcome in one.outcomes] == [3] * 10
         assert {outcome.tenant for outcome in one.outcomes} == {"tenant-1", "tenant-2"}
         assert set(one.moments[-1].memory_bytes) == roles
-        assert one.moments[-1].processes.get("control plane", 2) == 2
+        # Two control planes, each with two processes that encode prompts.
+        assert one.moments[-1].processes.get("control plane", 6) == 6
         assert one.idle
         assert one.cached_bytes > 0
     calls = measured["faasmoe-private"].calls

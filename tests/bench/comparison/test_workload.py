@@ -42,6 +42,7 @@ def test_a_written_workload_is_read_back(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ('{"tenant": "a", "arri', "line 2: not JSON, or cut off"),
+        ("[" * 100_000, "line 2: not JSON, or cut off"),
         ("[1]", "line 2: expected an object"),
         (json.dumps({**GOOD, "promt": "x"}), "line 2: 'promt' is unknown; a request has tenant, arrival"),
         (json.dumps({"tenant": "a", "arrival": 1}), "line 2: 'output_tokens' is missing"),

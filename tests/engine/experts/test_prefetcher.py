@@ -180,7 +180,7 @@ def invoking(tiny: TinyPartition, start_function: StartFunction) -> Iterator[tup
     name = tiny.functions[0]
     function = start_function(tiny.folder, name)
     with loopback_server(gateway({name: function.address})) as server:
-        invoker = Invoker(lambda _: server.address)
+        invoker = Invoker(lambda _: server.address, lambda _: True)
         try:
             invoker.begin({name: tiny.invocation(name)}).wait()
             yield invoker, name
@@ -227,7 +227,7 @@ def test_a_prefetch_for_a_function_that_does_not_run_is_dropped(
         invoker.prefetch({"nobody": prefetch_of(tiny, name, 1, [0])})
     function = start_function(tiny.folder, name)
     with loopback_server(gateway({name: function.address})) as server:
-        invoker = Invoker(lambda _: server.address)
+        invoker = Invoker(lambda _: server.address, lambda _: True)
         try:
             invoker.begin({name: tiny.invocation(name)}).wait()
             invoker.prefetch({name: prefetch_of(tiny, name, 1, [0])})

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import available_dense_isas, load_dense_kernel
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
+from tests.support.kernels import misaligned
 
 ISAS = available_dense_isas()
 LANES, LAYERS, LAYER, TOKENS = 4, 3, 1, 70
@@ -161,6 +162,9 @@ BAD: dict[str, dict[str, Any]] = {
     "keys of another size": {"key": np.zeros((4, 4, 16), np.float32)},
     "heads that do not divide": {"query": np.zeros((4, 6, 32), np.float32)},
     "no cache": {"cache": np.zeros((2, 2), np.float32)},
+    "a cache that is not aligned": {
+        "cache": misaligned(np.zeros((LANES, LAYERS, 2, 4, TOKENS, 32), np.float32))
+    },
 }
 
 
@@ -169,7 +173,10 @@ BAD: dict[str, dict[str, Any]] = {
 def test_refused_arguments_change_nothing(changes: dict[str, Any], isa: str) -> None:
     call = replace(random_call(), **changes)
     before = call.cache.copy()
-    with pytest.raises(ValueError, match=r"even size|not a number below|must be|not a cache|no such layer"):
+    with pytest.raises(
+        ValueError,
+        match=r"even size|not a number below|must be|not a cache|no such layer|not contiguous",
+    ):
         load_dense_kernel(isa).attention(layer=LAYER, **vars(call))
     assert np.array_equal(call.cache, before)
 

@@ -16,6 +16,7 @@ from transformers.monkey_patching import get_patch_mapping
 
 from control_plane.engine.model.loader import EMBEDDING, eos_token_ids, load_model, load_tokenizer
 from control_plane.errors import PartitionError
+from control_plane.partition.dense import packed_shapes
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
@@ -98,6 +99,62 @@ def test_a_damaged_partition_is_refused_in_one_line(
         load_model(folder, tiny.manifest)
     assert str(caught.value).startswith(problem.format(path=folder / file, folder=folder))
     assert "\n" not in str(caught.value)
+
+
+def with_file(folder: Path, manifest: Manifest, name: str, data: bytes) -> Manifest:
+    """Replace a small file; returns a manifest that matches it."""
+    (folder / name).write_bytes(data)
+    return msgspec.structs.replace(manifest, files={name: hashlib.sha256(data).hexdigest()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"rms_norm_eps": "a"}, "cannot load the model"),
+        ({"rope_parameters": [1]}, "cannot load the model"),
+        ({"id2label": 5}, "cannot load the model"),
+        ({"eos_token_id": [[1]]}, "cannot load the model"),
+        ({"model_type": [1]}, "model type [1] is not supported"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, not a number from 1 to 10000"),
+        ({"num_hidden_layers": 9_999, "layer_types": None}, "differ in moe_layers"),
+        ({"num_experts_per_tok": 3}, "differ in num_experts_per_tok"),
+        ({"hidden_size": 48}, "differ in hidden_size"),
+    ],
+)
+def test_a_hostile_config_is_refused_in_one_line(
+    tiny: TinyPartition, folder: Path, changes: dict[str, Any], problem: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text()) | changes
+    manifest = with_file(folder, tiny.manifest, "config.json", json.dumps(config).encode())
+    with pytest.raises(PartitionError) as caught:
+        load_model(folder, manifest)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+HOSTILE_JSON = [b"[]", b"[1]", b'{"a":' * 100_000, b'{"eos_token_id": [[1]]}', b"\xff"]
+
+
+@pytest.mark.parametrize("data", HOSTILE_JSON, ids=["empty list", "list", "deep", "nested", "bytes"])
+def test_a_hostile_tokenizer_is_refused_in_one_line(folder: Path, data: bytes) -> None:
+    (folder / "tokenizer.json").write_bytes(data)
+    with pytest.raises(PartitionError, match=r"^cannot load the tokenizer in \S+: .*$"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("data", HOSTILE_JSON, ids=["empty list", "list", "deep", "nested", "bytes"])
+def test_a_hostile_generation_config_is_refused_in_one_line(folder: Path, data: bytes) -> None:
+    (folder / "generation_config.json").write_bytes(data)
+    with pytest.raises(PartitionError, match=r"^cannot load the generation config in \S+: .*$"):
+        eos_token_ids(folder, tiny_model("qwen2_moe"))
+
+
+@pytest.mark.parametrize(
+    "packed", ["[]", "1", "{", '{"a":' * 100_000, '{"a": 5}', '{"a": ["x"]}', '{"a": {"b": [1]}}']
+)
+def test_hostile_metadata_of_the_dense_file_is_an_error(packed: str) -> None:
+    with pytest.raises(PartitionError, match=r"^the dense file's metadata"):
+        packed_shapes({"packed": packed})
 
 
 def with_dense(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> Manifest:

@@ -19,7 +19,7 @@ from control_plane.partition.granularity import Granularity
 from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
 from functions.expert.expert_function import ExpertFunction
-from functions.expert.http_messages import FunctionRequest
+from functions.http.messages import FunctionRequest
 from functions.kernels import load_kernel
 from functions.kernels.gated_ffn import NumpyGatedFFN
 from tests.conftest import StartFunction

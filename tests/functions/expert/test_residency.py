@@ -1,10 +1,7 @@
 """A function with less memory than experts gives the same answers, and keeps to its limit."""
 
 import json
-import mmap
-import os
 import random
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -16,9 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
+from functions.contract.manifest import ExpertChecksum, StoredExpert
 from functions.contract.messages import Invocation, ResidencyReport
-from functions.expert.block_file import BlockFile, BlockReadError
-from functions.expert.expert_block import ExpertBlock, InvocationRefused
+from functions.expert.block_file import BlockFile
+from functions.expert.expert_block import ExpertBlock
 from functions.expert.residency import Residency
 from functions.kernels import load_kernel
 from tests.conftest import StartFunction
@@ -31,12 +29,10 @@ EXPERTS = 6
 
 
 @contextmanager
-def opened(
-    tiny: TinyPartition, limit: int | None = None, folder: Path | None = None
-) -> Iterator[ExpertBlock]:
+def opened(tiny: TinyPartition, limit: int | None = None) -> Iterator[ExpertBlock]:
     """The first function's block, which may hold `limit` experts."""
     nbytes = None if limit is None else limit * tiny.manifest.expert_nbytes
-    block = ExpertBlock.open(folder or tiny.folder, tiny.functions[0], load_kernel(), 1, nbytes)
+    block = ExpertBlock.open(tiny.folder, tiny.functions[0], load_kernel(), 1, nbytes)
     with closing(block.residency):
         yield block
 
@@ -114,65 +110,6 @@ def test_experts_of_other_blocks_are_not_prefetched(tiny: TinyPartition) -> None
         assert block.residency.report().prefetched_experts == 0
 
 
-def damaged(tiny: TinyPartition, folder: Path) -> tuple[Path, Path]:
-    """A copy of the partition, and the file of its first block."""
-    copy = shutil.copytree(tiny.folder, folder / "copy")
-    return copy, copy / tiny.manifest.blocks[0].file
-
-
-def test_a_block_file_that_changes_is_an_error(tiny: TinyPartition, tmp_path: Path) -> None:
-    folder, file = damaged(tiny, tmp_path)
-    with opened(tiny, folder=folder) as block:
-        with file.open("r+b") as stream:
-            stream.seek(-1, os.SEEK_END)
-            stream.write(b"\xff")
-        os.utime(file, ns=(0, 0))
-        with pytest.raises(InvocationRefused, match="has changed") as refused:
-            block.run(tiny.invocation(tiny.functions[0]))
-        assert (refused.value.status, refused.value.code) == (500, "unreadable")
-
-
-def test_a_block_file_that_was_replaced_is_still_read(tiny: TinyPartition, tmp_path: Path) -> None:
-    """The open file is the old one; only its name is gone."""
-    folder, file = damaged(tiny, tmp_path)
-    with opened(tiny, 1, folder) as block, opened(tiny) as whole:
-        file.unlink()
-        file.write_bytes(b"something else")
-        for invocation in calls(tiny):
-            assert block.run(invocation)[0].tobytes() == whole.run(invocation)[0].tobytes()
-
-
-def test_a_truncated_block_is_an_error_until_it_is_whole_again(tiny: TinyPartition, tmp_path: Path) -> None:
-    folder, file = damaged(tiny, tmp_path)
-    status = file.stat()
-    content = file.read_bytes()
-    invocation = tiny.invocation(tiny.functions[0], 2)
-    with opened(tiny, folder=folder) as block, opened(tiny) as whole:
-        os.truncate(file, file.stat().st_size // 2)
-        with pytest.raises(InvocationRefused):
-            block.run(invocation)
-        with file.open("r+b") as stream:
-            stream.write(content)
-        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-        assert block.run(invocation)[0].tobytes() == whole.run(invocation)[0].tobytes()
-
-
-def test_a_file_is_read_from_any_offset_and_not_past_its_end(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    content = np.random.default_rng(0).bytes(5 * 4096)
-    path.write_bytes(content)
-    with closing(BlockFile(path)) as file:
-        place = page_aligned(2 * 4096)
-        file.read_into(place, 4096)
-        assert bytes(place) == content[4096 : 3 * 4096]
-        with pytest.raises(BlockReadError, match="ends"):
-            file.read_into(place, 4 * 4096)
-
-
-def page_aligned(nbytes: int) -> memoryview:
-    return memoryview(mmap.mmap(-1, nbytes))
-
-
 def report(function: ExpertProcess, method: str = "GET", body: Any = None) -> ResidencyReport:
     """The report in the residency endpoint's response."""
     status, answer = function.call(
@@ -226,8 +163,11 @@ def test_a_malformed_limit_is_refused(function: ExpertProcess, body: bytes) -> N
 def test_dropped_experts_return_their_memory_to_the_system(tmp_path: Path) -> None:
     size, count = 1 << 20, 64
     path = tmp_path / "block"
-    path.write_bytes(np.random.default_rng(0).bytes(size * count))
-    residency = Residency(BlockFile(path), 0, np.zeros(count, np.int64), size, limit=count * size)
+    expert = np.random.default_rng(0).bytes(size)
+    path.write_bytes(expert * count)
+    checksum = ExpertChecksum(expert).hexdigest()
+    experts = [StoredExpert(0, number, checksum) for number in range(count)]
+    residency = Residency(BlockFile(path, 0, size, experts), limit=count * size)
     with closing(residency):
         before = psutil.Process().memory_info().rss
         with residency.call(range(count), np.ones(count, np.int64), 1) as waves:

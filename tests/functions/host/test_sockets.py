@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 
-from functions.host.sockets import JOINED_BYTES, BodyBuffer, MessageTooLarge, send_all
+from functions.host.sockets import FIRST_BODY_BYTES, JOINED_BYTES, BodyBuffer, MessageTooLarge, send_all
 
 
 @pytest.mark.parametrize(
@@ -42,27 +42,32 @@ def test_sending_to_a_stalled_receiver_times_out() -> None:
             send_all(here, [bytes(1 << 20), bytes(50 << 20)])
 
 
-def test_an_announced_body_is_received_in_its_place() -> None:
-    body = BodyBuffer(max_nbytes=10, max_direct_nbytes=10)
-    body.announce(6)
-    body.append(b"ab")
-    rest = body.rest()
-    assert rest is not None
-    assert len(rest) == 4
-    rest[:3] = b"cde"
-    assert not body.received(3)
-    last = body.rest()
-    assert last is not None
-    last[:] = b"f"
-    assert body.received(1)
-    assert body.data == b"abcdef"
+@pytest.mark.parametrize("nbytes", [1, 2, 5, 99, 100, 101, 12_345, FIRST_BODY_BYTES + 1, 1_000_003])
+@pytest.mark.parametrize("first", [0, 1, 16_000])
+def test_an_announced_body_is_received_in_its_place(nbytes: int, first: int) -> None:
+    """It takes memory for little more than has arrived."""
+    generator = random.Random(nbytes)
+    sent = generator.randbytes(nbytes)
+    body = BodyBuffer(max_nbytes=nbytes)
+    body.announce(nbytes)
+    filled = min(first, nbytes - 1)
+    body.append(sent[:filled])
+    complete = False
+    while not complete:
+        rest = body.rest()
+        assert rest is not None
+        assert len(rest) > 0
+        assert len(body.data) <= max(2 * filled, FIRST_BODY_BYTES)
+        received = min(len(rest), generator.randint(1, 50_000))
+        rest[:received] = sent[filled : filled + received]
+        filled += received
+        complete = body.received(received)
+    assert body.data == sent
 
 
-@pytest.mark.parametrize("announced", [0, 7])
-def test_bodies_without_a_length_grow_as_bytes_arrive(announced: int) -> None:
-    """A body of unknown length, and one whose memory must not be taken at once."""
-    body = BodyBuffer(max_nbytes=10, max_direct_nbytes=6)
-    body.announce(announced)
+def test_a_body_without_a_length_grows_as_bytes_arrive() -> None:
+    body = BodyBuffer(max_nbytes=10)
+    body.announce(0)
     assert body.rest() is None
     for piece in (b"abc", b"", b"defg"):
         body.append(piece)
@@ -70,7 +75,7 @@ def test_bodies_without_a_length_grow_as_bytes_arrive(announced: int) -> None:
 
 
 def test_a_body_over_the_limit_is_refused() -> None:
-    body = BodyBuffer(max_nbytes=10, max_direct_nbytes=6)
+    body = BodyBuffer(max_nbytes=10)
     with pytest.raises(MessageTooLarge):
         body.announce(11)
     body.append(b"x" * 10)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import functions
-from functions.kernels import ExpertShape, available_isas, load_kernel
+from functions.kernels import ExpertShape, _gated_ffn, available_isas, load_kernel
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert, unpack_expert
 from tests.support.kernels import (
@@ -27,6 +27,7 @@ from tests.support.kernels import (
     PAIRS,
     as_f32,
     assert_close,
+    misaligned,
     rounded,
 )
 
@@ -285,6 +286,18 @@ def test_arguments_that_do_not_fit_are_refused(isa: str, changes: dict[str, Any]
     call = random_call(("f32", "f32"), 96, 64, rows=3)
     with pytest.raises(ValueError, match=message):
         call.run(isa, **changes)
+
+
+@pytest.mark.parametrize("isa", COMPILED)
+@pytest.mark.parametrize("buffer", range(1, 7))
+def test_the_c_function_refuses_a_buffer_that_is_not_aligned(isa: str, buffer: int) -> None:
+    shape = ExpertShape(2, 2, "f32")
+    offsets, index = np.zeros(1, np.int64), np.zeros((3, 1), np.int16)
+    rows, weight = np.zeros((3, 2), np.float32), np.zeros((3, 1), np.float32)
+    buffers: list[Any] = [np.zeros(shape.nbytes, np.uint8), offsets, rows, index, weight, rows, rows.copy()]
+    buffers[buffer] = misaligned(buffers[buffer])
+    with pytest.raises(ValueError, match="not aligned"):
+        _gated_ffn.gated_ffn(isa, "f32", "f32", "f32", 3, 1, 2, 2, 1, *buffers)
 
 
 @pytest.mark.parametrize("isa", COMPILED)

@@ -29,17 +29,18 @@ static int64_t times(int64_t a, int64_t b) {
 
 static int attention_check_buffers(const struct attention_arguments *a, const Py_buffer *b) {
     const struct kv_cache *c = &a->cache;
-    const int64_t row = c->head_dim * nbytes_of(c->dtype);
+    const int64_t size = nbytes_of(c->dtype), row = c->head_dim * size;
     const int64_t lane = times(times(times(2 * c->layers, c->heads), c->tokens), row);
     const int64_t own = times(a->rows, times(c->heads, row));
-    return check_buffer("cache", &b[A_CACHE], times(c->lanes, lane)) ||
-           check_buffer("query", &b[A_QUERY], times(a->rows, times(a->heads, row))) ||
-           check_buffer("key", &b[A_KEY], own) || check_buffer("value", &b[A_VALUE], own) ||
-           check_buffer("cosine", &b[A_COSINE], a->rows * row) ||
-           check_buffer("sine", &b[A_SINE], a->rows * row) ||
-           check_buffer("lanes", &b[A_LANES], a->rows * 8) ||
-           check_buffer("positions", &b[A_POSITIONS], a->rows * 8) ||
-           check_buffer("out", &b[A_OUT], times(a->count, times(a->heads, row)));
+    return check_buffer("cache", &b[A_CACHE], times(c->lanes, lane), size) ||
+           check_buffer("query", &b[A_QUERY], times(a->rows, times(a->heads, row)), size) ||
+           check_buffer("key", &b[A_KEY], own, size) || check_buffer("value", &b[A_VALUE], own, size) ||
+           check_buffer("cosine", &b[A_COSINE], a->rows * row, size) ||
+           check_buffer("sine", &b[A_SINE], a->rows * row, size) ||
+           check_buffer("lanes", &b[A_LANES], a->rows * 8, 8) ||
+           check_buffer("positions", &b[A_POSITIONS], a->rows * 8, 8) ||
+           check_buffer("attending", &b[A_ATTENDING], a->count * 8, 8) ||
+           check_buffer("out", &b[A_OUT], times(a->count, times(a->heads, row)), size);
 }
 
 static int check_indices(const char *name, const int64_t *index, int64_t count, int64_t end) {

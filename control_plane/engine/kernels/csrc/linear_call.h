@@ -11,9 +11,10 @@ enum { L_WEIGHTS, L_BIAS, L_OUT, L_COUNT };
 
 static int linear_check(const struct linear_arguments *a, const struct linear_layer *layer,
                         const Py_buffer *b) {
-    return check_buffer("weights", &b[L_WEIGHTS], layer->matrix.end) ||
-           check_buffer("bias", &b[L_BIAS], layer->bias ? layer->outputs * 4 : 0) ||
-           check_buffer("out", &b[L_OUT], a->rows * layer->outputs * nbytes_of(a->dtype));
+    const int64_t size = nbytes_of(a->dtype);
+    return check_buffer("weights", &b[L_WEIGHTS], layer->matrix.end, 1) ||
+           check_buffer("bias", &b[L_BIAS], layer->bias ? layer->outputs * 4 : 0, 4) ||
+           check_buffer("out", &b[L_OUT], a->rows * layer->outputs * size, size);
 }
 
 /* Adds one of Python's layers. The caller must release the buffers in `b` in any case. */
@@ -81,7 +82,7 @@ static PyObject *linear_call(PyObject *module, PyObject *args) {
     int failed = parse_isa(isa, &a.isa) || parse_dtype(weight_dtype, &weights) ||
                  parse_dtype(dtype, &a.dtype) || check_dtypes(weights, a.dtype, a.dtype) ||
                  check_size(rows, 0) || check_size(inputs, 1) || check_threads(threads) ||
-                 check_buffer("x", &x, rows * inputs * nbytes_of(a.dtype)) ||
+                 check_buffer("x", &x, rows * inputs * nbytes_of(a.dtype), nbytes_of(a.dtype)) ||
                  linear_take_all(&a, weights, inputs, layers, buffers) || linear_run(&a);
     PyBuffer_Release(&x);
     release_buffers(buffers[0], MAX_LAYERS * L_COUNT);

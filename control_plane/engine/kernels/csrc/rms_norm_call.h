@@ -26,9 +26,9 @@ static PyObject *rms_norm_call(PyObject *module, PyObject *args) {
     enum dtype dtype;
     int failed = parse_isa(isa_name, &isa) || parse_dtype(dtype_name, &dtype) ||
                  check_dtypes(dtype, dtype, dtype) || check_size(rows, 0) || check_size(size, 1) ||
-                 check_buffer("x", &b[X], rows * size * nbytes_of(dtype)) ||
-                 check_buffer("weight", &b[WEIGHT], size * nbytes_of(dtype)) ||
-                 check_buffer("out", &b[OUT], rows * size * nbytes_of(dtype));
+                 check_buffer("x", &b[X], rows * size * nbytes_of(dtype), nbytes_of(dtype)) ||
+                 check_buffer("weight", &b[WEIGHT], size * nbytes_of(dtype), nbytes_of(dtype)) ||
+                 check_buffer("out", &b[OUT], rows * size * nbytes_of(dtype), nbytes_of(dtype));
     if (!failed) dense_isa(isa)->rms_norm(dtype, rows, size, b[X].buf, b[WEIGHT].buf, epsilon, b[OUT].buf);
     release_buffers(b, COUNT);
     if (failed) return NULL;

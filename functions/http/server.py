@@ -2,8 +2,8 @@
 
 Its clients are a handful of control planes and a gateway, each of which holds connections open. A thread that
 does all of a call's work needs no event loop and hands nothing over to another thread; such hand-overs are
-most of a small call's latency. When there are too many connections, the one that has been silent longest is
-closed: nobody can keep health checks out by holding connections open.
+most of a small call's latency. When there are too many connections, the one that has waited longest for its
+client is closed: nobody can keep health checks out by holding connections open.
 """
 
 import contextlib
@@ -14,15 +14,22 @@ from collections.abc import Callable
 
 import httptools
 
-from functions.expert.http_messages import FunctionRequest, FunctionResponse, RequestReader
 from functions.host.sockets import RECEIVE_BUFFER_BYTES, MessageTooLarge, send_all
 from functions.host.threads import ClientCore
+from functions.http.connections import Client, Connections
+from functions.http.messages import FunctionRequest, FunctionResponse, RequestReader, TooManyCalls
 
 IDLE_SECONDS = 75.0
 """A connection is closed after so long without a call; longer than gateways keep theirs open."""
 RECEIVE_SECONDS = 30.0
 """The longest time between a call's first bytes and its last."""
+SEND_SECONDS = 30.0
+"""The longest time that a client may take to read an answer."""
+REFUSED_SECONDS = 1.0
+"""How long the rest of a refused call is received."""
 MAX_CONNECTIONS = 128
+MAX_BODIES = 2
+"""The bodies of all calls take no more memory than so many of the largest bodies."""
 SHORTAGE_PAUSE_SECONDS = 0.05
 """The pause before another try when the system has no room for a connection or a thread."""
 
@@ -36,12 +43,7 @@ class HttpServer:
         self._listener = listener
         self._handler = handler
         self._max_body_bytes = max_body_bytes
-        self._places = threading.Semaphore(MAX_CONNECTIONS)
-        self._silent: dict[socket.socket, None] = {}
-        """Connections without a call; the first has been silent longest."""
-        self._idle = threading.Condition()
-        self._busy = 0
-        """Number of calls in flight."""
+        self._connections = Connections(MAX_CONNECTIONS, MAX_BODIES * max_body_bytes)
         self._stopping = False
         self.leaves_client_core = False
         """Whether calls are handled on other cores than the one that their client sends from."""
@@ -49,96 +51,83 @@ class HttpServer:
     def serve(self, drain_seconds: float) -> None:
         """Accept connections until `stop`, then wait up to `drain_seconds` for the calls in flight."""
         while not self._stopping:
-            self._take_place()
             try:
                 connection, _ = self._listener.accept()
-                self._start(connection)
+                self._start(Client(connection))
             except OSError:
-                self._places.release()
                 if not self._stopping:
                     time.sleep(SHORTAGE_PAUSE_SECONDS)
-        with self._idle:
-            self._idle.wait_for(lambda: self._busy == 0, drain_seconds)
+        self._connections.drain(drain_seconds)
 
-    def _take_place(self) -> None:
-        """Wait until there may be one more connection; close a silent one if necessary."""
-        if self._places.acquire(blocking=False):
-            return
-        with self._idle:
-            longest = next(iter(self._silent), None)
-        if longest is not None:
-            with contextlib.suppress(OSError):
-                longest.shutdown(socket.SHUT_RDWR)
-        self._places.acquire()
-
-    def _start(self, connection: socket.socket) -> None:
+    def _start(self, client: Client) -> None:
         """Start the connection's thread. Raises OSError when the system has no room for one."""
+        self._connections.add(client)
         try:
-            threading.Thread(target=self._serve_connection, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._serve_connection, args=(client,), daemon=True).start()
         except RuntimeError as error:
-            connection.close()
+            self._connections.remove(client)
+            client.socket.close()
             raise OSError(str(error)) from error
 
     def stop(self) -> None:
         """Refuse new connections; `serve` returns when the calls in flight are answered."""
         self._stopping = True
-        # `serve` waits for a place, which the release ends, or in accept, which only shutdown ends.
-        self._places.release()
+        # `serve` waits for a place, or in accept, which only shutdown ends.
+        self._connections.close()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def _serve_connection(self, connection: socket.socket) -> None:
-        try:
-            with connection:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._answer_all(connection)
-        except OSError:
-            pass  # The client went away, or was silent for too long.
-        finally:
-            self._places.release()
+    def _serve_connection(self, client: Client) -> None:
+        with client.socket:
+            try:
+                self._serve_client(client)
+            except OSError:
+                pass  # The client went away, took too long, or had to give way.
+            finally:
+                self._connections.remove(client)
 
-    def _answer_all(self, connection: socket.socket) -> None:
+    def _serve_client(self, client: Client) -> None:
+        connection = client.socket
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port = connection.getsockname()[:2]
         reader = RequestReader(
             self._max_body_bytes,
             f"{host}:{port}",
             lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n"),
         )
+        with contextlib.closing(reader):
+            self._answer_all(client, reader)
+
+    def _answer_all(self, client: Client, reader: RequestReader) -> None:
+        connection = client.socket
         buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         client_core = ClientCore(connection)
         deadline = 0.0
         while True:
             place = reader.place(buffer)
-            if reader.started:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                size = connection.recv_into(place)
-            else:
-                size = self._wait_for_call(connection, place)
-                deadline = time.monotonic() + RECEIVE_SECONDS
+            if reader.body_nbytes != client.nbytes and not self._connections.hold(client, reader.body_nbytes):
+                self._refuse(connection, FunctionResponse.error(503, "overloaded", "too many bytes at once"))
+                return
+            connection.settimeout(max(deadline - time.monotonic(), 0.001) if reader.started else IDLE_SECONDS)
+            was_started = reader.started
+            size = connection.recv_into(place)
             if size == 0:
                 return
+            if not was_started:
+                deadline = time.monotonic() + RECEIVE_SECONDS
             if self.leaves_client_core:
                 client_core.keep_off()
             refusal = self._feed(reader, place[:size])
             # Requests that were complete before the refused bytes are answered first.
             while reader.complete:
-                if not self._answer(connection, *reader.complete.pop(0)):
+                if not self._answer(client, *reader.complete.pop(0)):
                     return
             if refusal is not None:
                 self._refuse(connection, refusal)
                 return
-
-    def _wait_for_call(self, connection: socket.socket, buffer: memoryview) -> int:
-        """Receive the first bytes of the next call; meanwhile the connection counts as silent."""
-        connection.settimeout(IDLE_SECONDS)
-        with self._idle:
-            self._silent[connection] = None
-        try:
-            return connection.recv_into(buffer)
-        finally:
-            with self._idle:
-                del self._silent[connection]
+            if reader.started and not was_started:
+                self._connections.begun(client)
 
     def _feed(self, reader: RequestReader, data: memoryview) -> FunctionResponse | None:
         """Parse received bytes; returns an error response if this server does not accept them."""
@@ -146,31 +135,34 @@ class HttpServer:
             reader.feed(data)
         except MessageTooLarge:
             return FunctionResponse.error(413, "too_large", f"more than {self._max_body_bytes} bytes")
+        except TooManyCalls:
+            return FunctionResponse.error(429, "too_many_requests", "too many calls without their answers")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, ValueError) as error:
             return FunctionResponse.error(400, "bad_request", f"not HTTP/1.1: {error}")
         return None
 
-    def _answer(self, connection: socket.socket, request: FunctionRequest, keep_alive: bool) -> bool:
+    def _answer(self, client: Client, request: FunctionRequest, keep_alive: bool) -> bool:
         """Answer one call; returns whether the connection stays open."""
-        with self._idle:
-            self._busy += 1
-        try:
-            response = self._handler(request)
-            keep_alive = keep_alive and not self._stopping
-            send_all(connection, response.encode(keep_alive, without_body=request.method == "HEAD"))
-            if response.after is not None:
-                response.after()
-            return keep_alive
-        finally:
-            with self._idle:
-                self._busy -= 1
-                self._idle.notify_all()
+        if not self._connections.compute(client):
+            return False
+        response = self._handler(request)
+        keep_alive = keep_alive and not self._stopping
+        self._connections.send(client)
+        client.socket.settimeout(SEND_SECONDS)
+        send_all(client.socket, response.encode(keep_alive, without_body=request.method == "HEAD"))
+        self._connections.answered(client)
+        if response.after is not None:
+            response.after()
+        return keep_alive
 
     @staticmethod
     def _refuse(connection: socket.socket, refusal: FunctionResponse) -> None:
+        connection.settimeout(SEND_SECONDS)
         send_all(connection, refusal.encode(keep_alive=False))
         # A client that is still sending would see a reset in place of the response: read on for a moment.
         connection.shutdown(socket.SHUT_WR)
-        connection.settimeout(1.0)
-        while connection.recv(RECEIVE_BUFFER_BYTES):
-            pass
+        deadline = time.monotonic() + REFUSED_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(RECEIVE_BUFFER_BYTES):
+                return

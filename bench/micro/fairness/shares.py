@@ -23,7 +23,7 @@ from bench.support import requests
 from bench.support.processes import Server, served_model
 from control_plane.formatting import table
 
-MODEL = Path(__file__).parents[2] / "models" / "demo"
+MODEL = Path(__file__).parents[3] / "models" / "demo"
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 """Cost of a token in units of service, the same as in arXiv 2401.00588 and in the scheduler."""
 MAX_SEQUENCES = 8

@@ -1,5 +1,6 @@
 """Tokens are decoded to text one by one, without loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from control_plane.api.text.codec import TextCodec
-from control_plane.api.text.request import Chat
-from control_plane.errors import BadRequest
+from control_plane.errors import BadRequest, TokenizerError
 from tests.support.paths import DEMO_MODEL
 
 DEMO: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
@@ -115,27 +115,26 @@ def test_the_bytes_of_other_tokens() -> None:
     assert CODEC.token_bytes(len(DEMO) + 5, "") == b""
 
 
-def test_a_chat_is_the_template_s_text() -> None:
-    messages = [{"role": "user", "content": "naïve?"}]
-    expected = DEMO.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert CODEC.encode(Chat(messages)) == expected
-
-
-@pytest.mark.parametrize("add_special_tokens", [True, False])
-def test_a_text_s_special_tokens(add_special_tokens: bool) -> None:
-    expected = DEMO.encode("the cat", add_special_tokens=add_special_tokens)
-    assert CODEC.encode("the cat", add_special_tokens) == expected
-
-
-@pytest.mark.parametrize(
-    "prompt", ["", [], [-1], [len(DEMO)], [1 << 70], "\ud83d", Chat([{"content": "\ude00"}])]
-)
-def test_bad_prompts(prompt: Any) -> None:
-    with pytest.raises(BadRequest):
-        CODEC.encode(prompt)
-
-
 @pytest.mark.parametrize("token_ids", [[-1], [len(DEMO)], [1 << 70]])
 def test_bad_token_ids(token_ids: list[int]) -> None:
     with pytest.raises(BadRequest, match="tokens: token ids must be from 0"):
         CODEC.decode(token_ids)
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        lambda codec: codec.decode([0, 1]),
+        lambda codec: codec.token_text(0),
+        lambda codec: codec.decoder().add(0),
+    ],
+)
+def test_a_tokenizer_that_panics(decode: Callable[[TextCodec], str]) -> None:
+    """A panic is not an Exception: it would leave the client without an answer."""
+    panicking = Tokenizer(models.WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    strip: Any = decoders.Strip
+    panicking.decoder = strip("a", 3, 9)
+    fast: Any = PreTrainedTokenizerFast
+    codec = TextCodec(fast(tokenizer_object=panicking), 3)
+    with pytest.raises(TokenizerError, match="the tokenizer has failed: PanicException: index out of"):
+        decode(codec)

@@ -11,7 +11,7 @@ from control_plane.api.openai.requests import parse_chat, parse_completion
 from control_plane.api.text.choice import LEAST_LOGPROB, Choice, Piece, TokenEntry
 from control_plane.api.text.codec import TextCodec
 from control_plane.engine.state.sequence import FinishReason, Generated, Sequence, TokenLogprob
-from tests.api.test_text_codec import FALLBACK
+from tests.api.text.test_codec import FALLBACK
 from tests.support.paths import DEMO_MODEL
 
 DEMO: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
@@ -31,7 +31,7 @@ def make_choice(index: int = 0, **body: Any) -> Choice:
     """A completion's choice, whose sequence has the prompt log-probabilities that an engine would report."""
     request = parse_completion({"prompt": PROMPT, **body}, "demo")
     prompt = request.prompts[index // request.n]
-    prompt_ids = CODEC.encode(prompt)
+    prompt_ids = prompt if isinstance(prompt, list) else DEMO.encode(prompt)
     sequence = Sequence("id", "tenant", prompt_ids, request.sampling_params(100, 0))
     if sequence.params.prompt_logprobs:
         sequence.prompt_logprobs = [

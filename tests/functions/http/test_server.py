@@ -11,8 +11,8 @@ from threading import Thread
 import pytest
 
 from functions.expert.expert_function import ExpertFunction
-from functions.expert.http_messages import FunctionRequest, FunctionResponse
-from functions.expert.http_server import MAX_CONNECTIONS, HttpServer
+from functions.http.messages import FunctionRequest, FunctionResponse
+from functions.http.server import MAX_CONNECTIONS, HttpServer
 from tests.support.expert_process import ExpertProcess
 from tests.support.tiny_partition import TinyPartition
 

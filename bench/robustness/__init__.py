@@ -1,0 +1,1 @@
+"""Breaks a running FaaSMoE on purpose: faults, hours of load, malformed input."""

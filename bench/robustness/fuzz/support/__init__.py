@@ -1,0 +1,1 @@
+"""What targets share: mutations, a tiny model, servers."""

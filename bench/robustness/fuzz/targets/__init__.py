@@ -1,0 +1,34 @@
+"""All targets by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bench.robustness.fuzz.support.target import OpenTarget
+from bench.robustness.fuzz.targets import api, files, http, kernels, messages, raw_kernels, system
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A target, and how many inputs `make fuzz` gives it."""
+
+    open: OpenTarget
+    inputs: int = 10_000
+
+
+TARGETS: Mapping[str, Entry] = {
+    "invocations": Entry(messages.invocations, 100_000),
+    "answers": Entry(messages.answers),
+    "gated-ffn": Entry(kernels.gated_ffn),
+    "dense": Entry(kernels.dense),
+    "raw-kernels": Entry(raw_kernels.raw_kernels),
+    "requests": Entry(http.requests),
+    "function": Entry(http.function),
+    "responses": Entry(http.responses),
+    "api": Entry(api.api),
+    "system": Entry(system.system),
+    "manifests": Entry(files.manifests),
+    "blocks": Entry(files.blocks),
+    "checkpoints": Entry(files.checkpoints),
+    "config": Entry(files.config),
+    "workloads": Entry(files.workloads),
+}

@@ -1,0 +1,188 @@
+"""Turns prompts into tokens, in processes that are ended when they take too long.
+
+A checkpoint brings a chat template, which is a program, and a tokenizer, whose regular expressions may take
+for ever. Neither may hold up the control plane.
+"""
+
+import asyncio
+import logging
+from array import array
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Self
+
+from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.request import Chat, Prompt
+from control_plane.api.text.worker.messages import (
+    Answer,
+    EncodeChat,
+    EncodeText,
+    Failed,
+    Refused,
+    Request,
+    Setup,
+    Tokens,
+)
+from control_plane.api.text.worker_process import WorkerEnded, WorkerProcess
+from control_plane.errors import BadRequest, PartitionError, ShuttingDown, TokenizerError
+from functions.host.memory import memory_sizes
+
+logger = logging.getLogger(__name__)
+
+WORKERS = 2
+"""A tenant's prompts are encoded one after the other: another tenant finds a free process."""
+ENCODE_SECONDS = 10.0
+"""The longest that a prompt may take. 4 MB of text take 5 s."""
+_ORPHAN_SECONDS = int(ENCODE_SECONDS) + 5
+_MEMORY_BYTES = 1 << 30
+"""The most memory for one prompt: a million tokens take half of it."""
+_DEFAULT = "default"
+_TRIALS = (
+    ("a message", [{"role": "user", "content": "Hello"}]),
+    ("a system message", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]),
+)
+_NO_TEMPLATE = "this model has no chat template"
+_INSTEAD = "use /v1/completions, or `faasmoe prompt --raw`"
+
+
+class PromptEncoder:
+    """Encodes prompts with the model's tokenizer and chat template."""
+
+    def __init__(self, codec: TextCodec, workers: int, seconds: float) -> None:
+        templates = _templates(codec.tokenizer.chat_template)
+        self.chat_problem = "" if _DEFAULT in templates else _NO_TEMPLATE
+        """Why chats are refused; "" if they are not."""
+        self._codec = codec
+        self._templates = templates
+        self._seconds = seconds
+        self._all = [WorkerProcess(self._setup) for _ in range(workers)]
+        self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
+        self._closed = False
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls, codec: TextCodec, workers: int = WORKERS, seconds: float = ENCODE_SECONDS
+    ) -> AsyncIterator[Self]:
+        """Start the processes and try the templates. Raises `PartitionError` if a process cannot start."""
+        encoder = cls(codec, workers, seconds)
+        try:
+            await encoder._start()
+            yield encoder
+        finally:
+            encoder._closed = True
+            await asyncio.gather(*(worker.stop() for worker in encoder._all))
+
+    async def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a prompt. `add_special_tokens` is for texts: a chat template writes its own.
+
+        Raises `BadRequest` if the prompt is at fault, empty or takes too long, and `TokenizerError`.
+        """
+        if isinstance(prompt, list):
+            token_ids = prompt
+        elif isinstance(prompt, str):
+            _check_unicode([prompt])
+            token_ids = _tokens(await self._ask(EncodeText(prompt, add_special_tokens), "prompt"))
+        else:
+            token_ids = await self._encode_chat(prompt)
+        if not token_ids:
+            raise BadRequest("prompt: it is empty", "prompt")
+        self._codec.check(token_ids, "prompt")
+        return token_ids
+
+    def memory_bytes(self) -> int:
+        """The memory of the processes."""
+        return sum(_memory(worker.pid) for worker in self._all if worker.pid is not None)
+
+    async def _encode_chat(self, chat: Chat) -> list[int]:
+        if self.chat_problem:
+            raise BadRequest(f"messages: {self.chat_problem}; {_INSTEAD}", "messages")
+        _check_unicode(text for message in chat.messages for text in message.values())
+        return _tokens(await self._ask(EncodeChat(_DEFAULT, chat.messages), "messages"))
+
+    async def _start(self) -> None:
+        try:
+            await asyncio.gather(*(worker.start() for worker in self._all))
+        except (OSError, WorkerEnded) as error:
+            raise PartitionError(f"the process for the model's tokenizer does not start: {error}") from error
+        for worker in self._all:
+            self._idle.put_nowait(worker)
+        for name in self._templates:
+            for kind, messages in _TRIALS:
+                problem = await self._problem(EncodeChat(name, messages))
+                if problem:
+                    logger.warning("the chat template %s does not work for %s: %s", name, kind, problem)
+                    if name == _DEFAULT and kind == _TRIALS[0][0]:
+                        self.chat_problem = f"this model's chat template does not work: {problem}"
+                    break
+
+    async def _problem(self, request: EncodeChat) -> str:
+        """Why a template does not work; "" if it does. It may refuse messages, such as a system's."""
+        try:
+            answer = await self._ask(request, "messages")
+        except (BadRequest, TokenizerError) as error:
+            return str(error)
+        return answer.error if isinstance(answer, Failed) else ""
+
+    async def _ask(self, request: Request, param: str) -> Answer:
+        worker = await self._idle.get()
+        try:
+            if self._closed:
+                raise ShuttingDown
+            return await worker.ask(request, self._seconds)
+        except TimeoutError as error:
+            logger.warning("encoding a prompt took more than %g s, and was ended", self._seconds)
+            what = "the chat template did" if isinstance(request, EncodeChat) else "encoding it did"
+            raise BadRequest(f"{param}: {what} not finish within {self._seconds:g} s", param) from error
+        except (OSError, WorkerEnded) as error:
+            if self._closed:
+                raise ShuttingDown from error
+            raise TokenizerError(f"the tokenizer's process has failed: {error}") from error
+        finally:
+            self._idle.put_nowait(worker)
+
+    def _setup(self) -> Setup:
+        tokenizer = self._codec.tokenizer
+        return Setup(
+            tokenizer=tokenizer.backend_tokenizer.to_str(),
+            split_special_tokens=tokenizer.split_special_tokens,
+            templates=self._templates,
+            special_tokens=tokenizer.special_tokens_map,
+            orphan_seconds=_ORPHAN_SECONDS,
+            memory_bytes=_MEMORY_BYTES,
+        )
+
+
+def _templates(templates: str | dict[str, str] | None) -> Mapping[str, str]:
+    """The chat templates by name, from transformers' one template or several."""
+    named = {_DEFAULT: templates} if isinstance(templates, str) else dict(templates or {})
+    return {name: template for name, template in named.items() if template}
+
+
+def _check_unicode(texts: Iterable[str]) -> None:
+    """Raises `BadRequest` for half of a surrogate pair, which JSON can escape."""
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"the text is not Unicode: {error}") from error
+
+
+def _tokens(answer: Answer) -> list[int]:
+    """Raises `BadRequest` for messages that the template does not take, and `TokenizerError`."""
+    if isinstance(answer, Tokens):
+        return array("I", answer.ids).tolist()
+    if isinstance(answer, Refused):
+        raise BadRequest(f"messages: the chat template refuses them: {answer.reason}", "messages")
+    logger.warning("the %s has failed on a prompt: %s", answer.part, answer.error)
+    if answer.part == "template":
+        raise BadRequest(f"messages: the chat template fails on them: {answer.error}", "messages")
+    raise TokenizerError(f"the tokenizer has failed: {answer.error}")
+
+
+def _memory(pid: int) -> int:
+    """The memory of a process in bytes; 0 if it has just ended."""
+    try:
+        return memory_sizes(pid).get("Pss", 0)
+    except OSError:
+        return 0

@@ -1,0 +1,63 @@
+"""Turns prompts into tokens with a model's own tokenizer and chat templates, of which neither is trusted."""
+
+from array import array
+from functools import cache
+
+from jinja2 import Template
+from tokenizers import Tokenizer
+
+from control_plane.api.text.worker.messages import Answer, EncodeChat, Failed, Refused, Request, Setup, Tokens
+from control_plane.api.text.worker.template import Refusal, environment, variables
+
+MAX_TEXT = 16 << 20
+"""The most characters that a template may write."""
+_MAX_ERROR = 300
+"""The most characters of an error that is passed on."""
+
+
+class Encoder:
+    """A model's tokenizer and chat templates."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._tokenizer = Tokenizer.from_str(setup.tokenizer)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = setup.split_special_tokens
+        self._templates = setup.templates
+        self._special_tokens = setup.special_tokens
+        self._compiled = cache(self._compile)
+
+    def answer(self, request: Request) -> Answer:
+        """The tokens of a prompt, or why there are none."""
+        if not isinstance(request, EncodeChat):
+            return self._encode(request.text, request.add_special_tokens)
+        try:
+            text = self._render(request)
+        except Refusal as error:
+            return Refused(str(error)[:_MAX_ERROR])
+        # Templates come with the model, and can raise whatever Python can.
+        except Exception as error:
+            return Failed("template", _described(error))
+        if len(text) > MAX_TEXT:
+            return Failed("template", f"it wrote {len(text)} characters, and {MAX_TEXT} are allowed")
+        # The template writes the special tokens itself.
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> Answer:
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        # The tokenizer's panics are not Exceptions; this process has nothing else to be ended by.
+        except BaseException as error:
+            return Failed("tokenizer", _described(error))
+        return Tokens(array("I", encoding.ids).tobytes())
+
+    def _render(self, request: EncodeChat) -> str:
+        template = self._compiled(request.template)
+        return template.render(variables(request.messages, self._special_tokens))
+
+    def _compile(self, name: str) -> Template:
+        return environment().from_string(self._templates[name])
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:_MAX_ERROR].encode(errors="replace").decode()
