@@ -22,6 +22,7 @@ from tests.support.api_server import (
     eventually,
     serving,
 )
+from tests.support.tiny_chat_model import EXPERTS
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +126,9 @@ def test_a_flood_of_requests(
     assert {status for kind, status in seen if kind == "good"} <= GOOD_STATUSES
     assert seen["good", 200] > 0
     eventually(server.engine, IDLE)
-    eventually(lambda: [name for name, count in server.status()["open"].items() if count > counts[name]], [])
+    # The autoscaler keeps a connection for each function to the gateway, which is in this process, too.
+    kept = 2 * len(EXPERTS)
+    eventually(lambda: [name for name, n in server.status()["open"].items() if n > counts[name] + kept], [])
     gc.collect()
     assert psutil.Process().memory_info().rss - memory < MAX_GROWTH
     assert completion(server.with_key(flooding)).status == 200

@@ -29,7 +29,6 @@ async def deploy(partition: Path, url: URL) -> None:
             pass
 
 
-@pytest.mark.xfail(reason="the invoker ends calls at the first 404")
 def test_requests_continue_when_a_gateway_returns_without_functions(
     chat_partition: Path, tmp_path: Path
 ) -> None:

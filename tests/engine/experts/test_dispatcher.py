@@ -143,12 +143,15 @@ def test_the_result_of_a_bf16_batch_is_bf16(partitions: Mapping[str, TinyPartiti
 class FailingInvoker(LocalInvoker):
     """Functions that fail for good, once the others have answered."""
 
-    def __init__(self, tiny: TinyPartition, failing: frozenset[str]) -> None:
-        super().__init__(tiny)
-        self.failing = failing
+    failing: frozenset[str] = frozenset()
 
     def begin(self, invocations: Mapping[str, Invocation]) -> PendingInvocations:
         return Failed(self.failing) if self.failing & invocations.keys() else super().begin(invocations)
+
+
+@pytest.fixture(scope="module")
+def failing_invoker(tiny: TinyPartition) -> FailingInvoker:
+    return FailingInvoker(tiny)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,11 @@ class Failed:
 
 @given(layer=LAYERS, index=routings(), failing=st.sets(st.integers(0, 4)))
 def test_a_failure_names_the_rows_that_need_the_functions(
-    tiny: TinyPartition, layer: int, index: NDArray[np.int64], failing: set[int]
+    tiny: TinyPartition,
+    failing_invoker: FailingInvoker,
+    layer: int,
+    index: NDArray[np.int64],
+    failing: set[int],
 ) -> None:
     owners = {
         expert: block.function for block in tiny.manifest.blocks for expert in block.experts.get(layer, ())
@@ -174,7 +181,8 @@ def test_a_failure_names_the_rows_that_need_the_functions(
     needing = [any(owners[expert] in functions for expert in row) for row in index.tolist()]
     whole = batch(tiny, layer, index)
     tensors = map(torch.from_numpy, (whole.hidden_states, index, whole.expert_weight))
-    pending = make_dispatcher(tiny.manifest, FailingInvoker(tiny, functions)).begin(layer, *tensors)
+    failing_invoker.failing = functions
+    pending = make_dispatcher(tiny.manifest, failing_invoker).begin(layer, *tensors)
     if not any(needing):
         tiny.check(whole, pending.wait().numpy())
         return
