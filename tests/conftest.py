@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gateway-user", default="admin")
     group.addoption("--gateway-password-file", type=Path, metavar="FILE")
     group.addoption("--image-prefix", default="", metavar="REGISTRY/")
+    group.addoption("--function-secret-file", type=Path, metavar="FILE")
 
 
 @pytest.fixture(scope="session", autouse=True)

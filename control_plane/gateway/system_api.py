@@ -93,6 +93,7 @@ class SystemApi:
         if not self._provider.behaviour.lists_available:
             for function in functions:
                 del function["availableReplicas"]
+                function.pop("usage", None)
         return web.json_response(functions)
 
     async def deploy(self, request: web.Request) -> web.Response:

@@ -72,7 +72,9 @@ class StatusReporter:
         residency = asdict(known.residency.totals)
         if not awake:
             residency.update(limit_bytes=0, resident_experts=0, resident_bytes=0, overhead_bytes=0)
-        usage = deployed.usage if deployed else None
+        # Not every gateway measures memory. The functions' own reports are as old as their last answers.
+        measured = deployed.usage.total_memory_bytes if deployed and deployed.usage else 0
+        reported = residency["resident_bytes"] + residency["overhead_bytes"]
         return {
             "function": name,
             "gateway": str(self.gateways.of(name).url),
@@ -80,7 +82,7 @@ class StatusReporter:
             "replicas": deployed.replicas if deployed else 0,
             "available_replicas": deployed.available_replicas if deployed else 0,
             "experts": experts,
-            "memory_bytes": usage.total_memory_bytes if usage else 0,
+            "memory_bytes": measured or reported,
             **counted,
             **residency,
         }

@@ -4,10 +4,11 @@ They run against the embedded gateway, with its own and with faasd's behaviour, 
 
     faasmoe partition models/demo partitions/acceptance --dtype f32
     pytest tests/gateway/test_acceptance.py --gateway=URL \\
-        --gateway-password-file=FILE --image-prefix=REGISTRY/
+        --gateway-password-file=FILE --image-prefix=REGISTRY/ --function-secret-file=FILE
 
 The gateway must find that partition's image there (docs/deploy-faasd.md). The tests replace and remove the
-functions of that partition and no others; the gateway must have room for them.
+functions of that partition and no others; the gateway must have room for them. They store the secret of the
+file there; without a file, they deploy functions that answer everybody.
 """
 
 import asyncio
@@ -30,12 +31,14 @@ from control_plane.deployment.deploy import Change, deploy_all
 from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.client import Gateway
+from control_plane.faas.connection import Address
 from control_plane.faas.gateway_access import Credentials, GatewayAccess, read_credentials
 from control_plane.faas.invoker import Invoker
 from control_plane.gateway import embedded_gateway
 from control_plane.gateway.provider.emulation import FAASD, OWN
 from control_plane.partition.partitioner import partition
 from functions.contract.messages import Invocation
+from functions.contract.secret import FunctionSecret
 from tests.support.api_server import ApiClient, in_thread
 from tests.support.paths import DEMO_MODEL
 from tests.support.tiny_partition import TinyPartition
@@ -55,10 +58,14 @@ class Target:
     access: GatewayAccess
     image_prefix: str
     demo: TinyPartition
+    secret: FunctionSecret | None
+    """The functions' secret; without one, they answer everybody, also at a container's address."""
     kill: Callable[[str], None] | None
     """Kills a function's process; None if the processes are not on this machine."""
 
     def deploy(self, **options: Any) -> list[Change]:
+        options |= {"secret": self.secret, "open_to_all": self.secret is None}
+
         async def run() -> list[Change]:
             async with Gateway.connect(*self.access) as gateway:
                 manifest, prefix = self.demo.manifest, self.image_prefix
@@ -76,12 +83,12 @@ class Target:
 
     @contextmanager
     def invoker(self, policy: InvocationPolicy = POLICY) -> Iterator[Invoker]:
-        async def address() -> object:
+        async def address() -> Address:
             async with Gateway.connect(*self.access) as gateway:
                 return gateway.address
 
         found = asyncio.run(address())
-        invoker = Invoker(lambda _: found, lambda _: False, policy)  # type: ignore[arg-type, return-value]
+        invoker = Invoker(lambda _: found, lambda _: False, policy, secret=self.secret)
         try:
             yield invoker
         finally:
@@ -122,7 +129,9 @@ def target(request: pytest.FixtureRequest, demo: TinyPartition) -> Iterator[Targ
         option = request.config.getoption
         credentials = read_credentials(option("--gateway-user"), option("--gateway-password-file"))
         access = GatewayAccess(URL(option("--gateway")), credentials)
-        given = Target(access, option("--image-prefix"), demo, None)
+        file = option("--function-secret-file")
+        secret = FunctionSecret.read(file) if file else None
+        given = Target(access, option("--image-prefix"), demo, secret, None)
         given.deploy(prune=True)
         yield given
         given.remove_all()
@@ -133,7 +142,8 @@ def target(request: pytest.FixtureRequest, demo: TinyPartition) -> Iterator[Targ
     credentials = Credentials("admin", "secret")
     gateway = embedded_gateway(demo.folder, "127.0.0.1", 0, credentials, 900.0, behaviour)
     with in_thread(gateway) as url:
-        embedded = Target(GatewayAccess(url, credentials), "", demo, kill)
+        secret = FunctionSecret("the secret of the suite")
+        embedded = Target(GatewayAccess(url, credentials), "", demo, secret, kill)
         embedded.deploy()
         yield embedded
 
@@ -256,15 +266,18 @@ def test_a_prompt_gives_the_tokens_of_the_reference(target: Target, tmp_path: Pa
     with in_thread(serving(target, config)) as url:
         body = {"prompt": PROMPT, "max_tokens": ANSWER_TOKENS, "temperature": 0}
         body |= {"ignore_eos": True, "return_token_ids": True}
-        answer = ApiClient(url).answer("POST", "/v1/completions", body)
+        api = ApiClient(url)
+        answer = api.answer("POST", "/v1/completions", body)
         assert answer.status == 200
         tokens = answer.json["choices"][0]["token_ids"]
+        functions = api.status()["functions"]
+        assert all(function["replicas"] == 1 and function["memory_bytes"] > 1e7 for function in functions)
     assert tokens == reference(target.demo)
 
 
 @asynccontextmanager
 async def serving(target: Target, config: ServeConfig) -> AsyncIterator[URL]:
-    async with control_plane(target.demo.folder, config, [target.access]) as url:
+    async with control_plane(target.demo.folder, config, [target.access], target.secret) as url:
         yield url
 
 

@@ -55,13 +55,13 @@ async def test_zero_replicas_are_accepted_without_effect(tmp_path: Path) -> None
 
 
 @asynchronous
-async def test_the_list_does_not_say_how_many_replicas_are_available(tmp_path: Path) -> None:
+async def test_the_list_does_not_say_how_many_replicas_are_available_or_what_they_use(tmp_path: Path) -> None:
     async with echo_gateway(tmp_path, behaviour=FAASD) as gateway:
         await gateway.deploy(deployment())
         async with gateway.http.get("/system/functions") as answer:
             (function,) = await answer.json()
         assert function["replicas"] == 1
-        assert "availableReplicas" not in function
+        assert not {"availableReplicas", "usage"} & function.keys()
         await gateway.wait_for_log_line("serving")
 
 

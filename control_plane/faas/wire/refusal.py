@@ -41,6 +41,10 @@ class Refusal:
         if status == 404 and code not in FINAL_CODES:
             missing = FunctionNotFound(f"the gateway has no function {function}: deploy it first")
             return cls(missing, not_found=True)
+        if status == 405 and not code:
+            # faasd has no address for a function that has just ended. It calls its own gateway instead,
+            # which takes no POST there.
+            return cls(FunctionUnavailable(f"function {function} does not run"))
         if code in FINAL_CODES or status not in _RETRYABLE_STATUS:
             return cls(ProtocolError(text), is_final=True)
         # Without a code it is a gateway that speaks, and 502 is its word for a function that broke off.

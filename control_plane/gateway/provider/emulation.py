@@ -15,7 +15,7 @@ class EmulatedBehaviour:
     scales_to_zero: bool = True
     """Whether functions may have zero replicas; otherwise a request for zero is accepted without effect."""
     lists_available: bool = True
-    """Whether the list of functions says how many replicas are available."""
+    """Whether the list of functions says how many replicas are available, and what they use."""
     vanishes: bool = False
     """Whether a function that is removed or replaced leaves its callers without an answer or a reset."""
     ignored_sigterm_seconds: float | None = None
