@@ -9,6 +9,8 @@ from control_plane.faas.connection import Address
 
 MAX_AVOID_SECONDS = 60.0
 """The longest time for which an address is avoided after failures."""
+SILENT_AVOID_SECONDS = 8.0
+"""The least time for which an address is avoided that did not answer for its health."""
 
 _PORT = re.compile("[1-9][0-9]{0,4}")
 
@@ -75,8 +77,12 @@ class AddressBook:
         """Note that a direct call was answered: earlier failures of the address no longer count."""
         self._failures.pop(address, None)
 
-    def avoid(self, address: Address, now: float) -> None:
-        """Note that a direct call failed: avoid the address for one second, then two, four and so on."""
+    def avoid(self, address: Address, now: float, silent: bool = False) -> None:
+        """Note that a direct call failed: avoid the address for one second, then two, four and so on.
+
+        One that was `silent` is avoided for longer at first, since another try would take seconds.
+        """
         failures = self._failures.setdefault(address, _Failures())
-        failures.avoid_until = now + min(2.0**failures.count, MAX_AVOID_SECONDS)
+        least = SILENT_AVOID_SECONDS if silent else 0.0
+        failures.avoid_until = now + min(max(2.0**failures.count, least), MAX_AVOID_SECONDS)
         failures.count += 1

@@ -71,9 +71,16 @@ class FunctionConnections:
         """Note that a direct call was answered."""
         self._addresses.confirm(address)
 
-    def avoid(self, address: Address) -> None:
-        """Note that a direct call failed, so that the next ones go through the gateway."""
-        self._addresses.avoid(address, time.monotonic())
+    def avoid(self, address: Address, silent: bool = False) -> None:
+        """Note that a direct call failed, so that the next ones go through the gateway.
+
+        `silent`: its function did not answer for its health.
+        """
+        self._addresses.avoid(address, time.monotonic(), silent)
+
+    def known(self) -> set[Address]:
+        """The functions' own addresses."""
+        return self._addresses.known()
 
     def prefetch(self, function: str, invocation: Invocation) -> None:
         """Send a prefetch if the function's own address is known. Waits for nothing, ignores failures."""

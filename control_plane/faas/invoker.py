@@ -211,11 +211,15 @@ class Invoker:
     def _look_after(self, silent: Iterable[Call]) -> None:
         """Give up the attempts of functions that hang, and wait on for those that are only slow.
 
-        The functions are asked together, so that those which hang together are found together.
+        All functions are asked together, also those that later steps need: those that hang or have gone
+        together are found together.
         """
         now = time.monotonic()
-        asked = {call.address: call for call in silent if call.address and not call.is_over(now)}
-        alive = healthy(asked.keys(), self.policy.health_timeout) if asked else frozenset()
+        asked = {call.address for call in silent if call.address and not call.is_over(now)}
+        others = self._connections.known() - {call.address for call in self._in_flight} if asked else set()
+        alive = healthy(asked | others, self.policy.health_timeout)
+        for address in others - alive:
+            self._connections.avoid(address, silent=True)
         for call in silent:
             now = time.monotonic()
             # An answer may have arrived while the functions were asked.
@@ -223,7 +227,7 @@ class Invoker:
             if not call.is_over(now) and (arrived or call.address in alive):
                 call.wait_on(now)
             else:
-                self._avoid(call)
+                self._avoid(call, silent=True)
                 call.time_out(now)
 
     def _accept(self, call: Call, connection: Connection, response: HttpResponse) -> None:
@@ -280,6 +284,6 @@ class Invoker:
         self._avoid(call)
         call.fail(failure, time.monotonic(), died)
 
-    def _avoid(self, call: Call) -> None:
+    def _avoid(self, call: Call, silent: bool = False) -> None:
         if call.direct and call.address is not None:
-            self._connections.avoid(call.address)
+            self._connections.avoid(call.address, silent)

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 import pytest
 
 from control_plane.config import PRIVATE_NETWORKS
-from control_plane.faas.addresses import MAX_AVOID_SECONDS, AddressBook, direct_address
+from control_plane.faas.addresses import MAX_AVOID_SECONDS, SILENT_AVOID_SECONDS, AddressBook, direct_address
 from control_plane.faas.connection import Address
 
 HERE = Address("10.0.0.5", 8080)
@@ -98,6 +98,17 @@ def test_an_address_is_avoided_for_longer_after_each_failure() -> None:
             book.learn("f", HERE)
         waits.append(now - start)
     assert waits == [1, 2, 4, 8, 16, 32, *[MAX_AVOID_SECONDS] * 3]
+
+
+def test_a_silent_address_is_avoided_for_longer_at_first() -> None:
+    book = AddressBook()
+    book.learn("f", HERE)
+    now = 0.0
+    for seconds in (*[SILENT_AVOID_SECONDS] * 4, 16):
+        book.avoid(HERE, now, silent=True)
+        now += seconds
+        assert book.direct("f", now - 0.1) is None
+        assert book.direct("f", now) == HERE
 
 
 def test_a_failed_address_is_tried_again_if_the_gateway_knows_no_other() -> None:

@@ -196,5 +196,30 @@ def test_a_function_that_vanishes_without_a_reset(policy: InvocationPolicy, when
         assert len(server.paths) == 2
 
 
+def test_functions_that_vanish_together_are_found_together() -> None:
+    """Each is needed by another step; only the first step waits until it is known that they are gone."""
+    names = ["a", "b", "c"]
+    with vanishing_network() as network, ExitStack() as stack:
+        gone = [stack.enter_context(running(network.inside(make_server))) for _ in names]
+        here = [stack.enter_context(loopback_server(answers())) for _ in names]
+        for function in gone:
+            function.otherwise = answers()
+        responders = {name: answers(function.address) for name, function in zip(names, gone, strict=True)}
+        server = stack.enter_context(loopback_server(by_path(responders)))
+        invoker = stack.enter_context(
+            invoker_of(server.address, InvocationPolicy(), networks=network.networks)
+        )
+        for name in names * 2:
+            invoker.begin({name: invocation()}).wait()
+        assert len(server.paths) == len(names)
+        responders |= {name: answers(function.address) for name, function in zip(names, here, strict=True)}
+        network.vanish()
+        clock = Clock()
+        for name in names:
+            invoker.begin({name: invocation()}).wait()
+        assert clock() < 4
+        assert len(server.paths) == 2 * len(names)
+
+
 def make_server(host: str) -> LoopbackServer:
     return LoopbackServer(never, host=host)
