@@ -23,6 +23,9 @@ class InvocationPolicy:
     """
     first_backoff: float = 0.05
     max_backoff: float = 2.0
+    loss_patience: float = 0.3
+    """When to see whether the network has lost a direct call: a kernel confirms in milliseconds what it
+    receives, however busy its processes are."""
     first_patience: float = 1.0
     """How long a function may be silent before it is asked for its health. Then the time doubles."""
     max_patience: float = 4.0
@@ -76,11 +79,20 @@ class Call:
         self.address, self.direct, self.sent_at = address, direct, now
         self._ends = min(self.deadline, now + self.policy.attempt(direct, self._gateway_failures))
         self._questions = 0
-        self.due = min(self._ends, now + self.policy.patience(0)) if direct else self._ends
+        patience = min(self.policy.loss_patience, self.policy.patience(0))
+        self.due = min(self._ends, now + patience) if direct else self._ends
 
     def is_over(self, now: float) -> bool:
         """Whether the attempt has taken too long."""
         return now >= self._ends
+
+    def is_early(self, now: float) -> bool:
+        """Whether the function is not to be asked for its health yet. Sets when to look after it again."""
+        patience_ends = min(self._ends, self.sent_at + self.policy.patience(0))
+        early = now < patience_ends and self.connection is not None and not self.connection.is_losing
+        if early:
+            self.due = patience_ends
+        return early
 
     def wait_on(self, now: float) -> None:
         """The function is alive, only slow: repeating the call would cost it more time."""

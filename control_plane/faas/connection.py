@@ -34,6 +34,9 @@ _SENSES_LOSS = (
 A container's network is removed before its process ends, so that nothing resets its connections.
 """
 
+_SYN_SENT = 2
+"""Linux's number for the state of a connection before its peer has answered."""
+
 
 class ConnectionLost(Exception):
     """The peer cannot be reached, closed the connection, or sent something other than HTTP."""
@@ -151,6 +154,12 @@ class Connection:
     def readable(self) -> bool:
         """Whether bytes have arrived, or the peer has closed the connection."""
         return bool(ready([self], 0))
+
+    @property
+    def is_losing(self) -> bool:
+        """Whether nothing confirms what was sent: the peer's machine or network may have gone."""
+        state, _, retransmits = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)
+        return state == _SYN_SENT or retransmits > 0
 
     def fileno(self) -> int:
         """The socket's number."""

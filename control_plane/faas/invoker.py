@@ -215,9 +215,10 @@ class Invoker:
         together are found together.
         """
         now = time.monotonic()
+        silent = [call for call in silent if not call.is_early(now)]
         asked = {call.address for call in silent if call.address and not call.is_over(now)}
         others = self._connections.known() - {call.address for call in self._in_flight} if asked else set()
-        alive = healthy(asked | others, self.policy.health_timeout)
+        alive = healthy(asked | others, self.policy.health_timeout, self.policy.loss_patience)
         for address in others - alive:
             self._connections.avoid(address, silent=True)
         for call in silent:

@@ -1,4 +1,4 @@
-"""Measures nine tenants that flood a server beside one that asks once a second: `make bench-flood`.
+"""Measures nine tenants that flood a server beside one that asks once a second: `make bench-fairness`.
 
 The flood holds as many requests open as its connections allow, with long prompts and answers. It sends a
 refused request again after the server's Retry-After. The modest tenant sends a short request each second, and

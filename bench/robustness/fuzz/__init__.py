@@ -1,1 +1,1 @@
-"""Fuzzing: whatever reads data from outside gets many malformed inputs. docs/fuzzing.md describes it."""
+"""Fuzzing: whatever reads data from outside gets many malformed inputs. docs/robustness.md describes it."""

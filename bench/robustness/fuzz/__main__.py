@@ -6,7 +6,7 @@
 
 Each target runs in a process of its own, with the C extensions checked by GCC's sanitizers. A finding is a
 crash, an exception that is not one of the target's own errors, a status of 500 or more, an input that takes
-too long, or memory that grows. docs/fuzzing.md says more.
+too long, or memory that grows. docs/robustness.md says more.
 """
 
 import sys

@@ -13,9 +13,14 @@ _REQUEST = b"GET /_/health HTTP/1.1\r\nHost: function\r\nConnection: close\r\n\r
 _GOOD = b"HTTP/1.1 200 "
 
 
-def healthy(addresses: Collection[Endpoint], seconds: float) -> Set[Endpoint]:
-    """Those of the functions at these addresses that answer within `seconds`. All are asked at once."""
-    deadline = time.monotonic() + seconds
+def healthy(addresses: Collection[Endpoint], seconds: float, connect_seconds: float) -> Set[Endpoint]:
+    """Those of the functions at these addresses that answer within `seconds`. All are asked at once.
+
+    Those that have not taken the connection after `connect_seconds` are not waited for: a kernel does so in
+    milliseconds for a function that lives.
+    """
+    began = time.monotonic()
+    deadline, connect_deadline = began + seconds, began + min(seconds, connect_seconds)
     found = set()
     poll = select.poll()
     with ExitStack() as stack:
@@ -28,9 +33,20 @@ def healthy(addresses: Collection[Endpoint], seconds: float) -> Set[Endpoint]:
                 connection.connect(tuple(address))
             asked[connection.fileno()] = address, connection
             poll.register(connection, select.POLLOUT)
-        while asked and (left := deadline - time.monotonic()) > 0:
+        connecting = set(asked)
+        while asked:
+            now = time.monotonic()
+            if now >= connect_deadline:
+                for number in connecting:
+                    poll.unregister(number)
+                    del asked[number]
+                connecting.clear()
+            left = (connect_deadline if connecting else deadline) - now
+            if left <= 0 or not asked:
+                break
             for number, event in poll.poll(left * 1000):
                 address, connection = asked[number]
+                connecting.discard(number)
                 if event == select.POLLOUT and _send(connection):
                     poll.modify(number, select.POLLIN)
                     continue
