@@ -16,6 +16,9 @@ class InvocationPolicy:
     attempt_timeout: float = 30.0
     deadline: float = 60.0
     """The limit for all attempts together."""
+    broken_deadline: float = 5.0
+    """The same for a function that has failed for a whole deadline, until it answers: one that nobody mends
+    does not hold up each step for a minute."""
     first_gateway_timeout: float = 5.0
     """The limit of the first attempt through the gateway; each further one has twice as long.
 
@@ -122,10 +125,9 @@ class Call:
             self.connection.close()
             self.connection = None
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether it has failed, and there is no time for another attempt."""
-        return self.connection is None and self.due >= self.deadline
+    def is_lost(self, now: float) -> bool:
+        """Whether its time is over, or it has failed and there is no time for another attempt."""
+        return now >= self.deadline or (self.connection is None and self.due >= self.deadline)
 
     def error(self, now: float) -> GatewayError:
         """What to raise when there is no more time."""

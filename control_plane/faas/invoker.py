@@ -67,6 +67,8 @@ class Invoker:
     usage: ExpertUsage = field(default_factory=ExpertUsage)
     _connections: FunctionConnections = field(init=False)
     _in_flight: Sequence[Call] = ()
+    _broken: set[str] = field(default_factory=set)
+    """Functions that have failed for a whole deadline, and have not answered since."""
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -79,9 +81,8 @@ class Invoker:
         Waiting raises `FunctionNotFound`, `FunctionUnavailable`, `InvocationTimeout` or `ProtocolError`.
         """
         now = time.monotonic()
-        deadline = now + self.policy.deadline
         calls = [
-            Call(name, invocation, invocation.encode(), self.policy, now, deadline)
+            Call(name, invocation, invocation.encode(), self.policy, now, now + self._seconds_for(name))
             for name, invocation in invocations.items()
         ]
         # The caller may have dropped its last pending invocations without waiting for them.
@@ -118,15 +119,15 @@ class Invoker:
         """Read all answers, repeating what failed until the deadline."""
         try:
             while pending := [call for call in calls if call.result is None]:
-                self._check_time(pending)
                 now = time.monotonic()
-                failed = [call for call in pending if call.connection is None and call.due <= now]
+                hopeful = self._hopeful(pending, now)
+                failed = [call for call in hopeful if call.connection is None and call.due <= now]
                 for call in failed:
                     self.statistics[call.function].retries += 1
                     self._send(call)
                 # One that has failed again at once may be the last for which there is time.
                 if not failed:
-                    self._wait(pending)
+                    self._wait(hopeful)
             return {call.function: call.result for call in calls if call.result}
         finally:
             self._hang_up()
@@ -137,15 +138,23 @@ class Invoker:
             call.hang_up()
         self._in_flight = ()
 
-    def _check_time(self, pending: Sequence[Call]) -> None:
-        """Raise an error if nothing is left to wait for."""
-        now, aborted = time.monotonic(), self._aborted.is_set()
-        if aborted or now >= pending[0].deadline or all(call.is_lost for call in pending):
-            error = error_of(pending, now, aborted)
-            if not aborted:
-                # Clients may read the error, and only the log tells where a function or a gateway is.
-                _logger.warning("%s (called at %s)", error, pending[0].address)
-            raise error
+    def _hopeful(self, pending: Sequence[Call], now: float) -> Sequence[Call]:
+        """The calls that may still be answered. Raises an error if there are none, or the wait was aborted.
+
+        So the error names all functions that have failed, and none that has only not answered yet.
+        """
+        if self._aborted.is_set():
+            raise error_of(pending, now, aborted=True)
+        if hopeful := [call for call in pending if not call.is_lost(now)]:
+            return hopeful
+        self._broken |= {call.function for call in pending}
+        error = error_of(pending, now, aborted=False)
+        # Clients may read the error, and only the log tells where a function or a gateway is.
+        _logger.warning("%s (called at %s)", error, pending[0].address)
+        raise error
+
+    def _seconds_for(self, function: str) -> float:
+        return self.policy.broken_deadline if function in self._broken else self.policy.deadline
 
     def _send(self, call: Call) -> None:
         own = self._connections.direct_address(call.function)
@@ -248,6 +257,7 @@ class Invoker:
             self._failed(call, ProtocolError(f"function {call.function} answered garbage: {error}"))
             return
         call.result = result
+        self._broken.discard(call.function)
         if call.direct:
             self._connections.confirm(connection.address)
         else:

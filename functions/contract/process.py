@@ -24,7 +24,3 @@ MAX_BODY_BYTES = 64 << 20
 
 UNKNOWN_EXPERT = "unknown_expert"
 """The error code of a 404 from a function that exists but lacks an expert; any other 404 is the gateway's."""
-DAMAGED = "damaged"
-"""The error code of a 500 for an expert whose bytes on disk are not the partition's."""
-FINAL_CODES = frozenset({UNKNOWN_EXPERT, DAMAGED})
-"""Codes of errors that a function repeats, however often it is asked."""

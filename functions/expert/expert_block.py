@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from functions.contract.manifest import FunctionManifest, ManifestError
 from functions.contract.messages import Invocation
-from functions.contract.process import DAMAGED, UNKNOWN_EXPERT
+from functions.contract.process import UNKNOWN_EXPERT
 from functions.expert.block_file import BlockDamaged, BlockFile, BlockReadError
 from functions.expert.residency import Residency, Waves
 from functions.host.memory import machine_memory, memory_limit
@@ -138,7 +138,7 @@ class ExpertBlock:
             print(message, file=sys.stderr, flush=True)
             self.on_replaced()
             return InvocationRefused(503, "replaced", message)
-        return InvocationRefused(500, DAMAGED, f"{error}: run `faasmoe verify`")
+        return InvocationRefused(500, "damaged", f"{error}: run `faasmoe verify`")
 
     def _weighted_sums(
         self, invocation: Invocation, experts: NDArray[np.int64], waves: Waves

@@ -81,6 +81,7 @@ RETRIED: dict[str, tuple[Responder, type[GatewayError]]] = {
     ),
     "is too busy": (status(429, "too_many_requests"), FunctionUnavailable),
     "starts": (status(503, "starting"), FunctionUnavailable),
+    "has a damaged expert": (status(500, "damaged"), FunctionUnavailable),
     "crashes": (plain(500, b"oops"), FunctionUnavailable),
     "crashes in brackets": (plain(502, b"[" * 100_000), FunctionUnavailable),
     "times out behind the gateway": (plain(504, b""), FunctionUnavailable),
@@ -95,7 +96,6 @@ RETRIED: dict[str, tuple[Responder, type[GatewayError]]] = {
 FINAL: dict[str, tuple[Responder, type[GatewayError]]] = {
     "is not deployed": (plain(404, b"error finding function"), FunctionNotFound),
     "has not the expert": (status(404, "unknown_expert"), ProtocolError),
-    "has a damaged expert": (status(500, "damaged"), ProtocolError),
     "has no such method": (status(405, "method_not_allowed"), ProtocolError),
     "has another model": (status(409, "wrong_model"), ProtocolError),
     "refuses the invocation": (status(400, "bad_request"), ProtocolError),

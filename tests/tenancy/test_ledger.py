@@ -258,6 +258,8 @@ def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                         ledger.check_room()
                     await ledger.book(booking("acme"))
                 assert (ledger.waiting, ledger.spooled) == (12, 0)
+                # Requests are authenticated as before.
+                await ledger._store.run(lambda store: store.list())
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
             await drained(ledger)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from control_plane.errors import FunctionNotFound, FunctionUnavailable, GatewayError, ProtocolError
 from control_plane.faas.wire.response_reader import HttpResponse
-from functions.contract.process import FINAL_CODES
+from functions.contract.process import UNKNOWN_EXPERT
 from functions.contract.secret import UNAUTHORIZED
 
 MAX_CODE = 64
@@ -38,14 +38,14 @@ class Refusal:
         if direct:
             # Another function may have taken over an old address; its refusal says nothing about this one.
             return cls(FunctionUnavailable(text))
-        if status == 404 and code not in FINAL_CODES:
+        if status == 404 and code != UNKNOWN_EXPERT:
             missing = FunctionNotFound(f"the gateway has no function {function}: deploy it first")
             return cls(missing, not_found=True)
         if status == 405 and not code:
             # faasd has no address for a function that has just ended. It calls its own gateway instead,
             # which takes no POST there.
             return cls(FunctionUnavailable(f"function {function} does not run"))
-        if code in FINAL_CODES or status not in _RETRYABLE_STATUS:
+        if status not in _RETRYABLE_STATUS:
             return cls(ProtocolError(text), is_final=True)
         # Without a code it is a gateway that speaks, and 502 is its word for a function that broke off.
         return cls(FunctionUnavailable(text), is_death=status == 502 or (status == 500 and not code))

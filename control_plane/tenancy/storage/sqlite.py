@@ -15,6 +15,14 @@ from control_plane.tenancy.storage.migrations import APPLICATION_ID, MIGRATIONS
 
 _TEMPORARY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL}
 """Faults after which the connection is as good as before."""
+_FAILED_WRITES = {
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+}
+"""Those of a disk, or of a limit, that takes no writes. The connection can still read; a new one could not be
+opened."""
 
 
 class SqliteDatabase:
@@ -143,7 +151,8 @@ class SqliteDatabase:
         except sqlite3.IntegrityError as error:
             raise Duplicate(f"the database {self.path}: {error}") from error
         except sqlite3.Error as error:
-            if error.sqlite_errorcode & 0xFF not in _TEMPORARY:
+            code = error.sqlite_errorcode
+            if code & 0xFF not in _TEMPORARY and code not in _FAILED_WRITES:
                 self._file.forget()
             raise DatabaseFault(f"the database {self.path}: {error}") from error
 

@@ -90,7 +90,7 @@ class StoreThread:
             result = work(self._store)
         except DatabaseFault as fault:
             if self._is_usable:
-                _logger.error("requests are refused, and usage is kept aside: %s", fault)
+                _logger.error("usage is kept aside, and requests may be refused: %s", fault)
             self._is_usable = False
             raise DatabaseUnavailable("the server cannot use its database now", RETRY_SECONDS) from fault
         if not self._is_usable:

@@ -233,7 +233,8 @@ def test_bodies_in_the_midst_give_way_when_they_take_too_much_memory() -> None:
         answer = exchange(address, post(MAX_BODY_BYTES) + bytes(MAX_BODY_BYTES))
         assert statuses(answer) == [200]
         assert len(answer) > MAX_BODY_BYTES
-        assert statuses(b"".join(map(until_closed, slow[:3]))) == []
+        # One whose last bytes arrive while the whole body is in flight is told so.
+        assert set(statuses(b"".join(map(until_closed, slow[:3])))) <= {503}
 
 
 def test_a_body_is_refused_when_calls_in_flight_take_all_memory() -> None:
