@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from control_plane.api.text.answer_format import Usage
 from control_plane.api.text.choice import Choice, Piece
 from control_plane.api.text.request import GenerationRequest
 from control_plane.engine.engine import Engine
@@ -117,6 +118,11 @@ class ActiveRequest:
     def expert_usage(self) -> ExpertUsage:
         """The request's share of the expert calls so far."""
         return sum((sequence.usage for sequence in self.sequences), ExpertUsage())
+
+    @property
+    def usage(self) -> Usage:
+        """What the request has cost so far."""
+        return Usage(self.prompt_tokens, self.generated_tokens, self.expert_usage)
 
     def record(self) -> RequestRecord:
         """Summarise the request for metrics, logs and the ledger."""

@@ -11,26 +11,18 @@ from typing import Any
 
 from aiohttp import web
 
-from control_plane.api.active_request import ActiveRequest, Caller
+from control_plane.api.active_request import Caller
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
 from control_plane.api.middleware import REQUEST_ID, TENANT, TIMING, log_error, request_middleware
 from control_plane.api.openai import requests
-from control_plane.api.openai.answers import (
-    DONE,
-    AnswerFormat,
-    Usage,
-    detokenize_body,
-    event,
-    tokenize_body,
-    usage_body,
-    usage_with_experts,
-)
-from control_plane.api.openai.errors import KINDS, domain_error_body
+from control_plane.api.openai.answers import CompletionFormat, detokenize_body, tokenize_body
+from control_plane.api.openai.errors import KINDS
 from control_plane.api.openai.headers import rate_limit_headers
 from control_plane.api.openai.wire import decode_json
 from control_plane.api.sending import event_stream, send_part, send_whole
 from control_plane.api.service import CompletionService
+from control_plane.api.text.answer_format import AnswerFormat, AnswerHead
 from control_plane.api.text.choice import Piece
 from control_plane.api.text.request import GenerationRequest
 from control_plane.errors import FaaSMoEError, ShuttingDown, TenancyError, UnknownModel
@@ -44,6 +36,8 @@ BODY_SECONDS = 30.0
 """The longest that a request's body may take to arrive."""
 
 Parser = Callable[[Any, str], GenerationRequest]
+"""Reads a decoded body for the served model of that name."""
+Formatter = Callable[[GenerationRequest, AnswerHead], AnswerFormat]
 
 
 @dataclass(frozen=True)
@@ -83,11 +77,11 @@ class Api:
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions: answer a chat."""
-        return await self._generate(request, requests.parse_chat)
+        return await self._generate(request, requests.parse_chat, CompletionFormat)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/completions: continue a text."""
-        return await self._generate(request, requests.parse_completion)
+        return await self._generate(request, requests.parse_completion, CompletionFormat)
 
     async def models(self, request: web.Request) -> web.Response:
         """GET /v1/models: list the served model."""
@@ -153,7 +147,9 @@ class Api:
         request[TENANT] = tenant
         return tenant.name
 
-    async def _generate(self, request: web.Request, parse: Parser) -> web.StreamResponse:
+    async def _generate(
+        self, request: web.Request, parse: Parser, formatter: Formatter
+    ) -> web.StreamResponse:
         name = await self._authenticate(request)
         with self.drain.request(name):
             asked = parse(await _read_json(request), self.model)
@@ -162,7 +158,8 @@ class Api:
             tenant = request[TENANT]
             caller = Caller(tenant, request[REQUEST_ID], request.path, request[TIMING])
             fingerprint = f"fp_{self.fingerprint[:12]}"
-            answer = AnswerFormat(asked, secrets.token_hex(12), self.model, int(time.time()), fingerprint)
+            head = AnswerHead(secrets.token_hex(12), self.model, int(time.time()), fingerprint)
+            answer = formatter(asked, head)
             if asked.stream:
                 return await self._stream(request, caller, answer)
             async with self.service.start(asked, caller) as active:
@@ -170,29 +167,28 @@ class Api:
                 async for index, piece in active.pieces():
                     pieces[index].append(piece)
             # Encoded in a thread: an answer with log-probabilities can have megabytes.
-            body = await asyncio.to_thread(lambda: json.dumps(answer.whole(pieces, _usage(active))))
+            body = await asyncio.to_thread(lambda: json.dumps(answer.whole(pieces, active.usage)))
             return await send_whole(request, web.Response(text=body, content_type="application/json"))
 
     async def _stream(self, request: web.Request, caller: Caller, answer: AnswerFormat) -> web.StreamResponse:
         response = event_stream()
-        ending = b""
         try:
             async with self.service.start(answer.request, caller) as active:
-                streams = [answer.choice_stream(index) for index in range(len(active.choices))]
+                # Sent with the first piece: until then, an error can still have its own response and status.
+                opening = answer.begin(active.usage)
                 async for index, piece in active.pieces():
-                    chunk = streams[index].event(piece, _usage_so_far(active))
-                    await send_part(request, response, chunk)
+                    chunk = answer.piece(index, piece, active.usage)
+                    await send_part(request, response, opening + chunk)
+                    opening = b""
         except FaaSMoEError as error:
-            # Before the first piece, the error can still have its own response and status.
             if not response.prepared:
                 raise
             self.metrics.failed(KINDS[type(error)].status)
             log_error(request, error)
-            ending = event(domain_error_body(error, caller.request_id))
+            ending = answer.error(error, caller.request_id)
         else:
-            if answer.request.include_usage:
-                ending = answer.usage_event(_usage(active))
-        await send_part(request, response, ending + DONE)
+            ending = answer.end(active.usage)
+        await send_part(request, response, ending)
         return response
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -215,17 +211,6 @@ class Api:
             "owned_by": "faasmoe",
             "max_model_len": self.service.engine.max_length,
         }
-
-
-def _usage(active: ActiveRequest) -> Usage:
-    return usage_with_experts(active.prompt_tokens, active.generated_tokens, active.expert_usage)
-
-
-def _usage_so_far(active: ActiveRequest) -> Usage | None:
-    """The usage for a chunk, if the client wants it in every one."""
-    if not active.request.continuous_usage:
-        return None
-    return usage_body(active.prompt_tokens, active.generated_tokens)
 
 
 async def _read_json(request: web.Request) -> Any:

@@ -9,31 +9,35 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from control_plane.api.openai.answers import (
-    AnswerFormat,
+    DONE,
+    CompletionFormat,
     detokenize_body,
     logprobs_body,
     tokenize_body,
     usage_body,
+    usage_with_experts,
 )
 from control_plane.api.openai.requests import parse_chat, parse_completion
+from control_plane.api.text.answer_format import AnswerHead, Usage
 from control_plane.api.text.choice import Alternative, Piece, TokenEntry
 from control_plane.engine.state.sequence import FinishReason
+from control_plane.faas.invocation import ExpertUsage
 
 STOP = FinishReason.STOP
-USAGE = usage_body(5, 3)
+USAGE = Usage(5, 3, ExpertUsage(invocations=7))
 THE = Alternative(1, " the", b" the", -0.25)
 ENTRY = TokenEntry(2, " caf", b" caf", -1.5, 7, (THE, Alternative(2, " caf", b" caf", -1.5)))
 FRAGMENT = TokenEntry(3, "", b"\xc3", -2.0, 11, ())
 TEXTS = ["", 'a "quoted" text', "line\nbreak\u2028\x85", "naïve 漢字 \N{GRINNING FACE}", "\ufffd\x00\\"]
 
 
-def answer(kind: str, **body: Any) -> AnswerFormat:
+def answer(kind: str, **body: Any) -> CompletionFormat:
     request = (
         parse_chat({"messages": [{"role": "user", "content": "a"}], **body}, "tiny")
         if kind == "chat"
         else parse_completion({"prompt": "a", **body}, "tiny")
     )
-    return AnswerFormat(request, "abc", "tiny", 1_700_000_000, "fp_1")
+    return CompletionFormat(request, AnswerHead("abc", "tiny", 1_700_000_000, "fp_1"))
 
 
 def streamed(**body: Any) -> dict[str, Any]:
@@ -73,7 +77,8 @@ def test_a_whole_chat() -> None:
         }
         for index, (text, reason) in enumerate([("it came", "stop"), ("to", "length")])
     ]
-    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert usage_body(USAGE) == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert body["usage"] == usage_with_experts(USAGE)
 
 
 def test_a_whole_completion() -> None:
@@ -136,9 +141,13 @@ def test_tokens_with_the_same_text(
 
 
 def test_a_streamed_chat() -> None:
-    stream = answer("chat", **streamed()).choice_stream(1)
+    stream = answer("chat", **streamed())
     pieces = [*(Piece(text) for text in TEXTS), Piece("end", (), STOP)]
-    bodies = [strictly(ChatCompletionChunk, body) for piece in pieces for body in events(stream.event(piece))]
+    bodies = [
+        strictly(ChatCompletionChunk, body)
+        for piece in pieces
+        for body in events(stream.piece(1, piece, USAGE))
+    ]
     choices = [choice for body in bodies for choice in body["choices"]]
     deltas = [choice["delta"] for choice in choices]
     assert deltas[0] == {"role": "assistant", "content": ""}
@@ -152,9 +161,9 @@ def test_a_streamed_chat() -> None:
 
 
 def test_a_streamed_completion() -> None:
-    stream = answer("text", **streamed()).choice_stream(0)
+    stream = answer("text", **streamed())
     pieces = [*(Piece(text) for text in TEXTS), Piece("end", (), STOP)]
-    bodies = [body for piece in pieces for body in events(stream.event(piece))]
+    bodies = [body for piece in pieces for body in events(stream.piece(0, piece, USAGE))]
     assert [body["choices"][0]["text"] for body in bodies] == [*TEXTS, "end"]
     assert [body["choices"][0]["finish_reason"] for body in bodies] == [None] * len(TEXTS) + ["stop"]
     assert {(body["id"], body["object"]) for body in bodies} == {("cmpl-abc", "text_completion")}
@@ -165,22 +174,26 @@ def test_a_streamed_completion() -> None:
 
 
 def test_the_end_of_a_chat_without_text() -> None:
-    stream = answer("chat", **streamed()).choice_stream(0)
-    (opening, end) = events(stream.event(Piece("", (), STOP)))
+    stream = answer("chat", **streamed())
+    (opening, end) = events(stream.piece(0, Piece("", (), STOP), USAGE))
     assert opening["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert (end["choices"][0]["delta"], end["choices"][0]["finish_reason"]) == ({}, "stop")
 
 
 def test_streamed_log_probabilities() -> None:
     pieces = [Piece(" caf", (ENTRY,)), Piece("", (FRAGMENT,), STOP)]
-    stream = answer("chat", **streamed(logprobs=True, top_logprobs=2)).choice_stream(0)
-    bodies = [strictly(ChatCompletionChunk, body) for piece in pieces for body in events(stream.event(piece))]
+    stream = answer("chat", **streamed(logprobs=True, top_logprobs=2))
+    bodies = [
+        strictly(ChatCompletionChunk, body)
+        for piece in pieces
+        for body in events(stream.piece(0, piece, USAGE))
+    ]
     logprobs = [choice["logprobs"] for body in bodies for choice in body["choices"]]
     expected = [logprobs_body([entry], is_chat=True) for entry in (ENTRY, FRAGMENT)]
     assert logprobs == [None, *expected, None]
 
-    text_stream = answer("text", **streamed(logprobs=2)).choice_stream(0)
-    bodies = [body for piece in pieces for body in events(text_stream.event(piece))]
+    text_stream = answer("text", **streamed(logprobs=2))
+    bodies = [body for piece in pieces for body in events(text_stream.piece(0, piece, USAGE))]
     assert [body["choices"][0]["logprobs"] for body in bodies] == [
         logprobs_body([entry], is_chat=False) for entry in (ENTRY, FRAGMENT)
     ]
@@ -189,36 +202,37 @@ def test_streamed_log_probabilities() -> None:
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_usage_in_a_stream(kind: str) -> None:
     asked = answer(kind, **streamed(stream_options={"include_usage": True}))
-    stream = asked.choice_stream(0)
-    bodies = [body for text in ("a", "b") for body in events(stream.event(Piece(text)))]
+    bodies = [body for text in ("a", "b") for body in events(asked.piece(0, Piece(text), USAGE))]
     assert [body["usage"] for body in bodies] == [None] * len(bodies)
-    (last,) = events(asked.usage_event({**USAGE, "experts": {"invocations": 7}}))
+    end = asked.end(USAGE)
+    assert end.endswith(DONE)
+    (last,) = events(end.removesuffix(DONE))
     assert (last["choices"], last["id"]) == ([], bodies[0]["id"])
-    assert last["usage"] == {**USAGE, "experts": {"invocations": 7}}
+    assert last["usage"] == usage_with_experts(USAGE)
     strictly(ChatCompletionChunk if kind == "chat" else Completion, last)
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_continuous_usage(kind: str) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
-    stream = answer(kind, **streamed(stream_options=options)).choice_stream(0)
+    stream = answer(kind, **streamed(stream_options=options))
     for number in range(1, 4):
-        usage = usage_body(5, number)
+        usage = usage_body(Usage(5, number, ExpertUsage()))
         piece = Piece("a", (), STOP if number == 3 else None)
-        assert all(body["usage"] == usage for body in events(stream.event(piece, usage)))
+        assert all(
+            body["usage"] == usage for body in events(stream.piece(0, piece, Usage(5, number, ExpertUsage())))
+        )
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_token_ids_are_returned_if_requested(kind: str) -> None:
     pieces = [Piece("a", (), None, (5,)), Piece("b", (), None, (6,)), Piece("", (), STOP, (7,))]
     asked = answer(kind, **streamed(return_token_ids=True))
-    stream = asked.choice_stream(0)
-    choices = [body["choices"][0] for piece in pieces for body in events(stream.event(piece))]
+    choices = [body["choices"][0] for piece in pieces for body in events(asked.piece(0, piece, USAGE))]
     assert [token for choice in choices for token in choice.get("token_ids", ())] == [5, 6, 7]
     assert asked.whole([pieces], USAGE)["choices"][0]["token_ids"] == [5, 6, 7]
     unasked = answer(kind, **streamed())
-    plain = unasked.choice_stream(0)
-    assert b"token_ids" not in b"".join(plain.event(piece) for piece in pieces)
+    assert b"token_ids" not in b"".join(unasked.piece(0, piece, USAGE) for piece in pieces)
     assert "token_ids" not in unasked.whole([pieces], USAGE)["choices"][0]
 
 

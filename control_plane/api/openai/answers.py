@@ -5,32 +5,32 @@ https://platform.openai.com/docs/api-reference
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from control_plane.api.openai.errors import domain_error_body
+from control_plane.api.text.answer_format import AnswerHead, Usage, to_json
 from control_plane.api.text.choice import Alternative, Piece, TokenEntry
 from control_plane.api.text.request import GenerationRequest
-from control_plane.faas.invocation import ExpertUsage
-
-Usage = Mapping[str, Any]
+from control_plane.errors import FaaSMoEError
 
 DONE = b"data: [DONE]\n\n"
 """The last event of every stream."""
 
 
-def usage_body(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def usage_body(usage: Usage) -> dict[str, Any]:
     """Build OpenAI's `usage` object."""
     return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
 
 
-def usage_with_experts(prompt_tokens: int, completion_tokens: int, experts: ExpertUsage) -> dict[str, Any]:
+def usage_with_experts(usage: Usage) -> dict[str, Any]:
     """Extend OpenAI's `usage` object by the request's share of the expert calls."""
+    experts = usage.experts
     return {
-        **usage_body(prompt_tokens, completion_tokens),
+        **usage_body(usage),
         "experts": {
             "invocations": round(experts.invocations, 3),
             "cold_starts": round(experts.cold_starts, 3),
@@ -51,36 +51,44 @@ def detokenize_body(text: str) -> dict[str, Any]:
     return {"prompt": text}
 
 
-@dataclass(frozen=True)
-class AnswerFormat:
-    """Builds the answer to one request, whole or as events."""
+class CompletionFormat:
+    """Builds the answer to a chat or a completion: see `AnswerFormat`."""
 
-    request: GenerationRequest
-    request_id: str
-    """A unique string, from which the answer's id is made."""
-    model: str
-    created: int
-    """Arrival of the request, in seconds since 1970."""
-    system_fingerprint: str
+    def __init__(self, request: GenerationRequest, head: AnswerHead) -> None:
+        self.request = request
+        self._answer = head
+        self._streams: dict[int, ChoiceStream] = {}
 
     @property
     def id(self) -> str:
         """The answer's id, the same in all its chunks."""
-        return f"{'chatcmpl' if self.request.is_chat else 'cmpl'}-{self.request_id}"
+        return f"{'chatcmpl' if self.request.is_chat else 'cmpl'}-{self._answer.request_id}"
 
     def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> dict[str, Any]:
-        """Build the answer to a request that does not stream, from all pieces of each choice in order."""
+        """See `AnswerFormat`."""
         name = "chat.completion" if self.request.is_chat else "text_completion"
         bodies = [self._whole_choice(index, pieces) for index, pieces in enumerate(choices)]
-        return {**self._head(name), "choices": bodies, "usage": usage}
+        return {**self._head(name), "choices": bodies, "usage": usage_with_experts(usage)}
 
-    def choice_stream(self, index: int) -> "ChoiceStream":
-        """Start the event stream of one choice."""
-        return ChoiceStream(self, index)
+    def begin(self, usage: Usage) -> bytes:
+        """See `AnswerFormat`: nothing."""
+        return b""
 
-    def usage_event(self, usage: Usage) -> bytes:
-        """Build the event that reports the usage at the end of a stream."""
-        return event({**self.chunk_head(), "choices": [], "usage": usage})
+    def piece(self, index: int, piece: Piece, usage: Usage) -> bytes:
+        """See `AnswerFormat`."""
+        if index not in self._streams:
+            self._streams[index] = ChoiceStream(self, index)
+        return self._streams[index].event(piece, usage)
+
+    def end(self, usage: Usage) -> bytes:
+        """See `AnswerFormat`: the usage, if the client wants it."""
+        if not self.request.include_usage:
+            return DONE
+        return event({**self.chunk_head(), "choices": [], "usage": usage_with_experts(usage)}) + DONE
+
+    def error(self, error: FaaSMoEError, request_id: str) -> bytes:
+        """See `AnswerFormat`."""
+        return event(domain_error_body(error, request_id)) + DONE
 
     def chunk_head(self) -> dict[str, Any]:
         """The fields that all chunks begin with."""
@@ -103,43 +111,42 @@ class AnswerFormat:
         return {
             "id": self.id,
             "object": name,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.system_fingerprint,
+            "created": self._answer.created,
+            "model": self._answer.model,
+            "system_fingerprint": self._answer.system_fingerprint,
         }
 
 
 class ChoiceStream:
     """Builds the events of one choice: one per token, so the JSON that they share is encoded once."""
 
-    def __init__(self, answer: AnswerFormat, index: int) -> None:
+    def __init__(self, answer: CompletionFormat, index: int) -> None:
         request = answer.request
         self._is_chat = request.is_chat
         self._continuous_usage = request.continuous_usage
         self._reports_token_ids = request.return_token_ids
         self._usage = ',"usage":null' if request.include_usage and not request.continuous_usage else ""
-        self._head = f'{_json(answer.chunk_head())[:-1]},"choices":[{{"index":{index},'
+        self._head = f'{to_json(answer.chunk_head())[:-1]},"choices":[{{"index":{index},'
         self._plain = self._parts("null", "null", self._usage)
         self._begun = False
 
-    def event(self, piece: Piece, usage: Usage | None = None) -> bytes:
-        """Build the event of a piece. In a chat, an event that opens or ends the message may accompany it.
-
-        `usage` is the usage so far, and needed only for a request with `continuous_usage`.
-        """
+    def event(self, piece: Piece, usage: Usage) -> bytes:
+        """Build the event of a piece. In a chat, an event that opens or ends the message may accompany it."""
         is_plain = not (
             piece.finish_reason or piece.logprobs or self._continuous_usage or self._reports_token_ids
         )
         if self._begun and is_plain:
             before, after = self._plain
             return before + json.dumps(piece.text).encode() + after
-        return self._full(piece, f',"usage":{_json(usage)}' if self._continuous_usage else self._usage)
+        return self._full(
+            piece, f',"usage":{to_json(usage_body(usage))}' if self._continuous_usage else self._usage
+        )
 
     def _full(self, piece: Piece, usage: str) -> bytes:
-        logprobs = _json(logprobs_body(piece.logprobs, self._is_chat)) if piece.logprobs else "null"
-        reason = _json(piece.finish_reason)
+        logprobs = to_json(logprobs_body(piece.logprobs, self._is_chat)) if piece.logprobs else "null"
+        reason = to_json(piece.finish_reason)
         text = json.dumps(piece.text).encode()
-        tokens = f',"token_ids":{_json(piece.token_ids)}' if self._reports_token_ids else ""
+        tokens = f',"token_ids":{to_json(piece.token_ids)}' if self._reports_token_ids else ""
         begun, self._begun = self._begun, True
         if not self._is_chat:
             before, after = self._parts(logprobs, reason, usage, tokens)
@@ -199,14 +206,9 @@ def _key(other: Alternative, entry: TokenEntry) -> str:
     return f"token_id:{other.token_id}" if same_text else other.text
 
 
-def _json(value: Any) -> str:
-    # ASCII only: some clients take U+2028 and the like for the end of a line.
-    return json.dumps(value, separators=(",", ":"))
-
-
 def event(data: Mapping[str, Any]) -> bytes:
     """Encode a JSON object as a server-sent event."""
-    return _event(_json(data))
+    return _event(to_json(data))
 
 
 def _event(data: str) -> bytes:

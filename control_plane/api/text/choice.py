@@ -39,6 +39,18 @@ class TokenEntry:
 
 
 @dataclass(frozen=True)
+class ToolCallPart:
+    """A part of a tool call. The first part of a call has its id and name, and perhaps no arguments."""
+
+    index: int
+    """The call's number in the answer, from 0."""
+    arguments: str
+    """The next part of the arguments' JSON."""
+    call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class Piece:
     """The part of an answer that one step adds. The last one has a `finish_reason`."""
 
@@ -46,6 +58,9 @@ class Piece:
     logprobs: tuple[TokenEntry, ...] = ()
     finish_reason: FinishReason | None = None
     token_ids: tuple[int, ...] = ()
+    reasoning: str = ""
+    """Text between the model's thinking marks, which is not part of `text`."""
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 class Choice:

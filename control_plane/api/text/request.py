@@ -1,6 +1,8 @@
 """A request for text in the terms of the engine, whichever API it came by."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from control_plane.engine.state.sequence import SamplingParams
 
@@ -9,13 +11,46 @@ MAX_SEED = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Chat:
-    """The messages of a chat, as chat templates read them: each has a role and a content, perhaps a name."""
+    """A chat, as chat templates read it. All values are JSON's, and their text is valid Unicode."""
 
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
+    """Each has a role and a content, perhaps a name, `tool_calls`, `tool_call_id` or `reasoning_content`.
+
+    A tool call's arguments are an object here, as templates expect, and not JSON in a string.
+    """
+    tools: list[dict[str, Any]] | None = None
+    """In OpenAI's form: `{"type": "function", "function": {"name", "description", "parameters"}}`."""
+    documents: list[dict[str, Any]] | None = None
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    """What else the template sees, such as `enable_thinking`."""
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    """Whether the answer continues the last message."""
 
 
 Prompt = str | list[int] | Chat
 """Text, token ids, or a chat."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What an answer's text has to match."""
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+    value: Any = None
+    """The schema as a JSON value, the regular expression, the list of choices, or the grammar's text."""
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """The tools that an answer may call, and whether it has to."""
+
+    tools: tuple[Mapping[str, Any], ...]
+    """As in `Chat.tools`."""
+    choice: Literal["auto", "required"] | str = "auto"
+    """"required" is at least one call of any tool; another string is one call of the tool with that name."""
+    parallel: bool = True
+    """Whether the answer may call several."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +83,8 @@ class GenerationRequest:
     return_token_ids: bool
     """Whether each choice, or each chunk of one, reports the ids of its tokens."""
     user: str | None
+    structure: Structure | None = None
+    tool_use: ToolUse | None = None
 
     @property
     def is_chat(self) -> bool:

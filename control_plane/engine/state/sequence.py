@@ -11,6 +11,8 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    """It stopped after calls of tools. The engine does not know of them: `api/text` says so."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""What every API's answers are made of, whole or as the events of a stream."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from control_plane.api.text.choice import Piece
+from control_plane.api.text.request import GenerationRequest
+from control_plane.errors import FaaSMoEError
+from control_plane.faas.invocation import ExpertUsage
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request has cost, so far or at its end."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    experts: ExpertUsage
+    """The request's share of the expert calls."""
+
+
+@dataclass(frozen=True)
+class AnswerHead:
+    """What identifies an answer."""
+
+    request_id: str
+    """A unique string, from which the answer's id is made."""
+    model: str
+    created: int
+    """Arrival of the request, in seconds since 1970."""
+    system_fingerprint: str
+
+
+class AnswerFormat(Protocol):
+    """Builds the answer to one request in the form of its API. A stream's parts are whole events."""
+
+    request: GenerationRequest
+
+    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> Mapping[str, Any]:
+        """The JSON of an answer that does not stream, from all pieces of each choice in order."""
+
+    def begin(self, usage: Usage) -> bytes:
+        """What a stream begins with, once the request is admitted."""
+
+    def piece(self, index: int, piece: Piece, usage: Usage) -> bytes:
+        """A piece of the choice with this index; `usage` includes it."""
+
+    def end(self, usage: Usage) -> bytes:
+        """What a stream ends with, after the last piece of each choice."""
+
+    def error(self, error: FaaSMoEError, request_id: str) -> bytes:
+        """What a stream ends with instead, if it fails."""
+
+
+def to_json(value: Any) -> str:
+    """Compact JSON. ASCII only: some clients take U+2028 and the like for the end of a line."""
+    return json.dumps(value, separators=(",", ":"))
