@@ -19,6 +19,7 @@ from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
+from control_plane.api.text.request import SamplingDefaults
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.awake import awake_invocations
 from control_plane.autoscaling.footprint import Footprint, StepShape, check_limit
@@ -221,6 +222,7 @@ def _api(
         metrics=metrics,
         request_timeout=config.request_timeout,
         log_prompts=config.log_prompts,
+        defaults=SamplingDefaults(),
         admitted=autoscaler.prompted,
     )
     return Api(

@@ -14,7 +14,7 @@ from control_plane.api.openai.errors import KINDS
 from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
-from control_plane.api.text.request import GenerationRequest, Prompt
+from control_plane.api.text.request import GenerationRequest, Prompt, SamplingDefaults
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import (
@@ -56,6 +56,8 @@ class CompletionService:
     request_timeout: float
     """The longest that a request may take, in seconds."""
     log_prompts: bool
+    defaults: SamplingDefaults
+    """For requests that do not say how tokens are chosen."""
     admitted: Callable[[], None]
     """Called for each request that is admitted, before its first step."""
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
@@ -134,7 +136,7 @@ class CompletionService:
             max_tokens = request.max_tokens
         if limits.max_output is not None and max_tokens > limits.max_output:
             raise BadRequest(f"max_tokens: at most {limits.max_output} for this tenant", "max_tokens")
-        params = request.sampling_params(max_tokens, choice)
+        params = request.sampling_params(max_tokens, choice, self.defaults)
         sequence = Sequence(
             caller.request_id, caller.tenant.name, list(token_ids), params, weight=limits.weight
         )

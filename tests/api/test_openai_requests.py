@@ -11,11 +11,12 @@ from control_plane.api.openai.requests import (
     parse_detokenize,
     parse_tokenize,
 )
-from control_plane.api.text.request import Chat, GenerationRequest
+from control_plane.api.text.request import Chat, GenerationRequest, SamplingDefaults
 from control_plane.engine.state.sequence import SamplingParams
 from control_plane.errors import BadRequest, UnknownModel
 
 MODEL = "tiny"
+DEFAULTS = SamplingDefaults()
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -41,7 +42,7 @@ def test_defaults_are_openai_s(parse: Any, max_tokens: int | None) -> None:
     assert (request.n, request.stop, request.max_tokens) == (1, (), max_tokens)
     assert (request.stream, request.include_usage, request.continuous_usage) == (False, False, False)
     assert (request.echo, request.user) == (False, None)
-    assert request.sampling_params(7, 0) == SamplingParams(7, temperature=1.0)
+    assert request.sampling_params(7, 0, DEFAULTS) == SamplingParams(7, temperature=1.0)
 
 
 def test_every_field_reaches_the_engine() -> None:
@@ -56,7 +57,18 @@ def test_every_field_reaches_the_engine() -> None:
         logprobs=3,
         echo=True,
     )
-    assert request.sampling_params(9, 0) == SamplingParams(9, 0.5, 40, 0.9, 0.1, 1.2, 5, True, 3, True)
+    assert request.sampling_params(9, 0, DEFAULTS) == SamplingParams(
+        9,
+        temperature=0.5,
+        top_k=40,
+        top_p=0.9,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        seed=5,
+        ignore_eos=True,
+        logprobs=3,
+        prompt_logprobs=True,
+    )
 
 
 @pytest.mark.parametrize("parse", [chat, completion])
@@ -75,7 +87,9 @@ def test_every_field_reaches_the_engine() -> None:
     ],
 )
 def test_accepted_values(parse: Any, field: str, values: list[Any], read: list[Any]) -> None:
-    assert [getattr(parse(**{field: value}), field) for value in values] == read
+    requests = [parse(**{field: value}) for value in values]
+    values_of = [request.sampling if hasattr(request.sampling, field) else request for request in requests]
+    assert [getattr(each, field) for each in values_of] == read
 
 
 @pytest.mark.parametrize("parse", [chat, completion])
@@ -262,9 +276,9 @@ def test_logprobs() -> None:
 
 
 def test_prompt_logprobs_come_with_echo() -> None:
-    assert completion(echo=True, logprobs=1).sampling_params(1, 0).prompt_logprobs
-    assert not completion(echo=True).sampling_params(1, 0).prompt_logprobs
-    assert not completion(logprobs=1).sampling_params(1, 0).prompt_logprobs
+    assert completion(echo=True, logprobs=1).sampling_params(1, 0, DEFAULTS).prompt_logprobs
+    assert not completion(echo=True).sampling_params(1, 0, DEFAULTS).prompt_logprobs
+    assert not completion(logprobs=1).sampling_params(1, 0, DEFAULTS).prompt_logprobs
 
 
 def test_stream_options() -> None:
@@ -283,8 +297,8 @@ def test_stream_options() -> None:
 
 def test_each_answer_to_a_prompt_has_its_own_seed() -> None:
     request = completion(n=3, seed=(1 << 63) - 1)
-    assert [request.sampling_params(1, choice).seed for choice in range(3)] == [(1 << 63) - 1, 0, 1]
-    assert [completion(n=2).sampling_params(1, choice).seed for choice in range(2)] == [None, None]
+    assert [request.sampling_params(1, choice, DEFAULTS).seed for choice in range(3)] == [(1 << 63) - 1, 0, 1]
+    assert [completion(n=2).sampling_params(1, choice, DEFAULTS).seed for choice in range(2)] == [None, None]
 
 
 def test_tokenize() -> None:

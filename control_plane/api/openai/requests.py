@@ -8,7 +8,14 @@ from typing import Any
 
 from control_plane.api.openai import wire
 from control_plane.api.openai.wire import AnyBody, field_error, read_body
-from control_plane.api.text.request import MAX_SEED, Chat, GenerationRequest, Prompt, TokenizeRequest
+from control_plane.api.text.request import (
+    MAX_SEED,
+    Chat,
+    GenerationRequest,
+    Prompt,
+    Sampling,
+    TokenizeRequest,
+)
 from control_plane.errors import UnknownModel
 
 MAX_PROMPTS = 256
@@ -92,11 +99,13 @@ def _request(
         max_tokens=max_tokens,
         n=body.n,
         stop=tuple(body.stop),
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(body.top_k, 0),
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
+        sampling=Sampling(
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=None if body.top_k is None else max(body.top_k, 0),
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+        ),
         seed=None if body.seed is None else body.seed % (MAX_SEED + 1),
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,

@@ -109,11 +109,11 @@ class GenerationBody(Body):
     }
     n: Choices = 1
     stop: StopStrings = []
-    temperature: Temperature = 1.0
-    top_p: TopP = 1.0
-    top_k: TopK = 0
-    min_p: Probability = 0.0
-    repetition_penalty: Penalty = 1.0
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Penalty | None = None
     seed: Seed | None = None
     ignore_eos: bool = False
     stream: bool = False

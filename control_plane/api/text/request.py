@@ -1,7 +1,7 @@
 """A request for text in the terms of the engine, whichever API it came by."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from control_plane.engine.state.sequence import SamplingParams
@@ -54,6 +54,38 @@ class ToolUse:
 
 
 @dataclass(frozen=True)
+class SamplingDefaults:
+    """How tokens are chosen where a request does not say. These values change no probability."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """The number of likeliest tokens to sample from; 0 for all."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen, as far as a request says: see `SamplingDefaults`."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+
+    def filled(self, defaults: SamplingDefaults) -> dict[str, Any]:
+        """Every value, by name."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**asdict(defaults), **given}
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """A request for `n` answers to each of its prompts."""
 
@@ -62,12 +94,7 @@ class GenerationRequest:
     """The limit for each answer; None leaves it to the server."""
     n: int
     stop: tuple[str, ...]
-    temperature: float
-    top_p: float
-    top_k: int
-    """The number of likeliest tokens to sample from; 0 for all."""
-    min_p: float
-    repetition_penalty: float
+    sampling: Sampling
     seed: int | None
     """The seed, from 0 to `MAX_SEED`; None is random."""
     ignore_eos: bool
@@ -83,6 +110,15 @@ class GenerationRequest:
     return_token_ids: bool
     """Whether each choice, or each chunk of one, reports the ids of its tokens."""
     user: str | None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    skip_special_tokens: bool = True
+    """Whether special tokens have no text in an answer."""
+    include_stop: bool = False
+    """Whether an answer includes the stop string that has ended it."""
+    add_special_tokens: bool = True
+    """Whether to add the tokenizer's special tokens to a prompt that is text."""
     structure: Structure | None = None
     tool_use: ToolUse | None = None
 
@@ -91,18 +127,18 @@ class GenerationRequest:
         """Whether the prompt is a chat, and the answer a message."""
         return isinstance(self.prompts[0], Chat)
 
-    def sampling_params(self, max_tokens: int, choice: int) -> SamplingParams:
+    def sampling_params(self, max_tokens: int, choice: int, defaults: SamplingDefaults) -> SamplingParams:
         """The engine's parameters for answer number `choice` to a prompt.
 
-        Each answer has its own seed, derived from the request's: the answers differ, and can be repeated.
+        What the request does not name is the model's default. Each answer has its own seed, derived from the
+        request's: the answers differ, and can be repeated.
         """
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
+            **self.sampling.filled(defaults),
+            logit_bias=self.logit_bias,
+            min_tokens=self.min_tokens,
+            stop_token_ids=self.stop_token_ids,
             seed=None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1),
             ignore_eos=self.ignore_eos,
             logprobs=self.logprobs,

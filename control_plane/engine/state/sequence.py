@@ -1,5 +1,6 @@
 """A sequence of tokens, a prompt and its answer, and the parameters that it is sampled with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -28,6 +29,16 @@ class SamplingParams:
     """Smallest probability of a token, as a share of the likeliest token's."""
     repetition_penalty: float = 1.0
     """Divides positive logits of tokens that the sequence already has, and multiplies negative ones."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time that the answer has it."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of each token that the answer has."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of tokens, by their ids."""
+    min_tokens: int = 0
+    """Until the answer has so many tokens, no token ends it."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer, besides the model's own."""
     seed: int | None = None
     ignore_eos: bool = False
     """Whether the answer continues after an end-of-sequence token."""

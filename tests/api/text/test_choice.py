@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from control_plane.api.openai.requests import parse_chat, parse_completion
 from control_plane.api.text.choice import LEAST_LOGPROB, Choice, Piece, TokenEntry
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.request import SamplingDefaults
 from control_plane.engine.state.sequence import FinishReason, Generated, Sequence, TokenLogprob
 from tests.api.text.test_codec import FALLBACK
 from tests.support.paths import DEMO_MODEL
@@ -32,7 +33,7 @@ def make_choice(index: int = 0, **body: Any) -> Choice:
     request = parse_completion({"prompt": PROMPT, **body}, "demo")
     prompt = request.prompts[index // request.n]
     prompt_ids = prompt if isinstance(prompt, list) else DEMO.encode(prompt)
-    sequence = Sequence("id", "tenant", prompt_ids, request.sampling_params(100, 0))
+    sequence = Sequence("id", "tenant", prompt_ids, request.sampling_params(100, 0, SamplingDefaults()))
     if sequence.params.prompt_logprobs:
         sequence.prompt_logprobs = [
             logprob(token_id, -number / 8) for number, token_id in enumerate(prompt_ids)
@@ -194,6 +195,6 @@ def test_a_completion_continues_a_text_and_a_chat_begins_one(is_chat: bool, text
         if is_chat
         else parse_completion({"prompt": [the]}, "tiny")
     )
-    sequence = Sequence("id", "tenant", [the], request.sampling_params(100, 0))
+    sequence = Sequence("id", "tenant", [the], request.sampling_params(100, 0, SamplingDefaults()))
     pieces = generate(Choice(FALLBACK, request, sequence, 0), steps([cat], FinishReason.LENGTH))
     assert text_of(pieces) == text
