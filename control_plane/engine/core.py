@@ -120,7 +120,7 @@ class EngineCore:
         now, usage_before = time.monotonic(), self._invoker.usage
         for chunk in batch:
             chunk.sequence.started = chunk.sequence.started or now
-        self._interruption.begin(self._interruptible_tenants(batch))
+        self._interruption.begin(self._interruptible_tenants())
         try:
             results = self._step.run(batch)
         except Interrupted:
@@ -145,11 +145,11 @@ class EngineCore:
         self._scheduler.commit(batch)
         return results
 
-    def _interruptible_tenants(self, batch: list[Chunk]) -> frozenset[str]:
-        """The batch's tenants if the policy lets a newcomer interrupt it, else none."""
+    def _interruptible_tenants(self) -> frozenset[str]:
+        """The tenants whose steps a newcomer may interrupt: those with running sequences, or none."""
         if not self._scheduler.policy.gives_way_to_newcomers:
             return frozenset()
-        return frozenset(chunk.sequence.tenant for chunk in batch)
+        return self._scheduler.running_owners
 
     def _share_usage(self, batch: list[Chunk], usage: ExpertUsage) -> None:
         """Share the step's usage by rows, because each row calls the same number of experts."""

@@ -17,6 +17,9 @@ from control_plane.engine.scheduling.preemption import Holder, victims_of_admiss
 from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import Sequence
 
+STEPS_BETWEEN_EXPRESS = 4
+"""Least steps for all between two steps for newcomers alone, who could otherwise take most of the time."""
+
 
 @dataclass
 class SequenceQueue:
@@ -51,6 +54,9 @@ class Scheduler:
     _queues: dict[str, SequenceQueue] = field(default_factory=dict)
     _behind: set[str] = field(default_factory=set)
     """Owners with sequences that the last step did not serve."""
+    _steps_since_express: int = 0
+    _is_express: bool = False
+    """Whether the planned step is for newcomers only."""
 
     @property
     def num_running(self) -> int:
@@ -61,6 +67,11 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Sequences that wait for memory."""
         return sum(len(queue.waiting) for queue in self._queues.values())
+
+    @property
+    def running_owners(self) -> frozenset[str]:
+        """Owners of sequences that have memory."""
+        return frozenset(owner for owner, queue in self._queues.items() if queue.running)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
@@ -100,12 +111,14 @@ class Scheduler:
         paused = self._paused()
         batch = self._generating(paused)
         self._add_prompts(batch, paused)
+        batch = self._express(batch)
         served = Counter(self.policy.owner(sequence) for sequence in batch)
         self._settle({owner for owner, queue in self._queues.items() if len(queue) > served[owner]})
         return list(batch.values())
 
     def commit(self, batch: list[Chunk]) -> None:
         """Note that the step succeeded: its tokens are in the KV cache, and their owners pay for them."""
+        self._steps_since_express = 0 if self._is_express else self._steps_since_express + 1
         for chunk in batch:
             sequence = chunk.sequence
             # Tokens that are computed again after a preemption were paid for the first time.
@@ -114,6 +127,24 @@ class Scheduler:
             self._counters.charge(self.policy.owner(sequence), service, sequence.weight)
             sequence.num_computed = chunk.end
             sequence.num_charged += new
+
+    def _express(self, batch: dict[Sequence, Chunk]) -> dict[Sequence, Chunk]:
+        """Only the newcomers' chunks, if there are some, and no other step of late was theirs alone.
+
+        A newcomer has had no step yet. With a step of its own, it waits for its first token as long as at an
+        idle engine. The others wait for that short step.
+        """
+        newcomers = {
+            sequence: chunk
+            for sequence, chunk in batch.items()
+            if not any(other.num_charged for other in self._queues[self.policy.owner(sequence)].running)
+        }
+        self._is_express = (
+            0 < len(newcomers) < len(batch)
+            and self.policy.gives_way_to_newcomers
+            and self._steps_since_express >= STEPS_BETWEEN_EXPRESS
+        )
+        return newcomers if self._is_express else batch
 
     def _paused(self) -> set[Sequence]:
         """Running sequences that have no place in the next step: the newest ones of the largest owners."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.scheduling.scheduler import Scheduler
+from control_plane.engine.scheduling.scheduler import STEPS_BETWEEN_EXPRESS, Scheduler
 from control_plane.engine.state.sequence import Sequence
 from tests.support.scheduling import advance, assert_empty, complete, make_scheduler, make_sequence
 
@@ -263,3 +263,23 @@ def check(scheduler: Scheduler, batch: list[Chunk]) -> None:
         assert chunk.start == chunk.sequence.num_computed
         assert chunk.start < chunk.end <= len(chunk.sequence.token_ids)
         assert pages.held(chunk.sequence) >= pages.pages_for(chunk.end)
+
+
+def test_a_newcomers_prompt_has_a_step_of_its_own() -> None:
+    """Its first token comes as soon as at an idle engine; then it takes part in the steps for all."""
+    scheduler = make_scheduler()
+    add(scheduler, (2, 20), (2, 20), tenant="busy")
+    for _ in range(STEPS_BETWEEN_EXPRESS):
+        advance(scheduler)
+    newcomer = make_sequence(3, 20, "modest", name="new")
+    scheduler.add(newcomer)
+    assert scheduler.running_owners == {"busy"}
+    assert shown(advance(scheduler)) == [("new", 0, 3)]
+    assert scheduler.running_owners == {"busy", "modest"}
+    # A tenant that has been served is none, nor are others until there have been some steps for all.
+    scheduler.add(make_sequence(3, 20, "busy", name="c"))
+    scheduler.add(make_sequence(1, 20, "another", name="d"))
+    for _ in range(STEPS_BETWEEN_EXPRESS):
+        assert len(advance(scheduler)) >= 3
+    scheduler.add(make_sequence(1, 20, "third", name="e"))
+    assert shown(advance(scheduler)) == [("e", 0, 1)]
