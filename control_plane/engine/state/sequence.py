@@ -94,11 +94,15 @@ class Sequence:
     params: SamplingParams
     weight: float = 1.0
     """The tenant's weight: twice the weight gets twice the service."""
+    prompt_key: object | None = None
+    """Sequences of a tenant that have the same object here have the same prompt, and compute it once."""
     num_prompt_tokens: int = 0
     num_computed: int = 0
-    """Tokens whose keys and values are in the KV cache. Changes only when a step has succeeded."""
+    """Tokens whose keys and values are in the KV cache. Changes only when a step has succeeded, or when they
+    are copied from a sequence with the same prompt."""
     num_charged: int = 0
-    """Tokens that the tenant's counter was charged for. Computing them again is free."""
+    """Tokens that the tenant's counter was charged for, here or where they were copied from. Computing them
+    again is free."""
     stalls: bool = False
     """Whether it has held up other sequences: it was next, and there was not enough memory for it."""
     started: float | None = None
