@@ -99,7 +99,8 @@ def test_a_bias_equals_that_of_transformers(bias: dict[int, float]) -> None:
     logits = random_logits()
     expected = logits.clone()
     if bias:
-        process: Any = SequenceBiasLogitsProcessor({(token,): value for token, value in bias.items()})
+        single: Any = {(token,): value for token, value in bias.items()}
+        process: Any = SequenceBiasLogitsProcessor(single)
         expected = process(torch.zeros(1, 1, dtype=torch.long), logits[None])[0]
     add_bias(logits, bias)
     torch.testing.assert_close(logits, expected)
