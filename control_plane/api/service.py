@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -70,11 +70,13 @@ class CompletionService:
         Raises `BadRequest`, `ContextLengthExceeded`, `OutOfCache` or a `RetryLater`, and `RequestTimeout`
         when it takes too long.
         """
-        prompts = [await self.encode(prompt, caller.tenant.name) for prompt in request.prompts]
+        request = self._resolved(request)
+        prompts = [
+            await self.encode(prompt, caller.tenant.name, request.add_special_tokens)
+            for prompt in request.prompts
+        ]
         sequences = [
-            self._sequence(token_ids, request, caller, choice)
-            for token_ids in prompts
-            for choice in range(request.n)
+            sequence for token_ids in prompts for sequence in self._sequences(token_ids, request, caller)
         ]
         active = await self._admit(request, caller, sequences)
         self.admitted()
@@ -122,6 +124,20 @@ class CompletionService:
                 return await work()
 
         return await asyncio.shield(asyncio.create_task(locked()))
+
+    def _resolved(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with the tokens that its stop strings name. Raises `BadRequest` for unknown tokens."""
+        self.codec.check(list(request.logit_bias), "logit_bias")
+        self.codec.check(list(request.stop_token_ids), "stop_token_ids")
+        return replace(request, stop_token_ids=request.stop_token_ids | self.codec.special_ids(request.stop))
+
+    def _sequences(self, token_ids: list[int], request: GenerationRequest, caller: Caller) -> list[Sequence]:
+        """The sequences of the answers to one prompt. Raises what `_sequence` raises."""
+        sequences = [self._sequence(token_ids, request, caller, choice) for choice in range(request.n)]
+        key = object() if request.n > 1 else None
+        for sequence in sequences:
+            sequence.prompt_key = key
+        return sequences
 
     def _sequence(
         self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int

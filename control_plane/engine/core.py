@@ -69,7 +69,7 @@ class EngineCore:
         self._stopping = stopping
         self._interruption = runner.interruption
         self._stopwatch = runner.stopwatch
-        self._sampler = Sampler()
+        self._sampler = Sampler(eos_ids)
         self._step = Step(runner, self._sampler)
         self._places: dict[Sequence, _Place] = {}
         self._outbox = Outbox()

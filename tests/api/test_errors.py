@@ -320,10 +320,10 @@ def test_an_error_in_mid_stream_has_a_reference(
     original = TextCodec._text
     calls = itertools.count()
 
-    def panicking(codec: TextCodec, token_ids: list[int]) -> str:
+    def panicking(codec: TextCodec, token_ids: list[int], skip_special_tokens: bool) -> str:
         if next(calls) > 50:
             raise TokenizerError(INTERNALS)
-        return original(codec, token_ids)
+        return original(codec, token_ids, skip_special_tokens)
 
     with serving(chat_partition, tmp_path / "db", open=True) as api:
         monkeypatch.setattr(TextCodec, "_text", panicking)

@@ -73,14 +73,17 @@ class Choice:
         """The number of tokens generated, including the one that ended the answer."""
         self._codec = codec
         self._sequence = sequence
-        self._stop = StopStrings(request.stop)
+        self._request = request
+        self._stop = StopStrings(request.stop, request.include_stop)
         prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
         # A message begins a new text; a completion continues the prompt's.
-        self._decoder = codec.decoder(() if request.is_chat else prompt_ids)
+        self._decoder = codec.decoder(() if request.is_chat else prompt_ids, request.skip_special_tokens)
         self._echo: str | None = None
         if request.echo:
             prompt = request.prompts[index // request.n]
-            self._echo = prompt if isinstance(prompt, str) else codec.decode(prompt_ids)
+            self._echo = (
+                prompt if isinstance(prompt, str) else codec.decode(prompt_ids, request.skip_special_tokens)
+            )
         self._offset = len(self._echo or "")
 
     @property
@@ -95,28 +98,45 @@ class Choice:
         if self._echo is not None:
             echo, self._echo = self._echo, None
             entries.extend(self._prompt_entries())
-        text = ""
-        if generated.token_id is not None:
-            self.num_tokens += 1
-            text = self._decoder.add(generated.token_id)
-        if generated.finish_reason:
-            text += self._decoder.finish()
+        text, shown = self._texts(generated)
         if generated.logprob:
             entries.append(self._entry(generated.logprob, text, self._offset))
         self._offset += len(text)
-        emitted, stopped = self._stop.add(text)
+        emitted, stopped = self._stop.add(shown, self.num_tokens > self._request.min_tokens)
         if generated.finish_reason and not stopped:
             emitted += self._stop.finish()
         reason = FinishReason.STOP if self.stopped else generated.finish_reason
         token_ids = () if generated.token_id is None else (generated.token_id,)
         return Piece(echo + emitted, tuple(entries), reason, token_ids)
 
+    def _texts(self, generated: Generated) -> tuple[str, str]:
+        """The text that a step adds, and what of it the client may see: not that of a token that ends it."""
+        token_id, reason = generated.token_id, generated.finish_reason
+        before = self._decoder.finish() if reason else ""
+        if token_id is None:
+            return before, before
+        self.num_tokens += 1
+        text = self._decoder.add(token_id)
+        if not reason:
+            return text, text
+        text += self._decoder.finish()
+        if reason is not FinishReason.STOP:
+            return text, text
+        return text, text + self._name_of_stop(token_id) if self._request.include_stop else before
+
+    def _name_of_stop(self, token_id: int) -> str:
+        """The stop string that a special token without text stands for; "" if it does not."""
+        if not self._request.skip_special_tokens or not self._codec.is_special(token_id):
+            return ""
+        name = self._codec.token_text(token_id)
+        return name if name in self._request.stop else ""
+
     def _prompt_entries(self) -> Iterator[TokenEntry]:
         """The entries of an echoed prompt's tokens, if the request asks for them."""
         if not self._sequence.params.prompt_logprobs:
             return
         first, *others = self._sequence.token_ids[: self._sequence.num_prompt_tokens]
-        decoder = self._codec.decoder()
+        decoder = self._codec.decoder(skip_special_tokens=self._request.skip_special_tokens)
         text = decoder.add(first)
         if not others:
             text += decoder.finish()
@@ -131,8 +151,9 @@ class Choice:
 
     def _entry(self, logprob: TokenLogprob, text: str, offset: int) -> TokenEntry:
         token_id = logprob.token_id
-        # Text that arrives with a special token was held back, so its bytes belong to earlier tokens.
-        raw = b"" if self._codec.is_special(token_id) else self._codec.token_bytes(token_id, text)
+        # Text that arrives with a skipped token was held back, so its bytes belong to earlier tokens.
+        is_skipped = self._request.skip_special_tokens and self._codec.is_special(token_id)
+        raw = b"" if is_skipped else self._codec.token_bytes(token_id, text)
         top = tuple(
             Alternative(token_id, text, raw, _finite(value))
             if other == token_id

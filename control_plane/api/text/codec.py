@@ -1,9 +1,9 @@
 """A model's vocabulary: the text and the bytes of its tokens."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
@@ -45,18 +45,24 @@ class TextCodec:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocab_size:
             raise BadRequest(f"{name}: token ids must be from 0 to {self.vocab_size - 1}", name)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, without special ones. Raises `BadRequest` for ids unknown to the model."""
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of tokens. Raises `BadRequest` for ids unknown to the model."""
         self.check(token_ids, "tokens")
-        return self._text(list(token_ids))
+        return self._text(list(token_ids), skip_special_tokens)
 
-    def decoder(self, context: Sequence[int] = ()) -> TextDecoder:
+    def decoder(self, context: Sequence[int] = (), skip_special_tokens: bool = True) -> TextDecoder:
         """A decoder for an answer that continues the text of `context`."""
-        return TextDecoder(self._text, self._special_ids, context)
+        skipped = self._special_ids if skip_special_tokens else frozenset()
+        return TextDecoder(partial(self._text, skip_special_tokens=skip_special_tokens), skipped, context)
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token has no text in an answer, such as the end-of-text token."""
+        """Whether the token is no text, such as the end-of-text token."""
         return token_id in self._special_ids
+
+    def special_ids(self, names: Collection[str]) -> frozenset[int]:
+        """The special tokens among these names."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(token_id for token_id in self._special_ids if added[token_id].content in names)
 
     def token_text(self, token_id: int) -> str:
         """The text of a token alone: a special token's name, or U+FFFD for an unfinished character."""
@@ -104,10 +110,10 @@ class TextCodec:
         decoder = str(self.tokenizer.backend_tokenizer.decoder)
         return _byte_alphabet() if "ByteLevel" in decoder else {}
 
-    def _text(self, token_ids: list[int]) -> str:
+    def _text(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Called some times for each generated token. Raises `TokenizerError`."""
         try:
-            return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+            return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
         except BaseException as error:
             _fail(error)
 

@@ -4,46 +4,60 @@ from collections.abc import Iterable
 
 
 class StopStrings:
-    """Cuts a text, which arrives in pieces, before the first stop string in it.
+    """Cuts a text, which arrives in pieces, at the first stop string in it.
 
     Text that may be the beginning of a stop string is held back. Of two that overlap,
     the first to begin counts.
     """
 
-    def __init__(self, stops: Iterable[str]) -> None:
+    def __init__(self, stops: Iterable[str], include: bool = False) -> None:
+        """`include` tells whether the text ends after the stop string instead of before it."""
         self._stops = tuple(stops)
+        self._include = include
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
+        self._immune = 0
+        """Characters of the held text within which no stop string counts."""
         self.stopped = False
         """Whether a stop string was found. The text ends there."""
 
-    def add(self, text: str) -> tuple[str, bool]:
-        """Add text; returns (the text that can no longer be part of a stop string, whether one was found)."""
+    def add(self, text: str, may_end: bool = True) -> tuple[str, bool]:
+        """Add text; returns (the text that can no longer be part of a stop string, whether one was found).
+
+        Unless it may end here, stop strings that end in this text do not count.
+        """
         if not self._stops:
             return text, False
         self._held += text
+        if not may_end:
+            self._immune = len(self._held)
         found, open_at = self._first_stop(), self._first_beginning()
-        if found is not None and found <= open_at:
-            return self._cut(found), True
+        if found is not None and found[0] <= open_at:
+            return self._cut(*found), True
         emitted, self._held = self._held[:open_at], self._held[open_at:]
+        self._immune = max(self._immune - open_at, 0)
         return emitted, False
 
     def finish(self) -> str:
         """The text held back, up to a stop string in it, once there is no more to come."""
         found = self._first_stop()
         if found is not None:
-            return self._cut(found)
+            return self._cut(*found)
         emitted, self._held = self._held, ""
         return emitted
 
-    def _cut(self, place: int) -> str:
-        emitted, self._held = self._held[:place], ""
+    def _cut(self, start: int, end: int) -> str:
+        emitted, self._held = self._held[: end if self._include else start], ""
         self.stopped = True
         return emitted
 
-    def _first_stop(self) -> int | None:
-        places = (self._held.find(stop) for stop in self._stops)
-        return min((place for place in places if place >= 0), default=None)
+    def _first_stop(self) -> tuple[int, int] | None:
+        """Where the first stop string begins and ends; of two that begin there, the shorter."""
+        places = (
+            (self._held.find(stop, max(self._immune - len(stop) + 1, 0)), len(stop)) for stop in self._stops
+        )
+        found = ((start, start + length) for start, length in places if start >= 0)
+        return min(found, default=None)
 
     def _first_beginning(self) -> int:
         """Where a stop string may begin that the next piece continues; the length of the text if nowhere."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from control_plane.engine.model.logits import TokenCounts, add_bias, exclude, penalise
 from control_plane.engine.state.sequence import SamplingParams, Sequence, TokenLogprob
 
 LEAST_TEMPERATURE = 1e-5
@@ -21,7 +22,10 @@ class Sampler:
     So a sequence with a seed gets the same tokens, whichever sequences share its steps.
     """
 
+    eos_ids: frozenset[int] = frozenset()
+    """The model's end tokens."""
     _generators: dict[Sequence, torch.Generator] = field(default_factory=dict)
+    _counts: dict[Sequence, TokenCounts] = field(default_factory=dict)
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
         """The next token of each sequence, from its row of the logits [len(sequences), vocabulary].
@@ -36,18 +40,32 @@ class Sampler:
         ]
 
     def forget(self, sequence: Sequence) -> None:
-        """Drop the generator of a sequence that has ended."""
+        """Drop what is kept of a sequence that has ended."""
         self._generators.pop(sequence, None)
+        self._counts.pop(sequence, None)
 
     def _next(self, likeliest: int, logits: torch.Tensor, sequence: Sequence) -> int:
         params = sequence.params
-        if params.repetition_penalty != 1:
-            logits = penalised(logits, sequence.token_ids, params.repetition_penalty)
+        if params.changes_logits:
+            logits = self._changed(logits, sequence)
             likeliest = int(logits.argmax())
         if params.temperature < LEAST_TEMPERATURE:
             return likeliest
         point = torch.rand((), generator=self._generator(sequence), dtype=torch.float64)
         return token_at(float(point), token_probabilities(logits, params))
+
+    def _changed(self, logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+        """A copy of the logits [vocabulary], with all changes that the sequence's request asks for."""
+        params = sequence.params
+        logits = logits.to(torch.float32, copy=True)
+        add_bias(logits, params.logit_bias)
+        if params.penalises:
+            if sequence not in self._counts:
+                self._counts[sequence] = TokenCounts(sequence)
+            penalise(logits, *self._counts[sequence].current(), params)
+        if sequence.num_output_tokens < params.min_tokens:
+            exclude(logits, params.end_ids(self.eos_ids))
+        return logits
 
     def _generator(self, sequence: Sequence) -> torch.Generator:
         if sequence not in self._generators:
@@ -58,13 +76,6 @@ class Sampler:
                 generator.manual_seed(sequence.params.seed)
             self._generators[sequence] = generator
         return self._generators[sequence]
-
-
-def penalised(logits: torch.Tensor, token_ids: list[int], penalty: float) -> torch.Tensor:
-    """Logits [vocabulary] with those of `token_ids` made less likely (arXiv 1909.05858)."""
-    seen = torch.unique(torch.tensor(token_ids))
-    scores = logits[seen].float()
-    return logits.float().index_copy(0, seen, torch.where(scores < 0, scores * penalty, scores / penalty))
 
 
 def token_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:

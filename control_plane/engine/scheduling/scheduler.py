@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
+from control_plane.engine.scheduling import sharing
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.fairness import VirtualTokenCounters, interleave
 from control_plane.engine.scheduling.policy import SchedulingPolicy
@@ -89,6 +90,7 @@ class Scheduler:
         if queue := self._queues.get(owner):
             if sequence in queue.running:
                 queue.running.remove(sequence)
+                self._hand_over(sequence, queue)
             elif sequence in queue.waiting:
                 queue.waiting.remove(sequence)
                 if sequence.stalls:
@@ -175,6 +177,9 @@ class Scheduler:
             if sequence in paused:
                 continue
             if not self.kv_cache.pages.holds(sequence):
+                source = self._source(sequence)
+                if source and not sharing.is_ready(source):
+                    continue
                 # Once one sequence has to wait for memory, those after it wait as well. Otherwise small
                 # sequences would keep taking the memory that a large one waits for.
                 full = full or not self._admit(sequence, batch, paused)
@@ -199,8 +204,13 @@ class Scheduler:
 
     def _price(self, sequence: Sequence) -> float:
         """The amount that the sequence's next chunk would add to its owner's counter."""
-        length = min(sequence.num_uncomputed, self.max_batch_tokens)
-        return Chunk(sequence, sequence.num_computed, length).service / sequence.weight
+        start = sequence.num_computed
+        if not self.kv_cache.pages.holds(sequence) and (source := self._source(sequence)):
+            if not sharing.is_ready(source):
+                return 0.0
+            start = sharing.shared(sequence, source)
+        length = min(len(sequence.token_ids) - start, self.max_batch_tokens)
+        return Chunk(sequence, start, length).service / sequence.weight
 
     def _grow(self, chunk: Chunk) -> list[Sequence]:
         """Give a running sequence room for the chunk; returns the preempted sequences, perhaps itself."""
@@ -231,11 +241,32 @@ class Scheduler:
         for other in (*victims, *pausing):
             batch.pop(other, None)
         paused.update(pausing)
+        source = self._source(sequence)
         queue = self._queues[self.policy.owner(sequence)]
         queue.waiting.remove(sequence)
         queue.running.append(sequence)
         self.kv_cache.pages.allocate(sequence, len(sequence.token_ids))
+        if source:
+            sharing.take_over(sequence, source)
+            self.kv_cache.copy(source, sequence, sequence.num_computed)
         return True
+
+    def _source(self, sequence: Sequence) -> Sequence | None:
+        """The running sequence that has computed most of the same prompt, if there is one."""
+        return sharing.find_source(sequence, self._queues[self.policy.owner(sequence)].running)
+
+    def _hand_over(self, sequence: Sequence, queue: SequenceQueue) -> None:
+        """Let one that waits have the memory of a sequence that ends, if the prompt would be lost with it."""
+        if sequence.prompt_key is None or not sharing.is_ready(sequence) or self._source(sequence):
+            return
+        pages = self.kv_cache.pages
+        for heir in queue.waiting:
+            if heir.prompt_key is sequence.prompt_key and not pages.missing(sequence, len(heir.token_ids)):
+                queue.waiting.remove(heir)
+                queue.running.append(heir)
+                pages.hand_over(sequence, heir)
+                sharing.take_over(heir, sequence)
+                return
 
     def _pausing_for(self, sequence: Sequence, paused: set[Sequence]) -> list[Sequence] | None:
         """The sequences that pause so that this one has a place in the step; None if it gets none.

@@ -121,6 +121,11 @@ class KVCache:
             nbytes = self._lanes[lane].nbytes
             self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
 
+    def copy(self, source: Sequence, target: Sequence, length: int) -> None:
+        """Copy the keys and values of the first tokens to another sequence, which must have room for them."""
+        lanes = self._lanes[:, :, :, :, :length]
+        lanes[self.pages.lane(target)] = lanes[self.pages.lane(source)]
+
     def attend(
         self,
         layer: int,

@@ -71,6 +71,10 @@ class KVPages:
         self._holdings[sequence] = Holding(lane, self.held(sequence) + missing)
         self._num_free -= missing
 
+    def hand_over(self, sequence: Sequence, heir: Sequence) -> None:
+        """Make the sequence's lane and pages those of another, which must have none."""
+        self._holdings[heir] = self._holdings.pop(sequence)
+
     def free(self, sequence: Sequence) -> int | None:
         """Free the sequence's pages and lane; returns the lane, or None if it had none."""
         holding = self._holdings.pop(sequence, None)

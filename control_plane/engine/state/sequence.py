@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from control_plane.faas.invocation import ExpertUsage
 
@@ -47,6 +48,20 @@ class SamplingParams:
     prompt_logprobs: bool = False
     """Whether to report log-probabilities of the prompt's tokens as well."""
 
+    @cached_property
+    def changes_logits(self) -> bool:
+        """Whether the model's logits change before temperature and the like apply."""
+        return self.penalises or bool(self.logit_bias) or self.min_tokens > 0
+
+    @cached_property
+    def penalises(self) -> bool:
+        """Whether tokens that the sequence already has become less likely, or more."""
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
+
+    def end_ids(self, eos_ids: frozenset[int]) -> frozenset[int]:
+        """The tokens that end the answer; `eos_ids` are the model's own."""
+        return self.stop_token_ids if self.ignore_eos else self.stop_token_ids | eos_ids
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
@@ -79,11 +94,15 @@ class Sequence:
     params: SamplingParams
     weight: float = 1.0
     """The tenant's weight: twice the weight gets twice the service."""
+    prompt_key: object | None = None
+    """Sequences of a tenant that have the same object here have the same prompt, and compute it once."""
     num_prompt_tokens: int = 0
     num_computed: int = 0
-    """Tokens whose keys and values are in the KV cache. Changes only when a step has succeeded."""
+    """Tokens whose keys and values are in the KV cache. Changes only when a step has succeeded, or when they
+    are copied from a sequence with the same prompt."""
     num_charged: int = 0
-    """Tokens that the tenant's counter was charged for. Computing them again is free."""
+    """Tokens that the tenant's counter was charged for, here or where they were copied from. Computing them
+    again is free."""
     stalls: bool = False
     """Whether it has held up other sequences: it was next, and there was not enough memory for it."""
     started: float | None = None
@@ -108,14 +127,22 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def num_output_tokens(self) -> int:
+        """The number of generated tokens."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
     def output_ids(self) -> list[int]:
         """The generated tokens."""
         return self.token_ids[self.num_prompt_tokens :]
 
     def append(self, token_id: int, eos_ids: frozenset[int]) -> None:
-        """Append a generated token, and set `finish_reason` if it ends the answer."""
+        """Append a generated token, and set `finish_reason` if it ends the answer.
+
+        Tokens that end it are none of the sampler's before `min_tokens`, unless there is no other.
+        """
         self.token_ids.append(token_id)
-        if token_id in eos_ids and not self.params.ignore_eos:
+        if token_id in self.params.end_ids(eos_ids):
             self.finish_reason = FinishReason.STOP
         elif len(self.token_ids) >= self.max_length:
             self.finish_reason = FinishReason.LENGTH

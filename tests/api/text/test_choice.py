@@ -1,5 +1,6 @@
 """A choice while it is generated: one piece per token, an end, and log-probabilities."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,9 +29,12 @@ def logprob(token_id: int, value: float = -0.5, *others: tuple[int, float]) -> T
     return TokenLogprob(token_id, value, tuple(top))
 
 
-def make_choice(index: int = 0, **body: Any) -> Choice:
-    """A completion's choice, whose sequence has the prompt log-probabilities that an engine would report."""
-    request = parse_completion({"prompt": PROMPT, **body}, "demo")
+def make_choice(index: int = 0, fields: Any = (), **body: Any) -> Choice:
+    """A completion's choice, whose sequence has the prompt log-probabilities that an engine would report.
+
+    `fields` are those of the `GenerationRequest`.
+    """
+    request = replace(parse_completion({"prompt": PROMPT, **body}, "demo"), **dict(fields))
     prompt = request.prompts[index // request.n]
     prompt_ids = prompt if isinstance(prompt, list) else DEMO.encode(prompt)
     sequence = Sequence("id", "tenant", prompt_ids, request.sampling_params(100, 0, SamplingDefaults()))
@@ -198,3 +202,79 @@ def test_a_completion_continues_a_text_and_a_chat_begins_one(is_chat: bool, text
     sequence = Sequence("id", "tenant", [the], request.sampling_params(100, 0, SamplingDefaults()))
     pieces = generate(Choice(FALLBACK, request, sequence, 0), steps([cat], FinishReason.LENGTH))
     assert text_of(pieces) == text
+
+
+START = DEMO.convert_tokens_to_ids("<|im_start|>")
+PASS = DEMO.encode(" pass")[0]
+SHOWN = {"skip_special_tokens": False}
+INCLUDED = {"include_stop": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "stop", "text"),
+    [
+        pytest.param({}, [], " to", id="an end token has no text"),
+        pytest.param({}, ["<|im_end|>"], " to", id="a stop string that is a token"),
+        pytest.param(
+            SHOWN, [], " to<|im_start|>", id="as in vLLM, the token that ends an answer is left out"
+        ),
+        pytest.param(SHOWN, ["<|im_start|>"], " to", id="a stop string in the text of a token"),
+        pytest.param(INCLUDED, [], " to", id="only what has a text is included"),
+        pytest.param(INCLUDED, ["<|im_end|>"], " to<|im_end|>", id="the stop string is included"),
+        pytest.param(INCLUDED, ["<|im_start|>"], " to", id="another token is not"),
+        pytest.param(SHOWN | INCLUDED, [], " to<|im_start|><|im_end|>", id="everything"),
+        pytest.param(SHOWN | INCLUDED, ["<|im_end|>"], " to<|im_start|><|im_end|>", id="not twice"),
+        pytest.param(SHOWN | INCLUDED, ["<|im_start|>"], " to<|im_start|>", id="included by its text"),
+    ],
+)
+def test_special_tokens_and_the_end(fields: dict[str, bool], stop: list[str], text: str) -> None:
+    choice = make_choice(fields=fields, stop=stop, logprobs=0)
+    token_ids = [*DEMO.encode(" to"), START, END]
+    pieces = generate(choice, steps(token_ids, FinishReason.STOP, logprobs=True))
+    assert (text_of(pieces), pieces[-1].finish_reason) == (text, FinishReason.STOP)
+    for entry in entries_of(pieces):
+        name = DEMO.decode([entry.token_id])
+        is_shown = not fields.get("skip_special_tokens", True) or entry.token_id not in (START, END)
+        assert (entry.text, entry.raw) == ((name, name.encode()) if is_shown else ("", b""))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"), [({}, " to"), (INCLUDED, " to pass")], ids=["left out", "included"]
+)
+def test_the_text_of_a_stop_token(fields: dict[str, bool], text: str) -> None:
+    """Its log-probability is reported either way; a character before it that stays unfinished is text."""
+    pieces = generate(
+        make_choice(fields=fields, logprobs=0),
+        steps([*DEMO.encode(" to"), PASS], FinishReason.STOP, logprobs=True),
+    )
+    assert text_of(pieces) == text
+    assert [entry.text for entry in entries_of(pieces)] == [" to", " pass"]
+    unfinished = generate(make_choice(fields=fields), steps([*OHM[:2], PASS], FinishReason.STOP))
+    assert text_of(unfinished) == ("\ufffd pass" if fields else "\ufffd")
+
+
+def test_a_stop_token_s_text_ends_no_answer_at_its_limit() -> None:
+    pieces = generate(make_choice(), steps([*DEMO.encode(" to"), PASS], FinishReason.LENGTH))
+    assert text_of(pieces) == " to pass"
+
+
+@pytest.mark.parametrize(
+    ("least", "text"), [(0, " it "), (2, " it "), (3, " it came to pass and it "), (9, None)]
+)
+def test_no_stop_string_ends_an_answer_before_min_tokens(least: int, text: str | None) -> None:
+    whole = " it came to pass and it came to pass"
+    token_ids = DEMO.encode(whole)
+    assert [DEMO.decode([token_id]) for token_id in token_ids[:4]] == [" it", " came", " to", " pass"]
+    choice = make_choice(fields={"min_tokens": least}, stop="came to")
+    pieces = generate(choice, steps(token_ids, FinishReason.LENGTH))
+    assert text_of(pieces) == (whole if text is None else text)
+    assert choice.stopped is (text is not None)
+
+
+def test_an_echoed_prompt_shows_special_tokens_if_the_answer_does() -> None:
+    prompt = [START, *DEMO.encode("it came")]
+    for fields, text in (({}, "it came"), (SHOWN, "<|im_start|>it came")):
+        choice = make_choice(fields=fields, prompt=prompt, echo=True, logprobs=0)
+        (piece,) = generate(choice, steps([END], FinishReason.STOP, logprobs=True))
+        assert piece.text == text
+        assert "".join(entry.text for entry in piece.logprobs[:-1]) == text

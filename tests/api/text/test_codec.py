@@ -83,6 +83,22 @@ def test_special_tokens_have_no_text() -> None:
     assert CODEC.decode(token_ids) == "it came"
 
 
+@given(st.lists(st.sampled_from([END, OHM[0], OHM[1], *DEMO.encode("it came")]), max_size=20))
+def test_special_tokens_have_their_text_if_they_are_shown(token_ids: list[int]) -> None:
+    decoder = CODEC.decoder((), skip_special_tokens=False)
+    texts = [*(decoder.add(token_id) for token_id in token_ids), decoder.finish()]
+    whole = DEMO.decode(token_ids, skip_special_tokens=False)
+    assert "".join(texts) == whole
+    assert CODEC.decode(token_ids, skip_special_tokens=False) == whole
+    assert whole.count("<|im_end|>") == token_ids.count(END)
+
+
+def test_special_tokens_by_name() -> None:
+    assert CODEC.special_ids(["<|im_end|>", "it", "<|im_end", ""]) == {END}
+    assert CODEC.special_ids([]) == frozenset()
+    assert FALLBACK.special_ids(["</s>", "s"]) == {FALLBACK.tokenizer.eos_token_id}
+
+
 def test_a_continued_text_keeps_its_space() -> None:
     the, cat = map(FALLBACK.tokenizer.get_vocab().__getitem__, ("▁the", "▁cat"))
     assert pieces(FALLBACK, [cat]) == ["cat", ""]

@@ -7,12 +7,17 @@ from hypothesis import strategies as st
 from control_plane.api.text.stop_strings import StopStrings
 
 
-def through(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
-    """The text that is released for the pieces, and whether a stop string ended it."""
-    matcher = StopStrings(stops)
+def through(
+    stops: list[str], pieces: list[str], *, include: bool = False, immune: int = 0
+) -> tuple[str, bool]:
+    """The text that is released for the pieces, and whether a stop string ended it.
+
+    The text may not end in the first `immune` pieces.
+    """
+    matcher = StopStrings(stops, include)
     emitted = ""
-    for piece in pieces:
-        text, stopped = matcher.add(piece)
+    for number, piece in enumerate(pieces):
+        text, stopped = matcher.add(piece, number >= immune)
         emitted += text
         if stopped:
             return emitted, True
@@ -28,6 +33,27 @@ def test_the_text_ends_before_the_first_stop_string(stops: list[str], pieces: li
     places = [text.find(stop) for stop in stops if stop in text]
     expected = text[: min(places)] if places else text
     assert through(stops, pieces) == (expected, bool(places))
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=5), max_size=4),
+    st.lists(st.text("abc", max_size=4), max_size=12),
+    st.integers(0, 12),
+    st.booleans(),
+)
+def test_the_first_stop_string_that_ends_late_enough(
+    stops: list[str], pieces: list[str], immune: int, include: bool
+) -> None:
+    """As in vLLM, a stop string counts if it ends in a piece that may end the text, wherever it begins."""
+    text, least = "".join(pieces), len("".join(pieces[:immune]))
+    spans = [
+        (start, start + len(stop))
+        for stop in stops
+        for start in range(len(text))
+        if text.startswith(stop, start) and start + len(stop) > least
+    ]
+    expected = text[: min(spans)[include]] if spans else text
+    assert through(stops, pieces, include=include, immune=immune) == (expected, bool(spans))
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=5), max_size=4), st.text("abc", max_size=20))

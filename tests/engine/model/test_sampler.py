@@ -7,7 +7,6 @@ import torch
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -16,12 +15,12 @@ from transformers import (
 from control_plane.engine.model.sampler import (
     PART,
     Sampler,
-    penalised,
     token_at,
     token_logprobs,
     token_probabilities,
 )
 from control_plane.engine.state.sequence import SamplingParams, Sequence
+from tests.engine.model.test_logits import penalised_reference
 
 VOCABULARY = 50
 
@@ -53,13 +52,6 @@ def reference(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     return scores.softmax(dim=-1)
 
 
-def penalised_reference(logits: torch.Tensor, token_ids: list[int], penalty: float) -> torch.Tensor:
-    """The logits [vocabulary] after transformers' repetition penalty."""
-    process: Any = RepetitionPenaltyLogitsProcessor(penalty)
-    scores: torch.Tensor = process(torch.tensor([token_ids]), logits[None])
-    return scores[0]
-
-
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 4.0, 100.0])
 @pytest.mark.parametrize("top_k", [0, 1, 5, VOCABULARY, 10 * VOCABULARY])
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.95, 1.0])
@@ -78,16 +70,6 @@ def test_min_p_equals_that_of_transformers(min_p: float, others: dict[str, Any],
     logits = random_logits(20)
     ours = torch.stack([token_probabilities(row, params) for row in logits])
     torch.testing.assert_close(ours, reference(logits, params))
-
-
-@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 2.0])
-@pytest.mark.parametrize("token_ids", [[0], [3, 3, 7, 3], list(range(VOCABULARY))], ids=len)
-def test_the_repetition_penalty_equals_that_of_transformers(penalty: float, token_ids: list[int]) -> None:
-    for logits in random_logits(5):
-        before = logits.clone()
-        ours = penalised(logits, token_ids, penalty)
-        torch.testing.assert_close(ours, penalised_reference(logits, token_ids, penalty), rtol=0, atol=0)
-        assert torch.equal(logits, before)
 
 
 def test_a_penalty_changes_the_likeliest_token() -> None:
@@ -242,3 +224,74 @@ def test_a_sequence_that_has_ended_is_forgotten() -> None:
     sampler.forget(sequence)
     assert draw(sampler, sequence, steps=20) == first
     sampler.forget(make_sequence())
+
+
+# Each by name, and whether it keeps the sequence's state.
+CHANGES = [
+    pytest.param(SamplingParams(9, frequency_penalty=2.0), id="frequency"),
+    pytest.param(SamplingParams(9, presence_penalty=2.0), id="presence"),
+    pytest.param(SamplingParams(9, repetition_penalty=1.5), id="repetition"),
+    pytest.param(SamplingParams(9, logit_bias={3: 100.0}), id="bias"),
+    pytest.param(SamplingParams(9, min_tokens=8, stop_token_ids=frozenset({1, 2})), id="least tokens"),
+]
+
+
+@pytest.mark.parametrize("params", CHANGES)
+def test_changed_logits_are_not_those_that_are_reported(params: SamplingParams) -> None:
+    """Log-probabilities are the model's own, so a row must not change, nor the rows of others."""
+    logits = random_logits(2)
+    before = logits.clone()
+    sampler, plain = Sampler(frozenset({0})), make_sequence(0.0)
+    sequence = Sequence("test", "tenant", [0], params)
+    for _ in range(5):
+        token, other = sampler.sample(logits, [sequence, plain])
+        assert other == int(before[1].argmax())
+        assert token is not None
+        sequence.append(token, frozenset())
+        assert torch.equal(logits, before)
+    sampler.forget(sequence)
+    assert not sampler._counts
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_bias_forces_and_forbids_tokens(temperature: float) -> None:
+    logits = random_logits(1)
+    best = int(logits.argmax())
+
+    def chosen(bias: dict[int, float]) -> set[int | None]:
+        params = SamplingParams(9, temperature, seed=1, logit_bias=bias)
+        sampler, sequence = Sampler(), Sequence("test", "tenant", [0], params)
+        return {sampler.sample(logits, [sequence])[0] for _ in range(60)}
+
+    assert chosen({7: 100.0}) == {7}
+    assert best in chosen({})
+    assert best not in chosen({best: -100.0})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_no_token_ends_an_answer_before_min_tokens(temperature: float, ignore_eos: bool) -> None:
+    """The model's own end tokens count only if they end the answer."""
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, 5], logits[0, 6], logits[0, 7] = 30.0, 20.0, 10.0
+    params = SamplingParams(
+        9, temperature, seed=1, min_tokens=3, stop_token_ids=frozenset({6}), ignore_eos=ignore_eos
+    )
+    sampler, sequence = Sampler(frozenset({5})), Sequence("test", "tenant", [5, 6, 7], params)
+    while not sequence.finish_reason:
+        (token,) = sampler.sample(logits, [sequence])
+        assert token is not None
+        sequence.append(token, frozenset({5}))
+    if ignore_eos:
+        assert sequence.output_ids == [5] * 9
+    else:
+        assert sequence.output_ids == [7, 7, 7, 5]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_that_can_only_end_ends(temperature: float) -> None:
+    """Every token ends the answer: it is not the fault of the model's logits."""
+    params = SamplingParams(9, temperature, min_tokens=5, stop_token_ids=frozenset(range(VOCABULARY)))
+    sequence = Sequence("test", "tenant", [0], params)
+    (token,) = Sampler().sample(random_logits(1), [sequence])
+    assert token is not None

@@ -80,6 +80,26 @@ class Cache(RuleBasedStateMachine):
             self.written[sequence] = torch.cat([past, tokens], dim=2)
         write(self.cache, rows)
 
+    @precondition(lambda self: self.written and self.cache.pages.num_free_lanes)
+    @rule(number=st.integers(0, LANES - 1), length=st.integers(0, LONGEST))
+    def copy(self, number: int, length: int) -> None:
+        """A new sequence has the first tokens of another, and room for more."""
+        source = list(self.written)[number % len(self.written)]
+        target = make_sequence(1, LONGEST - 1)
+        length = min(length, self.written[source].shape[2])
+        self.cache.pages.allocate(target, LONGEST)
+        self.cache.copy(source, target, length)
+        self.written[target] = self.written[source][:, :, :length]
+
+    @precondition(lambda self: self.written)
+    @rule(number=st.integers(0, LANES - 1))
+    def hand_over(self, number: int) -> None:
+        """A new sequence has the lane of another."""
+        source = list(self.written)[number % len(self.written)]
+        heir = make_sequence(1, LONGEST - 1)
+        self.cache.pages.hand_over(source, heir)
+        self.written[heir] = self.written.pop(source)
+
     @precondition(lambda self: self.written)
     @rule(number=st.integers(0, LANES - 1))
     def free(self, number: int) -> None:

@@ -40,6 +40,16 @@ class Pages(RuleBasedStateMachine):
 
     @precondition(lambda self: self.room)
     @rule(number=st.integers(0, 4))
+    def hand_over(self, number: int) -> None:
+        sequence, heir = self.pick(number), make_sequence(1)
+        lane = self.pages.lane(sequence)
+        self.pages.hand_over(sequence, heir)
+        self.room[heir] = self.room.pop(sequence)
+        assert self.pages.lane(heir) == lane
+        assert not self.pages.holds(sequence)
+
+    @precondition(lambda self: self.room)
+    @rule(number=st.integers(0, 4))
     def free(self, number: int) -> None:
         sequence = self.pick(number)
         del self.room[sequence]

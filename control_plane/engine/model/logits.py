@@ -1,0 +1,76 @@
+"""Changes the logits of a sequence's next token as its request asks, before temperature and the like apply.
+
+The order is vLLM's: biases, the repetition penalty, the frequency and the presence penalty. Every function
+changes the logits [vocabulary], which are float32, in place.
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import torch
+
+from control_plane.engine.state.sequence import SamplingParams, Sequence
+
+
+class TokenCounts:
+    """The distinct tokens of a sequence, and how often its answer has each.
+
+    It follows the sequence, so that a step costs no more for a long answer than its distinct tokens do.
+    """
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+        # Only the repetition penalty concerns the prompt's tokens.
+        self._num_read = 0 if sequence.params.repetition_penalty != 1 else sequence.num_prompt_tokens
+        self._places: dict[int, int] = {}
+        self._ids = np.zeros(64, np.int64)
+        self._counts = np.zeros(64, np.float32)
+
+    def current(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens [n], and their counts in the answer [n]: views, until the next call."""
+        token_ids = self._sequence.token_ids
+        for position in range(self._num_read, len(token_ids)):
+            self._add(token_ids[position], position >= self._sequence.num_prompt_tokens)
+        self._num_read = len(token_ids)
+        number = len(self._places)
+        return torch.from_numpy(self._ids[:number]), torch.from_numpy(self._counts[:number])
+
+    def _add(self, token_id: int, is_output: bool) -> None:
+        place = self._places.setdefault(token_id, len(self._places))
+        if place == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._ids[place] = token_id
+        self._counts[place] += is_output
+
+
+def add_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> None:
+    """Add a number to the logit of each token that `bias` names."""
+    if bias:
+        values = torch.tensor(list(bias.values()), dtype=logits.dtype)
+        logits.index_add_(0, torch.tensor(list(bias)), values)
+
+
+def penalise(
+    logits: torch.Tensor, token_ids: torch.Tensor, counts: torch.Tensor, params: SamplingParams
+) -> None:
+    """Make tokens less likely that the sequence already has: see `TokenCounts` for them.
+
+    The repetition penalty is that of arXiv 1909.05858; frequency and presence penalty are OpenAI's, which
+    concern the answer alone.
+    """
+    scores = logits[token_ids]
+    repetition = params.repetition_penalty
+    scores = torch.where(scores < 0, scores * repetition, scores / repetition)
+    scores -= params.frequency_penalty * counts
+    scores -= params.presence_penalty * (counts > 0)
+    logits.index_copy_(0, token_ids, scores)
+
+
+def exclude(logits: torch.Tensor, token_ids: Collection[int]) -> None:
+    """Make tokens impossible, unless no other token is possible."""
+    places = torch.tensor(list(token_ids), dtype=torch.long)
+    before = logits[places]
+    logits[places] = -torch.inf
+    if not logits.max() > -torch.inf:
+        logits[places] = before
