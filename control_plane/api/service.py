@@ -15,6 +15,7 @@ from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import GenerationRequest, Prompt, SamplingDefaults
+from control_plane.api.tools.model_format import ModelFormat
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import (
@@ -49,6 +50,7 @@ class CompletionService:
 
     engine: Engine
     codec: TextCodec
+    format: ModelFormat
     prompts: PromptEncoder
     limiter: Limiter
     ledger: Ledger
@@ -159,7 +161,7 @@ class CompletionService:
             else min(sequence.params.max_tokens, OPEN_ANSWER_TOKENS)
             for sequence in sequences
         )
-        choices = [Choice(self.codec, request, sequence, index) for index, sequence in enumerate(sequences)]
+        choices = [self._choice(request, sequence, index) for index, sequence in enumerate(sequences)]
         now = time.monotonic()
         try:
             self.ledger.check_room()
@@ -168,6 +170,10 @@ class CompletionService:
             self.metrics.refused(caller.tenant.name, str(KINDS[type(error)].code))
             raise
         return ActiveRequest(request, caller, sequences, choices, ticket, self.engine, now)
+
+    def _choice(self, request: GenerationRequest, sequence: Sequence, index: int) -> Choice:
+        splitter = self.format.splitter(request, index, sequence.token_ids)
+        return Choice(self.codec, request, sequence, index, splitter)
 
     async def _wait_for_step(self, active: ActiveRequest) -> None:
         """Wait for the step in which the sequences are cancelled, so that its cost is booked, too."""

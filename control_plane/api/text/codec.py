@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
@@ -50,9 +51,14 @@ class TextCodec:
         self.check(token_ids, "tokens")
         return self._text(list(token_ids))
 
-    def decoder(self, context: Sequence[int] = ()) -> TextDecoder:
-        """A decoder for an answer that continues the text of `context`."""
-        return TextDecoder(self._text, self._special_ids, context)
+    def decoder(
+        self, context: Sequence[int] = (), shown: Mapping[int, str] = MappingProxyType({})
+    ) -> TextDecoder:
+        """A decoder for an answer that continues the text of `context`.
+
+        `shown` are special tokens that have a text in this answer.
+        """
+        return TextDecoder(self._text, self._special_ids, context, shown)
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token has no text in an answer, such as the end-of-text token."""
