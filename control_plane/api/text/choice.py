@@ -126,7 +126,7 @@ class Choice:
 
     @property
     def stopped(self) -> bool:
-        """Whether its text has ended the answer, by a stop string or its only call. The engine does not know."""
+        """Whether its text has ended it, by a stop string or its only call. The engine does not know."""
         return self._stop.stopped or (self._splitter is not None and self._splitter.ended)
 
     def add(self, generated: Generated) -> Piece:

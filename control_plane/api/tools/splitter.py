@@ -34,10 +34,7 @@ class Splitter:
         reasoning = ""
         if self._thinking:
             reasoning, text = self._thinking.split(text, last)
-        if self._calls:
-            piece = self._calls.split(text, last)
-        else:
-            piece = Piece(without(text, self.tokens.values()))
+        piece = self._calls.split(text, last) if self._calls else Piece(without(text, self.tokens.values()))
         return replace(piece, reasoning=without(reasoning, self.tokens.values())) if reasoning else piece
 
 

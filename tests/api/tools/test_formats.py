@@ -71,7 +71,8 @@ CASES: list[tuple[ToolFormat, str, str, Calls]] = [
     ),
     (
         HERMES,
-        '<tool_call>{"arguments": {"a": [1, -2.5e3, true, null, "\\u00e9\\n"]}, "id": 7, "name": "weather"}</tool_call>',
+        '<tool_call>{"arguments": {"a": [1, -2.5e3, true, null, "\\u00e9\\n"]}, "id": 7, "name": "weather"}'
+        "</tool_call>",
         "",
         [("weather", {"a": [1, -2500.0, True, None, "é\n"]})],
     ),

@@ -1,4 +1,9 @@
-"""Tool calls as Hermes, Qwen2.5 and Qwen3 write them: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`."""
+"""Tool calls as Hermes, Qwen2.5 and Qwen3 write them.
+
+<tool_call>
+{"name": ..., "arguments": {...}}
+</tool_call>
+"""
 
 from control_plane.api.tools.parsing.grammar import Token, call_object, repeated, rule
 from control_plane.api.tools.parsing.json_text import read_call

@@ -1,4 +1,4 @@
-"""Tool calls as JSON without marks, `{"name": ..., "arguments": {...}}`, for models without a format of their own."""
+"""Tool calls as JSON without marks, for models without a format of their own."""
 
 from control_plane.api.tools.parsing.grammar import Token, call_object, repeated, rule
 from control_plane.api.tools.parsing.json_text import read_call

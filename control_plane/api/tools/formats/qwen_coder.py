@@ -118,9 +118,11 @@ def _as_json(text: str) -> str:
 def _is_string(schema: Any) -> bool:
     return isinstance(schema, Mapping) and (
         schema.get("type") == "string"
-        or "type" not in schema
-        and "enum" in schema
-        and all(isinstance(value, str) for value in schema["enum"])
+        or (
+            "type" not in schema
+            and "enum" in schema
+            and all(isinstance(value, str) for value in schema["enum"])
+        )
     )
 
 
