@@ -82,10 +82,14 @@ class AnswerSplitter(Protocol):
 
     tokens: Mapping[int, str]
     """The special tokens that it has to see, and their text."""
-    called: bool
-    """Whether the answer has a whole call."""
-    ended: bool
-    """Whether the answer has all the calls that it may have."""
+
+    @property
+    def called(self) -> bool:
+        """Whether the answer has a whole call."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has all the calls that it may have."""
 
     def split(self, text: str, last: bool) -> Piece:
         """Add the next text; returns what is certain by now, and with the `last` text the rest."""

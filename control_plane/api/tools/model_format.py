@@ -8,10 +8,7 @@ from typing import Self
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.request import Chat, GenerationRequest
 from control_plane.api.tools.calls import CallSplitter
-from control_plane.api.tools.formats.hermes import Hermes
-from control_plane.api.tools.formats.mistral import ARGUMENTS, Mistral
-from control_plane.api.tools.formats.plain import Plain
-from control_plane.api.tools.formats.qwen_coder import QwenCoder
+from control_plane.api.tools.formats.families import tool_format
 from control_plane.api.tools.parsing.grammar import literal
 from control_plane.api.tools.parsing.source import SPACE
 from control_plane.api.tools.parsing.tool_format import ToolFormat
@@ -67,8 +64,10 @@ class ModelFormat:
         use = request.tool_use
         if thinking is None and use is None:
             return None
-        hide = partial(without, tokens=tuple(self.special.values()))
-        return Splitter(thinking, CallSplitter(self.tools, use, hide) if use else None, self.special)
+        # A client that wants special tokens as text gets these, too.
+        special = self.special if request.skip_special_tokens else {}
+        hide = partial(without, tokens=tuple(special.values()))
+        return Splitter(thinking, CallSplitter(self.tools, use, hide) if use else None, special)
 
     def grammar(self, request: GenerationRequest, index: int, prompt_ids: Sequence[int]) -> str | None:
         """The grammar, in Lark's form, of an answer that has to call a tool; None for others.
@@ -110,14 +109,3 @@ class ModelFormat:
             return content.rfind(self.thinking.open) > content.rfind(self.thinking.close)
         tail = "".join(map(self.codec.token_text, prompt_ids[-_TAIL_TOKENS:]))
         return tail.rstrip(SPACE).endswith(self.thinking.open)
-
-
-def tool_format(template: str) -> ToolFormat:
-    """The format of tool calls in a chat template; JSON without marks if it has none that is known."""
-    if QwenCoder.recognises(template):
-        return QwenCoder()
-    if Hermes.recognises(template):
-        return Hermes()
-    if Mistral.recognises(template):
-        return Mistral(writes_list=ARGUMENTS not in template)
-    return Plain()

@@ -19,11 +19,12 @@ from control_plane.api.text.request import (
     Structure,
     ToolUse,
 )
+from control_plane.api.tools.formats.families import tool_format
 from control_plane.api.tools.formats.hermes import Hermes
 from control_plane.api.tools.formats.mistral import Mistral
 from control_plane.api.tools.formats.plain import Plain
 from control_plane.api.tools.formats.qwen_coder import QwenCoder
-from control_plane.api.tools.model_format import ModelFormat, tool_format
+from control_plane.api.tools.model_format import ModelFormat
 from control_plane.api.tools.thinking import thinking_marks
 from control_plane.engine.state.sequence import FinishReason, Generated, Sequence
 from tests.support import tool_models
@@ -62,9 +63,10 @@ class Answers:
         self.tokenizer: Any = tool_tokenizer(template, all_special=all_special)
         self.codec = TextCodec(self.tokenizer, len(self.tokenizer))
         self.format = ModelFormat.of(self.codec)
-        self.prompt_ids: list[int] = self.tokenizer.apply_chat_template(
-            MESSAGES, add_generation_prompt=True, tokenize=True, return_dict=False, **variables
+        prompt = self.tokenizer.apply_chat_template(
+            MESSAGES, add_generation_prompt=True, tokenize=False, **variables
         )
+        self.prompt_ids: list[int] = self.tokenizer.encode(prompt)
 
     def request(self, use: ToolUse | None = None, **changes: Any) -> GenerationRequest:
         request = parse_chat({"messages": MESSAGES}, "model")

@@ -5,30 +5,27 @@
 </tool_call>
 """
 
+from typing import Self
+
 from control_plane.api.tools.parsing.grammar import Token, call_object, repeated, rule
 from control_plane.api.tools.parsing.json_text import read_call
 from control_plane.api.tools.parsing.source import Parse, Source
-from control_plane.api.tools.parsing.tool_format import Tools, openai_id
+from control_plane.api.tools.parsing.tool_format import ToolFormat, Tools
 from control_plane.api.tools.parsing.writer import CallWriter
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
-class Hermes:
+class Hermes(ToolFormat):
     """See `ToolFormat`."""
 
     marks = (OPEN,)
     tokens = (OPEN, CLOSE)
-    only_first = False
 
-    @staticmethod
-    def recognises(template: str) -> bool:
-        """Whether a chat template has this format. GLM's has the same marks around another."""
-        return OPEN in template and "<arg_key>" not in template
-
-    def new_id(self) -> str:
-        """See `ToolFormat`."""
-        return openai_id()
+    @classmethod
+    def of(cls, template: str) -> Self | None:
+        """The format, if a chat template names it. GLM's has the same marks around another."""
+        return cls() if OPEN in template and "<arg_key>" not in template else None
 
     def read(self, source: Source, calls: CallWriter, tools: Tools) -> Parse[None]:
         """See `ToolFormat`."""

@@ -5,6 +5,7 @@ Older ones write a list, `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`;
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 from control_plane.api.tools.parsing.grammar import (
     Token,
@@ -17,7 +18,7 @@ from control_plane.api.tools.parsing.grammar import (
 )
 from control_plane.api.tools.parsing.json_text import read_call, read_object
 from control_plane.api.tools.parsing.source import SPACE, NotACall, Parse, Source
-from control_plane.api.tools.parsing.tool_format import Tools, random_id
+from control_plane.api.tools.parsing.tool_format import ToolFormat, Tools, random_id
 from control_plane.api.tools.parsing.writer import CallWriter
 
 OPEN, ARGUMENTS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
@@ -27,19 +28,18 @@ _ID_LENGTH = 9
 
 
 @dataclass(frozen=True)
-class Mistral:
+class Mistral(ToolFormat):
     """See `ToolFormat`."""
 
     writes_list: bool
     """Whether the model writes all calls as one list. Either form is read."""
     marks = (OPEN,)
     tokens = (OPEN, ARGUMENTS, ID)
-    only_first = False
 
-    @staticmethod
-    def recognises(template: str) -> bool:
-        """Whether a chat template has this format."""
-        return OPEN in template
+    @classmethod
+    def of(cls, template: str) -> Self | None:
+        """The format, if a chat template names it."""
+        return cls(writes_list=ARGUMENTS not in template) if OPEN in template else None
 
     def new_id(self) -> str:
         """See `ToolFormat`."""

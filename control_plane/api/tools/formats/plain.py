@@ -3,20 +3,16 @@
 from control_plane.api.tools.parsing.grammar import Token, call_object, repeated, rule
 from control_plane.api.tools.parsing.json_text import read_call
 from control_plane.api.tools.parsing.source import Parse, Source
-from control_plane.api.tools.parsing.tool_format import Tools, openai_id
+from control_plane.api.tools.parsing.tool_format import ToolFormat, Tools
 from control_plane.api.tools.parsing.writer import CallWriter
 
 
-class Plain:
+class Plain(ToolFormat):
     """See `ToolFormat`. Only an answer that begins with a call of a known tool has calls."""
 
     marks = ("{",)
     tokens = ()
     only_first = True
-
-    def new_id(self) -> str:
-        """See `ToolFormat`."""
-        return openai_id()
 
     def read(self, source: Source, calls: CallWriter, tools: Tools) -> Parse[None]:
         """See `ToolFormat`."""

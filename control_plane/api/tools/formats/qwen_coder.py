@@ -13,7 +13,7 @@ A value that the tool's schema says to be a string is the text itself, any other
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from control_plane.api.tools.parsing.grammar import (
     Token,
@@ -24,7 +24,7 @@ from control_plane.api.tools.parsing.grammar import (
     rule,
 )
 from control_plane.api.tools.parsing.source import NotACall, Parse, Source
-from control_plane.api.tools.parsing.tool_format import Tools, openai_id
+from control_plane.api.tools.parsing.tool_format import ToolFormat, Tools
 from control_plane.api.tools.parsing.writer import CallWriter
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -33,21 +33,16 @@ _VALUE_END = "\n</parameter>"
 _VALUE_ENDS = (_VALUE_END, _VALUE_END.strip())
 
 
-class QwenCoder:
+class QwenCoder(ToolFormat):
     """See `ToolFormat`."""
 
     marks = (OPEN, _FUNCTION)
     tokens = (OPEN, CLOSE)
-    only_first = False
 
-    @staticmethod
-    def recognises(template: str) -> bool:
-        """Whether a chat template has this format."""
-        return _FUNCTION in template and _PARAMETER in template
-
-    def new_id(self) -> str:
-        """See `ToolFormat`."""
-        return openai_id()
+    @classmethod
+    def of(cls, template: str) -> Self | None:
+        """The format, if a chat template names it."""
+        return cls() if _FUNCTION in template and _PARAMETER in template else None
 
     def read(self, source: Source, calls: CallWriter, tools: Tools) -> Parse[None]:
         """See `ToolFormat`. The model sometimes forgets the outer mark."""

@@ -2,8 +2,9 @@
 
 import secrets
 import string
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from control_plane.api.tools.parsing.grammar import Token
 from control_plane.api.tools.parsing.source import Parse, Source
@@ -14,22 +15,25 @@ Tools = Sequence[Mapping[str, Any]]
 _ID_CHARACTERS = string.ascii_letters + string.digits
 
 
-class ToolFormat(Protocol):
+class ToolFormat(ABC):
     """The form of a family's tool calls. It keeps nothing about an answer."""
 
     marks: tuple[str, ...]
     """What calls begin with."""
     tokens: tuple[str, ...]
     """All marks that may be tokens of their own."""
-    only_first: bool
+    only_first: bool = False
     """Whether an answer has calls only where it begins."""
 
     def new_id(self) -> str:
-        """A new id for a call."""
+        """A new id for a call, in the form of OpenAI's."""
+        return f"call_{random_id(24)}"
 
+    @abstractmethod
     def read(self, source: Source, calls: CallWriter, tools: Tools) -> Parse[None]:
         """Read from a mark to the end of its calls. Raises `NotACall`."""
 
+    @abstractmethod
     def grammar(self, tools: Tools, token: Token, several: bool) -> str:
         """Rules in Lark's form, of which `calls` matches one call of any of the tools, or `several`."""
 
@@ -37,8 +41,3 @@ class ToolFormat(Protocol):
 def random_id(length: int) -> str:
     """Random letters and digits."""
     return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(length))
-
-
-def openai_id() -> str:
-    """A call's id as OpenAI's API has it."""
-    return f"call_{random_id(24)}"
