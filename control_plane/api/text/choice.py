@@ -1,7 +1,7 @@
 """One answer while it is generated: its text, the log-probabilities of its tokens, and its end."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from control_plane.api.text.codec import TextCodec
@@ -156,12 +156,15 @@ class Choice:
         reason = FinishReason.STOP if self.stopped else generated.finish_reason
         if reason is FinishReason.STOP and self._splitter and self._splitter.called:
             reason = FinishReason.TOOL_CALLS
-        return replace(
-            split,
-            text=echo + split.text,
-            logprobs=tuple(entries),
-            finish_reason=reason,
-            token_ids=() if generated.token_id is None else (generated.token_id,),
+        token_ids = () if generated.token_id is None else (generated.token_id,)
+        return Piece(
+            echo + split.text,
+            tuple(entries),
+            reason,
+            token_ids,
+            split.reasoning,
+            split.tool_calls,
+            split.broken_calls,
         )
 
     def _split(self, text: str, last: bool) -> Piece:
