@@ -72,7 +72,10 @@ class CompletionService:
         Raises `BadRequest`, `ContextLengthExceeded`, `OutOfCache` or a `RetryLater`, and `RequestTimeout`
         when it takes too long.
         """
-        prompts = [await self.encode(prompt, caller.tenant.name) for prompt in request.prompts]
+        prompts = [
+            await self.encode(self.format.prompt(request, prompt), caller.tenant.name)
+            for prompt in request.prompts
+        ]
         sequences = [
             self._sequence(token_ids, request, caller, choice)
             for token_ids in prompts

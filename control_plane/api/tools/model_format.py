@@ -6,7 +6,7 @@ from functools import partial
 from typing import Self
 
 from control_plane.api.text.codec import TextCodec
-from control_plane.api.text.request import Chat, GenerationRequest
+from control_plane.api.text.request import Chat, GenerationRequest, Prompt
 from control_plane.api.tools.calls import CallSplitter
 from control_plane.api.tools.formats.families import tool_format
 from control_plane.api.tools.parsing.grammar import literal
@@ -14,6 +14,7 @@ from control_plane.api.tools.parsing.source import SPACE
 from control_plane.api.tools.parsing.tool_format import ToolFormat
 from control_plane.api.tools.splitter import Splitter, without
 from control_plane.api.tools.thinking import ThinkingMarks, ThinkingSplitter, thinking_marks
+from control_plane.api.tools.told_in_text import told_in_text
 
 _TAIL_TOKENS = 16
 """How many tokens at a prompt's end are searched for a mark that opens the thinking."""
@@ -27,6 +28,8 @@ class ModelFormat:
     tools: ToolFormat
     thinking: ThinkingMarks | None
     """None for a model that does not think."""
+    shows_tools: bool
+    """Whether the chat template shows tools to the model."""
     tokens: Mapping[str, int]
     """The marks that are tokens of their own."""
     special: Mapping[int, str]
@@ -44,11 +47,18 @@ class ModelFormat:
             codec=codec,
             tools=tools,
             thinking=thinking,
+            shows_tools="tools" in template,
             tokens={str(token): token_id for token_id, token in added if str(token) in marks},
             special={
                 token_id: str(token) for token_id, token in added if str(token) in marks and token.special
             },
         )
+
+    def prompt(self, request: GenerationRequest, prompt: Prompt) -> Prompt:
+        """A prompt of the request so that the chat template shows the model its tools."""
+        if self.shows_tools or not isinstance(prompt, Chat):
+            return prompt
+        return told_in_text(prompt, request.tool_use.tools if request.tool_use else ())
 
     def splitter(self, request: GenerationRequest, index: int, prompt_ids: Sequence[int]) -> Splitter | None:
         """What splits answer number `index` to a request; None if it is to be left as it is.

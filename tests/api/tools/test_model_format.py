@@ -260,3 +260,44 @@ def test_only_enforced_calls_have_a_grammar() -> None:
     answers = Answers(tool_models.QWEN3)
     assert answers.format.grammar(answers.request(AUTO), 0, answers.prompt_ids) is None
     assert answers.format.grammar(answers.request(), 0, answers.prompt_ids) is None
+
+
+CONVERSATION: Any = [
+    {"role": "user", "content": "Time and weather?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "time", "arguments": {}}},
+            {
+                "id": "2",
+                "type": "function",
+                "function": {"name": "weather", "arguments": {"city": "Orléans"}},
+            },
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "Noon"},
+    {"role": "tool", "tool_call_id": "2", "content": "Rain"},
+]
+
+
+def test_a_template_without_tools_gets_them_as_text() -> None:
+    answers = Answers(tool_models.PLAIN)
+    chat = answers.format.prompt(answers.request(AUTO), Chat(CONVERSATION, list(TOOLS)))
+    assert isinstance(chat, Chat)
+    first, calls, results = chat.messages
+    assert chat.tools is None
+    assert all(json.dumps(tool["function"]) in first["content"] for tool in TOOLS)
+    assert first["content"].endswith("Time and weather?")
+    # As the model is told to write calls, and as they are read.
+    assert results == {"role": "user", "content": "Result: Noon\nResult: Rain"}
+    assert answers.message(calls["content"], AUTO)[2] == [("time", {}), ("weather", {"city": "Orléans"})]
+
+
+def test_prompts_stay_as_they_are_where_nothing_is_to_be_told() -> None:
+    plain, knowing = Answers(tool_models.PLAIN), Answers(tool_models.QWEN3)
+    with_tools = Chat(CONVERSATION, list(TOOLS))
+    assert knowing.format.prompt(knowing.request(AUTO), with_tools) is with_tools
+    chat = Chat(MESSAGES)
+    assert plain.format.prompt(plain.request(), chat) is chat
+    assert plain.format.prompt(plain.request(), "text") == "text"
