@@ -20,6 +20,7 @@ from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import SamplingDefaults
+from control_plane.api.tools.model_format import ModelFormat
 from control_plane.autoscaling.autoscaler import Autoscaler
 from control_plane.autoscaling.awake import awake_invocations
 from control_plane.autoscaling.footprint import Footprint, StepShape, check_limit
@@ -216,6 +217,7 @@ def _api(
     service = CompletionService(
         engine=engine,
         codec=backend.codec,
+        format=ModelFormat.of(backend.codec),
         prompts=prompts,
         limiter=tenancy.limiter,
         ledger=tenancy.ledger,

@@ -15,6 +15,7 @@ from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import GenerationRequest, Prompt, SamplingDefaults
+from control_plane.api.tools.model_format import ModelFormat
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import (
@@ -49,6 +50,7 @@ class CompletionService:
 
     engine: Engine
     codec: TextCodec
+    format: ModelFormat
     prompts: PromptEncoder
     limiter: Limiter
     ledger: Ledger
@@ -72,7 +74,9 @@ class CompletionService:
         """
         request = self._resolved(request)
         prompts = [
-            await self.encode(prompt, caller.tenant.name, request.add_special_tokens)
+            await self.encode(
+                self.format.prompt(request, prompt), caller.tenant.name, request.add_special_tokens
+            )
             for prompt in request.prompts
         ]
         sequences = [
@@ -175,7 +179,7 @@ class CompletionService:
             else min(sequence.params.max_tokens, OPEN_ANSWER_TOKENS)
             for sequence in sequences
         )
-        choices = [Choice(self.codec, request, sequence, index) for index, sequence in enumerate(sequences)]
+        choices = [self._choice(request, sequence, index) for index, sequence in enumerate(sequences)]
         now = time.monotonic()
         try:
             self.ledger.check_room()
@@ -184,6 +188,10 @@ class CompletionService:
             self.metrics.refused(caller.tenant.name, str(KINDS[type(error)].code))
             raise
         return ActiveRequest(request, caller, sequences, choices, ticket, self.engine, now)
+
+    def _choice(self, request: GenerationRequest, sequence: Sequence, index: int) -> Choice:
+        splitter = self.format.splitter(request, index, sequence.token_ids)
+        return Choice(self.codec, request, sequence, index, splitter)
 
     async def _wait_for_step(self, active: ActiveRequest) -> None:
         """Wait for the step in which the sequences are cancelled, so that its cost is booked, too."""

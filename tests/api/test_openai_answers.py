@@ -12,11 +12,11 @@ from control_plane.api.openai.answers import (
     DONE,
     CompletionFormat,
     detokenize_body,
-    logprobs_body,
     tokenize_body,
     usage_body,
     usage_with_experts,
 )
+from control_plane.api.openai.logprobs import logprobs_body
 from control_plane.api.openai.requests import parse_chat, parse_completion
 from control_plane.api.text.answer_format import AnswerHead, Usage
 from control_plane.api.text.choice import Alternative, Piece, TokenEntry

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from control_plane.api.openai.errors import domain_error_body
+from control_plane.api.openai.logprobs import logprobs_body
 from control_plane.api.text.answer_format import AnswerHead, Usage, to_json
-from control_plane.api.text.choice import Alternative, Piece, TokenEntry
+from control_plane.api.text.choice import Piece, ToolCallPart
+from control_plane.api.text.message import Message
 from control_plane.api.text.request import GenerationRequest
+from control_plane.engine.state.sequence import FinishReason
 from control_plane.errors import FaaSMoEError
 
 DONE = b"data: [DONE]\n\n"
@@ -95,16 +98,16 @@ class CompletionFormat:
         return self._head("chat.completion.chunk" if self.request.is_chat else "text_completion")
 
     def _whole_choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
-        text = "".join(piece.text for piece in pieces)
+        message = Message.of(pieces)
         entries = [entry for piece in pieces for entry in piece.logprobs]
         token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
         is_chat = self.request.is_chat
         return {
             "index": index,
-            **({"message": {"role": "assistant", "content": text}} if is_chat else {"text": text}),
+            **({"message": message_body(message)} if is_chat else {"text": message.text}),
             **({"token_ids": token_ids} if self.request.return_token_ids else {}),
             "logprobs": None if self.request.logprobs is None else logprobs_body(entries, is_chat),
-            "finish_reason": pieces[-1].finish_reason,
+            "finish_reason": finish_reason(pieces[-1], self.request),
         }
 
     def _head(self, name: str) -> dict[str, Any]:
@@ -117,11 +120,44 @@ class CompletionFormat:
         }
 
 
+def message_body(message: Message) -> dict[str, Any]:
+    """Build the message of a chat. Its content is null if it only calls tools."""
+    calls = [
+        {
+            "id": call.call_id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in message.tool_calls
+    ]
+    return {
+        "role": "assistant",
+        "content": None if calls and not message.text else message.text,
+        **({"reasoning_content": message.reasoning} if message.reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def finish_reason(piece: Piece, request: GenerationRequest) -> FinishReason | None:
+    """Why the answer has ended. As in OpenAI's API, the call of a named tool is an ordinary end."""
+    is_named = request.tool_use is not None and request.tool_use.choice not in ("auto", "required")
+    if piece.finish_reason is FinishReason.TOOL_CALLS and is_named:
+        return FinishReason.STOP
+    return piece.finish_reason
+
+
+def _call_delta(part: ToolCallPart) -> dict[str, Any]:
+    head = {"id": part.call_id, "type": "function"} if part.name else {}
+    name = {"name": part.name} if part.name else {}
+    return {"tool_calls": [{"index": part.index, **head, "function": {**name, "arguments": part.arguments}}]}
+
+
 class ChoiceStream:
     """Builds the events of one choice: one per token, so the JSON that they share is encoded once."""
 
     def __init__(self, answer: CompletionFormat, index: int) -> None:
         request = answer.request
+        self._request = request
         self._is_chat = request.is_chat
         self._continuous_usage = request.continuous_usage
         self._reports_token_ids = request.return_token_ids
@@ -133,7 +169,13 @@ class ChoiceStream:
     def event(self, piece: Piece, usage: Usage) -> bytes:
         """Build the event of a piece. In a chat, an event that opens or ends the message may accompany it."""
         is_plain = not (
-            piece.finish_reason or piece.logprobs or self._continuous_usage or self._reports_token_ids
+            piece.finish_reason
+            or piece.logprobs
+            or piece.reasoning
+            or piece.tool_calls
+            or self._continuous_usage
+            or self._reports_token_ids
+            or self._request.tool_use
         )
         if self._begun and is_plain:
             before, after = self._plain
@@ -144,18 +186,31 @@ class ChoiceStream:
 
     def _full(self, piece: Piece, usage: str) -> bytes:
         logprobs = to_json(logprobs_body(piece.logprobs, self._is_chat)) if piece.logprobs else "null"
-        reason = to_json(piece.finish_reason)
-        text = json.dumps(piece.text).encode()
+        reason = to_json(finish_reason(piece, self._request))
         tokens = f',"token_ids":{to_json(piece.token_ids)}' if self._reports_token_ids else ""
         begun, self._begun = self._begun, True
         if not self._is_chat:
             before, after = self._parts(logprobs, reason, usage, tokens)
-            return before + text + after
-        events = b"" if begun else self._delta('{"role":"assistant","content":""}', "null", usage)
-        if piece.text or piece.logprobs or tokens or not piece.finish_reason:
-            before, after = self._parts(logprobs, "null", usage, tokens)
-            events += before + text + after
+            return before + json.dumps(piece.text).encode() + after
+        events = b"" if begun else self._delta(self._opening(), "null", usage)
+        deltas = self._deltas(piece)
+        if deltas or piece.logprobs or tokens or not piece.finish_reason:
+            first, *others = deltas or [{} if self._request.tool_use else {"content": ""}]
+            events += self._delta(to_json(first), "null", usage, logprobs, tokens)
+            events += b"".join(self._delta(to_json(delta), "null", usage) for delta in others)
         return events + self._delta("{}", reason, usage) if piece.finish_reason else events
+
+    def _opening(self) -> str:
+        """The delta that opens a message. Its content stays null if it may turn out to be calls alone."""
+        return to_json({"role": "assistant", "content": None if self._request.tool_use else ""})
+
+    def _deltas(self, piece: Piece) -> list[dict[str, Any]]:
+        """What a piece adds to a message: thinking, content, or a part of a call each."""
+        return [
+            *([{"reasoning_content": piece.reasoning}] if piece.reasoning else []),
+            *([{"content": piece.text}] if piece.text else []),
+            *map(_call_delta, piece.tool_calls),
+        ]
 
     def _parts(self, logprobs: str, reason: str, usage: str, tokens: str = "") -> tuple[bytes, bytes]:
         """The bytes before and after the text in an event."""
@@ -163,47 +218,9 @@ class ChoiceStream:
         after = f'{closing}{tokens},"logprobs":{logprobs},"finish_reason":{reason}}}]{usage}}}\n\n'
         return f"data: {self._head}{opening}".encode(), after.encode()
 
-    def _delta(self, delta: str, reason: str, usage: str) -> bytes:
-        return _event(f'{self._head}"delta":{delta},"logprobs":null,"finish_reason":{reason}}}]{usage}}}')
-
-
-def logprobs_body(entries: Sequence[TokenEntry], is_chat: bool) -> dict[str, Any]:
-    """Build the `logprobs` object of a chat or a completion."""
-    if is_chat:
-        return {"content": [_chat_entry(entry) for entry in entries], "refusal": None}
-    return {
-        "text_offset": [entry.text_offset for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
-        "tokens": [entry.text for entry in entries],
-        "top_logprobs": [_top_logprobs(entry) for entry in entries],
-    }
-
-
-def _chat_entry(entry: TokenEntry) -> dict[str, Any]:
-    top = [_chat_token(other.text, other.logprob, other.raw) for other in entry.top]
-    return {**_chat_token(entry.text, entry.logprob, entry.raw), "top_logprobs": top}
-
-
-def _chat_token(text: str, logprob: float | None, raw: bytes) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(raw)}
-
-
-def _top_logprobs(entry: TokenEntry) -> dict[str, float] | None:
-    """Log-probabilities by text. They include the chosen token, since clients compare it with the greatest.
-
-    Among tokens with the same text the likeliest counts. One with the chosen token's text goes by its id.
-    """
-    if entry.logprob is None:
-        return None
-    top: dict[str, float] = {}
-    for other in entry.top:
-        top.setdefault(_key(other, entry), other.logprob)
-    return {**top, entry.text: entry.logprob}
-
-
-def _key(other: Alternative, entry: TokenEntry) -> str:
-    same_text = other.text == entry.text and other.token_id != entry.token_id
-    return f"token_id:{other.token_id}" if same_text else other.text
+    def _delta(self, delta: str, reason: str, usage: str, logprobs: str = "null", tokens: str = "") -> bytes:
+        end = f'"logprobs":{logprobs},"finish_reason":{reason}}}]{usage}}}'
+        return _event(f'{self._head}"delta":{delta}{tokens},{end}')
 
 
 def event(data: Mapping[str, Any]) -> bytes:

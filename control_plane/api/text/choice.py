@@ -1,7 +1,8 @@
 """One answer while it is generated: its text, the log-probabilities of its tokens, and its end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.request import GenerationRequest
@@ -51,6 +52,17 @@ class ToolCallPart:
 
 
 @dataclass(frozen=True)
+class BrokenCall:
+    """A call whose parts were given out, before it was cut or turned out to be no call."""
+
+    index: int
+    text: str
+    """What the model has written."""
+    place: int
+    """The number of characters of the piece's text before it."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """The part of an answer that one step adds. The last one has a `finish_reason`."""
 
@@ -61,13 +73,43 @@ class Piece:
     reasoning: str = ""
     """Text between the model's thinking marks, which is not part of `text`."""
     tool_calls: tuple[ToolCallPart, ...] = ()
+    broken_calls: tuple[BrokenCall, ...] = ()
+    """A stream cannot take parts of calls back; a whole answer has the text instead: see `Message`."""
+
+
+class AnswerSplitter(Protocol):
+    """Splits what a model writes into thinking, text and tool calls."""
+
+    tokens: Mapping[int, str]
+    """The special tokens that it has to see, and their text."""
+
+    @property
+    def called(self) -> bool:
+        """Whether the answer has a whole call."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer has all the calls that it may have."""
+
+    def split(self, text: str, last: bool) -> Piece:
+        """Add the next text; returns what is certain by now, and with the `last` text the rest."""
 
 
 class Choice:
     """Answer number `index` of a request. Each token yields one piece, even if its text is held back."""
 
-    def __init__(self, codec: TextCodec, request: GenerationRequest, sequence: Sequence, index: int) -> None:
-        """`sequence` is the answer's sequence in the engine; index // n is the number of its prompt."""
+    def __init__(
+        self,
+        codec: TextCodec,
+        request: GenerationRequest,
+        sequence: Sequence,
+        index: int,
+        splitter: AnswerSplitter | None = None,
+    ) -> None:
+        """`sequence` is the answer's sequence in the engine; index // n is the number of its prompt.
+
+        Without a splitter, all text is the answer's.
+        """
         self.index = index
         self.num_tokens = 0
         """The number of tokens generated, including the one that ended the answer."""
@@ -75,9 +117,12 @@ class Choice:
         self._sequence = sequence
         self._request = request
         self._stop = StopStrings(request.stop, request.include_stop)
+        self._splitter = splitter
         prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
         # A message begins a new text; a completion continues the prompt's.
-        self._decoder = codec.decoder(() if request.is_chat else prompt_ids, request.skip_special_tokens)
+        context = () if request.is_chat else prompt_ids
+        shown = splitter.tokens if splitter else {}
+        self._decoder = codec.decoder(context, request.skip_special_tokens, shown)
         self._echo: str | None = None
         if request.echo:
             prompt = request.prompts[index // request.n]
@@ -88,8 +133,8 @@ class Choice:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has ended the answer. The engine does not know of stop strings."""
-        return self._stop.stopped
+        """Whether its text has ended it, by a stop string or its only call. The engine does not know."""
+        return self._stop.stopped or (self._splitter is not None and self._splitter.ended)
 
     def add(self, generated: Generated) -> Piece:
         """Add what a step generated; returns the piece for the client. There is none after the last."""
@@ -105,9 +150,23 @@ class Choice:
         emitted, stopped = self._stop.add(shown, self.num_tokens > self._request.min_tokens)
         if generated.finish_reason and not stopped:
             emitted += self._stop.finish()
+        split = self._split(emitted, generated.finish_reason is not None or stopped)
         reason = FinishReason.STOP if self.stopped else generated.finish_reason
+        if reason is FinishReason.STOP and self._splitter and self._splitter.called:
+            reason = FinishReason.TOOL_CALLS
         token_ids = () if generated.token_id is None else (generated.token_id,)
-        return Piece(echo + emitted, tuple(entries), reason, token_ids)
+        return Piece(
+            echo + split.text,
+            tuple(entries),
+            reason,
+            token_ids,
+            split.reasoning,
+            split.tool_calls,
+            split.broken_calls,
+        )
+
+    def _split(self, text: str, last: bool) -> Piece:
+        return Piece(text) if self._splitter is None else self._splitter.split(text, last)
 
     def _texts(self, generated: Generated) -> tuple[str, str]:
         """The text that a step adds, and what of it the client may see: not that of a token that ends it."""

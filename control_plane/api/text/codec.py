@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
@@ -50,10 +51,20 @@ class TextCodec:
         self.check(token_ids, "tokens")
         return self._text(list(token_ids), skip_special_tokens)
 
-    def decoder(self, context: Sequence[int] = (), skip_special_tokens: bool = True) -> TextDecoder:
-        """A decoder for an answer that continues the text of `context`."""
-        skipped = self._special_ids if skip_special_tokens else frozenset()
-        return TextDecoder(partial(self._text, skip_special_tokens=skip_special_tokens), skipped, context)
+    def decoder(
+        self,
+        context: Sequence[int] = (),
+        skip_special_tokens: bool = True,
+        shown: Mapping[int, str] = MappingProxyType({}),
+    ) -> TextDecoder:
+        """A decoder for an answer that continues the text of `context`.
+
+        `shown` are special tokens that have a text in this answer although the others are skipped.
+        """
+        decode = partial(self._text, skip_special_tokens=skip_special_tokens)
+        if not skip_special_tokens:
+            return TextDecoder(decode, frozenset(), context)
+        return TextDecoder(decode, self._special_ids, context, shown)
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is no text, such as the end-of-text token."""

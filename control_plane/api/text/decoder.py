@@ -1,6 +1,7 @@
 """Turns the tokens of an answer into text while they are generated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """The text of an unfinished character."""
@@ -22,9 +23,14 @@ class TextDecoder:
         decode: Callable[[list[int]], str],
         special_ids: frozenset[int] = frozenset(),
         context: Sequence[int] = (),
+        shown: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        """`decode` gives the text of tokens; `special_ids` have none. The answer continues `context`."""
+        """`decode` gives the text of tokens; `special_ids` have none, except those `shown`.
+
+        The answer continues `context`.
+        """
         self._decode = decode
+        self._shown = shown
         self._special_ids = special_ids
         self._token_ids = [token_id for token_id in context[-_CONTEXT_TOKENS:] if token_id not in special_ids]
         if self._decode(self._token_ids).endswith(_REPLACEMENT):
@@ -34,6 +40,10 @@ class TextDecoder:
 
     def add(self, token_id: int) -> str:
         """Add a token; returns the text that it completes."""
+        if token_id in self._shown:
+            text = self.finish() + self._shown[token_id]
+            self._token_ids, self._known = [], 0
+            return text
         if token_id in self._special_ids:
             return ""
         self._token_ids.append(token_id)
