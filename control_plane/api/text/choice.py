@@ -61,6 +61,8 @@ class Piece:
     reasoning: str = ""
     """Text between the model's thinking marks, which is not part of `text`."""
     tool_calls: tuple[ToolCallPart, ...] = ()
+    stop_string: str = ""
+    """In the last piece, the stop string that has ended the answer."""
 
 
 class Choice:
@@ -109,7 +111,7 @@ class Choice:
             emitted += self._stop.finish()
         reason = FinishReason.STOP if self.stopped else generated.finish_reason
         token_ids = () if generated.token_id is None else (generated.token_id,)
-        return Piece(echo + emitted, tuple(entries), reason, token_ids)
+        return Piece(echo + emitted, tuple(entries), reason, token_ids, stop_string=self._stop.found)
 
     def _prompt_entries(self) -> Iterator[TokenEntry]:
         """The entries of an echoed prompt's tokens, if the request asks for them."""

@@ -14,8 +14,13 @@ class StopStrings:
         self._stops = tuple(stops)
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
-        self.stopped = False
-        """Whether a stop string was found. The text ends there."""
+        self.found = ""
+        """The stop string that was found; "" if there was none. The text ends there."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return bool(self.found)
 
     def add(self, text: str) -> tuple[str, bool]:
         """Add text; returns (the text that can no longer be part of a stop string, whether one was found)."""
@@ -37,8 +42,8 @@ class StopStrings:
         return emitted
 
     def _cut(self, place: int) -> str:
+        self.found = next(stop for stop in self._stops if self._held.startswith(stop, place))
         emitted, self._held = self._held[:place], ""
-        self.stopped = True
         return emitted
 
     def _first_stop(self) -> int | None:
