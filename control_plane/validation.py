@@ -140,7 +140,10 @@ def _inner(kind: Any, part: str) -> Any:
         elif isinstance(bare, type) and hasattr(bare, "__annotations__"):
             renamed = getattr(bare, "__struct_encode_fields__", ())
             names = dict(zip(renamed, getattr(bare, "__struct_fields__", ()), strict=True))
-            return get_type_hints(bare, include_extras=True).get(names.get(part, part))
+            hints = get_type_hints(bare, include_extras=True)
+            # Of a union's types, one that has the field.
+            if (name := names.get(part, part)) in hints:
+                return hints[name]
         elif isinstance(get_origin(bare), type) and issubclass(get_origin(bare), Mapping):
             return arguments[1]
     return None
