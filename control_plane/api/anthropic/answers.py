@@ -21,11 +21,12 @@ _STOP_REASONS = {
     FinishReason.TOOL_CALLS: "tool_use",
 }
 _DELTAS = {
-    "text": ("text_delta", "text"),
-    "reasoning": ("thinking_delta", "thinking"),
-    "tool_call": ("input_json_delta", "partial_json"),
+    "text": '"text_delta","text"',
+    "reasoning": '"thinking_delta","thinking"',
+    "tool_call": '"input_json_delta","partial_json"',
 }
 """A delta's type, and the name of its text, by the kind of the block."""
+_GREW = 'event: content_block_delta\ndata: {"type":"content_block_delta","index":'
 
 
 class MessageFormat:
@@ -107,8 +108,9 @@ def _call(block: Block, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _change(change: Change, block: Block, text: str) -> bytes:
     if change == Change.GREW:
-        kind, name = _DELTAS[block.kind]
-        return event("content_block_delta", index=block.index, delta={"type": kind, name: text})
+        # One per token, so it is not made of dictionaries.
+        head = f'{_GREW}{block.index},"delta":{{"type":{_DELTAS[block.kind]}:'
+        return f"{head}{to_json(text)}}}}}\n\n".encode()
     if change == Change.CLOSED:
         return event("content_block_stop", index=block.index)
     begun = _call(block, {}) if block.kind == "tool_call" else _whole_block(block)

@@ -34,6 +34,8 @@ class ResponseFormat:
         self._answer = head
         self._blocks = Blocks()
         self._num_events = 0
+        self._delta = ""
+        """The beginning of an event that adds to the open block, up to its number."""
 
     def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> dict[str, Any]:
         """See `AnswerFormat`."""
@@ -49,8 +51,7 @@ class ResponseFormat:
 
     def piece(self, index: int, piece: Piece, usage: Usage) -> bytes:
         """See `AnswerFormat`."""
-        steps = {Change.OPENED: self._opened, Change.GREW: self._grown, Change.CLOSED: self._closed}
-        return b"".join(steps[change](block, text) for change, block, text in self._blocks.add(piece))
+        return b"".join(self._change(*event) for event in self._blocks.add(piece))
 
     def end(self, usage: Usage) -> bytes:
         """See `AnswerFormat`."""
@@ -63,19 +64,23 @@ class ResponseFormat:
         failure = {"code": _code(KINDS[type(error)].status), "message": message}
         return self._event("response.failed", response=self._response("failed", error=failure))
 
-    def _opened(self, block: Block, _: str) -> bytes:
+    def _change(self, change: Change, block: Block, text: str) -> bytes:
+        if change == Change.GREW:
+            # One per token, so the JSON that they share is encoded once.
+            return f'{self._delta}{self._number()},"delta":{to_json(text)}}}\n\n'.encode()
+        return self._opened(block) if change == Change.OPENED else self._closed(block)
+
+    def _opened(self, block: Block) -> bytes:
+        kind = f"{_DELTAS[block.kind]}.delta"
+        shared = to_json({"type": kind, **self._place(block), **_logprobs(block)})
+        self._delta = f'event: {kind}\ndata: {shared[:-1]},"sequence_number":'
         item = self._item(block, "in_progress")
         added = self._event("response.output_item.added", item=item, output_index=block.index)
         if block.kind == "tool_call":
             return added
         return added + self._event("response.content_part.added", **self._place(block), part=_part(block, ""))
 
-    def _grown(self, block: Block, text: str) -> bytes:
-        return self._event(
-            f"{_DELTAS[block.kind]}.delta", **self._place(block), delta=text, **_logprobs(block)
-        )
-
-    def _closed(self, block: Block, _: str) -> bytes:
+    def _closed(self, block: Block) -> bytes:
         text = block.text
         content = {"arguments": text} if block.kind == "tool_call" else {"text": text, **_logprobs(block)}
         done = self._event(f"{_DELTAS[block.kind]}.done", **self._place(block), **content)
@@ -139,9 +144,13 @@ class ResponseFormat:
         }
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        data = to_json({"type": kind, "sequence_number": self._num_events, **fields})
-        self._num_events += 1
+        data = to_json({"type": kind, "sequence_number": self._number(), **fields})
         return f"event: {kind}\ndata: {data}\n\n".encode()
+
+    def _number(self) -> int:
+        """The number of the next event."""
+        self._num_events += 1
+        return self._num_events - 1
 
 
 def _part(block: Block, text: str) -> dict[str, Any]:
