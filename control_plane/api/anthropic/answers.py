@@ -96,10 +96,9 @@ def _usage_body(usage: Usage) -> dict[str, int]:
 def _whole_block(block: Block) -> dict[str, Any]:
     if block.kind == "reasoning":
         return {"type": "thinking", "thinking": block.text, "signature": ""}
-    # Half a call is no call: it is what the model has written before it reached its limit.
-    if block.kind == "text" or block.arguments is None:
+    if block.kind == "text":
         return {"type": "text", "text": block.text}
-    return _call(block, block.arguments)
+    return _call(block, block.arguments or {})
 
 
 def _call(block: Block, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -44,10 +44,7 @@ class ResponseFormat:
 
     def begin(self, usage: Usage) -> bytes:
         """See `AnswerFormat`."""
-        response = self._response("in_progress")
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
+        return self._opening()
 
     def piece(self, index: int, piece: Piece, usage: Usage) -> bytes:
         """See `AnswerFormat`."""
@@ -62,7 +59,14 @@ class ResponseFormat:
         """See `AnswerFormat`."""
         message = domain_error_body(error, request_id)["error"]["message"]
         failure = {"code": _code(KINDS[type(error)].status), "message": message}
-        return self._event("response.failed", response=self._response("failed", error=failure))
+        # Clients expect no other event to be the first.
+        opening = b"" if self._num_events else self._opening()
+        return opening + self._event("response.failed", response=self._response("failed", error=failure))
+
+    def _opening(self) -> bytes:
+        response = self._response("in_progress")
+        created = self._event("response.created", response=response)
+        return created + self._event("response.in_progress", response=response)
 
     def _change(self, change: Change, block: Block, text: str) -> bytes:
         if change == Change.GREW:
@@ -164,7 +168,8 @@ def _logprobs(block: Block) -> dict[str, Any]:
 
 
 def _status(block: Block) -> str:
-    return "incomplete" if block.cut else "completed"
+    """A stream cannot take back half a call that it has begun."""
+    return "incomplete" if block.cut or block.is_half_call else "completed"
 
 
 def _code(status: int) -> str:

@@ -35,6 +35,11 @@ class Block:
         return "".join(self.parts)
 
     @property
+    def is_half_call(self) -> bool:
+        """Whether this is a call without the whole of its arguments."""
+        return self.kind == "tool_call" and self.arguments is None
+
+    @property
     def arguments(self) -> dict[str, Any] | None:
         """A call's arguments; None while their JSON is not whole."""
         try:
@@ -82,10 +87,13 @@ class Blocks:
             yield from self._close()
 
     def add_all(self, pieces: Iterable[Piece]) -> None:
-        """Add all pieces of an answer."""
+        """Add all pieces of an answer that does not stream. Half a call is text then, and no call."""
         for piece in pieces:
             for _ in self.add(piece):
                 pass
+        for block in self.all:
+            if block.is_half_call:
+                block.kind = "text"
 
     def _grow(
         self,

@@ -102,10 +102,21 @@ def test_calls_of_tools() -> None:
 
 
 def test_an_answer_that_reaches_its_limit_is_incomplete() -> None:
-    body = answer().whole([[*TEXT, *CALLS[:2], CUT]], USAGE)
+    body = answer().whole([[*TEXT, CUT]], USAGE)
     strictly(Response, body)
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
-    assert output_of(body) == [("message", "completed"), ("function_call", "incomplete")]
+    assert output_of(body) == [("message", "incomplete")]
+
+
+@pytest.mark.parametrize(("last", "status"), [(END, "completed"), (CUT, "incomplete")])
+def test_half_a_call_is_text_and_a_stream_that_has_begun_it_says_so(last: Piece, status: str) -> None:
+    pieces = [*CALLS[:2], last]
+    body = answer().whole([pieces], USAGE)
+    strictly(Response, body)
+    assert (body["status"], output_of(body)) == (status, [("message", status)])
+    assert body["output"][0]["content"][0]["text"] == '{"place": '
+    response = events(streamed(answer(), pieces))[-1]["response"]
+    assert (response["status"], output_of(response)) == (status, [("function_call", "incomplete")])
 
 
 @pytest.mark.parametrize("last", [END, CUT])
@@ -170,6 +181,13 @@ def test_a_stream_that_fails() -> None:
     assert last.response.error is not None
     assert (last.response.error.code, last.response.error.message) == ("server_error", "late")
     strictly(type(last), events(data)[-1])
+
+
+def test_a_stream_that_fails_before_its_first_event() -> None:
+    data = answer().error(RequestTimeout("late"), "id-5")
+    with client(data).responses.stream(model="tiny", input="a") as stream:
+        found = [event.type for event in stream]
+    assert found == ["response.created", "response.in_progress", "response.failed"]
 
 
 def test_an_error_of_the_server_s_reveals_nothing() -> None:
