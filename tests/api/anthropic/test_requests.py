@@ -103,7 +103,8 @@ def test_the_choice_of_a_tool(choice: Any, wanted: tuple[str, bool]) -> None:
 
 
 def test_no_tools_are_called() -> None:
-    for body in ({"tools": [LOOK], "tool_choice": {"type": "none"}}, {"tools": []}, {}):
+    bodies: list[Any] = [{"tools": [LOOK], "tool_choice": {"type": "none"}}, {"tools": []}, {}]
+    for body in bodies:
         request = parsed(**body)
         assert (request.tool_use, chat_of(request).tools) == (None, None)
 
@@ -214,6 +215,7 @@ def test_refusals(body: dict[str, Any], param: str, text: str) -> None:
 def test_another_model_and_what_is_no_object() -> None:
     with pytest.raises(UnknownModel):
         parsed(model="claude-sonnet-4-5")
-    for body in ([], "a", None):
+    others: list[Any] = [[], "a", None]
+    for body in others:
         with pytest.raises(BadRequest, match="JSON object"):
             parse_message(body, "tiny")

@@ -271,7 +271,8 @@ def test_refusals(body: dict[str, Any], param: str, text: str) -> None:
 
 def test_another_model_and_what_is_no_object() -> None:
     assert isinstance(refusal(model="gpt-5"), UnknownModel)
-    for body in ([], "a", None):
+    bodies: list[Any] = [[], "a", None]
+    for body in bodies:
         with pytest.raises(BadRequest, match="JSON object"):
             parse_response(body, "tiny")
 
