@@ -97,9 +97,17 @@ def _invalid(message: str, kind: type) -> Invalid:
         return Invalid(path, f"must be {description}")
     if choice := _CHOICE.fullmatch(text):
         literals = [bare for bare in _bare(declared) if get_origin(bare) is Literal]
-        choices = ", ".join(repr(value) for literal in literals for value in get_args(literal))
+        values = [value for literal in literals for value in get_args(literal)] or _tags(kind, path)
+        choices = ", ".join(map(repr, values))
         return Invalid(path, f"{choice[1][:MAX_QUOTED]} is not supported, only {choices}")
     return Invalid(path, _plain(text))
+
+
+def _tags(kind: Any, path: str) -> list[object]:
+    """The values of the field at `path` that tell apart the types of a union."""
+    parent, _, field = path.rpartition(".")
+    configs = [getattr(bare, "__struct_config__", None) for bare in _bare(_declared(kind, parent)[0])]
+    return [config.tag for config in configs if config is not None and config.tag_field == field]
 
 
 def _plain(text: str) -> str:
@@ -132,7 +140,10 @@ def _inner(kind: Any, part: str) -> Any:
         elif isinstance(bare, type) and hasattr(bare, "__annotations__"):
             renamed = getattr(bare, "__struct_encode_fields__", ())
             names = dict(zip(renamed, getattr(bare, "__struct_fields__", ()), strict=True))
-            return get_type_hints(bare, include_extras=True).get(names.get(part, part))
+            hints = get_type_hints(bare, include_extras=True)
+            # Of a union's types, one that has the field.
+            if (name := names.get(part, part)) in hints:
+                return hints[name]
         elif isinstance(get_origin(bare), type) and issubclass(get_origin(bare), Mapping):
             return arguments[1]
     return None

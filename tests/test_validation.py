@@ -15,6 +15,14 @@ class Part(Struct):
 OnePart = Annotated[Part, Meta(description="an object")]
 
 
+class Cat(Struct, tag="cat", tag_field="is"):
+    lives: int
+
+
+class Dog(Struct, tag="dog", tag_field="is"):
+    bones: list[OnePart]
+
+
 class Inner(Struct, forbid_unknown_fields=True):
     count: Annotated[int, Meta(ge=1, le=20, description="a whole number from 1 to 20")] | None = None
     plain: Annotated[int, Meta(ge=1)] = 1
@@ -23,6 +31,7 @@ class Inner(Struct, forbid_unknown_fields=True):
     flag: bool = False
     mode: Literal["a", "b"] = "a"
     parts: Annotated[str | list[OnePart], Meta(description="a text or parts")] = ""
+    pets: list[Cat | Dog] = []
     by_layer: dict[int, list[int]] = {}
 
     def __post_init__(self) -> None:
@@ -64,6 +73,16 @@ def test_valid_data_is_returned() -> None:
             {"number": 1, "inner": {"parts": [{"kind": "b"}]}},
             "inner.parts[0].kind",
             "'b' is not supported, only 'a'",
+        ),
+        (
+            {"number": 1, "inner": {"pets": [{"is": "cow"}]}},
+            "inner.pets[0].is",
+            "'cow' is not supported, only 'cat', 'dog'",
+        ),
+        (
+            {"number": 1, "inner": {"pets": [{"is": "dog", "bones": [5]}]}},
+            "inner.pets[0].bones[0]",
+            "must be an object",
         ),
         ({"number": 1, "inner": {"mode": "\ud83d"}}, "", "is not Unicode: it has half of a surrogate pair"),
         ({"number": 1, "inner": {"either": "bad"}}, "inner", "either: is bad"),

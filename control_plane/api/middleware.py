@@ -1,14 +1,17 @@
-"""Gives every request an id and a clock, and turns errors into OpenAI's JSON."""
+"""Gives every request an id and a clock, and turns errors into JSON in the form of the request's API."""
 
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from aiohttp import web
 
 from control_plane.api.active_request import RequestTiming
-from control_plane.api.openai.errors import INTERNAL, KINDS, error_response, with_reference
+from control_plane.api.anthropic import errors as anthropic
+from control_plane.api.openai.errors import INTERNAL, KINDS, domain_error_body, with_reference
+from control_plane.api.openai.headers import error_headers
 from control_plane.errors import BadRequest, FaaSMoEError
 from control_plane.http import error_body, error_type
 from control_plane.tenancy.tenants import Tenant
@@ -43,7 +46,7 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
     except web.HTTPException as error:
         headers = {name: value for name, value in error.headers.items() if name in ("Allow", "Retry-After")}
         body = error_body(error.reason, error_type(error.status))
-        response = web.json_response(body, status=error.status, headers=headers)
+        response = _error_response(request, body, error.status, headers)
     except ConnectionResetError:
         # The client has disconnected: there is nobody to answer.
         raise
@@ -51,14 +54,25 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
         # A fault in one request must not end the server.
         logger.exception("a request failed", extra=_logged(request))
         text = with_reference(INTERNAL.text, request[REQUEST_ID])
-        response = web.json_response(error_body(text, INTERNAL.type), status=INTERNAL.status)
+        response = _error_response(request, error_body(text, INTERNAL.type), INTERNAL.status, {})
     return response
 
 
 def refusal(request: web.Request, error: FaaSMoEError) -> web.Response:
     """Log a domain error, and build its response."""
     log_error(request, error)
-    return error_response(error, request[REQUEST_ID])
+    body = domain_error_body(error, request[REQUEST_ID])
+    return _error_response(request, body, KINDS[type(error)].status, error_headers(error))
+
+
+def _error_response(
+    request: web.Request, body: dict[str, Any], status: int, headers: Mapping[str, str]
+) -> web.Response:
+    """The response for an error's body in OpenAI's form, which it keeps unless the path is Anthropic's."""
+    if request.path.startswith(anthropic.PATH):
+        body = anthropic.error_body(status, body["error"]["message"], request[REQUEST_ID])
+        status = anthropic.error_status(status)
+    return web.json_response(body, status=status, headers=headers)
 
 
 def log_error(request: web.Request, error: FaaSMoEError) -> None:

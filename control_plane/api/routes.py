@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from control_plane.api.active_request import Caller
+from control_plane.api.anthropic.answers import MessageFormat
+from control_plane.api.anthropic.requests import parse_count, parse_message
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
 from control_plane.api.middleware import REQUEST_ID, TENANT, TIMING, log_error, request_middleware
@@ -20,12 +22,14 @@ from control_plane.api.openai.answers import CompletionFormat, detokenize_body, 
 from control_plane.api.openai.errors import KINDS
 from control_plane.api.openai.headers import rate_limit_headers
 from control_plane.api.openai.wire import decode_json
+from control_plane.api.responses.answers import ResponseFormat
+from control_plane.api.responses.requests import parse_response
 from control_plane.api.sending import event_stream, send_part, send_whole
 from control_plane.api.service import CompletionService
 from control_plane.api.text.answer_format import AnswerFormat, AnswerHead
 from control_plane.api.text.choice import Piece
 from control_plane.api.text.request import GenerationRequest
-from control_plane.errors import FaaSMoEError, ShuttingDown, TenancyError, UnknownModel
+from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, TenancyError, UnknownModel
 from control_plane.observability.metrics import CONTENT_TYPE, Metrics
 from control_plane.observability.status import StatusReporter, without_addresses
 
@@ -35,9 +39,10 @@ LARGE_BODY_BYTES = 64 << 10
 BODY_SECONDS = 30.0
 """The longest that a request's body may take to arrive."""
 
-Parser = Callable[[Any, str], GenerationRequest]
+Asked = TypeVar("Asked", bound=GenerationRequest)
+Parser = Callable[[Any, str], Asked]
 """Reads a decoded body for the served model of that name."""
-Formatter = Callable[[GenerationRequest, AnswerHead], AnswerFormat]
+Formatter = Callable[[Asked, AnswerHead], AnswerFormat]
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,10 @@ class Api:
             [
                 web.post("/v1/chat/completions", self.chat_completions),
                 web.post("/v1/completions", self.completions),
+                web.post("/v1/responses", self.responses),
+                web.post("/v1/messages", self.messages),
+                web.post("/v1/messages/count_tokens", self.count_tokens),
+                web.post("/v1/embeddings", self.embeddings),
                 web.get("/v1/models", self.models),
                 web.get("/v1/models/{model}", self.model_card),
                 web.post("/tokenize", self.tokenize),
@@ -82,6 +91,26 @@ class Api:
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/completions: continue a text."""
         return await self._generate(request, requests.parse_completion, CompletionFormat)
+
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/responses: answer in the form of OpenAI's Responses API."""
+        return await self._generate(request, parse_response, ResponseFormat)
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/messages: answer in the form of Anthropic's API."""
+        return await self._generate(request, parse_message, MessageFormat)
+
+    async def count_tokens(self, request: web.Request) -> web.Response:
+        """POST /v1/messages/count_tokens: the number of a chat's tokens, as in Anthropic's API."""
+        name = await self._authenticate(request)
+        with self.drain.request(name):
+            token_ids = await self.service.encode(parse_count(await _read_json(request), self.model), name)
+        return web.json_response({"input_tokens": len(token_ids)})
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        """POST /v1/embeddings: refused."""
+        await self._authenticate(request)
+        raise BadRequest(f"model: {self.model!r} generates text, and makes no embeddings", "model")
 
     async def models(self, request: web.Request) -> web.Response:
         """GET /v1/models: list the served model."""
@@ -148,7 +177,7 @@ class Api:
         return tenant.name
 
     async def _generate(
-        self, request: web.Request, parse: Parser, formatter: Formatter
+        self, request: web.Request, parse: Parser[Asked], formatter: Formatter[Asked]
     ) -> web.StreamResponse:
         name = await self._authenticate(request)
         with self.drain.request(name):

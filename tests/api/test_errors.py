@@ -267,7 +267,7 @@ def test_a_body_that_is_too_large(api: ApiClient) -> None:
         ("GET", "/v1/models/gpt-4", 404),
         ("GET", "/v1/models/a%0Ab", 404),
         ("GET", "/v1/engines", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/audio/speech", 404),
         ("GET", COMPLETION, 405),
         ("POST", "/status", 405),
     ],

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
+import anthropic
 import openai
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
@@ -223,4 +224,11 @@ def openai_client(api: ApiClient, key: str, retries: int = 0) -> openai.OpenAI:
     """OpenAI's client for the same control plane."""
     return openai.OpenAI(
         base_url=str(api.url / "v1"), api_key=key, max_retries=retries, timeout=TIMEOUT_SECONDS
+    )
+
+
+def anthropic_client(api: ApiClient, key: str) -> anthropic.Anthropic:
+    """Anthropic's client for the same control plane."""
+    return anthropic.Anthropic(
+        base_url=str(api.url), auth_token=key, api_key=None, max_retries=0, timeout=TIMEOUT_SECONDS
     )

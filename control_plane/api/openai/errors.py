@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from aiohttp import web
-
 from control_plane import errors
-from control_plane.api.openai.headers import error_headers
 from control_plane.http import error_body, error_type
 
 
@@ -78,10 +75,3 @@ def domain_error_body(error: errors.FaaSMoEError, request_id: str) -> dict[str, 
 def with_reference(text: str, request_id: str) -> str:
     """The text of an error whose reason is in the log."""
     return f"{text}; the server's log has the reason, by the request id {request_id}"
-
-
-def error_response(error: errors.FaaSMoEError, request_id: str) -> web.Response:
-    """The response to a request that raised a domain error."""
-    status = KINDS[type(error)].status
-    body = domain_error_body(error, request_id)
-    return web.json_response(body, status=status, headers=error_headers(error))

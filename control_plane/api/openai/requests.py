@@ -25,7 +25,7 @@ _TEMPLATE_ROLES = {"developer": "system"}
 
 def parse_chat(body: object, model: str) -> GenerationRequest:
     """Read the body of /v1/chat/completions."""
-    chat = _read(body, wire.ChatBody, model)
+    chat = read_for_model(body, wire.ChatBody, model)
     if chat.top_logprobs and not chat.logprobs:
         raise field_error("top_logprobs", "is only for a request with logprobs true")
     return _request(
@@ -38,7 +38,7 @@ def parse_chat(body: object, model: str) -> GenerationRequest:
 
 def parse_completion(body: object, model: str) -> GenerationRequest:
     """Read the body of /v1/completions."""
-    completion = _read(body, wire.CompletionBody, model)
+    completion = read_for_model(body, wire.CompletionBody, model)
     logprobs = completion.logprobs
     if logprobs is True:
         raise field_error("logprobs", "must be a whole number from 0 to 20")
@@ -57,7 +57,7 @@ def parse_completion(body: object, model: str) -> GenerationRequest:
 
 def parse_tokenize(body: object, model: str) -> TokenizeRequest:
     """Read the body of /tokenize: a prompt that is a string, or messages."""
-    tokenize = _read(body, wire.TokenizeBody, model)
+    tokenize = read_for_model(body, wire.TokenizeBody, model)
     if tokenize.prompt is not None and tokenize.messages is None:
         return TokenizeRequest(tokenize.prompt, tokenize.add_special_tokens is not False)
     if tokenize.prompt is not None or tokenize.messages is None:
@@ -69,11 +69,11 @@ def parse_tokenize(body: object, model: str) -> TokenizeRequest:
 
 def parse_detokenize(body: object, model: str) -> list[int]:
     """Read the body of /detokenize: token ids."""
-    return _read(body, wire.DetokenizeBody, model).tokens
+    return read_for_model(body, wire.DetokenizeBody, model).tokens
 
 
-def _read(body: object, kind: type[AnyBody], model: str) -> AnyBody:
-    """Raises `UnknownModel` for a body that names another model."""
+def read_for_model(body: object, kind: type[AnyBody], model: str) -> AnyBody:
+    """Convert a decoded body. Raises `BadRequest`, and `UnknownModel` for one that names another model."""
     read = read_body(body, kind)
     if read.model is not None and read.model != model:
         raise UnknownModel(read.model, model)

@@ -17,6 +17,7 @@ MAX_TOKEN_IDS = 1_000_000
 MAX_CHOICES = 128
 """The most answers to all prompts together."""
 _MAX = (1 << 63) - 1
+_LONG_LISTS = ("messages", "input", "system", "tools")
 _UNICODE = r"\A[^\ud800-\udfff]*\Z"
 """Text without half a surrogate pair, which JSON can escape and UTF-8 cannot encode."""
 
@@ -217,8 +218,9 @@ def read_body(body: object, kind: type[AnyBody]) -> AnyBody:
         unknown = error.problem == UNKNOWN_FIELD
         problem = "this field is not supported" if unknown else error.problem
         path = error.path[:MAX_QUOTED]
-        # The text names the place in a chat; elsewhere the field is enough.
-        raise field_error(path if path.startswith("messages") else path.partition("[")[0], problem) from error
+        # The text names the place in long lists; elsewhere the field is enough.
+        place = path if path.startswith(_LONG_LISTS) else path.partition("[")[0]
+        raise field_error(place, problem) from error
 
 
 def field_error(path: str, problem: str) -> BadRequest:

@@ -54,6 +54,9 @@ class AnswerFormat(Protocol):
         """What a stream ends with instead, if it fails."""
 
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+
+
 def to_json(value: Any) -> str:
     """Compact JSON. ASCII only: some clients take U+2028 and the like for the end of a line."""
-    return json.dumps(value, separators=(",", ":"))
+    return _COMPACT.encode(value)

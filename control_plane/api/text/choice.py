@@ -1,7 +1,7 @@
 """One answer while it is generated: its text, the log-probabilities of its tokens, and its end."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from control_plane.api.text.codec import TextCodec
@@ -75,6 +75,8 @@ class Piece:
     tool_calls: tuple[ToolCallPart, ...] = ()
     broken_calls: tuple[BrokenCall, ...] = ()
     """A stream cannot take parts of calls back; a whole answer has the text instead: see `Message`."""
+    stop_string: str = ""
+    """In the last piece, the stop string that has ended the answer."""
 
 
 class AnswerSplitter(Protocol):
@@ -155,18 +157,23 @@ class Choice:
         if reason is FinishReason.STOP and self._splitter and self._splitter.called:
             reason = FinishReason.TOOL_CALLS
         token_ids = () if generated.token_id is None else (generated.token_id,)
-        return Piece(
-            echo + split.text,
-            tuple(entries),
-            reason,
-            token_ids,
-            split.reasoning,
-            split.tool_calls,
-            split.broken_calls,
+        return replace(
+            split,
+            text=echo + split.text,
+            logprobs=tuple(entries),
+            finish_reason=reason,
+            token_ids=token_ids,
+            stop_string=self._stop_string(generated),
         )
 
     def _split(self, text: str, last: bool) -> Piece:
         return Piece(text) if self._splitter is None else self._splitter.split(text, last)
+
+    def _stop_string(self, generated: Generated) -> str:
+        """The stop string that has ended the answer; "" if there is none."""
+        if generated.finish_reason is FinishReason.STOP and generated.token_id is not None:
+            return self._stop.found or self._name_of_stop(generated.token_id)
+        return self._stop.found
 
     def _texts(self, generated: Generated) -> tuple[str, str]:
         """The text that a step adds, and what of it the client may see: not that of a token that ends it."""

@@ -18,8 +18,13 @@ class StopStrings:
         self._held = ""
         self._immune = 0
         """Characters of the held text within which no stop string counts."""
-        self.stopped = False
-        """Whether a stop string was found. The text ends there."""
+        self.found = ""
+        """The stop string that was found; "" if there was none. The text ends there."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return bool(self.found)
 
     def add(self, text: str, may_end: bool = True) -> tuple[str, bool]:
         """Add text; returns (the text that can no longer be part of a stop string, whether one was found).
@@ -47,8 +52,8 @@ class StopStrings:
         return emitted
 
     def _cut(self, start: int, end: int) -> str:
+        self.found = self._held[start:end]
         emitted, self._held = self._held[: end if self._include else start], ""
-        self.stopped = True
         return emitted
 
     def _first_stop(self) -> tuple[int, int] | None:

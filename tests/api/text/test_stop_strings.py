@@ -85,3 +85,9 @@ def test_text_held_back_is_released_at_the_end() -> None:
     matcher = StopStrings(["END"])
     assert matcher.add("the EN") == ("the ", False)
     assert (matcher.finish(), matcher.stopped) == ("EN", False)
+
+
+def test_the_stop_string_that_was_found_is_known() -> None:
+    matcher = StopStrings(["never", "END"])
+    assert (matcher.add("the EN"), matcher.found) == (("the ", False), "")
+    assert (matcher.add("D"), matcher.found) == (("", True), "END")

@@ -1,0 +1,131 @@
+"""Turns the bodies of /v1/messages into requests for the engine.
+
+Every parser takes a decoded JSON body and the name of the served model, and raises `BadRequest`, whose
+`param` is the field at fault.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from control_plane.api.anthropic import wire
+from control_plane.api.openai.requests import read_for_model
+from control_plane.api.openai.wire import field_error
+from control_plane.api.text.chats import ChatBuilder, function_tool, tool_call, tool_use
+from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
+
+
+def parse_message(body: object, model: str) -> GenerationRequest:
+    """Read the body of /v1/messages."""
+    asked = read_for_model(body, wire.MessageBody, model)
+    tools = _tools(asked)
+    form = asked.output_config.format
+    return GenerationRequest(
+        prompts=(_chat(asked, tools),),
+        max_tokens=asked.max_tokens,
+        n=1,
+        stop=tuple(asked.stop_sequences),
+        sampling=Sampling(
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=None if asked.top_k is None else max(asked.top_k, 0),
+        ),
+        seed=None,
+        ignore_eos=False,
+        logprobs=None,
+        echo=False,
+        stream=asked.stream,
+        include_usage=True,
+        continuous_usage=False,
+        return_token_ids=False,
+        # Not `metadata.user_id`: agents send there what identifies a session, and it would name a tenant.
+        user=None,
+        structure=None if form is None else Structure("json_schema", form.schema),
+        tool_use=_tool_use(asked, tools),
+    )
+
+
+def parse_count(body: object, model: str) -> Chat:
+    """Read the body of /v1/messages/count_tokens."""
+    asked = read_for_model(body, wire.CountBody, model)
+    return _chat(asked, _tools(asked))
+
+
+def _chat(asked: wire.CountBody, tools: list[dict[str, Any]]) -> Chat:
+    chat = ChatBuilder()
+    if system := _text(asked.system):
+        chat.add("system", system)
+    for message in asked.messages:
+        _add(chat, message)
+    messages = chat.messages()
+    if not any(message["role"] != "system" for message in messages):
+        raise field_error("messages", "there is nothing to answer")
+    # The answer continues a last message of the assistant's: "prefill".
+    continued = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
+    return Chat(
+        messages,
+        tools=tools or None,
+        template_variables=_template_variables(asked),
+        add_generation_prompt=not continued,
+        continue_final_message=continued,
+    )
+
+
+def _add(chat: ChatBuilder, message: wire.Message) -> None:
+    """Add a message's blocks. Results of tools are messages of their own."""
+    if isinstance(message.content, str):
+        chat.add(message.role, message.content)
+        return
+    text: list[str] = []
+
+    def add_text() -> None:
+        if text:
+            chat.add(message.role, "".join(text))
+            text.clear()
+
+    for block in message.content:
+        match block:
+            case wire.TextBlock():
+                text.append(block.text)
+            case wire.ThinkingBlock():
+                add_text()
+                chat.add_reasoning(block.thinking)
+            case wire.ToolUseBlock():
+                add_text()
+                chat.add_call(tool_call(block.id, block.name, block.input))
+            case wire.ToolResultBlock():
+                add_text()
+                chat.add("tool", _text(block.content), tool_call_id=block.tool_use_id)
+    add_text()
+
+
+def _text(content: str | Sequence[wire.TextBlock]) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(block.text for block in content)
+
+
+def _template_variables(asked: wire.CountBody) -> dict[str, Any]:
+    variables: dict[str, Any] = {}
+    if asked.thinking is not None:
+        variables["enable_thinking"] = asked.thinking.type != "disabled"
+    if asked.output_config.effort is not None:
+        variables["reasoning_effort"] = asked.output_config.effort
+    return variables
+
+
+def _tools(asked: wire.CountBody) -> list[dict[str, Any]]:
+    return [
+        function_tool(tool.name, tool.description, tool.input_schema)
+        for tool in asked.tools
+        if tool.type in (None, "custom") and asked.tool_choice.type != "none"
+    ]
+
+
+def _tool_use(asked: wire.CountBody, tools: list[dict[str, Any]]) -> ToolUse | None:
+    choice = asked.tool_choice
+    named = choice.type == "tool"
+    wanted = choice.name if named else "required" if choice.type == "any" else "auto"
+    try:
+        return tool_use(tools, wanted, not choice.disable_parallel_tool_use, named)
+    except ValueError as error:
+        raise field_error("tool_choice", str(error)) from error

@@ -1,0 +1,188 @@
+"""Turns the body of /v1/responses into a request for the engine."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from control_plane.api.openai.requests import read_for_model
+from control_plane.api.openai.wire import field_error
+from control_plane.api.responses import wire
+from control_plane.api.text.chats import ChatBuilder, function_tool, json_arguments, tool_call, tool_use
+from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
+
+_TEMPLATE_ROLES = {"developer": "system"}
+"""Roles that chat templates know by another name."""
+_STATELESS = "this server stores no responses: send the whole input"
+
+
+@dataclass(frozen=True)
+class ResponseRequest(GenerationRequest):
+    """A request of the Responses API."""
+
+    repeated: dict[str, Any] = field(default_factory=dict)
+    """What the answer repeats of the request, as JSON."""
+
+
+def parse_response(body: object, model: str) -> ResponseRequest:
+    """Read a decoded body for the served model of that name.
+
+    Raises `BadRequest`, whose `param` is the field at fault.
+    """
+    asked = read_for_model(_normal(body), wire.ResponseBody, model)
+    if asked.previous_response_id is not None:
+        raise field_error("previous_response_id", _STATELESS)
+    functions = [tool for tool in asked.tools if tool.type == "function"]
+    callable_tools = _callable_tools(functions, asked.tool_choice)
+    chat = Chat(
+        _messages(asked),
+        tools=callable_tools or None,
+        template_variables=_template_variables(asked.reasoning),
+    )
+    return ResponseRequest(
+        prompts=(chat,),
+        max_tokens=asked.max_output_tokens,
+        n=1,
+        stop=(),
+        sampling=Sampling(temperature=asked.temperature, top_p=asked.top_p),
+        seed=None,
+        ignore_eos=False,
+        logprobs=None,
+        echo=False,
+        stream=asked.stream,
+        include_usage=True,
+        continuous_usage=False,
+        return_token_ids=False,
+        user=asked.user,
+        structure=_structure(asked.text.format),
+        tool_use=_tool_use(callable_tools, asked),
+        repeated=_repeated(asked, functions),
+    )
+
+
+def _normal(body: object) -> object:
+    """Write down what an item leaves to be understood, and leave out what is null."""
+    if not isinstance(body, dict):
+        return body
+    fields = dict(body)
+    for name in ("reasoning", "text"):
+        fields[name] = _without_nulls(fields.get(name))
+    if isinstance(items := fields.get("input"), list):
+        fields["input"] = [_normal_item(item) for item in items]
+    return fields
+
+
+def _normal_item(item: object) -> object:
+    item = _without_nulls(item)
+    return {"type": "message", **item} if isinstance(item, dict) and "role" in item else item
+
+
+def _without_nulls(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {name: each for name, each in value.items() if each is not None}
+
+
+def _messages(asked: wire.ResponseBody) -> list[dict[str, Any]]:
+    chat = ChatBuilder()
+    if asked.instructions:
+        chat.add("system", asked.instructions)
+    if isinstance(asked.input, str):
+        chat.add("user", asked.input)
+        return chat.messages()
+    for place, item in enumerate(asked.input):
+        _add(chat, item, f"input[{place}]")
+    if not (messages := chat.messages()):
+        raise field_error("input", "has no message")
+    return messages
+
+
+def _add(chat: ChatBuilder, item: wire.Item, path: str) -> None:
+    match item:
+        case wire.MessageItem():
+            chat.add(_TEMPLATE_ROLES.get(item.role, item.role), _text(item.content))
+        case wire.ReasoningItem():
+            parts = item.content or item.summary
+            chat.add_reasoning("".join(part.text for part in parts))
+        case wire.FunctionCall():
+            try:
+                chat.add_call(tool_call(item.call_id, item.name, json_arguments(item.arguments)))
+            except ValueError as error:
+                raise field_error(f"{path}.arguments", str(error)) from error
+        case wire.FunctionCallOutput():
+            chat.add("tool", _text(item.output), tool_call_id=item.call_id)
+        case wire.ItemReference():
+            raise field_error(path, _STATELESS)
+
+
+def _text(content: wire.Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.refusal if isinstance(part, wire.Refusal) else part.text for part in content)
+
+
+def _template_variables(reasoning: wire.Reasoning) -> dict[str, Any]:
+    if reasoning.effort is None:
+        return {}
+    # Templates of models that can do without thinking ask for this variable.
+    quiet = {"enable_thinking": False} if reasoning.effort == "none" else {}
+    return {"reasoning_effort": reasoning.effort, **quiet}
+
+
+def _callable_tools(functions: list[wire.Tool], choice: str | wire.ToolChoice) -> list[dict[str, Any]]:
+    allowed = None
+    if isinstance(choice, wire.ToolChoice) and choice.type == "allowed_tools":
+        allowed = {tool.name for tool in choice.tools}
+    return [
+        function_tool(tool.name, tool.description, tool.parameters)
+        for tool in functions
+        if choice != "none" and (allowed is None or tool.name in allowed)
+    ]
+
+
+def _tool_use(tools: list[dict[str, Any]], asked: wire.ResponseBody) -> ToolUse | None:
+    choice = asked.tool_choice
+    named = isinstance(choice, wire.ToolChoice) and choice.type == "function"
+    wanted = choice if isinstance(choice, str) else choice.name if named else choice.mode
+    try:
+        return tool_use(tools, wanted, asked.parallel_tool_calls, named)
+    except ValueError as error:
+        raise field_error("tool_choice", str(error)) from error
+
+
+def _structure(form: wire.TextFormat) -> Structure | None:
+    if form.type == "text":
+        return None
+    if form.type == "json_schema":
+        if form.schema is None:
+            raise field_error("text.format.schema", "is missing")
+        return Structure("json_schema", form.schema)
+    return Structure("json_object")
+
+
+def _repeated(asked: wire.ResponseBody, functions: list[wire.Tool]) -> dict[str, Any]:
+    return {
+        "background": False,
+        "instructions": asked.instructions,
+        "max_output_tokens": asked.max_output_tokens,
+        "metadata": asked.metadata,
+        "parallel_tool_calls": asked.parallel_tool_calls,
+        "previous_response_id": None,
+        "reasoning": {"effort": asked.reasoning.effort, "summary": None},
+        "temperature": asked.temperature,
+        "text": {"format": _without_nulls(msgspec.to_builtins(asked.text.format))},
+        "tool_choice": _repeated_choice(asked.tool_choice),
+        "tools": [msgspec.to_builtins(tool) for tool in functions],
+        "top_p": asked.top_p,
+        "truncation": asked.truncation,
+        "user": asked.user,
+    }
+
+
+def _repeated_choice(choice: str | wire.ToolChoice) -> Any:
+    if isinstance(choice, str):
+        return choice
+    if choice.type == "function":
+        return {"type": "function", "name": choice.name}
+    tools = [{"type": tool.type, "name": tool.name} for tool in choice.tools]
+    return {"type": choice.type, "mode": choice.mode, "tools": tools}

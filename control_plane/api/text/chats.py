@@ -1,0 +1,104 @@
+"""Builds chats, as templates read them, from what other APIs send."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from control_plane.api.text.request import ToolUse
+
+Message = dict[str, Any]
+
+
+def function_tool(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A tool as in `Chat.tools`."""
+    function: dict[str, Any] = {"name": name}
+    if description is not None:
+        function["description"] = description
+    return {"type": "function", "function": {**function, "parameters": dict(parameters or _NO_PARAMETERS)}}
+
+
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+
+
+def tool_use(
+    tools: Sequence[Mapping[str, Any]], choice: str, parallel: bool, named: bool = False
+) -> ToolUse | None:
+    """How an answer may call these tools: see `ToolUse`; None without tools.
+
+    `named` says that `choice` is a tool's name. Raises `ValueError` for a choice that the tools do not allow.
+    """
+    if named and choice not in [tool["function"]["name"] for tool in tools]:
+        raise ValueError(f"there is no tool {choice[:80]!r}")
+    if not tools:
+        if choice == "required":
+            raise ValueError("there is no tool to call")
+        return None
+    return ToolUse(tuple(tools), choice, parallel)
+
+
+def tool_call(call_id: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as in a message's `tool_calls`."""
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+
+
+def json_arguments(text: str) -> dict[str, Any]:
+    """The arguments of a call from their JSON. Raises `ValueError`."""
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError("must be the JSON of an object")
+    return arguments
+
+
+class ChatBuilder:
+    """Collects the messages of a chat. What an assistant says and does in a row is one message."""
+
+    def __init__(self) -> None:
+        self._messages: list[Message] = []
+
+    def add(self, role: str, content: str, **fields: Any) -> None:
+        """Add a message. An assistant's joins a message that has only reasoning so far."""
+        if role == "assistant" and self._is_assistant() and self._last.keys() == _ONLY_REASONING:
+            self._last["content"] = content
+        else:
+            self._messages.append({"role": role, "content": content, **fields})
+
+    def add_reasoning(self, text: str) -> None:
+        """Add what the assistant thinks before its next message or call."""
+        if self._is_assistant() and self._last.keys() == _ONLY_REASONING:
+            self._last["reasoning_content"] += text
+        else:
+            self._messages.append({"role": "assistant", "reasoning_content": text})
+
+    def add_call(self, call: dict[str, Any]) -> None:
+        """Add a call of a tool."""
+        if not self._is_assistant():
+            self._messages.append({"role": "assistant"})
+        self._last.setdefault("content", "")
+        self._last.setdefault("tool_calls", []).append(call)
+
+    def messages(self) -> list[Message]:
+        """All messages. Those of the system at the beginning are one: many templates take no more.
+
+        Reasoning without a message or a call after it is left out.
+        """
+        messages = [message for message in self._messages if "content" in message]
+        leading = 0
+        while leading < len(messages) and messages[leading]["role"] == "system":
+            leading += 1
+        if leading > 1:
+            text = "\n\n".join(message["content"] for message in messages[:leading])
+            messages[:leading] = [{"role": "system", "content": text}]
+        return messages
+
+    @property
+    def _last(self) -> Message:
+        return self._messages[-1]
+
+    def _is_assistant(self) -> bool:
+        return bool(self._messages) and self._last["role"] == "assistant"
+
+
+_ONLY_REASONING = {"role", "reasoning_content"}

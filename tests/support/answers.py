@@ -1,0 +1,62 @@
+"""Answers made by hand, for tests of their forms in the APIs."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx2
+from pydantic import BaseModel
+
+from control_plane.api.text.answer_format import AnswerFormat, AnswerHead, Usage
+from control_plane.api.text.choice import Piece, ToolCallPart
+from control_plane.engine.state.sequence import FinishReason
+from control_plane.faas.invocation import ExpertUsage
+
+HEAD = AnswerHead("abc", "tiny", 1_700_000_000, "fp_1")
+USAGE = Usage(5, 3, ExpertUsage(invocations=7))
+
+THINKING = [Piece("", reasoning="a cat", token_ids=(1, 2)), Piece("", reasoning=" sat?", token_ids=(3,))]
+TEXT = [Piece("it "), Piece(""), Piece('"came"\u2028')]
+CALLS = [
+    Piece("", tool_calls=(ToolCallPart(0, "", "call_1", "look"),)),
+    Piece("", tool_calls=(ToolCallPart(0, '{"place": '),)),
+    Piece("", tool_calls=(ToolCallPart(0, '"mat"}'), ToolCallPart(1, "", "call_2", "wait"))),
+]
+END = Piece("", finish_reason=FinishReason.STOP)
+CALLED = Piece("", finish_reason=FinishReason.TOOL_CALLS)
+CUT = Piece("", finish_reason=FinishReason.LENGTH)
+
+
+def streamed(answer: AnswerFormat, pieces: Sequence[Piece]) -> bytes:
+    """The whole stream of an answer."""
+    data = answer.begin(USAGE)
+    for piece in pieces:
+        data += answer.piece(0, piece, USAGE)
+    return data + answer.end(USAGE)
+
+
+def events(data: bytes) -> list[dict[str, Any]]:
+    """The bodies of events, each of which has its type for a name, too."""
+    *events, end = data.decode("ascii").split("\n\n")
+    assert end == ""
+    bodies = []
+    for event in events:
+        name, body = event.split("\n")
+        bodies.append(json.loads(body.removeprefix("data: ")))
+        assert name == f"event: {bodies[-1]['type']}"
+    return bodies
+
+
+def strictly(model: type[BaseModel], body: dict[str, Any]) -> None:
+    """Check that the body has all fields that a client's model needs, and no others."""
+    parsed = model.model_validate_json(json.dumps(body), strict=True)
+    assert parsed.model_dump(exclude_unset=True, mode="json", by_alias=True) == body
+    assert not parsed.model_extra
+
+
+def server_with(answer: bytes, content_type: str) -> httpx2.Client:
+    """A connection to a server that has one answer."""
+    headers = {"Content-Type": content_type}
+    return httpx2.Client(
+        transport=httpx2.MockTransport(lambda _: httpx2.Response(200, content=answer, headers=headers))
+    )
