@@ -75,8 +75,8 @@ class Choice:
         self._sequence = sequence
         self._stop = StopStrings(request.stop)
         prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
-        # A message begins a new text; a completion continues the prompt's.
-        self._decoder = codec.decoder(() if request.is_chat else prompt_ids)
+        # A new message begins a new text; a completion continues the prompt's.
+        self._decoder = codec.decoder(() if request.begins_message else prompt_ids)
         self._echo: str | None = None
         if request.echo:
             prompt = request.prompts[index // request.n]
