@@ -18,6 +18,7 @@ from control_plane.api.drain import Drain
 from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.generation_config import end_tokens, sampling_defaults
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import SamplingDefaults
 from control_plane.api.tools.model_format import ModelFormat
@@ -66,6 +67,8 @@ class _Backend:
     runner: ModelRunner
     engine: Engine
     codec: TextCodec
+    prompts: PromptEncoder
+    defaults: SamplingDefaults
 
 
 @dataclass(frozen=True)
@@ -93,22 +96,25 @@ async def control_plane(
         check_limit(config.memory_budget, memory_limit())
     manifest = Manifest.load(partition)
     check_open_files(len(manifest.blocks))
-    async with _connected(manifest, access, secret) as gateways:
-        backend = await _load(partition, manifest, gateways, config, secret)
-        async with PromptEncoder.running(backend.codec) as prompts, _tenancy(config) as tenancy:
-            # Measured last: the budget has to cover everything that was loaded before.
-            footprint = build_footprint(partition, manifest, backend.runner, prompts.memory_bytes(), config)
-            autoscaler = _autoscaler(backend, footprint, prompts, config)
-            drain = Drain(config.max_queued_per_tenant)
-            api = _api(backend, prompts, tenancy, autoscaler, drain, config)
-            async with (
-                serving(api.app(), config.host, config.port) as url,
-                _started(backend.engine),
-                autoscaler.running(),
-                Failover(manifest, gateways, config.image_prefix, secret).running(),
-                _drained(drain, config.drain_seconds),
-            ):
-                yield url
+    async with (
+        _connected(manifest, access, secret) as gateways,
+        _loaded(partition, manifest, gateways, config, secret) as backend,
+        _tenancy(config) as tenancy,
+    ):
+        # Measured last: the budget has to cover everything that was loaded before.
+        helpers_bytes = backend.prompts.memory_bytes()
+        footprint = build_footprint(partition, manifest, backend.runner, helpers_bytes, config)
+        autoscaler = _autoscaler(backend, footprint, config)
+        drain = Drain(config.max_queued_per_tenant)
+        api = _api(backend, tenancy, autoscaler, drain, config)
+        async with (
+            serving(api.app(), config.host, config.port) as url,
+            _started(backend.engine),
+            autoscaler.running(),
+            Failover(manifest, gateways, config.image_prefix, secret).running(),
+            _drained(drain, config.drain_seconds),
+        ):
+            yield url
 
 
 @asynccontextmanager
@@ -124,21 +130,25 @@ async def _connected(
         yield gateways
 
 
-async def _load(
+@asynccontextmanager
+async def _loaded(
     partition: Path,
     manifest: Manifest,
     gateways: Gateways,
     config: ServeConfig,
     secret: FunctionSecret | None,
-) -> _Backend:
+) -> AsyncIterator[_Backend]:
     """Load the model. It takes seconds, so a thread does it: the embedded gateway may run on this loop."""
     invoker = build_invoker(gateways.address_of, gateways.is_absent, config, secret)
     limits = ResidentLimits()
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, limits, config)
-    engine = build_engine(partition, runner, invoker, config)
     tokenizer = await asyncio.to_thread(load_tokenizer, partition)
     codec = TextCodec(tokenizer, runner.model.config.vocab_size)
-    return _Backend(manifest, gateways, invoker, limits, runner, engine, codec)
+    by_model = config.sampling_defaults == "model"
+    defaults = sampling_defaults(partition) if by_model else SamplingDefaults()
+    async with PromptEncoder.running(codec) as prompts:
+        engine = build_engine(runner, invoker, end_tokens(partition, codec, prompts), config)
+        yield _Backend(manifest, gateways, invoker, limits, runner, engine, codec, prompts, defaults)
 
 
 @asynccontextmanager
@@ -179,9 +189,7 @@ def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> L
     return SharedLimiter(store, *bounds, lease)
 
 
-def _autoscaler(
-    backend: _Backend, footprint: Footprint, prompts: PromptEncoder, config: ServeConfig
-) -> Autoscaler:
+def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) -> Autoscaler:
     own = OwnMemory.measure()
 
     def busy() -> bool:
@@ -194,7 +202,7 @@ def _autoscaler(
         footprint,
         config.memory_budget,
         config.idle_timeout,
-        own_bytes=lambda: own.used() + prompts.memory_bytes(),
+        own_bytes=lambda: own.used() + backend.prompts.memory_bytes(),
         requests_running=busy,
         limits=backend.resident_limits,
         trim_memory=trim_heap,
@@ -204,7 +212,6 @@ def _autoscaler(
 
 def _api(
     backend: _Backend,
-    prompts: PromptEncoder,
     tenancy: _Tenancy,
     autoscaler: Autoscaler,
     drain: Drain,
@@ -218,13 +225,13 @@ def _api(
         engine=engine,
         codec=backend.codec,
         format=ModelFormat.of(backend.codec),
-        prompts=prompts,
+        prompts=backend.prompts,
         limiter=tenancy.limiter,
         ledger=tenancy.ledger,
         metrics=metrics,
         request_timeout=config.request_timeout,
         log_prompts=config.log_prompts,
-        defaults=SamplingDefaults(),
+        defaults=backend.defaults,
         admitted=autoscaler.prompted,
     )
     return Api(

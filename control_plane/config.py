@@ -19,8 +19,10 @@ from control_plane.validation import check_settings, quoted
 from functions.host.sockets import is_loopback
 
 Scheduling = Literal["fair", "fcfs"]
+SamplingSource = Literal["model", "none"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LOG_LEVELS: tuple[str, ...] = get_args(LogLevel)
+SAMPLING_SOURCES: tuple[str, ...] = get_args(SamplingSource)
 
 _MAX_INTEGER = 2**63 - 1
 _MAX_FLOAT = sys.float_info.max  # Excludes infinity.
@@ -91,6 +93,8 @@ class ServeConfig:
     """Seconds before a request is abandoned, including the time that it waits."""
     drain_seconds: _SecondsOrZero = 30.0
     """Seconds that running requests have to finish after the server is asked to stop."""
+    sampling_defaults: Annotated[SamplingSource, Meta(description="one of model, none")] = "model"
+    """What counts where a request does not say how to sample: "model" is its generation_config.json."""
     open: bool = False
     """Whether to serve requests without a key, as the tenant in their `user` field. On loopback only."""
     database: str = ""

@@ -41,8 +41,8 @@ def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(state, "faasmoe")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, so that nobody sees half of it. Only its owner can read it.
+def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace a file in one step, so that nobody sees half of it. By default only its owner can read it.
 
     Raises `OSError`.
     """
@@ -51,6 +51,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
+            os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         os.replace(partial, path)
     except BaseException:

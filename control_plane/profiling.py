@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from control_plane.api.text.codec import TextCodec
+from control_plane.api.text.generation_config import end_tokens
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Chat, Prompt
 from control_plane.app import build_invoker
@@ -50,21 +51,21 @@ async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> P
     `PartitionError`, `GatewayError`, and `ConfigError` for a prompt that cannot run.
     """
     manifest = Manifest.load(partition)
-    async with _engine(partition, manifest) as (runner, engine):
-        codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
-        async with PromptEncoder.running(codec, workers=1) as encoder:
-            sequences = [
-                await _sequence(encoder, engine, prompt, number, max_tokens)
-                for number, prompt in enumerate(prompts, 1)
-            ]
+    async with _engine(partition, manifest) as (runner, encoder, engine):
+        sequences = [
+            await _sequence(encoder, engine, prompt, number, max_tokens)
+            for number, prompt in enumerate(prompts, 1)
+        ]
         recorder = RoutingRecorder(runner.model, manifest.moe_layers, manifest.num_experts)
         await asyncio.gather(*(_answered(engine, each) for each in sequences))
     return Profile(manifest.name, recorder.use, recorder.together)
 
 
 @asynccontextmanager
-async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[ModelRunner, Engine]]:
-    """A running engine, with its functions behind an embedded gateway."""
+async def _engine(
+    partition: Path, manifest: Manifest
+) -> AsyncIterator[tuple[ModelRunner, PromptEncoder, Engine]]:
+    """A running engine and its prompts' encoder, with the functions behind an embedded gateway."""
     config = ServeConfig(prefetch=False)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, IDLE_AFTER) as url:
         async with Gateway.connect(url, None) as gateway:
@@ -74,12 +75,14 @@ async def _engine(partition: Path, manifest: Manifest) -> AsyncIterator[tuple[Mo
         # This gateway is a part of this process: what it does not find is not there.
         invoker = build_invoker(lambda _: address, lambda _: True, config)
         runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
-        engine = build_engine(partition, runner, invoker, config)
-        engine.start()
-        try:
-            yield runner, engine
-        finally:
-            await engine.stop()
+        codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
+        async with PromptEncoder.running(codec, workers=1) as encoder:
+            engine = build_engine(runner, invoker, end_tokens(partition, codec, encoder), config)
+            engine.start()
+            try:
+                yield runner, encoder, engine
+            finally:
+                await engine.stop()
 
 
 async def _sequence(

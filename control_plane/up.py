@@ -10,10 +10,10 @@ from control_plane.app import control_plane
 from control_plane.autoscaling.awake import awake_interval
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
-from control_plane.errors import PartitionError
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateway_access import GatewayAccess, random_function_secret
 from control_plane.gateway import embedded_gateway
+from control_plane.partition.companions import update_companions
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from functions.contract.manifest import MANIFEST_FILE
@@ -45,22 +45,15 @@ async def running(
 def partition_of(model: Path, say: Callable[[str], object]) -> Path:
     """The folder of a model's partition: `model` itself, or MODEL.faasmoe, which is made if it is missing.
 
-    Raises `PartitionError`, also for a partition that is older than the model.
+    Small files of the model that have changed are copied into it again. Raises `PartitionError`, also for a
+    partition that is older than the model's weights.
     """
     if (model / MANIFEST_FILE).exists():
         return model
     folder = model.absolute().with_name(model.absolute().name + ".faasmoe")
-    if folder.exists() and _newest(model) > (folder / MANIFEST_FILE).stat().st_mtime:
-        raise PartitionError(
-            f"{model} has changed after its partition was made: remove {folder} to partition it again"
-        )
     if not folder.exists():
         say(f"partitioning {model} into {folder}")
         partition(model, folder)
+    elif changed := update_companions(model, folder):
+        say(f"updated {', '.join(changed)} in {folder}")
     return folder
-
-
-def _newest(model: Path) -> float:
-    """Time of the last change to a file that a partition is made from. Seconds since 1970."""
-    sources = (path for pattern in ("*.safetensors", "*.json") for path in model.glob(pattern))
-    return max((path.stat().st_mtime for path in sources), default=0.0)

@@ -62,6 +62,8 @@ def test_the_error_for_an_unknown_setting_lists_the_known_ones(file: Path, name:
         ("open", "1", "true or false"),
         ("log_prompts", "'no'", "true or false"),
         ("database", "5", "a string"),
+        ("sampling_defaults", "true", "one of model, none"),
+        ("sampling_defaults", "vllm", "one of model, none"),
     ],
 )
 def test_wrong_types(file: Path, name: str, value: str, wanted: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from control_plane.config import LOG_LEVELS
+from control_plane.config import LOG_LEVELS, SAMPLING_SOURCES
 from control_plane.errors import ConfigError
 from control_plane.faas.gateway_access import GatewayAccess, parse_url, read_credentials
 from control_plane.quantities import parse_bytes, parse_seconds
@@ -230,6 +230,12 @@ serve_options = option_group(
     _IDLE_TIMEOUT,
     click.option(
         "--threads", type=COUNT, help="Compute threads of the dense part.  [default: by the model's size]"
+    ),
+    click.option(
+        "--sampling-defaults",
+        type=click.Choice(SAMPLING_SOURCES),
+        help="Where temperature, top_p, top_k, min_p and penalties come from if a request names none: "
+        "model is its generation_config.json; none changes no probability.  [default: model]",
     ),
     _OPEN,
     database_option,

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from control_plane.cli.options import COUNT, FILE, FOLDER
 from control_plane.signals import sigterm_exits
@@ -57,7 +58,15 @@ from control_plane.signals import sigterm_exits
     help="File that `faasmoe profile` wrote: experts that are used together are packed into the same "
     "functions.  [default: experts stay in their order]",
 )
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Only bring the config, the tokenizer's files and the chat templates in OUT_DIR up to date with "
+    "MODEL_DIR. The weights stay as they are. Excludes all other options.",
+)
+@click.pass_context
 def partition(
+    context: click.Context,
     model_dir: Path,
     out_dir: Path,
     experts_per_function: int | None,
@@ -67,6 +76,7 @@ def partition(
     dense_dtype: str,
     name: str | None,
     profile_file: Path | None,
+    update: bool,
 ) -> None:
     """Split the checkpoint in MODEL_DIR for serving.
 
@@ -78,10 +88,17 @@ def partition(
     \b
       faasmoe partition MODEL_DIR OUT_DIR
       faasmoe partition MODEL_DIR OUT_DIR --dtype int8 --max-functions 60
+      faasmoe partition MODEL_DIR OUT_DIR --update
     """
     from control_plane.partition import commands, partitioner
+    from control_plane.partition.companions import update_companions
     from control_plane.partition.profile import Profile
 
+    if update:
+        _refuse_others(context)
+        for name in update_companions(model_dir, out_dir):
+            click.echo(f"updated {out_dir / name}")
+        return
     granularity = commands.choose_granularity(
         model_dir, experts_per_function, layers_per_function, max_functions
     )
@@ -112,6 +129,16 @@ def verify(partition: Path) -> None:
     click.echo(
         f"{partition} is whole: {len(manifest.blocks)} blocks, fingerprint {manifest.fingerprint[:12]}"
     )
+
+
+def _refuse_others(context: click.Context) -> None:
+    """Raise a usage error if there are options besides --update."""
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+        if given and isinstance(parameter, click.Option) and parameter.name != "update":
+            raise click.UsageError(
+                f"--update leaves the weights as they are: {parameter.opts[0]} cannot count"
+            )
 
 
 @contextmanager

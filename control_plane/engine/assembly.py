@@ -13,7 +13,7 @@ from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.kernels import load_dense_kernel
-from control_plane.engine.model.loader import attach_experts, eos_token_ids, load_model
+from control_plane.engine.model.loader import attach_experts, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import POLICIES
@@ -22,6 +22,7 @@ from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.stopwatch import Stopwatch
 from control_plane.errors import ConfigError
 from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
+from control_plane.partition.checkpoint.rope import context_length
 from control_plane.partition.manifest import Manifest
 
 SMALL_DENSE_BYTES = 256 << 20
@@ -55,12 +56,13 @@ def build_runner(
     return ModelRunner(model, kv_cache, interruption, stopwatch, prefetcher)
 
 
-def build_engine(partition: Path, runner: ModelRunner, invoker: ExpertInvoker, config: ServeConfig) -> Engine:
-    """The engine around the runner; its thread is not started yet."""
+def build_engine(
+    runner: ModelRunner, invoker: ExpertInvoker, end_tokens: frozenset[int], config: ServeConfig
+) -> Engine:
+    """The engine around the runner; its thread is not started yet. `end_tokens` end an answer."""
     policy = POLICIES[config.scheduling]()
     scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences, policy)
-    context_length = runner.model.config.max_position_embeddings
-    return Engine(scheduler, runner, invoker, context_length, eos_token_ids(partition, runner.model))
+    return Engine(scheduler, runner, invoker, runner.kv_cache.max_length, end_tokens)
 
 
 def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
@@ -70,7 +72,7 @@ def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
     if num_pages == 0:
         raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {shape.page_nbytes} bytes")
     lanes = LANES_PER_SEQUENCE * config.max_sequences
-    max_length = model.config.max_position_embeddings
+    max_length = context_length(model.config.max_position_embeddings, model.config.rope_parameters)
     try:
         return KVCache(shape, num_pages, lanes, max_length, load_dense_kernel())
     except (MemoryError, OSError, OverflowError, ValueError) as error:

@@ -108,9 +108,13 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         )
         return manifest
 
-    def save(self, folder: Path) -> None:
+    def json(self) -> bytes:
+        """The content of `manifest.json`."""
         document = {"fingerprint": self.fingerprint, **self._content()}
-        (folder / MANIFEST_FILE).write_text(json.dumps(document, indent=1) + "\n")
+        return (json.dumps(document, indent=1) + "\n").encode()
+
+    def save(self, folder: Path) -> None:
+        (folder / MANIFEST_FILE).write_bytes(self.json())
 
     def verify(self, folder: Path, function: str | None = None) -> None:
         """Compare sizes and checksums with the files: all files, or the block of one function.
@@ -129,10 +133,13 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         for name, sha256 in self.files.items():
             verify_checksum(folder / name, sha256)
         self.dense.verify(folder)
-        self._verify_config(folder / CONFIG_FILE)
+        self.verify_config(folder / CONFIG_FILE)
 
-    def _verify_config(self, path: Path) -> None:
-        """The model is built from config.json, whose numbers must be this partition's."""
+    def verify_config(self, path: Path) -> None:
+        """The model is built from config.json, whose numbers must be this partition's.
+
+        Raises PartitionError if they differ, or if the model cannot be served.
+        """
         config = ModelConfig.from_json(read_json_object(path, MAX_CONFIG_NBYTES))
         for field in ("hidden_size", "intermediate_size", "num_experts", "num_experts_per_tok", "moe_layers"):
             if getattr(config, field) != getattr(self, field):

@@ -1,6 +1,5 @@
 """Splits a checkpoint into its dense part and blocks of experts, with one expert in memory at a time."""
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
-from control_plane.files import partial_folder, regular_size
+from control_plane.files import partial_folder
 from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.checkpoint.reader import Checkpoint
+from control_plane.partition.companions import copy_companions
 from control_plane.partition.dense import dense_metadata
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
@@ -27,8 +27,6 @@ DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
 LAYOUT_VERSION = 1
 """The version of the byte layout of packed experts (`functions.kernels.packed_expert`)."""
-MAX_COMPANION_NBYTES = 256 << 20
-"""The largest tokenizer file that is copied."""
 
 Progress = Callable[[int, int], None]
 """Receives the number of weight bytes written so far, and the total."""
@@ -69,7 +67,7 @@ def partition(
     plan = Plan.make(checkpoint, granularity, dtype, dense_dtype, name or checkpoint.folder.name, profile)
     with partial_folder(out_dir) as folder:
         _check_space(folder, plan.nbytes)
-        files = {path.name: _copy(path, folder) for path in checkpoint.companions()}
+        files = copy_companions(checkpoint.folder, folder)
         writer = _WeightsWriter(plan, folder, progress)
         manifest = _manifest(plan, writer.write_dense(), writer.write_blocks(), files)
         manifest.save(folder)
@@ -154,18 +152,6 @@ def _check_space(folder: Path, nbytes: int) -> None:
         raise PartitionError(
             f"the partition needs {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free"
         )
-
-
-def _copy(source: Path, folder: Path) -> str:
-    """Copy a file into a folder; returns its SHA-256 (hex)."""
-    if regular_size(source) > MAX_COMPANION_NBYTES:
-        raise PartitionError(f"{source} is larger than {MAX_COMPANION_NBYTES >> 20} MiB")
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise PartitionError(f"cannot read {source}: {error.strerror}") from error
-    (folder / source.name).write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
 
 
 def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files: dict[str, str]) -> Manifest:

@@ -155,6 +155,19 @@ def test_a_partition_older_than_its_checkpoint_is_refused(chat_checkpoint: Path,
         partition_of(checkpoint, lambda line: None)
 
 
+def test_small_files_that_have_changed_are_taken_over(chat_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(chat_checkpoint, tmp_path / "chat")
+    folder = partition_of(checkpoint, lambda line: None)
+    (checkpoint / "chat_template.jinja").write_text("changed")
+    later = (folder / "manifest.json").stat().st_mtime + 1
+    os.utime(checkpoint / "chat_template.jinja", (later, later))
+    said: list[str] = []
+    assert partition_of(checkpoint, said.append) == partition_of(checkpoint, said.append) == folder
+    assert said == [f"updated chat_template.jinja in {folder}"]
+    assert (folder / "chat_template.jinja").read_text() == "changed"
+    Manifest.load(folder).verify(folder)
+
+
 def test_requests_import_nothing(
     chat_partition: Path, temporary: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

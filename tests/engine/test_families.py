@@ -1,12 +1,14 @@
 """Every family, split at several granularities, gives the answers of transformers' unsplit model."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from control_plane.engine.model.loader import load_model
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_model
@@ -21,6 +23,13 @@ PROMPT_LENGTHS = (1, 7, 30)
 # Weights ten times larger than a fresh model's: experts and routing then decide the logits.
 LARGE_WEIGHTS: dict[str, Any] = {"initializer_range": 0.2}
 
+SCALED_ROPES: list[dict[str, Any]] = [
+    {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32},
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "attention_factor": 1.5},
+    {"rope_type": "linear", "factor": 2.5},
+]
+
 CASES: list[tuple[str, dict[str, Any], Granularity]] = [
     *((family, {}, Granularity(1, 1)) for family in FAMILIES),
     *((family, {}, Granularity(5, 3)) for family in FAMILIES),
@@ -29,6 +38,11 @@ CASES: list[tuple[str, dict[str, Any], Granularity]] = [
     ("qwen3_moe", {"num_key_value_heads": 1}, Granularity(5, 3)),
     ("mixtral", {"sliding_window": 8, "num_key_value_heads": 1}, Granularity(5, 3)),
     ("olmoe", {"tie_word_embeddings": True}, Granularity(5, 3)),
+    # The longest prompt and its answer reach beyond the first 32 positions.
+    *(
+        (family, {"max_position_embeddings": 32, "rope_parameters": rope, "head_dim": 12}, Granularity(5, 3))
+        for family, rope in zip(FAMILIES, SCALED_ROPES, strict=True)
+    ),
 ]
 
 
@@ -56,6 +70,16 @@ def test_greedy_tokens_and_logits_equal_the_unsplit_models(
     assert tokens == [greedy_answers(model, prompt, MAX_TOKENS)[0] for prompt in prompts()]
     for ours, prompt in zip(logits, prompts(), strict=True):
         torch.testing.assert_close(ours, model(prompt).logits[0, -1], atol=1e-4, rtol=0)
+
+
+def test_scaled_rotary_embeddings_without_a_head_size(tmp_path: Path) -> None:
+    """Mixtral's config.json may leave it out, which transformers' own model cannot do with YaRN."""
+    rope = {"rope_type": "yarn", "factor": 2.0}
+    folder = save_checkpoint(tiny_model("mixtral", head_dim=12, rope_parameters=rope), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "head_dim": None}))
+    manifest = partition(folder, tmp_path / "partition")
+    assert load_model(tmp_path / "partition", manifest).config.head_dim == 12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -131,6 +131,9 @@ def test_other_families_are_refused_by_name(checkpoint: Path, model_type: Any) -
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
         ({"quantization_config": {"bits": 4}}, "quantised (unknown)"),
         ({"mlp_only_layers": [0, 1, 2]}, "no layer with experts"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary embeddings of type 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rotary embeddings of type 'longrope'"),
+        ({"rope_parameters": {"rope_type": [1] * 1000}}, "rotary embeddings of type [1, 1, 1,"),
     ],
 )
 def test_variants_that_cannot_be_split(checkpoint: Path, change: dict[str, Any], problem: str) -> None:
@@ -177,6 +180,47 @@ def test_a_pipe_in_place_of_a_file_makes_nobody_wait(checkpoint: Path, name: str
     (checkpoint / name).unlink()
     os.mkfifo(checkpoint / name)
     assert f"{name} is not a regular file" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("rope", "problem"),
+    [
+        (5, "rope_parameters is 5, not an object"),
+        ({"rope_type": "yarn"}, "rope_parameters.factor is None, not a number above 0"),
+        ({"rope_type": "linear", "factor": None}, "rope_parameters.factor is None"),
+        ({"rope_type": "linear", "factor": True}, "rope_parameters.factor is True"),
+        ({"rope_type": "linear", "factor": -1.0}, "rope_parameters.factor is -1.0"),
+        ({"rope_type": "linear", "factor": float("inf")}, "rope_parameters.factor is inf"),
+        ({"rope_type": "linear", "factor": "2" * 10**5}, "rope_parameters.factor is '22"),
+        ({"rope_type": "llama3", "factor": 2.0}, "rope_parameters.low_freq_factor is None"),
+        (
+            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0},
+            "rope_parameters.original_max_position_embeddings is 0, not a number of tokens",
+        ),
+    ],
+    ids=range(9),
+)
+def test_rotary_embeddings_that_make_no_sense(checkpoint: Path, rope: Any, problem: str) -> None:
+    edit_config(checkpoint, rope_parameters=rope)
+    message = refusal(checkpoint)
+    assert f"config.json: {problem}" in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize("change", ["missing", "too many", "twice"])
+def test_shards_without_an_index_that_do_not_fit_together(sharded: Path, change: str) -> None:
+    (sharded / INDEX).unlink()
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    if change == "missing":
+        shards[1].unlink()
+        problem = f"of {len(shards)} shards {shards[1].name} is missing"
+    elif change == "too many":
+        shutil.copy(shards[0], sharded / "model-00001-of-00099.safetensors")
+        problem = "is missing or too many"
+    else:
+        shutil.copy(shards[0], shards[1])
+        problem = f"{shards[1]} and {shards[0].name} both have"
+    assert problem in refusal(sharded)
 
 
 def test_missing_shard(sharded: Path) -> None:

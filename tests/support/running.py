@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from yarl import URL
 
+from control_plane.api.text.generation_config import named_end_tokens
 from control_plane.app import build_invoker
 from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
@@ -61,7 +62,7 @@ async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
             assert [change async for change in deploy_all(manifest, [gateway])]
         invoker = build_invoker(lambda _: address, lambda _: True, config)
         runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
-        engine = build_engine(partition, runner, invoker, config)
+        engine = build_engine(runner, invoker, named_end_tokens(partition), config)
         engine.start()
         try:
             yield Served(runner, engine, url)

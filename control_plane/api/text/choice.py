@@ -121,8 +121,8 @@ class Choice:
         self._stop = StopStrings(request.stop, request.include_stop)
         self._splitter = splitter
         prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
-        # A message begins a new text; a completion continues the prompt's.
-        context = () if request.is_chat else prompt_ids
+        # A new message begins a new text; a completion continues the prompt's.
+        context = () if request.begins_message else prompt_ids
         shown = splitter.tokens if splitter else {}
         self._decoder = codec.decoder(context, request.skip_special_tokens, shown)
         self._echo: str | None = None

@@ -38,7 +38,7 @@ class TextCodec:
     def least_tokens(self, prompt: Prompt) -> int:
         """A lower bound on the number of the prompt's tokens. It is fast, while encoding may take seconds."""
         if isinstance(prompt, Chat):
-            return sum(len(message["content"]) for message in prompt.messages) // self._longest_token
+            return sum(_text_length(each.get("content")) for each in prompt.messages) // self._longest_token
         return len(prompt) // self._longest_token if isinstance(prompt, str) else len(prompt)
 
     def check(self, token_ids: Sequence[int], name: str) -> None:
@@ -65,6 +65,12 @@ class TextCodec:
         if not skip_special_tokens:
             return TextDecoder(decode, frozenset(), context)
         return TextDecoder(decode, self._special_ids, context, shown)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The tokenizer's end token, if it names one."""
+        eos = self.tokenizer.eos_token_id
+        return frozenset() if eos is None else frozenset([eos])
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is no text, such as the end-of-text token."""
@@ -127,6 +133,13 @@ class TextCodec:
             return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
         except BaseException as error:
             _fail(error)
+
+
+def _text_length(content: object) -> int:
+    """The characters of a message's text, which may be in parts."""
+    if isinstance(content, list):
+        return sum(_text_length(part.get("text")) for part in content if isinstance(part, dict))
+    return len(content) if isinstance(content, str) else 0
 
 
 def _fail(error: BaseException) -> NoReturn:

@@ -7,10 +7,12 @@ for ever. Neither may hold up the control plane.
 import asyncio
 import logging
 from array import array
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Self
+from itertools import chain
+from typing import Any, Self
 
+from control_plane.api.text.chat_request import chat_request, check_unicode
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.request import Chat, Prompt
 from control_plane.api.text.worker.messages import (
@@ -18,6 +20,7 @@ from control_plane.api.text.worker.messages import (
     EncodeChat,
     EncodeText,
     Failed,
+    FindEndOfTurn,
     Refused,
     Request,
     Setup,
@@ -37,7 +40,9 @@ _ORPHAN_SECONDS = int(ENCODE_SECONDS) + 5
 _MEMORY_BYTES = 1 << 30
 """The most memory for one prompt: a million tokens take half of it."""
 _DEFAULT = "default"
-_TRIALS = (
+_TOOL_USE = "tool_use"
+_TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {}}}
+_TRIALS: Sequence[tuple[str, list[dict[str, Any]]]] = (
     ("a message", [{"role": "user", "content": "Hello"}]),
     ("a system message", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]),
 )
@@ -50,6 +55,8 @@ class PromptEncoder:
 
     def __init__(self, codec: TextCodec, workers: int, seconds: float) -> None:
         templates = _templates(codec.tokenizer.chat_template)
+        self.end_of_turn_ids: frozenset[int] = frozenset()
+        """The special tokens that the chat templates write behind an assistant's message."""
         self.chat_problem = "" if _DEFAULT in templates else _NO_TEMPLATE
         """Why chats are refused; "" if they are not."""
         self._codec = codec
@@ -81,7 +88,7 @@ class PromptEncoder:
         if isinstance(prompt, list):
             token_ids = prompt
         elif isinstance(prompt, str):
-            _check_unicode([prompt])
+            check_unicode(prompt)
             token_ids = _tokens(await self._ask(EncodeText(prompt, add_special_tokens), "prompt"))
         else:
             token_ids = await self._encode_chat(prompt)
@@ -97,8 +104,8 @@ class PromptEncoder:
     async def _encode_chat(self, chat: Chat) -> list[int]:
         if self.chat_problem:
             raise BadRequest(f"messages: {self.chat_problem}; {_INSTEAD}", "messages")
-        _check_unicode(text for message in chat.messages for text in message.values())
-        return _tokens(await self._ask(EncodeChat(_DEFAULT, chat.messages), "messages"))
+        name = _TOOL_USE if chat.tools and _TOOL_USE in self._templates else _DEFAULT
+        return _tokens(await self._ask(chat_request(chat, name), "messages"))
 
     async def _start(self) -> None:
         try:
@@ -107,14 +114,27 @@ class PromptEncoder:
             raise PartitionError(f"the process for the model's tokenizer does not start: {error}") from error
         for worker in self._all:
             self._idle.put_nowait(worker)
-        for name in self._templates:
-            for kind, messages in _TRIALS:
-                problem = await self._problem(EncodeChat(name, messages))
-                if problem:
-                    logger.warning("the chat template %s does not work for %s: %s", name, kind, problem)
-                    if name == _DEFAULT and kind == _TRIALS[0][0]:
+        found = [await self._try(name) for name in self._templates]
+        self.end_of_turn_ids = frozenset(filter(self._codec.is_special, chain(*found)))
+
+    async def _try(self, name: str) -> list[int]:
+        """Try a template, and log why it does not work; returns what it ends a turn with."""
+        tools = [_TOOL] if name == _TOOL_USE else None
+        for kind, messages in _TRIALS:
+            problem = await self._problem(chat_request(Chat(messages, tools), name))
+            if problem:
+                logger.warning("the chat template %s does not work for %s: %s", name, kind, problem)
+                if kind == _TRIALS[0][0]:
+                    if name == _DEFAULT:
                         self.chat_problem = f"this model's chat template does not work: {problem}"
-                    break
+                    return []
+                break
+        # A template that refuses or fails on an assistant's message does not say how that ends.
+        try:
+            answer = await self._ask(FindEndOfTurn(name), "messages")
+        except (BadRequest, TokenizerError):
+            return []
+        return _tokens(answer) if isinstance(answer, Tokens) else []
 
     async def _problem(self, request: EncodeChat) -> str:
         """Why a template does not work; "" if it does. It may refuse messages, such as a system's."""
@@ -154,18 +174,18 @@ class PromptEncoder:
 
 
 def _templates(templates: str | dict[str, str] | None) -> Mapping[str, str]:
-    """The chat templates by name, from transformers' one template or several."""
-    named = {_DEFAULT: templates} if isinstance(templates, str) else dict(templates or {})
-    return {name: template for name, template in named.items() if template}
+    """The chat templates that are used, by name, from transformers' one template or several.
 
-
-def _check_unicode(texts: Iterable[str]) -> None:
-    """Raises `BadRequest` for half of a surrogate pair, which JSON can escape."""
-    try:
-        for text in texts:
-            text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRequest(f"the text is not Unicode: {error}") from error
+    Of several without a default, the only one is it, or else the one for tools, or else the first by name.
+    """
+    if isinstance(templates, str):
+        templates = {_DEFAULT: templates}
+    named = {name: template for name, template in sorted((templates or {}).items()) if template}
+    if named and _DEFAULT not in named:
+        name = _TOOL_USE if _TOOL_USE in named else next(iter(named))
+        logger.warning("no chat template of this model is the default: %s is used", name)
+        named[_DEFAULT] = named[name]
+    return {name: named[name] for name in (_DEFAULT, _TOOL_USE) if name in named}
 
 
 def _tokens(answer: Answer) -> list[int]:

@@ -127,6 +127,12 @@ class GenerationRequest:
         """Whether the prompt is a chat, and the answer a message."""
         return isinstance(self.prompts[0], Chat)
 
+    @property
+    def begins_message(self) -> bool:
+        """Whether the answer is a new message, rather than the end of a text in the prompt."""
+        prompt = self.prompts[0]
+        return isinstance(prompt, Chat) and not prompt.continue_final_message
+
     def sampling_params(self, max_tokens: int, choice: int, defaults: SamplingDefaults) -> SamplingParams:
         """The engine's parameters for answer number `choice` to a prompt.
 

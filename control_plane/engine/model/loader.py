@@ -12,7 +12,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoTokenizer,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -51,7 +50,9 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
     set_verbosity_error()  # type: ignore[no-untyped-call]
     with _refused_by_transformers(f"the model in {partition}"):
         config = AutoConfig.from_pretrained(partition)
-        _check_rope(config)
+        if getattr(config, "head_dim", 0) is None:
+            # Mixtral's may be null, and transformers' scaled rotary embeddings multiply it.
+            config.head_dim = config.hidden_size // config.num_attention_heads
         state_dict, shapes = _read_dense(partition / manifest.dense.file)
         with _patched(manifest.model_type):
             model, report = _model_class(config, state_dict).from_pretrained(
@@ -99,24 +100,10 @@ def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
 
 def _check_sizes(partition: Path) -> None:
     """Raises ValueError for a file that would fill the memory when it is parsed."""
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, "merges.txt", "added_tokens.json", "special_tokens_map.json"):
         path = partition / name
         if path.exists() and path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise ValueError(f"{name} has more than {MAX_TOKENIZER_BYTES} bytes")
-
-
-def eos_token_ids(partition: Path, model: PreTrainedModel) -> frozenset[int]:
-    """The tokens that end an answer: the generation config's, or else the model config's.
-
-    Raises `PartitionError`.
-    """
-    with _refused_by_transformers(f"the generation config in {partition}"):
-        known = (partition / "generation_config.json").exists()
-        eos = GenerationConfig.from_pretrained(partition).eos_token_id if known else None
-        eos = model.config.eos_token_id if eos is None else eos
-        if eos is None:
-            return frozenset()
-        return frozenset(eos if isinstance(eos, list) else [eos])
 
 
 @contextmanager
@@ -129,13 +116,6 @@ def _refused_by_transformers(what: str) -> Iterator[None]:
     except BaseException as error:  # A tokenizer's panics are not Exceptions.
         problem = f"{type(error).__name__}: {_in_one_line(error)[:_MAX_ERROR]}"
         raise PartitionError(f"cannot load {what}: {problem}") from error
-
-
-def _check_rope(config: PretrainedConfig) -> None:
-    """Raises `UnsupportedModel` if the rotary frequencies depend on the longest sequence of a batch."""
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope_type in ("dynamic", "longrope"):
-        raise UnsupportedModel(f"{rope_type} rotary embeddings would mix the sequences of a batch")
 
 
 def _read_dense(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from control_plane.errors import PartitionError, UnsupportedModel
+from control_plane.partition.checkpoint.rope import check_rope
 from functions.contract.manifest import MAX_EXPERTS
 
 MAX_LAYERS = 10_000
@@ -102,6 +103,7 @@ def _refuse_variants(config: Mapping[str, Any]) -> None:
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedModel(f"hidden_act {reprlib.repr(activation)} is not supported, only silu")
+    check_rope(config)
 
 
 def _moe_layers(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Reads checkpoint folders of transformers: config.json, and safetensors weights, in shards or not."""
 
+import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,7 @@ MAX_CONFIG_NBYTES = 1 << 20
 MAX_INDEX_NBYTES = 32 << 20
 MAX_FILE_NAME = 255
 
-_COMPANIONS = (
-    CONFIG_FILE,
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.*",
-)
-# Code and pickles are never copied, because loading them can run any code.
-_REFUSED_SUFFIXES = (".py", ".bin", ".pt")
+_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,17 +39,14 @@ class Checkpoint:
             raise PartitionError(f"{folder} is not a folder")
         return cls(folder, read_json_object(folder / CONFIG_FILE, MAX_CONFIG_NBYTES), _read_tensors(folder))
 
-    def companions(self) -> list[Path]:
-        """The config and tokenizer files, which are copied into a partition."""
-        found = {path for pattern in _COMPANIONS for path in self.folder.glob(pattern) if path.is_file()}
-        return sorted(path for path in found if path.suffix not in _REFUSED_SUFFIXES)
-
 
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
     if (folder / WEIGHTS_FILE).exists():
         return read_header(folder / WEIGHTS_FILE)
     if (folder / INDEX_FILE).exists():
-        return _read_shards(folder)
+        return _read_indexed(folder)
+    if shards := sorted(path for path in folder.iterdir() if _SHARD.fullmatch(path.name)):
+        return _read_shards(shards)
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         raise PartitionError(
             f"{folder} has only pickled weights, and loading a pickle can run any code; "
@@ -67,7 +55,24 @@ def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
     raise PartitionError(f"{folder} has neither {WEIGHTS_FILE} nor {INDEX_FILE}")
 
 
-def _read_shards(folder: Path) -> dict[str, StoredTensor]:
+def _read_shards(shards: Sequence[Path]) -> dict[str, StoredTensor]:
+    """The tensors of shards without an index: their names say how many there should be."""
+    count = int(shards[0].name.removesuffix(".safetensors")[-5:])
+    wanted = {f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)}
+    if odd := sorted(wanted ^ {path.name for path in shards}):
+        raise PartitionError(
+            f"{shards[0].parent} has no {INDEX_FILE}, and of {count} shards {odd[0]} is missing or too many"
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for path in shards:
+        for name, tensor in read_header(path).items():
+            if name in tensors:
+                raise PartitionError(f"{path} and {tensors[name].path.name} both have {name[:80]!r}")
+            tensors[name] = tensor
+    return tensors
+
+
+def _read_indexed(folder: Path) -> dict[str, StoredTensor]:
     index = folder / INDEX_FILE
     weight_map = read_json_object(index, MAX_INDEX_NBYTES).get("weight_map")
     if not isinstance(weight_map, dict):

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from control_plane.api.text.chat_request import MAX_DEPTH
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Chat
@@ -94,6 +95,99 @@ async def test_bad_prompts(prompt: Any) -> None:
     async with running(demo()) as encoder:
         with pytest.raises(BadRequest):
             await encoder.encode(prompt)
+
+
+NESTED = {"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": {"a": "\ud83d"}}}]}
+
+
+def deep(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("chat", "problem"),
+    [
+        (Chat([NESTED]), "not Unicode"),
+        (Chat([{"role": "user", "\ud83d": "a"}]), "not Unicode"),
+        (Chat(HELLO.messages, tools=[{"name": "\ude00"}]), "not Unicode"),
+        (Chat(HELLO.messages, documents=[{"text": "\ude00"}]), "not Unicode"),
+        (Chat(HELLO.messages, template_variables={"a": {"b": ["\ude00"]}}), "not Unicode"),
+        (Chat(HELLO.messages, template_variables={"a": deep(MAX_DEPTH)}), "more than 64 lists and objects"),
+        (Chat([{"role": "user", "content": deep(5000)}]), "more than 64 lists and objects"),
+        (Chat([{"role": "user", "content": "a" * (16 << 20)}]), "bytes, and 16777216 are allowed"),
+        (Chat(HELLO.messages, template_variables={"tools": []}), "chat_template_kwargs: tools is a field"),
+        (Chat([], continue_final_message=True), "the last message has no text that can be continued"),
+    ],
+    ids=range(10),
+)
+@asynchronous
+async def test_chats_that_are_refused(chat: Chat, problem: str) -> None:
+    async with running(demo()) as encoder:
+        with pytest.raises(BadRequest, match=problem):
+            await encoder.encode(chat)
+
+
+@asynchronous
+async def test_a_chat_s_fields_reach_the_template() -> None:
+    template = (
+        "{{ tools[0].name }}{{ documents[0].text }}{{ thinking }}{{ add_generation_prompt }}{{ messages }}"
+    )
+    tokenizer = demo(template)
+    messages = [{"role": "user", "content": None, "id": 10**40}, {"role": "assistant", "content": deep(50)}]
+    chat = Chat(messages, [{"name": "f"}], [{"text": "d"}], {"thinking": False}, add_generation_prompt=False)
+    expected = tokenizer.apply_chat_template(
+        messages, tools=chat.tools, documents=chat.documents, thinking=False, return_dict=False
+    )
+    async with running(demo("{% if tools %}" + template + "{% endif %}ok")) as encoder:
+        assert await encoder.encode(chat) == [*expected, *tokenizer.encode("ok")]
+
+
+@asynchronous
+async def test_a_message_is_continued() -> None:
+    tokenizer = demo()
+    messages = [*HELLO.messages, {"role": "assistant", "content": "The cat"}]
+    expected = tokenizer.apply_chat_template(messages, continue_final_message=True, return_dict=False)
+    async with running(tokenizer) as encoder:
+        assert await encoder.encode(Chat(messages, continue_final_message=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("templates", "plain", "with_tools"),
+    [
+        ({"default": "a", "tool_use": "{{ tools[0].type }}"}, "a", "function"),
+        ({"default": "a", "rag": "b"}, "a", "a"),
+        ({"tool_use": "a", "rag": "b"}, "a", "a"),
+        ({"chat": "a"}, "a", "a"),
+        ({"rag": "a", "chat": "b"}, "b", "b"),
+        ({"default": "", "tool_use": "a"}, "a", "a"),
+    ],
+)
+@asynchronous
+async def test_which_template_is_used(templates: Any, plain: str, with_tools: str) -> None:
+    tokenizer = demo(templates)
+    async with running(tokenizer) as encoder:
+        assert await encoder.encode(HELLO) == tokenizer.encode(plain)
+        chat = Chat(HELLO.messages, [{"type": "function"}])
+        assert await encoder.encode(chat) == tokenizer.encode(with_tools)
+
+
+@asynchronous
+async def test_the_end_of_a_message_is_found_at_the_start() -> None:
+    end = demo().convert_tokens_to_ids("<|im_end|>")
+    body = "{% for m in messages %}{{ m.content }}"
+    for template, expected in [
+        (None, {end}),
+        (body + "<|im_end|>{% endfor %}", {end}),
+        ({"default": body + "{% endfor %}", "tool_use": body + "<|im_end|>{% endfor %}"}, {end}),
+        (body + " the{% endfor %}", set()),
+        (body + "{{ 1 // 0 if m.role == 'assistant' }}<|im_end|>{% endfor %}", set()),
+        ("", set()),
+    ]:
+        async with running(demo(template)) as encoder:
+            assert encoder.end_of_turn_ids == expected, template
 
 
 @asynchronous
@@ -194,7 +288,7 @@ async def test_a_tokenizer_that_panics() -> None:
         ("{{ 1 + messages }}", "does not work: TypeError"),
         ("{% for %}", "does not work: TemplateSyntaxError"),
         ("", "has no chat template"),
-        ({"tool_use": "a"}, "has no chat template"),
+        ({"tool_use": ""}, "has no chat template"),
     ],
 )
 @asynchronous

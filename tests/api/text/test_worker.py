@@ -1,5 +1,6 @@
 """Prompts are encoded as transformers does it, and whatever a template or a tokenizer does is an answer."""
 
+import json
 from array import array
 from typing import Any
 
@@ -17,6 +18,7 @@ from control_plane.api.text.worker.messages import (
     EncodeChat,
     EncodeText,
     Failed,
+    FindEndOfTurn,
     Refused,
     Setup,
     Tokens,
@@ -43,6 +45,28 @@ EVERY_FEATURE = """
 """
 
 
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"properties": {"a": {"enum": [1, None]}}}},
+}
+CALLS: list[dict[str, Any]] = [
+    {"role": "user", "content": [{"type": "text", "text": "na\N{OHM SIGN}ve"}, {"type": "image"}]},
+    {
+        "role": "assistant",
+        "content": None,
+        "reasoning_content": "why",
+        "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": [1, {}]}}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "done"},
+]
+SHOW_ALL = (
+    "{{ messages | tojson }}{{ tools | tojson }}{{ documents | tojson }}{{ add_generation_prompt }}"
+    "{{ enable_thinking is defined and enable_thinking }}{{ bos_token }}{{ depth | default(0) | tojson }}"
+)
+
+
 def setup(tokenizer: Any, template: str = "") -> Setup:
     return Setup(
         tokenizer=tokenizer.backend_tokenizer.to_str(),
@@ -59,8 +83,14 @@ def ids(answer: Answer) -> list[int]:
     return array("I", answer.ids).tolist()
 
 
+def chat(messages: Any, continue_final_message: bool = False, **variables: Any) -> EncodeChat:
+    others = {"tools": None, "documents": None, "add_generation_prompt": not continue_final_message}
+    data = json.dumps({"messages": messages, **others, **variables}).encode()
+    return EncodeChat("default", data, continue_final_message)
+
+
 def rendered(template: str) -> Answer:
-    return Encoder(setup(DEMO, template)).answer(EncodeChat("default", HELLO))
+    return Encoder(setup(DEMO, template)).answer(chat(HELLO))
 
 
 @pytest.mark.parametrize("template", [DEMO.chat_template, EVERY_FEATURE], ids=["demo", "every feature"])
@@ -69,6 +99,112 @@ def test_a_chat_is_encoded_as_by_transformers(template: str) -> None:
         HELLO, chat_template=template, add_generation_prompt=True, return_dict=False
     )
     assert ids(rendered(template)) == expected
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"tools": [TOOL], "documents": [{"title": "a", "text": "b"}], "enable_thinking": False},
+        {"add_generation_prompt": False, "bos_token": "another", "depth": {"a": [1, [2.5, None, 10**40]]}},
+    ],
+    ids=["tools", "others"],
+)
+def test_all_variables_and_fields_of_messages_are_seen_as_by_transformers(variables: dict[str, Any]) -> None:
+    encoder = Encoder(setup(DEMO, SHOW_ALL))
+    expected = DEMO.apply_chat_template(
+        CALLS, chat_template=SHOW_ALL, return_dict=False, **{"add_generation_prompt": True, **variables}
+    )
+    assert ids(encoder.answer(chat(CALLS, **variables))) == expected
+
+
+@pytest.mark.parametrize("reasoning", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_has_all_its_names(reasoning: str) -> None:
+    template = "{{ messages[0].reasoning_content }}{{ messages[0].thinking }}"
+    messages = [{"role": "assistant", "content": "a", reasoning: "why"}]
+    expected = DEMO.apply_chat_template(messages, chat_template=template, return_dict=False)
+    assert ids(Encoder(setup(DEMO, template)).answer(chat(messages))) == expected
+
+
+TRIMMING = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>{% endfor %}"
+PARTS = "{% for m in messages %}{% for p in m.content %}{{ p.text }};{% endfor %}<end>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "content"),
+    [
+        (DEMO.chat_template, "The cat sat "),
+        (DEMO.chat_template, "sat"),
+        (DEMO.chat_template, ""),
+        (TRIMMING, " on the  "),
+        (PARTS, [{"type": "text", "text": "the"}, {"type": "text", "text": "cat "}, {"type": "image"}]),
+    ],
+)
+def test_the_last_message_is_continued_as_by_transformers(template: str, content: Any) -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "sat"}] if template == PARTS else "sat"},
+        {"role": "assistant", "content": content},
+    ]
+    expected = DEMO.apply_chat_template(
+        messages, chat_template=template, continue_final_message=True, return_dict=False
+    )
+    assert ids(Encoder(setup(DEMO, template)).answer(chat(messages, True))) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "messages"),
+    [
+        (DEMO.chat_template, [{"role": "assistant", "content": None}]),
+        (PARTS, [{"role": "assistant", "content": [{"type": "image"}]}]),
+        ("{{ messages | length }}", HELLO),
+        ("{{ messages[-1].content[:2] }}CONTINUE_FINAL_MESSAGE_TAG ", HELLO),
+    ],
+)
+def test_a_message_that_cannot_be_continued_is_refused(template: str, messages: Any) -> None:
+    with pytest.raises(ValueError, match="continue_final_message"):
+        DEMO.apply_chat_template(messages, chat_template=template, continue_final_message=True)
+    assert isinstance(Encoder(setup(DEMO, template)).answer(chat(messages, True)), Refused)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "token"),
+    [
+        (DEMO.chat_template, "<|im_end|>"),
+        (CHATML, "<|im_end|>"),
+        (CHATML.replace("<|im_end|>", " <|im_end|>"), "<|im_end|>"),
+        # It always opens the next answer.
+        (CHATML.replace("{% if add_generation_prompt %}", "{% if true %}"), "<|im_end|>"),
+        # A model that has learned this writes the next message's beginning.
+        (
+            CHATML.replace("<|im_end|>\n", "").replace("{% if add_generation_prompt %}", "{% if true %}"),
+            "<|im_start|>",
+        ),
+        (CHATML.replace("<|im_end|>", ""), None),
+        (
+            "{% for m in messages %}{{ m.content }}{{ '<|im_end|>' if m.role == 'user' }}{% endfor %}",
+            None,
+        ),
+        ("the same for all<|im_end|>", None),
+    ],
+)
+def test_the_token_that_ends_a_message(template: str, token: str | None) -> None:
+    found = ids(Encoder(setup(DEMO, template)).answer(FindEndOfTurn("default")))
+    special = [each for each in found if DEMO.added_tokens_decoder.get(each)]
+    assert special == ([] if token is None else [DEMO.convert_tokens_to_ids(token)])
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('no') }}", "{{ 1 + messages }}", "{% if messages[1] %}{{ 1 // 0 }}{% endif %}"],
+)
+def test_a_template_that_does_not_show_how_a_message_ends(template: str) -> None:
+    answer = Encoder(setup(DEMO, template)).answer(FindEndOfTurn("default"))
+    assert isinstance(answer, Failed | Refused)
 
 
 def test_the_environment_of_templates_is_transformers_own() -> None:

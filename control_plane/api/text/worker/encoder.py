@@ -1,13 +1,24 @@
 """Turns prompts into tokens with a model's own tokenizer and chat templates, of which neither is trusted."""
 
+import json
 from array import array
 from functools import cache
 
 from jinja2 import Template
 from tokenizers import Tokenizer
 
-from control_plane.api.text.worker.messages import Answer, EncodeChat, Failed, Refused, Request, Setup, Tokens
-from control_plane.api.text.worker.template import Refusal, environment, variables
+from control_plane.api.text.worker.messages import (
+    Answer,
+    EncodeText,
+    Failed,
+    FindEndOfTurn,
+    Refused,
+    Request,
+    Setup,
+    Tokens,
+)
+from control_plane.api.text.worker.rendering import Render, end_of_turn, rendered
+from control_plane.api.text.worker.template import Refusal, environment
 
 MAX_TEXT = 16 << 20
 """The most characters that a template may write."""
@@ -29,14 +40,17 @@ class Encoder:
 
     def answer(self, request: Request) -> Answer:
         """The tokens of a prompt, or why there are none."""
-        if not isinstance(request, EncodeChat):
+        if isinstance(request, EncodeText):
             return self._encode(request.text, request.add_special_tokens)
         try:
-            text = self._render(request)
+            if isinstance(request, FindEndOfTurn):
+                return _tokens(end_of_turn(self._renderer(request.template), self._ids))
+            variables = json.loads(request.variables)
+            text = rendered(self._renderer(request.template), variables, request.continue_final_message)
         except Refusal as error:
             return Refused(str(error)[:_MAX_ERROR])
-        # Templates come with the model, and can raise whatever Python can.
-        except Exception as error:
+        # Templates come with the model, and can raise whatever Python can; the tokenizer can panic.
+        except BaseException as error:
             return Failed("template", _described(error))
         if len(text) > MAX_TEXT:
             return Failed("template", f"it wrote {len(text)} characters, and {MAX_TEXT} are allowed")
@@ -45,18 +59,25 @@ class Encoder:
 
     def _encode(self, text: str, add_special_tokens: bool) -> Answer:
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return _tokens(self._ids(text, add_special_tokens))
         # The tokenizer's panics are not Exceptions; this process has nothing else to be ended by.
         except BaseException as error:
             return Failed("tokenizer", _described(error))
-        return Tokens(array("I", encoding.ids).tobytes())
 
-    def _render(self, request: EncodeChat) -> str:
-        template = self._compiled(request.template)
-        return template.render(variables(request.messages, self._special_tokens))
+    def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return token_ids
+
+    def _renderer(self, name: str) -> Render:
+        template = self._compiled(name)
+        return lambda variables: template.render({**self._special_tokens, **variables})
 
     def _compile(self, name: str) -> Template:
         return environment().from_string(self._templates[name])
+
+
+def _tokens(token_ids: list[int]) -> Tokens:
+    return Tokens(array("I", token_ids).tobytes())
 
 
 def _described(error: BaseException) -> str:

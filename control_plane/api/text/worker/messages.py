@@ -42,7 +42,16 @@ class EncodeChat(Struct, tag=True):
     """Asks for the tokens of a chat, which a template turns into text."""
 
     template: str
-    messages: list[dict[str, str]]
+    variables: bytes
+    """What the template sees besides special tokens, as a JSON object: `messages` and others."""
+    continue_final_message: bool = False
+    """Whether the text ends with that of the last message."""
+
+
+class FindEndOfTurn(Struct, tag=True):
+    """Asks for the token that a template writes behind an assistant's message: one token, or none."""
+
+    template: str
 
 
 class Tokens(Struct, tag=True):
@@ -64,5 +73,5 @@ class Failed(Struct, tag=True):
     error: str
 
 
-Request = EncodeText | EncodeChat
+Request = EncodeText | EncodeChat | FindEndOfTurn
 Answer = Tokens | Refused | Failed

@@ -4,7 +4,6 @@ Importing transformers' own takes 30 MB and half a second. tests/api/text/test_w
 """
 
 import json
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -100,14 +99,3 @@ def _raise_exception(message: object) -> NoReturn:
 
 def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
-
-
-def variables(messages: list[dict[str, str]], special_tokens: Mapping[str, str]) -> dict[str, Any]:
-    """The variables that a template sees."""
-    return {
-        "messages": messages,
-        "tools": None,
-        "documents": None,
-        "add_generation_prompt": True,
-        **special_tokens,
-    }

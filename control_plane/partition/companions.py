@@ -1,0 +1,118 @@
+"""The small files of a checkpoint, of which a partition has copies: config, tokenizer and chat templates."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from control_plane.errors import PartitionError
+from control_plane.files import regular_size, write_atomically
+from control_plane.partition.checkpoint.reader import CONFIG_FILE, INDEX_FILE
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.partition_files import check_inside
+from functions.contract.manifest import MANIFEST_FILE
+
+MAX_COMPANION_NBYTES = 256 << 20
+"""The largest file that is copied."""
+MAX_TEMPLATES = 64
+"""The most chat templates in a folder of their own."""
+
+_TEMPLATES = "additional_chat_templates/*.jinja"
+_PATTERNS = (
+    CONFIG_FILE,
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece*.model",
+    "chat_template.*",
+    _TEMPLATES,
+)
+# Code and pickles are never copied, because loading them can run any code.
+_REFUSED_SUFFIXES = (".py", ".bin", ".pt", ".pkl")
+
+
+def copy_companions(checkpoint: Path, folder: Path) -> dict[str, str]:
+    """Copy a checkpoint's small files into a folder; returns their SHA-256 (hex) by name.
+
+    Raises PartitionError for a file that cannot be read, or is too large.
+    """
+    checksums = {}
+    for name, path in _companions(checkpoint).items():
+        data = _read(path)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+        checksums[name] = hashlib.sha256(data).hexdigest()
+    return checksums
+
+
+def update_companions(checkpoint: Path, folder: Path) -> Sequence[str]:
+    """Bring the small files of a partition up to date with its checkpoint's; returns the names that changed.
+
+    The weights stay. The partition gets another fingerprint if anything has changed. Raises PartitionError if
+    the weights have changed, too, or if a new config.json does not match them.
+    """
+    manifest = Manifest.load(folder)
+    if _newest_weights(checkpoint) > (folder / MANIFEST_FILE).stat().st_mtime:
+        raise PartitionError(
+            f"{checkpoint} has changed after its partition was made: remove {folder} to partition it again"
+        )
+    found = {name: _read(path) for name, path in _companions(checkpoint).items()}
+    files = {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+    changed = sorted({name for name, _ in files.items() ^ manifest.files.items()})
+    if changed:
+        manifest.verify_config(checkpoint / CONFIG_FILE)
+        try:
+            _replace(folder, {name: found.get(name) for name in changed}, replace(manifest, files=files))
+        except OSError as error:
+            raise PartitionError(f"cannot write to {folder}: {error.strerror}") from error
+    return changed
+
+
+def _replace(folder: Path, changed: Mapping[str, bytes | None], manifest: Manifest) -> None:
+    """Write the files that have changed, or remove them; the manifest says so last. Raises OSError.
+
+    If it stops half-way, files differ from the old manifest, and the next update does it all again.
+    """
+    for name in changed:
+        (folder / name).parent.mkdir(exist_ok=True)
+    check_inside(folder, changed)
+    # Readers of the partition, such as another user's server, are those of before.
+    mode = (folder / MANIFEST_FILE).stat().st_mode & 0o777
+    for name, data in changed.items():
+        if data is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            write_atomically(folder / name, data, mode)
+    write_atomically(folder / MANIFEST_FILE, manifest.json(), mode)
+
+
+def _companions(checkpoint: Path) -> dict[str, Path]:
+    """The small files by their names in the folder. Raises PartitionError if there are too many."""
+    found = {path for pattern in _PATTERNS for path in checkpoint.glob(pattern) if path.is_file()}
+    if sum(path.parent != checkpoint for path in found) > MAX_TEMPLATES:
+        raise PartitionError(f"{checkpoint / _TEMPLATES}: more than {MAX_TEMPLATES} chat templates")
+    return {
+        path.relative_to(checkpoint).as_posix(): path
+        for path in sorted(found)
+        if path.suffix not in _REFUSED_SUFFIXES
+    }
+
+
+def _newest_weights(checkpoint: Path) -> float:
+    """Time of the last change to the weights. Seconds since 1970."""
+    paths = [*checkpoint.glob("*.safetensors"), checkpoint / INDEX_FILE]
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+
+
+def _read(path: Path) -> bytes:
+    if regular_size(path) > MAX_COMPANION_NBYTES:
+        raise PartitionError(f"{path} is larger than {MAX_COMPANION_NBYTES >> 20} MiB")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PartitionError(f"cannot read {path}: {error.strerror}") from error
