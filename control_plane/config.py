@@ -93,6 +93,8 @@ class ServeConfig:
     """Seconds that running requests have to finish after the server is asked to stop."""
     open: bool = False
     """Whether to serve requests without a key, as the tenant in their `user` field. On loopback only."""
+    strict_fields: bool = False
+    """Whether to refuse fields of requests that have no effect. Without it, they are ignored."""
     database: str = ""
     """SQLite file with tenants and usage, or a PostgreSQL URL. "" is the default: see `database_address`."""
     tenants: tuple[DeclaredTenant, ...] = ()

@@ -74,7 +74,11 @@ class EngineError(FaaSMoEError):
 
 
 class ContextLengthExceeded(EngineError):
-    """Prompt and requested output together exceed the model's context."""
+    """The prompt does not fit the context, or not with the requested output; `param` is the prompt's field."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class OutOfCache(EngineError):

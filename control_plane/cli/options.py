@@ -232,6 +232,12 @@ serve_options = option_group(
         "--threads", type=COUNT, help="Compute threads of the dense part.  [default: by the model's size]"
     ),
     _OPEN,
+    click.option(
+        "--strict-fields/--lenient-fields",
+        default=None,
+        help="Whether fields of requests that have no effect here are refused, or ignored and named once in the "
+        "log.  [default: lenient]",
+    ),
     database_option,
     click.option(
         "--log-level", type=click.Choice(LOG_LEVELS), help="Least severe level to log.  [default: info]"

@@ -1,0 +1,45 @@
+"""Bounds of the JSON values that requests bring for templates and grammars: tools, schemas, documents."""
+
+from typing import Any
+
+import msgspec
+
+from control_plane.api.openai.reading import field_error
+from control_plane.errors import BadRequest
+
+MAX_JSON_BYTES = 512 << 10
+"""The longest JSON of such a value, written without spaces."""
+MAX_DEPTH = 64
+"""The most lists and objects inside each other."""
+
+
+def check_json(value: Any, path: str) -> None:
+    """Raise `BadRequest`, with the field at `path`, for a value that others cannot take.
+
+    These are: text that is not Unicode, whole numbers beyond 64 bits, and what is too long or too deep.
+    """
+    try:
+        size = len(msgspec.json.encode(value))
+    except UnicodeEncodeError as error:
+        raise field_error(path, "is not Unicode: it has half of a surrogate pair") from error
+    except OverflowError as error:
+        raise field_error(path, "has a whole number of more than 64 bits") from error
+    except RecursionError as error:
+        raise _too_deep(path) from error
+    if size > MAX_JSON_BYTES:
+        raise field_error(path, f"is {size} bytes of JSON, and {MAX_JSON_BYTES} are allowed")
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for parent in level for child in _children(parent)]
+    if level:
+        raise _too_deep(path)
+
+
+def _children(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _too_deep(path: str) -> BadRequest:
+    return field_error(path, f"has more than {MAX_DEPTH} lists and objects inside each other")
