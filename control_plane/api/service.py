@@ -218,7 +218,7 @@ class CompletionService:
 
 
 def _too_long(prompt: Prompt, tokens: str, most: int) -> ContextLengthExceeded:
-    """In OpenAI's words, by which client libraries know the error, and shorten the chat or try another model."""
+    """In OpenAI's words, by which client libraries know that the chat has to be shorter."""
     what = "messages" if isinstance(prompt, Chat) else "prompt"
     return ContextLengthExceeded(
         f"This model's maximum context length is {most} tokens. However, your {what} resulted in {tokens} "

@@ -235,8 +235,8 @@ serve_options = option_group(
     click.option(
         "--strict-fields/--lenient-fields",
         default=None,
-        help="Whether fields of requests that have no effect here are refused, or ignored and named once in the "
-        "log.  [default: lenient]",
+        help="Whether to refuse fields of requests that have no effect here, or to ignore them and name each "
+        "once in the log.  [default: lenient]",
     ),
     database_option,
     click.option(

@@ -7,8 +7,8 @@ import msgspec
 from control_plane.api.openai.reading import field_error
 from control_plane.errors import BadRequest
 
-MAX_JSON_BYTES = 512 << 10
-"""The longest JSON of such a value, written without spaces."""
+MAX_BYTES = 512 << 10
+"""The most bytes of such a value, as MessagePack."""
 MAX_DEPTH = 64
 """The most lists and objects inside each other."""
 
@@ -19,18 +19,19 @@ def check_json(value: Any, path: str) -> None:
     These are: text that is not Unicode, whole numbers beyond 64 bits, and what is too long or too deep.
     """
     try:
-        size = len(msgspec.json.encode(value))
+        # As it goes to the process that renders templates.
+        size = len(msgspec.msgpack.encode(value))
     except UnicodeEncodeError as error:
         raise field_error(path, "is not Unicode: it has half of a surrogate pair") from error
     except OverflowError as error:
         raise field_error(path, "has a whole number of more than 64 bits") from error
     except RecursionError as error:
         raise _too_deep(path) from error
-    if size > MAX_JSON_BYTES:
-        raise field_error(path, f"is {size} bytes of JSON, and {MAX_JSON_BYTES} are allowed")
+    if size > MAX_BYTES:
+        raise field_error(path, f"has {size} bytes, and {MAX_BYTES} are allowed")
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [child for parent in level for child in _children(parent)]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
     if level:
         raise _too_deep(path)
 
