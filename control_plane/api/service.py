@@ -222,6 +222,7 @@ def _too_long(prompt: Prompt, tokens: str, most: int) -> ContextLengthExceeded:
     what = "messages" if isinstance(prompt, Chat) else "prompt"
     return ContextLengthExceeded(
         f"This model's maximum context length is {most} tokens. However, your {what} resulted in {tokens} "
-        f"tokens. Please reduce the length of the {what}.",
+        # LangChain looks for the code in the text, where OpenAI's client no longer repeats the whole body.
+        f"tokens. Please reduce the length of the {what}. (context_length_exceeded)",
         what,
     )

@@ -257,7 +257,8 @@ def test_a_prompt_longer_than_the_context(api: ApiClient, stream: bool) -> None:
         assert error["type"] == "invalid_request_error"
         assert re.fullmatch(
             rf"This model's maximum context length is {most} tokens\. However, your {field} resulted in "
-            rf"(at least )?\d+ tokens\. Please reduce the length of the {field}\.",
+            rf"(at least )?\d+ tokens\. Please reduce the length of the {field}\. "
+            r"\(context_length_exceeded\)",
             error["message"],
         )
 
