@@ -90,7 +90,7 @@ def test_a_strict_server_refuses_them() -> None:
 
 
 def test_requests(chat_partition: Path, tmp_path: Path) -> None:
-    routes = {
+    routes: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": HELLO, "max_tokens": 1},
         "/v1/completions": {"prompt": "a", "max_tokens": 1},
         "/tokenize": {"prompt": "a"},

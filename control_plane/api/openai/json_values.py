@@ -1,5 +1,6 @@
 """Bounds of the JSON values that requests bring for templates and grammars: tools, schemas, documents."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -29,17 +30,20 @@ def check_json(value: Any, path: str) -> None:
         raise _too_deep(path) from error
     if size > MAX_BYTES:
         raise field_error(path, f"has {size} bytes, and {MAX_BYTES} are allowed")
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for parent in level for child in _children(parent) if isinstance(child, dict | list)]
-    if level:
-        raise _too_deep(path)
+    depth, level = 0, _containers([value])
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _too_deep(path)
+        level = [child for parent in level for child in _containers(_children(parent))]
 
 
-def _children(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _containers(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]
+
+
+def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _too_deep(path: str) -> BadRequest:
