@@ -15,6 +15,8 @@ from yarl import URL
 
 from control_plane.api.authentication import Authentication
 from control_plane.api.drain import Drain
+from control_plane.api.ignored_fields import IgnoredFields
+from control_plane.api.openai.requests import IGNORED_FIELDS
 from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
@@ -232,6 +234,7 @@ def _api(
         request_timeout=config.request_timeout,
         log_prompts=config.log_prompts,
         defaults=backend.defaults,
+        ignored_fields=IgnoredFields(config.strict_fields, IGNORED_FIELDS, metrics.field_ignored),
         admitted=autoscaler.prompted,
     )
     return Api(

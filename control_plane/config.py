@@ -97,6 +97,8 @@ class ServeConfig:
     """What counts where a request does not say how to sample: "model" is its generation_config.json."""
     open: bool = False
     """Whether to serve requests without a key, as the tenant in their `user` field. On loopback only."""
+    strict_fields: bool = False
+    """Whether to refuse fields of requests that have no effect. Without it, they are ignored."""
     database: str = ""
     """SQLite file with tenants and usage, or a PostgreSQL URL. "" is the default: see `database_address`."""
     tenants: tuple[DeclaredTenant, ...] = ()

@@ -10,7 +10,7 @@
     |   |-- InvocationTimeout       a function did not answer before the deadline
     |   `-- ProtocolError           an answer breaks the contract
     |-- EngineError                 the engine could not run a request
-    |   |-- ContextLengthExceeded   prompt and output do not fit the model's context
+    |   |-- ContextLengthExceeded   prompt and output do not fit the context
     |   |-- OutOfCache              the KV cache cannot hold the sequence
     |   `-- ShuttingDown            the server is shutting down
     |-- TenancyError                a tenant is unknown, or may not do that
@@ -74,7 +74,11 @@ class EngineError(FaaSMoEError):
 
 
 class ContextLengthExceeded(EngineError):
-    """Prompt and requested output together exceed the model's context."""
+    """Prompt and requested output exceed the context; `param` is the prompt's field if that is too long."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class OutOfCache(EngineError):

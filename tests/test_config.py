@@ -60,6 +60,7 @@ def test_the_error_for_an_unknown_setting_lists_the_known_ones(file: Path, name:
         ("invocation_timeout", "soon", "a duration such as 90s or 15m, above zero"),
         ("invocation_timeout", "true", "a duration such as 90s or 15m, above zero"),
         ("open", "1", "true or false"),
+        ("strict_fields", "1", "true or false"),
         ("log_prompts", "'no'", "true or false"),
         ("database", "5", "a string"),
         ("sampling_defaults", "true", "one of model, none"),

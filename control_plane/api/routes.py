@@ -21,7 +21,7 @@ from control_plane.api.openai import requests
 from control_plane.api.openai.answers import CompletionFormat, detokenize_body, tokenize_body
 from control_plane.api.openai.errors import KINDS
 from control_plane.api.openai.headers import rate_limit_headers
-from control_plane.api.openai.wire import decode_json
+from control_plane.api.openai.reading import decode_json
 from control_plane.api.responses.answers import ResponseFormat
 from control_plane.api.responses.requests import parse_response
 from control_plane.api.sending import event_stream, send_part, send_whole
@@ -129,6 +129,7 @@ class Api:
         name = await self._authenticate(request)
         with self.drain.request(name):
             asked = requests.parse_tokenize(await _read_json(request), self.model)
+            self.service.ignored_fields.note(asked.ignored_fields)
             token_ids = await self.service.encode(asked.prompt, name, asked.add_special_tokens)
         return web.json_response(tokenize_body(token_ids, self.service.engine.max_length))
 
@@ -136,8 +137,9 @@ class Api:
         """POST /detokenize: the text of tokens, as in vLLM."""
         name = await self._authenticate(request)
         with self.drain.request(name):
-            token_ids = requests.parse_detokenize(await _read_json(request), self.model)
-            text = await self.service.decode(token_ids, name)
+            asked = requests.parse_detokenize(await _read_json(request), self.model)
+            self.service.ignored_fields.note(asked.ignored_fields)
+            text = await self.service.decode(asked.token_ids, name)
         return web.json_response(detokenize_body(text))
 
     async def health(self, request: web.Request) -> web.Response:

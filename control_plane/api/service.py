@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from control_plane.api.active_request import CLIENT_GONE, ActiveRequest, Caller
+from control_plane.api.ignored_fields import IgnoredFields
 from control_plane.api.openai.errors import KINDS
 from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
-from control_plane.api.text.request import GenerationRequest, Prompt, SamplingDefaults
+from control_plane.api.text.request import Chat, GenerationRequest, Prompt, SamplingDefaults
 from control_plane.api.tools.model_format import ModelFormat
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import (
-    BadRequest,
     ContextLengthExceeded,
     FaaSMoEError,
     RequestTimeout,
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 OPEN_ANSWER_TOKENS = 512
-"""Tokens charged to the tenant's rate limit for an answer without `max_tokens`, until it has ended."""
+"""Tokens charged to the tenant's rate limit for an answer whose limit is the server's, until it has ended."""
 CANCEL_SECONDS = 10.0
 """How long to wait for the step in which a request is cancelled."""
 
@@ -60,6 +60,7 @@ class CompletionService:
     log_prompts: bool
     defaults: SamplingDefaults
     """For requests that do not say how tokens are chosen."""
+    ignored_fields: IgnoredFields
     admitted: Callable[[], None]
     """Called for each request that is admitted, before its first step."""
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
@@ -72,6 +73,7 @@ class CompletionService:
         Raises `BadRequest`, `ContextLengthExceeded`, `OutOfCache` or a `RetryLater`, and `RequestTimeout`
         when it takes too long.
         """
+        self.ignored_fields.note(request.ignored_fields)
         request = self._resolved(request)
         prompts = [
             await self.encode(
@@ -107,9 +109,7 @@ class CompletionService:
         """
         least = self.codec.least_tokens(prompt)
         if least > self.engine.max_length:
-            raise ContextLengthExceeded(
-                f"the prompt has at least {least} tokens, and there is room for {self.engine.max_length}"
-            )
+            raise _too_long(prompt, f"at least {least}", self.engine.max_length)
         return await self._in_turn(tenant, lambda: self.prompts.encode(prompt, add_special_tokens))
 
     async def decode(self, token_ids: list[int], tenant: str) -> str:
@@ -146,25 +146,22 @@ class CompletionService:
     def _sequence(
         self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int
     ) -> Sequence:
-        """Raises `BadRequest`, `ContextLengthExceeded` or `OutOfCache` for a sequence that is too long."""
+        """A limit beyond what there is room for is cut: agents ask for 32,000 tokens of any model.
+
+        Raises `ContextLengthExceeded` for a prompt that leaves no room for an answer.
+        """
         limits = caller.tenant.limits
         most = min(limits.max_context or self.engine.max_length, self.engine.max_length)
-        room = max(most - len(token_ids), 1)
-        if request.max_tokens is None:
-            max_tokens = min(room, limits.max_output or room)
-        else:
-            max_tokens = request.max_tokens
-        if limits.max_output is not None and max_tokens > limits.max_output:
-            raise BadRequest(f"max_tokens: at most {limits.max_output} for this tenant", "max_tokens")
+        room = most - len(token_ids)
+        # A request for no token, for the prompt's log-probabilities, needs no room.
+        if room < (request.max_tokens != 0):
+            raise _too_long(request.prompts[0], str(len(token_ids)), most)
+        room = min(room, limits.max_output or room)
+        max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         params = request.sampling_params(max_tokens, choice, self.defaults)
         sequence = Sequence(
             caller.request_id, caller.tenant.name, list(token_ids), params, weight=limits.weight
         )
-        if limits.max_context is not None and sequence.max_length > limits.max_context:
-            raise ContextLengthExceeded(
-                f"this tenant's context is {limits.max_context} tokens: {len(token_ids)} of the prompt and "
-                f"{max_tokens} to generate are {sequence.max_length}"
-            )
         self.engine.check(sequence)
         return sequence
 
@@ -175,7 +172,7 @@ class CompletionService:
         prompt_tokens = sum(sequence.num_prompt_tokens for sequence in sequences[:: request.n])
         answer_tokens = sum(
             sequence.params.max_tokens
-            if request.max_tokens is not None
+            if sequence.params.max_tokens == request.max_tokens
             else min(sequence.params.max_tokens, OPEN_ANSWER_TOKENS)
             for sequence in sequences
         )
@@ -237,3 +234,14 @@ class CompletionService:
             return "\n".join(map(self.codec.decode, prompts))
         except TokenizerError as error:
             return f"({error})"
+
+
+def _too_long(prompt: Prompt, tokens: str, most: int) -> ContextLengthExceeded:
+    """In OpenAI's words, by which client libraries know that the chat has to be shorter."""
+    what = "messages" if isinstance(prompt, Chat) else "prompt"
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {most} tokens. However, your {what} resulted in {tokens} "
+        # LangChain looks for the code in the text, where OpenAI's client no longer repeats the whole body.
+        f"tokens. Please reduce the length of the {what}. (context_length_exceeded)",
+        what,
+    )

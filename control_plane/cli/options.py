@@ -238,6 +238,12 @@ serve_options = option_group(
         "model is its generation_config.json; none changes no probability.  [default: model]",
     ),
     _OPEN,
+    click.option(
+        "--strict-fields/--lenient-fields",
+        default=None,
+        help="Whether to refuse fields of requests that have no effect here, or to ignore them and name each "
+        "once in the log.  [default: lenient]",
+    ),
     database_option,
     click.option(
         "--log-level", type=click.Choice(LOG_LEVELS), help="Least severe level to log.  [default: info]"

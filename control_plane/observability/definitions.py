@@ -101,6 +101,7 @@ _DEFINITIONS = (
     Definition("counter", "generation_tokens", "Tokens generated for requests that have ended."),
     Definition("counter", "request_success", "Choices answered in full.", ("finished_reason",)),
     Definition("counter", "request_failure", "Errors, by HTTP status.", ("status",)),
+    Definition("counter", "ignored_fields", "Requests with a field that has no effect.", ("field",)),
     # The engine.
     Definition("gauge", "num_requests_running", "Sequences that hold memory, paused ones included."),
     Definition("gauge", "num_requests_waiting", "Sequences in the queue."),

@@ -61,6 +61,10 @@ class Metrics:
         """Count an error, whether it was the response or ended a stream."""
         self._requests.failed(status)
 
+    def field_ignored(self, field: str) -> None:
+        """Count a request with a field that has no effect. The names must be few."""
+        self._requests.field_ignored(field)
+
     def render(self, with_tenants: bool) -> bytes:
         """Format all metrics as text. Those by tenant reveal names and usage: only for operators."""
         return generate_latest(self._registry) + (
@@ -81,6 +85,7 @@ class _RequestMetrics:
         self._generation_tokens = METRICS["generation_tokens"].counter(registry).labels(model_name)
         self._successes = METRICS["request_success"].counter(registry)
         self._failures = METRICS["request_failure"].counter(registry)
+        self._ignored = METRICS["ignored_fields"].counter(registry)
 
     def finished(self, record: RequestRecord) -> None:
         self._prompt_tokens.inc(record.prompt_tokens)
@@ -98,6 +103,9 @@ class _RequestMetrics:
 
     def failed(self, status: int) -> None:
         self._failures.labels(self._model, str(status)).inc()
+
+    def field_ignored(self, field: str) -> None:
+        self._ignored.labels(self._model, field).inc()
 
 
 class _TenantMetrics:

@@ -1,6 +1,7 @@
 """Errors of requests and of the system have OpenAI's form, and affect no other request."""
 
 import itertools
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -84,11 +85,11 @@ def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
-        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
         ({"model": 4}, "model"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
-        ({"max_tokens": 5.0}, "max_tokens"),
+        ({"max_tokens": 5.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": 1 << 63}, "max_tokens"),
         ({"temperature": -0.1}, "temperature"),
@@ -112,12 +113,12 @@ def refusal(api: ApiClient, path: str, body: Any, status: int = 400) -> Any:
         ({"stop": 5}, "stop"),
         ({"logprobs": "yes"}, "logprobs"),
         ({"ignore_eos": 1}, "ignore_eos"),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"tools": 5}, "tools"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"stream": 1}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": []}, "stream_options"),
-        ({"stream": True, "stream_options": {"more": True}}, "stream_options.more"),
+        ({"structured_outputs": {"more": True}}, "structured_outputs.more"),
         ({"user": 7}, "user"),
     ],
 )
@@ -240,21 +241,48 @@ def test_text_that_is_not_unicode(api: ApiClient) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(CONTEXT_LENGTH, 1), (10, CONTEXT_LENGTH)])
-def test_a_request_longer_than_the_context(
-    api: ApiClient, prompt_tokens: int, max_tokens: int, stream: bool
-) -> None:
-    body = {"prompt": [5] * prompt_tokens, "max_tokens": max_tokens, "stream": stream}
-    error = refusal(api, COMPLETION, body)
-    assert error["code"] == "context_length_exceeded"
-    for number in (prompt_tokens, max_tokens, CONTEXT_LENGTH):
-        assert str(number) in error["message"]
+def test_a_prompt_longer_than_the_context(api: ApiClient, stream: bool) -> None:
+    """OpenAI's words. 1 MB of KV cache holds some 1,800 tokens of 576 bytes, fewer than the context."""
+    most = max_model_len(api)
+    assert most < 2000 < CONTEXT_LENGTH
+    bodies: list[tuple[str, str, dict[str, Any]]] = [
+        ("prompt", COMPLETION, {"prompt": [5] * most, "max_tokens": 1}),
+        ("prompt", COMPLETION, {"prompt": "a" * 1_000_000}),
+        ("messages", CHAT, {"messages": [{"role": "user", "content": "a " * 3000}]}),
+        ("messages", CHAT, {"messages": [{"role": "user", "content": "a" * 1_000_000}]}),
+    ]
+    for field, path, body in bodies:
+        error = refusal(api, path, {**body, "stream": stream})
+        assert (error["code"], error["param"]) == ("context_length_exceeded", field)
+        assert error["type"] == "invalid_request_error"
+        assert re.fullmatch(
+            rf"This model's maximum context length is {most} tokens\. However, your {field} resulted in "
+            rf"(at least )?\d+ tokens\. Please reduce the length of the {field}\. "
+            r"\(context_length_exceeded\)",
+            error["message"],
+        )
 
 
-def test_a_request_longer_than_the_kv_cache(api: ApiClient) -> None:
-    """1 MB of KV cache holds some 1,800 tokens of 576 bytes."""
-    error = refusal(api, COMPLETION, {"prompt": "a", "max_tokens": 2000})
-    assert "KV cache" in error["message"]
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_an_answer_longer_than_the_context_is_cut(api: ApiClient, path: str) -> None:
+    prompt = (
+        {"prompt": [5] * 1500} if path == COMPLETION else {"messages": [{**HELLO[0], "content": "a " * 700}]}
+    )
+    answer = api.post(path, **prompt, max_tokens=32_000, ignore_eos=True)
+    assert answer["usage"]["total_tokens"] == max_model_len(api)
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("field", ["logit_bias", "stop_token_ids"])
+def test_token_ids_that_the_model_does_not_have(api: ApiClient, field: str) -> None:
+    value: Any = {"100000": 1} if field == "logit_bias" else [100_000]
+    error = refusal(api, COMPLETION, {"prompt": "a", field: value})
+    assert error["param"] == field
+    assert "token ids must be from 0 to" in error["message"]
+
+
+def max_model_len(api: ApiClient) -> int:
+    return int(api.answer("GET", "/v1/models").json["data"][0]["max_model_len"])
 
 
 def test_a_body_that_is_too_large(api: ApiClient) -> None:
@@ -280,7 +308,7 @@ def test_unknown_paths_and_methods(api: ApiClient, method: str, path: str, statu
 
 
 def test_refusals_leave_nothing_behind(api: ApiClient) -> None:
-    for body in ({"prompt": ""}, {"prompt": "a", "max_tokens": 2000}, {"prompt": "a", "n": 0}):
+    for body in ({"prompt": ""}, {"prompt": [5] * 2000}, {"prompt": "a", "n": 0}):
         refusal(api, COMPLETION, body)
     assert api.engine() == IDLE
     assert api.post(COMPLETION, prompt="a", max_tokens=3, ignore_eos=True)["usage"]["completion_tokens"] == 3

@@ -22,7 +22,7 @@ from tests.support.api_server import (
     eventually,
     serving,
 )
-from tests.support.tiny_chat_model import EXPERTS
+from tests.support.tiny_chat_model import CONTEXT_LENGTH, EXPERTS
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ KINDS: list[tuple[str, str, bytes, int]] = [
     ("POST", COMPLETION, b"", 400),
     ("POST", COMPLETION, b"{", 400),
     ("POST", COMPLETION, b'{"prompt": "a", "max_tokens": "many"}', 400),
-    ("POST", COMPLETION, b'{"prompt": "a", "max_tokens": 1000000}', 400),
+    ("POST", COMPLETION, json.dumps({"prompt": [5] * (CONTEXT_LENGTH + 1)}).encode(), 400),
     ("POST", COMPLETION, b'{"prompt": "a", "model": "gpt-4"}', 404),
     ("POST", COMPLETION, b"\xff\xfe", 400),
     ("POST", COMPLETION, b"[" * 2000, 400),

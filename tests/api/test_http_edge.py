@@ -17,7 +17,8 @@ from yarl import URL
 
 from control_plane import http
 from control_plane.api.middleware import TENANT, request_middleware
-from control_plane.api.openai.wire import CompletionBody, read_body
+from control_plane.api.openai.reading import read_body
+from control_plane.api.openai.wire import CompletionBody
 from control_plane.http import serving
 from control_plane.tenancy.tenants import Limits, Tenant
 from tests.support.api_server import TIMEOUT_SECONDS, ApiClient, in_thread
@@ -189,13 +190,16 @@ def test_a_content_length_that_is_too_large(url: URL) -> None:
 
 def test_refused_text_is_not_logged(client: ApiClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    status, answer = client.ask("POST", "/parse", {SECRET * 20: 1})
+    status, answer = client.ask("POST", "/parse", {"structured_outputs": {SECRET * 20: 1}})
     assert (status, len(answer["error"]["param"])) == (400, 80)
     status, _ = client.ask("POST", "/parse", {"prompt": 5, "suffix": SECRET})
     assert status == 400
     (first, second) = [record for record in caplog.records if record.msg == "not served"]
     assert [vars(record)["status"] for record in (first, second)] == [400, 400]
-    assert [vars(record)["param"] for record in (first, second)] == [(SECRET * 20)[:80], "suffix"]
+    assert [vars(record)["param"] for record in (first, second)] == [
+        f"structured_outputs.{SECRET * 20}"[:80],
+        "suffix",
+    ]
     assert [vars(record)["code"] for record in (first, second)] == [None, None]
     assert [vars(record)["tenant"] for record in (first, second)] == ["acme", "acme"]
     assert all(vars(record)["request_id"] for record in (first, second))

@@ -38,7 +38,7 @@ def test_a_tenant_sees_nothing_of_another(new_tenant: NewTenant, server: ApiClie
             ("GET", "/health", None),
             ("GET", "/ready", None),
             ("POST", "/tokenize", {"prompt": "a"}),
-            ("POST", COMPLETION, {**ASK, "max_tokens": 10_000}),
+            ("POST", COMPLETION, {**ASK, "prompt": [5] * 10_000}),
             ("POST", COMPLETION, {**ASK, "user": 5}),
             *[("POST", COMPLETION, ASK)] * 9,
         ]

@@ -52,6 +52,11 @@ def test_every_field_reaches_the_engine() -> None:
         top_k=40,
         min_p=0.1,
         repetition_penalty=1.2,
+        frequency_penalty=-2,
+        presence_penalty=0.5,
+        logit_bias={"5": -100, "7": 0.5},
+        min_tokens=2,
+        stop_token_ids=[3, 4, 3],
         seed=5,
         ignore_eos=True,
         logprobs=3,
@@ -64,6 +69,11 @@ def test_every_field_reaches_the_engine() -> None:
         top_p=0.9,
         min_p=0.1,
         repetition_penalty=1.2,
+        frequency_penalty=-2.0,
+        presence_penalty=0.5,
+        logit_bias={5: -100.0, 7: 0.5},
+        min_tokens=2,
+        stop_token_ids=frozenset({3, 4}),
         seed=5,
         ignore_eos=True,
         logprobs=3,
@@ -75,13 +85,19 @@ def test_every_field_reaches_the_engine() -> None:
 @pytest.mark.parametrize(
     ("field", "values", "read"),
     [
-        ("n", [1, 128], [1, 128]),
+        ("n", [1, 128, 2.0], [1, 128, 2]),
         ("stop", ["a", ["a", "b"], [], None], [("a",), ("a", "b"), (), ()]),
         ("temperature", [0, 2, 0.5], [0.0, 2.0, 0.5]),
         ("top_p", [1, 0.01], [1.0, 0.01]),
         ("top_k", [-1, 0, 5], [0, 0, 5]),
         ("seed", [0, 7, -1, -(1 << 63), (1 << 63) - 1], [0, 7, (1 << 63) - 1, 0, (1 << 63) - 1]),
-        ("max_tokens", [1, 100], [1, 100]),
+        ("max_tokens", [1, 100, 12.0], [1, 100, 12]),
+        ("min_tokens", [0, 3, 3.0], [0, 3, 3]),
+        ("frequency_penalty", [-2, 2, 0.5], [-2.0, 2.0, 0.5]),
+        ("presence_penalty", [-2, 2, 0], [-2.0, 2.0, 0.0]),
+        ("logit_bias", [{}, {"0": 100}], [{}, {0: 100.0}]),
+        ("stop_token_ids", [[], [2, 2]], [frozenset(), frozenset({2})]),
+        ("skip_special_tokens", [True, False], [True, False]),
         ("user", ["someone", ""], ["someone", ""]),
         ("stream", [True, False, None], [True, False, False]),
     ],
@@ -97,9 +113,10 @@ def test_accepted_values(parse: Any, field: str, values: list[Any], read: list[A
     ("field", "values"),
     [
         ("model", [4, True, []]),
-        ("n", [0, 129, "1", 1.0, True]),
+        ("n", [0, 129, "1", 1.5, True, 1e300]),
+        ("best_of", [0, 2, True]),
         ("stop", ["", [""], ["a"] * 17, "a" * 1025, [1], {}, 5, ["a", None]]),
-        ("max_tokens", [-1, 0, "5", 5.0, True, 1 << 63]),
+        ("max_tokens", [-1, 0, "5", 5.5, True, 1 << 63, 1e19]),
         (
             "temperature",
             [-0.1, 2.1, "hot", True, float("nan"), float("inf"), 10**400, []],
@@ -114,11 +131,18 @@ def test_accepted_values(parse: Any, field: str, values: list[Any], read: list[A
         ("stream", [1, "true"]),
         ("stream_options", [[], True, {"include_usage": True}]),
         ("user", [7, {}]),
-        ("frequency_penalty", [0.5, False, "0"]),
-        ("presence_penalty", [1]),
-        ("logit_bias", [{"5": 100}, []]),
-        ("functions_called", ["x"]),
-        ("top_a", [0]),
+        ("frequency_penalty", [-2.1, 2.1, False, "0", float("nan")]),
+        ("presence_penalty", [-2.1, 2.1, []]),
+        (
+            "logit_bias",
+            [{"5": 100.5}, {"a": 1}, {"5": "1"}, {"05": 1}, [], dict.fromkeys(map(str, range(1025)), 1)],
+        ),
+        ("min_tokens", [-1, 1.5, True]),
+        ("stop_token_ids", [5, ["a"], [1.5], [1] * 129]),
+        ("skip_special_tokens", [1, "true"]),
+        ("include_stop_str_in_output", [1]),
+        ("use_beam_search", [True]),
+        ("bad_words", [["a"]]),
     ],
 )
 def test_a_wrong_value_is_named(parse: Any, field: str, values: list[Any]) -> None:
@@ -129,18 +153,14 @@ def test_a_wrong_value_is_named(parse: Any, field: str, values: list[Any]) -> No
 @pytest.mark.parametrize(
     ("neutral", "other"),
     [
-        ({"tools": []}, {"tools": [{"type": "function"}]}),
-        ({"tool_choice": "auto"}, {"tool_choice": "required"}),
         ({"functions": []}, {"functions": [{"name": "f"}]}),
-        ({"response_format": {"type": "text"}}, {"response_format": {"type": "json_object"}}),
         ({"modalities": ["text"]}, {"modalities": ["audio"]}),
-        ({"store": False}, {"store": True}),
-        ({"service_tier": "auto"}, {"service_tier": "priority"}),
-        ({"metadata": {}}, {"metadata": {"a": "b"}}),
-        ({"reasoning_effort": None}, {"reasoning_effort": "high"}),
-        ({"prediction": None}, {"prediction": {}}),
-        ({"frequency_penalty": 0.0}, {"frequency_penalty": 0.1}),
-        ({"echo": None}, {"echo": True}),
+        ({"audio": None}, {"audio": {"voice": "alloy", "format": "wav"}}),
+        ({"function_call": "auto"}, {"function_call": {"name": "f"}}),
+        ({"web_search_options": None}, {"web_search_options": {}}),
+        ({"best_of": 1}, {"best_of": 2}),
+        ({"echo": False}, {"echo": True}),
+        ({"add_special_tokens": False}, {"add_special_tokens": True}),
     ],
 )
 def test_chats_may_have_unsupported_fields_with_neutral_values(
@@ -153,9 +173,9 @@ def test_chats_may_have_unsupported_fields_with_neutral_values(
 
 
 def test_completions_may_have_unsupported_fields_with_neutral_values() -> None:
-    assert completion(suffix="", best_of=1, frequency_penalty=0, logit_bias={}) == completion()
+    assert completion(suffix="", best_of=1, logit_bias={}, tools=[]) == completion()
     assert completion(best_of=3, n=3).n == 3
-    others: list[dict[str, Any]] = [{"suffix": "end"}, {"best_of": 2}, {"messages": HELLO}, {"tools": []}]
+    others: list[dict[str, Any]] = [{"suffix": "end"}, {"best_of": 2}, {"messages": HELLO}, {"tools": [{}]}]
     for other in others:
         assert [refused(completion, **other).param] == list(other)
 
@@ -233,14 +253,14 @@ def test_messages() -> None:
         ([{"role": "user"}], "messages[0].content"),
         ([{"content": "hello"}], "messages[0].role"),
         ([{"role": ["user"], "content": "hello"}], "messages[0].role"),
-        ([*HELLO, {"role": "tool", "content": "hello"}], "messages[1].role"),
+        ([*HELLO, {"role": "function", "content": "hello"}], "messages[1].role"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": []}], "messages[0].content"),
         ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": "a", "name": 5}], "messages[0].name"),
-        ([{"role": "user", "content": "a", "tool_calls": [{}]}], "messages[0].tool_calls"),
+        ([{"role": "user", "content": "a", "tool_calls": [{}]}], "messages[0].tool_calls[0].function"),
     ],
 )
 def test_wrong_messages(messages: Any, place: str) -> None:
@@ -290,7 +310,7 @@ def test_stream_options() -> None:
     assert options(include_usage=True, include_obfuscation=False) == (True, False)
     assert options(include_usage=True, continuous_usage_stats=True) == (True, True)
     assert chat(stream_options=None) == chat()
-    for wrong in ({"include_usage": 1}, {"continuous_usage_stats": "yes"}, {"verbose": True}):
+    for wrong in ({"include_usage": 1}, {"continuous_usage_stats": "yes"}):
         refusal = refused(chat, stream=True, stream_options=wrong)
         assert refusal.param == f"stream_options.{next(iter(wrong))}"
 
@@ -325,8 +345,8 @@ def test_wrong_tokenize(body: dict[str, Any], param: str) -> None:
 
 
 def test_detokenize() -> None:
-    assert parse_detokenize({"tokens": [1, 2]}, MODEL) == [1, 2]
-    assert parse_detokenize({"tokens": []}, MODEL) == []
+    assert parse_detokenize({"tokens": [1, 2]}, MODEL).token_ids == [1, 2]
+    assert parse_detokenize({"tokens": []}, MODEL).token_ids == []
     for tokens in (None, "a", [1.5], [True], ["a"]):
         refusal = refused(lambda **fields: parse_detokenize(fields, MODEL), tokens=tokens)
         assert refusal.param == "tokens"
@@ -350,11 +370,11 @@ LONG = "x" * 100_000
 @pytest.mark.parametrize(
     ("parse", "body"),
     [
-        (completion, {LONG: 1}),
         (completion, {"model": LONG}),
-        (completion, {"stream": True, "stream_options": {LONG: 1}}),
+        (completion, {"structured_outputs": {LONG: 1}}),
+        (chat, {"chat_template_kwargs": {LONG: 1}}),
         (chat, {"messages": [{"role": LONG, "content": "a"}]}),
-        (chat, {"messages": [{**HELLO[0], LONG: 1}]}),
+        (chat, {"messages": [{"role": "user", "content": [{"type": "text", LONG: 1}]}]}),
         (chat, {"messages": [{"role": "user", "content": [{"type": LONG}]}]}),
         (chat, {"messages": [{"role": "user", "content": [{"type": [LONG]}]}]}),
     ],

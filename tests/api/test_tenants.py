@@ -131,15 +131,29 @@ def test_concurrent_requests(new_tenant: NewTenant) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_limits_of_length(new_tenant: NewTenant, stream: bool) -> None:
-    api = new_tenant(f"brief-{stream}", max_context=12, max_output=8)
-    long = completion(api, max_tokens=9, stream=stream)
-    assert (long.status, long.error["param"]) == (400, "max_tokens")
-    far = completion(api, prompt=[5] * 6, max_tokens=7, stream=stream)
-    assert (far.status, far.error["code"]) == (400, "context_length_exceeded")
-    assert completion(api, prompt=[5] * 5, max_tokens=7, stream=stream).status == 200
-    chat = {"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": None, "ignore_eos": True}
-    assert api.answer("POST", "/v1/chat/completions", chat).error["code"] == "context_length_exceeded"
+def test_limits_of_length(new_tenant: NewTenant, database: Path, stream: bool) -> None:
+    tenant = f"brief-{stream}"
+    api = new_tenant(tenant, max_context=12, max_output=8)
+    # A limit beyond the tenant's is cut: to its output, or to the room in its context.
+    for prompt_tokens, room in ((2, 8), (5, 7), (11, 1)):
+        prompt = {"prompt": [5] * prompt_tokens, "max_tokens": 9, "ignore_eos": True}
+        before = usage_of(database, tenant).generated_tokens
+        answer = completion(api, **prompt, stream=stream)
+        assert (answer.status, answer.body.count(b'"length"')) == (200, 1)
+        assert usage_of(database, tenant).generated_tokens - before == room
+    far = completion(api, prompt=[5] * 12, max_tokens=1, stream=stream)
+    assert (far.status, far.error["code"], far.error["param"]) == (400, "context_length_exceeded", "prompt")
+    assert "context length is 12 tokens. However, your prompt resulted in 12 tokens" in far.error["message"]
+    assert completion(api, prompt=[5] * 12, max_tokens=0, echo=True, stream=stream).status == 200
+    chat = {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True}
+    long = api.answer("POST", "/v1/chat/completions", chat).error
+    assert (long["code"], long["param"]) == ("context_length_exceeded", "messages")
+
+
+def test_a_limit_that_is_cut_is_charged_like_none(new_tenant: NewTenant) -> None:
+    """Agents ask for 32,000 tokens; a tenant whose limit a minute is lower would never be served."""
+    api = new_tenant("agent", tpm=1000)
+    assert completion(api, max_tokens=32_000, stop=["e"]).status == 200
 
 
 def test_an_answer_without_a_limit_ends_at_the_tenant_s(new_tenant: NewTenant) -> None:

@@ -74,7 +74,7 @@ def test_metrics(chat_partition: Path, tmp_path: Path) -> None:
     database = tmp_path / "faasmoe.db"
     with serving(chat_partition, database, memory_budget=4 << 30) as server:
         operator = server.with_key(add_tenant(database, "operator", operator=True))
-        operator.post("/v1/completions", prompt="a", max_tokens=2)
+        operator.post("/v1/completions", prompt="a", max_tokens=2, store=True)
         operator.answer("POST", "/v1/completions", {"prompt": 1.5})
         limited = server.with_key(add_tenant(database, "limited", max_context=1, rpm=1))
         for _ in range(2):

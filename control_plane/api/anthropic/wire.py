@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-from control_plane.api.openai.wire import Body, Positive, StopStrings, Temperature, TopK, TopP
+from control_plane.api.openai.reading import Body
+from control_plane.api.openai.values import Positive, StopStrings, Temperature, TopK, TopP
 
 Object = Annotated[dict[str, Any], Meta(description="an object")]
 
@@ -90,7 +91,7 @@ class OutputConfig(Struct):
     format: OutputFormat | None = None
 
 
-class CountBody(Body, kw_only=True, forbid_unknown_fields=False):
+class CountBody(Body, kw_only=True):
     """The body of /v1/messages/count_tokens."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=8192)]

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct, field
 
-from control_plane.api.openai.wire import Body, Positive, Temperature, Text, TopP
+from control_plane.api.openai.reading import Body
+from control_plane.api.openai.values import Positive, Temperature, Text, TopP
 
 Object = Annotated[dict[str, Any], Meta(description="an object")]
 
@@ -124,7 +125,7 @@ class Reasoning(Struct):
     effort: Text | None = None
 
 
-class ResponseBody(Body, kw_only=True, forbid_unknown_fields=False):
+class ResponseBody(Body, kw_only=True):
     """The body of /v1/responses."""
 
     neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {

@@ -121,6 +121,8 @@ class GenerationRequest:
     """Whether to add the tokenizer's special tokens to a prompt that is text."""
     structure: Structure | None = None
     tool_use: ToolUse | None = None
+    ignored_fields: tuple[str, ...] = ()
+    """The names of fields that the client sent and that have no effect, such as "metadata"."""
 
     @property
     def is_chat(self) -> bool:
@@ -159,3 +161,14 @@ class TokenizeRequest:
     prompt: Prompt
     add_special_tokens: bool
     """Whether to add the tokenizer's special tokens to a text. A chat template writes its own."""
+    ignored_fields: tuple[str, ...] = ()
+    """See `GenerationRequest`."""
+
+
+@dataclass(frozen=True)
+class DetokenizeRequest:
+    """A request for the text of tokens."""
+
+    token_ids: list[int]
+    ignored_fields: tuple[str, ...] = ()
+    """See `GenerationRequest`."""

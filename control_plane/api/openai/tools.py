@@ -1,0 +1,106 @@
+"""The tools of a chat, as OpenAI's API declares them."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from control_plane.api.openai.json_values import check_json
+from control_plane.api.openai.reading import field_error
+from control_plane.api.openai.values import Object, Text
+from control_plane.api.text.request import ToolUse
+
+MAX_TOOLS = 128
+_RESERVED = ("none", "auto", "required")
+"""Values of `tool_choice`, which a tool's name must not look like."""
+
+ToolName = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[a-zA-Z0-9_-]{1,128}\Z", description="1 to 128 letters, digits, underscores and hyphens"
+    ),
+]
+
+
+class Function(Struct):
+    """A function that an answer may call."""
+
+    name: ToolName
+    description: Text | None = None
+    parameters: Object | None = None
+    strict: bool | None = None
+    """Accepted for compatibility; it has no effect."""
+
+
+class Tool(Struct):
+    """A tool. Only functions are supported."""
+
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class NamedFunction(Struct):
+    """The name of a function."""
+
+    name: Text
+
+
+class NamedTool(Struct):
+    """The tool that an answer must call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+Tools = Annotated[
+    list[Annotated[Tool, Meta(description="an object")]],
+    Meta(max_length=MAX_TOOLS, description=f"a list of at most {MAX_TOOLS} tools"),
+]
+ToolChoice = Annotated[
+    Literal["none", "auto", "required"] | NamedTool,
+    Meta(
+        description='"none", "auto", "required", or {"type": "function", "function": {"name": NAME}}',
+    ),
+]
+
+
+def template_tools(tools: list[Tool]) -> list[dict[str, Any]] | None:
+    """The tools as templates read them; None without tools. Raises `BadRequest`."""
+    made = [_template_tool(tool) for tool in tools]
+    check_json(made, "tools")
+    names: set[str] = set()
+    for index, tool in enumerate(tools):
+        name = tool.function.name
+        if name in names or name in _RESERVED:
+            problem = (
+                f"there is another tool {name!r}" if name in names else f"a tool cannot be named {name!r}"
+            )
+            raise field_error(f"tools[{index}].function.name", problem)
+        names.add(name)
+    return made or None
+
+
+def tool_use(tools: list[dict[str, Any]] | None, choice: ToolChoice | None, parallel: bool) -> ToolUse | None:
+    """How an answer may call these tools; None if it may not. Raises `BadRequest`."""
+    wanted = choice.function.name if isinstance(choice, NamedTool) else choice or "auto"
+    if wanted == "none" or (wanted == "auto" and not tools):
+        return None
+    if not tools:
+        raise field_error("tool_choice", "there are no tools")
+    if isinstance(choice, NamedTool) and all(tool["function"]["name"] != wanted for tool in tools):
+        raise field_error("tool_choice", f"there is no tool {wanted[:80]!r}")
+    return ToolUse(tuple(tools), wanted, parallel)
+
+
+def _template_tool(tool: Tool) -> dict[str, Any]:
+    function = tool.function
+    described = {} if function.description is None else {"description": function.description}
+    parameters = function.parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": {"name": function.name, **described, "parameters": parameters}}
+
+
+def ignored_in_tools(tools: list[dict[str, Any]]) -> Iterator[str]:
+    """The fields of valid tools that have no effect."""
+    for tool in tools:
+        yield from (f"tools.{name}" for name in tool.keys() - Tool.__struct_fields__)
+        yield from (f"tools.function.{name}" for name in tool["function"].keys() - Function.__struct_fields__)
