@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from control_plane.api.anthropic import wire
+from control_plane.api.openai.reading import field_error, ignored_fields
 from control_plane.api.openai.requests import read_for_model
-from control_plane.api.openai.reading import field_error
 from control_plane.api.text.chats import ChatBuilder, function_tool, tool_call, tool_use
 from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
 
 
-def parse_message(body: object, model: str) -> GenerationRequest:
+def parse_message(body: Any, model: str) -> GenerationRequest:
     """Read the body of /v1/messages."""
     asked = read_for_model(body, wire.MessageBody, model)
     tools = _tools(asked)
@@ -41,6 +41,7 @@ def parse_message(body: object, model: str) -> GenerationRequest:
         user=None,
         structure=None if form is None else Structure("json_schema", form.schema),
         tool_use=_tool_use(asked, tools),
+        ignored_fields=tuple(ignored_fields(body, wire.MessageBody)),
     )
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from control_plane.api.openai.reading import field_error, ignored_fields
 from control_plane.api.openai.requests import read_for_model
-from control_plane.api.openai.reading import field_error
 from control_plane.api.responses import wire
 from control_plane.api.text.chats import ChatBuilder, function_tool, json_arguments, tool_call, tool_use
 from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
@@ -24,7 +24,7 @@ class ResponseRequest(GenerationRequest):
     """What the answer repeats of the request, as JSON."""
 
 
-def parse_response(body: object, model: str) -> ResponseRequest:
+def parse_response(body: Any, model: str) -> ResponseRequest:
     """Read a decoded body for the served model of that name.
 
     Raises `BadRequest`, whose `param` is the field at fault.
@@ -53,6 +53,7 @@ def parse_response(body: object, model: str) -> ResponseRequest:
         include_usage=True,
         continuous_usage=False,
         return_token_ids=False,
+        ignored_fields=tuple(ignored_fields(body, wire.ResponseBody)),
         user=asked.user,
         structure=_structure(asked.text.format),
         tool_use=_tool_use(callable_tools, asked),
