@@ -14,7 +14,10 @@ import numpy.ma  # noqa: F401
 from yarl import URL
 
 from control_plane.api.authentication import Authentication
+from control_plane.api.cors import Origins
 from control_plane.api.drain import Drain
+from control_plane.api.generation import Generation
+from control_plane.api.models import ServedModels
 from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
@@ -210,8 +213,11 @@ def _api(
     config: ServeConfig,
 ) -> Api:
     manifest, engine, statistics = backend.manifest, backend.engine, backend.invoker.statistics
+    models = ServedModels(config.served_model_names or (manifest.name,))
+    origins = Origins(config.cors_origins)
+    authentication = Authentication(tenancy.store, config.open, origins)
     metrics = Metrics(
-        manifest.name, engine.status, statistics, autoscaler.memory, autoscaler.actions, tenancy.ledger
+        models.default, engine.status, statistics, autoscaler.memory, autoscaler.actions, tenancy.ledger
     )
     service = CompletionService(
         engine=engine,
@@ -226,10 +232,11 @@ def _api(
         admitted=autoscaler.prompted,
     )
     return Api(
-        model=manifest.name,
-        fingerprint=manifest.fingerprint,
+        models=models,
         started=int(time.time()),
-        authentication=Authentication(tenancy.store, config.open),
+        origins=origins,
+        authentication=authentication,
+        generation=Generation(models, manifest.fingerprint, authentication, service, drain),
         service=service,
         drain=drain,
         status=StatusReporter(manifest, engine, backend.gateways, statistics, autoscaler.memory),
