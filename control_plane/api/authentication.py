@@ -49,19 +49,18 @@ class Authentication:
                     raise
         elif not self.open:
             raise InvalidApiKey(f"no API key: {_SEND_IT}")
-        if not _is_local(request.host):
-            raise InvalidApiKey(
-                "without an API key, this server takes requests to its address or localhost only"
-            )
-        if not self._allows_page(request):
-            raise InvalidApiKey(
-                "without an API key, this server takes no requests of this page: see --cors-origin"
-            )
+        if problem := self._foreign_page(request):
+            raise InvalidApiKey(f"without an API key, this server takes {problem}")
         return None
 
-    def _allows_page(self, request: web.Request) -> bool:
+    def _foreign_page(self, request: web.Request) -> str:
+        """What an open server says to a page of another site that may have sent this; "" if none has."""
+        if not _is_local(request.host):
+            return "requests to its address or localhost only"
         origin = request.headers.get("Origin")
-        return origin is None or self.origins.allows(origin)
+        if origin is not None and not self.origins.allows(origin):
+            return "no requests of this page: see --cors-origin"
+        return ""
 
     async def named(self, name: str | None) -> Tenant:
         """The tenant of a request without a key, named by its `user` field.
@@ -92,9 +91,7 @@ class Authentication:
 
     async def may_see_addresses(self, request: web.Request) -> bool:
         """Whether the request may see where gateways are: an operator's may, and any that needs no key."""
-        if self.open and _is_local(request.host) and self._allows_page(request):
-            return True
-        return await self.is_operator(request)
+        return (self.open and not self._foreign_page(request)) or await self.is_operator(request)
 
 
 def _key(request: web.Request) -> str | None:

@@ -219,7 +219,7 @@ _IDLE_TIMEOUT = click.option(
 )
 
 
-def _named_or_none(context: click.Context, option: click.Parameter, values: Sequence[str]) -> object:
+def _given_or_none(context: click.Context, option: click.Parameter, values: Sequence[str]) -> object:
     """The values of an option that may be repeated; None if it is not given, as for other settings."""
     return values or None
 
@@ -232,7 +232,7 @@ serve_options = option_group(
         "--served-model-name",
         "served_model_names",
         multiple=True,
-        callback=_named_or_none,
+        callback=_given_or_none,
         metavar="NAME",
         help="Name by which requests may ask for the model. Repeat it for several; answers have the first, "
         "unless a request asks for another.  [default: the partition's name]",
@@ -241,7 +241,7 @@ serve_options = option_group(
         "--cors-origin",
         "cors_origins",
         multiple=True,
-        callback=_named_or_none,
+        callback=_given_or_none,
         metavar="ORIGIN",
         help="Origin of pages in browsers that may use the API, such as https://chat.example.com; * allows "
         "all. Repeat it for several.  [default: those on loopback, which are always allowed]",

@@ -13,6 +13,7 @@ from yarl import URL
 from control_plane.api import sending
 from control_plane.app import control_plane
 from control_plane.config import ServeConfig
+from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.gateway_access import GatewayAccess
 from tests.support.api_server import (
     ASK,
@@ -32,6 +33,7 @@ from tests.support.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 
+UNPATCHED_SECONDS = sending.HEARTBEAT_SECONDS
 STREAM: Any = {**ASK, "stream": True}
 
 
@@ -99,6 +101,11 @@ def test_a_stream_that_does_not_wait_has_no_heartbeat(
     monkeypatch.setattr(sending, "HEARTBEAT_SECONDS", 60.0)
     with closing(api.send("POST", COMPLETION, STREAM)) as connection:
         assert HEARTBEAT not in connection.getresponse().read()
+
+
+def test_when_a_stream_says_that_it_waits() -> None:
+    """Before proxies give it up, and after the error of a function that is known to be broken would come."""
+    assert InvocationPolicy().broken_deadline + 1 < UNPATCHED_SECONDS < 9
 
 
 def test_errors_that_come_at_once_have_their_own_status(narrow: ApiClient) -> None:
