@@ -9,8 +9,8 @@ from aiohttp import web
 SEND_SECONDS = 30.0
 """The longest that a client may take to make room for more data."""
 HEARTBEAT_SECONDS = 7.0
-"""How long a stream may be silent. Proxies give one up after 10 s and more. The error of a function that is known
-to be broken comes within 5 s (`InvocationPolicy`): it can still have its own status."""
+"""How long a stream may be silent. Proxies give one up after 10 s and more. The error of a function that is
+known to be broken comes within 5 s (`InvocationPolicy`), and can so have its own status."""
 _HEARTBEAT = b": waiting\n\n"
 """A comment, which clients ignore (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 _STREAM_HEADERS = {
