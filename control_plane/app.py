@@ -14,8 +14,11 @@ import numpy.ma  # noqa: F401
 from yarl import URL
 
 from control_plane.api.authentication import Authentication
+from control_plane.api.cors import Origins
 from control_plane.api.drain import Drain
+from control_plane.api.generation import Generation
 from control_plane.api.ignored_fields import IgnoredFields
+from control_plane.api.models import ServedModels
 from control_plane.api.openai.requests import IGNORED_FIELDS
 from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
@@ -220,8 +223,11 @@ def _api(
     config: ServeConfig,
 ) -> Api:
     manifest, engine, statistics = backend.manifest, backend.engine, backend.invoker.statistics
+    models = ServedModels(config.served_model_names or (manifest.name,))
+    origins = Origins(config.cors_origins)
+    authentication = Authentication(tenancy.store, config.open, origins)
     metrics = Metrics(
-        manifest.name, engine.status, statistics, autoscaler.memory, autoscaler.actions, tenancy.ledger
+        models.default, engine.status, statistics, autoscaler.memory, autoscaler.actions, tenancy.ledger
     )
     service = CompletionService(
         engine=engine,
@@ -238,10 +244,11 @@ def _api(
         admitted=autoscaler.prompted,
     )
     return Api(
-        model=manifest.name,
-        fingerprint=manifest.fingerprint,
+        models=models,
         started=int(time.time()),
-        authentication=Authentication(tenancy.store, config.open),
+        origins=origins,
+        authentication=authentication,
+        generation=Generation(models, manifest.fingerprint, authentication, service, drain),
         service=service,
         drain=drain,
         status=StatusReporter(manifest, engine, backend.gateways, statistics, autoscaler.memory),

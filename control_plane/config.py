@@ -32,6 +32,21 @@ _CountOrZero = Annotated[int, Meta(ge=0, le=_MAX_INTEGER, description="a whole n
 _Seconds = Annotated[float, Meta(gt=0, le=_MAX_FLOAT, description=f"{DURATION}, above zero")]
 _SecondsOrZero = Annotated[float, Meta(ge=0, le=_MAX_FLOAT, description=f"{DURATION}, zero or more")]
 _Bytes = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description=f"{BYTES}, above zero")]
+_ModelName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[\w.:@+-]+(/[\w.:@+-]+)*\Z",
+        max_length=200,
+        description="a list of names such as gpt-4o or lab/model:1b, of at most 200 characters",
+    ),
+]
+_Origin = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^\s/?#@*A-Z]+)\Z",
+        description="a list of origins such as https://chat.example.com, or of * for all",
+    ),
+]
 
 _MAX_YAML_BYTES = 1 << 20
 _MAX_YAML_VALUES = 100_000
@@ -95,6 +110,11 @@ class ServeConfig:
     """Seconds that running requests have to finish after the server is asked to stop."""
     sampling_defaults: Annotated[SamplingSource, Meta(description="one of model, none")] = "model"
     """What counts where a request does not say how to sample: "model" is its generation_config.json."""
+    served_model_names: tuple[_ModelName, ...] = ()
+    """Names by which requests may ask for the model. Answers have the first, unless a request asks for
+    another. Without any, it is the partition's name."""
+    cors_origins: tuple[_Origin, ...] = ()
+    """Origins of pages in browsers that may use the API, besides those on loopback; "*" allows all."""
     open: bool = False
     """Whether to serve requests without a key, as the tenant in their `user` field. On loopback only."""
     strict_fields: bool = False

@@ -143,8 +143,9 @@ class BadRequest(FaaSMoEError):
 class UnknownModel(BadRequest):
     """A request names a model that is not served."""
 
-    def __init__(self, asked: str, served: str) -> None:
-        super().__init__(f"model: there is no model {asked[:80]!r}, only {served!r}", "model")
+    def __init__(self, asked: str, *served: str) -> None:
+        names = ", ".join(map(repr, served))
+        super().__init__(f"model: there is no model {asked[:80]!r}, only {names}", "model")
 
 
 class RequestTimeout(FaaSMoEError):

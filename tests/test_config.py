@@ -1,5 +1,6 @@
 """ServeConfig: the config file, overrides by the command line, and errors that name the setting."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,30 @@ def test_networks_of_functions(file: Path) -> None:
     for wrong in ("10.62.0.1/16", "10.62", "pods"):
         assert "function_networks: " in refusal(file, f"function_networks: [{wrong!r}]")
     assert "function_networks" in refusal(file, "function_networks: 10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "good", "wrong"),
+    [
+        (
+            "cors_origins",
+            ["https://chat.example.com", "http://10.0.0.5:3000", "chrome-extension://abc", "*"],
+            ["chat.example.com", "https://a.b/", "https://a.b/c", "https://*.a.b", "HTTPS://A.B", "", "null"],
+        ),
+        (
+            "served_model_names",
+            ["gpt-4o", "lab/model:1b", "claude-sonnet-4-5@20250929", "a" * 200],
+            ["", "/", "a/", "/a", "a//b", "two words", "a\n", "a" * 201],
+        ),
+    ],
+)
+def test_lists_of_names(file: Path, setting: str, good: list[str], wrong: list[str]) -> None:
+    file.write_text(f"{setting}: {json.dumps(good)}")
+    assert list(getattr(ServeConfig.load(file, NO_OVERRIDES), setting)) == good
+    assert list(getattr(ServeConfig.load(file, {setting: (good[0],)}), setting)) == good[:1]
+    for each in wrong:
+        assert f"{setting} must be a list of " in refusal(file, f"{setting}: {json.dumps([each])}")
+    assert f"{setting} must be " in refusal(file, f"{setting}: {json.dumps(good[0])}")
 
 
 @pytest.mark.parametrize("port", [0, 65535])

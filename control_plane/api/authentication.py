@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from aiohttp import web
 from yarl import URL
 
+from control_plane.api.cors import Origins
+from control_plane.api.middleware import TENANT
 from control_plane.errors import BadRequest, ConfigError, DatabaseUnavailable, InvalidApiKey, UnknownTenant
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
 ANONYMOUS = "default"
 """The tenant of requests to an open server that name none."""
+_SEND_IT = "send it as `Authorization: Bearer KEY` or `x-api-key: KEY`"
 
 
 @dataclass(frozen=True)
@@ -21,24 +24,43 @@ class Authentication:
     store: StoreThread
     open: bool
     """Whether requests without a key are served."""
+    origins: Origins
 
-    async def tenant(self, request: web.Request) -> Tenant | None:
+    async def identify(self, request: web.Request) -> str:
+        """Note the tenant of the key in the request; returns its name, or "" without a key.
+
+        Raises `InvalidApiKey`.
+        """
+        tenant = await self._tenant(request)
+        if tenant is None:
+            return ""
+        request[TENANT] = tenant
+        return tenant.name
+
+    async def _tenant(self, request: web.Request) -> Tenant | None:
         """The tenant of the request's key; None when it has none and needs none. Raises `InvalidApiKey`."""
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and key.strip():
+        key = _key(request)
+        if key is not None:
             try:
-                return await self.store.run(lambda store: store.authenticate(key.strip()))
+                return await self.store.run(lambda store: store.authenticate(key))
             except InvalidApiKey:
                 # Some clients cannot go without a key, and send an arbitrary one to an open server.
                 if not self.open:
                     raise
         elif not self.open:
-            raise InvalidApiKey("no API key: send it as `Authorization: Bearer KEY`")
-        if not _is_local(request.host):
-            raise InvalidApiKey(
-                "without an API key, this server takes requests to its address or localhost only"
-            )
+            raise InvalidApiKey(f"no API key: {_SEND_IT}")
+        if problem := self._foreign_page(request):
+            raise InvalidApiKey(f"without an API key, this server takes {problem}")
         return None
+
+    def _foreign_page(self, request: web.Request) -> str:
+        """What an open server says to a page of another site that may have sent this; "" if none has."""
+        if not _is_local(request.host):
+            return "requests to its address or localhost only"
+        origin = request.headers.get("Origin")
+        if origin is not None and not self.origins.allows(origin):
+            return "no requests of this page: see --cors-origin"
+        return ""
 
     async def named(self, name: str | None) -> Tenant:
         """The tenant of a request without a key, named by its `user` field.
@@ -54,7 +76,7 @@ class Authentication:
             await self.store.run(lambda store: store.get(name))
         except UnknownTenant:
             return Tenant(name, Limits())
-        raise InvalidApiKey(f"the tenant {name} has a key: send it as `Authorization: Bearer KEY`")
+        raise InvalidApiKey(f"the tenant {name} has a key: {_SEND_IT}")
 
     async def is_operator(self, request: web.Request) -> bool:
         """Whether the request has an operator's key, which gives the right to see the data of all tenants.
@@ -62,10 +84,27 @@ class Authentication:
         An open server's clients are tenants like others: without such a key, they see only what is theirs.
         """
         try:
-            tenant = await self.tenant(request)
+            tenant = await self._tenant(request)
         except (InvalidApiKey, DatabaseUnavailable):
             return False
         return tenant is not None and tenant.operator
+
+    async def may_see_addresses(self, request: web.Request) -> bool:
+        """Whether the request may see where gateways are: an operator's may, and any that needs no key."""
+        return (self.open and not self._foreign_page(request)) or await self.is_operator(request)
+
+
+def _key(request: web.Request) -> str | None:
+    """The key in a request's headers, if there is one. Raises `InvalidApiKey` for different ones."""
+    keys = {key.strip() for key in request.headers.getall("x-api-key", ())}
+    for authorization in request.headers.getall("Authorization", ()):
+        scheme, _, key = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            keys.add(key.strip())
+    keys.discard("")
+    if len(keys) > 1:
+        raise InvalidApiKey("the headers Authorization and x-api-key have different keys: send one")
+    return keys.pop() if keys else None
 
 
 def _is_local(host: str) -> bool:

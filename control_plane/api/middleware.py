@@ -4,6 +4,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from aiohttp import web
@@ -45,7 +46,7 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
         response = refusal(request, BadRequest("the body is not encoded as its headers say"))
     except web.HTTPException as error:
         headers = {name: value for name, value in error.headers.items() if name in ("Allow", "Retry-After")}
-        body = error_body(error.reason, error_type(error.status))
+        body = error_body(_reason(request, error), error_type(error.status))
         response = _error_response(request, body, error.status, headers)
     except ConnectionResetError:
         # The client has disconnected: there is nobody to answer.
@@ -56,6 +57,33 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
         text = with_reference(INTERNAL.text, request[REQUEST_ID])
         response = _error_response(request, error_body(text, INTERNAL.type), INTERNAL.status, {})
     return response
+
+
+def _reason(request: web.Request, error: web.HTTPException) -> str:
+    """What an error in aiohttp's form says to the client. It repeats nothing of the request."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return f"this path takes {', '.join(sorted(error.allowed_methods))}"
+    if isinstance(error, web.HTTPNotFound):
+        there_is = routes(request.app)
+        # A long path would take long to compare.
+        near = get_close_matches(request.path[:MAX_QUOTED], [path for _, path in there_is], n=1)
+        nearest = [
+            f"the nearest is {' '.join(route)}" for route in there_is if route == (request.method, *near)
+        ]
+        return "; ".join(
+            ["there is no such path", *nearest, f"there are {', '.join(map(' '.join, there_is))}"]
+        )
+    return error.reason
+
+
+def routes(app: web.Application) -> list[tuple[str, str]]:
+    """The methods and paths of an application, without those that end in an optional slash."""
+    found = [
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.resource and route.method != "HEAD"
+    ]
+    return [(method, path) for method, path in found if path == "/" or not path.endswith("/")]
 
 
 def refusal(request: web.Request, error: FaaSMoEError) -> web.Response:

@@ -1,60 +1,49 @@
 """The routes of the control plane's HTTP API."""
 
-import asyncio
-import json
-import secrets
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 
-from control_plane.api.active_request import Caller
 from control_plane.api.anthropic.answers import MessageFormat
 from control_plane.api.anthropic.requests import parse_count, parse_message
 from control_plane.api.authentication import Authentication
+from control_plane.api.cors import Origins
 from control_plane.api.drain import Drain
-from control_plane.api.middleware import REQUEST_ID, TENANT, TIMING, log_error, request_middleware
+from control_plane.api.generation import Generation
+from control_plane.api.middleware import REQUEST_ID, TENANT, request_middleware, routes
+from control_plane.api.models import ServedModels
 from control_plane.api.openai import requests
 from control_plane.api.openai.answers import CompletionFormat, detokenize_body, tokenize_body
-from control_plane.api.openai.errors import KINDS
 from control_plane.api.openai.headers import rate_limit_headers
-from control_plane.api.openai.reading import decode_json
+from control_plane.api.receiving import MAX_BODY_BYTES, read_json
 from control_plane.api.responses.answers import ResponseFormat
 from control_plane.api.responses.requests import parse_response
-from control_plane.api.sending import event_stream, send_part, send_whole
 from control_plane.api.service import CompletionService
-from control_plane.api.text.answer_format import AnswerFormat, AnswerHead
-from control_plane.api.text.choice import Piece
-from control_plane.api.text.request import GenerationRequest
-from control_plane.errors import BadRequest, FaaSMoEError, ShuttingDown, TenancyError, UnknownModel
+from control_plane.errors import BadRequest, ShuttingDown, TenancyError
 from control_plane.observability.metrics import CONTENT_TYPE, Metrics
 from control_plane.observability.status import StatusReporter, without_addresses
 
-MAX_BODY_BYTES = 4 << 20
-LARGE_BODY_BYTES = 64 << 10
-"""A larger body is decoded in a thread, so that it does not block the event loop."""
-BODY_SECONDS = 30.0
-"""The longest that a request's body may take to arrive."""
+_INDEX = """\
+FaaSMoE serves a language model to programs. Clients of OpenAI's API need this address and /v1 as base URL.
 
-Asked = TypeVar("Asked", bound=GenerationRequest)
-Parser = Callable[[Any, str], Asked]
-"""Reads a decoded body for the served model of that name."""
-Formatter = Callable[[Asked, AnswerHead], AnswerFormat]
+{routes}
+
+The documentation is in the folder docs of FaaSMoE's repository; serving.md describes the API.
+"""
 
 
 @dataclass(frozen=True)
 class Api:
     """The routes and the services behind them."""
 
-    model: str
-    fingerprint: str
-    """The partition's fingerprint. Answers with the same one come from the same weights."""
+    models: ServedModels
     started: int
     """Start of the server, in seconds since 1970."""
+    origins: Origins
     authentication: Authentication
+    generation: Generation
     service: CompletionService
     drain: Drain
     status: StatusReporter
@@ -62,82 +51,78 @@ class Api:
 
     def app(self) -> web.Application:
         """Build the aiohttp application."""
-        app = web.Application(middlewares=[request_middleware], client_max_size=MAX_BODY_BYTES)
+        middlewares = [request_middleware, self.origins.preflight]
+        app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(self._prepare)
-        app.add_routes(
-            [
-                web.post("/v1/chat/completions", self.chat_completions),
-                web.post("/v1/completions", self.completions),
-                web.post("/v1/responses", self.responses),
-                web.post("/v1/messages", self.messages),
-                web.post("/v1/messages/count_tokens", self.count_tokens),
-                web.post("/v1/embeddings", self.embeddings),
-                web.get("/v1/models", self.models),
-                web.get("/v1/models/{model}", self.model_card),
-                web.post("/tokenize", self.tokenize),
-                web.post("/detokenize", self.detokenize),
-                web.get("/health", self.health),
-                web.get("/ready", self.ready),
-                web.get("/metrics", self.show_metrics),
-                web.get("/status", self.show_status),
-            ]
-        )
+        for route in self._routes():
+            # Some clients end paths in a slash. These come first, for a model's name may have slashes, too.
+            app.add_routes([web.route(route.method, f"{route.path}/", route.handler, **route.kwargs), route])
+        app.add_routes([web.get("/", self.index)])
         return app
 
-    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/chat/completions: answer a chat."""
-        return await self._generate(request, requests.parse_chat, CompletionFormat)
+    def _routes(self) -> list[web.RouteDef]:
+        generate = self.generation.handler
+        return [
+            web.post("/v1/chat/completions", generate(requests.parse_chat, CompletionFormat)),
+            web.post("/v1/completions", generate(requests.parse_completion, CompletionFormat)),
+            web.post("/v1/responses", generate(parse_response, ResponseFormat)),
+            web.post("/v1/messages", generate(parse_message, MessageFormat)),
+            web.post("/v1/messages/count_tokens", self.count_tokens),
+            web.post("/v1/embeddings", self.embeddings),
+            web.get("/v1/models", self.list_models),
+            web.get("/v1/models/{model:.+}", self.show_model),
+            web.post("/tokenize", self.tokenize),
+            web.post("/detokenize", self.detokenize),
+            web.get("/health", self.health),
+            web.get("/ready", self.ready),
+            web.get("/metrics", self.show_metrics),
+            web.get("/status", self.show_status),
+        ]
 
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/completions: continue a text."""
-        return await self._generate(request, requests.parse_completion, CompletionFormat)
-
-    async def responses(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/responses: answer in the form of OpenAI's Responses API."""
-        return await self._generate(request, parse_response, ResponseFormat)
-
-    async def messages(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/messages: answer in the form of Anthropic's API."""
-        return await self._generate(request, parse_message, MessageFormat)
+    async def index(self, request: web.Request) -> web.Response:
+        """GET /: what this is, and where everything else is, for people."""
+        lines = "\n".join(map(" ".join, routes(request.app)))
+        return web.Response(text=_INDEX.format(routes=lines))
 
     async def count_tokens(self, request: web.Request) -> web.Response:
         """POST /v1/messages/count_tokens: the number of a chat's tokens, as in Anthropic's API."""
-        name = await self._authenticate(request)
+        name = await self.authentication.identify(request)
         with self.drain.request(name):
-            token_ids = await self.service.encode(parse_count(await _read_json(request), self.model), name)
+            body = await read_json(request)
+            token_ids = await self.service.encode(parse_count(body, self.models.asked(body)), name)
         return web.json_response({"input_tokens": len(token_ids)})
 
     async def embeddings(self, request: web.Request) -> web.Response:
         """POST /v1/embeddings: refused."""
-        await self._authenticate(request)
-        raise BadRequest(f"model: {self.model!r} generates text, and makes no embeddings", "model")
+        await self.authentication.identify(request)
+        raise BadRequest(f"model: {self.models.names[0]!r} generates text, and makes no embeddings", "model")
 
-    async def models(self, request: web.Request) -> web.Response:
-        """GET /v1/models: list the served model."""
-        await self._authenticate(request)
-        return web.json_response({"object": "list", "data": [self._model_card()]})
+    async def list_models(self, request: web.Request) -> web.Response:
+        """GET /v1/models: list the served model, by each of its names."""
+        await self.authentication.identify(request)
+        return web.json_response({"object": "list", "data": [*map(self._model_card, self.models.names)]})
 
-    async def model_card(self, request: web.Request) -> web.Response:
+    async def show_model(self, request: web.Request) -> web.Response:
         """GET /v1/models/{model}: describe the model."""
-        await self._authenticate(request)
-        if request.match_info["model"] != self.model:
-            raise UnknownModel(request.match_info["model"], self.model)
-        return web.json_response(self._model_card())
+        await self.authentication.identify(request)
+        return web.json_response(self._model_card(self.models.named(request.match_info["model"])))
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """POST /tokenize: the tokens of a prompt, as in vLLM."""
-        name = await self._authenticate(request)
+        name = await self.authentication.identify(request)
         with self.drain.request(name):
-            asked = requests.parse_tokenize(await _read_json(request), self.model)
+            body = await read_json(request)
+            asked = requests.parse_tokenize(body, self.models.asked(body))
             self.service.ignored_fields.note(asked.ignored_fields)
             token_ids = await self.service.encode(asked.prompt, name, asked.add_special_tokens)
         return web.json_response(tokenize_body(token_ids, self.service.engine.max_length))
 
     async def detokenize(self, request: web.Request) -> web.Response:
         """POST /detokenize: the text of tokens, as in vLLM."""
-        name = await self._authenticate(request)
+        name = await self.authentication.identify(request)
         with self.drain.request(name):
-            asked = requests.parse_detokenize(await _read_json(request), self.model)
+            body = await read_json(request)
+            asked = requests.parse_detokenize(body, self.models.asked(body))
             self.service.ignored_fields.note(asked.ignored_fields)
             text = await self.service.decode(asked.token_ids, name)
         return web.json_response(detokenize_body(text))
@@ -161,71 +146,17 @@ class Api:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def show_status(self, request: web.Request) -> web.Response:
-        """GET /status: the functions and the engine, for people and `faasmoe status`.
-
-        Where keys are required, only operators see the gateways' addresses.
-        """
+        """GET /status: the functions and the engine, for people and `faasmoe status`."""
         report = await self.status.report()
-        if not (self.authentication.open or await self.authentication.is_operator(request)):
+        if not await self.authentication.may_see_addresses(request):
             report = without_addresses(report)
         return web.json_response(report)
-
-    async def _authenticate(self, request: web.Request) -> str:
-        """Note the tenant of the key; returns its name, or "" without a key. Raises `InvalidApiKey`."""
-        tenant = await self.authentication.tenant(request)
-        if tenant is None:
-            return ""
-        request[TENANT] = tenant
-        return tenant.name
-
-    async def _generate(
-        self, request: web.Request, parse: Parser[Asked], formatter: Formatter[Asked]
-    ) -> web.StreamResponse:
-        name = await self._authenticate(request)
-        with self.drain.request(name):
-            asked = parse(await _read_json(request), self.model)
-            if TENANT not in request:
-                request[TENANT] = await self.authentication.named(asked.user)
-            tenant = request[TENANT]
-            caller = Caller(tenant, request[REQUEST_ID], request.path, request[TIMING])
-            fingerprint = f"fp_{self.fingerprint[:12]}"
-            head = AnswerHead(secrets.token_hex(12), self.model, int(time.time()), fingerprint)
-            answer = formatter(asked, head)
-            if asked.stream:
-                return await self._stream(request, caller, answer)
-            async with self.service.start(asked, caller) as active:
-                pieces: list[list[Piece]] = [[] for _ in active.choices]
-                async for index, piece in active.pieces():
-                    pieces[index].append(piece)
-            # Encoded in a thread: an answer with log-probabilities can have megabytes.
-            body = await asyncio.to_thread(lambda: json.dumps(answer.whole(pieces, active.usage)))
-            return await send_whole(request, web.Response(text=body, content_type="application/json"))
-
-    async def _stream(self, request: web.Request, caller: Caller, answer: AnswerFormat) -> web.StreamResponse:
-        response = event_stream()
-        try:
-            async with self.service.start(answer.request, caller) as active:
-                # Sent with the first piece: until then, an error can still have its own response and status.
-                opening = answer.begin(active.usage)
-                async for index, piece in active.pieces():
-                    chunk = answer.piece(index, piece, active.usage)
-                    await send_part(request, response, opening + chunk)
-                    opening = b""
-        except FaaSMoEError as error:
-            if not response.prepared:
-                raise
-            self.metrics.failed(KINDS[type(error)].status)
-            log_error(request, error)
-            ending = answer.error(error, caller.request_id)
-        else:
-            ending = answer.end(active.usage)
-        await send_part(request, response, ending)
-        return response
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """Set the headers that every response has, and count errors."""
         if response.status >= 400:
             self.metrics.failed(response.status)
+        response.headers.update(self.origins.headers(request))
         # A request that aiohttp could not parse has no id and no tenant.
         response.headers["x-request-id"] = request.get(REQUEST_ID, "")
         if tenant := request.get(TENANT):
@@ -234,24 +165,11 @@ class Api:
                 quota = await self.service.limiter.quota(tenant)
                 response.headers.update(rate_limit_headers(quota))
 
-    def _model_card(self) -> dict[str, Any]:
+    def _model_card(self, name: str) -> dict[str, Any]:
         return {
-            "id": self.model,
+            "id": name,
             "object": "model",
             "created": self.started,
             "owned_by": "faasmoe",
             "max_model_len": self.service.engine.max_length,
         }
-
-
-async def _read_json(request: web.Request) -> Any:
-    """Decode the body. Raises `BadRequest`."""
-    # A page of another site can post text to an open server, but JSON only if the server agrees.
-    if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(reason="the Content-Type must be application/json")
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await request.read()
-    except TimeoutError as error:
-        raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from error
-    return await asyncio.to_thread(decode_json, body) if len(body) > LARGE_BODY_BYTES else decode_json(body)

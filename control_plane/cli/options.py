@@ -217,10 +217,35 @@ _IDLE_TIMEOUT = click.option(
     "Where the gateway does not scale to zero, the function frees its weights instead. The next prompt wakes "
     "it.  [default: 15m]",
 )
+
+
+def _given_or_none(context: click.Context, option: click.Parameter, values: Sequence[str]) -> object:
+    """The values of an option that may be repeated; None if it is not given, as for other settings."""
+    return values or None
+
+
 serve_options = option_group(
     _CONFIG_FILE,
     click.option("--host", help="Address to listen on.  [default: 127.0.0.1]"),
     click.option("--port", type=PORT, help="Port to listen on; 0 takes a free one.  [default: 8000]"),
+    click.option(
+        "--served-model-name",
+        "served_model_names",
+        multiple=True,
+        callback=_given_or_none,
+        metavar="NAME",
+        help="Name by which requests may ask for the model. Repeat it for several; answers have the first, "
+        "unless a request asks for another.  [default: the partition's name]",
+    ),
+    click.option(
+        "--cors-origin",
+        "cors_origins",
+        multiple=True,
+        callback=_given_or_none,
+        metavar="ORIGIN",
+        help="Origin of pages in browsers that may use the API, such as https://chat.example.com; * allows "
+        "all. Repeat it for several.  [default: those on loopback, which are always allowed]",
+    ),
     click.option(
         "--kv-cache-mb",
         type=COUNT,

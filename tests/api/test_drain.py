@@ -12,7 +12,7 @@ import psutil
 import pytest
 from yarl import URL
 
-from tests.support.api_server import ASK, COMPLETION, ApiClient, eventually, serving
+from tests.support.api_server import ASK, COMPLETION, ApiClient, eventually, read_events, serving
 from tests.support.command_line import WAIT_SECONDS, RunningCommand, running_command
 
 pytestmark = pytest.mark.slow
@@ -45,9 +45,7 @@ def long_stream(api: ApiClient, max_tokens: int, **fields: Any) -> HTTPConnectio
 
 def events(connection: HTTPConnection) -> list[Any]:
     """All events of a stream, which must end with [DONE]."""
-    *data, done, rest = connection.getresponse().read().split(b"\n\n")
-    assert (done, rest) == (b"data: [DONE]", b"")
-    return [json.loads(event.removeprefix(b"data: ")) for event in data]
+    return read_events(connection.getresponse().read())
 
 
 def test_running_requests_are_finished(chat_partition: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from typing import Any
@@ -208,7 +209,7 @@ def test_refused_text_is_not_logged(client: ApiClient, caplog: pytest.LogCapture
 
 def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle connections are closed after a while; those with an answer in progress are not."""
-    monkeypatch.setattr(http, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http, "KEEP_ALIVE_SECONDS", 0.2)
     with in_thread(serving(application(), "127.0.0.1", 0)) as url, ExitStack() as stack:
         stream = stack.enter_context(closing(connected(url, head(line=b"GET /stream HTTP/1.0"))))
         received = b""
@@ -219,6 +220,22 @@ def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert silent.recv(1) == b""
         assert ApiClient(url).ask("POST", "/go") == (200, {})
         assert stream.recv(4096) == b"ended"
+
+
+def test_a_connection_is_kept_after_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the setting says, which is longer than proxies and clients keep theirs."""
+    assert http.KEEP_ALIVE_SECONDS > 120  # Caddy's; nginx has 60 s, Go 90 s, curl 118 s.
+    monkeypatch.setattr(http, "KEEP_ALIVE_SECONDS", 0.5)
+    with (
+        in_thread(serving(application(), "127.0.0.1", 0)) as url,
+        closing(connected(url, head(b"Content-Length: 0"))) as connection,
+    ):
+        answered = time.monotonic()
+        answer = b""
+        while data := connection.recv(4096):
+            answer += data
+        assert answer.endswith(b"\r\n\r\n0")
+        assert time.monotonic() - answered >= 0.4
 
 
 def test_more_connections_than_the_limit_of_files_allows() -> None:

@@ -8,17 +8,21 @@ import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from yarl import URL
 
-from control_plane.api.routes import MAX_BODY_BYTES
+from control_plane.api import sending
+from control_plane.api.receiving import MAX_BODY_BYTES
 from control_plane.config import ServeConfig
 from control_plane.http import serving
 from control_plane.quantities import parse_duration
+from tests.support.api_server import ASK, COMPLETION, HEARTBEAT, ApiClient, holding, read_events
+from tests.support.api_server import serving as serving_model
 from tests.support.paths import ROOT
 
 CONFIG = ROOT / "deploy" / "nginx" / "faasmoe.conf"
@@ -72,6 +76,39 @@ def test_tokens_come_through_one_by_one(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
+@needs_nginx
+def test_a_stream_waits_longer_than_nginx_does(
+    chat_partition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nginx's defaults, which buffer answers and speak HTTP/1.0 to the control plane."""
+    monkeypatch.setattr(sending, "HEARTBEAT_SECONDS", 0.2)
+    with (
+        serving_model(chat_partition, tmp_path / "db", open=True, max_sequences=1) as api,
+        socket.create_server(("127.0.0.1", 0)) as reserved,
+    ):
+        alone = api.post(COMPLETION, **ASK)["choices"][0]["text"]
+        port = reserved.getsockname()[1]
+        reserved.close()
+        server = (
+            f"server {{ listen 127.0.0.1:{port}; location / {{ "
+            f"proxy_pass http://127.0.0.1:{api.url.port}; proxy_read_timeout 1s; }} }}"
+        )
+        with running_nginx(tmp_path, port, server), ExitStack() as busy:
+            front = ApiClient(URL.build(scheme="http", host="127.0.0.1", port=port))
+            busy.enter_context(holding(api))
+            # An answer that does not stream cannot say that it waits.
+            assert front.answer("POST", COMPLETION, ASK).status == 504
+            with closing(front.send("POST", COMPLETION, {**ASK, "stream": True})) as connection:
+                answer = connection.getresponse()
+                started = time.monotonic()
+                while time.monotonic() - started < 2.5:
+                    assert answer.read(len(HEARTBEAT)) == HEARTBEAT
+                busy.close()
+                events = read_events(answer.read())
+        assert "".join(event["choices"][0]["text"] for event in events) == alone
+
+
 @contextmanager
 def nginx(folder: Path, upstream: int) -> Iterator[tuple[int, ssl.SSLContext]]:
     """nginx with the file's configuration before a port; yields its port, and a context that trusts it."""
@@ -91,6 +128,13 @@ def nginx(folder: Path, upstream: int) -> Iterator[tuple[int, ssl.SSLContext]]:
     for old, new in replaced.items():
         assert old in text
         text = text.replace(old, new)
+    with running_nginx(folder, port, text):
+        yield port, ssl.create_default_context(cafile=str(certificate))
+
+
+@contextmanager
+def running_nginx(folder: Path, port: int, server: str) -> Iterator[None]:
+    """nginx with the configuration of a server, which listens on the port."""
     paths = "".join(
         f"{name}_temp_path {folder}/{name};\n"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -98,7 +142,7 @@ def nginx(folder: Path, upstream: int) -> Iterator[tuple[int, ssl.SSLContext]]:
     config = folder / "nginx.conf"
     config.write_text(
         f"daemon off; pid {folder}/pid; error_log {folder}/log; events {{}}\n"
-        f"http {{ access_log off;\n{paths}{text}}}\n"
+        f"http {{ access_log off;\n{paths}{server}}}\n"
     )
     assert NGINX is not None
     process = subprocess.Popen([NGINX, "-c", str(config)])
@@ -108,7 +152,7 @@ def nginx(folder: Path, upstream: int) -> Iterator[tuple[int, ssl.SSLContext]]:
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        yield port, ssl.create_default_context(cafile=str(certificate))
+        yield
     finally:
         process.terminate()
         process.wait(10)

@@ -32,6 +32,9 @@ JSON = {"Content-Type": "application/json"}
 IDLE = {"running": 0, "waiting": 0, "kv_cache_used": 0}
 """The result of `ApiClient.engine` while no request runs."""
 
+HEARTBEAT = b": waiting\n\n"
+"""What a stream sends while it waits for a token."""
+
 COMPLETION = "/v1/completions"
 ASK: Any = {"prompt": "the cat", "max_tokens": 4, "temperature": 0}
 """A request with 2 prompt tokens, whose answer has 4."""
@@ -151,9 +154,7 @@ class ApiClient:
             answer = connection.getresponse()
             assert answer.status == 200
             assert answer.headers.get_content_type() == "text/event-stream"
-            *events, done, rest = answer.read().split(b"\n\n")
-        assert (done, rest) == (b"data: [DONE]", b"")
-        return [json.loads(event.removeprefix(b"data: ")) for event in events]
+            return read_events(answer.read())
 
     def status(self) -> Any:
         """The report of GET /status."""
@@ -177,6 +178,13 @@ class ApiClient:
             for family in text_string_to_metric_families(answer.body.decode())
             for sample in family.samples
         }
+
+
+def read_events(body: bytes) -> list[Any]:
+    """The events of a stream, without heartbeats and the [DONE] that must end it."""
+    *events, done, rest = body.split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"")
+    return [json.loads(event.removeprefix(b"data: ")) for event in events if event != HEARTBEAT.strip()]
 
 
 @contextmanager
@@ -207,7 +215,9 @@ def holding(api: ApiClient, sequences: int = 1, **fields: Any) -> Iterator[None]
     with closing(api.send("POST", COMPLETION, body)) as connection:
         answer = connection.getresponse()
         assert answer.status == 200, answer.read()
-        assert answer.readline().startswith(b"data: {")
+        while (line := answer.readline()) in HEARTBEAT.splitlines(keepends=True):
+            pass
+        assert line.startswith(b"data: {")
         try:
             yield
         finally:
