@@ -28,6 +28,8 @@ from control_plane.config import ServeConfig
 from control_plane.deployment.failover import Failover
 from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
+from control_plane.engine.grammar.compiler import GrammarCompiler
+from control_plane.engine.grammar.vocabulary import vocabulary_of
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.errors import GatewayError
@@ -65,6 +67,7 @@ class _Backend:
     runner: ModelRunner
     engine: Engine
     codec: TextCodec
+    grammars: GrammarCompiler
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ async def _load(
     engine = build_engine(partition, runner, invoker, config)
     tokenizer = await asyncio.to_thread(load_tokenizer, partition)
     codec = TextCodec(tokenizer, runner.model.config.vocab_size)
-    return _Backend(manifest, gateways, invoker, limits, runner, engine, codec)
+    vocabulary = await asyncio.to_thread(vocabulary_of, tokenizer, codec.vocab_size, engine.eos_ids)
+    grammars = await asyncio.to_thread(GrammarCompiler, vocabulary)
+    return _Backend(manifest, gateways, invoker, limits, runner, engine, codec, grammars)
 
 
 @asynccontextmanager
@@ -217,6 +222,7 @@ def _api(
         engine=engine,
         codec=backend.codec,
         prompts=prompts,
+        grammars=backend.grammars,
         limiter=tenancy.limiter,
         ledger=tenancy.ledger,
         metrics=metrics,

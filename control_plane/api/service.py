@@ -14,8 +14,10 @@ from control_plane.api.openai.errors import KINDS
 from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
-from control_plane.api.text.request import GenerationRequest, Prompt, SamplingDefaults
+from control_plane.api.text.request import GenerationRequest, Prompt, SamplingDefaults, Structure
 from control_plane.engine.engine import Engine
+from control_plane.engine.grammar.compiler import GrammarCompiler
+from control_plane.engine.grammar.matcher import Matcher
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import (
     BadRequest,
@@ -50,6 +52,7 @@ class CompletionService:
     engine: Engine
     codec: TextCodec
     prompts: PromptEncoder
+    grammars: GrammarCompiler
     limiter: Limiter
     ledger: Ledger
     metrics: Metrics
@@ -76,6 +79,8 @@ class CompletionService:
             for token_ids in prompts
             for choice in range(request.n)
         ]
+        if request.structure:
+            await self._hold_to(request.structure, sequences)
         active = await self._admit(request, caller, sequences)
         self.admitted()
         try:
@@ -122,6 +127,17 @@ class CompletionService:
                 return await work()
 
         return await asyncio.shield(asyncio.create_task(locked()))
+
+    async def _hold_to(self, structure: Structure, sequences: list[Sequence]) -> None:
+        """Give each sequence a matcher. Raises `BadRequest` for a structure that cannot be compiled."""
+
+        async def compiled() -> Matcher:
+            grammar = await self.prompts.grammar(structure)
+            return await asyncio.to_thread(self.grammars.compile, grammar, structure.field)
+
+        matcher = await self._in_turn(sequences[0].tenant, compiled)
+        for sequence in sequences:
+            sequence.matcher = matcher.copy()
 
     def _sequence(
         self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from control_plane.engine.grammar.matcher import Matcher
 from control_plane.faas.invocation import ExpertUsage
 
 
@@ -93,6 +94,8 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Log-probabilities from the prompt's second token on; complete before the first generated token."""
     finish_reason: FinishReason | None = None
+    matcher: Matcher | None = None
+    """Follows the grammar that the answer has to match; None for an answer without one."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -115,7 +118,8 @@ class Sequence:
     def append(self, token_id: int, eos_ids: frozenset[int]) -> None:
         """Append a generated token, and set `finish_reason` if it ends the answer."""
         self.token_ids.append(token_id)
-        if token_id in eos_ids and not self.params.ignore_eos:
+        # A grammar allows an end token only where it is complete.
+        if token_id in eos_ids and (self.matcher or not self.params.ignore_eos):
             self.finish_reason = FinishReason.STOP
         elif len(self.token_ids) >= self.max_length:
             self.finish_reason = FinishReason.LENGTH

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -16,6 +17,7 @@ from transformers import (
 from control_plane.engine.model.sampler import (
     PART,
     Sampler,
+    masked,
     penalised,
     token_at,
     token_logprobs,
@@ -242,3 +244,18 @@ def test_a_sequence_that_has_ended_is_forgotten() -> None:
     sampler.forget(sequence)
     assert draw(sampler, sequence, steps=20) == first
     sampler.forget(make_sequence())
+
+
+def test_what_a_mask_excludes_is_never_drawn() -> None:
+    """Not even if it is certain, and all that remain are impossible."""
+    allowed = [3, VOCABULARY - 1]
+    bits = np.zeros(VOCABULARY, np.uint8)
+    bits[allowed] = 1
+    mask = np.packbits(bits, bitorder="little").tobytes()
+    logits = random_logits(1)[0]
+    logits[5] = 1000.0
+    held = masked(logits, mask)
+    assert held[allowed].tolist() == logits[allowed].tolist()
+    assert held.isfinite().nonzero()[:, 0].tolist() == allowed
+    logits[allowed] = -torch.inf
+    assert token_probabilities(masked(logits, mask), SamplingParams(1, 1.0))[allowed].tolist() == [0.5, 0.5]

@@ -1,4 +1,7 @@
-"""Turns prompts into tokens with a model's own tokenizer and chat templates, of which neither is trusted."""
+"""Turns prompts into tokens with a model's own tokenizer and chat templates, of which neither is trusted.
+
+What an answer has to match is no more trusted: its grammar is made here, too.
+"""
 
 from array import array
 from functools import cache
@@ -6,8 +9,20 @@ from functools import cache
 from jinja2 import Template
 from tokenizers import Tokenizer
 
-from control_plane.api.text.worker.messages import Answer, EncodeChat, Failed, Refused, Request, Setup, Tokens
+from control_plane.api.text.worker.grammars import Grammars
+from control_plane.api.text.worker.messages import (
+    Answer,
+    EncodeChat,
+    Failed,
+    Grammar,
+    MakeGrammar,
+    Refused,
+    Request,
+    Setup,
+    Tokens,
+)
 from control_plane.api.text.worker.template import Refusal, environment, variables
+from control_plane.errors import BadRequest
 
 MAX_TEXT = 16 << 20
 """The most characters that a template may write."""
@@ -26,9 +41,12 @@ class Encoder:
         self._templates = setup.templates
         self._special_tokens = setup.special_tokens
         self._compiled = cache(self._compile)
+        self._grammars = Grammars()
 
     def answer(self, request: Request) -> Answer:
         """The tokens of a prompt, or why there are none."""
+        if isinstance(request, MakeGrammar):
+            return self._grammar(request)
         if not isinstance(request, EncodeChat):
             return self._encode(request.text, request.add_special_tokens)
         try:
@@ -50,6 +68,15 @@ class Encoder:
         except BaseException as error:
             return Failed("tokenizer", _described(error))
         return Tokens(array("I", encoding.ids).tobytes())
+
+    def _grammar(self, request: MakeGrammar) -> Answer:
+        try:
+            return Grammar(self._grammars.grammar(request.kind, request.value, request.field))
+        except BadRequest as error:
+            return Refused(str(error))
+        # The library's panics are not Exceptions.
+        except BaseException as error:
+            return Refused(f"{request.field}: {_described(error)}")
 
     def _render(self, request: EncodeChat) -> str:
         template = self._compiled(request.template)
