@@ -7,7 +7,7 @@ C_SOURCES := $(wildcard functions/kernels/csrc/*.[ch] functions/kernels/csrc/isa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
-	bench bench-batch bench-budget bench-fairness bench-invoke bench-kernels bench-memory bench-packing bench-residency \
+	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-memory bench-packing bench-residency \
 	chaos fuzz soak
 
 help:  ## list the targets
@@ -66,6 +66,9 @@ bench-budget: setup  ## whether a memory budget is held in ten minutes of mixed 
 bench-fairness: setup  ## tenants who flood beside a modest one: service, times to first token, refusals
 	$(BIN)/python -m bench.micro.fairness.shares
 	$(BIN)/python -m bench.micro.fairness.flood
+
+bench-grammars: setup  ## tokens/s of 8 sequences at once, free and held to a JSON schema
+	$(BIN)/python -m bench.micro.grammars
 
 bench-invoke: setup  ## the cost of a call: direct, through the embedded gateway, and a bare aiohttp echo
 	$(BIN)/python -m bench.micro.invoke

@@ -35,6 +35,8 @@ from control_plane.config import ServeConfig
 from control_plane.deployment.failover import Failover
 from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
+from control_plane.engine.grammar.compiler import GrammarCompiler
+from control_plane.engine.grammar.vocabulary import vocabulary_of
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.errors import GatewayError
@@ -73,6 +75,7 @@ class _Backend:
     engine: Engine
     codec: TextCodec
     prompts: PromptEncoder
+    grammars: GrammarCompiler
     defaults: SamplingDefaults
 
 
@@ -153,7 +156,11 @@ async def _loaded(
     defaults = sampling_defaults(partition) if by_model else SamplingDefaults()
     async with PromptEncoder.running(codec) as prompts:
         engine = build_engine(runner, invoker, end_tokens(partition, codec, prompts), config)
-        yield _Backend(manifest, gateways, invoker, limits, runner, engine, codec, prompts, defaults)
+        vocabulary = await asyncio.to_thread(vocabulary_of, tokenizer, codec.vocab_size, engine.eos_ids)
+        grammars = await asyncio.to_thread(GrammarCompiler, vocabulary)
+        yield _Backend(
+            manifest, gateways, invoker, limits, runner, engine, codec, prompts, grammars, defaults
+        )
 
 
 @asynccontextmanager
@@ -234,6 +241,7 @@ def _api(
         codec=backend.codec,
         format=ModelFormat.of(backend.codec),
         prompts=backend.prompts,
+        grammars=backend.grammars,
         limiter=tenancy.limiter,
         ledger=tenancy.ledger,
         metrics=metrics,

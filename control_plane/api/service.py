@@ -15,9 +15,17 @@ from control_plane.api.openai.errors import KINDS
 from control_plane.api.text.choice import Choice
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
-from control_plane.api.text.request import Chat, GenerationRequest, Prompt, SamplingDefaults
+from control_plane.api.text.request import (
+    Chat,
+    GenerationRequest,
+    Prompt,
+    SamplingDefaults,
+    Structure,
+)
 from control_plane.api.tools.model_format import ModelFormat
 from control_plane.engine.engine import Engine
+from control_plane.engine.grammar.compiler import GrammarCompiler
+from control_plane.engine.grammar.matcher import Matcher
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import (
     ContextLengthExceeded,
@@ -52,6 +60,7 @@ class CompletionService:
     codec: TextCodec
     format: ModelFormat
     prompts: PromptEncoder
+    grammars: GrammarCompiler
     limiter: Limiter
     ledger: Ledger
     metrics: Metrics
@@ -84,6 +93,7 @@ class CompletionService:
         sequences = [
             sequence for token_ids in prompts for sequence in self._sequences(token_ids, request, caller)
         ]
+        await self._hold_to_grammars(request, sequences)
         active = await self._admit(request, caller, sequences)
         self.admitted()
         try:
@@ -142,6 +152,29 @@ class CompletionService:
         for sequence in sequences:
             sequence.prompt_key = key
         return sequences
+
+    async def _hold_to_grammars(self, request: GenerationRequest, sequences: list[Sequence]) -> None:
+        """Give matchers to the sequences whose answers have to match something: calls of tools come first."""
+        groups: dict[str | None, list[Sequence]] = {}
+        for index, sequence in enumerate(sequences):
+            calls = self.format.grammar(request, index, sequence.token_ids)
+            if calls is not None or request.structure:
+                groups.setdefault(calls, []).append(sequence)
+        for calls, group in groups.items():
+            structure = Structure("grammar", calls, "tools") if calls is not None else request.structure
+            assert structure is not None
+            await self._hold_to(structure, group)
+
+    async def _hold_to(self, structure: Structure, sequences: list[Sequence]) -> None:
+        """Give each sequence a matcher. Raises `BadRequest` for a structure that cannot be compiled."""
+
+        async def compiled() -> Matcher:
+            grammar = await self.prompts.grammar(structure)
+            return await asyncio.to_thread(self.grammars.compile, grammar, structure.field)
+
+        matcher = await self._in_turn(sequences[0].tenant, compiled)
+        for sequence in sequences:
+            sequence.matcher = matcher.copy()
 
     def _sequence(
         self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int

@@ -87,6 +87,8 @@ class EngineCore:
         self._interruption.acknowledge(stream.sequences[0].tenant)
         for number, sequence in enumerate(stream.sequences):
             self._places[sequence] = _Place(stream, number)
+            if sequence.matcher:
+                sequence.matcher.begin()
             self._scheduler.add(sequence)
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
@@ -169,10 +171,12 @@ class EngineCore:
             sequence.finish_reason = FinishReason.LENGTH
             generated = Generated(None, None, sequence.finish_reason)
         elif result.token_id is None:
-            self._fail(sequence, EngineError("the model's output is not a number"))
+            self._fail(sequence, _problem(sequence))
             return
         else:
             sequence.append(result.token_id, self._eos_ids)
+            if sequence.matcher and not sequence.finish_reason:
+                sequence.matcher.accept(result.token_id)
             generated = Generated(result.token_id, result.logprob, sequence.finish_reason)
         self._outbox.add(place.stream, (place.number, generated))
         if sequence.finish_reason:
@@ -215,6 +219,12 @@ class EngineCore:
             self._stopwatch.steps,
             self._stopwatch.seconds,
         )
+
+
+def _problem(sequence: Sequence) -> FaaSMoEError:
+    """Why a sequence has no next token."""
+    error = sequence.matcher.error if sequence.matcher else None
+    return error or EngineError("the model's output is not a number")
 
 
 def _with_rows(batch: Iterable[Chunk], chosen: NDArray[np.bool_]) -> Iterator[Chunk]:

@@ -40,6 +40,7 @@ class Engine:
         eos_ids: frozenset[int],
     ) -> None:
         self.context_length = context_length
+        self.eos_ids = eos_ids
         self._kv_cache = scheduler.kv_cache
         self._invoker = invoker
         self._interruption = runner.interruption

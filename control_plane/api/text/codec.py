@@ -1,6 +1,5 @@
 """A model's vocabulary: the text and the bytes of its tokens."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -11,18 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from control_plane.api.text.decoder import TextDecoder
 from control_plane.api.text.request import Chat, Prompt
+from control_plane.engine.grammar.vocabulary import FALLBACK_BYTE, byte_alphabet
 from control_plane.errors import BadRequest, TokenizerError
-
-_FALLBACK_BYTE = re.compile("<0x([0-9A-F]{2})>")
-"""The name of a one-byte token in SentencePiece's vocabularies."""
-
-
-def _byte_alphabet() -> Mapping[str, int]:
-    """The characters that stand for bytes in a byte-level vocabulary, as in GPT-2's encoder."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,7 @@ class TextCodec:
         token = str(self.tokenizer.convert_ids_to_tokens(token_id))
         if self._alphabet and all(character in self._alphabet for character in token):
             return bytes(self._alphabet[character] for character in token)
-        fallback = None if self._alphabet else _FALLBACK_BYTE.fullmatch(token)
+        fallback = None if self._alphabet else FALLBACK_BYTE.fullmatch(token)
         return bytes([int(fallback[1], 16)]) if fallback else None
 
     @cached_property
@@ -125,7 +114,7 @@ class TextCodec:
     def _alphabet(self) -> Mapping[str, int]:
         """The characters that stand for bytes; empty if the vocabulary is not byte-level."""
         decoder = str(self.tokenizer.backend_tokenizer.decoder)
-        return _byte_alphabet() if "ByteLevel" in decoder else {}
+        return byte_alphabet() if "ByteLevel" in decoder else {}
 
     def _text(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Called some times for each generated token. Raises `TokenizerError`."""

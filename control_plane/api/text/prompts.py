@@ -14,13 +14,15 @@ from typing import Any, Self
 
 from control_plane.api.text.chat_request import chat_request, check_unicode
 from control_plane.api.text.codec import TextCodec
-from control_plane.api.text.request import Chat, Prompt
+from control_plane.api.text.request import Chat, Prompt, Structure
 from control_plane.api.text.worker.messages import (
     Answer,
     EncodeChat,
     EncodeText,
     Failed,
     FindEndOfTurn,
+    Grammar,
+    MakeGrammar,
     Refused,
     Request,
     Setup,
@@ -36,6 +38,9 @@ WORKERS = 2
 """A tenant's prompts are encoded one after the other: another tenant finds a free process."""
 ENCODE_SECONDS = 10.0
 """The longest that a prompt may take. 4 MB of text take 5 s."""
+GRAMMAR_SECONDS = 2.0
+"""The longest that a grammar may take to compile. Few take 10 ms."""
+_WORK = {EncodeText: "encoding it", EncodeChat: "the chat template", MakeGrammar: "compiling it"}
 _ORPHAN_SECONDS = int(ENCODE_SECONDS) + 5
 _MEMORY_BYTES = 1 << 30
 """The most memory for one prompt: a million tokens take half of it."""
@@ -97,6 +102,22 @@ class PromptEncoder:
         self._codec.check(token_ids, "prompt")
         return token_ids
 
+    async def grammar(self, structure: Structure) -> str:
+        """The Lark grammar of what an answer has to match, which can be compiled in `GRAMMAR_SECONDS`.
+
+        Raises `BadRequest` where it is wrong, or takes too long or too much memory.
+        """
+        field = structure.field
+        request = MakeGrammar(structure.kind, structure.value, field)
+        try:
+            answer = await self._ask(request, field)
+        except TokenizerError as error:
+            raise BadRequest(f"{field}: compiling it failed", field) from error
+        if isinstance(answer, Grammar):
+            return answer.text
+        reason = answer.reason if isinstance(answer, Refused) else f"{field}: compiling it failed"
+        raise BadRequest(reason, field)
+
     def memory_bytes(self) -> int:
         """The memory of the processes."""
         return sum(_memory(worker.pid) for worker in self._all if worker.pid is not None)
@@ -146,14 +167,15 @@ class PromptEncoder:
 
     async def _ask(self, request: Request, param: str) -> Answer:
         worker = await self._idle.get()
+        seconds = min(self._seconds, GRAMMAR_SECONDS if isinstance(request, MakeGrammar) else self._seconds)
         try:
             if self._closed:
                 raise ShuttingDown
-            return await worker.ask(request, self._seconds)
+            return await worker.ask(request, seconds)
         except TimeoutError as error:
-            logger.warning("encoding a prompt took more than %g s, and was ended", self._seconds)
-            what = "the chat template did" if isinstance(request, EncodeChat) else "encoding it did"
-            raise BadRequest(f"{param}: {what} not finish within {self._seconds:g} s", param) from error
+            what = _WORK[type(request)]
+            logger.warning("%s took more than %g s, and was ended", what, seconds)
+            raise BadRequest(f"{param}: {what} did not finish within {seconds:g} s", param) from error
         except (OSError, WorkerEnded) as error:
             if self._closed:
                 raise ShuttingDown from error
@@ -194,6 +216,7 @@ def _tokens(answer: Answer) -> list[int]:
         return array("I", answer.ids).tolist()
     if isinstance(answer, Refused):
         raise BadRequest(f"messages: the chat template refuses them: {answer.reason}", "messages")
+    assert isinstance(answer, Failed)
     logger.warning("the %s has failed on a prompt: %s", answer.part, answer.error)
     if answer.part == "template":
         raise BadRequest(f"messages: the chat template fails on them: {answer.error}", "messages")

@@ -38,7 +38,14 @@ class Structure:
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
     value: Any = None
-    """The schema as a JSON value, the regular expression, the list of choices, or the grammar's text."""
+    """The schema as a JSON value, the regular expression, the list of choices, or the grammar's text.
+
+    A grammar is in llguidance's dialect of Lark, or in GBNF. In Lark, `%json {...}` is a text that matches a
+    JSON schema, and `<|name|>` or `<[id]>` is a special token. So a call of a tool in a model's own format is
+    a grammar, too: `start: "<tool_call>" %json {...} "</tool_call>"`. A token that is no special one is text.
+    """
+    field: str = "response_format"
+    """The request's field that it comes from, for errors."""
 
 
 @dataclass(frozen=True)

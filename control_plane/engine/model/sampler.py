@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -30,7 +31,8 @@ class Sampler:
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
         """The next token of each sequence, from its row of the logits [len(sequences), vocabulary].
 
-        None for a row of logits that are not finite: only its own sequence cannot continue.
+        None for a row of logits that are not finite, or where the sequence's matcher has failed: only that
+        sequence cannot continue.
         """
         best, tokens = logits.max(dim=-1)
         greedy = zip(tokens.tolist(), best.tolist(), strict=True)
@@ -44,10 +46,17 @@ class Sampler:
         self._generators.pop(sequence, None)
         self._counts.pop(sequence, None)
 
-    def _next(self, likeliest: int, logits: torch.Tensor, sequence: Sequence) -> int:
+    def _next(self, likeliest: int, logits: torch.Tensor, sequence: Sequence) -> int | None:
         params = sequence.params
         if params.changes_logits:
             logits = self._changed(logits, sequence)
+            likeliest = int(logits.argmax())
+        if sequence.matcher:
+            mask = sequence.matcher.mask()
+            if mask is None:
+                return None
+            # Last, so that nothing else makes a token possible that the grammar forbids.
+            logits = masked(logits, mask)
             likeliest = int(logits.argmax())
         if params.temperature < LEAST_TEMPERATURE:
             return likeliest
@@ -76,6 +85,19 @@ class Sampler:
                 generator.manual_seed(sequence.params.seed)
             self._generators[sequence] = generator
         return self._generators[sequence]
+
+
+def masked(logits: torch.Tensor, mask: bytes) -> torch.Tensor:
+    """Logits [vocabulary] without the tokens whose bits in the mask are 0, the first token's the lowest.
+
+    If something else has excluded all that remain, they are equally likely.
+    """
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=len(logits), bitorder="little")
+    forbidden = torch.from_numpy(bits == 0)
+    allowed = logits.masked_fill(forbidden, -torch.inf)
+    if allowed.max() > -torch.inf:
+        return allowed
+    return torch.zeros_like(logits).masked_fill(forbidden, -torch.inf)
 
 
 def token_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:

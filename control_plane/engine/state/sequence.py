@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 
+from control_plane.engine.grammar.matcher import Matcher
 from control_plane.faas.invocation import ExpertUsage
 
 
@@ -112,6 +113,8 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     """Log-probabilities from the prompt's second token on; complete before the first generated token."""
     finish_reason: FinishReason | None = None
+    matcher: Matcher | None = None
+    """Follows the grammar that the answer has to match; None for an answer without one."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)
@@ -142,7 +145,8 @@ class Sequence:
         Tokens that end it are none of the sampler's before `min_tokens`, unless there is no other.
         """
         self.token_ids.append(token_id)
-        if token_id in self.params.end_ids(eos_ids):
+        # A grammar allows an end token only where it is complete.
+        if token_id in self.params.end_ids(eos_ids) or (self.matcher and token_id in eos_ids):
             self.finish_reason = FinishReason.STOP
         elif len(self.token_ids) >= self.max_length:
             self.finish_reason = FinishReason.LENGTH

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,6 +16,7 @@ from transformers import (
 from control_plane.engine.model.sampler import (
     PART,
     Sampler,
+    masked,
     token_at,
     token_logprobs,
     token_probabilities,
@@ -295,3 +297,18 @@ def test_an_answer_that_can_only_end_ends(temperature: float) -> None:
     sequence = Sequence("test", "tenant", [0], params)
     (token,) = Sampler().sample(random_logits(1), [sequence])
     assert token is not None
+
+
+def test_what_a_mask_excludes_is_never_drawn() -> None:
+    """Not even if it is certain, and all that remain are impossible."""
+    allowed = [3, VOCABULARY - 1]
+    bits = np.zeros(VOCABULARY, np.uint8)
+    bits[allowed] = 1
+    mask = np.packbits(bits, bitorder="little").tobytes()
+    logits = random_logits(1)[0]
+    logits[5] = 1000.0
+    held = masked(logits, mask)
+    assert held[allowed].tolist() == logits[allowed].tolist()
+    assert held.isfinite().nonzero()[:, 0].tolist() == allowed
+    logits[allowed] = -torch.inf
+    assert token_probabilities(masked(logits, mask), SamplingParams(1, 1.0))[allowed].tolist() == [0.5, 0.5]

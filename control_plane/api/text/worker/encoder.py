@@ -1,4 +1,7 @@
-"""Turns prompts into tokens with a model's own tokenizer and chat templates, of which neither is trusted."""
+"""Turns prompts into tokens with a model's own tokenizer and chat templates, of which neither is trusted.
+
+What an answer has to match is no more trusted: its grammar is made here, too.
+"""
 
 import json
 from array import array
@@ -7,11 +10,14 @@ from functools import cache
 from jinja2 import Template
 from tokenizers import Tokenizer
 
+from control_plane.api.text.worker.grammars import Grammars
 from control_plane.api.text.worker.messages import (
     Answer,
     EncodeText,
     Failed,
     FindEndOfTurn,
+    Grammar,
+    MakeGrammar,
     Refused,
     Request,
     Setup,
@@ -19,6 +25,7 @@ from control_plane.api.text.worker.messages import (
 )
 from control_plane.api.text.worker.rendering import Render, end_of_turn, rendered
 from control_plane.api.text.worker.template import Refusal, environment
+from control_plane.errors import BadRequest
 
 MAX_TEXT = 16 << 20
 """The most characters that a template may write."""
@@ -37,9 +44,12 @@ class Encoder:
         self._templates = setup.templates
         self._special_tokens = setup.special_tokens
         self._compiled = cache(self._compile)
+        self._grammars = Grammars()
 
     def answer(self, request: Request) -> Answer:
         """The tokens of a prompt, or why there are none."""
+        if isinstance(request, MakeGrammar):
+            return self._grammar(request)
         if isinstance(request, EncodeText):
             return self._encode(request.text, request.add_special_tokens)
         try:
@@ -63,6 +73,15 @@ class Encoder:
         # The tokenizer's panics are not Exceptions; this process has nothing else to be ended by.
         except BaseException as error:
             return Failed("tokenizer", _described(error))
+
+    def _grammar(self, request: MakeGrammar) -> Answer:
+        try:
+            return Grammar(self._grammars.grammar(request.kind, request.value, request.field))
+        except BadRequest as error:
+            return Refused(str(error))
+        # The library's panics are not Exceptions.
+        except BaseException as error:
+            return Refused(f"{request.field}: {_described(error)}")
 
     def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
         token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids

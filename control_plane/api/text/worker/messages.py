@@ -5,7 +5,7 @@ neither side trusts the other with more than data.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -54,6 +54,20 @@ class FindEndOfTurn(Struct, tag=True):
     template: str
 
 
+class MakeGrammar(Struct, tag=True):
+    """Asks for the grammar of a `Structure`, which is known to compile."""
+
+    kind: str
+    value: Any
+    field: str
+
+
+class Grammar(Struct, tag=True):
+    """The answer with a grammar."""
+
+    text: str
+
+
 class Tokens(Struct, tag=True):
     """The answer with token ids, 4 bytes each, in the machine's byte order."""
 
@@ -61,7 +75,7 @@ class Tokens(Struct, tag=True):
 
 
 class Refused(Struct, tag=True):
-    """The template refuses the messages, for a reason that it states itself."""
+    """The template refuses the messages, for a reason that it states itself, or the structure is none."""
 
     reason: str
 
@@ -73,5 +87,5 @@ class Failed(Struct, tag=True):
     error: str
 
 
-Request = EncodeText | EncodeChat | FindEndOfTurn
-Answer = Tokens | Refused | Failed
+Request = EncodeText | EncodeChat | FindEndOfTurn | MakeGrammar
+Answer = Tokens | Grammar | Refused | Failed
