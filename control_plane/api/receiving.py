@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from control_plane.api.openai.reading import decode_json
+from control_plane.api.bodies.reading import decode_json
 
 MAX_BODY_BYTES = 4 << 20
 LARGE_BODY_BYTES = 64 << 10

@@ -17,8 +17,8 @@ from aiohttp import web
 from yarl import URL
 
 from control_plane import http
+from control_plane.api.bodies.reading import read_body
 from control_plane.api.middleware import TENANT, request_middleware
-from control_plane.api.openai.reading import read_body
 from control_plane.api.openai.wire import CompletionBody
 from control_plane.http import serving
 from control_plane.tenancy.tenants import Limits, Tenant

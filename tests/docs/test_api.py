@@ -2,9 +2,9 @@
 
 import re
 
+from control_plane.api.bodies.reading import Body
 from control_plane.api.openai import wire
 from control_plane.api.openai.messages import IGNORED_IN_MESSAGES, Message
-from control_plane.api.openai.reading import Body
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "api.md").read_text()

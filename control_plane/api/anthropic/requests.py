@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from control_plane.api.anthropic import wire
-from control_plane.api.openai.reading import field_error, ignored_fields
+from control_plane.api.bodies.reading import field_error, ignored_fields
 from control_plane.api.openai.requests import read_for_model
 from control_plane.api.text.chats import ChatBuilder, function_tool, tool_call, tool_use
 from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-from control_plane.api.openai.reading import Body
-from control_plane.api.openai.values import Positive, StopStrings, Temperature, TopK, TopP
+from control_plane.api.bodies.reading import Body
+from control_plane.api.bodies.values import Positive, StopStrings, Temperature, TopK, TopP
 
 Object = Annotated[dict[str, Any], Meta(description="an object")]
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from control_plane.api.openai.json_values import check_json
-from control_plane.api.openai.reading import field_error
-from control_plane.api.openai.values import Object, Text
+from control_plane.api.bodies.json_values import check_json
+from control_plane.api.bodies.reading import field_error
+from control_plane.api.bodies.values import Object, Text
 
 _TEMPLATE_ROLES = {"developer": "system"}
 """Roles that chat templates know by another name."""

@@ -6,6 +6,8 @@ Every parser takes a decoded JSON body and the name of the served model, and rai
 
 from typing import Any
 
+from control_plane.api.bodies.reading import AnyBody, Body, field_error, ignored_fields, read_body
+from control_plane.api.bodies.values import MAX_CHOICES, MAX_TOKEN_IDS
 from control_plane.api.openai import wire
 from control_plane.api.openai.messages import (
     IGNORED_IN_MESSAGES,
@@ -13,11 +15,9 @@ from control_plane.api.openai.messages import (
     ignored_in_messages,
     template_messages,
 )
-from control_plane.api.openai.reading import AnyBody, Body, field_error, ignored_fields, read_body
 from control_plane.api.openai.structures import structure
 from control_plane.api.openai.template_variables import template_documents, template_variables
 from control_plane.api.openai.tools import ignored_in_tools, template_tools, tool_use
-from control_plane.api.openai.values import MAX_CHOICES, MAX_TOKEN_IDS
 from control_plane.api.text.request import (
     MAX_SEED,
     Chat,

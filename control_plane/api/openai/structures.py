@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from control_plane.api.openai.json_values import check_json
-from control_plane.api.openai.reading import Body, field_error
-from control_plane.api.openai.values import Object, Text
+from control_plane.api.bodies.json_values import check_json
+from control_plane.api.bodies.reading import Body, field_error
+from control_plane.api.bodies.values import Object, Text
 from control_plane.api.text.request import Structure
 
 MAX_GRAMMAR_CHARACTERS = 64 << 10

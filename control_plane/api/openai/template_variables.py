@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from control_plane.api.openai.json_values import check_json
-from control_plane.api.openai.reading import field_error
+from control_plane.api.bodies.json_values import check_json
+from control_plane.api.bodies.reading import field_error
 
 MAX_VARIABLES = 64
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from control_plane.api.openai.json_values import check_json
-from control_plane.api.openai.reading import field_error
-from control_plane.api.openai.values import Object, Text
+from control_plane.api.bodies.json_values import check_json
+from control_plane.api.bodies.reading import field_error
+from control_plane.api.bodies.values import Object, Text
 from control_plane.api.text.request import ToolUse
 
 MAX_TOOLS = 128

@@ -7,11 +7,8 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta, Struct, field
 
-from control_plane.api.openai.messages import Messages
-from control_plane.api.openai.reading import Body, Neutral
-from control_plane.api.openai.structures import StructuredBody
-from control_plane.api.openai.tools import ToolChoice, Tools
-from control_plane.api.openai.values import (
+from control_plane.api.bodies.reading import Body, Neutral
+from control_plane.api.bodies.values import (
     Choices,
     Documents,
     Effort,
@@ -33,6 +30,9 @@ from control_plane.api.openai.values import (
     TopK,
     TopP,
 )
+from control_plane.api.openai.messages import Messages
+from control_plane.api.openai.structures import StructuredBody
+from control_plane.api.openai.tools import ToolChoice, Tools
 
 
 class StreamOptions(Struct):

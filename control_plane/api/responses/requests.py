@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from control_plane.api.openai.reading import field_error, ignored_fields
+from control_plane.api.bodies.reading import field_error, ignored_fields
 from control_plane.api.openai.requests import read_for_model
 from control_plane.api.responses import wire
 from control_plane.api.text.chats import ChatBuilder, function_tool, json_arguments, tool_call, tool_use

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct, field
 
-from control_plane.api.openai.reading import Body
-from control_plane.api.openai.values import Positive, Temperature, Text, TopP
+from control_plane.api.bodies.reading import Body
+from control_plane.api.bodies.values import Positive, Temperature, Text, TopP
 
 Object = Annotated[dict[str, Any], Meta(description="an object")]
 

@@ -28,7 +28,7 @@ from control_plane.api.text.worker.messages import (
     Setup,
     Tokens,
 )
-from control_plane.api.text.worker_process import WorkerEnded, WorkerProcess
+from control_plane.api.text.worker.process import WorkerEnded, WorkerProcess
 from control_plane.errors import BadRequest, PartitionError, ShuttingDown, TokenizerError
 from functions.host.memory import memory_sizes
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 from msgspec import Struct
 
-from control_plane.api.openai.values import Text
+from control_plane.api.bodies.values import Text
 from control_plane.errors import BadRequest
 from control_plane.validation import MAX_QUOTED, UNKNOWN_FIELD, Invalid, convert
 

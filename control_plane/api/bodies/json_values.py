@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from control_plane.api.openai.reading import field_error
+from control_plane.api.bodies.reading import field_error
 from control_plane.errors import BadRequest
 
 MAX_BYTES = 512 << 10
