@@ -170,7 +170,7 @@ def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> L
     """Control planes that share a database also share the tenants' limits."""
     bounds = config.max_queued, config.max_queued_per_tenant
     if not is_postgres(database):
-        return LocalLimiter(*bounds)
+        return LocalLimiter(lambda tenant: store.run(lambda opened: opened.spent(tenant)), *bounds)
     # Imported here because it needs the PostgreSQL driver, which is optional.
     from control_plane.tenancy.limits.shared_limiter import SharedLimiter
 

@@ -16,8 +16,10 @@
     |-- TenancyError                a tenant is unknown, or may not do that
     |   |-- UnknownTenant           no tenant of that name
     |   |-- InvalidApiKey           no key, or none that belongs to a tenant
+    |   |   `-- ExpiredApiKey       a key that was valid until some time
     |   `-- RetryLater              refused now, perhaps granted later
     |       |-- QuotaExceeded       the tenant has reached a limit
+    |       |   `-- BudgetExceeded  the tenant has used its tokens of the day or the month
     |       |-- QueueFull           the tenant has too many sequences in the queue
     |       |-- Overloaded          all tenants together have too many
     |       `-- DatabaseUnavailable   tenants cannot be looked up, or usage cannot be kept
@@ -100,6 +102,10 @@ class InvalidApiKey(TenancyError):
     """A request without a key, or with one that belongs to no tenant."""
 
 
+class ExpiredApiKey(InvalidApiKey):
+    """A tenant's key, after its time."""
+
+
 class RetryLater(TenancyError):
     """Refused now, but perhaps granted after `retry_after` seconds; None when waiting does not help."""
 
@@ -110,6 +116,10 @@ class RetryLater(TenancyError):
 
 class QuotaExceeded(RetryLater):
     """The tenant has reached one of its limits."""
+
+
+class BudgetExceeded(QuotaExceeded):
+    """The tenant has used its tokens of the day or the month."""
 
 
 class QueueFull(RetryLater):

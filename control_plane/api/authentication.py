@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from aiohttp import web
 from yarl import URL
 
-from control_plane.errors import BadRequest, ConfigError, DatabaseUnavailable, InvalidApiKey, UnknownTenant
+from control_plane.errors import (
+    BadRequest,
+    ConfigError,
+    DatabaseUnavailable,
+    ExpiredApiKey,
+    InvalidApiKey,
+    UnknownTenant,
+)
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
@@ -28,6 +35,9 @@ class Authentication:
         if scheme.lower() == "bearer" and key.strip():
             try:
                 return await self.store.run(lambda store: store.authenticate(key.strip()))
+            except ExpiredApiKey:
+                # An open server, too, must not take it for another tenant's request.
+                raise
             except InvalidApiKey:
                 # Some clients cannot go without a key, and send an arbitrary one to an open server.
                 if not self.open:

@@ -198,14 +198,12 @@ class CompletionService:
 
     async def _book(self, ticket: Ticket, booking: Booking) -> None:
         """Book and release. The tenant has its answer, so a failure to release is only logged."""
-        # Both start at once: a ledger that closes still keeps the bookings that it has accepted.
-        _, released = await asyncio.gather(
-            self.ledger.book(booking),
-            self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens),
-            return_exceptions=True,
-        )
-        if isinstance(released, TenancyError):
-            logger.error("not released before it expires: %s", released)
+        # In this order: until it is booked, a budget counts the request among those in progress.
+        await self.ledger.book(booking)
+        try:
+            await self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens)
+        except TenancyError as error:
+            logger.error("not released before it expires: %s", error)
 
     def _prompt_text(self, active: ActiveRequest) -> str:
         prompts = [each.token_ids[: each.num_prompt_tokens] for each in active.sequences[:: active.request.n]]
