@@ -79,7 +79,7 @@ class CompletionService:
         active = await self._admit(request, caller, sequences)
         self.admitted()
         try:
-            async with asyncio.timeout(self.request_timeout):
+            async with asyncio.timeout(None if caller.background else self.request_timeout):
                 yield active
         except TimeoutError as error:
             active.status = KINDS[RequestTimeout].status
@@ -138,7 +138,7 @@ class CompletionService:
             raise BadRequest(f"max_tokens: at most {limits.max_output} for this tenant", "max_tokens")
         params = request.sampling_params(max_tokens, choice, self.defaults)
         sequence = Sequence(
-            caller.request_id, caller.tenant.name, list(token_ids), params, weight=limits.weight
+            caller.request_id, caller.tenant.name, list(token_ids), params, limits.weight, caller.background
         )
         if limits.max_context is not None and sequence.max_length > limits.max_context:
             raise ContextLengthExceeded(

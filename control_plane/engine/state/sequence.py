@@ -79,6 +79,8 @@ class Sequence:
     params: SamplingParams
     weight: float = 1.0
     """The tenant's weight: twice the weight gets twice the service."""
+    background: bool = False
+    """Whether it runs only while no other sequences do, apart from those in the background."""
     num_prompt_tokens: int = 0
     num_computed: int = 0
     """Tokens whose keys and values are in the KV cache. Changes only when a step has succeeded."""
