@@ -31,6 +31,8 @@ _Seconds = Annotated[float, Meta(gt=0, le=_MAX_FLOAT, description=f"{DURATION}, 
 _SecondsOrZero = Annotated[float, Meta(ge=0, le=_MAX_FLOAT, description=f"{DURATION}, zero or more")]
 _Bytes = Annotated[int, Meta(ge=1, le=_MAX_INTEGER, description=f"{BYTES}, above zero")]
 
+_BytesOrZero = Annotated[int, Meta(ge=0, le=_MAX_INTEGER, description=f"{BYTES}, zero or more")]
+
 _MAX_YAML_BYTES = 1 << 20
 _MAX_YAML_VALUES = 100_000
 
@@ -38,6 +40,7 @@ _PARSERS: Sequence[tuple[object, Callable[[str], float]]] = (
     (_Seconds, parse_seconds),
     (_SecondsOrZero, parse_seconds),
     (_Bytes | None, parse_bytes),
+    (_BytesOrZero, parse_bytes),
 )
 """The types of settings that a file may give as text with a unit, such as "6GB" or "15m"."""
 
@@ -95,6 +98,8 @@ class ServeConfig:
     """Whether to serve requests without a key, as the tenant in their `user` field. On loopback only."""
     database: str = ""
     """SQLite file with tenants and usage, or a PostgreSQL URL. "" is the default: see `database_address`."""
+    batch_storage: _BytesOrZero = 1_000_000_000
+    """Most bytes of disk for files and batches, beside the database. 0 switches them off."""
     tenants: tuple[DeclaredTenant, ...] = ()
     """Tenants that the server adds to the database, or updates there, when it starts."""
     log_level: Annotated[LogLevel, Meta(description=f"one of {', '.join(LOG_LEVELS)}")] = "info"

@@ -25,7 +25,9 @@
     |       `-- DatabaseUnavailable   tenants cannot be looked up, or usage cannot be kept
     |-- TokenizerError              the model's tokenizer fails on a text or on tokens
     |-- BadRequest                  an API request that breaks the rules
-    |   `-- UnknownModel            a request names a model that is not served
+    |   |-- UnknownModel            a request names a model that is not served
+    |   `-- UnknownObject           a request names a file or a batch that the tenant does not have
+    |-- StorageFull                 there is no room for a file or an answer
     `-- RequestTimeout              a request exceeds the time limit
 
 The command line prints them as one line; the HTTP API maps them to a status in one table.
@@ -151,6 +153,14 @@ class UnknownModel(BadRequest):
 
     def __init__(self, asked: str, served: str) -> None:
         super().__init__(f"model: there is no model {asked[:80]!r}, only {served!r}", "model")
+
+
+class UnknownObject(BadRequest):
+    """A request names a file or a batch that the tenant does not have."""
+
+
+class StorageFull(FaaSMoEError):
+    """There is no room on the disk, or in what the server or the tenant may use of it."""
 
 
 class RequestTimeout(FaaSMoEError):

@@ -66,6 +66,15 @@ class Authentication:
             return Tenant(name, Limits())
         raise InvalidApiKey(f"the tenant {name} has a key: send it as `Authorization: Bearer KEY`")
 
+    async def served(self, name: str) -> Tenant:
+        """The tenant that work of an earlier request belongs to, as it is now. Raises `UnknownTenant`."""
+        try:
+            return await self.store.run(lambda store: store.get(name))
+        except UnknownTenant:
+            if not self.open:
+                raise
+            return Tenant(name, Limits())
+
     async def is_operator(self, request: web.Request) -> bool:
         """Whether the request has an operator's key, which gives the right to see the data of all tenants.
 

@@ -75,6 +75,11 @@ class Api:
         )
         return app
 
+    @property
+    def system_fingerprint(self) -> str:
+        """What answers call the weights."""
+        return f"fp_{self.fingerprint[:12]}"
+
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions: answer a chat."""
         return await self._generate(request, requests.parse_chat, CompletionFormat)
@@ -157,8 +162,7 @@ class Api:
                 request[TENANT] = await self.authentication.named(asked.user)
             tenant = request[TENANT]
             caller = Caller(tenant, request[REQUEST_ID], request.path, request[TIMING])
-            fingerprint = f"fp_{self.fingerprint[:12]}"
-            head = AnswerHead(secrets.token_hex(12), self.model, int(time.time()), fingerprint)
+            head = AnswerHead(secrets.token_hex(12), self.model, int(time.time()), self.system_fingerprint)
             answer = formatter(asked, head)
             if asked.stream:
                 return await self._stream(request, caller, answer)

@@ -66,6 +66,8 @@ KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
     ),
     errors.BadRequest: ErrorKind(400),
     errors.UnknownModel: ErrorKind(404, "model_not_found"),
+    errors.UnknownObject: ErrorKind(404, "not_found"),
+    errors.StorageFull: ErrorKind(507, "storage_full"),
     errors.RequestTimeout: ErrorKind(504, "timeout"),
 }
 

@@ -1,5 +1,7 @@
 """Sequences in the background: they run while there are no others, and are in nobody's way."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,7 +66,7 @@ def test_others_are_served_as_if_there_was_no_background(
     arrivals: list[tuple[bool, str, int, int]], num_pages: int, max_sequences: int, data: st.DataObject
 ) -> None:
     """Step by step the same chunks, whenever sequences come, and all end in any case."""
-    shapes = {"max_batch_tokens": 40, "max_sequences": max_sequences, "num_pages": num_pages}
+    shapes: Any = {"max_batch_tokens": 40, "max_sequences": max_sequences, "num_pages": num_pages}
     alone, shared = make_scheduler(**shapes), make_scheduler(**shapes)
     names: dict[Sequence, int] = {}
     for number, (is_background, tenant, prompt, output) in enumerate(arrivals):
