@@ -5,22 +5,28 @@ import encodings.unicode_escape  # noqa: F401
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
 import numpy.ma  # noqa: F401
+from aiohttp import web
 from yarl import URL
 
 from control_plane.api.authentication import Authentication
+from control_plane.api.batches.endpoints import ENDPOINTS
+from control_plane.api.batches.routes import BatchRoutes
+from control_plane.api.batches.runner import BatchRunner
+from control_plane.api.batches.shelf import Shelf
+from control_plane.api.batches.storage import Storage, batch_folder
 from control_plane.api.cors import Origins
 from control_plane.api.drain import Drain
 from control_plane.api.generation import Generation
 from control_plane.api.ignored_fields import IgnoredFields
 from control_plane.api.models import ServedModels
 from control_plane.api.openai.requests import IGNORED_FIELDS
-from control_plane.api.routes import Api
+from control_plane.api.routes import Api, add_routes
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.generation_config import end_tokens, sampling_defaults
@@ -39,7 +45,7 @@ from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
-from control_plane.errors import GatewayError
+from control_plane.errors import ConfigError, GatewayError
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
@@ -115,12 +121,15 @@ async def control_plane(
         autoscaler = _autoscaler(backend, footprint, config)
         drain = Drain(config.max_queued_per_tenant)
         api = _api(backend, tenancy, autoscaler, drain, config)
+        app = api.app()
         async with (
-            serving(api.app(), config.host, config.port) as url,
+            _batches(app, api, config) as batches,
+            serving(app, config.host, config.port) as url,
             _started(backend.engine),
             autoscaler.running(),
             Failover(manifest, gateways, config.image_prefix, secret).running(),
             _drained(drain, config.drain_seconds),
+            batches.running() if batches else nullcontext(),
         ):
             yield url
 
@@ -193,7 +202,7 @@ def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> L
     """Control planes that share a database also share the tenants' limits."""
     bounds = config.max_queued, config.max_queued_per_tenant
     if not is_postgres(database):
-        return LocalLimiter(*bounds)
+        return LocalLimiter(lambda tenant: store.run(lambda opened: opened.spent(tenant)), *bounds)
     # Imported here because it needs the PostgreSQL driver, which is optional.
     from control_plane.tenancy.limits.shared_limiter import SharedLimiter
 
@@ -262,6 +271,32 @@ def _api(
         status=StatusReporter(manifest, engine, backend.gateways, statistics, autoscaler.memory),
         metrics=metrics,
     )
+
+
+@asynccontextmanager
+async def _batches(app: web.Application, api: Api, config: ServeConfig) -> AsyncIterator[BatchRunner | None]:
+    """Add the routes of files and batches to the application; yields what runs the batches.
+
+    Yields None without batches: they are switched off, or their folder cannot be used.
+    """
+    if not config.batch_storage:
+        yield None
+        return
+    folder = batch_folder(database_address(config.database))
+    async with AsyncExitStack() as stack:
+        try:
+            storage = stack.enter_context(Storage.open(folder))
+        except ConfigError as error:
+            # Such as a second server with the same database: it serves requests all the same.
+            logger.warning("no files and batches: %s", error)
+            yield None
+            return
+        shelf = await asyncio.to_thread(Shelf, storage, config.batch_storage)
+        tenant_of = api.authentication.served
+        fingerprint = api.generation.system_fingerprint
+        runner = BatchRunner(shelf, api.service, api.drain, tenant_of, ENDPOINTS, api.models, fingerprint)
+        add_routes(app, BatchRoutes(api.authentication, shelf, runner, api.models.default).routes())
+        yield runner
 
 
 @asynccontextmanager

@@ -48,6 +48,8 @@ _Origin = Annotated[
     ),
 ]
 
+_BytesOrZero = Annotated[int, Meta(ge=0, le=_MAX_INTEGER, description=f"{BYTES}, zero or more")]
+
 _MAX_YAML_BYTES = 1 << 20
 _MAX_YAML_VALUES = 100_000
 
@@ -55,6 +57,7 @@ _PARSERS: Sequence[tuple[object, Callable[[str], float]]] = (
     (_Seconds, parse_seconds),
     (_SecondsOrZero, parse_seconds),
     (_Bytes | None, parse_bytes),
+    (_BytesOrZero, parse_bytes),
 )
 """The types of settings that a file may give as text with a unit, such as "6GB" or "15m"."""
 
@@ -121,6 +124,8 @@ class ServeConfig:
     """Whether to refuse fields of requests that have no effect. Without it, they are ignored."""
     database: str = ""
     """SQLite file with tenants and usage, or a PostgreSQL URL. "" is the default: see `database_address`."""
+    batch_storage: _BytesOrZero = 1_000_000_000
+    """Most bytes of disk for files and batches, beside the database. 0 switches them off."""
     tenants: tuple[DeclaredTenant, ...] = ()
     """Tenants that the server adds to the database, or updates there, when it starts."""
     log_level: Annotated[LogLevel, Meta(description=f"one of {', '.join(LOG_LEVELS)}")] = "info"

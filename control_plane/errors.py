@@ -16,14 +16,18 @@
     |-- TenancyError                a tenant is unknown, or may not do that
     |   |-- UnknownTenant           no tenant of that name
     |   |-- InvalidApiKey           no key, or none that belongs to a tenant
+    |   |   `-- ExpiredApiKey       a key that was valid until some time
     |   `-- RetryLater              refused now, perhaps granted later
     |       |-- QuotaExceeded       the tenant has reached a limit
+    |       |   `-- BudgetExceeded  the tenant has used its tokens of the day or the month
     |       |-- QueueFull           the tenant has too many sequences in the queue
     |       |-- Overloaded          all tenants together have too many
     |       `-- DatabaseUnavailable   tenants cannot be looked up, or usage cannot be kept
     |-- TokenizerError              the model's tokenizer fails on a text or on tokens
     |-- BadRequest                  an API request that breaks the rules
-    |   `-- UnknownModel            a request names a model that is not served
+    |   |-- UnknownModel            a request names a model that is not served
+    |   `-- UnknownObject           a request names a file or a batch that the tenant does not have
+    |-- StorageFull                 there is no room for a file or an answer
     `-- RequestTimeout              a request exceeds the time limit
 
 The command line prints them as one line; the HTTP API maps them to a status in one table.
@@ -104,6 +108,10 @@ class InvalidApiKey(TenancyError):
     """A request without a key, or with one that belongs to no tenant."""
 
 
+class ExpiredApiKey(InvalidApiKey):
+    """A tenant's key, after its time."""
+
+
 class RetryLater(TenancyError):
     """Refused now, but perhaps granted after `retry_after` seconds; None when waiting does not help."""
 
@@ -114,6 +122,10 @@ class RetryLater(TenancyError):
 
 class QuotaExceeded(RetryLater):
     """The tenant has reached one of its limits."""
+
+
+class BudgetExceeded(QuotaExceeded):
+    """The tenant has used its tokens of the day or the month."""
 
 
 class QueueFull(RetryLater):
@@ -146,6 +158,14 @@ class UnknownModel(BadRequest):
     def __init__(self, asked: str, *served: str) -> None:
         names = ", ".join(map(repr, served))
         super().__init__(f"model: there is no model {asked[:80]!r}, only {names}", "model")
+
+
+class UnknownObject(BadRequest):
+    """A request names a file or a batch that the tenant does not have."""
+
+
+class StorageFull(FaaSMoEError):
+    """There is no room on the disk, or in what the server or the tenant may use of it."""
 
 
 class RequestTimeout(FaaSMoEError):

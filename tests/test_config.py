@@ -123,6 +123,7 @@ def test_values_out_of_range(file: Path, setting: str, problem: str) -> None:
     [
         ("memory_budget: 6GB\nidle_timeout: 60s", 6 * 10**9, 60.0),
         ("memory_budget: 6000000000\nidle_timeout: 60", 6 * 10**9, 60.0),
+        ("batch_storage: 0\nmemory_budget: 6GB\nidle_timeout: 60s", 6 * 10**9, 60.0),
         ("memory_budget: '1.5GiB'\nidle_timeout: 0.5", 3 * 2**29, 0.5),
         ("", None, 900.0),
     ],

@@ -58,6 +58,8 @@ class Caller:
     request_id: str
     path: str
     timing: RequestTiming
+    background: bool = False
+    """Whether nobody waits for the answer, so that it gives way to all others, and may take any time."""
 
 
 @dataclass

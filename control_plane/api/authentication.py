@@ -8,7 +8,14 @@ from yarl import URL
 
 from control_plane.api.cors import Origins
 from control_plane.api.middleware import TENANT
-from control_plane.errors import BadRequest, ConfigError, DatabaseUnavailable, InvalidApiKey, UnknownTenant
+from control_plane.errors import (
+    BadRequest,
+    ConfigError,
+    DatabaseUnavailable,
+    ExpiredApiKey,
+    InvalidApiKey,
+    UnknownTenant,
+)
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant, check_name
 
@@ -43,6 +50,9 @@ class Authentication:
         if key is not None:
             try:
                 return await self.store.run(lambda store: store.authenticate(key))
+            except ExpiredApiKey:
+                # An open server, too, must not take it for another tenant's request.
+                raise
             except InvalidApiKey:
                 # Some clients cannot go without a key, and send an arbitrary one to an open server.
                 if not self.open:
@@ -77,6 +87,15 @@ class Authentication:
         except UnknownTenant:
             return Tenant(name, Limits())
         raise InvalidApiKey(f"the tenant {name} has a key: {_SEND_IT}")
+
+    async def served(self, name: str) -> Tenant:
+        """The tenant that work of an earlier request belongs to, as it is now. Raises `UnknownTenant`."""
+        try:
+            return await self.store.run(lambda store: store.get(name))
+        except UnknownTenant:
+            if not self.open:
+                raise
+            return Tenant(name, Limits())
 
     async def is_operator(self, request: web.Request) -> bool:
         """Whether the request has an operator's key, which gives the right to see the data of all tenants.

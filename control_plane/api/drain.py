@@ -23,6 +23,9 @@ class Drain:
     _in_progress: Counter[str] = field(default_factory=Counter)
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def __post_init__(self) -> None:
+        self._idle.set()
+
     @property
     def in_progress(self) -> int:
         """The number of requests in progress, of all tenants."""
@@ -39,6 +42,7 @@ class Drain:
         if self._in_progress.get(tenant, 0) >= self.max_per_tenant:
             raise QueueFull(f"the tenant has {self.max_per_tenant} requests in progress", RETRY_SECONDS)
         self._in_progress[tenant] += 1
+        self._idle.clear()
         try:
             yield
         finally:
@@ -48,15 +52,17 @@ class Drain:
             if not self._in_progress:
                 self._idle.set()
 
+    async def idle(self) -> None:
+        """Wait until no request is in progress."""
+        while self._in_progress:
+            await self._idle.wait()
+
     async def finish(self, seconds: float) -> bool:
         """Admit no more requests and wait for those in progress; returns whether all ended in time."""
         self.ending = True
-        self._idle.clear()
-        if not self._in_progress:
-            return True
         try:
             async with asyncio.timeout(seconds):
-                await self._idle.wait()
+                await self.idle()
         except TimeoutError:
             return False
         return True

@@ -42,6 +42,11 @@ class Generation:
     service: CompletionService
     drain: Drain
 
+    @property
+    def system_fingerprint(self) -> str:
+        """What answers call the weights."""
+        return f"fp_{self.fingerprint[:12]}"
+
     def handler(self, parse: Parser[Asked], formatter: Formatter[Asked]) -> Handler:
         """A handler for requests that `parse` reads, and whose answers have the form of `formatter`."""
 
@@ -54,10 +59,8 @@ class Generation:
                 if TENANT not in request:
                     request[TENANT] = await self.authentication.named(asked.user)
                 caller = Caller(request[TENANT], request[REQUEST_ID], request.path, request[TIMING])
-                fingerprint = f"fp_{self.fingerprint[:12]}"
-                answer = formatter(
-                    asked, AnswerHead(secrets.token_hex(12), model, int(time.time()), fingerprint)
-                )
+                head = AnswerHead(secrets.token_hex(12), model, int(time.time()), self.system_fingerprint)
+                answer = formatter(asked, head)
                 send = self._stream if asked.stream else self._whole
                 return await send(request, caller, answer)
 

@@ -1,5 +1,6 @@
 """The routes of the control plane's HTTP API."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,7 @@ class Api:
         middlewares = [request_middleware, self.origins.preflight]
         app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
         app.on_response_prepare.append(self._prepare)
-        for route in self._routes():
-            # Some clients end paths in a slash. These come first, for a model's name may have slashes, too.
-            app.add_routes([web.route(route.method, f"{route.path}/", route.handler, **route.kwargs), route])
+        add_routes(app, self._routes())
         app.add_routes([web.get("/", self.index)])
         return app
 
@@ -173,3 +172,10 @@ class Api:
             "owned_by": "faasmoe",
             "max_model_len": self.service.engine.max_length,
         }
+
+
+def add_routes(app: web.Application, routes: Iterable[web.RouteDef]) -> None:
+    """Add routes to the application, each also with a slash at its end, as some clients write it."""
+    for route in routes:
+        # With the slash first, for a model's name may have slashes, too.
+        app.add_routes([web.route(route.method, f"{route.path}/", route.handler, **route.kwargs), route])

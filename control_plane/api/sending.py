@@ -29,6 +29,14 @@ async def send_whole(request: web.Request, response: web.Response) -> web.Respon
     return response
 
 
+async def send_part(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Send the head, if it is not sent, and the next part of the body. Raises `ConnectionResetError`."""
+    async with _time_limit(request):
+        if not response.prepared:
+            await response.prepare(request)
+        await response.write(data)
+
+
 class EventStream:
     """A response of server-sent events. Its head goes out with the first of them, or with a heartbeat."""
 
@@ -45,10 +53,8 @@ class EventStream:
 
     async def send(self, events: bytes) -> None:
         """Send whole events. Raises `ConnectionResetError` when the client does not read them in time."""
-        async with self._sending, _time_limit(self._request):
-            if not self.response.prepared:
-                await self.response.prepare(self._request)
-            await self.response.write(events)
+        async with self._sending:
+            await send_part(self._request, self.response, events)
             self._last = asyncio.get_running_loop().time()
 
     @asynccontextmanager

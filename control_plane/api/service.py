@@ -97,7 +97,7 @@ class CompletionService:
         active = await self._admit(request, caller, sequences)
         self.admitted()
         try:
-            async with asyncio.timeout(self.request_timeout):
+            async with asyncio.timeout(None if caller.background else self.request_timeout):
                 yield active
         except TimeoutError as error:
             active.status = KINDS[RequestTimeout].status
@@ -193,7 +193,7 @@ class CompletionService:
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         params = request.sampling_params(max_tokens, choice, self.defaults)
         sequence = Sequence(
-            caller.request_id, caller.tenant.name, list(token_ids), params, weight=limits.weight
+            caller.request_id, caller.tenant.name, list(token_ids), params, limits.weight, caller.background
         )
         self.engine.check(sequence)
         return sequence
@@ -252,14 +252,12 @@ class CompletionService:
 
     async def _book(self, ticket: Ticket, booking: Booking) -> None:
         """Book and release. The tenant has its answer, so a failure to release is only logged."""
-        # Both start at once: a ledger that closes still keeps the bookings that it has accepted.
-        _, released = await asyncio.gather(
-            self.ledger.book(booking),
-            self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens),
-            return_exceptions=True,
-        )
-        if isinstance(released, TenancyError):
-            logger.error("not released before it expires: %s", released)
+        # In this order: until it is booked, a budget counts the request among those in progress.
+        await self.ledger.book(booking)
+        try:
+            await self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens)
+        except TenancyError as error:
+            logger.error("not released before it expires: %s", error)
 
     def _prompt_text(self, active: ActiveRequest) -> str:
         prompts = [each.token_ids[: each.num_prompt_tokens] for each in active.sequences[:: active.request.n]]

@@ -15,8 +15,8 @@ from control_plane.cli.profile import profile
 from control_plane.cli.prompt import prompt
 from control_plane.cli.servers import gateway, serve, up
 from control_plane.cli.status import status
-from control_plane.cli.tenants import tenants
-from control_plane.cli.usage import usage
+from control_plane.cli.tenancy.tenants import tenants
+from control_plane.cli.tenancy.usage import usage
 from control_plane.errors import FaaSMoEError
 
 

@@ -18,7 +18,7 @@ from control_plane.cli.options import (
     image_prefix_option,
     serve_options,
 )
-from control_plane.cli.tenants import opened_store
+from control_plane.cli.tenancy.database import opened_store
 from control_plane.config import ServeConfig
 from control_plane.faas.gateway_access import GatewayAccess, known_function_secret, read_credentials
 from control_plane.signals import serve_until_signal, sigterm_exits

@@ -84,7 +84,8 @@ class Engine:
         # The thread may have failed since `check`, and have run its last command before this one.
         if self._stopping.is_set():
             raise ShuttingDown
-        self._interruption.request(sequences[0].tenant)
+        if not sequences[0].background:
+            self._interruption.request(sequences[0].tenant)
         return stream
 
     def check(self, sequence: Sequence) -> None:

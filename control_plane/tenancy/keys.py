@@ -1,14 +1,44 @@
 """Makes, reads, checks and hashes API keys."""
 
 import hashlib
+import re
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from control_plane.errors import ConfigError
 
+MAIN = "main"
+"""The name of the key that a tenant is added or declared with."""
 MIN_KEY_CHARACTERS = 20
 """Least length of a key that a person chose."""
 _MAX_FILE_BYTES = 4096
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class KeyRecord:
+    """What is known of a key, which itself is not."""
+
+    name: str
+    """Unique among the tenant's keys."""
+    created: float
+    """Unix time, in seconds, and so is `expires`."""
+    expires: float | None
+    """The time from which on the key is refused; None is never."""
+
+    def has_expired(self, now: float) -> bool:
+        """Whether the key is refused at this time."""
+        return self.expires is not None and self.expires <= now
+
+
+def check_key_name(name: str) -> None:
+    """Raise `ConfigError` unless `name` is a valid name for a key."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"not a key's name: {name[:80]!r}; it has up to 64 letters, digits, dots, dashes and "
+            "underscores, and begins with a letter or digit"
+        )
 
 
 def new_key() -> str:

@@ -39,11 +39,22 @@ class Limits:
     """Most tokens of one sequence, of prompt and output together."""
     max_output: Bound | None = None
     """Most tokens of one sequence's output."""
+    tokens_per_day: Bound | None = None
+    """Most tokens of a day (UTC), of prompts and outputs together."""
+    tokens_per_month: Bound | None = None
+    """Most tokens of a calendar month (UTC), of prompts and outputs together."""
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether there is a limit per day or per month."""
+        return any(getattr(self, name) is not None for name in BUDGETS)
 
     def __post_init__(self) -> None:
         check_settings(vars(self), {limit.name: limit.type for limit in fields(self)})
 
 
+BUDGETS = ("tokens_per_day", "tokens_per_month")
+"""The names of the limits that count what was booked."""
 BOUNDS = tuple(limit.name for limit in fields(Limits) if limit.name != "weight")
 """The names of the limits that can be None."""
 

@@ -30,6 +30,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """The tokens booked to a tenant in the present day and month (UTC)."""
+
+    day: int
+    month: int
+    day_ends: float
+    """Seconds until the next day."""
+    month_ends: float
+    """Seconds until the next month."""
+    ending: int = 0
+    """Tokens of requests that have just ended, and may be booked or not."""
+
+
+@dataclass(frozen=True)
 class Usage:
     """A tenant's usage, summed over a period."""
 

@@ -22,6 +22,7 @@ from control_plane.errors import (
     RequestTimeout,
     RetryLater,
     ShuttingDown,
+    StorageFull,
     TokenizerError,
 )
 from control_plane.faas.gateway_access import GatewayAccess
@@ -62,7 +63,7 @@ def test_errors_of_the_server_s_reveal_nothing(kind: type[FaaSMoEError]) -> None
     error = kind.__new__(kind)
     Exception.__init__(error, INTERNALS)
     error_of_client = KINDS[kind].status < 500
-    for_clients = {ShuttingDown, Overloaded, RequestTimeout}
+    for_clients = {ShuttingDown, Overloaded, RequestTimeout, StorageFull}
     message = domain_error_body(error, "id-5")["error"]["message"]
     assert (message == INTERNALS) == (error_of_client or kind in for_clients)
     assert (message.endswith(" id-5") and "demo" not in message) == (message != INTERNALS)

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from control_plane.cli.main import main
-from control_plane.cli.tenants import tenants
+from control_plane.cli.tenancy.tenants import tenants
 from control_plane.errors import InvalidApiKey
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
@@ -114,8 +114,8 @@ def test_list(database: Path) -> None:
     run(database, "tenants", "add", "acme", "--weight", 1.5)
     header, acme, bob = run(database, "tenants", "list").splitlines()
     assert header.split()[:3] == ["tenant", "weight", "rpm"]
-    assert acme.split()[:8] == ["acme", "1.5", "-", "-", "-", "-", "-", "no"]
-    assert bob.split()[:8] == ["bob", "1", "5", "-", "-", "-", "-", "yes"]
+    assert acme.split()[:10] == ["acme", "1.5", *"-------", "no"]
+    assert bob.split()[:10] == ["bob", "1", "5", *"------", "yes"]
     assert run(database, "tenants", "show", "bob").splitlines()[1].split() == bob.split()
 
     found = json.loads(run(database, "tenants", "list", "--json"))
@@ -131,6 +131,10 @@ def test_list(database: Path) -> None:
         "max_concurrency": None,
         "max_context": None,
         "max_output": None,
+        "tokens_per_day": None,
+        "tokens_per_month": None,
+        "tokens_today": 0,
+        "tokens_this_month": 0,
         "operator": False,
     }
 

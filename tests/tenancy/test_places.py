@@ -12,6 +12,7 @@ from control_plane.errors import Overloaded, QueueFull, RetryLater
 from control_plane.tenancy.limits.limiter import LocalLimiter
 from control_plane.tenancy.limits.places import Places
 from control_plane.tenancy.tenants import Limits, Tenant
+from control_plane.tenancy.usage import Spent
 
 
 def tenant(name: object, weight: float = 1.0) -> Tenant:
@@ -98,6 +99,10 @@ actions = st.lists(
 )
 
 
+async def unread(tenant: str) -> Spent:
+    raise AssertionError(f"{tenant} has no budgets")
+
+
 @settings(deadline=None)
 @given(actions, st.sampled_from([8, 9, 20]), st.sampled_from([3, 100]))
 def test_whoever_asks_one_at_a_time_is_never_refused(
@@ -106,7 +111,7 @@ def test_whoever_asks_one_at_a_time_is_never_refused(
     """Whatever seven others do. No tenant exceeds its bound, and all together not theirs."""
 
     async def run() -> None:
-        limiter = LocalLimiter(max_queued, per_tenant)
+        limiter = LocalLimiter(unread, max_queued, per_tenant)
         live = []
         for asks, name, sequences, weight in actions:
             if asks:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -14,11 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from control_plane.errors import ConfigError, InvalidApiKey, QuotaExceeded, RetryLater, TenancyError
+from control_plane.errors import (
+    BudgetExceeded,
+    ConfigError,
+    ExpiredApiKey,
+    InvalidApiKey,
+    QuotaExceeded,
+    RetryLater,
+    TenancyError,
+)
 from control_plane.tenancy.declared import DeclaredTenant
+from control_plane.tenancy.keys import hash_key
 from control_plane.tenancy.limits.admission import Account, Admission, Ticket
 from control_plane.tenancy.limits.shared_limiter import SharedLimiter
-from control_plane.tenancy.storage.migrations import MIGRATIONS
+from control_plane.tenancy.storage.migrations import MIGRATIONS, postgres
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant
@@ -174,6 +184,48 @@ async def test_a_release_makes_room_in_the_other_control_plane(url: str) -> None
         with pytest.raises(QuotaExceeded, match="100 tokens per minute"):
             await two.admit(tenant, 1, 90)
         await two.release(await two.admit(tenant, 1, 59), 59)
+
+
+@asynchronous
+async def test_a_budget_counts_across_control_planes(url: str) -> None:
+    tenant = Tenant("acme", Limits(tokens_per_day=100, tokens_per_month=120))
+    async with limiters(url) as (one, two):
+        ticket = await one.admit(tenant, 1, 60)
+        with pytest.raises(QuotaExceeded, match="requests in progress") as wait:
+            await two.admit(tenant, 1, 60)
+        assert not isinstance(wait.value, BudgetExceeded)
+        with TenantStore.open(url) as store:
+            store.book([Entry("one", 1, (Booking("acme", time.time(), 1, 30, 25, 0.0, 0.0),))])
+        await one.release(ticket, 55)
+        with pytest.raises(BudgetExceeded, match="100 tokens per day"):
+            await two.admit(tenant, 1, 60)
+        await two.release(await two.admit(tenant, 1, 45), 0)
+
+
+def test_an_older_database_keeps_its_keys(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statements in MIGRATIONS[:3]:
+            for statement in statements:
+                connection.execute(postgres(statement))
+        connection.execute("CREATE TABLE faasmoe_schema (version BIGINT NOT NULL)")
+        connection.execute("INSERT INTO faasmoe_schema VALUES (3)")
+        old = (hash_key("a-key-from-before"), "acme")
+        connection.execute(
+            "INSERT INTO tenants VALUES (%s, %s, 2.5, 60, NULL, 8, NULL, 64, 1, 5.0)", old[::-1]
+        )
+        connection.execute(
+            "INSERT INTO usage VALUES ('acme', 1440, 1, 10, 5, 0, 0), ('acme', 2879, 1, 1, 1, 0, 0)"
+        )
+    with TenantStore.open(url) as store:
+        tenant = store.authenticate("a-key-from-before")
+        assert (tenant.name, tenant.operator) == ("acme", True)
+        assert tenant.limits == Limits(weight=2.5, rpm=60, max_concurrency=8, max_output=64)
+        assert store.spent("acme", 2.5 * 86_400).month == 17
+        brief = store.add_key("acme", "brief", time.time() - 1)
+        with pytest.raises(ExpiredApiKey):
+            store.authenticate(brief)
+        store.revoke_key("acme", "brief")
+        assert [key.name for key in store.keys("acme")] == ["main"]
 
 
 @asynchronous

@@ -49,8 +49,10 @@ KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
     errors.TenancyError: ErrorKind(500, text="the tenants' database cannot be used"),
     errors.UnknownTenant: ErrorKind(404),
     errors.InvalidApiKey: ErrorKind(401, "invalid_api_key"),
+    errors.ExpiredApiKey: ErrorKind(401, "expired_api_key"),
     errors.RetryLater: _LIMITED,
     errors.QuotaExceeded: _LIMITED,
+    errors.BudgetExceeded: ErrorKind(429, "insufficient_quota", "insufficient_quota"),
     errors.QueueFull: ErrorKind(429, "queue_full", "rate_limit_error"),
     errors.Overloaded: ErrorKind(503, "overloaded"),
     errors.DatabaseUnavailable: ErrorKind(
@@ -61,6 +63,8 @@ KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
     ),
     errors.BadRequest: ErrorKind(400),
     errors.UnknownModel: ErrorKind(404, "model_not_found"),
+    errors.UnknownObject: ErrorKind(404, "not_found"),
+    errors.StorageFull: ErrorKind(507, "storage_full"),
     errors.RequestTimeout: ErrorKind(504, "timeout"),
 }
 

@@ -2,7 +2,7 @@
 
 A waiting sequence has no memory. A running sequence has a lane and pages of the KV cache. More sequences may
 run than one step computes: the others pause, and keep their memory. A preempted sequence loses its memory and
-waits again.
+waits again. Sequences in the background pause while there are others, and are the first to be preempted.
 """
 
 from collections import Counter, deque
@@ -27,6 +27,7 @@ class SequenceQueue:
     """One owner's sequences, running and waiting, each the oldest first."""
 
     weight: float
+    background: bool = False
     running: list[Sequence] = field(default_factory=list)
     waiting: deque[Sequence] = field(default_factory=deque)
 
@@ -53,6 +54,8 @@ class Scheduler:
     """Preemptions since the start."""
     _counters: VirtualTokenCounters = field(default_factory=VirtualTokenCounters)
     _queues: dict[str, SequenceQueue] = field(default_factory=dict)
+    _num_foreground: int = 0
+    """Queues that are not in the background."""
     _behind: set[str] = field(default_factory=set)
     """Owners with sequences that the last step did not serve."""
     _steps_since_express: int = 0
@@ -76,17 +79,20 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        owner = self.policy.owner(sequence)
-        queue = self._queues.setdefault(owner, SequenceQueue(sequence.weight))
+        owner = self._owner(sequence)
+        if owner not in self._queues:
+            self._queues[owner] = SequenceQueue(sequence.weight, sequence.background)
+            self._num_foreground += not sequence.background
+        queue = self._queues[owner]
         queue.weight = sequence.weight
         queue.waiting.append(sequence)
-        if owner not in self._behind:
+        if owner not in self._behind and not sequence.background:
             self._counters.begins_to_wait(owner, self._behind)
             self._behind.add(owner)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, finished or not, and free its memory. Does nothing for an unknown sequence."""
-        owner = self.policy.owner(sequence)
+        owner = self._owner(sequence)
         if queue := self._queues.get(owner):
             if sequence in queue.running:
                 queue.running.remove(sequence)
@@ -100,6 +106,7 @@ class Scheduler:
                     self._counters.charge(owner, prompt.service, sequence.weight)
             if not queue:
                 del self._queues[owner]
+                self._num_foreground -= not queue.background
                 self._settle(behind=self._behind - {owner})
                 self._counters.retain(self._queues.keys())
         self.kv_cache.free(sequence)
@@ -114,8 +121,14 @@ class Scheduler:
         batch = self._generating(paused)
         self._add_prompts(batch, paused)
         batch = self._express(batch)
-        served = Counter(self.policy.owner(sequence) for sequence in batch)
-        self._settle({owner for owner, queue in self._queues.items() if len(queue) > served[owner]})
+        served = Counter(self._owner(sequence) for sequence in batch)
+        # Those in the background would lower the counter that a tenant begins with.
+        behind = {
+            owner
+            for owner, queue in self._queues.items()
+            if len(queue) > served[owner] and not queue.background
+        }
+        self._settle(behind)
         return list(batch.values())
 
     def commit(self, batch: list[Chunk]) -> None:
@@ -126,7 +139,7 @@ class Scheduler:
             # Tokens that are computed again after a preemption were paid for the first time.
             new = max(chunk.end - max(chunk.start, sequence.num_charged), 0)
             service = Chunk(sequence, chunk.end - new, new).service
-            self._counters.charge(self.policy.owner(sequence), service, sequence.weight)
+            self._counters.charge(self._owner(sequence), service, sequence.weight)
             sequence.num_computed = chunk.end
             sequence.num_charged += new
 
@@ -139,7 +152,7 @@ class Scheduler:
         newcomers = {
             sequence: chunk
             for sequence, chunk in batch.items()
-            if not any(other.num_charged for other in self._queues[self.policy.owner(sequence)].running)
+            if not any(other.num_charged for other in self._queues[self._owner(sequence)].running)
         }
         self._is_express = (
             0 < len(newcomers) < len(batch)
@@ -149,8 +162,12 @@ class Scheduler:
         return newcomers if self._is_express else batch
 
     def _paused(self) -> set[Sequence]:
-        """Running sequences that have no place in the next step: the newest ones of the largest owners."""
-        return set(victims_of_growth(self._holders(lambda _: 1), self.num_running - self._limit))
+        """Running sequences that have no place in the next step: the newest ones of the largest owners.
+
+        Those that give way have none either.
+        """
+        crowded_out = victims_of_growth(self._holders(lambda _: 1), self._num_competing - self._limit)
+        return {*crowded_out, *self._giving_way()}
 
     def _generating(self, paused: set[Sequence]) -> dict[Sequence, Chunk]:
         """One token of each running sequence that generates and does not pause."""
@@ -190,7 +207,8 @@ class Scheduler:
 
     def _prompts(self) -> Iterator[Sequence]:
         """Sequences with prompt tokens to compute, in the order of their owners' counters."""
-        queues = sorted(self._queues.items(), key=lambda item: item[1].precedence)
+        competing = [item for item in self._queues.items() if not self._gives_way(item[1])]
+        queues = sorted(competing, key=lambda item: item[1].precedence)
         prompts = {
             # Copies, because admission moves sequences from one list to the other while they are iterated.
             owner: chain(
@@ -216,7 +234,9 @@ class Scheduler:
         """Give a running sequence room for the chunk; returns the preempted sequences, perhaps itself."""
         pages = self.kv_cache.pages
         missing = pages.missing(chunk.sequence, chunk.end) - pages.num_free_pages
-        victims = victims_of_growth(self._holders(pages.held), missing) if missing > 0 else []
+        victims, missing = self._taken_from_background(pages.held, missing)
+        if missing > 0:
+            victims += victims_of_growth(self._holders(pages.held), missing)
         for victim in victims:
             self._preempt(victim)
         if chunk.sequence not in victims:
@@ -242,7 +262,7 @@ class Scheduler:
             batch.pop(other, None)
         paused.update(pausing)
         source = self._source(sequence)
-        queue = self._queues[self.policy.owner(sequence)]
+        queue = self._queues[self._owner(sequence)]
         queue.waiting.remove(sequence)
         queue.running.append(sequence)
         self.kv_cache.pages.allocate(sequence, len(sequence.token_ids))
@@ -253,7 +273,7 @@ class Scheduler:
 
     def _source(self, sequence: Sequence) -> Sequence | None:
         """The running sequence that has computed most of the same prompt, if there is one."""
-        return sharing.find_source(sequence, self._queues[self.policy.owner(sequence)].running)
+        return sharing.find_source(sequence, self._queues[self._owner(sequence)].running)
 
     def _hand_over(self, sequence: Sequence, queue: SequenceQueue) -> None:
         """Let one that waits have the memory of a sequence that ends, if the prompt would be lost with it."""
@@ -274,9 +294,9 @@ class Scheduler:
         A place costs its holder one step, so only owners with at least as much service give one up: the
         others would be next anyway.
         """
-        if self.num_running < self._limit:
+        if self._num_competing < self._limit:
             return []
-        owner = self.policy.owner(sequence)
+        owner = self._owner(sequence)
         holders = {
             other: holder
             for other, holder in self._holders(lambda each: each not in paused).items()
@@ -308,26 +328,58 @@ class Scheduler:
 
         `held` is the amount of the resource that a running sequence holds.
         """
+        victims, missing = self._taken_from_background(held, missing)
         if missing <= 0:
-            return []
-        owner = self.policy.owner(sequence)
-        return victims_of_admission(self._holders(held), owner, sequence.weight, wanted, missing)
+            return victims
+        owner = self._owner(sequence)
+        others = victims_of_admission(self._holders(held), owner, sequence.weight, wanted, missing)
+        return None if others is None else victims + others
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take the sequence's memory. It waits at the head of its queue, and is computed from its start."""
-        queue = self._queues[self.policy.owner(sequence)]
+        queue = self._queues[self._owner(sequence)]
         queue.running.remove(sequence)
         queue.waiting.appendleft(sequence)
         self.kv_cache.free(sequence)
         sequence.num_computed = 0
         self.num_preemptions += 1
 
+    def _taken_from_background(
+        self, held: Callable[[Sequence], int], missing: int
+    ) -> tuple[list[Sequence], int]:
+        """The sequences that give way for a resource, the newest first, and what is missing without them."""
+        victims: list[Sequence] = []
+        for sequence in self._giving_way() if missing > 0 else ():
+            if missing <= 0:
+                break
+            victims.append(sequence)
+            missing -= held(sequence)
+        return victims, missing
+
+    def _giving_way(self) -> list[Sequence]:
+        """The running sequences that give way to others, the newest of each owner first."""
+        queues = [queue for queue in self._queues.values() if self._gives_way(queue)]
+        return [sequence for queue in queues for sequence in reversed(queue.running)]
+
+    def _gives_way(self, queue: SequenceQueue) -> bool:
+        """Whether the queue is in the background, and others are not."""
+        return queue.background and self._num_foreground > 0
+
+    def _owner(self, sequence: Sequence) -> str:
+        owner = self.policy.owner(sequence)
+        return f"{owner}, in the background" if sequence.background else owner
+
+    @property
+    def _num_competing(self) -> int:
+        """Running sequences that do not give way."""
+        return sum(len(queue.running) for queue in self._queues.values() if not self._gives_way(queue))
+
     def _holders(self, held: Callable[[Sequence], int]) -> dict[str, Holder[Sequence]]:
-        """The amounts of a resource that running sequences hold, by owner."""
+        """The amounts of a resource that running sequences hold, by owner, without those that give way."""
         return {
             owner: Holder([(sequence, held(sequence)) for sequence in queue.running], queue.weight)
             for owner, queue in self._queues.items()
-            if queue.running
+            if queue.running and not self._gives_way(queue)
         }
 
     @property

@@ -97,6 +97,8 @@ class Sequence:
     """The tenant's weight: twice the weight gets twice the service."""
     prompt_key: object | None = None
     """Sequences of a tenant that have the same object here have the same prompt, and compute it once."""
+    background: bool = False
+    """Whether it runs only while no other sequences do, apart from those in the background."""
     num_prompt_tokens: int = 0
     num_computed: int = 0
     """Tokens whose keys and values are in the KV cache. Changes only when a step has succeeded, or when they

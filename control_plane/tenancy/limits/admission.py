@@ -8,8 +8,10 @@ from uuid import uuid4
 
 from control_plane.errors import QueueFull, QuotaExceeded
 from control_plane.tenancy.limits.bucket import MINUTE, SLACK, Bucket, Charge
+from control_plane.tenancy.limits.budgets import check_budgets
 from control_plane.tenancy.limits.places import RETRY_SECONDS
 from control_plane.tenancy.tenants import Limits, Tenant
+from control_plane.tenancy.usage import Spent
 
 
 @dataclass(frozen=True)
@@ -119,17 +121,26 @@ class Admission:
         return len(self.accounts)
 
     def admit(
-        self, tenant: Tenant, sequences: int, tokens: int, now: float, expires: float = math.inf
+        self,
+        tenant: Tenant,
+        sequences: int,
+        tokens: int,
+        now: float,
+        expires: float = math.inf,
+        spent: Spent | None = None,
     ) -> Ticket:
         """Admit a request with a number of sequences, and at most `tokens` tokens of prompts and outputs.
 
-        Raises `QuotaExceeded` or `QueueFull`; the state is then unchanged.
+        `spent` is what is booked to a tenant with budgets. Raises `QuotaExceeded` or `QueueFull`; the state
+        is then unchanged.
         """
         self._forget_fresh(now)
         self._check_possible(tenant.limits, sequences, tokens)
         account = self.accounts.get(tenant.name) or Account()
         account.set_limits(tenant.limits, now)
         _check_quotas(account, tenant.limits, tokens, now)
+        if spent is not None:
+            check_budgets(tenant.limits, spent, sum(ticket.tokens for ticket in account.live), tokens)
         self._check_queue(account, sequences)
         ticket = Ticket(tenant.name, sequences, tokens, expires)
         if account.requests:
@@ -153,6 +164,11 @@ class Admission:
         account.sequences -= ticket.sequences
         if account.is_fresh(now):
             del self.accounts[ticket.tenant]
+
+    def live(self, tenant: str) -> frozenset[Ticket]:
+        """The tenant's requests that are admitted and not released."""
+        account = self.accounts.get(tenant)
+        return frozenset(account.live if account else ())
 
     def quota(self, tenant: Tenant, now: float) -> Quota:
         """The rest of the tenant's limits per minute."""

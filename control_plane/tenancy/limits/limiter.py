@@ -1,12 +1,14 @@
 """Admission of requests for the event loop: the protocol, and an implementation within this process."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 from control_plane.tenancy.limits.admission import Admission, Quota, Ticket
 from control_plane.tenancy.limits.places import Places
 from control_plane.tenancy.tenants import Tenant
+from control_plane.tenancy.usage import Spent
 
 
 class Limiter(Protocol):
@@ -16,19 +18,27 @@ class Limiter(Protocol):
         """See `Admission.admit`. Also raises what `Places.take` raises."""
 
     async def release(self, ticket: Ticket, used_tokens: int) -> None:
-        """See `Admission.release`. Each ticket is released once."""
+        """See `Admission.release`. Each ticket is released once, when its tokens are booked."""
 
     async def quota(self, tenant: Tenant) -> Quota:
         """See `Admission.quota`."""
 
 
 class LocalLimiter:
-    """A limiter for a single control plane: it keeps accounts in memory and never waits."""
+    """A limiter for a single control plane: it keeps accounts in memory, and waits for budgets only."""
 
     def __init__(
-        self, max_queued: int, max_queued_per_tenant: int, clock: Callable[[], float] = time.monotonic
+        self,
+        spent: Callable[[str], Awaitable[Spent]],
+        max_queued: int,
+        max_queued_per_tenant: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """The bounds are numbers of sequences: those that tenants share, and each tenant's."""
+        """`spent` reads what is booked to a tenant with budgets, and may raise `DatabaseUnavailable`.
+
+        The bounds are numbers of sequences: those that tenants share, and each tenant's.
+        """
+        self._spent = spent
         self._places = Places(max_queued)
         self._admission = Admission(max_queued_per_tenant)
         self._clock = clock
@@ -37,10 +47,19 @@ class LocalLimiter:
         """See `Limiter.admit`."""
         self._places.take(tenant, sequences)
         try:
-            return self._admission.admit(tenant, sequences, tokens, self._clock())
+            spent = await self._booked(tenant) if tenant.limits.has_budgets else None
+            return self._admission.admit(tenant, sequences, tokens, self._clock(), spent=spent)
         except BaseException:
             self._places.give_back(tenant.name, sequences)
             raise
+
+    async def _booked(self, tenant: Tenant) -> Spent:
+        """What is booked to the tenant."""
+        running = self._admission.live(tenant.name)
+        spent = await self._spent(tenant.name)
+        # Requests that have ended meanwhile may have been booked after that.
+        ended = sum(ticket.tokens for ticket in running - self._admission.live(tenant.name))
+        return replace(spent, ending=ended)
 
     async def release(self, ticket: Ticket, used_tokens: int) -> None:
         """See `Limiter.release`."""

@@ -13,6 +13,7 @@ from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Tenant
 
 Result = TypeVar("Result")
+Decide = Callable[[TenantStore, Admission, float], Result]
 
 
 class SharedLimiter:
@@ -35,8 +36,9 @@ class SharedLimiter:
     async def admit(self, tenant: Tenant, sequences: int, tokens: int) -> Ticket:
         """See `Admission.admit`."""
 
-        def decide(admission: Admission, now: float) -> Ticket:
-            return admission.admit(tenant, sequences, tokens, now, now + self._lease_seconds)
+        def decide(store: TenantStore, admission: Admission, now: float) -> Ticket:
+            spent = store.spent(tenant.name, now) if tenant.limits.has_budgets else None
+            return admission.admit(tenant, sequences, tokens, now, now + self._lease_seconds, spent)
 
         # Take them before the wait for the database, during which other requests may arrive.
         self._places.take(tenant, sequences)
@@ -60,11 +62,11 @@ class SharedLimiter:
 
     async def quota(self, tenant: Tenant) -> Quota:
         """See `Admission.quota`."""
-        return await self._with_account(tenant.name, lambda admission, now: admission.quota(tenant, now))
+        return await self._with_account(tenant.name, lambda _, admission, now: admission.quota(tenant, now))
 
     async def _release(self, ticket: Ticket, used_tokens: int) -> None:
         await self._with_account(
-            ticket.tenant, lambda admission, now: admission.release(ticket, used_tokens, now)
+            ticket.tenant, lambda _, admission, now: admission.release(ticket, used_tokens, now)
         )
 
     def _release_admitted(self, task: asyncio.Task[Ticket]) -> None:
@@ -74,12 +76,10 @@ class SharedLimiter:
             self._releases.add(releasing)
             releasing.add_done_callback(self._releases.discard)
 
-    async def _with_account(self, tenant: str, decide: Callable[[Admission, float], Result]) -> Result:
+    async def _with_account(self, tenant: str, decide: Decide[Result]) -> Result:
         return await self._thread.run(lambda store: self._decide(store, tenant, decide))
 
-    def _decide(
-        self, store: TenantStore, tenant: str, decide: Callable[[Admission, float], Result]
-    ) -> Result:
+    def _decide(self, store: TenantStore, tenant: str, decide: Decide[Result]) -> Result:
         """In the store's thread: apply `decide` to the tenant's locked account, and store the account."""
         database = store.database
         assert isinstance(database, PostgresDatabase)
@@ -88,7 +88,7 @@ class SharedLimiter:
             rows = database.select("SELECT state FROM accounts WHERE tenant = ?", (tenant,))
             accounts = {tenant: Account.from_json(json.loads(rows[0][0]), now)} if rows else {}
             admission = Admission(self._max_queued_per_tenant, accounts)
-            decided = decide(admission, now)
+            decided = decide(store, admission, now)
             account = admission.accounts.get(tenant)
             state = None if account is None else json.dumps(account.to_json())
             if rows and state == rows[0][0]:

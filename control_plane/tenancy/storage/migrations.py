@@ -57,6 +57,57 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    (
+        # Several keys for each tenant. SQLite cannot drop a unique column, so `tenants` is made anew.
+        """
+        CREATE TABLE keys (
+            hash BLOB PRIMARY KEY,
+            tenant TEXT NOT NULL,
+            name TEXT NOT NULL,
+            expires REAL,
+            created REAL NOT NULL,
+            UNIQUE (tenant, name)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        INSERT INTO keys SELECT key_hash, name, 'main', NULL, created FROM tenants
+        WHERE key_hash IS NOT NULL
+        """,
+        """
+        CREATE TABLE limited_tenants (
+            name TEXT PRIMARY KEY,
+            weight REAL NOT NULL,
+            rpm INTEGER,
+            tpm INTEGER,
+            max_concurrency INTEGER,
+            max_context INTEGER,
+            max_output INTEGER,
+            tokens_per_day INTEGER,
+            tokens_per_month INTEGER,
+            operator INTEGER NOT NULL,
+            created REAL NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        INSERT INTO limited_tenants SELECT name, weight, rpm, tpm, max_concurrency, max_context, max_output,
+        NULL, NULL, operator, created FROM tenants
+        """,
+        "DROP TABLE tenants",
+        "ALTER TABLE limited_tenants RENAME TO tenants",
+        # Sums of `usage` by day (UTC): a budget is read at each request, and a month has 44,640 minutes.
+        """
+        CREATE TABLE daily_tokens (
+            tenant TEXT NOT NULL,
+            day INTEGER NOT NULL,
+            tokens INTEGER NOT NULL,
+            PRIMARY KEY (tenant, day)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        INSERT INTO daily_tokens SELECT tenant, minute / 1440, sum(prompt_tokens + generated_tokens)
+        FROM usage GROUP BY tenant, minute / 1440
+        """,
+    ),
 )
 """Each entry runs in one transaction. The database's version is the number of entries it has applied."""
 

@@ -1,40 +1,34 @@
 """Tenants and their usage in a database.
 
-The SQL is here, in migrations.py, and for the shared accounts in shared_limiter.py.
+The SQL is here, in usage_store.py, in migrations.py, and for the shared accounts in shared_limiter.py.
 """
 
 import hmac
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from control_plane.errors import InvalidApiKey, TenancyError, UnknownTenant
+from control_plane.errors import ExpiredApiKey, InvalidApiKey, TenancyError, UnknownTenant
 from control_plane.tenancy.declared import DeclaredTenant
-from control_plane.tenancy.keys import checked_key, hash_key, new_key
-from control_plane.tenancy.storage.database import Database, Duplicate, open_database
+from control_plane.tenancy.keys import MAIN, KeyRecord, checked_key, hash_key, new_key
+from control_plane.tenancy.storage.database import Duplicate, open_database
+from control_plane.tenancy.storage.usage_store import UsageStore
 from control_plane.tenancy.tenants import Limits, Tenant
-from control_plane.tenancy.usage import Booking, Entry, Usage
 
-SECONDS_PER_MINUTE = 60
-MICRO = 1_000_000
-NANO = 1_000_000_000
-WRITER_SECONDS = 366 * 24 * 3600
-"""How long a server's last entry is remembered, so that it is not added again."""
-
-_TENANT = "name, weight, rpm, tpm, max_concurrency, max_context, max_output, operator, created"
+_LIMITS = tuple(limit.name for limit in fields(Limits))
+_CHANGEABLE = (*_LIMITS, "operator")
+_TENANT = ", ".join(f"tenants.{column}" for column in ("name", *_CHANGEABLE, "created"))
 
 
-class TenantStore:
+class TenantStore(UsageStore):
     """One connection to the database, for use in the thread that has opened it.
 
     Nothing is cached, so every process sees a change at once. A committed write survives a crash of the
     process. Methods raise `TenancyError` if the database cannot be read or written.
     """
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     @classmethod
     @contextmanager
@@ -51,7 +45,7 @@ class TenantStore:
 
         Raises `TenancyError` if the name or the key is taken.
         """
-        tenant = Tenant(name, limits, operator, time.time())
+        tenant = Tenant(name, limits, operator, self._clock())
         key = new_key() if key is None else checked_key(key)
         with self.database.transaction():
             if self.database.select("SELECT 1 FROM tenants WHERE name = ?", (name,)):
@@ -68,30 +62,65 @@ class TenantStore:
     def update(self, name: str, limits: Limits, operator: bool) -> None:
         """Replace a tenant's limits, from the next request on. Raises `UnknownTenant`."""
         self._change(
-            """UPDATE tenants SET weight = ?, rpm = ?, tpm = ?, max_concurrency = ?, max_context = ?,
-            max_output = ?, operator = ? WHERE name = ?""",
+            f"UPDATE tenants SET {', '.join(f'{column} = ?' for column in _CHANGEABLE)} WHERE name = ?",
             (*_columns(limits), int(operator), name),
             name,
         )
 
+    def remove(self, name: str) -> None:
+        """Remove a tenant and its keys, but not its usage. Raises `UnknownTenant`."""
+        with self.database.transaction():
+            self._change("DELETE FROM tenants WHERE name = ?", (name,), name)
+            self.database.change("DELETE FROM keys WHERE tenant = ?", (name,))
+
     def rotate_key(self, name: str) -> str:
-        """Replace a tenant's key, and return the new one. Raises `UnknownTenant`."""
+        """Replace a tenant's main key, and return the new one. Raises `UnknownTenant`."""
         key = new_key()
-        self._change("UPDATE tenants SET key_hash = ? WHERE name = ?", (hash_key(key), name), name)
+        with self.database.transaction():
+            self.get(name)
+            self._put_key(name, MAIN, key, None)
         return key
 
-    def remove(self, name: str) -> None:
-        """Remove a tenant and its key, but not its usage. Raises `UnknownTenant`."""
-        self._change("DELETE FROM tenants WHERE name = ?", (name,), name)
+    def add_key(self, tenant: str, name: str, expires: float | None) -> str:
+        """Add a key of that name, which is refused from the Unix time `expires` on, and return it.
+
+        Raises `UnknownTenant`, or `TenancyError` if the tenant has a key of that name.
+        """
+        key = new_key()
+        with self.database.transaction():
+            if any(other.name == name for other in self.keys(tenant)):
+                raise TenancyError(f"tenant {tenant} has a key {name} already")
+            self._put_key(tenant, name, key, expires)
+        return key
+
+    def keys(self, tenant: str) -> Sequence[KeyRecord]:
+        """The tenant's keys, sorted by name, with those that have expired. Raises `UnknownTenant`."""
+        self.get(tenant)
+        rows = self.database.select(
+            "SELECT name, created, expires FROM keys WHERE tenant = ? ORDER BY name", (tenant,)
+        )
+        return [KeyRecord(*row) for row in rows]
+
+    def revoke_key(self, tenant: str, name: str) -> None:
+        """Forget a key. Raises `UnknownTenant`, or `TenancyError` if there is none of that name."""
+        with self.database.transaction():
+            self.get(tenant)
+            if not self.database.change("DELETE FROM keys WHERE tenant = ? AND name = ?", (tenant, name)):
+                raise TenancyError(f"tenant {tenant} has no key {name[:80]!r}")
 
     def authenticate(self, key: str) -> Tenant:
-        """Look up a tenant by key. Raises `InvalidApiKey`."""
+        """Look up a tenant by key. Raises `InvalidApiKey`, or `ExpiredApiKey`."""
         hashed = hash_key(key)
         found_rows = self.database.select(
-            f"SELECT key_hash, {_TENANT} FROM tenants WHERE key_hash = ?", (hashed,)
+            f"""SELECT keys.hash, keys.expires, {_TENANT}
+            FROM keys JOIN tenants ON tenants.name = keys.tenant WHERE keys.hash = ?""",
+            (hashed,),
         )
-        for found, *row in found_rows:
+        for found, expires, *row in found_rows:
             if hmac.compare_digest(bytes(found), hashed):
+                if expires is not None and expires <= self._clock():
+                    until = f"{datetime.fromtimestamp(expires, UTC):%Y-%m-%d %H:%M} UTC"
+                    raise ExpiredApiKey(f"this API key has expired: it was valid until {until}")
                 return _tenant(row)
         raise InvalidApiKey("there is no tenant with this API key")
 
@@ -107,126 +136,56 @@ class TenantStore:
             self._register(writer, 0)
             for declared in tenants:
                 self._insert(
-                    Tenant(declared.name, declared.limits, declared.operator, time.time()), declared.key
+                    Tenant(declared.name, declared.limits, declared.operator, self._clock()), declared.key
                 )
-
-    def book(self, entries: Sequence[Entry]) -> None:
-        """Add entries to the tenants' usage, in one transaction, except those that were added before."""
-        with self.database.transaction():
-            for entry in entries:
-                if (self._last_entry(entry.writer) or 0) < entry.number:
-                    self._register(entry.writer, entry.number)
-                    self._add(entry.bookings)
-
-    def usage(self, tenant: str | None, since: float | None) -> Sequence[Usage]:
-        """Usage of one tenant, or of each, since the minute of a Unix time, sorted by name.
-
-        This includes removed tenants, and leaves out tenants without usage.
-        """
-        wanted: dict[str, Any] = {}
-        if tenant is not None:
-            wanted["tenant = ?"] = tenant
-        if since is not None:
-            wanted["minute >= ?"] = _minute(since)
-        where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
-        rows = self.database.select(
-            f"""SELECT tenant, sum(requests), sum(prompt_tokens), sum(generated_tokens),
-            sum(expert_microinvocations), sum(expert_nanoseconds) FROM usage {where}
-            GROUP BY tenant ORDER BY tenant""",
-            tuple(wanted.values()),
-        )
-        return [
-            Usage(name, int(requests), int(prompt), int(generated), int(micro) / MICRO, int(nano) / NANO)
-            for name, requests, prompt, generated, micro, nano in rows
-        ]
 
     def list(self) -> Sequence[Tenant]:
         """All tenants, sorted by name."""
         return [_tenant(row) for row in self.database.select(f"SELECT {_TENANT} FROM tenants ORDER BY name")]
 
-    def _last_entry(self, writer: str) -> int | None:
-        """The number of the writer's last entry; None for a writer that is not known here."""
-        rows = self.database.select("SELECT last FROM writers WHERE id = ?", (writer,))
-        return int(rows[0][0]) if rows else None
-
-    def _register(self, writer: str, last: int) -> None:
-        now = int(time.time())
-        self.database.change(
-            """INSERT INTO writers VALUES (?, ?, ?)
-            ON CONFLICT (id) DO UPDATE SET last = excluded.last, at = excluded.at""",
-            (writer, last, now),
-        )
-        self.database.change("DELETE FROM writers WHERE at < ?", (now - WRITER_SECONDS,))
-
-    def _add(self, bookings: Sequence[Booking]) -> None:
-        self.database.change(
-            """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, minute) DO UPDATE SET
-            requests = usage.requests + excluded.requests,
-            prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens,
-            generated_tokens = usage.generated_tokens + excluded.generated_tokens,
-            expert_microinvocations =
-                usage.expert_microinvocations + excluded.expert_microinvocations,
-            expert_nanoseconds = usage.expert_nanoseconds + excluded.expert_nanoseconds""",
-            *(_account(booking) for booking in bookings),
-        )
-
     def _insert(self, tenant: Tenant, key: str | None) -> None:
         """Insert a tenant or update it. Without a key, an existing tenant keeps its own."""
+        self.database.change(
+            f"""INSERT INTO tenants (name, {", ".join(_CHANGEABLE)}, created)
+            VALUES ({", ".join("?" * (len(_CHANGEABLE) + 2))}) ON CONFLICT (name) DO UPDATE SET
+            {", ".join(f"{column} = excluded.{column}" for column in _CHANGEABLE)}""",
+            (tenant.name, *_columns(tenant.limits), int(tenant.operator), tenant.created),
+        )
+        if key is not None:
+            self._put_key(tenant.name, MAIN, key, None)
+
+    def _put_key(self, tenant: str, name: str, key: str, expires: float | None) -> None:
+        """Give a tenant a key, in place of one with that name. Raises `TenancyError` if another has it."""
+        hashed = hash_key(key)
+        known = self.database.change(
+            "UPDATE keys SET expires = ? WHERE tenant = ? AND name = ? AND hash = ?",
+            (expires, tenant, name, hashed),
+        )
+        if known:
+            return
+        self.database.change(
+            "DELETE FROM keys WHERE tenant = ? AND (name = ? OR hash = ?)", (tenant, name, hashed)
+        )
         try:
             self.database.change(
-                f"""INSERT INTO tenants ({_TENANT}, key_hash)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
-                weight = excluded.weight, rpm = excluded.rpm, tpm = excluded.tpm,
-                max_concurrency = excluded.max_concurrency, max_context = excluded.max_context,
-                max_output = excluded.max_output, operator = excluded.operator,
-                key_hash = coalesce(excluded.key_hash, tenants.key_hash)""",
-                (
-                    tenant.name,
-                    *_columns(tenant.limits),
-                    int(tenant.operator),
-                    tenant.created,
-                    None if key is None else hash_key(key),
-                ),
+                "INSERT INTO keys (hash, tenant, name, expires, created) VALUES (?, ?, ?, ?, ?)",
+                (hashed, tenant, name, expires, self._clock()),
             )
         except Duplicate as error:
-            raise TenancyError(f"tenant {tenant.name}: its key belongs to another tenant") from error
+            raise TenancyError(f"tenant {tenant}: its key belongs to another tenant") from error
 
     def _change(self, statement: str, values: tuple[Any, ...], name: str) -> None:
-        with self.database.transaction():
-            if self.database.change(statement, values) == 0:
-                raise UnknownTenant(_unknown(name))
+        if self.database.change(statement, values) == 0:
+            raise UnknownTenant(_unknown(name))
 
 
 def _columns(limits: Limits) -> tuple[Any, ...]:
-    return (
-        limits.weight,
-        limits.rpm,
-        limits.tpm,
-        limits.max_concurrency,
-        limits.max_context,
-        limits.max_output,
-    )
+    return tuple(getattr(limits, name) for name in _LIMITS)
 
 
 def _tenant(row: Sequence[Any]) -> Tenant:
     name, *limits, operator, created = row
     return Tenant(name, Limits(*limits), bool(operator), created)
-
-
-def _account(booking: Booking) -> tuple[Any, ...]:
-    return (
-        booking.tenant,
-        _minute(booking.at),
-        booking.requests,
-        booking.prompt_tokens,
-        booking.generated_tokens,
-        round(booking.expert_invocations * MICRO),
-        round(booking.expert_seconds * NANO),
-    )
-
-
-def _minute(at: float) -> int:
-    return int(at // SECONDS_PER_MINUTE)
 
 
 def _unknown(name: str) -> str:

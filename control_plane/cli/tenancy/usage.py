@@ -2,37 +2,17 @@
 
 import csv
 import json
-import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
-from datetime import datetime
 
 import click
 
 from control_plane.cli.options import database_option, json_option
-from control_plane.cli.tenants import NAME, opened_store
+from control_plane.cli.tenancy.database import NAME, opened_store
+from control_plane.cli.tenancy.times import Since
 from control_plane.formatting import table
 from control_plane.tenancy.usage import Usage
-
-_UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86400}
-
-
-class _Since(click.ParamType[float]):
-    """An age such as 30m, 24h or 7d, or an ISO 8601 date or time. The value is Unix time, in seconds."""
-
-    name = "AGE|DATE"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        if age := re.fullmatch(r"([0-9]{1,9})([mhd])", value):
-            return max(0.0, time.time() - int(age[1]) * _UNIT_SECONDS[age[2]])
-        try:
-            return max(0.0, datetime.fromisoformat(value).timestamp())
-        except (ValueError, OverflowError, OSError):
-            self.fail(f"{value!r} is neither an age such as 30m, 24h or 7d, nor a date", param, ctx)
 
 
 @click.command()
@@ -41,9 +21,9 @@ class _Since(click.ParamType[float]):
 )
 @click.option(
     "--since",
-    type=_Since(),
-    help="Start of the period: an age such as 30m, 24h or 7d, or a local date or time such as 2026-07-01.  "
-    "[default: the first use]",
+    type=Since(),
+    help="Start of the period: an age such as 30m, 24h or 7d, a local date or time such as 2026-07-01, or "
+    "today or month, which are those of budgets (in UTC).  [default: the first use]",
 )
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, for a spreadsheet or a bill.")

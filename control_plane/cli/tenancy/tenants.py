@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -10,26 +9,14 @@ from typing import Any
 import click
 
 from control_plane.cli.options import COUNT, database_option, json_option, option_group
-from control_plane.errors import ConfigError
+from control_plane.cli.tenancy.database import NAME, opened_store
+from control_plane.cli.tenancy.keys import keys
 from control_plane.formatting import table
-from control_plane.tenancy.storage.database import check_exists, database_address
-from control_plane.tenancy.storage.store import TenantStore
-from control_plane.tenancy.tenants import BOUNDS, Limits, Tenant, check_name
+from control_plane.tenancy.keys import MAIN
+from control_plane.tenancy.tenants import BOUNDS, BUDGETS, Limits, Tenant
+from control_plane.tenancy.usage import Spent
 
 UNLIMITED = "none"
-
-
-class _Name(click.ParamType[str]):
-    """A tenant's name, checked by `check_name`."""
-
-    name = "name"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            check_name(value)
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
-        return value
 
 
 class _Bound(click.ParamType[str | int]):
@@ -41,7 +28,6 @@ class _Bound(click.ParamType[str | int]):
         return value if value == UNLIMITED else int(COUNT(value, param, ctx))
 
 
-NAME = _Name()
 BOUND = _Bound()
 
 # An option that is not given is None. `add` then takes the default, and `set` keeps the current value.
@@ -65,6 +51,18 @@ limit_options = option_group(
     ),
     click.option("--max-output", type=BOUND, metavar="N|none", help="Most tokens of one answer."),
     click.option(
+        "--tokens-per-day",
+        type=BOUND,
+        metavar="N|none",
+        help="Most tokens per day (UTC), of prompts and answers together.",
+    ),
+    click.option(
+        "--tokens-per-month",
+        type=BOUND,
+        metavar="N|none",
+        help="Most tokens per calendar month (UTC), of prompts and answers together.",
+    ),
+    click.option(
         "--operator/--no-operator",
         default=None,
         help="Whether the tenant's key may read the metrics of all tenants.",
@@ -75,7 +73,7 @@ limit_options = option_group(
 
 @click.group()
 def tenants() -> None:
-    """Add, limit and remove tenants, each of whom has a key.
+    """Add, limit and remove tenants, each of whom has one key or several.
 
     A running server with the same database applies a change from the next request on. A new tenant has weight
     1, no limits and no operator's rights, unless options say otherwise. A key is printed once; the database
@@ -110,11 +108,14 @@ def add(name: str, operator: bool | None, database: str | None, **limits: Any) -
 @json_option
 @database_option
 def list_(as_json: bool, database: str | None) -> None:
-    """List all tenants with their limits. A dash is no limit; in JSON, null is."""
+    """List all tenants with their limits. A dash is no limit; in JSON, null is.
+
+    Limits per day and month come with what is used of them: USED/LIMIT.
+    """
     with opened_store(database) as store:
-        found = store.list()
+        found = [(tenant, store.spent(tenant.name)) for tenant in store.list()]
     if as_json:
-        click.echo(json.dumps([tenant_object(tenant) for tenant in found], indent=2))
+        click.echo(json.dumps([tenant_object(*each) for each in found], indent=2))
         return
     for line in tenant_lines(found):
         click.echo(line)
@@ -125,10 +126,10 @@ def list_(as_json: bool, database: str | None) -> None:
 @json_option
 @database_option
 def show(name: str, as_json: bool, database: str | None) -> None:
-    """Show the limits of the tenant NAME. A dash is no limit; in JSON, null is."""
+    """Show the limits of the tenant NAME, as `faasmoe tenants list` does."""
     with opened_store(database) as store:
-        tenant = store.get(name)
-    for line in [json.dumps(tenant_object(tenant), indent=2)] if as_json else tenant_lines([tenant]):
+        found = store.get(name), store.spent(name)
+    for line in [json.dumps(tenant_object(*found), indent=2)] if as_json else tenant_lines([found]):
         click.echo(line)
 
 
@@ -155,13 +156,16 @@ def set_(name: str, operator: bool | None, database: str | None, **limits: Any) 
 @click.argument("name", type=NAME)
 @database_option
 def rotate_key(name: str, database: str | None) -> None:
-    """Print a new key for the tenant NAME, and refuse its previous key from now on.
+    """Print a new main key for the tenant NAME, and refuse the previous one from now on.
 
-    If the server's config file has a key_file for the tenant, the key in that file is valid again when the
-    server starts.
+    Keys that `faasmoe tenants keys add` made stay valid. If the server's config file has a key_file for the
+    tenant, the key in that file is valid again when the server starts.
     """
     with opened_store(database) as store:
         key = store.rotate_key(name)
+        others = [other.name for other in store.keys(name) if other.name != MAIN]
+    if others:
+        click.echo(f"other keys of {name} stay as they are: {', '.join(others)}", err=True)
     click.echo(f"this is the new key of {name}, which is not shown again:", err=True)
     click.echo(key)
 
@@ -178,44 +182,32 @@ def remove(name: str, database: str | None) -> None:
         store.remove(name)
 
 
-@contextmanager
-def opened_store(database: str | None, create: bool = False) -> Iterator[TenantStore]:
-    """Open the database in the option's value, or the default one if that is None.
-
-    Raises `ConfigError` if it does not exist, unless `create` is set.
-    """
-    if database == "":
-        raise click.UsageError("--database: a file's name cannot be empty")
-    address = database_address(database or "")
-    if not create:
-        check_exists(address)
-    with TenantStore.open(address) as store:
-        yield store
-
-
-def tenant_lines(tenants: Sequence[Tenant]) -> Iterator[str]:
-    """Format tenants as a table. A dash is no limit."""
+def tenant_lines(tenants: Sequence[tuple[Tenant, Spent]]) -> Iterator[str]:
+    """Format tenants as a table, with what they have spent of their budgets. A dash is no limit."""
     yield from table(
-        ["tenant", "weight", *BOUNDS, "operator", "created"], [_tenant_row(tenant) for tenant in tenants]
+        ["tenant", "weight", *BOUNDS, "operator", "created"], [_tenant_row(*each) for each in tenants]
     )
 
 
-def tenant_object(tenant: Tenant) -> dict[str, Any]:
+def tenant_object(tenant: Tenant, spent: Spent) -> dict[str, Any]:
     """A tenant as an object for JSON. None is no limit."""
     return {
         "name": tenant.name,
         **asdict(tenant.limits),
+        "tokens_today": spent.day,
+        "tokens_this_month": spent.month,
         "operator": tenant.operator,
         "created": datetime.fromtimestamp(tenant.created, UTC).isoformat(timespec="seconds"),
     }
 
 
-def _tenant_row(tenant: Tenant) -> list[str]:
-    bounds = [getattr(tenant.limits, name) for name in BOUNDS]
+def _tenant_row(tenant: Tenant, spent: Spent) -> list[str]:
+    used = dict(zip(BUDGETS, (f"{spent.day}/", f"{spent.month}/"), strict=True))
+    bounds = [(used.get(name, ""), getattr(tenant.limits, name)) for name in BOUNDS]
     return [
         tenant.name,
         f"{tenant.limits.weight:g}",
-        *("-" if bound is None else str(bound) for bound in bounds),
+        *("-" if bound is None else f"{before}{bound}" for before, bound in bounds),
         "yes" if tenant.operator else "no",
         f"{datetime.fromtimestamp(tenant.created):%Y-%m-%d %H:%M}",
     ]
@@ -225,3 +217,6 @@ def _given(limits: dict[str, Any]) -> dict[str, Any]:
     """The limits whose options were given, as fields of `Limits`."""
     given = {name: value for name, value in limits.items() if value is not None}
     return {name: None if name in BOUNDS and value == UNLIMITED else value for name, value in given.items()}
+
+
+tenants.add_command(keys)

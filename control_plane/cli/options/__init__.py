@@ -20,18 +20,21 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Quantity(click.ParamType[float]):
-    """An amount above zero with a unit."""
+    """An amount with a unit, above zero unless `allows_zero`."""
 
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], float], allows_zero: bool = False) -> None:
         self.name = name
         self._parse = parse
+        self._allows_zero = allows_zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             amount = self._parse(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
-        return amount if amount > 0 else self.fail(f"expected more than zero, got {value!r}", param, ctx)
+        if amount > 0 or self._allows_zero:
+            return amount
+        return self.fail(f"expected more than zero, got {value!r}", param, ctx)
 
 
 class Listed(click.ParamType[tuple[Any, ...]]):
@@ -62,6 +65,7 @@ OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
 BYTES = _Quantity("bytes", parse_bytes)
+BYTES_OR_ZERO = _Quantity("bytes", parse_bytes, allows_zero=True)
 SECONDS = _Quantity("duration", parse_seconds)
 
 
@@ -270,6 +274,13 @@ serve_options = option_group(
         "once in the log.  [default: lenient]",
     ),
     database_option,
+    click.option(
+        "--batch-storage",
+        type=BYTES_OR_ZERO,
+        metavar="BYTES",
+        help="Most disk space for files and batches, beside the database; 0 switches them off.  "
+        "[default: 1GB]",
+    ),
     click.option(
         "--log-level", type=click.Choice(LOG_LEVELS), help="Least severe level to log.  [default: info]"
     ),
