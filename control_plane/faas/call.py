@@ -42,7 +42,8 @@ class InvocationPolicy:
 
     def backoff(self, attempt: int) -> float:
         """The wait before retry number `attempt` (from 1): doubles each time, with random jitter."""
-        return min(self.max_backoff, self.first_backoff * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+        jitter = random.SystemRandom().uniform(0.5, 1.0)
+        return min(self.max_backoff, self.first_backoff * 2.0 ** (attempt - 1)) * jitter
 
     def patience(self, questions: int) -> float:
         """The time until a silent function is asked for its health, after so many questions."""

@@ -88,7 +88,8 @@ async def until_it_hangs(pid: int, url: str, limits: LivenessLimits = DEFAULT_LI
     async with aiohttp.ClientSession(url, timeout=timeout) as session:
         while not liveness.hangs(loop.time()):
             # The second probe of a process that seems to hang comes at once. The others are spread in time.
-            await asyncio.sleep(0 if liveness.failures else limits.interval * random.uniform(0.8, 1.0))
+            jitter = random.SystemRandom().uniform(0.8, 1.0)
+            await asyncio.sleep(0 if liveness.failures else limits.interval * jitter)
             began = loop.time()
             try:
                 async with session.get(HEALTH_PATH) as answer:
