@@ -62,7 +62,11 @@ def build_engine(
     """The engine around the runner; its thread is not started yet. `end_tokens` end an answer."""
     policy = POLICIES[config.scheduling]()
     scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences, policy)
-    return Engine(scheduler, runner, invoker, runner.kv_cache.max_length, end_tokens)
+    return Engine(scheduler, runner, invoker, _context_length(runner.model), end_tokens)
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    return context_length(model.config.max_position_embeddings, model.config.rope_parameters)
 
 
 def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
@@ -72,7 +76,7 @@ def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
     if num_pages == 0:
         raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {shape.page_nbytes} bytes")
     lanes = LANES_PER_SEQUENCE * config.max_sequences
-    max_length = context_length(model.config.max_position_embeddings, model.config.rope_parameters)
+    max_length = _context_length(model)
     try:
         return KVCache(shape, num_pages, lanes, max_length, load_dense_kernel())
     except (MemoryError, OSError, OverflowError, ValueError) as error:

@@ -84,5 +84,5 @@ def test_a_scaled_context_is_as_long_as_its_config_says(checkpoint: Path) -> Non
     with served(checkpoint, kv_cache_mb=64) as api:
         fits = {"prompt": [5] * (CONTEXT_LENGTH + 10), "max_tokens": 2}
         assert api.answer("POST", COMPLETION, fits).status == 200
-        refused = api.answer("POST", COMPLETION, {**fits, "max_tokens": CONTEXT_LENGTH})
+        refused = api.answer("POST", COMPLETION, {**fits, "prompt": [5] * (2 * CONTEXT_LENGTH)})
         assert (refused.status, refused.error["code"]) == (400, "context_length_exceeded")

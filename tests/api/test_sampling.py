@@ -2,16 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from control_plane.api.openai import requests
-from control_plane.api.text.request import GenerationRequest
 from control_plane.partition.partitioner import partition
 from tests.support.api_server import COMPLETION, ApiClient, serving, usage_of
 from tests.support.chat_fixtures import NewTenant
@@ -25,29 +21,9 @@ GREEDY: Any = {"prompt": "the cat", "max_tokens": 24, "temperature": 0}
 END_ID = 0
 
 
-@pytest.fixture(autouse=True)
-def engine_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let requests name the engine's fields under `engine`, whatever the names in the API are."""
-    for name in ("parse_completion", "parse_chat"):
-        monkeypatch.setattr(requests, name, with_engine_fields(getattr(requests, name)))
-
-
-def with_engine_fields(parse: Callable[[Any, str], GenerationRequest]) -> Any:
-    def parse_both(body: Any, model: str) -> GenerationRequest:
-        given = body.pop("engine", {})
-        request = parse(body, model)
-        penalties = {name: given.pop(name) for name in list(given) if name.endswith("_penalty")}
-        bias = {int(token_id): value for token_id, value in given.pop("logit_bias", {}).items()}
-        stops = frozenset(given.pop("stop_token_ids", ()))
-        sampling = replace(request.sampling, **penalties)
-        return replace(request, **given, logit_bias=bias, stop_token_ids=stops, sampling=sampling)
-
-    return parse_both
-
-
 def complete(api: ApiClient, engine: dict[str, Any], **changes: Any) -> tuple[str, str, int]:
     """The text, the reason of its end and the number of tokens; a stream must have the same."""
-    body = {**GREEDY, **changes, "engine": engine}
+    body = {**GREEDY, **changes, **engine}
     whole = api.post(COMPLETION, **body)
     (choice,) = whole["choices"]
     events = api.stream(COMPLETION, **body)
@@ -77,7 +53,7 @@ def test_stop_strings_name_tokens(api: ApiClient) -> None:
     always = {"logit_bias": {END_ID: 100}, "ignore_eos": True}
     assert complete(api, always) == ("", "length", 24)
     assert complete(api, always, stop=["no", END]) == ("", "stop", 1)
-    assert complete(api, {**always, "include_stop": True}, stop=END) == (END, "stop", 1)
+    assert complete(api, {**always, "include_stop_str_in_output": True}, stop=END) == (END, "stop", 1)
     assert complete(api, {**always, "min_tokens": 3}, stop=END)[1:] == ("stop", 4)
 
 
@@ -85,7 +61,7 @@ def test_special_tokens_are_shown(api: ApiClient) -> None:
     always = {"logit_bias": {END_ID: 100}, "ignore_eos": True, "skip_special_tokens": False}
     assert complete(api, always) == (END * 24, "length", 24)
     assert complete(api, always, stop=END * 2)[:2] == ("", "stop")
-    answer = api.post(CHAT, messages=MESSAGES, max_tokens=2, logprobs=True, engine=always)
+    answer = api.post(CHAT, messages=MESSAGES, max_tokens=2, logprobs=True, **always)
     assert answer["choices"][0]["message"]["content"] == END * 2
     entries = answer["choices"][0]["logprobs"]["content"]
     assert [(entry["token"], entry["bytes"]) for entry in entries] == [(END, list(END.encode()))] * 2
@@ -105,7 +81,7 @@ def test_stop_tokens(api: ApiClient, expected: Any, tokenizer: Any, unsplit: Any
 @pytest.mark.parametrize("token_id", [-1, 100_000])
 def test_unknown_tokens(api: ApiClient, name: str, token_id: int) -> None:
     value: Any = {token_id: 1} if name == "logit_bias" else [token_id]
-    answer = api.answer("POST", COMPLETION, {**GREEDY, "engine": {name: value}})
+    answer = api.answer("POST", COMPLETION, {**GREEDY, name: value})
     assert (answer.status, answer.error["param"]) == (400, name)
 
 
@@ -118,7 +94,7 @@ def logprobs_of(unsplit: Any, token_ids: list[int]) -> list[float]:
 def test_log_probabilities_are_the_model_s_own(api: ApiClient, tokenizer: Any, unsplit: Any) -> None:
     """They are, whatever changes the choice, in chats and completions, whole or streamed, for each answer."""
     engine = {"frequency_penalty": 1.5, "presence_penalty": 1.0, "logit_bias": {5: 3}, "min_tokens": 6}
-    asked: Any = {"max_tokens": 8, "n": 2, "seed": 3, "temperature": 1, "engine": engine}
+    asked: Any = {"max_tokens": 8, "n": 2, "seed": 3, "temperature": 1, **engine}
     asked |= {"return_token_ids": True}
     completed = {**asked, "prompt": "the cat", "logprobs": 2, "echo": True}
     prompt_ids = tokenizer("the cat")["input_ids"]
@@ -175,7 +151,7 @@ def test_special_tokens_are_added_to_a_text_if_wanted(chat_checkpoint: Path, tmp
     with serving(tmp_path / "partition", tmp_path / "db", open=True) as api:
 
         def prompt_tokens(**engine: Any) -> int:
-            return int(api.post(COMPLETION, **GREEDY, engine=engine)["usage"]["prompt_tokens"])
+            return int(api.post(COMPLETION, **{**GREEDY, **engine})["usage"]["prompt_tokens"])
 
         assert prompt_tokens() == prompt_tokens(add_special_tokens=True) == 3
         assert prompt_tokens(add_special_tokens=False) == 2

@@ -23,11 +23,11 @@ def faasmoe(*arguments: object, stdin: bytes | None = None) -> Result:
 
 
 def error_line(result: Result) -> str:
-    """The error of a command that printed one line and exited with 1."""
+    """The error of a command that printed one line, apart from its log, and exited with 1."""
     # Any other exception would have printed a traceback.
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 1
-    (line,) = result.stderr.splitlines()
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith('{"level": "INFO"')]
     assert line.startswith("Error: ")
     return line.removeprefix("Error: ")
 

@@ -17,7 +17,7 @@ BAD_BODIES: tuple[Mapping[str, Any], ...] = (
     {"prompt": "x", "temperature": "warm"},
     {"prompt": [1 << 40]},
     {"prompt": "x" * 100_000},
-    {"prompt": "x", "nonsense": True},
+    {"prompt": "x", "suffix": "y"},
 )
 REQUEST_SECONDS = 120.0
 
