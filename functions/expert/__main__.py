@@ -19,16 +19,22 @@ import os
 import signal
 import sys
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     # Before anything that takes long to import. In a container this is process 1, which gets no signal that
     # it has no handler for, so its supervisor would wait half a minute before it kills it.
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
+    for signal_number in _SIGNALS:
         signal.signal(signal_number, lambda *_: os._exit(0))
     from functions.expert.function_process import run
 
-    return run()
+    code = run()
+    # Python takes its handlers off at the end, and another signal would then count as what has ended it.
+    for signal_number in _SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
+    return code
 
 
 if __name__ == "__main__":
