@@ -15,6 +15,7 @@ import pytest
 from yarl import URL
 
 from control_plane.api.batches.records import OPEN
+from control_plane.api.batches.runner import CONCURRENT_LINES
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
 from tests.support.api_server import (
@@ -334,8 +335,8 @@ def test_a_batch_goes_on_after_a_kill(chat_partition: Path, tmp_path: Path) -> N
                 body = {**PROMPT, "max_tokens": 40, "seed": n, "extra_body": {"ignore_eos": True}}
                 single = client.completions.create(**body)
                 assert good[str(n)]["response"]["body"]["choices"][0]["text"] == single.choices[0].text
-    # Lines that the kill has interrupted were not booked, and those that were written are not done again.
-    assert usage_of(database, "acme").requests <= total + 2
+    # Lines that were written are not done again. Those in the engine then may be booked already.
+    assert usage_of(database, "acme").requests <= total + CONCURRENT_LINES
 
 
 @pytest.mark.parametrize(
