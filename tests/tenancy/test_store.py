@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -273,6 +274,18 @@ def test_processes_that_create_the_file_at_the_same_time(path: Path) -> None:
     assert [process.wait(60) for process in processes] == [0, 0, 0, 0]
     with TenantStore.open(path) as store:
         assert len(store.list()) == 4
+
+
+def test_a_file_that_another_process_is_about_to_write_for_the_first_time(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        commit = threading.Timer(0.1, other.execute, ("COMMIT",))
+        commit.start()
+        with TenantStore.open(path) as store:
+            store.add("acme", LIMITS, operator=False)
+        commit.join()
 
 
 @pytest.mark.parametrize("content", [b"just text, longer than a header\n" * 40, bytes(range(256)) * 16])

@@ -3,6 +3,7 @@
 import errno
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,7 +134,8 @@ class SqliteDatabase:
             )
             try:
                 _check_version(self._connection, self.path, may_be_empty)
-                for setting in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+                _use_write_ahead_log(self._connection, self._busy_seconds)
+                for setting in ("synchronous = NORMAL", "foreign_keys = ON"):
                     self._connection.execute(f"PRAGMA {setting}")
                 _migrate(self._connection)
                 self._file.remember(settled=may_be_empty)
@@ -184,6 +186,19 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         # SQLite itself rolls back when the disk is full or the file is damaged.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, busy_seconds: float) -> None:
+    """SQLite does not wait here for another process that is creating the same file, so this does."""
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _check_version(connection: sqlite3.Connection, path: Path, may_be_empty: bool) -> None:
