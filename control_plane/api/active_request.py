@@ -106,6 +106,13 @@ class ActiveRequest:
                 self.status = 200
                 return
 
+    async def whole(self) -> list[list[Piece]]:
+        """Run the request; returns the pieces of each choice in order. Raises what `pieces` raises."""
+        found: list[list[Piece]] = [[] for _ in self.choices]
+        async for index, piece in self.pieces():
+            found[index].append(piece)
+        return found
+
     @property
     def prompt_tokens(self) -> int:
         """The tokens of all prompts. A prompt counts once, however many answers it has."""

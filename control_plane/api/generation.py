@@ -21,13 +21,12 @@ from control_plane.api.receiving import read_json
 from control_plane.api.sending import EventStream, send_whole
 from control_plane.api.service import CompletionService
 from control_plane.api.text.answer_format import AnswerFormat, AnswerHead
-from control_plane.api.text.choice import Piece
 from control_plane.api.text.request import GenerationRequest
 from control_plane.errors import FaaSMoEError
 
 Asked = TypeVar("Asked", bound=GenerationRequest)
-Parser = Callable[[Any, str], Asked]
-"""Reads a decoded body for the served model of that name."""
+Parser = Callable[[Any], Asked]
+"""Reads a decoded body. Raises `BadRequest`."""
 Formatter = Callable[[Asked, AnswerHead], AnswerFormat]
 
 
@@ -55,7 +54,7 @@ class Generation:
             with self.drain.request(name):
                 body = await read_json(request)
                 model = self.models.asked(body)
-                asked = parse(body, model)
+                asked = parse(body)
                 if TENANT not in request:
                     request[TENANT] = await self.authentication.named(asked.user)
                 caller = Caller(request[TENANT], request[REQUEST_ID], request.path, request[TIMING])
@@ -68,9 +67,7 @@ class Generation:
 
     async def _whole(self, request: web.Request, caller: Caller, answer: AnswerFormat) -> web.StreamResponse:
         async with self.service.start(answer.request, caller) as active:
-            pieces: list[list[Piece]] = [[] for _ in active.choices]
-            async for index, piece in active.pieces():
-                pieces[index].append(piece)
+            pieces = await active.whole()
         # Encoded in a thread: an answer with log-probabilities can have megabytes.
         body = await asyncio.to_thread(lambda: json.dumps(answer.whole(pieces, active.usage)))
         return await send_whole(request, web.Response(text=body, content_type="application/json"))

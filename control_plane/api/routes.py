@@ -87,8 +87,7 @@ class Api:
         """POST /v1/messages/count_tokens: the number of a chat's tokens, as in Anthropic's API."""
         name = await self.authentication.identify(request)
         with self.drain.request(name):
-            body = await read_json(request)
-            token_ids = await self.service.encode(parse_count(body, self.models.asked(body)), name)
+            token_ids = await self.service.encode(parse_count(await self._body(request)), name)
         return web.json_response({"input_tokens": len(token_ids)})
 
     async def embeddings(self, request: web.Request) -> web.Response:
@@ -110,8 +109,7 @@ class Api:
         """POST /tokenize: the tokens of a prompt, as in vLLM."""
         name = await self.authentication.identify(request)
         with self.drain.request(name):
-            body = await read_json(request)
-            asked = requests.parse_tokenize(body, self.models.asked(body))
+            asked = requests.parse_tokenize(await self._body(request))
             self.service.ignored_fields.note(asked.ignored_fields)
             token_ids = await self.service.encode(asked.prompt, name, asked.add_special_tokens)
         return web.json_response(tokenize_body(token_ids, self.service.engine.max_length))
@@ -120,8 +118,7 @@ class Api:
         """POST /detokenize: the text of tokens, as in vLLM."""
         name = await self.authentication.identify(request)
         with self.drain.request(name):
-            body = await read_json(request)
-            asked = requests.parse_detokenize(body, self.models.asked(body))
+            asked = requests.parse_detokenize(await self._body(request))
             self.service.ignored_fields.note(asked.ignored_fields)
             text = await self.service.decode(asked.token_ids, name)
         return web.json_response(detokenize_body(text))
@@ -163,6 +160,12 @@ class Api:
             with suppress(TenancyError):
                 quota = await self.service.limiter.quota(tenant)
                 response.headers.update(rate_limit_headers(quota))
+
+    async def _body(self, request: web.Request) -> Any:
+        """Decode the body. Raises `BadRequest`, and `UnknownModel` if it names another model."""
+        body = await read_json(request)
+        self.models.asked(body)
+        return body
 
     def _model_card(self, name: str) -> dict[str, Any]:
         return {

@@ -75,13 +75,13 @@ FIELDS = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("parse", [parse_response, parse_message, parse_count])
-def test_bodies(parse: Callable[[Any, str], object]) -> None:
+def test_bodies(parse: Callable[[Any], object]) -> None:
     @settings(max_examples=100, suppress_health_check=list(HealthCheck))
     @given(FIELDS | values)
     def run(body: Any) -> None:
         sent = json.dumps(body)
         with suppress(BadRequest):
-            parse(body, "tiny")
+            parse(body)
         assert json.dumps(body) == sent
 
     run()

@@ -44,20 +44,20 @@ NEUTRAL = {
 @pytest.mark.parametrize("parse", [parse_chat, parse_completion])
 def test_fields_without_effect(parse: Any) -> None:
     body = {"messages": HELLO} if parse is parse_chat else {"prompt": "a"}
-    plain = parse(body, "tiny")
-    request = parse({**body, **EVERYTHING}, "tiny")
+    plain = parse(body)
+    request = parse({**body, **EVERYTHING})
     assert set(request.ignored_fields) == set(EVERYTHING)
     assert set(EVERYTHING) - IGNORED_FIELDS == {"nobody_knows_this"}
     assert {**vars(request), "ignored_fields": ()} == vars(plain)
-    assert parse({**body, **NEUTRAL}, "tiny") == plain
+    assert parse({**body, **NEUTRAL}) == plain
 
 
 def test_fields_of_other_routes() -> None:
     options = {"include_usage": True, "x": 1}
-    streamed = parse_completion({"prompt": "a", "stream": True, "stream_options": options}, "tiny")
+    streamed = parse_completion({"prompt": "a", "stream": True, "stream_options": options})
     assert streamed.ignored_fields == ("stream_options.x",)
-    assert parse_tokenize({"prompt": "a", "x": 1}, "tiny").ignored_fields == ("x",)
-    assert parse_detokenize({"tokens": [1], "x": 1, "y": None}, "tiny").ignored_fields == ("x",)
+    assert parse_tokenize({"prompt": "a", "x": 1}).ignored_fields == ("x",)
+    assert parse_detokenize({"tokens": [1], "x": 1, "y": None}).ignored_fields == ("x",)
 
 
 def test_each_is_named_once_and_counted_always(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from control_plane.api.models import ServedModels
+from control_plane.errors import UnknownModel
 from tests.support.api_server import (
     ASK,
     COMPLETION,
@@ -80,6 +82,24 @@ def test_other_names_are_refused(named: ApiClient) -> None:
         for label in (dict(labels) for _, labels in named.metrics())
         if "model_name" in label
     } == {NAMES[0]}
+
+
+def test_the_model_that_a_body_asks_for() -> None:
+    models = ServedModels(("tiny", "other"))
+    assert models.asked({"model": "other"}) == "other"
+    without: list[Any] = [{}, {"model": None}, {"model": 4}, [], "a", None]
+    assert {models.asked(body) for body in without} == {"tiny"}
+    for name in ("gpt-4", "gpt-5", "claude-sonnet-4-5"):
+        with pytest.raises(UnknownModel, match=f"there is no model '{name}', only 'tiny'"):
+            ServedModels(("tiny",)).asked({"model": name})
+
+
+def test_an_error_repeats_little_of_the_name() -> None:
+    with pytest.raises(UnknownModel) as refused:
+        ServedModels(("tiny",)).asked({"model": "x" * 100_000})
+    assert refused.value.param == "model"
+    assert str(refused.value).startswith("model")
+    assert str(refused.value).count("x") <= 90
 
 
 @pytest.mark.parametrize(

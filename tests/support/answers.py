@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx2
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from control_plane.api.text.answer_format import AnswerFormat, AnswerHead, Usage
 from control_plane.api.text.choice import Piece, ToolCallPart
 from control_plane.engine.state.sequence import FinishReason
+from control_plane.errors import EngineError
 from control_plane.faas.invocation import ExpertUsage
 
 HEAD = AnswerHead("abc", "tiny", 1_700_000_000, "fp_1")
@@ -45,6 +46,25 @@ def events(data: bytes) -> list[dict[str, Any]]:
         bodies.append(json.loads(body.removeprefix("data: ")))
         assert name == f"event: {bodies[-1]['type']}"
     return bodies
+
+
+def events_of(answer: AnswerFormat, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """The bodies of the events of an answer's whole stream."""
+    return events(streamed(answer, pieces))
+
+
+def check_that_nothing_is_revealed(answer: AnswerFormat) -> None:
+    """Check that a stream which fails by the server's fault says only where the reason is."""
+    data = answer.error(EngineError("/secret/path"), "id-5")
+    assert b"secret" not in data
+    assert b"id-5" in data
+
+
+def check_events(union: Any, bodies: Sequence[dict[str, Any]]) -> None:
+    """Check that each event has exactly the fields of its kind, which is one of a client's union."""
+    kinds: TypeAdapter[Any] = TypeAdapter(union)
+    for body in bodies:
+        strictly(type(kinds.validate_python(body)), body)
 
 
 def strictly(model: type[BaseModel], body: dict[str, Any]) -> None:

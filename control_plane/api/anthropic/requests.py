@@ -1,53 +1,44 @@
 """Turns the bodies of /v1/messages into requests for the engine.
 
-Every parser takes a decoded JSON body and the name of the served model, and raises `BadRequest`, whose
-`param` is the field at fault.
+Every parser takes a decoded JSON body, and raises `BadRequest`, whose `param` is the field at fault.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from control_plane.api.anthropic import wire
-from control_plane.api.bodies.reading import field_error, ignored_fields
-from control_plane.api.openai.requests import read_for_model
+from control_plane.api.bodies.json_values import check_json
+from control_plane.api.bodies.reading import field_error, ignored_fields, read_body
 from control_plane.api.text.chats import ChatBuilder, function_tool, tool_call, tool_use
 from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
 
 
-def parse_message(body: Any, model: str) -> GenerationRequest:
-    """Read the body of /v1/messages."""
-    asked = read_for_model(body, wire.MessageBody, model)
+def parse_message(body: Any) -> GenerationRequest:
+    """Read the body of /v1/messages.
+
+    Its `metadata.user_id` names no tenant: agents send there what identifies a session.
+    """
+    asked = read_body(body, wire.MessageBody)
     tools = _tools(asked)
-    form = asked.output_config.format
     return GenerationRequest(
         prompts=(_chat(asked, tools),),
         max_tokens=asked.max_tokens,
-        n=1,
         stop=tuple(asked.stop_sequences),
         sampling=Sampling(
             temperature=asked.temperature,
             top_p=asked.top_p,
             top_k=None if asked.top_k is None else max(asked.top_k, 0),
         ),
-        seed=None,
-        ignore_eos=False,
-        logprobs=None,
-        echo=False,
         stream=asked.stream,
-        include_usage=True,
-        continuous_usage=False,
-        return_token_ids=False,
-        # Not `metadata.user_id`: agents send there what identifies a session, and it would name a tenant.
-        user=None,
-        structure=None if form is None else Structure("json_schema", form.schema),
+        structure=_structure(asked.output_config.format),
         tool_use=_tool_use(asked, tools),
         ignored_fields=tuple(ignored_fields(body, wire.MessageBody)),
     )
 
 
-def parse_count(body: object, model: str) -> Chat:
+def parse_count(body: object) -> Chat:
     """Read the body of /v1/messages/count_tokens."""
-    asked = read_for_model(body, wire.CountBody, model)
+    asked = read_body(body, wire.CountBody)
     return _chat(asked, _tools(asked))
 
 
@@ -114,6 +105,13 @@ def _template_variables(asked: wire.CountBody) -> dict[str, Any]:
     return variables
 
 
+def _structure(form: wire.OutputFormat | None) -> Structure | None:
+    if form is None:
+        return None
+    check_json(form.schema, "output_config.format.schema")
+    return Structure("json_schema", form.schema)
+
+
 def _tools(asked: wire.CountBody) -> list[dict[str, Any]]:
     return [
         function_tool(tool.name, tool.description, tool.input_schema)
@@ -126,7 +124,4 @@ def _tool_use(asked: wire.CountBody, tools: list[dict[str, Any]]) -> ToolUse | N
     choice = asked.tool_choice
     named = choice.type == "tool"
     wanted = choice.name if named else "required" if choice.type == "any" else "auto"
-    try:
-        return tool_use(tools, wanted, not choice.disable_parallel_tool_use, named)
-    except ValueError as error:
-        raise field_error("tool_choice", str(error)) from error
+    return tool_use(tools, wanted, not choice.disable_parallel_tool_use, named)

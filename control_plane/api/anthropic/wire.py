@@ -3,14 +3,12 @@
 https://docs.claude.com/en/api/messages. Unknown fields, `cache_control` among them, are ignored.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
 from control_plane.api.bodies.reading import Body
-from control_plane.api.bodies.values import Positive, StopStrings, Temperature, TopK, TopP
-
-Object = Annotated[dict[str, Any], Meta(description="an object")]
+from control_plane.api.bodies.values import Object, Positive, StopStrings, Temperature, TopK, TopP
 
 
 class TextBlock(Struct, tag="text"):

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from msgspec import Struct, field
+from msgspec import Struct, field, to_builtins
 
 Status = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
@@ -83,15 +83,12 @@ class BatchRecord(Struct, forbid_unknown_fields=True):
     def body(self, model: str) -> dict[str, Any]:
         """OpenAI's batch object."""
         states = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
-        errors = [
-            {"code": e.code, "message": e.message, "line": e.line, "param": e.param} for e in self.errors
-        ]
         return {
             "id": self.id,
             "object": "batch",
             "endpoint": self.endpoint,
             "model": model,
-            "errors": {"object": "list", "data": errors} if errors else None,
+            "errors": {"object": "list", "data": to_builtins(self.errors)} if self.errors else None,
             "input_file_id": self.input_file_id,
             "completion_window": "24h",
             "status": self.status,

@@ -20,7 +20,6 @@ from control_plane.api.models import ServedModels
 from control_plane.api.openai.errors import INTERNAL, KINDS, domain_error_body
 from control_plane.api.service import CompletionService
 from control_plane.api.text.answer_format import AnswerHead
-from control_plane.api.text.choice import Piece
 from control_plane.errors import (
     BadRequest,
     FaaSMoEError,
@@ -205,7 +204,7 @@ class BatchRunner:
         """The body of a line's answer, as its endpoint would have given it."""
         parse, form = self.endpoints[batch.endpoint]
         model = self.models.asked(line.body)
-        asked = parse(line.body, model)
+        asked = parse(line.body)
         if asked.stream:
             raise BadRequest("stream: a batch's answers do not stream", "stream")
         tenant = await self.tenant_of(batch.tenant)
@@ -215,9 +214,7 @@ class BatchRunner:
         head = AnswerHead(secrets.token_hex(12), model, int(time.time()), self.fingerprint)
         answer = form(asked, head)
         async with self.service.start(asked, caller) as active:
-            pieces: list[list[Piece]] = [[] for _ in active.choices]
-            async for index, piece in active.pieces():
-                pieces[index].append(piece)
+            pieces = await active.whole()
         return answer.whole(pieces, active.usage)
 
     async def _end(self, batch: BatchRecord, status: Status) -> None:

@@ -1,21 +1,25 @@
 """What clients send: the body of /v1/batches, and the lines of an input file."""
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 from msgspec import Meta, Struct
 
 from control_plane.api.batches.records import LineError
 from control_plane.api.bodies.reading import decode_json
+from control_plane.api.bodies.values import UNICODE
+from control_plane.api.receiving import MAX_BODY_BYTES
 from control_plane.errors import BadRequest
 from control_plane.validation import Invalid, convert
 
 MAX_LINES = 50_000
 """Most requests of one batch, as at OpenAI."""
-MAX_LINE_BYTES = 4 << 20
-"""Longest line: as long as a request's body may be."""
+MAX_LINE_BYTES = MAX_BODY_BYTES
+"""Longest line."""
 MAX_ERRORS = 100
 """Most faults of one input file that are reported."""
+
+Kind = TypeVar("Kind")
 
 _Short = Annotated[str, Meta(max_length=512, description="a string of at most 512 characters")]
 _Metadata = Annotated[
@@ -36,7 +40,7 @@ class BatchBody(Struct, forbid_unknown_fields=True):
 class Line(Struct, forbid_unknown_fields=True):
     """One request of a batch."""
 
-    custom_id: Annotated[str, Meta(min_length=1, max_length=512, pattern=r"\A[^\ud800-\udfff]*\Z")]
+    custom_id: Annotated[str, Meta(min_length=1, max_length=512, pattern=UNICODE)]
     method: Literal["POST"]
     url: _Short
     body: dict[str, Any]
@@ -44,13 +48,17 @@ class Line(Struct, forbid_unknown_fields=True):
 
 def read_batch(body: Any, endpoints: Collection[str]) -> BatchBody:
     """Read the body of POST /v1/batches. Raises `BadRequest`."""
-    try:
-        batch = convert(body, BatchBody)
-    except Invalid as error:
-        raise BadRequest(str(error), error.path.split(".")[0].split("[")[0] or None) from error
+    batch = _converted(body, BatchBody)
     if batch.endpoint not in endpoints:
         raise BadRequest(f"endpoint: must be one of {', '.join(endpoints)}", "endpoint")
     return batch
+
+
+def _converted(data: Any, kind: type[Kind]) -> Kind:
+    try:
+        return convert(data, kind)
+    except Invalid as error:
+        raise BadRequest(str(error), error.path.split(".")[0].split("[")[0] or None) from error
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -68,10 +76,7 @@ def read_line(text: bytes, endpoint: str) -> Line:
     """Read a line of a batch for an endpoint. Raises `BadRequest`."""
     if len(text) > MAX_LINE_BYTES:
         raise BadRequest(f"the line has more than {MAX_LINE_BYTES} bytes")
-    try:
-        line = convert(decode_json(text), Line)
-    except Invalid as error:
-        raise BadRequest(str(error), error.path.split(".")[0] or None) from error
+    line = _converted(decode_json(text), Line)
     if line.url != endpoint:
         raise BadRequest(f"url: must be the batch's endpoint, {endpoint}", "url")
     return line

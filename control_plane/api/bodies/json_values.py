@@ -20,7 +20,7 @@ def check_json(value: Any, path: str) -> None:
     These are: text that is not Unicode, whole numbers beyond 64 bits, and what is too long or too deep.
     """
     try:
-        # As it goes to the process that renders templates.
+        # As a schema goes to the process that makes grammars.
         size = len(msgspec.msgpack.encode(value))
     except UnicodeEncodeError as error:
         raise field_error(path, "is not Unicode: it has half of a surrogate pair") from error

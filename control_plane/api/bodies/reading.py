@@ -26,6 +26,7 @@ class Body(Struct):
     ignored: ClassVar[Neutral] = {}
     """Fields that clients send and that change nothing here: other values have no effect."""
     model: Text | None = None
+    """Whether there is one of that name is for `ServedModels` to say."""
 
 
 AnyBody = TypeVar("AnyBody", bound=Body)
@@ -41,7 +42,7 @@ def decode_json(body: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A proxy that checks requests may read another of two values than this server does."""
+    """Refuses a key that is there twice: a proxy that checks requests may read the other value."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("an object has a key twice")
@@ -60,9 +61,9 @@ def read_body(body: object, kind: type[AnyBody]) -> AnyBody:
         if name in fields and not _is_one_of(fields.pop(name), neutral):
             raise field_error(name, "this value is not supported; leave the field out")
     if "stream_options" in fields:
-        fields["stream_options"] = _without_nulls(fields["stream_options"])
+        fields["stream_options"] = without_nulls(fields["stream_options"])
     if isinstance(messages := fields.get("messages"), list):
-        fields["messages"] = [_without_nulls(message) for message in messages]
+        fields["messages"] = [without_nulls(message) for message in messages]
     # Not a union in the type: msgspec 0.22 crashes on a union of a list and a str with a pattern.
     if isinstance(stop := fields.get("stop"), str):
         fields["stop"] = [stop]
@@ -94,7 +95,7 @@ def field_error(path: str, problem: str) -> BadRequest:
     return BadRequest(f"{path}: {problem}", path.partition("[")[0])
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Leave out an object's null fields; return other values unchanged."""
     if not isinstance(value, dict):
         return value

@@ -8,11 +8,11 @@ MAX_TOKEN_IDS = 1_000_000
 """The most token ids of all prompts together."""
 MAX_CHOICES = 128
 """The most answers to all prompts together."""
-_MAX = (1 << 63) - 1
-_UNICODE = r"\A[^\ud800-\udfff]*\Z"
+UNICODE = r"\A[^\ud800-\udfff]*\Z"
 """Text without half a surrogate pair, which JSON can escape and UTF-8 cannot encode."""
+_MAX = (1 << 63) - 1
 
-Text = Annotated[str, Meta(pattern=_UNICODE, description="a string of Unicode")]
+Text = Annotated[str, Meta(pattern=UNICODE, description="a string of Unicode")]
 Natural = Annotated[int, Meta(ge=0, le=_MAX, description="a whole number of at least 0")]
 Positive = Annotated[int, Meta(ge=1, le=_MAX, description="a whole number of at least 1")]
 Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES, description=f"a whole number from 1 to {MAX_CHOICES}")]
@@ -25,7 +25,7 @@ Probability = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 
 TopP = Annotated[float, Meta(ge=1e-6, le=1, description="a number from 1e-06 to 1")]
 RepetitionPenalty = Annotated[float, Meta(ge=1e-6, le=10, description="a number from 1e-06 to 10")]
 Penalty = Annotated[float, Meta(ge=-2, le=2, description="a number from -2 to 2")]
-StopString = Annotated[str, Meta(min_length=1, max_length=1024, pattern=_UNICODE)]
+StopString = Annotated[str, Meta(min_length=1, max_length=1024, pattern=UNICODE)]
 StopStrings = Annotated[
     list[StopString],
     Meta(
@@ -54,5 +54,5 @@ Prompts = Annotated[
 Object = Annotated[dict[str, Any], Meta(description="an object")]
 Documents = Annotated[list[dict[str, Any]], Meta(max_length=256, description="a list of at most 256 objects")]
 Effort = Annotated[
-    str, Meta(max_length=32, pattern=_UNICODE, description="a string of at most 32 Unicode characters")
+    str, Meta(max_length=32, pattern=UNICODE, description="a string of at most 32 Unicode characters")
 ]

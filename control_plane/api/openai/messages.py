@@ -1,6 +1,5 @@
 """The messages of a chat, as clients send them and as chat templates read them."""
 
-import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -9,9 +8,8 @@ from msgspec import Meta, Struct
 from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error
 from control_plane.api.bodies.values import Object, Text
+from control_plane.api.text.chats import json_arguments, template_role, tool_call
 
-_TEMPLATE_ROLES = {"developer": "system"}
-"""Roles that chat templates know by another name."""
 _CONTENT = "a string or a list of 1 to 64 text parts"
 
 
@@ -103,7 +101,7 @@ def _template_message(message: Message, place: str) -> dict[str, Any]:
     if message.tool_calls and not is_assistant:
         raise field_error(f"{place}.tool_calls", "only an assistant's message has calls")
     made: dict[str, Any] = {
-        "role": _TEMPLATE_ROLES.get(message.role, message.role),
+        "role": template_role(message.role),
         "content": _text(message, f"{place}.content"),
     }
     if message.name is not None:
@@ -144,18 +142,11 @@ def _part_texts(parts: list[TextPart], place: str) -> Iterator[str]:
 
 
 def _template_call(call: ToolCall, place: str) -> dict[str, Any]:
-    arguments = _arguments(call.function.arguments, f"{place}.function.arguments")
-    function = {"name": call.function.name, "arguments": arguments}
-    return {**({} if call.id is None else {"id": call.id}), "type": "function", "function": function}
-
-
-def _arguments(sent: str | dict[str, Any] | None, place: str) -> dict[str, Any]:
-    """A call's arguments as an object. Those of a function without parameters may be empty."""
+    sent = call.function.arguments
+    place = f"{place}.function.arguments"
     try:
-        arguments = json.loads(sent or "{}") if not isinstance(sent, dict) else sent
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise field_error(place, "must be the JSON of an object, as a string")
+        arguments = sent if isinstance(sent, dict) else json_arguments(sent or "")
+    except ValueError as error:
+        raise field_error(place, str(error)) from error
     check_json(arguments, place)
-    return arguments
+    return tool_call(call.id, call.function.name, arguments)

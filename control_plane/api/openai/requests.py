@@ -1,12 +1,11 @@
 """Turns the bodies of OpenAI's and vLLM's requests into requests for the engine.
 
-Every parser takes a decoded JSON body and the name of the served model, and raises `BadRequest`, whose
-`param` is the field at fault.
+Every parser takes a decoded JSON body, and raises `BadRequest`, whose `param` is the field at fault.
 """
 
 from typing import Any
 
-from control_plane.api.bodies.reading import AnyBody, Body, field_error, ignored_fields, read_body
+from control_plane.api.bodies.reading import Body, field_error, ignored_fields, read_body
 from control_plane.api.bodies.values import MAX_CHOICES, MAX_TOKEN_IDS
 from control_plane.api.openai import wire
 from control_plane.api.openai.messages import (
@@ -28,7 +27,6 @@ from control_plane.api.text.request import (
     TokenizeRequest,
     ToolUse,
 )
-from control_plane.errors import UnknownModel
 
 MAX_PROMPTS = 256
 IGNORED_FIELDS = frozenset(
@@ -37,9 +35,9 @@ IGNORED_FIELDS = frozenset(
 """The known ones of the fields that have no effect."""
 
 
-def parse_chat(body: Any, model: str) -> GenerationRequest:
+def parse_chat(body: Any) -> GenerationRequest:
     """Read the body of /v1/chat/completions."""
-    chat = read_for_model(body, wire.ChatBody, model)
+    chat = read_body(body, wire.ChatBody)
     if chat.top_logprobs and not chat.logprobs:
         raise field_error("top_logprobs", "is only for a request with logprobs true")
     tools = template_tools(chat.tools)
@@ -56,9 +54,9 @@ def parse_chat(body: Any, model: str) -> GenerationRequest:
     )
 
 
-def parse_completion(body: Any, model: str) -> GenerationRequest:
+def parse_completion(body: Any) -> GenerationRequest:
     """Read the body of /v1/completions."""
-    completion = read_for_model(body, wire.CompletionBody, model)
+    completion = read_body(body, wire.CompletionBody)
     logprobs = completion.logprobs
     if logprobs is True:
         raise field_error("logprobs", "must be a whole number from 0 to 20")
@@ -75,9 +73,9 @@ def parse_completion(body: Any, model: str) -> GenerationRequest:
     )
 
 
-def parse_tokenize(body: Any, model: str) -> TokenizeRequest:
+def parse_tokenize(body: Any) -> TokenizeRequest:
     """Read the body of /tokenize: a prompt that is a string, or messages."""
-    tokenize = read_for_model(body, wire.TokenizeBody, model)
+    tokenize = read_body(body, wire.TokenizeBody)
     ignored = _ignored(body, wire.TokenizeBody)
     add_special_tokens = tokenize.add_special_tokens is not False
     if tokenize.prompt is not None and tokenize.messages is None:
@@ -90,18 +88,10 @@ def parse_tokenize(body: Any, model: str) -> TokenizeRequest:
     return TokenizeRequest(chat, add_special_tokens, ignored)
 
 
-def parse_detokenize(body: Any, model: str) -> DetokenizeRequest:
+def parse_detokenize(body: Any) -> DetokenizeRequest:
     """Read the body of /detokenize: token ids."""
-    tokens = read_for_model(body, wire.DetokenizeBody, model).tokens
+    tokens = read_body(body, wire.DetokenizeBody).tokens
     return DetokenizeRequest(tokens, _ignored(body, wire.DetokenizeBody))
-
-
-def read_for_model(body: object, kind: type[AnyBody], model: str) -> AnyBody:
-    """Convert a decoded body. Raises `BadRequest`, and `UnknownModel` for one that names another model."""
-    read = read_body(body, kind)
-    if read.model is not None and read.model != model:
-        raise UnknownModel(read.model, model)
-    return read
 
 
 def _request(

@@ -8,17 +8,18 @@ from msgspec import Meta, Struct
 
 from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import Body, field_error
-from control_plane.api.bodies.values import Object, Text
+from control_plane.api.bodies.values import UNICODE, Object, Text
 from control_plane.api.text.request import Structure
 
 MAX_GRAMMAR_CHARACTERS = 64 << 10
 """The longest grammar or regular expression."""
 _GRAMMAR = f"1 to {MAX_GRAMMAR_CHARACTERS} Unicode characters"
-_PATTERN = r"\A[^\ud800-\udfff]+\Z"
 
-Grammar = Annotated[str, Meta(max_length=MAX_GRAMMAR_CHARACTERS, pattern=_PATTERN, description=_GRAMMAR)]
+Grammar = Annotated[
+    str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARACTERS, pattern=UNICODE, description=_GRAMMAR)
+]
 Alternatives = Annotated[
-    list[Annotated[str, Meta(max_length=1024, pattern=_PATTERN)]],
+    list[Annotated[str, Meta(min_length=1, max_length=1024, pattern=UNICODE)]],
     Meta(min_length=1, max_length=1024, description="a list of 1 to 1024 texts of 1 to 1024 characters"),
 ]
 Schema = Annotated[

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error
 from control_plane.api.bodies.values import Object, Text
+from control_plane.api.text import chats
 from control_plane.api.text.request import ToolUse
 
 MAX_TOOLS = 128
@@ -66,11 +67,11 @@ ToolChoice = Annotated[
 
 def template_tools(tools: list[Tool]) -> list[dict[str, Any]] | None:
     """The tools as templates read them; None without tools. Raises `BadRequest`."""
-    made = [_template_tool(tool) for tool in tools]
+    functions = [tool.function for tool in tools]
+    made = [chats.function_tool(each.name, each.description, each.parameters) for each in functions]
     check_json(made, "tools")
     names: set[str] = set()
-    for index, tool in enumerate(tools):
-        name = tool.function.name
+    for index, name in enumerate(each.name for each in functions):
         if name in names or name in _RESERVED:
             problem = (
                 f"there is another tool {name!r}" if name in names else f"a tool cannot be named {name!r}"
@@ -82,21 +83,12 @@ def template_tools(tools: list[Tool]) -> list[dict[str, Any]] | None:
 
 def tool_use(tools: list[dict[str, Any]] | None, choice: ToolChoice | None, parallel: bool) -> ToolUse | None:
     """How an answer may call these tools; None if it may not. Raises `BadRequest`."""
-    wanted = choice.function.name if isinstance(choice, NamedTool) else choice or "auto"
-    if wanted == "none" or (wanted == "auto" and not tools):
+    if choice == "none":
         return None
-    if not tools:
+    wanted = choice.function.name if isinstance(choice, NamedTool) else choice or "auto"
+    if not tools and wanted != "auto":
         raise field_error("tool_choice", "there are no tools")
-    if isinstance(choice, NamedTool) and all(tool["function"]["name"] != wanted for tool in tools):
-        raise field_error("tool_choice", f"there is no tool {wanted[:80]!r}")
-    return ToolUse(tuple(tools), wanted, parallel)
-
-
-def _template_tool(tool: Tool) -> dict[str, Any]:
-    function = tool.function
-    described = {} if function.description is None else {"description": function.description}
-    parameters = function.parameters or {"type": "object", "properties": {}}
-    return {"type": "function", "function": {"name": function.name, **described, "parameters": parameters}}
+    return chats.tool_use(tools or [], wanted, parallel, named=isinstance(choice, NamedTool))
 
 
 def ignored_in_tools(tools: list[dict[str, Any]]) -> Iterator[str]:

@@ -5,14 +5,19 @@ from typing import Any
 
 import msgspec
 
-from control_plane.api.bodies.reading import field_error, ignored_fields
-from control_plane.api.openai.requests import read_for_model
+from control_plane.api.bodies.json_values import check_json
+from control_plane.api.bodies.reading import field_error, ignored_fields, read_body, without_nulls
 from control_plane.api.responses import wire
-from control_plane.api.text.chats import ChatBuilder, function_tool, json_arguments, tool_call, tool_use
+from control_plane.api.text.chats import (
+    ChatBuilder,
+    function_tool,
+    json_arguments,
+    template_role,
+    tool_call,
+    tool_use,
+)
 from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
 
-_TEMPLATE_ROLES = {"developer": "system"}
-"""Roles that chat templates know by another name."""
 _STATELESS = "this server stores no responses: send the whole input"
 
 
@@ -24,12 +29,9 @@ class ResponseRequest(GenerationRequest):
     """What the answer repeats of the request, as JSON."""
 
 
-def parse_response(body: Any, model: str) -> ResponseRequest:
-    """Read a decoded body for the served model of that name.
-
-    Raises `BadRequest`, whose `param` is the field at fault.
-    """
-    asked = read_for_model(_normal(body), wire.ResponseBody, model)
+def parse_response(body: Any) -> ResponseRequest:
+    """Read a decoded body. Raises `BadRequest`, whose `param` is the field at fault."""
+    asked = read_body(_normal(body), wire.ResponseBody)
     if asked.previous_response_id is not None:
         raise field_error("previous_response_id", _STATELESS)
     functions = [tool for tool in asked.tools if tool.type == "function"]
@@ -42,17 +44,8 @@ def parse_response(body: Any, model: str) -> ResponseRequest:
     return ResponseRequest(
         prompts=(chat,),
         max_tokens=asked.max_output_tokens,
-        n=1,
-        stop=(),
         sampling=Sampling(temperature=asked.temperature, top_p=asked.top_p),
-        seed=None,
-        ignore_eos=False,
-        logprobs=None,
-        echo=False,
         stream=asked.stream,
-        include_usage=True,
-        continuous_usage=False,
-        return_token_ids=False,
         ignored_fields=tuple(ignored_fields(body, wire.ResponseBody)),
         user=asked.user,
         structure=_structure(asked.text.format),
@@ -67,21 +60,15 @@ def _normal(body: object) -> object:
         return body
     fields = dict(body)
     for name in ("reasoning", "text"):
-        fields[name] = _without_nulls(fields.get(name))
+        fields[name] = without_nulls(fields.get(name))
     if isinstance(items := fields.get("input"), list):
         fields["input"] = [_normal_item(item) for item in items]
     return fields
 
 
 def _normal_item(item: object) -> object:
-    item = _without_nulls(item)
+    item = without_nulls(item)
     return {"type": "message", **item} if isinstance(item, dict) and "role" in item else item
-
-
-def _without_nulls(value: object) -> object:
-    if not isinstance(value, dict):
-        return value
-    return {name: each for name, each in value.items() if each is not None}
 
 
 def _messages(asked: wire.ResponseBody) -> list[dict[str, Any]]:
@@ -101,7 +88,7 @@ def _messages(asked: wire.ResponseBody) -> list[dict[str, Any]]:
 def _add(chat: ChatBuilder, item: wire.Item, path: str) -> None:
     match item:
         case wire.MessageItem():
-            chat.add(_TEMPLATE_ROLES.get(item.role, item.role), _text(item.content))
+            chat.add(template_role(item.role), _text(item.content))
         case wire.ReasoningItem():
             parts = item.content or item.summary
             chat.add_reasoning("".join(part.text for part in parts))
@@ -145,10 +132,7 @@ def _tool_use(tools: list[dict[str, Any]], asked: wire.ResponseBody) -> ToolUse 
     choice = asked.tool_choice
     named = isinstance(choice, wire.ToolChoice) and choice.type == "function"
     wanted = choice if isinstance(choice, str) else choice.name if named else choice.mode
-    try:
-        return tool_use(tools, wanted, asked.parallel_tool_calls, named)
-    except ValueError as error:
-        raise field_error("tool_choice", str(error)) from error
+    return tool_use(tools, wanted, asked.parallel_tool_calls, named)
 
 
 def _structure(form: wire.TextFormat) -> Structure | None:
@@ -157,6 +141,7 @@ def _structure(form: wire.TextFormat) -> Structure | None:
     if form.type == "json_schema":
         if form.schema is None:
             raise field_error("text.format.schema", "is missing")
+        check_json(form.schema, "text.format.schema")
         return Structure("json_schema", form.schema)
     return Structure("json_object")
 
@@ -171,7 +156,7 @@ def _repeated(asked: wire.ResponseBody, functions: list[wire.Tool]) -> dict[str,
         "previous_response_id": None,
         "reasoning": {"effort": asked.reasoning.effort, "summary": None},
         "temperature": asked.temperature,
-        "text": {"format": _without_nulls(msgspec.to_builtins(asked.text.format))},
+        "text": {"format": without_nulls(msgspec.to_builtins(asked.text.format))},
         "tool_choice": _repeated_choice(asked.tool_choice),
         "tools": [msgspec.to_builtins(tool) for tool in functions],
         "top_p": asked.top_p,

@@ -3,15 +3,12 @@
 https://platform.openai.com/docs/api-reference/responses. Unknown fields are ignored.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct, field
 
-from control_plane.api.bodies.reading import Body
-from control_plane.api.bodies.values import Positive, Temperature, Text, TopP
-
-Object = Annotated[dict[str, Any], Meta(description="an object")]
+from control_plane.api.bodies.reading import Body, Neutral
+from control_plane.api.bodies.values import Object, Positive, Temperature, Text, TopP
 
 
 class InputText(Struct, tag="input_text"):
@@ -128,7 +125,7 @@ class Reasoning(Struct):
 class ResponseBody(Body, kw_only=True):
     """The body of /v1/responses."""
 
-    neutral: ClassVar[Mapping[str, tuple[object, ...]]] = {
+    neutral: ClassVar[Neutral] = {
         "background": (False,),
         "conversation": (),
         "prompt": (),

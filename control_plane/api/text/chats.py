@@ -1,12 +1,20 @@
-"""Builds chats, as templates read them, from what other APIs send."""
+"""Builds chats, as templates read them, and their tools, from what clients of each API send."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from control_plane.api.bodies.reading import field_error
 from control_plane.api.text.request import ToolUse
 
 Message = dict[str, Any]
+_TEMPLATE_ROLES = {"developer": "system"}
+_NO_PARAMETERS = {"type": "object", "properties": {}}
+
+
+def template_role(role: str) -> str:
+    """A role by the name that chat templates know it by."""
+    return _TEMPLATE_ROLES.get(role, role)
 
 
 def function_tool(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -17,38 +25,39 @@ def function_tool(name: str, description: str | None, parameters: Mapping[str, A
     return {"type": "function", "function": {**function, "parameters": dict(parameters or _NO_PARAMETERS)}}
 
 
-_NO_PARAMETERS = {"type": "object", "properties": {}}
-
-
 def tool_use(
     tools: Sequence[Mapping[str, Any]], choice: str, parallel: bool, named: bool = False
 ) -> ToolUse | None:
     """How an answer may call these tools: see `ToolUse`; None without tools.
 
-    `named` says that `choice` is a tool's name. Raises `ValueError` for a choice that the tools do not allow.
+    `named` says that `choice` is a tool's name. Raises `BadRequest` for a choice that the tools do not allow.
     """
     if named and choice not in [tool["function"]["name"] for tool in tools]:
-        raise ValueError(f"there is no tool {choice[:80]!r}")
+        raise field_error("tool_choice", f"there is no tool {choice[:80]!r}")
     if not tools:
         if choice == "required":
-            raise ValueError("there is no tool to call")
+            raise field_error("tool_choice", "there is no tool to call")
         return None
     return ToolUse(tuple(tools), choice, parallel)
 
 
-def tool_call(call_id: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def tool_call(call_id: str | None, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """A call as in a message's `tool_calls`."""
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+    identified = {} if call_id is None else {"id": call_id}
+    return {**identified, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
 
 
 def json_arguments(text: str) -> dict[str, Any]:
-    """The arguments of a call from their JSON. Raises `ValueError`."""
+    """The arguments of a call from their JSON. Those of a function without parameters may be "".
+
+    Raises `ValueError` for other text.
+    """
     try:
         arguments = json.loads(text or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise ValueError("must be the JSON of an object")
+        raise ValueError("must be the JSON of an object, as a string")
     return arguments
 
 

@@ -94,29 +94,29 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request for `n` answers to each of its prompts."""
+    """A request for `n` answers to each of its prompts. A field's default asks for nothing."""
 
     prompts: tuple[Prompt, ...]
     max_tokens: int | None
     """The limit for each answer; None leaves it to the server."""
-    n: int
-    stop: tuple[str, ...]
     sampling: Sampling
-    seed: int | None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
     """The seed, from 0 to `MAX_SEED`; None is random."""
-    ignore_eos: bool
-    logprobs: int | None
+    ignore_eos: bool = False
+    logprobs: int | None = None
     """How many of the likeliest tokens to report with each token; None for no report."""
-    echo: bool
+    echo: bool = False
     """Whether an answer begins with its prompt."""
-    stream: bool
-    include_usage: bool
-    """Whether a stream ends with the request's usage."""
-    continuous_usage: bool
+    stream: bool = False
+    include_usage: bool = False
+    """Whether a stream of OpenAI's chats and completions ends with the usage; other APIs' always do."""
+    continuous_usage: bool = False
     """Whether every chunk of a stream reports the usage so far."""
-    return_token_ids: bool
+    return_token_ids: bool = False
     """Whether each choice, or each chunk of one, reports the ids of its tokens."""
-    user: str | None
+    user: str | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()

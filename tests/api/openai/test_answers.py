@@ -33,9 +33,9 @@ TEXTS = ["", 'a "quoted" text', "line\nbreak\u2028\x85", "naïve 漢字 \N{GRINN
 
 def answer(kind: str, **body: Any) -> CompletionFormat:
     request = (
-        parse_chat({"messages": [{"role": "user", "content": "a"}], **body}, "tiny")
+        parse_chat({"messages": [{"role": "user", "content": "a"}], **body})
         if kind == "chat"
-        else parse_completion({"prompt": "a", **body}, "tiny")
+        else parse_completion({"prompt": "a", **body})
     )
     return CompletionFormat(request, AnswerHead("abc", "tiny", 1_700_000_000, "fp_1"))
 

@@ -8,15 +8,15 @@ from openai.types.chat import ChatCompletionMessage
 from control_plane.api.openai.requests import parse_chat, parse_tokenize
 from control_plane.api.text.request import Chat
 from control_plane.errors import BadRequest
+from tests.support.openai_bodies import HELLO, chat, completion, refused
 
-MODEL = "tiny"
 USER = {"role": "user", "content": "a"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"b": 2, "a": [1.5]}'}}
 TEMPLATE_CALL = {**CALL, "function": {"name": "add", "arguments": {"b": 2, "a": [1.5]}}}
 
 
 def chat_of(*messages: Any, **fields: Any) -> Chat:
-    (prompt,) = parse_chat({"messages": list(messages), **fields}, MODEL).prompts
+    (prompt,) = parse_chat({"messages": list(messages), **fields}).prompts
     assert isinstance(prompt, Chat)
     return prompt
 
@@ -30,6 +30,72 @@ def refusal(message: dict[str, Any]) -> str:
         chat_of(USER, message)
     assert refused.value.param == "messages"
     return str(refused.value)
+
+
+def test_messages() -> None:
+    parts = [{"type": "text", "text": "Wie "}, {"type": "text", "text": "geht's?"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts, "name": "Ada"},
+        {"role": "assistant", "content": "gut", "tool_calls": None, "refusal": None},
+    ]
+    assert chat(messages=messages).prompts == (
+        Chat(
+            [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": "Wie geht's?", "name": "Ada"},
+                {"role": "assistant", "content": "gut"},
+            ]
+        ),
+    )
+    assert chat().is_chat
+    assert not completion().is_chat
+
+
+@pytest.mark.parametrize(
+    ("messages", "place"),
+    [
+        (None, "messages"),
+        ([], "messages"),
+        ("hello", "messages"),
+        ({"role": "user", "content": "hello"}, "messages"),
+        (["hello"], "messages[0]"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"content": "hello"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "hello"}], "messages[0].role"),
+        ([*HELLO, {"role": "function", "content": "hello"}], "messages[1].role"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": "a", "name": 5}], "messages[0].name"),
+        ([{"role": "user", "content": "a", "tool_calls": [{}]}], "messages[0].tool_calls[0].function"),
+    ],
+)
+def test_wrong_messages(messages: Any, place: str) -> None:
+    refusal = refused(chat, messages=messages)
+    assert refusal.param == "messages"
+    assert str(refusal).startswith(f"{place}: ")
+
+
+def test_the_kind_of_a_part_is_named() -> None:
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+    assert "'image_url' is not supported" in str(refused(chat, messages=messages))
+
+
+def test_the_largest_number_of_messages_and_parts() -> None:
+    parts = [{"type": "text", "text": "a"}] * 64
+    messages = [{"role": "user", "content": parts}] * 2048
+    (prompt,) = chat(messages=messages).prompts
+    assert isinstance(prompt, Chat)
+    assert [message["content"] for message in prompt.messages] == ["a" * 64] * 2048
+    # Messages beyond the limit are not validated.
+    assert "1 to 2048 messages" in str(refused(chat, messages=[*messages, None]))
+    many = [{"role": "user", "content": [*parts, None]}]
+    assert str(refused(chat, messages=many)) == (
+        "messages[0].content: must be a string or a list of 1 to 64 text parts"
+    )
 
 
 def test_calls_and_their_results() -> None:
@@ -89,7 +155,7 @@ def test_what_the_official_client_sends_back() -> None:
     answer = ChatCompletionMessage.model_validate(
         {"role": "assistant", "content": "b", "refusal": None, "annotations": [], "reasoning_content": "c"}
     )
-    request = parse_chat({"messages": [USER, answer.model_dump()]}, MODEL)
+    request = parse_chat({"messages": [USER, answer.model_dump()]})
     (prompt,) = request.prompts
     assert isinstance(prompt, Chat)
     assert prompt.messages[-1] == {"role": "assistant", "content": "b", "reasoning_content": "c"}
@@ -102,7 +168,7 @@ def test_fields_without_effect_are_named() -> None:
         {"role": "user", "content": [part, part], "x": 1, "id": "1"},
         {"role": "assistant", "content": "b", "annotations": [{}], "refusal": "no", "y": None},
     ]
-    request = parse_chat({"messages": messages}, MODEL)
+    request = parse_chat({"messages": messages})
     assert sorted(request.ignored_fields) == [
         *("messages.annotations", "messages.content.cache_control", "messages.id"),
         *("messages.refusal", "messages.x"),
@@ -146,14 +212,14 @@ def test_a_refusal_is_text() -> None:
 
 def test_what_else_reaches_the_template() -> None:
     documents = [{"title": "a", "text": "b"}]
-    chat = chat_of(
+    prompt = chat_of(
         USER,
         documents=documents,
         reasoning_effort="low",
         chat_template_kwargs={"enable_thinking": False, "budget": 1},
     )
-    assert chat.documents == documents
-    assert chat.template_variables == {"reasoning_effort": "low", "enable_thinking": False, "budget": 1}
+    assert prompt.documents == documents
+    assert prompt.template_variables == {"reasoning_effort": "low", "enable_thinking": False, "budget": 1}
     both = chat_of(USER, reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"})
     assert both.template_variables == {"reasoning_effort": "high"}
     assert chat_of(USER, documents=[], chat_template_kwargs=None) == chat_of(USER) == Chat([USER])
@@ -169,8 +235,8 @@ def test_what_else_reaches_the_template() -> None:
     ],
 )
 def test_how_the_chat_ends(fields: dict[str, Any], generates: bool, continues: bool) -> None:
-    chat = chat_of(USER, **fields)
-    assert (chat.add_generation_prompt, chat.continue_final_message) == (generates, continues)
+    prompt = chat_of(USER, **fields)
+    assert (prompt.add_generation_prompt, prompt.continue_final_message) == (generates, continues)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +263,7 @@ def test_wrong_template_variables(field: str, value: Any) -> None:
         chat_of(USER, **{field: value})
     assert refused.value.param == field
     with pytest.raises(BadRequest):
-        parse_tokenize({"messages": [USER], field: value}, MODEL)
+        parse_tokenize({"messages": [USER], field: value})
 
 
 def test_a_chat_cannot_both_continue_and_begin_a_message() -> None:
@@ -214,7 +280,7 @@ def test_tokenize_reads_chats_alike() -> None:
         "reasoning_effort": "high",
         "continue_final_message": True,
     }
-    request = parse_chat(fields, MODEL)
-    tokenize = parse_tokenize(fields, MODEL)
+    request = parse_chat(fields)
+    tokenize = parse_tokenize(fields)
     assert (tokenize.prompt, tokenize.ignored_fields) == (request.prompts[0], ("messages.id",))
     assert request.ignored_fields == ("messages.id",)

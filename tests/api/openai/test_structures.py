@@ -5,21 +5,13 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.openai.requests import parse_chat, parse_completion
-from control_plane.api.text.request import GenerationRequest, Structure
+from control_plane.api.text.request import Structure
 from control_plane.errors import BadRequest
+from tests.support.openai_bodies import chat, completion
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
 OF_SCHEMA = Structure("json_schema", SCHEMA)
-
-
-def chat(**fields: Any) -> GenerationRequest:
-    return parse_chat({"messages": [{"role": "user", "content": "a"}], **fields}, "tiny")
-
-
-def completion(**fields: Any) -> GenerationRequest:
-    return parse_completion({"prompt": "a", **fields}, "tiny")
 
 
 def json_schema(**fields: Any) -> dict[str, Any]:

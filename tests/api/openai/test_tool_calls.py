@@ -38,7 +38,7 @@ TOOL_CALLS = [
 
 
 def answer(choice: str = "auto", **body: Any) -> CompletionFormat:
-    request = parse_chat({"messages": [{"role": "user", "content": "a"}], **body}, "tiny")
+    request = parse_chat({"messages": [{"role": "user", "content": "a"}], **body})
     return CompletionFormat(
         replace(request, tool_use=ToolUse(TOOLS, choice)), AnswerHead("abc", "tiny", 1_700_000_000, "fp_1")
     )

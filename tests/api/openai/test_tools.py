@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.openai.requests import parse_chat
 from control_plane.api.text.request import Chat, GenerationRequest, ToolUse
 from control_plane.errors import BadRequest
+from tests.support.openai_bodies import chat
 
-MESSAGES = [{"role": "user", "content": "a"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "a", "parameters": SCHEMA}}
 TIME = {"type": "function", "function": {"name": "get-time", "strict": True}}
@@ -18,15 +17,11 @@ TEMPLATE_TIME = {
 }
 
 
-def parse(**fields: Any) -> GenerationRequest:
-    return parse_chat({"messages": MESSAGES, **fields}, "tiny")
-
-
 def shown(request: GenerationRequest) -> list[dict[str, Any]] | None:
     """The tools that the template sees."""
-    (chat,) = request.prompts
-    assert isinstance(chat, Chat)
-    return chat.tools
+    (prompt,) = request.prompts
+    assert isinstance(prompt, Chat)
+    return prompt.tools
 
 
 def named(name: str) -> dict[str, Any]:
@@ -43,14 +38,14 @@ def named(name: str) -> dict[str, Any]:
     ],
 )
 def test_the_choice(fields: dict[str, Any], use: tuple[str, bool]) -> None:
-    request = parse(tools=[WEATHER, TIME], **fields)
+    request = chat(tools=[WEATHER, TIME], **fields)
     assert shown(request) == [WEATHER, TEMPLATE_TIME]
     assert request.tool_use == ToolUse((WEATHER, TEMPLATE_TIME), *use)
     assert request.ignored_fields == ()
 
 
 def test_none_hides_the_tools() -> None:
-    request = parse(tools=[WEATHER], tool_choice="none")
+    request = chat(tools=[WEATHER], tool_choice="none")
     assert (shown(request), request.tool_use) == (None, None)
 
 
@@ -58,8 +53,8 @@ def test_none_hides_the_tools() -> None:
     "fields", [{}, {"tools": []}, {"tools": None}, {"tool_choice": "auto"}, {"tool_choice": "none"}]
 )
 def test_no_tools(fields: dict[str, Any]) -> None:
-    assert parse(**fields) == parse()
-    assert parse().tool_use is None
+    assert chat(**fields) == chat()
+    assert chat().tool_use is None
 
 
 def tool(name: Any = "f", **fields: Any) -> dict[str, Any]:
@@ -93,7 +88,7 @@ def tool(name: Any = "f", **fields: Any) -> dict[str, Any]:
 )
 def test_wrong_tools(tools: Any, place: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        parse(tools=tools)
+        chat(tools=tools)
     assert str(refused.value).startswith(f"{place}: ")
     assert refused.value.param == "tools"
 
@@ -107,10 +102,10 @@ def test_how_deep_parameters_may_be() -> None:
 
     # The list of tools, a tool and its function are around the parameters.
     deepest = tool(parameters=nested(61))
-    assert shown(parse(tools=[deepest])) == [deepest]
+    assert shown(chat(tools=[deepest])) == [deepest]
     for depth in (62, 400, 900):
         with pytest.raises(BadRequest, match="inside each other"):
-            parse(tools=[tool(parameters=nested(depth))])
+            chat(tools=[tool(parameters=nested(depth))])
 
 
 @pytest.mark.parametrize(
@@ -129,16 +124,16 @@ def test_how_deep_parameters_may_be() -> None:
 )
 def test_wrong_choices(choice: Any) -> None:
     with pytest.raises(BadRequest) as refused:
-        parse(tools=[WEATHER], tool_choice=choice)
+        chat(tools=[WEATHER], tool_choice=choice)
     assert str(refused.value.param).split(".")[0] == "tool_choice"
 
 
 @pytest.mark.parametrize("choice", ["required", named("get_weather")])
 def test_a_choice_without_tools(choice: Any) -> None:
     with pytest.raises(BadRequest, match="tool_choice: there are no tools"):
-        parse(tool_choice=choice)
+        chat(tool_choice=choice)
 
 
 def test_fields_without_effect_are_named() -> None:
     other = {**WEATHER, "cache_control": {}, "function": {**TIME["function"], "x": 1}}  # type: ignore[dict-item]
-    assert parse(tools=[other]).ignored_fields == ("tools.cache_control", "tools.function.x")
+    assert chat(tools=[other]).ignored_fields == ("tools.cache_control", "tools.function.x")

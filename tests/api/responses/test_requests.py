@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.api.responses.requests import ResponseRequest, parse_response
 from control_plane.api.text.request import Chat, Sampling, Structure, ToolUse
-from control_plane.errors import BadRequest, UnknownModel
+from control_plane.errors import BadRequest
 
 SCHEMA = {"type": "object", "properties": {"place": {"type": "string", "default": None}}}
 LOOK = {"type": "function", "name": "look", "description": "sees", "parameters": SCHEMA, "strict": True}
@@ -29,7 +29,7 @@ CALL_ITEM = {
 
 
 def parsed(**body: Any) -> ResponseRequest:
-    return parse_response({"input": "hello", **body}, "tiny")
+    return parse_response({"input": "hello", **body})
 
 
 def chat_of(request: ResponseRequest) -> Chat:
@@ -253,6 +253,11 @@ def test_what_codex_sends_is_accepted() -> None:
         ({"tool_choice": {"type": "function", "name": "fly"}, "tools": [LOOK]}, "tool_choice", "'fly'"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice.type", "web_search"),
         ({"text": {"format": {"type": "json_schema", "name": "cat"}}}, "text.format.schema", "missing"),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {"description": "\ud800"}}}},
+            "text.format.schema",
+            "Unicode",
+        ),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "xml"),
         ({"background": True}, "background", "not supported"),
         ({"conversation": "conv_1"}, "conversation", "not supported"),
@@ -269,12 +274,11 @@ def test_refusals(body: dict[str, Any], param: str, text: str) -> None:
         raise error
 
 
-def test_another_model_and_what_is_no_object() -> None:
-    assert isinstance(refusal(model="gpt-5"), UnknownModel)
+def test_what_is_no_object() -> None:
     bodies: list[Any] = [[], "a", None]
     for body in bodies:
         with pytest.raises(BadRequest, match="JSON object"):
-            parse_response(body, "tiny")
+            parse_response(body)
 
 
 def test_what_is_repeated_is_json() -> None:

@@ -34,7 +34,7 @@ def make_choice(index: int = 0, fields: Any = (), **body: Any) -> Choice:
 
     `fields` are those of the `GenerationRequest`.
     """
-    request = replace(parse_completion({"prompt": PROMPT, **body}, "demo"), **dict(fields))
+    request = replace(parse_completion({"prompt": PROMPT, **body}), **dict(fields))
     prompt = request.prompts[index // request.n]
     prompt_ids = prompt if isinstance(prompt, list) else DEMO.encode(prompt)
     sequence = Sequence("id", "tenant", prompt_ids, request.sampling_params(100, 0, SamplingDefaults()))
@@ -195,9 +195,9 @@ def test_alternatives_are_texts() -> None:
 def test_a_completion_continues_a_text_and_a_chat_begins_one(is_chat: bool, text: str) -> None:
     the, cat = map(FALLBACK.tokenizer.get_vocab().__getitem__, ("▁the", "▁cat"))
     request = (
-        parse_chat({"messages": [{"role": "user", "content": "the"}]}, "tiny")
+        parse_chat({"messages": [{"role": "user", "content": "the"}]})
         if is_chat
-        else parse_completion({"prompt": [the]}, "tiny")
+        else parse_completion({"prompt": [the]})
     )
     sequence = Sequence("id", "tenant", [the], request.sampling_params(100, 0, SamplingDefaults()))
     pieces = generate(Choice(FALLBACK, request, sequence, 0), steps([cat], FinishReason.LENGTH))

@@ -69,7 +69,7 @@ class Answers:
         self.prompt_ids: list[int] = self.tokenizer.encode(prompt)
 
     def request(self, use: ToolUse | None = None, **changes: Any) -> GenerationRequest:
-        request = parse_chat({"messages": MESSAGES}, "model")
+        request = parse_chat({"messages": MESSAGES})
         return replace(request, tool_use=use, **changes)
 
     def pieces(
