@@ -37,8 +37,8 @@ class Vocabulary:
 class GrammarCompiler:
     """Makes matchers for a vocabulary, which takes 8 MB of memory if it has 150,000 tokens.
 
-    Nothing can end a compilation that takes too long, and a few short grammars make one. So the API first
-    tries each grammar with a vocabulary of bytes, in a process that it can end.
+    Some short grammars take very long to compile, and nothing can end a compilation. So the API first tries
+    each grammar with a vocabulary of bytes, in a process that it can end.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
