@@ -2,31 +2,25 @@
 
 import asyncio
 import encodings.unicode_escape  # noqa: F401
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from pathlib import Path
 
 import numpy.ma  # noqa: F401
-from aiohttp import web
 from yarl import URL
 
 from control_plane.api.authentication import Authentication
-from control_plane.api.batches.endpoints import ENDPOINTS
-from control_plane.api.batches.routes import BatchRoutes
-from control_plane.api.batches.runner import BatchRunner
-from control_plane.api.batches.shelf import Shelf
-from control_plane.api.batches.storage import Storage, batch_folder
+from control_plane.api.batches.opening import opened_batches
 from control_plane.api.cors import Origins
 from control_plane.api.drain import Drain
 from control_plane.api.generation import Generation
 from control_plane.api.ignored_fields import IgnoredFields
 from control_plane.api.models import ServedModels
 from control_plane.api.openai.requests import IGNORED_FIELDS
-from control_plane.api.routes import Api, add_routes
+from control_plane.api.routes import Api
 from control_plane.api.service import CompletionService
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.generation_config import end_tokens, sampling_defaults
@@ -45,9 +39,7 @@ from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
-from control_plane.errors import ConfigError, GatewayError
 from control_plane.faas.call import InvocationPolicy
-from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.gateways import Gateways
@@ -57,16 +49,14 @@ from control_plane.http import check_open_files, serving
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
 from control_plane.partition.manifest import Manifest
-from control_plane.tenancy.limits.limiter import Limiter, LocalLimiter
-from control_plane.tenancy.storage.database import database_address, is_postgres
+from control_plane.tenancy.limits.limiter import Limiter, limiter_of
+from control_plane.tenancy.storage.database import database_address
 from control_plane.tenancy.storage.ledger import Ledger
 from control_plane.tenancy.storage.store_thread import StoreThread
 from functions.contract.secret import FunctionSecret
 from functions.host.memory import memory_limit
 
 # NumPy and Jinja import the modules that nothing here uses, but only in a request: see control_plane/http.py.
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,10 +100,11 @@ async def control_plane(
         check_limit(config.memory_budget, memory_limit())
     manifest = Manifest.load(partition)
     check_open_files(len(manifest.blocks))
+    database = database_address(config.database)
     async with (
-        _connected(manifest, access, secret) as gateways,
+        Gateways.connect(access, (block.function for block in manifest.blocks), secret) as gateways,
         _loaded(partition, manifest, gateways, config, secret) as backend,
-        _tenancy(config) as tenancy,
+        _tenancy(database, config) as tenancy,
     ):
         # Measured last: the budget has to cover everything that was loaded before.
         helpers_bytes = backend.prompts.memory_bytes()
@@ -123,28 +114,16 @@ async def control_plane(
         api = _api(backend, tenancy, autoscaler, drain, config)
         app = api.app()
         async with (
-            _batches(app, api, config) as batches,
+            opened_batches(app, api, database, config.batch_storage) as batches,
             serving(app, config.host, config.port) as url,
-            _started(backend.engine),
+            # The engine stops before the server does, so that streams which it cuts off can say so.
+            backend.engine.running(),
             autoscaler.running(),
             Failover(manifest, gateways, config.image_prefix, secret).running(),
-            _drained(drain, config.drain_seconds),
+            drain.at_end(config.drain_seconds),
             batches.running() if batches else nullcontext(),
         ):
             yield url
-
-
-@asynccontextmanager
-async def _connected(
-    manifest: Manifest, access: Sequence[GatewayAccess], secret: FunctionSecret | None
-) -> AsyncIterator[Gateways]:
-    """Clients of all gateways, which know where each function is if the gateways answer."""
-    async with AsyncExitStack() as stack:
-        connected = [await stack.enter_async_context(Gateway.connect(*each, secret)) for each in access]
-        gateways = Gateways(connected, frozenset(block.function for block in manifest.blocks))
-        with suppress(GatewayError):
-            await gateways.functions()
-        yield gateways
 
 
 @asynccontextmanager
@@ -165,49 +144,24 @@ async def _loaded(
     defaults = sampling_defaults(partition) if by_model else SamplingDefaults()
     async with PromptEncoder.running(codec) as prompts:
         engine = build_engine(runner, invoker, end_tokens(partition, codec, prompts), config)
-        vocabulary = await asyncio.to_thread(vocabulary_of, tokenizer, codec.vocab_size, engine.eos_ids)
-        grammars = await asyncio.to_thread(GrammarCompiler, vocabulary)
+        grammars = await asyncio.to_thread(
+            lambda: GrammarCompiler(vocabulary_of(tokenizer, codec.vocab_size, engine.eos_ids))
+        )
         yield _Backend(
             manifest, gateways, invoker, limits, runner, engine, codec, prompts, grammars, defaults
         )
 
 
 @asynccontextmanager
-async def _tenancy(config: ServeConfig) -> AsyncIterator[_Tenancy]:
+async def _tenancy(database: Path | str, config: ServeConfig) -> AsyncIterator[_Tenancy]:
     """Open the database, and declare the configured tenants in it."""
-    database = database_address(config.database)
     async with (
         StoreThread.open(database, "tenants", config.tenants) as store,
-        _ledger_store(store, database) as ledger_store,
-        Ledger.open(ledger_store, database) as ledger,
+        Ledger.open(store, database) as ledger,
     ):
-        yield _Tenancy(store, _limiter(store, database, config), ledger)
-
-
-@asynccontextmanager
-async def _ledger_store(store: StoreThread, database: Path | str) -> AsyncIterator[StoreThread]:
-    """The thread that books usage. With PostgreSQL, bookings must not wait behind requests for admission.
-
-    A SQLite file has one connection in this process: a second one would keep what SQLite knows of a file that
-    is replaced.
-    """
-    if not is_postgres(database):
-        yield store
-        return
-    async with StoreThread.open(database, "ledger") as other:
-        yield other
-
-
-def _limiter(store: StoreThread, database: Path | str, config: ServeConfig) -> Limiter:
-    """Control planes that share a database also share the tenants' limits."""
-    bounds = config.max_queued, config.max_queued_per_tenant
-    if not is_postgres(database):
-        return LocalLimiter(lambda tenant: store.run(lambda opened: opened.spent(tenant)), *bounds)
-    # Imported here because it needs the PostgreSQL driver, which is optional.
-    from control_plane.tenancy.limits.shared_limiter import SharedLimiter
-
-    lease = config.request_timeout + config.drain_seconds
-    return SharedLimiter(store, *bounds, lease)
+        lease = config.request_timeout + config.drain_seconds
+        limiter = limiter_of(store, database, config.max_queued, config.max_queued_per_tenant, lease)
+        yield _Tenancy(store, limiter, ledger)
 
 
 def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) -> Autoscaler:
@@ -271,54 +225,6 @@ def _api(
         status=StatusReporter(manifest, engine, backend.gateways, statistics, autoscaler.memory),
         metrics=metrics,
     )
-
-
-@asynccontextmanager
-async def _batches(app: web.Application, api: Api, config: ServeConfig) -> AsyncIterator[BatchRunner | None]:
-    """Add the routes of files and batches to the application; yields what runs the batches.
-
-    Yields None without batches: they are switched off, or their folder cannot be used.
-    """
-    if not config.batch_storage:
-        yield None
-        return
-    folder = batch_folder(database_address(config.database))
-    async with AsyncExitStack() as stack:
-        try:
-            storage = stack.enter_context(Storage.open(folder))
-        except ConfigError as error:
-            # Such as a second server with the same database: it serves requests all the same.
-            logger.warning("no files and batches: %s", error)
-            yield None
-            return
-        shelf = await asyncio.to_thread(Shelf, storage, config.batch_storage)
-        tenant_of = api.authentication.served
-        fingerprint = api.generation.system_fingerprint
-        runner = BatchRunner(shelf, api.service, api.drain, tenant_of, ENDPOINTS, api.models, fingerprint)
-        add_routes(app, BatchRoutes(api.authentication, shelf, runner, api.models.default).routes())
-        yield runner
-
-
-@asynccontextmanager
-async def _started(engine: Engine) -> AsyncIterator[None]:
-    """The engine's thread. It stops before the server does, so that streams which it cuts off can say so."""
-    engine.start()
-    try:
-        yield
-    finally:
-        await engine.stop()
-
-
-@asynccontextmanager
-async def _drained(drain: Drain, seconds: float) -> AsyncIterator[None]:
-    """When the context ends, running requests may finish for `seconds`, or until a second signal."""
-    try:
-        yield
-    finally:
-        if drain.in_progress:
-            logger.warning("finishing %d requests, for up to %g s", drain.in_progress, seconds)
-        if not await drain.finish(seconds):
-            logger.warning("%d requests are cut off", drain.in_progress)
 
 
 def build_invoker(

@@ -78,11 +78,8 @@ async def _engine(
         codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
         async with PromptEncoder.running(codec, workers=1) as encoder:
             engine = build_engine(runner, invoker, end_tokens(partition, codec, encoder), config)
-            engine.start()
-            try:
+            async with engine.running():
                 yield runner, encoder, engine
-            finally:
-                await engine.stop()
 
 
 async def _sequence(

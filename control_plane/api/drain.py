@@ -1,15 +1,18 @@
 """Counts the requests in progress, and waits for them when the server shuts down."""
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from control_plane.errors import QueueFull, ShuttingDown
 
 RETRY_SECONDS = 1.0
 """Retry-After, in seconds, for a client with too many requests in progress."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -57,12 +60,17 @@ class Drain:
         while self._in_progress:
             await self._idle.wait()
 
-    async def finish(self, seconds: float) -> bool:
-        """Admit no more requests and wait for those in progress; returns whether all ended in time."""
-        self.ending = True
+    @asynccontextmanager
+    async def at_end(self, seconds: float) -> AsyncIterator[None]:
+        """When the context ends, admit no more requests; those in progress may go on for `seconds`."""
         try:
-            async with asyncio.timeout(seconds):
-                await self.idle()
-        except TimeoutError:
-            return False
-        return True
+            yield
+        finally:
+            self.ending = True
+            if self._in_progress:
+                logger.warning("finishing %d requests, for up to %g s", self.in_progress, seconds)
+            try:
+                async with asyncio.timeout(seconds):
+                    await self.idle()
+            except TimeoutError:
+                logger.warning("%d requests are cut off", self.in_progress)

@@ -9,7 +9,8 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from control_plane.engine.core import EngineCore, EngineStatus
 from control_plane.engine.model.runner import ModelRunner
@@ -71,6 +72,15 @@ class Engine:
         self._invoker.abort()
         await asyncio.to_thread(self._thread.join)
         self._invoker.close()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The thread runs until the context ends."""
+        self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
 
     def submit(self, sequences: list[Sequence]) -> TokenStream:
         """Queue a request's sequences, and return the stream of their tokens.

@@ -22,7 +22,7 @@ class StepResult:
     is_last: bool
     """Whether the chunk reached the sequence's end, so that the next token is known."""
     token_id: int | None
-    """The next token; None if there is none to generate, or if the logits are not numbers."""
+    """The next token; None if there is none to generate, or if `Sampler.sample` has none."""
     logprob: TokenLogprob | None
 
 

@@ -10,7 +10,7 @@ from control_plane.faas.connection import Address
 MAX_AVOID_SECONDS = 60.0
 """The longest time for which an address is avoided after failures."""
 SILENT_AVOID_SECONDS = 8.0
-"""The least time for which an address is avoided that did not answer for its health."""
+"""The least time for which an address is avoided whose function did not say that it is alive."""
 
 _PORT = re.compile("[1-9][0-9]{0,4}")
 

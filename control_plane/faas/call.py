@@ -90,8 +90,8 @@ class Call:
         """Whether the attempt has taken too long."""
         return now >= self._ends
 
-    def is_early(self, now: float) -> bool:
-        """Whether the function is not to be asked for its health yet. Sets when to look after it again."""
+    def put_off(self, now: float) -> bool:
+        """Look after the call later, if it is too early to ask the function for its health. Says whether."""
         patience_ends = min(self._ends, self.sent_at + self.policy.patience(0))
         early = now < patience_ends and self.connection is not None and not self.connection.is_losing
         if early:

@@ -74,7 +74,7 @@ class FunctionConnections:
     def avoid(self, address: Address, silent: bool = False) -> None:
         """Note that a direct call failed, so that the next ones go through the gateway.
 
-        `silent`: its function did not answer for its health.
+        `silent` is for an address whose function did not say that it is alive.
         """
         self._addresses.avoid(address, time.monotonic(), silent)
 

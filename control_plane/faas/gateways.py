@@ -2,15 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
 
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
+from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.types import FunctionDeployment, FunctionStatus
 from functions.contract.messages import ResidencyReport
+from functions.contract.secret import FunctionSecret
 
 ABSENT_SECONDS = 3.0
 """How long lists lack a function before it counts as absent: an update removes it and creates it anew."""
@@ -56,6 +59,19 @@ class Gateways:
         self._absences = _Absences()
         self.problems: Mapping[str, str] = {}
         """Errors of gateways that failed to list their functions the last time, by URL."""
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, access: Sequence[GatewayAccess], names: Iterable[str], secret: FunctionSecret | None
+    ) -> AsyncIterator["Gateways"]:
+        """Clients of all gateways, which know where each function is if the gateways answer."""
+        async with AsyncExitStack() as stack:
+            connected = [await stack.enter_async_context(Gateway.connect(*each, secret)) for each in access]
+            gateways = cls(connected, frozenset(names))
+            with suppress(GatewayError):
+                await gateways.functions()
+            yield gateways
 
     def of(self, function: str) -> Gateway:
         """The gateway that has the function; the first gateway if none is known to have it."""

@@ -141,7 +141,7 @@ class Invoker:
     def _hopeful(self, pending: Sequence[Call], now: float) -> Sequence[Call]:
         """The calls that may still be answered. Raises an error if there are none, or the wait was aborted.
 
-        So the error names all functions that have failed, and none that has only not answered yet.
+        Since the error waits for these, it names all functions that have failed, and none that is only slow.
         """
         if self._aborted.is_set():
             raise error_of(pending, now, aborted=True)
@@ -224,7 +224,7 @@ class Invoker:
         together are found together.
         """
         now = time.monotonic()
-        silent = [call for call in silent if not call.is_early(now)]
+        silent = [call for call in silent if not call.put_off(now)]
         asked = {call.address for call in silent if call.address and not call.is_over(now)}
         others = self._connections.known() - {call.address for call in self._in_flight} if asked else set()
         alive = healthy(asked | others, self.policy.health_timeout, self.policy.loss_patience)

@@ -81,7 +81,7 @@ def _replace(folder: Path, changed: Mapping[str, bytes | None], manifest: Manife
     for name in changed:
         (folder / name).parent.mkdir(exist_ok=True)
     check_inside(folder, changed)
-    # Readers of the partition, such as another user's server, are those of before.
+    # The files keep their mode, so that whoever could read them still can, such as another user's server.
     mode = (folder / MANIFEST_FILE).stat().st_mode & 0o777
     for name, data in changed.items():
         if data is None:

@@ -1,19 +1,18 @@
 """Makes, reads, checks and hashes API keys."""
 
 import hashlib
-import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from control_plane.errors import ConfigError
+from control_plane.tenancy.tenants import check_name
 
 MAIN = "main"
 """The name of the key that a tenant is added or declared with."""
 MIN_KEY_CHARACTERS = 20
 """Least length of a key that a person chose."""
 _MAX_FILE_BYTES = 4096
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,7 @@ class KeyRecord:
 
 def check_key_name(name: str) -> None:
     """Raise `ConfigError` unless `name` is a valid name for a key."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"not a key's name: {name[:80]!r}; it has up to 64 letters, digits, dots, dashes and "
-            "underscores, and begins with a letter or digit"
-        )
+    check_name(name, "a key's name")
 
 
 def new_key() -> str:

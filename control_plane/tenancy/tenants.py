@@ -74,10 +74,10 @@ class Tenant:
         check_name(self.name)
 
 
-def check_name(name: str) -> None:
-    """Raise `ConfigError` unless `name` is a valid name for a tenant."""
+def check_name(name: str, what: str = "a tenant's name") -> None:
+    """Raise `ConfigError` unless `name` is a valid name for a tenant or a key."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"not a tenant's name: {name[:80]!r}; it has up to 64 letters, digits, dots, dashes and "
+            f"not {what}: {name[:80]!r}; it has up to 64 letters, digits, dots, dashes and "
             "underscores, and begins with a letter or digit"
         )

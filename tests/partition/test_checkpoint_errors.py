@@ -1,4 +1,4 @@
-"""Bad checkpoints and arguments are refused with an error that names the fault, and leave no files behind."""
+"""Bad weights and arguments are refused with an error that names the fault, and leave no files behind."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from control_plane.errors import ConfigError, PartitionError, UnsupportedModel
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import save_checkpoint, save_fused_checkpoint, tiny_model
+from tests.support.checkpoints import edit_config, refusal, save_checkpoint, save_fused_checkpoint, tiny_model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -47,22 +47,6 @@ def fused(originals: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(originals / "fused", tmp_path / "in" / "fused"))
 
 
-def refusal(checkpoint: Path, kind: type[Exception] = PartitionError, **options: Any) -> str:
-    """The error for a checkpoint, which must leave the folder unchanged."""
-    out = checkpoint.parent / "out"
-    before = sorted(checkpoint.parent.iterdir())
-    with pytest.raises(kind) as caught:
-        partition(checkpoint, out, **options)
-    assert sorted(checkpoint.parent.iterdir()) == before
-    return str(caught.value)
-
-
-def edit_config(checkpoint: Path, **changes: Any) -> None:
-    path = checkpoint / "config.json"
-    config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
-
-
 def edit_tensors(checkpoint: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = load_file(checkpoint / WEIGHTS)
     edit(tensors)
@@ -83,28 +67,6 @@ def test_missing_folder(tmp_path: Path) -> None:
     assert refusal(tmp_path / "in" / "nowhere").endswith("nowhere is not a folder")
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("{", "is not JSON"),
-        ("[1]", "is not a JSON object"),
-        ('{"a":' * 100_000, "is not JSON"),
-        ('{"hidden_size": 24, "hidden_size": 25}', "is not JSON: an object has the same name twice"),
-        ('{"a": ' + "1" * 5000 + "}", "is not JSON"),
-        ('{"a": "' + "x" * (1 << 20) + '"}', "is larger than 1 MiB"),
-    ],
-    ids=["cut", "list", "deep", "same name", "many digits", "large"],
-)
-def test_bad_config_json(checkpoint: Path, text: str, problem: str) -> None:
-    (checkpoint / "config.json").write_text(text)
-    assert f"config.json {problem}" in refusal(checkpoint)
-
-
-def test_no_config_json(checkpoint: Path) -> None:
-    (checkpoint / "config.json").unlink()
-    assert "config.json: No such file" in refusal(checkpoint)
-
-
 def test_no_weights(checkpoint: Path) -> None:
     (checkpoint / WEIGHTS).unlink()
     assert f"has neither {WEIGHTS} nor {INDEX}" in refusal(checkpoint)
@@ -115,96 +77,11 @@ def test_pickled_weights_are_refused(checkpoint: Path) -> None:
     assert "only pickled weights" in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt_oss", None, 7])
-def test_other_families_are_refused_by_name(checkpoint: Path, model_type: Any) -> None:
-    edit_config(checkpoint, model_type=model_type)
-    message = refusal(checkpoint, UnsupportedModel)
-    assert message == (
-        f"model type {model_type!r} is not supported; these are: mixtral, olmoe, qwen2_moe, qwen3_moe"
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only silu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
-        ({"quantization_config": {"bits": 4}}, "quantised (unknown)"),
-        ({"mlp_only_layers": [0, 1, 2]}, "no layer with experts"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary embeddings of type 'dynamic'"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "rotary embeddings of type 'longrope'"),
-        ({"rope_parameters": {"rope_type": [1] * 1000}}, "rotary embeddings of type [1, 1, 1,"),
-    ],
-)
-def test_variants_that_cannot_be_split(checkpoint: Path, change: dict[str, Any], problem: str) -> None:
-    edit_config(checkpoint, **change)
-    assert problem in refusal(checkpoint, UnsupportedModel)
-
-
-@pytest.mark.parametrize(
-    "key", ["hidden_size", "moe_intermediate_size", "num_experts_per_tok", "num_hidden_layers"]
-)
-@pytest.mark.parametrize(
-    "value", [..., "24", 0, True, 2.0, 10**12, float("nan"), "x" * 10**5, [[[[[[[[1]]]]]]]] * 1000]
-)
-def test_sizes_in_config_json(checkpoint: Path, key: str, value: Any) -> None:
-    edit_config(checkpoint, **{key: value})
-    message = refusal(checkpoint)
-    assert f"config.json: {key} is" in message
-    assert len(message) < 400
-
-
-@pytest.mark.parametrize("value", [5, "0", [[0]], [{}], [0.5], [True]])
-def test_layers_without_experts_that_are_no_numbers(checkpoint: Path, value: Any) -> None:
-    edit_config(checkpoint, mlp_only_layers=value)
-    assert "config.json: mlp_only_layers is" in refusal(checkpoint)
-
-
-@pytest.mark.parametrize("value", ["x" * 10**5, [1] * 10**5, {"a": {"b": [1]}}])
-def test_errors_quote_only_the_start_of_a_value(checkpoint: Path, value: Any) -> None:
-    for key in ("model_type", "hidden_act"):
-        before = (checkpoint / "config.json").read_text()
-        edit_config(checkpoint, **{key: value})
-        assert len(refusal(checkpoint, UnsupportedModel)) < 400
-        (checkpoint / "config.json").write_text(before)
-
-
-def test_many_layers_without_experts_are_read_quickly(checkpoint: Path) -> None:
-    """A search of a list for each layer would take a minute."""
-    edit_config(checkpoint, mlp_only_layers=list(range(3, 100_000)), num_hidden_layers=10_000)
-    partition(checkpoint, checkpoint.parent / "out")
-
-
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS])
 def test_a_pipe_in_place_of_a_file_makes_nobody_wait(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
     os.mkfifo(checkpoint / name)
     assert f"{name} is not a regular file" in refusal(checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("rope", "problem"),
-    [
-        (5, "rope_parameters is 5, not an object"),
-        ({"rope_type": "yarn"}, "rope_parameters.factor is None, not a number above 0"),
-        ({"rope_type": "linear", "factor": None}, "rope_parameters.factor is None"),
-        ({"rope_type": "linear", "factor": True}, "rope_parameters.factor is True"),
-        ({"rope_type": "linear", "factor": -1.0}, "rope_parameters.factor is -1.0"),
-        ({"rope_type": "linear", "factor": float("inf")}, "rope_parameters.factor is inf"),
-        ({"rope_type": "linear", "factor": "2" * 10**5}, "rope_parameters.factor is '22"),
-        ({"rope_type": "llama3", "factor": 2.0}, "rope_parameters.low_freq_factor is None"),
-        (
-            {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0},
-            "rope_parameters.original_max_position_embeddings is 0, not a number of tokens",
-        ),
-    ],
-    ids=range(9),
-)
-def test_rotary_embeddings_that_make_no_sense(checkpoint: Path, rope: Any, problem: str) -> None:
-    edit_config(checkpoint, rope_parameters=rope)
-    message = refusal(checkpoint)
-    assert f"config.json: {problem}" in message
-    assert len(message) < 400
 
 
 @pytest.mark.parametrize("change", ["missing", "too many", "twice"])

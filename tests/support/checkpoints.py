@@ -1,11 +1,16 @@
 """Tiny random checkpoints of every supported family, written by transformers itself."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from control_plane.errors import PartitionError
+from control_plane.partition.partitioner import partition
 
 FAMILIES = ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe")
 
@@ -58,3 +63,20 @@ def save_fused_checkpoint(model: PreTrainedModel, folder: Path) -> Path:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def edit_config(checkpoint: Path, **changes: Any) -> None:
+    """Change a checkpoint's config.json; `...` removes a value."""
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def refusal(checkpoint: Path, kind: type[Exception] = PartitionError, **options: Any) -> str:
+    """The error for a checkpoint, which must leave the folder unchanged."""
+    out = checkpoint.parent / "out"
+    before = sorted(checkpoint.parent.iterdir())
+    with pytest.raises(kind) as caught:
+        partition(checkpoint, out, **options)
+    assert sorted(checkpoint.parent.iterdir()) == before
+    return str(caught.value)

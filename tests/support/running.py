@@ -63,11 +63,8 @@ async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
         invoker = build_invoker(lambda _: address, lambda _: True, config)
         runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
         engine = build_engine(runner, invoker, named_end_tokens(partition), config)
-        engine.start()
-        try:
+        async with engine.running():
             yield Served(runner, engine, url)
-        finally:
-            await engine.stop()
 
 
 def sequence(prompt: torch.Tensor, max_tokens: int) -> Sequence:

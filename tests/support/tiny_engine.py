@@ -127,11 +127,8 @@ async def engine_behind(
     scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
     runner = ModelRunner(model, cache, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
-    engine.start()
-    try:
+    async with engine.running():
         yield engine
-    finally:
-        await engine.stop()
 
 
 def token_apart_from(*tokens: int) -> int:

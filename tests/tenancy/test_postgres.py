@@ -233,7 +233,10 @@ async def test_requests_of_a_crashed_control_plane_expire(url: str) -> None:
     tenant = Tenant("acme", Limits(max_concurrency=1))
     async with limiters(url, lease_seconds=0.0) as (one, two):
         await one.admit(tenant, 1, 1)
-        await two.admit(tenant, 1, 1)
+        admitted = await two.admit(tenant, 1, 1)
+    with psycopg.connect(url) as connection:
+        ((state,),) = connection.execute("SELECT state FROM accounts WHERE tenant = 'acme'")
+    assert [request["id"] for request in json.loads(state)["live"]] == [admitted.id]
 
 
 @given(

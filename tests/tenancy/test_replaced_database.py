@@ -1,12 +1,10 @@
 """A database file that is replaced, overwritten, removed or damaged while a server has it open."""
 
-import asyncio
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -21,6 +19,7 @@ from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant
 from control_plane.tenancy.usage import Booking
 from tests.support.echo_gateway import asynchronous
+from tests.support.ledgers import drained
 
 DECLARED = DeclaredTenant("declared", Limits(rpm=5), key="a-key-that-somebody-chose")
 USED = Booking("acme", 0.0, 1, 10, 5, 1.5, 0.25)
@@ -202,10 +201,7 @@ async def test_without_a_database_requests_are_refused_until_it_is_back(
         assert (path.read_bytes() if path.exists() else None) == spoiled
         backup.rename(path)
         assert (await tenant_of(thread, key)).name == "acme"
-        deadline = time.monotonic() + 30
-        while ledger.waiting:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await drained(ledger)
     with TenantStore.open(path) as store:
         assert [usage.requests for usage in store.usage("acme", None)] == [1]
     told = [record.getMessage() for record in caplog.records if record.name.endswith("store_thread")]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from control_plane.api.text.decoder import TextDecoder
 from control_plane.api.text.request import Chat, Prompt
-from control_plane.engine.grammar.vocabulary import FALLBACK_BYTE, byte_alphabet
+from control_plane.engine.grammar.vocabulary import byte_alphabet, named_bytes
 from control_plane.errors import BadRequest, TokenizerError
 
 
@@ -87,14 +87,10 @@ class TextCodec:
         return text.encode() if known is None else known
 
     def _vocabulary_bytes(self, token_id: int) -> bytes | None:
-        """The bytes by the token's name in the vocabulary; None if the name does not reveal them."""
+        """The bytes by the token's name; None if the name does not reveal them."""
         if token_id in self._added_ids or not 0 <= token_id < len(self.tokenizer):
             return None
-        token = str(self.tokenizer.convert_ids_to_tokens(token_id))
-        if self._alphabet and all(character in self._alphabet for character in token):
-            return bytes(self._alphabet[character] for character in token)
-        fallback = None if self._alphabet else FALLBACK_BYTE.fullmatch(token)
-        return bytes([int(fallback[1], 16)]) if fallback else None
+        return named_bytes(str(self.tokenizer.convert_ids_to_tokens(token_id)), self._alphabet)
 
     @cached_property
     def _longest_token(self) -> int:
@@ -112,9 +108,7 @@ class TextCodec:
 
     @cached_property
     def _alphabet(self) -> Mapping[str, int]:
-        """The characters that stand for bytes; empty if the vocabulary is not byte-level."""
-        decoder = str(self.tokenizer.backend_tokenizer.decoder)
-        return byte_alphabet() if "ByteLevel" in decoder else {}
+        return byte_alphabet(self.tokenizer)
 
     def _text(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Called some times for each generated token. Raises `TokenizerError`."""

@@ -1,6 +1,7 @@
 """Compiles Lark grammars, in the dialect of the library llguidance."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -16,7 +17,6 @@ _LIMITS = LLParserLimits(
     precompute_large_lexemes=False,
     verbose_errors=False,
 )
-
 
 _OPTIONS = '\n%llguidance {"no_forcing": true}'
 """Where a grammar allows one text only, the model still chooses its tokens: the library encodes no text."""
@@ -37,8 +37,8 @@ class Vocabulary:
 class GrammarCompiler:
     """Makes matchers for a vocabulary, which takes 8 MB of memory if it has 150,000 tokens.
 
-    Nothing can end a compilation that takes too long, and a few short grammars make one. So the API first
-    tries each grammar with a vocabulary of bytes, in a process that it can end.
+    Some short grammars take very long to compile, and nothing can end a compilation. So the API first tries
+    each grammar with a vocabulary of bytes, in a process that it can end.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -61,34 +61,22 @@ class GrammarCompiler:
         return Matcher(state, self._thread, field)
 
 
-class _Tokens(TokenizerWrapper):
-    """A vocabulary as the library reads it.
-
-    From a tokenizer's own JSON, the library makes a tokenizer as well, only to encode text, which takes 67 MB
-    more with 150,000 tokens. Without forced tokens, it needs none.
-    """
-
-    is_tokenizer_wrapper = True
-    bos_token_id = None
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        # Not that of the class, which takes another library's tokenizer.
-        self.tokens = vocabulary.tokens
-        self.special_token_ids = sorted(vocabulary.special_ids)
-        self.eos_token_id = min(vocabulary.end_ids)
-
-    def _encode_string(self, s: str) -> list[int]:
-        raise NotImplementedError
-
-    __call__ = _encode_string
-
-
 def _tokenizer(vocabulary: Vocabulary) -> LLTokenizer | None:
-    """None for a vocabulary without an end token."""
+    """The vocabulary as the library keeps it. None for one without an end token.
+
+    From a tokenizer's own JSON, the library would make a tokenizer that encodes text as well, which takes
+    67 MB more with 150,000 tokens. It encodes text only for forced tokens, which `_OPTIONS` switches off.
+    """
     if not vocabulary.end_ids:
         return None
-    tokens = _Tokens(vocabulary)
-    made = LLTokenizer(tokens, n_vocab=len(vocabulary.tokens), eos_token=sorted(vocabulary.end_ids))
-    # The library keeps the object, and has copied the tokens.
-    tokens.tokens = []
+    tokens = SimpleNamespace(
+        tokens=vocabulary.tokens,
+        special_token_ids=sorted(vocabulary.special_ids),
+        eos_token_id=min(vocabulary.end_ids),
+        bos_token_id=None,
+    )
+    wrapper = TokenizerWrapper(tokens)
+    made = LLTokenizer(wrapper, n_vocab=len(vocabulary.tokens), eos_token=sorted(vocabulary.end_ids))
+    # The library keeps both objects, and has copied the tokens.
+    tokens.tokens = wrapper.tokens = []
     return made

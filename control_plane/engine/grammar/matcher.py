@@ -12,9 +12,10 @@ from control_plane.errors import BadRequest
 MASK_SECONDS = 10.0
 """The longest that a step waits for a mask: a last resort, since the library ends nearly all within 40 ms."""
 FREE_SECONDS = 1.0
+"""How much of a processor's time all masks of an answer may take, besides `TOKEN_SECONDS`. An answer that
+takes more ends, because others wait for its masks."""
 TOKEN_SECONDS = 0.005
-"""An answer's masks may take so much of a processor's time, and so much more for each token of it. Most take
-0.05 ms a token. Other answers wait, so one whose grammar takes more ends."""
+"""How much more of a processor's time they may take for each token of the answer. Most take 0.05 ms."""
 _MAX_ERROR = 500
 """The most characters of the library's errors that are passed on."""
 

@@ -9,7 +9,7 @@ from control_plane.engine.grammar.compiler import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FALLBACK_BYTE = re.compile("<0x([0-9A-F]{2})>")
+_FALLBACK_BYTE = re.compile("<0x([0-9A-F]{2})>")
 """The name of a one-byte token in SentencePiece's vocabularies."""
 _MARK = b"\xff"
 """llguidance marks special tokens by this first byte, which no text has."""
@@ -17,17 +17,27 @@ _SPACE = "\u2581"
 """A space in the names of SentencePiece's tokens."""
 
 
-def byte_alphabet() -> Mapping[str, int]:
-    """The characters that stand for bytes in a byte-level vocabulary, as in GPT-2's encoder."""
+def byte_alphabet(tokenizer: "PreTrainedTokenizerBase") -> Mapping[str, int]:
+    """The characters that stand for bytes, as in GPT-2's encoder; empty without a byte-level vocabulary."""
+    if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
+        return {}
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}
     return alphabet | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
+def named_bytes(name: str, alphabet: Mapping[str, int]) -> bytes | None:
+    """The bytes of a token by its name in the vocabulary; None if the name does not reveal them."""
+    if alphabet and all(character in alphabet for character in name):
+        return bytes(alphabet[character] for character in name)
+    fallback = None if alphabet else _FALLBACK_BYTE.fullmatch(name)
+    return bytes([int(fallback[1], 16)]) if fallback else None
+
+
 def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, end_ids: frozenset[int]) -> Vocabulary:
     """The vocabulary of a model that knows `size` tokens. The tokenizer may know more, or fewer."""
-    alphabet = byte_alphabet() if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder) else {}
+    alphabet = byte_alphabet(tokenizer)
     added = tokenizer.added_tokens_decoder
     tokens = [b""] * size
     for name, token_id in tokenizer.get_vocab().items():
@@ -40,7 +50,5 @@ def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, end_ids: froz
 
 
 def _bytes(name: str, alphabet: Mapping[str, int]) -> bytes:
-    if alphabet and all(character in alphabet for character in name):
-        return bytes(alphabet[character] for character in name)
-    fallback = None if alphabet else FALLBACK_BYTE.fullmatch(name)
-    return bytes([int(fallback[1], 16)]) if fallback else name.replace(_SPACE, " ").encode(errors="replace")
+    known = named_bytes(name, alphabet)
+    return name.replace(_SPACE, " ").encode(errors="replace") if known is None else known

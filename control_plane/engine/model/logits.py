@@ -15,7 +15,8 @@ from control_plane.engine.state.sequence import SamplingParams, Sequence
 class TokenCounts:
     """The distinct tokens of a sequence, and how often its answer has each.
 
-    It follows the sequence, so that a step costs no more for a long answer than its distinct tokens do.
+    It counts each token once, when that is new, so that a step takes no longer for a longer answer with as
+    many distinct tokens.
     """
 
     def __init__(self, sequence: Sequence) -> None:

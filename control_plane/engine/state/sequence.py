@@ -144,7 +144,7 @@ class Sequence:
     def append(self, token_id: int, eos_ids: frozenset[int]) -> None:
         """Append a generated token, and set `finish_reason` if it ends the answer.
 
-        Tokens that end it are none of the sampler's before `min_tokens`, unless there is no other.
+        Before `min_tokens`, the sampler chooses no token that ends it, unless no other is possible.
         """
         self.token_ids.append(token_id)
         # A grammar allows an end token only where it is complete.

@@ -3,7 +3,7 @@
 import select
 import socket
 import time
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from contextlib import ExitStack, suppress
 from typing import TypeVar
 
@@ -20,41 +20,31 @@ def healthy(addresses: Collection[Endpoint], seconds: float, connect_seconds: fl
     milliseconds for a function that lives.
     """
     began = time.monotonic()
-    deadline, connect_deadline = began + seconds, began + min(seconds, connect_seconds)
-    found = set()
-    poll = select.poll()
     with ExitStack() as stack:
-        asked: dict[int, tuple[Endpoint, socket.socket]] = {}
+        asked: dict[socket.socket, Endpoint] = {}
         for address in addresses:
             family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
             connection = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             connection.setblocking(False)
-            with suppress(BlockingIOError, OSError):  # A failure to connect shows when it is polled.
+            with suppress(OSError):  # It connects later, or a failure shows when something is sent.
                 connection.connect(tuple(address))
-            asked[connection.fileno()] = address, connection
-            poll.register(connection, select.POLLOUT)
-        connecting = set(asked)
-        while asked:
-            now = time.monotonic()
-            if now >= connect_deadline:
-                for number in connecting:
-                    poll.unregister(number)
-                    del asked[number]
-                connecting.clear()
-            left = (connect_deadline if connecting else deadline) - now
-            if left <= 0 or not asked:
-                break
-            for number, event in poll.poll(left * 1000):
-                address, connection = asked[number]
-                connecting.discard(number)
-                if event == select.POLLOUT and _send(connection):
-                    poll.modify(number, select.POLLIN)
-                    continue
-                if event & select.POLLIN and _receive(connection) == _GOOD:
-                    found.add(address)
-                poll.unregister(number)
-                del asked[number]
-    return found
+            asked[connection] = address
+        connected = _ready(asked, select.POLLOUT, began + min(seconds, connect_seconds))
+        sent = [connection for connection in connected if _send(connection)]
+        answered = _ready(sent, select.POLLIN, began + seconds)
+        return {asked[connection] for connection in answered if _receive(connection) == _GOOD}
+
+
+def _ready(connections: Iterable[socket.socket], event: int, deadline: float) -> Iterator[socket.socket]:
+    """Each of the connections on which an event or an error comes before the deadline, as it comes."""
+    waiting = {connection.fileno(): connection for connection in connections}
+    poll = select.poll()
+    for number in waiting:
+        poll.register(number, event)
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for number, _ in poll.poll(left * 1000):
+            poll.unregister(number)
+            yield waiting.pop(number)
 
 
 def _send(connection: socket.socket) -> bool:

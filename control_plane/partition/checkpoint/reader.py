@@ -18,7 +18,7 @@ MAX_CONFIG_NBYTES = 1 << 20
 MAX_INDEX_NBYTES = 32 << 20
 MAX_FILE_NAME = 255
 
-_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 @dataclass(frozen=True)

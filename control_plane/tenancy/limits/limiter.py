@@ -3,10 +3,13 @@
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from control_plane.tenancy.limits.admission import Admission, Quota, Ticket
 from control_plane.tenancy.limits.places import Places
+from control_plane.tenancy.storage.database import is_postgres
+from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Tenant
 from control_plane.tenancy.usage import Spent
 
@@ -69,3 +72,21 @@ class LocalLimiter:
     async def quota(self, tenant: Tenant) -> Quota:
         """See `Limiter.quota`."""
         return self._admission.quota(tenant, self._clock())
+
+
+def limiter_of(
+    store: StoreThread,
+    database: Path | str,
+    max_queued: int,
+    max_queued_per_tenant: int,
+    lease_seconds: float,
+) -> Limiter:
+    """The limiter for a database. Control planes that share it also share the tenants' limits."""
+    if not is_postgres(database):
+        return LocalLimiter(
+            lambda tenant: store.run(lambda opened: opened.spent(tenant)), max_queued, max_queued_per_tenant
+        )
+    # Imported here because it needs the PostgreSQL driver, which is optional.
+    from control_plane.tenancy.limits.shared_limiter import SharedLimiter
+
+    return SharedLimiter(store, max_queued, max_queued_per_tenant, lease_seconds)

@@ -15,6 +15,7 @@ from typing import TypeVar
 from control_plane.errors import DatabaseUnavailable, TenancyError
 from control_plane.files import state_folder
 from control_plane.tenancy.storage.backlog import Backlog, count
+from control_plane.tenancy.storage.database import is_postgres
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.usage import Booking, Entry
 
@@ -51,14 +52,15 @@ class Ledger:
         Leaving the context makes all bookings safe, or logs them.
         """
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, "spool") as files:
-            backlog = await loop.run_in_executor(files, Backlog, spool_prefix(address), store.writer)
-            ledger = cls(store, backlog, files)
-            ledger._replay_backlog()
-            try:
-                yield ledger
-            finally:
-                await ledger._close()
+        async with _booking_thread(store, address) as thread:
+            with ThreadPoolExecutor(1, "spool") as files:
+                backlog = await loop.run_in_executor(files, Backlog, spool_prefix(address), thread.writer)
+                ledger = cls(thread, backlog, files)
+                ledger._replay_backlog()
+                try:
+                    yield ledger
+                finally:
+                    await ledger._close()
 
     @property
     def waiting(self) -> int:
@@ -161,6 +163,20 @@ class Ledger:
             _logger.warning("%d bookings wait for the next start", self._backlog.waiting - count(lost))
         for entry in lost:
             _logger.error("not booked, since neither database nor disk take it: %s", entry.bookings)
+
+
+@asynccontextmanager
+async def _booking_thread(store: StoreThread, address: Path | str) -> AsyncIterator[StoreThread]:
+    """The thread that books usage. With PostgreSQL, bookings must not wait behind requests for admission.
+
+    A SQLite file has one connection in this process: a second one would keep what SQLite knows of a file that
+    is replaced.
+    """
+    if not is_postgres(address):
+        yield store
+        return
+    async with StoreThread.open(address, "ledger") as own:
+        yield own
 
 
 def spool_prefix(address: Path | str) -> Path:

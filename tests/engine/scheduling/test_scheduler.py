@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.scheduling.scheduler import STEPS_BETWEEN_EXPRESS, Scheduler
+from control_plane.engine.scheduling.express import STEPS_BETWEEN_EXPRESS
+from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.state.sequence import Sequence
 from tests.support.scheduling import advance, assert_empty, complete, make_scheduler, make_sequence
 

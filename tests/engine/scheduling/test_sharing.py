@@ -97,7 +97,7 @@ def test_the_prompt_is_charged_once(limits: dict[str, Any]) -> None:
     queued(scheduler, answers(4, 20, 3))
     queued(scheduler, [make_sequence(1, 400, "another")])
     while any(
-        queue.running or queue.waiting for name, queue in scheduler._queues.items() if name == "tenant"
+        queue.running or queue.waiting for name, queue in scheduler._queues.all().items() if name == "tenant"
     ):
         spent = scheduler._counters["tenant"]
         advance(scheduler)

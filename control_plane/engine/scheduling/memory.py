@@ -1,0 +1,116 @@
+"""Decides which sequences have memory: lanes and pages of the KV cache.
+
+Memory is shared by weight alone, whatever service the owners have had: a preempted sequence has to be
+computed again, so an order that changes with each step would waste too much. Sequences in the background are
+the first to lose theirs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from control_plane.engine.scheduling import sharing
+from control_plane.engine.scheduling.chunk import Chunk
+from control_plane.engine.scheduling.preemption import victims_of_admission, victims_of_growth
+from control_plane.engine.scheduling.queues import Queues
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.sequence import Sequence
+
+
+@dataclass
+class Memory:
+    """Gives memory to sequences, and takes it from others. Their queues follow."""
+
+    kv_cache: KVCache
+    queues: Queues
+    num_preemptions: int = 0
+    """Preemptions since the start."""
+
+    def grow(self, chunk: Chunk) -> list[Sequence]:
+        """Give a running sequence room for the chunk; returns the preempted sequences, perhaps itself."""
+        pages = self.kv_cache.pages
+        missing = pages.missing(chunk.sequence, chunk.end) - pages.num_free_pages
+        victims, missing = self._taken_from_background(pages.held, missing)
+        if missing > 0:
+            victims += victims_of_growth(self.queues.holders(pages.held), missing)
+        for victim in victims:
+            self._preempt(victim)
+        if chunk.sequence not in victims:
+            pages.allocate(chunk.sequence, chunk.end)
+        return victims
+
+    def admit(self, sequence: Sequence) -> list[Sequence] | None:
+        """Let a waiting sequence run; returns the preempted sequences, or None if it has to wait.
+
+        It takes over what another has computed of the same prompt.
+        """
+        victims = self._preempted_for(sequence)
+        if victims is None:
+            sequence.stalls = True
+            return None
+        for victim in victims:
+            self._preempt(victim)
+        source = self.queues.source(sequence)
+        self.queues.of(sequence).begin(sequence)
+        self.kv_cache.pages.allocate(sequence, len(sequence.token_ids))
+        if source:
+            sharing.take_over(sequence, source)
+            self.kv_cache.copy(source, sequence, sequence.num_computed)
+        return victims
+
+    def hand_over(self, sequence: Sequence) -> None:
+        """Let one that waits have the memory of a sequence that ends, if the prompt would be lost with it."""
+        if sequence.prompt_key is None or not sharing.is_ready(sequence) or self.queues.source(sequence):
+            return
+        pages, queue = self.kv_cache.pages, self.queues.of(sequence)
+        for heir in queue.waiting:
+            if heir.prompt_key is sequence.prompt_key and not pages.missing(sequence, len(heir.token_ids)):
+                queue.begin(heir)
+                pages.hand_over(sequence, heir)
+                sharing.take_over(heir, sequence)
+                return
+
+    def _preempted_for(self, sequence: Sequence) -> list[Sequence] | None:
+        """The sequences to preempt so that this one gets its memory; None if it gets none."""
+        pages = self.kv_cache.pages
+        wanted = pages.pages_for(len(sequence.token_ids))
+        # One page for each running sequence stays free. Each may need one before another sequence ends, and
+        # without them the next step would preempt what this one has admitted.
+        missing = wanted + self.queues.num_running - pages.num_free_pages
+        victims = self._make_room(sequence, pages.held, wanted, missing)
+        if victims == [] and not pages.num_free_lanes:
+            # There are pages enough, but no lane: take one from the owner of most lanes.
+            victims = self._make_room(sequence, lambda _: 1, wanted=1, missing=1)
+        return victims
+
+    def _make_room(
+        self, sequence: Sequence, held: Callable[[Sequence], int], wanted: int, missing: int
+    ) -> list[Sequence] | None:
+        """The sequences to take from so that this one gets its share of a resource; None if it has to wait.
+
+        `held` is the amount of the resource that a running sequence holds.
+        """
+        victims, missing = self._taken_from_background(held, missing)
+        if missing <= 0:
+            return victims
+        owner = self.queues.owner(sequence)
+        others = victims_of_admission(self.queues.holders(held), owner, sequence.weight, wanted, missing)
+        return None if others is None else victims + others
+
+    def _taken_from_background(
+        self, held: Callable[[Sequence], int], missing: int
+    ) -> tuple[list[Sequence], int]:
+        """The sequences that give way for a resource, the newest first, and what is missing without them."""
+        victims: list[Sequence] = []
+        for sequence in self.queues.giving_way() if missing > 0 else ():
+            if missing <= 0:
+                break
+            victims.append(sequence)
+            missing -= held(sequence)
+        return victims, missing
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take the sequence's memory. It waits at the head of its queue, and is computed from its start."""
+        self.queues.of(sequence).put_back(sequence)
+        self.kv_cache.free(sequence)
+        sequence.num_computed = 0
+        self.num_preemptions += 1
