@@ -287,7 +287,7 @@ async def _batches(app: web.Application, api: Api, config: ServeConfig) -> Async
         try:
             storage = stack.enter_context(Storage.open(folder))
         except ConfigError as error:
-            # Such as a second server with the same database: it serves requests all the same.
+            # For example, a second server with the same database still serves other requests.
             logger.warning("no files and batches: %s", error)
             yield None
             return

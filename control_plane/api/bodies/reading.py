@@ -41,7 +41,7 @@ def decode_json(body: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A proxy that checks requests may read another of two values than this server does."""
+    """Refuses duplicate keys: a proxy that checks requests might read the other value."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("an object has a key twice")

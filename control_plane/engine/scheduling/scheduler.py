@@ -144,7 +144,7 @@ class Scheduler:
             sequence.num_charged += new
 
     def _express(self, batch: dict[Sequence, Chunk]) -> dict[Sequence, Chunk]:
-        """Only the newcomers' chunks, if there are some, and no other step of late was theirs alone.
+        """The newcomers' chunks alone, if there are any and no recent step was for newcomers alone.
 
         A newcomer has had no step yet. With a step of its own, it waits for its first token as long as at an
         idle engine. The others wait for that short step.
@@ -276,7 +276,7 @@ class Scheduler:
         return sharing.find_source(sequence, self._queues[self._owner(sequence)].running)
 
     def _hand_over(self, sequence: Sequence, queue: SequenceQueue) -> None:
-        """Let one that waits have the memory of a sequence that ends, if the prompt would be lost with it."""
+        """Give an ending sequence's memory to a waiting one, if no other sequence has computed the prompt."""
         if sequence.prompt_key is None or not sharing.is_ready(sequence) or self._source(sequence):
             return
         pages = self.kv_cache.pages
