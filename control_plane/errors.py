@@ -109,7 +109,7 @@ class InvalidApiKey(TenancyError):
 
 
 class ExpiredApiKey(InvalidApiKey):
-    """A tenant's key, after its time."""
+    """A tenant's key that has expired."""
 
 
 class RetryLater(TenancyError):

@@ -59,7 +59,7 @@ class Caller:
     path: str
     timing: RequestTiming
     background: bool = False
-    """Whether nobody waits for the answer, so that it gives way to all others, and may take any time."""
+    """Whether nobody waits for the answer. The request then gives way to all others, without a time limit."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ class ActiveRequest:
 
     @property
     def usage(self) -> Usage:
-        """What the request has cost so far."""
+        """The cost of the request so far."""
         return Usage(self.prompt_tokens, self.generated_tokens, self.expert_usage)
 
     def record(self) -> RequestRecord:

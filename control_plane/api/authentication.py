@@ -34,7 +34,7 @@ class Authentication:
     origins: Origins
 
     async def identify(self, request: web.Request) -> str:
-        """Note the tenant of the key in the request; returns its name, or "" without a key.
+        """Store the tenant of the key in the request; returns its name, or "" without a key.
 
         Raises `InvalidApiKey`.
         """
@@ -51,7 +51,7 @@ class Authentication:
             try:
                 return await self.store.run(lambda store: store.authenticate(key))
             except ExpiredApiKey:
-                # An open server, too, must not take it for another tenant's request.
+                # Even an open server must not serve this as the request of another tenant.
                 raise
             except InvalidApiKey:
                 # Some clients cannot go without a key, and send an arbitrary one to an open server.
@@ -64,7 +64,7 @@ class Authentication:
         return None
 
     def _foreign_page(self, request: web.Request) -> str:
-        """What an open server says to a page of another site that may have sent this; "" if none has."""
+        """The requests that an open server accepts, if a foreign page may have sent this one; "" if not."""
         if not _is_local(request.host):
             return "requests to its address or localhost only"
         origin = request.headers.get("Origin")
@@ -89,7 +89,7 @@ class Authentication:
         raise InvalidApiKey(f"the tenant {name} has a key: {_SEND_IT}")
 
     async def served(self, name: str) -> Tenant:
-        """The tenant that work of an earlier request belongs to, as it is now. Raises `UnknownTenant`."""
+        """The current state of the tenant that an earlier request belongs to. Raises `UnknownTenant`."""
         try:
             return await self.store.run(lambda store: store.get(name))
         except UnknownTenant:
@@ -109,12 +109,12 @@ class Authentication:
         return tenant is not None and tenant.operator
 
     async def may_see_addresses(self, request: web.Request) -> bool:
-        """Whether the request may see where gateways are: an operator's may, and any that needs no key."""
+        """Whether the request may see gateways' addresses: from operators, or where no key is needed."""
         return (self.open and not self._foreign_page(request)) or await self.is_operator(request)
 
 
 def _key(request: web.Request) -> str | None:
-    """The key in a request's headers, if there is one. Raises `InvalidApiKey` for different ones."""
+    """The key in a request's headers, if there is one. Raises `InvalidApiKey` if they differ."""
     keys = {key.strip() for key in request.headers.getall("x-api-key", ())}
     for authorization in request.headers.getall("Authorization", ()):
         scheme, _, key = authorization.partition(" ")

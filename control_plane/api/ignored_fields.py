@@ -1,4 +1,4 @@
-"""Fields of requests that have no effect: named in the log, counted, or refused."""
+"""Logs, counts or refuses fields of requests that have no effect."""
 
 import logging
 from collections.abc import Callable, Set
@@ -10,21 +10,21 @@ from control_plane.validation import MAX_QUOTED, quoted
 logger = logging.getLogger(__name__)
 
 OTHER = "other"
-"""What fields are counted as that nobody knows: clients make up any number of names."""
+"""The name under which unknown fields are counted, since clients may send any number of names."""
 MAX_NAMED = 200
-"""The most fields that the log names."""
+"""The most names of fields that are logged."""
 
 
 @dataclass(frozen=True)
 class IgnoredFields:
-    """Decides on fields that have no effect."""
+    """Counts fields that have no effect, or refuses them."""
 
     strict: bool
     """Whether they are refused."""
     known: Set[str]
-    """The names that are counted each for itself."""
+    """The names that have counters of their own."""
     count: Callable[[str], None]
-    """Called with a known name or `OTHER`, once for each in a request."""
+    """Called once for each known name in a request, and once with `OTHER` for all other names."""
     _named: set[str] = field(default_factory=set, init=False)
 
     def note(self, names: tuple[str, ...]) -> None:

@@ -37,7 +37,7 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
     request[REQUEST_ID] = asked if _GOOD_ID.fullmatch(asked) else secrets.token_hex(12)
     request[TIMING] = RequestTiming()
     try:
-        # Uploads of files have bounds of their own, and no other route reads such a body.
+        # Uploads of files have their own bounds, and no other route reads such a body.
         is_upload = request.content_type == "multipart/form-data"
         if (request.content_length or 0) > request.client_max_size and not is_upload:
             raise web.HTTPRequestEntityTooLarge(request.client_max_size)
@@ -62,7 +62,7 @@ async def request_middleware(request: web.Request, handler: Handler) -> web.Stre
 
 
 def _reason(request: web.Request, error: web.HTTPException) -> str:
-    """What an error in aiohttp's form says to the client. It repeats nothing of the request."""
+    """The message for an error of aiohttp's. It contains nothing of the request."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         return f"this path takes {', '.join(sorted(error.allowed_methods))}"
     if isinstance(error, web.HTTPNotFound):
@@ -70,7 +70,9 @@ def _reason(request: web.Request, error: web.HTTPException) -> str:
         # A long path would take long to compare.
         near = get_close_matches(request.path[:MAX_QUOTED], [path for _, path in there_is], n=1)
         nearest = [
-            f"the nearest is {' '.join(route)}" for route in there_is if route == (request.method, *near)
+            f"the nearest is {method} {path}"
+            for method, path in there_is
+            if method == request.method and path in near
         ]
         return "; ".join(
             ["there is no such path", *nearest, f"there are {', '.join(map(' '.join, there_is))}"]
@@ -79,7 +81,7 @@ def _reason(request: web.Request, error: web.HTTPException) -> str:
 
 
 def routes(app: web.Application) -> list[tuple[str, str]]:
-    """The methods and paths of an application, without those that end in an optional slash."""
+    """The methods and paths of an application, without the variants that end in a slash."""
     found = [
         (route.method, route.resource.canonical)
         for route in app.router.routes()
@@ -98,7 +100,7 @@ def refusal(request: web.Request, error: FaaSMoEError) -> web.Response:
 def _error_response(
     request: web.Request, body: dict[str, Any], status: int, headers: Mapping[str, str]
 ) -> web.Response:
-    """The response for an error's body in OpenAI's form, which it keeps unless the path is Anthropic's."""
+    """The response for an error's body in OpenAI's form. It is converted for paths of Anthropic's API."""
     if request.path.startswith(anthropic.PATH):
         body = anthropic.error_body(status, body["error"]["message"], request[REQUEST_ID])
         status = anthropic.error_status(status)

@@ -9,14 +9,14 @@ from aiohttp import web
 SEND_SECONDS = 30.0
 """The longest that a client may take to make room for more data."""
 HEARTBEAT_SECONDS = 7.0
-"""How long a stream may be silent. Proxies give one up after 10 s and more. The error of a function that is
-known to be broken comes within 5 s (`InvocationPolicy`), and can so have its own status."""
+"""The longest that a stream sends nothing. Proxies close silent streams after 10 s or more. A function that
+is known to be broken fails within 5 s (`InvocationPolicy`), early enough for an error status of its own."""
 _HEARTBEAT = b": waiting\n\n"
 """A comment, which clients ignore (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
-    # nginx would collect tokens, and keep back the heartbeats.
+    # Without it, nginx buffers tokens and heartbeats.
     "X-Accel-Buffering": "no",
 }
 
@@ -30,7 +30,7 @@ async def send_whole(request: web.Request, response: web.Response) -> web.Respon
 
 
 async def send_part(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-    """Send the head, if it is not sent, and the next part of the body. Raises `ConnectionResetError`."""
+    """Send the next part of the body, after the head if that is not sent. Raises `ConnectionResetError`."""
     async with _time_limit(request):
         if not response.prepared:
             await response.prepare(request)
@@ -38,7 +38,7 @@ async def send_part(request: web.Request, response: web.StreamResponse, data: by
 
 
 class EventStream:
-    """A response of server-sent events. Its head goes out with the first of them, or with a heartbeat."""
+    """A response of server-sent events. Its head is sent with the first event or heartbeat."""
 
     def __init__(self, request: web.Request) -> None:
         self.response = web.StreamResponse(headers=_STREAM_HEADERS)
@@ -48,7 +48,7 @@ class EventStream:
 
     @property
     def begun(self) -> bool:
-        """Whether the head is sent, and with it the status 200."""
+        """Whether the head, with status 200, was sent."""
         return self.response.prepared
 
     async def send(self, events: bytes) -> None:
@@ -64,13 +64,13 @@ class EventStream:
         try:
             yield
         finally:
-            # Not amid its sending, which would leave half a head.
+            # The lock prevents a cancel in the middle of sending, which could leave half a head.
             async with self._sending:
                 heart.cancel()
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
-        # Whoever closes the connection also cancels the request.
+        # When the client closes the connection, the request is cancelled elsewhere.
         with suppress(ConnectionError):
             while True:
                 silent = loop.time() - self._last

@@ -68,7 +68,7 @@ class CompletionService:
     """The longest that a request may take, in seconds."""
     log_prompts: bool
     defaults: SamplingDefaults
-    """For requests that do not say how tokens are chosen."""
+    """Sampling settings for requests that leave them out."""
     ignored_fields: IgnoredFields
     admitted: Callable[[], None]
     """Called for each request that is admitted, before its first step."""
@@ -140,7 +140,7 @@ class CompletionService:
         return await asyncio.shield(asyncio.create_task(locked()))
 
     def _resolved(self, request: GenerationRequest) -> GenerationRequest:
-        """The request with the tokens that its stop strings name. Raises `BadRequest` for unknown tokens."""
+        """The request with the ids of its stop strings that are special tokens. Raises `BadRequest`."""
         self.codec.check(list(request.logit_bias), "logit_bias")
         self.codec.check(list(request.stop_token_ids), "stop_token_ids")
         return replace(request, stop_token_ids=request.stop_token_ids | self.codec.special_ids(request.stop))
@@ -154,7 +154,7 @@ class CompletionService:
         return sequences
 
     async def _hold_to_grammars(self, request: GenerationRequest, sequences: list[Sequence]) -> None:
-        """Give matchers to the sequences whose answers have to match something: calls of tools come first."""
+        """Give matchers to sequences whose answers have to match a tool call or, if not that, a structure."""
         groups: dict[str | None, list[Sequence]] = {}
         for index, sequence in enumerate(sequences):
             calls = self.format.grammar(request, index, sequence.token_ids)
@@ -252,7 +252,7 @@ class CompletionService:
 
     async def _book(self, ticket: Ticket, booking: Booking) -> None:
         """Book and release. The tenant has its answer, so a failure to release is only logged."""
-        # In this order: until it is booked, a budget counts the request among those in progress.
+        # In this order: a budget counts the request as in progress until it is released.
         await self.ledger.book(booking)
         try:
             await self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens)
@@ -268,11 +268,11 @@ class CompletionService:
 
 
 def _too_long(prompt: Prompt, tokens: str, most: int) -> ContextLengthExceeded:
-    """In OpenAI's words, by which client libraries know that the chat has to be shorter."""
+    """The error in OpenAI's words, by which client libraries recognise that a chat is too long."""
     what = "messages" if isinstance(prompt, Chat) else "prompt"
     return ContextLengthExceeded(
         f"This model's maximum context length is {most} tokens. However, your {what} resulted in {tokens} "
-        # LangChain looks for the code in the text, where OpenAI's client no longer repeats the whole body.
+        # LangChain looks for the code in the message, since OpenAI's client does not repeat the whole body.
         f"tokens. Please reduce the length of the {what}. (context_length_exceeded)",
         what,
     )

@@ -8,7 +8,17 @@ from typing import Any
 
 import click
 
-from control_plane.cli.options import BYTES, COUNT, FILE, FOLDER, OUTPUT_FILE, SECONDS, Listed, option_group
+from control_plane.cli.options import (
+    BYTES,
+    COUNT,
+    FILE,
+    FOLDER,
+    OUTPUT_FILE,
+    SECONDS,
+    Listed,
+    option_group,
+    other_option,
+)
 from control_plane.errors import ConfigError
 from control_plane.signals import sigterm_exits
 
@@ -138,8 +148,8 @@ def run(ctx: click.Context, /, output: Path | None, resume: Path | None, **optio
     from bench.comparison.run import resume as continue_run
     from bench.comparison.settings import RunSettings
 
-    if resume:
-        _refuse_others(ctx)
+    if resume and (other := other_option(ctx, "resume")):
+        raise click.UsageError(f"--resume continues a run with its own options: it takes no {other}")
     folder = resume or output or RESULTS / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     try:
         with Progress() as progress, sigterm_exits():
@@ -238,12 +248,3 @@ def report(results: Path) -> None:
 def _installed(program: str) -> str | None:
     """The program's name, if it is on the PATH."""
     return program if shutil.which(program) else None
-
-
-def _refuse_others(ctx: click.Context) -> None:
-    """Raise a usage error for other options than --resume."""
-    given = click.core.ParameterSource.COMMANDLINE
-    others = [name for name in ctx.params if ctx.get_parameter_source(name) == given and name != "resume"]
-    if others:
-        option = others[0].replace("_", "-")
-        raise click.UsageError(f"--resume continues a run with its own options: it takes no --{option}")

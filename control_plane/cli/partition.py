@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
-from control_plane.cli.options import COUNT, FILE, FOLDER
+from control_plane.cli.options import COUNT, FILE, FOLDER, other_option
 from control_plane.signals import sigterm_exits
 
 
@@ -95,7 +94,8 @@ def partition(
     from control_plane.partition.profile import Profile
 
     if update:
-        _refuse_others(context)
+        if other := other_option(context, "update"):
+            raise click.UsageError(f"--update leaves the weights as they are: {other} cannot count")
         for name in update_companions(model_dir, out_dir):
             click.echo(f"updated {out_dir / name}")
         return
@@ -129,16 +129,6 @@ def verify(partition: Path) -> None:
     click.echo(
         f"{partition} is whole: {len(manifest.blocks)} blocks, fingerprint {manifest.fingerprint[:12]}"
     )
-
-
-def _refuse_others(context: click.Context) -> None:
-    """Raise a usage error if there are options besides --update."""
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-        if given and isinstance(parameter, click.Option) and parameter.name != "update":
-            raise click.UsageError(
-                f"--update leaves the weights as they are: {parameter.opts[0]} cannot count"
-            )
 
 
 @contextmanager

@@ -17,8 +17,8 @@ class InvocationPolicy:
     deadline: float = 60.0
     """The limit for all attempts together."""
     broken_deadline: float = 5.0
-    """The same for a function that has failed for a whole deadline, until it answers: one that nobody mends
-    does not hold up each step for a minute."""
+    """The same limit for a function that has failed for a whole `deadline`, until it answers. Without it, a
+    broken function would delay each step for a minute."""
     first_gateway_timeout: float = 5.0
     """The limit of the first attempt through the gateway; each further one has twice as long.
 
@@ -91,7 +91,7 @@ class Call:
         return now >= self._ends
 
     def put_off(self, now: float) -> bool:
-        """Look after the call later, if it is too early to ask the function for its health. Says whether."""
+        """Whether it is too early to check the function's health. If so, sets the time of the next look."""
         patience_ends = min(self._ends, self.sent_at + self.policy.patience(0))
         early = now < patience_ends and self.connection is not None and not self.connection.is_losing
         if early:

@@ -35,7 +35,7 @@ A container's network is removed before its process ends, so that nothing resets
 """
 
 _SYN_SENT = 2
-"""Linux's number for the state of a connection before its peer has answered."""
+"""Linux's number for the state of a connection that the peer has not accepted yet."""
 
 
 class ConnectionLost(Exception):

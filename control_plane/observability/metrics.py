@@ -62,7 +62,7 @@ class Metrics:
         self._requests.failed(status)
 
     def field_ignored(self, field: str) -> None:
-        """Count a request with a field that has no effect. The names must be few."""
+        """Count a request with a field that has no effect. Each name is a series, so they must be few."""
         self._requests.field_ignored(field)
 
     def render(self, with_tenants: bool) -> bytes:

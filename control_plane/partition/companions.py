@@ -74,14 +74,14 @@ def update_companions(checkpoint: Path, folder: Path) -> Sequence[str]:
 
 
 def _replace(folder: Path, changed: Mapping[str, bytes | None], manifest: Manifest) -> None:
-    """Write the files that have changed, or remove them; the manifest says so last. Raises OSError.
+    """Write or remove the files that have changed, and then write the manifest. Raises OSError.
 
     If it stops half-way, files differ from the old manifest, and the next update does it all again.
     """
     for name in changed:
         (folder / name).parent.mkdir(exist_ok=True)
     check_inside(folder, changed)
-    # The files keep their mode, so that whoever could read them still can, such as another user's server.
+    # Keep the permissions: another user's server may read the partition.
     mode = (folder / MANIFEST_FILE).stat().st_mode & 0o777
     for name, data in changed.items():
         if data is None:

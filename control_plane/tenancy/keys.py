@@ -17,12 +17,12 @@ _MAX_FILE_BYTES = 4096
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """What is known of a key, which itself is not."""
+    """A key's name and times. The key itself is not stored."""
 
     name: str
     """Unique among the tenant's keys."""
     created: float
-    """Unix time, in seconds, and so is `expires`."""
+    """Unix time in seconds, like `expires`."""
     expires: float | None
     """The time from which on the key is refused; None is never."""
 

@@ -40,7 +40,7 @@ class Spent:
     month_ends: float
     """Seconds until the next month."""
     ending: int = 0
-    """Tokens of requests that have just ended, and may be booked or not."""
+    """Tokens of requests that have just ended. They may be booked already."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def main() -> int:
     from functions.expert.function_process import run
 
     code = run()
-    # Python takes its handlers off at the end, and another signal would then count as what has ended it.
+    # While it exits, Python removes its handlers, and another signal would change the exit status.
     for signal_number in _SIGNALS:
         signal.signal(signal_number, signal.SIG_IGN)
     return code

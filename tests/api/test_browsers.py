@@ -28,7 +28,7 @@ def pages(chat_partition: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def preflight(api: ApiClient, path: str, origin: str, method: str = "POST") -> ApiResponse:
-    """What a browser asks before a page's request with a key and JSON; it sends no key itself."""
+    """The headers of a preflight, which has no key, before a page's request with a key and JSON."""
     asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": ASKED_HEADERS}
     return api.with_key(None).answer("OPTIONS", path, None, Origin=origin, **asked)
 
@@ -80,7 +80,7 @@ def completion_of_page(api: ApiClient, changes: dict[str, object]) -> ApiRespons
 
 
 def test_a_foreign_page_with_a_key_cannot_read_its_answer(pages: ApiClient) -> None:
-    """It is served, as any program with the key is; its browser keeps the answer from it."""
+    """The server answers, as it does any program with the key, but the browser hides the answer."""
     answer = pages.answer("POST", COMPLETION, ASK, Origin=FOREIGN)
     assert (answer.status, answer.headers["Vary"]) == (200, "Origin")
     assert answer.headers["Access-Control-Allow-Origin"] is None
@@ -110,7 +110,7 @@ def test_a_key_is_as_good_from_a_foreign_page(pages: ApiClient) -> None:
 
 
 def test_pages_see_no_addresses_of_an_open_server(api: ApiClient) -> None:
-    """Not of the gateways, whether the page comes as itself or under a name that it pointed here."""
+    """The gateways' addresses are hidden, even if the page's host name points to this server."""
     assert api.status()["gateways"][0]["url"]
     for page in ({"Origin": FOREIGN}, {"Host": "rebound.example:8000"}):
         assert api.answer("GET", "/status", None, **page).json["gateways"] == [{"url": None, "error": None}]

@@ -1,4 +1,4 @@
-"""Fields without effect are accepted, named once and counted; a strict server refuses them."""
+"""Fields without effect are accepted, logged once and counted; a strict server refuses them."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where the API answers, under which names of the model, and with which key; and what it says otherwise."""
+"""Paths, model names and keys that the API accepts, and its answers to others."""
 
 import logging
 from collections.abc import Iterator

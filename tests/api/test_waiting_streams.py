@@ -1,4 +1,4 @@
-"""A stream that waits for a token says so again and again, and no proxy or client gives it up."""
+"""A stream that waits for a token sends heartbeats, so that no proxy or client closes it."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +48,7 @@ def narrow(chat_partition: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def heartbeats(answer: HTTPResponse, number: int) -> None:
-    """Read so many heartbeats, and nothing else."""
+    """Read this number of heartbeats, and nothing else."""
     for _ in range(number):
         assert answer.read(len(HEARTBEAT)) == HEARTBEAT
 
@@ -73,7 +73,7 @@ def test_a_stream_that_waits_in_the_queue(narrow: ApiClient) -> None:
 def test_an_error_after_a_heartbeat_is_an_event(
     chat_partition: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that comes earlier has its own status: see tests/api/test_errors.py."""
+    """An earlier error has its own status: see tests/api/test_errors.py."""
     monkeypatch.setattr(sending, "HEARTBEAT_SECONDS", 0.05)
     settings: Any = {"open": True, "invocation_deadline": 1.0, "kv_cache_mb": 1, "threads": 1}
     config = ServeConfig(port=0, database=str(tmp_path / "db"), **settings)
@@ -104,7 +104,7 @@ def test_a_stream_that_does_not_wait_has_no_heartbeat(
 
 
 def test_when_a_stream_says_that_it_waits() -> None:
-    """Before proxies give it up, and after the error of a function that is known to be broken would come."""
+    """Heartbeats begin before proxies give up, and after the error of a function known to be broken."""
     assert InvocationPolicy().broken_deadline + 1 < UNPATCHED_SECONDS < 9
 
 
@@ -117,13 +117,15 @@ def test_errors_that_come_at_once_have_their_own_status(narrow: ApiClient) -> No
         assert narrow.answer("POST", COMPLETION, {**STREAM, **wrong}).status == status
 
 
-def test_a_client_that_leaves_while_it_waits(narrow: ApiClient) -> None:
+def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind(narrow: ApiClient) -> None:
     with holding(narrow), closing(narrow.send("POST", COMPLETION, STREAM)) as connection:
         answer = connection.getresponse()
         heartbeats(answer, 2)
+        assert narrow.engine()["waiting"] == 1
         answer.close()
         connection.close()
         eventually(lambda: narrow.engine()["waiting"], 0)
+        assert narrow.engine()["running"] == 1
     eventually(narrow.engine, IDLE)
 
 

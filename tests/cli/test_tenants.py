@@ -68,7 +68,7 @@ def test_commands_do_not_import_torch(database: Path) -> None:
     )
     for command in (["tenants", "add", "acme"], ["tenants", "list"], ["usage"]):
         arguments = [sys.executable, "-c", program, *command, "--database", str(database)]
-        subprocess.run(arguments, check=True, capture_output=True)
+        assert subprocess.run(arguments, capture_output=True).returncode == 0
 
 
 def test_add_prints_the_key_alone_on_standard_output(database: Path) -> None:

@@ -98,8 +98,8 @@ class Target:
         (layer, *_) = self.demo.manifest.block(name).experts
         return self.demo.invocation(name, layer, seed=seed)
 
-    def call(self, invoker: Invoker, name: str, seed: int = 0) -> None:
-        """Invoke a function, and check its answer against the model's weights."""
+    def assert_answers(self, invoker: Invoker, name: str, seed: int = 0) -> None:
+        """Fail unless a function answers an invocation as the model's weights do."""
         invocation = self.invocation(name, seed)
         self.demo.check(invocation, invoker.begin({name: invocation}).wait()[name].output)
 
@@ -169,16 +169,16 @@ def test_cold_calls_are_answered(target: Target) -> None:
     target.deploy()
     with target.invoker() as invoker:
         for seed, name in enumerate(target.demo.functions):
-            target.call(invoker, name, seed)
+            target.assert_answers(invoker, name, seed)
 
 
 def test_warm_calls_need_no_second_attempt(target: Target) -> None:
     name = target.demo.functions[0]
     with target.invoker() as invoker:
-        target.call(invoker, name)
+        target.assert_answers(invoker, name)
         retries = invoker.statistics[name].retries
         for seed in range(30):
-            target.call(invoker, name, seed)
+            target.assert_answers(invoker, name, seed)
         assert invoker.statistics[name].retries == retries
         assert invoker.statistics[name].cold_starts == 1
 
@@ -188,7 +188,7 @@ def test_concurrent_calls_of_a_cold_function_are_all_answered(target: Target) ->
 
     def call(seed: int) -> None:
         with target.invoker() as invoker:
-            target.call(invoker, name, seed)
+            target.assert_answers(invoker, name, seed)
 
     target.remove_all()
     target.deploy()
@@ -201,9 +201,9 @@ def test_a_killed_function_is_started_again(target: Target) -> None:
         pytest.skip("only the embedded gateway's processes are ours to kill")
     name = target.demo.functions[0]
     with target.invoker() as invoker:
-        target.call(invoker, name)
+        target.assert_answers(invoker, name)
         target.kill(name)
-        target.call(invoker, name, seed=1)
+        target.assert_answers(invoker, name, seed=1)
         assert invoker.statistics[name].cold_starts == 2
 
 
@@ -220,14 +220,14 @@ def test_calls_are_answered_during_a_redeploy(target: Target) -> None:
             await gateway.deploy(deployment)
 
     with target.invoker() as invoker, ThreadPoolExecutor(1) as thread:
-        target.call(invoker, name)
+        target.assert_answers(invoker, name)
         redeployed = thread.submit(lambda: asyncio.run(redeploy()))
         seed = 0
         while not redeployed.done() or seed < 5:
-            target.call(invoker, name, seed)
+            target.assert_answers(invoker, name, seed)
             seed += 1
         redeployed.result()
-        target.call(invoker, name)
+        target.assert_answers(invoker, name)
     assert {change.done for change in target.deploy()} <= {"updated", "unchanged"}
 
 
@@ -242,7 +242,7 @@ def test_a_deleted_function_is_gone(target: Target) -> None:
     assert name not in asyncio.run(remove())
     brief = InvocationPolicy(attempt_timeout=2, deadline=2)
     with target.invoker(brief) as invoker, pytest.raises((FunctionNotFound, FunctionUnavailable)):
-        target.call(invoker, name)
+        target.assert_answers(invoker, name)
     changes = {change.function: change.done for change in target.deploy()}
     assert changes.pop(name) == "created"
     assert set(changes.values()) == {"unchanged"}

@@ -148,6 +148,15 @@ class ApiClient:
         assert status == 200, answer
         return answer
 
+    def refusal(self, path: str, body: Any, status: int = 400) -> Any:
+        """Send a request that must fail with this status; returns its error."""
+        answer = self.answer("POST", path, body)
+        assert answer.status == status, answer
+        assert answer.headers["x-request-id"]
+        error = answer.error
+        assert error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+        return error
+
     def stream(self, path: str, **body: Any) -> list[Any]:
         """The events of a streamed answer, without the [DONE] that must end it."""
         with closing(self.send("POST", path, {**body, "stream": True})) as connection:

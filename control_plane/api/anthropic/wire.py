@@ -83,7 +83,7 @@ class OutputFormat(Struct):
 
 
 class OutputConfig(Struct):
-    """How the answer is to be."""
+    """Settings for the answer."""
 
     effort: str | None = None
     format: OutputFormat | None = None

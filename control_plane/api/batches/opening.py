@@ -35,7 +35,7 @@ async def opened_batches(
         try:
             storage = stack.enter_context(Storage.open(batch_folder(database)))
         except ConfigError as error:
-            # Such as a second server with the same database: it serves requests all the same.
+            # For example, a second server with the same database still serves other requests.
             logger.warning("no files and batches: %s", error)
             yield None
             return

@@ -1,4 +1,4 @@
-"""Files and batches as they are kept on disk, and as OpenAI's API shows them. Times are Unix seconds."""
+"""Files and batches, with their forms on disk and in OpenAI's API. Times are Unix times in seconds."""
 
 from typing import Any, Literal
 
@@ -47,22 +47,22 @@ class LineError(Struct, forbid_unknown_fields=True):
 
 
 class BatchRecord(Struct, forbid_unknown_fields=True):
-    """A batch of a tenant. What its answers are is in the two files, line by line."""
+    """A batch of a tenant. Its answers are in two files, line by line."""
 
     id: str
     tenant: str
     endpoint: str
     input_file_id: str
     output_id: str
-    """The id that the file with answers has once the batch has ended; and `error_id` for failures."""
+    """The id of the file with answers, once the batch has ended. `error_id` is that of failed lines."""
     error_id: str
     created: int
     expires: int
-    """End of the window: lines that are not done then are not done any more."""
+    """End of the window. Lines that are not done by then are left out."""
     metadata: dict[str, str] | None = None
     status: Status = "validating"
     times: dict[str, int] = field(default_factory=dict)
-    """When it came into each of its states."""
+    """The time at which the batch entered each state."""
     errors: list[LineError] = field(default_factory=list)
     total: int = 0
     completed: int = 0
@@ -76,7 +76,7 @@ class BatchRecord(Struct, forbid_unknown_fields=True):
         return self.status in OPEN
 
     def enter(self, status: Status, now: int) -> None:
-        """Change the state."""
+        """Change the state, and record the time."""
         self.status = status
         self.times[status] = now
 

@@ -31,7 +31,7 @@ MAX_PAGE = 10_000
 
 @dataclass(frozen=True)
 class BatchRoutes:
-    """The routes, and what is behind them."""
+    """The handlers of the routes."""
 
     authentication: Authentication
     shelf: Shelf

@@ -1,4 +1,4 @@
-"""Runs batches while nobody waits for an answer, line by line, in the background of the engine."""
+"""Runs batches line by line in the background of the engine, while no client waits for an answer."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ CONCURRENT_LINES = 8
 WAIT_SECONDS = 60.0
 """Longest pause before a line that has reached a limit of its tenant is tried again: limits may change."""
 ATTEMPTS = 3
-"""How often a line is tried that fails by a fault of the server's."""
+"""The most attempts at a line that fails because of an error of the server."""
 SWEEP_SECONDS = 600.0
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class BatchRunner:
     service: CompletionService
     drain: Drain
     tenant_of: Callable[[str], Awaitable[Tenant]]
-    """The tenant of that name, as it is now. Raises `UnknownTenant`."""
+    """Returns the current state of the tenant with this name. Raises `UnknownTenant`."""
     endpoints: Mapping[str, Endpoint]
     models: ServedModels
     fingerprint: str
@@ -110,7 +110,7 @@ class BatchRunner:
             await self._end(batch, "failed")
 
     async def _advance(self, batch: BatchRecord) -> None:
-        """Take a batch from whatever state it is in to its end."""
+        """Run a batch from its present state to its end."""
         if batch.status == "validating" and not await self._validate(batch):
             return
         if batch.status == "in_progress":
@@ -229,7 +229,7 @@ class BatchRunner:
             logger.error("a batch cannot be saved: %s", error, extra={"tenant": batch.tenant})
 
     async def _sweep(self) -> None:
-        """Remove what is old, again and again."""
+        """Remove expired files and batches at regular intervals."""
         while True:
             await self.shelf.remove_old()
             await asyncio.sleep(SWEEP_SECONDS)

@@ -1,4 +1,4 @@
-"""The files and batches of all tenants, and the bounds on them, for the event loop."""
+"""Keeps the files and batches of all tenants within bounds, without blocking the event loop."""
 
 import asyncio
 import secrets
@@ -16,11 +16,11 @@ MAX_FILE_BYTES = 100 << 20
 MAX_FILES = 1000
 """Most files of a tenant."""
 MAX_BATCHES = 200
-"""Most batches of a tenant, with those that have ended."""
+"""Most batches of a tenant, including those that have ended."""
 MAX_UPLOADS = 4
 """Most uploads of a tenant at once."""
 TENANT_SHARE = 0.5
-"""Most of all bytes that one tenant may use."""
+"""The largest share of the storage that one tenant may use."""
 KEPT_SECONDS = 30 * 24 * 3600
 """How long files, and batches with their answers, are kept."""
 WINDOW_SECONDS = 24 * 3600
@@ -30,13 +30,13 @@ Record = TypeVar("Record", FileRecord, BatchRecord)
 
 
 class Shelf:
-    """What is in the storage, and how much of it is used.
+    """The stored files and batches, and the bytes that each tenant uses.
 
-    Nobody sees what belongs to others. Methods raise `UnknownObject` for an id that the tenant does not have.
+    Tenants cannot see those of others: methods raise `UnknownObject` for an id that the tenant does not have.
     """
 
     def __init__(self, storage: Storage, max_bytes: int, clock: Callable[[], float] = time.time) -> None:
-        """Reads what is there. `max_bytes` bounds all contents together."""
+        """Reads the stored records. `max_bytes` limits the size of all contents together."""
         self.storage = storage
         self._max_bytes = max_bytes
         self._clock = clock
@@ -58,7 +58,7 @@ class Shelf:
 
     @property
     def open_batches(self) -> list[BatchRecord]:
-        """The batches that have not ended, the oldest first."""
+        """The batches that have not ended, oldest first."""
         return sorted(
             (batch for batch in self._batches.values() if batch.is_open), key=lambda each: each.created
         )
@@ -72,15 +72,15 @@ class Shelf:
         return self._own(self._batches, tenant, batch_id, "batch")
 
     def files(self, tenant: Tenant) -> list[FileRecord]:
-        """The tenant's files, the newest first."""
+        """The tenant's files, newest first."""
         return self._all(self._files.values(), tenant)
 
     def batches(self, tenant: Tenant) -> list[BatchRecord]:
-        """The tenant's batches, the newest first."""
+        """The tenant's batches, newest first."""
         return self._all(self._batches.values(), tenant)
 
     async def upload(self, tenant: Tenant, filename: str, chunks: AsyncIterator[bytes]) -> FileRecord:
-        """Keep a file. Raises `BadRequest`, `QueueFull` or `StorageFull`."""
+        """Store a file. Raises `BadRequest`, `QueueFull` or `StorageFull`."""
         if len(self.files(tenant)) + self._uploads[tenant.name] >= MAX_FILES:
             raise StorageFull(f"the tenant has {MAX_FILES} files: delete some")
         if self._uploads[tenant.name] >= MAX_UPLOADS:
@@ -114,7 +114,7 @@ class Shelf:
     async def add(
         self, tenant: Tenant, endpoint: str, input_file_id: str, metadata: dict[str, str] | None
     ) -> BatchRecord:
-        """Begin a batch. Raises `StorageFull`."""
+        """Create a batch. Raises `StorageFull`."""
         if len(self.batches(tenant)) >= MAX_BATCHES:
             raise StorageFull(f"the tenant has {MAX_BATCHES} batches, which are kept for 30 days")
         now = self.now
@@ -147,11 +147,11 @@ class Shelf:
             raise
 
     async def answers(self, batch: BatchRecord, file_id: str) -> list[bytes]:
-        """The answers of a batch that an earlier process has written."""
+        """The answers of a batch that an earlier process wrote."""
         return await asyncio.to_thread(self.storage.whole_lines, batch.tenant, file_id)
 
     async def publish_answers(self, batch: BatchRecord, file_id: str, name: str) -> str | None:
-        """Make the answers of a batch a file; returns its id, or None if there are no answers."""
+        """Turn the answers of a batch into a file; returns its id, or None if there are no answers."""
         nbytes = await asyncio.to_thread(self.storage.unpublished_bytes, batch.tenant, file_id)
         if not nbytes:
             return None
@@ -159,7 +159,7 @@ class Shelf:
         return (await self._publish(batch.tenant, file_id, filename, "batch_output", nbytes)).id
 
     async def remove_old(self) -> None:
-        """Remove files and ended batches after their time."""
+        """Remove expired files, and batches that have ended and are too old."""
         needed = {batch.input_file_id for batch in self.open_batches}
         for file in [
             file for file in self._files.values() if file.expires <= self.now and file.id not in needed
@@ -203,5 +203,5 @@ class Shelf:
 
 
 def is_of(record: FileRecord | BatchRecord, tenant: Tenant) -> bool:
-    """Whether a tenant owns a record. An earlier tenant of the same name may have left others."""
+    """Whether a tenant owns a record. Records of an earlier tenant with the same name do not count."""
     return record.tenant == tenant.name and record.created >= int(tenant.created)

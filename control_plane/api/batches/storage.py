@@ -4,7 +4,7 @@
     TENANT/file-ID.partial  answers of a batch that has not ended, or a file that is being uploaded
     TENANT/batch-ID.json    state of a batch
 
-Everything that a crash leaves half-written is told by its name, and removed at the next start.
+After a crash, the next start recognises incomplete files by their names, and deletes them.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from control_plane.files import state_folder, write_atomically
 
 
 def batch_folder(address: Path | str) -> Path:
-    """The folder of a database's files and batches: beside a file, or in the state folder."""
+    """The folder for files and batches: beside a SQLite database, or in the state folder for PostgreSQL."""
     if isinstance(address, Path):
         return address.with_name(f"{address.name}.batches")
     return state_folder() / f"postgres-{hashlib.sha256(address.encode()).hexdigest()[:16]}.batches"
@@ -33,19 +33,19 @@ Record = TypeVar("Record", FileRecord, BatchRecord)
 
 
 class Storage:
-    """Reads and writes the folder. Methods wait for the disk, and raise `StorageFull` if it takes no more.
+    """Reads and writes the folder. Methods block, and raise `StorageFull` if the disk takes no more data.
 
     Tenants' names are safe as names of folders: see `check_name`. Ids are made by the server.
     """
 
     def __init__(self, folder: Path) -> None:
-        """`open` opens it."""
+        """Use `open` instead."""
         self._folder = folder
 
     @classmethod
     @contextmanager
     def open(cls, folder: Path) -> Iterator["Storage"]:
-        """Use a folder, which is made if it is missing, alone. Raises `ConfigError`."""
+        """Open and lock a folder, and create it if it is missing. Raises `ConfigError`."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -60,7 +60,7 @@ class Storage:
             os.close(descriptor)
 
     def load(self) -> tuple[list[FileRecord], list[BatchRecord]]:
-        """Everything that is there. Removes what belongs to nothing."""
+        """Read all files and batches. Deletes contents and temporary files that belong to none of them."""
         files = list(self._records("*/file-*.json", FileRecord))
         batches = list(self._records("*/batch-*.json", BatchRecord))
         keep = {self.content(file.tenant, file.id) for file in files}
@@ -82,11 +82,11 @@ class Storage:
         return self._folder / tenant / f"{file_id}.jsonl"
 
     def partial(self, tenant: str, file_id: str) -> Path:
-        """The path of a content that is not complete."""
+        """The path of an incomplete content."""
         return self._folder / tenant / f"{file_id}.partial"
 
     def append(self, tenant: str, file_id: str, data: bytes, sync: bool) -> None:
-        """Add to a content that is not complete. After an error it is as before."""
+        """Append to an incomplete content. After an error, the content is unchanged."""
         path = self.partial(tenant, file_id)
         with _translated_errors():
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -105,7 +105,7 @@ class Storage:
                 os.close(descriptor)
 
     def whole_lines(self, tenant: str, file_id: str) -> list[bytes]:
-        """The lines of a content that is not complete. What a crash left of another line is cut off."""
+        """The lines of an incomplete content. A part of a line that a crash left at its end is cut off."""
         path = self.partial(tenant, file_id)
         if not path.exists():
             return []
@@ -116,14 +116,14 @@ class Storage:
         return whole.splitlines()
 
     def unpublished_bytes(self, tenant: str, file_id: str) -> int:
-        """The size of a content that is not described yet; 0 if there is none."""
+        """The size of a content before it is published; 0 if there is none."""
         for path in (self.partial(tenant, file_id), self.content(tenant, file_id)):
             if path.exists():
                 return path.stat().st_size
         return 0
 
     def publish(self, file: FileRecord) -> None:
-        """Make a complete content a file. Does nothing more if a crash came after it."""
+        """Turn a complete content into a file. Safe to repeat after a crash."""
         with _translated_errors():
             partial = self.partial(file.tenant, file.id)
             if partial.exists():
@@ -145,7 +145,7 @@ class Storage:
             self.content(record.tenant, record.id).unlink(missing_ok=True)
 
     def discard(self, tenant: str, file_id: str) -> None:
-        """Remove a content that is not complete."""
+        """Remove an incomplete content."""
         self.partial(tenant, file_id).unlink(missing_ok=True)
 
     def _path(self, record: FileRecord | BatchRecord) -> Path:

@@ -1,6 +1,5 @@
 """Bounds of the JSON values that requests bring for templates and grammars: tools, schemas, documents."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -30,20 +29,19 @@ def check_json(value: Any, path: str) -> None:
         raise _too_deep(path) from error
     if size > MAX_BYTES:
         raise field_error(path, f"has {size} bytes, and {MAX_BYTES} are allowed")
-    depth, level = 0, _containers([value])
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise _too_deep(path)
-        level = [child for parent in level for child in _containers(_children(parent))]
+    if is_deeper(value, MAX_DEPTH):
+        raise _too_deep(path)
 
 
-def _containers(values: Iterable[Any]) -> list[Any]:
-    return [value for value in values if isinstance(value, dict | list)]
-
-
-def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
+def is_deeper(value: Any, depth: int) -> bool:
+    """Whether a value has more than `depth` lists and objects inside each other, itself included."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [each for each in level if isinstance(each, dict | list)]
+        if not level:
+            return False
+        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 def _too_deep(path: str) -> BadRequest:

@@ -42,7 +42,7 @@ def decode_json(body: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses a key that is there twice: a proxy that checks requests may read the other value."""
+    """Refuses duplicate keys: a proxy that checks requests might read the other value."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise ValueError("an object has a key twice")

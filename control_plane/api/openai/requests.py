@@ -42,7 +42,7 @@ def parse_chat(body: Any) -> GenerationRequest:
         raise field_error("top_logprobs", "is only for a request with logprobs true")
     tools = template_tools(chat.tools)
     use = tool_use(tools, chat.tool_choice, chat.parallel_tool_calls)
-    # Nothing but the model's not knowing of the tools keeps it from calling one.
+    # With the choice "none", the tools are not shown: nothing else keeps the model from calling them.
     prompt = _chat(chat, chat.messages, tools if use else None)
     return _request(
         chat,

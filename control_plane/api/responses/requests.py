@@ -55,7 +55,7 @@ def parse_response(body: Any) -> ResponseRequest:
 
 
 def _normal(body: object) -> object:
-    """Write down what an item leaves to be understood, and leave out what is null."""
+    """Add the types that items may leave out, and remove fields that are null."""
     if not isinstance(body, dict):
         return body
     fields = dict(body)

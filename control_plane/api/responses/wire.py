@@ -111,7 +111,7 @@ class TextFormat(Struct):
 
 
 class TextConfig(Struct):
-    """How the answer's text is to be."""
+    """Settings for the answer's text."""
 
     format: TextFormat = field(default_factory=TextFormat)
 

@@ -1,4 +1,4 @@
-"""What every API's answers are made of, whole or as the events of a stream."""
+"""The data that answers of all APIs consist of, and the interface that builds them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from control_plane.faas.invocation import ExpertUsage
 
 @dataclass(frozen=True)
 class Usage:
-    """What a request has cost, so far or at its end."""
+    """The cost of a request, so far or at its end."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -23,7 +23,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class AnswerHead:
-    """What identifies an answer."""
+    """The fields that identify an answer."""
 
     request_id: str
     """A unique string, from which the answer's id is made."""
@@ -42,21 +42,21 @@ class AnswerFormat(Protocol):
         """The JSON of an answer that does not stream, from all pieces of each choice in order."""
 
     def begin(self, usage: Usage) -> bytes:
-        """What a stream begins with, once the request is admitted."""
+        """The events at the beginning of a stream, once the request is admitted."""
 
     def piece(self, index: int, piece: Piece, usage: Usage) -> bytes:
-        """A piece of the choice with this index; `usage` includes it."""
+        """The events for a piece of the choice with this index; `usage` includes the piece."""
 
     def end(self, usage: Usage) -> bytes:
-        """What a stream ends with, after the last piece of each choice."""
+        """The events at the end of a stream, after the last piece of each choice."""
 
     def error(self, error: FaaSMoEError, request_id: str) -> bytes:
-        """What a stream ends with instead, if it fails."""
+        """The events at the end of a stream that fails."""
 
 
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 def to_json(value: Any) -> str:
-    """Compact JSON. ASCII only: some clients take U+2028 and the like for the end of a line."""
+    """Compact JSON in ASCII: some clients treat U+2028 and similar characters as the end of a line."""
     return _COMPACT.encode(value)

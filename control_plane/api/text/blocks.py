@@ -1,6 +1,6 @@
-"""Divides an answer into blocks: text, reasoning, and calls of tools.
+"""Divides an answer into blocks: text, reasoning, and tool calls.
 
-Some APIs number an answer's parts, and say in a stream where each begins and ends.
+Some APIs number the parts of an answer, and send an event when each begins and ends.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from control_plane.engine.state.sequence import FinishReason
 
 @dataclass
 class Block:
-    """A part of an answer that is of one kind."""
+    """A part of an answer that has only one kind of content."""
 
     index: int
     """The block's number in the answer, from 0."""
@@ -26,22 +26,22 @@ class Block:
     number: int = 0
     """The call's number in the answer, from 0."""
     cut: bool = False
-    """Whether the answer has reached its limit within this block."""
+    """Whether this block was open when the answer reached its limit."""
     parts: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:
-        """The block's text so far: of a call, its arguments' JSON."""
+        """The block's text so far; for a call, the JSON of its arguments."""
         return "".join(self.parts)
 
     @property
     def is_half_call(self) -> bool:
-        """Whether this is a call without the whole of its arguments."""
+        """Whether this is a call with incomplete arguments."""
         return self.kind == "tool_call" and self.arguments is None
 
     @property
     def arguments(self) -> dict[str, Any] | None:
-        """A call's arguments; None while their JSON is not whole."""
+        """A call's arguments; None while their JSON is incomplete."""
         try:
             return json_arguments(self.text)
         except ValueError:
@@ -57,22 +57,22 @@ class Change(Enum):
 
 
 Event = tuple[Change, Block, str]
-"""What happens to which block, and the text that it adds: "" unless the block grew."""
+"""A change, the block that changes, and the text that is added to it: "" unless it grew."""
 
 
 class Blocks:
-    """The blocks of one answer, in order. One is open at a time: what is of another kind closes it."""
+    """The blocks of one answer, in order. One is open at a time: content of another kind closes it."""
 
     def __init__(self) -> None:
         self.all: list[Block] = []
         self.finish_reason: FinishReason | None = None
         self.stop_string = ""
         self.reasoning_tokens = 0
-        """The number of tokens that have added to the reasoning."""
+        """The number of tokens that the reasoning consists of."""
         self._open: Block | None = None
 
     def add(self, piece: Piece) -> Iterator[Event]:
-        """Add the next piece of the answer; yields what changes. The last piece closes the last block."""
+        """Add the next piece of the answer; yields the changes. The last piece closes the last block."""
         if piece.reasoning:
             self.reasoning_tokens += len(piece.token_ids)
             yield from self._grow("reasoning", piece.reasoning)
@@ -87,7 +87,7 @@ class Blocks:
             yield from self._close()
 
     def add_all(self, pieces: Iterable[Piece]) -> None:
-        """Add all pieces of an answer that does not stream. Half a call is text then, and no call."""
+        """Add all pieces of an answer that does not stream. An incomplete call becomes text."""
         written: dict[int, str] = {}
         for piece in pieces:
             for _ in self.add(piece):

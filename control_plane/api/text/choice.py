@@ -41,7 +41,7 @@ class TokenEntry:
 
 @dataclass(frozen=True)
 class ToolCallPart:
-    """A part of a tool call. The first part of a call has its id and name, and perhaps no arguments."""
+    """A part of a tool call. The first part has the call's id and name, and may have no arguments."""
 
     index: int
     """The call's number in the answer, from 0."""
@@ -53,11 +53,11 @@ class ToolCallPart:
 
 @dataclass(frozen=True)
 class BrokenCall:
-    """A call whose parts were given out, before it was cut or turned out to be no call."""
+    """A call that was cut or turned out not to be a call, after parts of it were returned."""
 
     index: int
     text: str
-    """What the model has written."""
+    """The text that the model has written."""
     place: int
     """The number of characters of the piece's text before it."""
 
@@ -74,27 +74,27 @@ class Piece:
     """Text between the model's thinking marks, which is not part of `text`."""
     tool_calls: tuple[ToolCallPart, ...] = ()
     broken_calls: tuple[BrokenCall, ...] = ()
-    """A stream cannot take parts of calls back; a whole answer has the text instead: see `Message`."""
+    """A stream cannot take back parts of calls; an answer that is no stream has the text: see `Message`."""
     stop_string: str = ""
-    """In the last piece, the stop string that has ended the answer."""
+    """In the last piece, the stop string that ended the answer."""
 
 
 class AnswerSplitter(Protocol):
     """Splits what a model writes into thinking, text and tool calls."""
 
     tokens: Mapping[int, str]
-    """The special tokens that it has to see, and their text."""
+    """The text of the special tokens that it needs to see, by their ids."""
 
     @property
     def called(self) -> bool:
-        """Whether the answer has a whole call."""
+        """Whether the answer has a complete call."""
 
     @property
     def ended(self) -> bool:
-        """Whether the answer has all the calls that it may have."""
+        """Whether the answer has as many calls as are allowed."""
 
     def split(self, text: str, last: bool) -> Piece:
-        """Add the next text; returns what is certain by now, and with the `last` text the rest."""
+        """Add the next text; returns the part that later text cannot change, or with the `last` text, all."""
 
 
 class Choice:
@@ -110,7 +110,7 @@ class Choice:
     ) -> None:
         """`sequence` is the answer's sequence in the engine; index // n is the number of its prompt.
 
-        Without a splitter, all text is the answer's.
+        Without a splitter, all text belongs to the answer.
         """
         self.index = index
         self.num_tokens = 0
@@ -135,7 +135,7 @@ class Choice:
 
     @property
     def stopped(self) -> bool:
-        """Whether its text has ended it, by a stop string or its only call. The engine does not know."""
+        """Whether a stop string or a tool call has ended the answer, which the engine does not know."""
         return self._stop.stopped or (self._splitter is not None and self._splitter.ended)
 
     def add(self, generated: Generated) -> Piece:
@@ -170,13 +170,13 @@ class Choice:
         return Piece(text) if self._splitter is None else self._splitter.split(text, last)
 
     def _stop_string(self, generated: Generated) -> str:
-        """The stop string that has ended the answer; "" if there is none."""
+        """The stop string that ended the answer; "" if there is none."""
         if generated.finish_reason is FinishReason.STOP and generated.token_id is not None:
             return self._stop.found or self._name_of_stop(generated.token_id)
         return self._stop.found
 
     def _texts(self, generated: Generated) -> tuple[str, str]:
-        """The text that a step adds, and what of it the client may see: not that of a token that ends it."""
+        """The text that a step adds, and the part of it for the client, without the text of an end token."""
         token_id, reason = generated.token_id, generated.finish_reason
         before = self._decoder.finish() if reason else ""
         if token_id is None:
@@ -191,7 +191,7 @@ class Choice:
         return text, text + self._name_of_stop(token_id) if self._request.include_stop else before
 
     def _name_of_stop(self, token_id: int) -> str:
-        """The stop string that a special token without text stands for; "" if it does not."""
+        """The stop string that is the name of this special token; "" if none is, or such tokens have text."""
         if not self._request.skip_special_tokens or not self._codec.is_special(token_id):
             return ""
         name = self._codec.token_text(token_id)

@@ -48,7 +48,7 @@ class TextCodec:
     ) -> TextDecoder:
         """A decoder for an answer that continues the text of `context`.
 
-        `shown` are special tokens that have a text in this answer although the others are skipped.
+        `shown` are special tokens whose text is part of this answer even if special tokens are skipped.
         """
         decode = partial(self._text, skip_special_tokens=skip_special_tokens)
         if not skip_special_tokens:
@@ -57,16 +57,16 @@ class TextCodec:
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """The tokenizer's end token, if it names one."""
+        """The id of the tokenizer's end token, if it has one."""
         eos = self.tokenizer.eos_token_id
         return frozenset() if eos is None else frozenset([eos])
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token is no text, such as the end-of-text token."""
+        """Whether the token is a special one, such as the end-of-text token."""
         return token_id in self._special_ids
 
     def special_ids(self, names: Collection[str]) -> frozenset[int]:
-        """The special tokens among these names."""
+        """The ids of the special tokens with these names."""
         added = self.tokenizer.added_tokens_decoder
         return frozenset(token_id for token_id in self._special_ids if added[token_id].content in names)
 

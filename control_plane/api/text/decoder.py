@@ -25,9 +25,9 @@ class TextDecoder:
         context: Sequence[int] = (),
         shown: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        """`decode` gives the text of tokens; `special_ids` have none, except those `shown`.
+        """`decode` returns the text of tokens. Special tokens have no text, except those in `shown`.
 
-        The answer continues `context`.
+        The answer continues the text of `context`.
         """
         self._decode = decode
         self._shown = shown

@@ -1,7 +1,7 @@
-"""What a checkpoint says of answers: the tokens that end them, and how tokens are chosen.
+"""Reads a checkpoint's settings for answers: the tokens that end them, and the defaults for sampling.
 
-Its two files are read as they are: transformers would fill in end tokens of other models that have the same
-architecture, and values that `generate` uses and that nobody has named.
+Its two files are read directly: transformers would add end tokens of other models of the same architecture,
+and default values of its own.
 """
 
 import logging
@@ -37,9 +37,9 @@ class _EndTokens(Struct):
 
 
 class _Sampling(Struct, omit_defaults=True):
-    """The fields of generation_config.json that say how tokens are chosen.
+    """The fields of generation_config.json about sampling.
 
-    `do_sample` does not count: as in vLLM, a request for greedy answers has `temperature: 0`.
+    `do_sample` is ignored: as in vLLM, a request for greedy answers has `temperature: 0`.
     """
 
     temperature: _Temperature | None = None
@@ -52,7 +52,7 @@ class _Sampling(Struct, omit_defaults=True):
 
 
 def sampling_defaults(partition: Path) -> SamplingDefaults:
-    """What generation_config.json says of how tokens are chosen; logs it. Raises `PartitionError`."""
+    """The sampling settings in generation_config.json; logs them. Raises `PartitionError`."""
     named = to_builtins(_read(partition / GENERATION_CONFIG_FILE, _Sampling))
     if "top_k" in named:
         named["top_k"] = max(named["top_k"], 0)
@@ -71,8 +71,8 @@ def sampling_defaults(partition: Path) -> SamplingDefaults:
 def end_tokens(partition: Path, codec: TextCodec, prompts: PromptEncoder) -> frozenset[int]:
     """The tokens that end an answer; logs them. Raises `PartitionError`.
 
-    They are all that the checkpoint names: in its two configs, as the tokenizer's end token, and as what its
-    chat templates write behind an assistant's message.
+    They are those of the checkpoint's two configs, the tokenizer's end token, and the tokens that its chat
+    templates write after an assistant's message.
     """
     found = named_end_tokens(partition) | codec.eos_ids | prompts.end_of_turn_ids
     known = frozenset(token_id for token_id in found if 0 <= token_id < codec.vocab_size)

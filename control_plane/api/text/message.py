@@ -1,4 +1,4 @@
-"""A whole answer, put together from its pieces."""
+"""Joins the pieces of an answer to a message."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from control_plane.api.text.choice import Piece
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A whole call of a tool."""
+    """A complete tool call."""
 
     call_id: str
     name: str
@@ -18,7 +18,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Message:
-    """What an answer says. A call that was cut, or is none, is part of its text."""
+    """The content of an answer. A call that was cut, or is not a call, is part of its text."""
 
     text: str
     reasoning: str
@@ -37,7 +37,7 @@ class Message:
 
 
 def _text(piece: Piece) -> str:
-    """The text of a piece, and of the calls in it that are none."""
+    """The text of a piece, with the text of its broken calls."""
     if not piece.broken_calls:
         return piece.text
     text, start = "", 0

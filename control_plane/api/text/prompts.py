@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from itertools import chain
 from typing import Any, Self
 
-from control_plane.api.text.chat_request import chat_request, check_unicode
+from control_plane.api.text.chat_request import chat_request, utf8
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.request import Chat, Prompt, Structure
 from control_plane.api.text.worker.messages import (
@@ -61,7 +61,7 @@ class PromptEncoder:
     def __init__(self, codec: TextCodec, workers: int, seconds: float) -> None:
         templates = _templates(codec.tokenizer.chat_template)
         self.end_of_turn_ids: frozenset[int] = frozenset()
-        """The special tokens that the chat templates write behind an assistant's message."""
+        """The special tokens that the chat templates write after an assistant's message."""
         self.chat_problem = "" if _DEFAULT in templates else _NO_TEMPLATE
         """Why chats are refused; "" if they are not."""
         self._codec = codec
@@ -93,7 +93,7 @@ class PromptEncoder:
         if isinstance(prompt, list):
             token_ids = prompt
         elif isinstance(prompt, str):
-            check_unicode(prompt)
+            utf8(prompt)  # It raises an error for text that the other process could not read.
             token_ids = _tokens(await self._ask(EncodeText(prompt, add_special_tokens), "prompt"))
         else:
             token_ids = await self._encode_chat(prompt)
@@ -103,9 +103,9 @@ class PromptEncoder:
         return token_ids
 
     async def grammar(self, structure: Structure) -> str:
-        """The Lark grammar of what an answer has to match, which can be compiled in `GRAMMAR_SECONDS`.
+        """A Lark grammar for a structure, which is known to compile within `GRAMMAR_SECONDS`.
 
-        Raises `BadRequest` where it is wrong, or takes too long or too much memory.
+        Raises `BadRequest` if the structure is not valid, or if compiling takes too much time or memory.
         """
         field = structure.field
         request = MakeGrammar(structure.kind, structure.value, field)
@@ -139,7 +139,7 @@ class PromptEncoder:
         self.end_of_turn_ids = frozenset(filter(self._codec.is_special, chain(*found)))
 
     async def _try(self, name: str) -> list[int]:
-        """Try a template, and log why it does not work; returns what it ends a turn with."""
+        """Try a template, and log why it does not work; returns the token that ends a turn, if any."""
         tools = [_TOOL] if name == _TOOL_USE else None
         for kind, messages in _TRIALS:
             problem = await self._problem(chat_request(Chat(messages, tools), name))
@@ -150,7 +150,7 @@ class PromptEncoder:
                         self.chat_problem = f"this model's chat template does not work: {problem}"
                     return []
                 break
-        # A template that refuses or fails on an assistant's message does not say how that ends.
+        # If a template refuses or fails on an assistant's message, its end of a turn stays unknown.
         try:
             answer = await self._ask(FindEndOfTurn(name), "messages")
         except (BadRequest, TokenizerError):
@@ -196,9 +196,9 @@ class PromptEncoder:
 
 
 def _templates(templates: str | dict[str, str] | None) -> Mapping[str, str]:
-    """The chat templates that are used, by name, from transformers' one template or several.
+    """The chat templates that are used, by name. transformers has one template, or several with names.
 
-    Of several without a default, the only one is it, or else the one for tools, or else the first by name.
+    If none of several is the default, the one for tools is, or else the first by name.
     """
     if isinstance(templates, str):
         templates = {_DEFAULT: templates}

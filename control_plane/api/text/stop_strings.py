@@ -11,13 +11,12 @@ class StopStrings:
     """
 
     def __init__(self, stops: Iterable[str], include: bool = False) -> None:
-        """`include` tells whether the text ends after the stop string instead of before it."""
+        """`include` says whether the text ends after the stop string instead of before it."""
         self._stops = tuple(stops)
         self._include = include
-        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self._immune = 0
-        """Characters of the held text within which no stop string counts."""
+        """Stop strings that end within so many characters of the held text do not count."""
         self.found = ""
         """The stop string that was found; "" if there was none. The text ends there."""
 
@@ -29,14 +28,14 @@ class StopStrings:
     def add(self, text: str, may_end: bool = True) -> tuple[str, bool]:
         """Add text; returns (the text that can no longer be part of a stop string, whether one was found).
 
-        Unless it may end here, stop strings that end in this text do not count.
+        Stop strings that end in this text count only if `may_end`.
         """
         if not self._stops:
             return text, False
         self._held += text
         if not may_end:
             self._immune = len(self._held)
-        found, open_at = self._first_stop(), self._first_beginning()
+        found, open_at = self._first_stop(), held_from(self._held, self._stops)
         if found is not None and found[0] <= open_at:
             return self._cut(*found), True
         emitted, self._held = self._held[:open_at], self._held[open_at:]
@@ -57,18 +56,18 @@ class StopStrings:
         return emitted
 
     def _first_stop(self) -> tuple[int, int] | None:
-        """Where the first stop string begins and ends; of two that begin there, the shorter."""
+        """Where the first stop string begins and ends; if two begin there, the shorter one."""
         places = (
             (self._held.find(stop, max(self._immune - len(stop) + 1, 0)), len(stop)) for stop in self._stops
         )
         found = ((start, start + length) for start, length in places if start >= 0)
         return min(found, default=None)
 
-    def _first_beginning(self) -> int:
-        """Where a stop string may begin that the next piece continues; the length of the text if nowhere."""
-        held = self._held
-        for place in range(max(len(held) - self._longest + 1, 0), len(held)):
-            tail = held[place:]
-            if any(stop.startswith(tail) for stop in self._stops):
-                return place
-        return len(held)
+
+def held_from(text: str, marks: tuple[str, ...], start: int = 0) -> int:
+    """Where a mark may begin that the next piece completes, from `start` on; the text's length if nowhere."""
+    longest = max(map(len, marks), default=0)
+    for place in range(max(len(text) - longest + 1, start), len(text)):
+        if any(mark.startswith(text[place:]) for mark in marks):
+            return place
+    return len(text)

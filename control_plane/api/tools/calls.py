@@ -1,10 +1,11 @@
-"""Tool calls in the text of an answer, apart from the text around them."""
+"""Splits the text of an answer into tool calls and other text."""
 
 from collections.abc import Callable
 
 from control_plane.api.text.choice import BrokenCall, Piece
 from control_plane.api.text.request import ToolUse
-from control_plane.api.tools.parsing.source import SPACE, NotACall, Parse, Source, first_mark, held_from
+from control_plane.api.text.stop_strings import held_from
+from control_plane.api.tools.parsing.source import SPACE, NotACall, Parse, Source, first_mark
 from control_plane.api.tools.parsing.tool_format import ToolFormat
 from control_plane.api.tools.parsing.writer import CallWriter
 
@@ -12,12 +13,12 @@ from control_plane.api.tools.parsing.writer import CallWriter
 class CallSplitter:
     """Splits one answer, which arrives in pieces. Whitespace around calls is dropped.
 
-    A call's arguments are given out as they arrive. What turns out to be no call, or is cut, becomes text
-    again, or a `BrokenCall` if a part of it was given out.
+    It returns a call's arguments as they arrive. If something turns out not to be a call, or is cut, it is
+    returned as text, or as a `BrokenCall` if parts of it were returned before.
     """
 
     def __init__(self, form: ToolFormat, use: ToolUse, hide: Callable[[str], str] = str) -> None:
-        """`hide` takes away from a text what is not to be seen."""
+        """`hide` removes from a text what the client must not see."""
         self._form = form
         self._hide = hide
         self._parallel = use.parallel
@@ -32,12 +33,12 @@ class CallSplitter:
 
     @property
     def called(self) -> bool:
-        """Whether the answer has a whole call."""
+        """Whether the answer has a complete call."""
         return self._calls.whole > 0
 
     @property
     def ended(self) -> bool:
-        """Whether the answer has all the calls that it may have."""
+        """Whether the answer has as many calls as are allowed."""
         return self.called and not self._parallel
 
     def split(self, text: str, last: bool) -> Piece:
@@ -52,7 +53,7 @@ class CallSplitter:
         return piece
 
     def _read_text(self, text: str) -> str | None:
-        """Give out text up to a call; returns the text from there on."""
+        """Add the text before the first call to the output; returns the rest of the text."""
         text, self._held = self._held + text, ""
         if self.ended:
             return None
@@ -71,7 +72,7 @@ class CallSplitter:
         return text[end:]
 
     def _read(self) -> Parse[None]:
-        """Read calls, and the whitespace before them: it becomes text with what turns out to be no call."""
+        """Read calls and the whitespace before them, which is text if they turn out not to be calls."""
         yield from self._source.skip_space()
         yield from self._form.read(self._source, self._calls, self._tools)
 
@@ -82,7 +83,7 @@ class CallSplitter:
         return not self._has_text and text.lstrip(SPACE).startswith(self._form.marks)
 
     def _read_call(self, text: str) -> str | None:
-        """Read on in a call; returns the text after it once it has ended."""
+        """Read more of a call; returns the text after it once it has ended."""
         assert self._reading is not None
         self._source.add(text)
         try:
@@ -106,7 +107,7 @@ class CallSplitter:
         self._calls.give_up()
 
     def _finish(self) -> None:
-        """Give out what was held back, once there is no more to come."""
+        """Add the text that was held back to the output, at the end of the answer."""
         if self._reading is not None and self._calls.expected:
             self._source.read_rest()
             self._give_up()

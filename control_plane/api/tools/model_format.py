@@ -1,4 +1,4 @@
-"""How a model writes thinking and tool calls, as its chat template and its tokenizer say."""
+"""Finds out, from a chat template and a tokenizer, how a model writes thinking and tool calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _TAIL_TOKENS = 16
 
 @dataclass(frozen=True)
 class ModelFormat:
-    """The form of a model's thinking and tool calls."""
+    """The format of a model's thinking and tool calls."""
 
     codec: TextCodec
     tools: ToolFormat
@@ -31,9 +31,9 @@ class ModelFormat:
     shows_tools: bool
     """Whether the chat template shows tools to the model."""
     tokens: Mapping[str, int]
-    """The marks that are tokens of their own."""
+    """The ids of the marks that are single tokens, by their text."""
     special: Mapping[int, str]
-    """Those of them that are special tokens."""
+    """The text of the marks that are special tokens, by their ids."""
 
     @classmethod
     def of(cls, codec: TextCodec) -> Self:
@@ -55,15 +55,15 @@ class ModelFormat:
         )
 
     def prompt(self, request: GenerationRequest, prompt: Prompt) -> Prompt:
-        """A prompt of the request so that the chat template shows the model its tools."""
+        """A prompt of the request, with the tools in its text if the chat template does not show them."""
         if self.shows_tools or not isinstance(prompt, Chat):
             return prompt
         return told_in_text(prompt, request.tool_use.tools if request.tool_use else ())
 
     def splitter(self, request: GenerationRequest, index: int, prompt_ids: Sequence[int]) -> Splitter | None:
-        """What splits answer number `index` to a request; None if it is to be left as it is.
+        """A splitter for answer number `index` to a request; None if the answer needs none.
 
-        An answer with a structure begins with the structure, and has no thinking.
+        An answer with a structure has no thinking: it begins with the structure.
         """
         prompt = request.prompts[index // request.n]
         if not isinstance(prompt, Chat):
@@ -74,15 +74,15 @@ class ModelFormat:
         use = request.tool_use
         if thinking is None and use is None:
             return None
-        # A client that wants special tokens as text gets these, too.
+        # A client that asks for special tokens as text gets the marks as well.
         special = self.special if request.skip_special_tokens else {}
         hide = partial(without, tokens=tuple(special.values()))
         return Splitter(thinking, CallSplitter(self.tools, use, hide) if use else None, special)
 
     def grammar(self, request: GenerationRequest, index: int, prompt_ids: Sequence[int]) -> str | None:
-        """The grammar, in Lark's form, of an answer that has to call a tool; None for others.
+        """A Lark grammar for an answer that has to call a tool; None for other answers.
 
-        It leaves room for the model's thinking.
+        It allows the model to think first.
         """
         prompt, use = request.prompts[index // request.n], request.tool_use
         if not isinstance(prompt, Chat) or use is None or use.choice == "auto":
@@ -98,7 +98,7 @@ class ModelFormat:
         return self._thinking_rules(self.thinking, opened) + calls
 
     def _thinking_rules(self, marks: ThinkingMarks, opened: bool) -> str:
-        """Rules for an answer that thinks before its calls, or may do so if the prompt has not begun it."""
+        """Rules for an answer that thinks before its calls, or may do so if the prompt has not opened it."""
         start = "thought calls" if opened else f"calls | {self._token(marks.open)} thought calls"
         close = self._token(marks.close)
         if marks.close in self.tokens:
@@ -111,7 +111,7 @@ class ModelFormat:
         return f"<[{self.tokens[mark]}]>" if mark in self.tokens else literal(mark)
 
     def _begins_thinking(self, chat: Chat, prompt_ids: Sequence[int]) -> bool:
-        """Whether the answer begins inside the thinking, since the prompt has opened it."""
+        """Whether the prompt has opened the thinking, so that the answer begins inside it."""
         if self.thinking is None:
             return False
         if chat.continue_final_message:

@@ -14,7 +14,7 @@ class Splitter:
     def __init__(
         self, thinking: ThinkingSplitter | None, calls: CallSplitter | None, tokens: Mapping[int, str]
     ) -> None:
-        """`tokens` are the special ones that either has to see."""
+        """`tokens` are the special tokens that one of the two splitters needs to see."""
         self.tokens = tokens
         self._thinking = thinking
         self._calls = calls

@@ -1,13 +1,14 @@
-"""What a model writes between its thinking marks, apart from the rest of its answer."""
+"""Splits an answer into thinking, which is between marks, and the rest."""
 
 from dataclasses import dataclass
 
-from control_plane.api.tools.parsing.source import SPACE, held_from
+from control_plane.api.text.stop_strings import held_from
+from control_plane.api.tools.parsing.source import SPACE
 
 
 @dataclass(frozen=True)
 class ThinkingMarks:
-    """What a family's thinking begins and ends with."""
+    """The marks at the beginning and the end of a model family's thinking."""
 
     open: str
     close: str
@@ -17,23 +18,23 @@ FAMILIES = (ThinkingMarks("<think>", "</think>"), ThinkingMarks("[THINK]", "[/TH
 
 
 def thinking_marks(template: str) -> ThinkingMarks | None:
-    """The marks that a chat template names; None for models that do not think."""
+    """The marks that a chat template contains; None for models that do not think."""
     found = (marks for marks in FAMILIES if marks.open in template or marks.close in template)
     return next(found, None)
 
 
 class ThinkingSplitter:
-    """Splits one answer, which arrives in pieces. Only thinking that the answer begins with counts.
+    """Splits one answer, which arrives in pieces. Only thinking at the beginning of the answer counts.
 
     Whitespace around the thinking is dropped.
     """
 
     def __init__(self, marks: ThinkingMarks, inside: bool) -> None:
-        """`inside`: whether the prompt has opened the thinking."""
+        """`inside` says whether the prompt has opened the thinking."""
         self._marks = marks
         self._held = ""
         self._begun = False
-        """Whether any thinking was given out."""
+        """Whether any thinking was returned."""
         self._state = self._inside if inside else self._start
 
     def split(self, text: str, last: bool) -> tuple[str, str]:

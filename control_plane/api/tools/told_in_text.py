@@ -1,4 +1,4 @@
-"""Tools for models whose chat template knows none: they are told of them in the text of the messages."""
+"""Lists tools in the text of a chat, for models whose chat template does not show tools."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,9 +16,9 @@ _HOW = (
 
 
 def told_in_text(chat: Chat, tools: tuple[Mapping[str, Any], ...]) -> Chat:
-    """The chat with these tools in its first message, and with calls and their results as text.
+    """The chat with a list of these tools in its first message, and with calls and their results as text.
 
-    Each message then has a role that every template knows, and nothing but text.
+    Each message then has only text, and a role that every template knows.
     """
     if not tools and not any(_is_of_tools(message) for message in chat.messages):
         return chat
@@ -35,7 +35,7 @@ def _is_of_tools(message: Mapping[str, Any]) -> bool:
 
 
 def _as_text(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Results that follow each other are one message: templates want users and models to take turns."""
+    """The messages as text. Results in a row become one message: many templates want roles to alternate."""
     for is_result, group in groupby(messages, lambda message: message["role"] == "tool"):
         if is_result:
             results = (f"Result: {message.get('content') or ''}" for message in group)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from control_plane.config import LOG_LEVELS, SAMPLING_SOURCES
 from control_plane.errors import ConfigError
@@ -78,6 +79,18 @@ def option_group(*decorators: Callable[[Command], Command]) -> Callable[[Command
         return command
 
     return decorate
+
+
+def other_option(context: click.Context, name: str) -> str | None:
+    """An option on the command line besides the one of that name; None if there is none."""
+    given = (
+        parameter.opts[0]
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and parameter.name != name
+        and context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    )
+    return next(given, None)
 
 
 def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -224,7 +237,7 @@ _IDLE_TIMEOUT = click.option(
 
 
 def _given_or_none(context: click.Context, option: click.Parameter, values: Sequence[str]) -> object:
-    """The values of an option that may be repeated; None if it is not given, as for other settings."""
+    """The values of an option that may be repeated; None if it is not given, like other settings."""
     return values or None
 
 

@@ -1,4 +1,4 @@
-"""What the commands for tenants share: names, and the database."""
+"""Names and the database, for all commands about tenants."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

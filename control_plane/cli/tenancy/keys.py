@@ -1,15 +1,14 @@
-"""`faasmoe tenants keys`: several keys of a tenant, which may expire."""
+"""`faasmoe tenants keys`: add, list and revoke keys of a tenant."""
 
 import json
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 
 from control_plane.cli.options import database_option, json_option
 from control_plane.cli.tenancy.database import KEY_NAME, NAME, opened_store
-from control_plane.cli.tenancy.times import Expiry
+from control_plane.cli.tenancy.times import Expiry, local_time, utc_time
 from control_plane.formatting import table
 from control_plane.tenancy.keys import KeyRecord
 
@@ -39,13 +38,13 @@ def keys() -> None:
 )
 @database_option
 def add(tenant: str, name: str | None, expires: float | None, database: str | None) -> None:
-    """Print one more key for TENANT. The key is not stored and cannot be printed again."""
+    """Print an additional key for TENANT. The key is not stored and cannot be printed again."""
     with opened_store(database) as store:
         if name is None:
             taken = {key.name for key in store.keys(tenant)}
             name = next(free for number in range(1, len(taken) + 2) if (free := f"key-{number}") not in taken)
         key = store.add_key(tenant, name, expires)
-    until = "" if expires is None else f", valid until {_local(expires)}"
+    until = "" if expires is None else f", valid until {local_time(expires)}"
     click.echo(f"this is the key {name} of {tenant}{until}, which is not shown again:", err=True)
     click.echo(key)
 
@@ -55,7 +54,7 @@ def add(tenant: str, name: str | None, expires: float | None, database: str | No
 @json_option
 @database_option
 def list_(tenant: str, as_json: bool, database: str | None) -> None:
-    """List the names of TENANT's keys, with those that have expired. A dash is never."""
+    """List the names of TENANT's keys, including expired ones. A dash means never."""
     with opened_store(database) as store:
         found = store.keys(tenant)
     if as_json:
@@ -65,8 +64,8 @@ def list_(tenant: str, as_json: bool, database: str | None) -> None:
     rows = [
         [
             key.name,
-            _local(key.created),
-            "-" if key.expires is None else _local(key.expires),
+            local_time(key.created),
+            "-" if key.expires is None else local_time(key.expires),
             "expired" if key.has_expired(now) else "valid",
         ]
         for key in found
@@ -80,7 +79,7 @@ def list_(tenant: str, as_json: bool, database: str | None) -> None:
 @click.argument("name", type=KEY_NAME)
 @database_option
 def revoke(tenant: str, name: str, database: str | None) -> None:
-    """Refuse TENANT's key NAME from now on, and forget it.
+    """Refuse TENANT's key NAME from now on, and delete it.
 
     The main key comes back when a server starts whose config file has a key_file for the tenant.
     """
@@ -91,14 +90,6 @@ def revoke(tenant: str, name: str, database: str | None) -> None:
 def _key_object(key: KeyRecord) -> dict[str, Any]:
     return {
         "name": key.name,
-        "created": _utc(key.created),
-        "expires": None if key.expires is None else _utc(key.expires),
+        "created": utc_time(key.created),
+        "expires": None if key.expires is None else utc_time(key.expires),
     }
-
-
-def _local(at: float) -> str:
-    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M}"
-
-
-def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

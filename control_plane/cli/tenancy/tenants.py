@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import click
@@ -11,6 +11,7 @@ import click
 from control_plane.cli.options import COUNT, database_option, json_option, option_group
 from control_plane.cli.tenancy.database import NAME, opened_store
 from control_plane.cli.tenancy.keys import keys
+from control_plane.cli.tenancy.times import local_time, utc_time
 from control_plane.formatting import table
 from control_plane.tenancy.keys import MAIN
 from control_plane.tenancy.tenants import BOUNDS, BUDGETS, Limits, Tenant
@@ -28,7 +29,7 @@ class _Bound(click.ParamType[str | int]):
         return value if value == UNLIMITED else int(COUNT(value, param, ctx))
 
 
-BOUND = _Bound()
+_bound_option = partial(click.option, type=_Bound(), metavar="N|none")
 
 # An option that is not given is None. `add` then takes the default, and `set` keeps the current value.
 limit_options = option_group(
@@ -38,29 +39,14 @@ limit_options = option_group(
         metavar="X",
         help="Share when tenants compete, from 0.001 to 1000: 2 gets twice the service of 1.",
     ),
-    click.option("--rpm", type=BOUND, metavar="N|none", help="Most requests per minute."),
-    click.option(
-        "--tpm", type=BOUND, metavar="N|none", help="Most tokens per minute, of prompts and answers together."
-    ),
-    click.option("--max-concurrency", type=BOUND, metavar="N|none", help="Most requests at the same time."),
-    click.option(
-        "--max-context",
-        type=BOUND,
-        metavar="N|none",
-        help="Most tokens of one prompt and its answer together.",
-    ),
-    click.option("--max-output", type=BOUND, metavar="N|none", help="Most tokens of one answer."),
-    click.option(
-        "--tokens-per-day",
-        type=BOUND,
-        metavar="N|none",
-        help="Most tokens per day (UTC), of prompts and answers together.",
-    ),
-    click.option(
-        "--tokens-per-month",
-        type=BOUND,
-        metavar="N|none",
-        help="Most tokens per calendar month (UTC), of prompts and answers together.",
+    _bound_option("--rpm", help="Most requests per minute."),
+    _bound_option("--tpm", help="Most tokens per minute, of prompts and answers together."),
+    _bound_option("--max-concurrency", help="Most requests at the same time."),
+    _bound_option("--max-context", help="Most tokens of one prompt and its answer together."),
+    _bound_option("--max-output", help="Most tokens of one answer."),
+    _bound_option("--tokens-per-day", help="Most tokens per day (UTC), of prompts and answers together."),
+    _bound_option(
+        "--tokens-per-month", help="Most tokens per calendar month (UTC), of prompts and answers together."
     ),
     click.option(
         "--operator/--no-operator",
@@ -108,9 +94,9 @@ def add(name: str, operator: bool | None, database: str | None, **limits: Any) -
 @json_option
 @database_option
 def list_(as_json: bool, database: str | None) -> None:
-    """List all tenants with their limits. A dash is no limit; in JSON, null is.
+    """List all tenants with their limits. A dash means no limit; in JSON, null does.
 
-    Limits per day and month come with what is used of them: USED/LIMIT.
+    Limits per day and month are shown with the tokens used: USED/LIMIT.
     """
     with opened_store(database) as store:
         found = [(tenant, store.spent(tenant.name)) for tenant in store.list()]
@@ -183,21 +169,21 @@ def remove(name: str, database: str | None) -> None:
 
 
 def tenant_lines(tenants: Sequence[tuple[Tenant, Spent]]) -> Iterator[str]:
-    """Format tenants as a table, with what they have spent of their budgets. A dash is no limit."""
+    """Format tenants as a table, with the tokens used of their budgets. A dash means no limit."""
     yield from table(
         ["tenant", "weight", *BOUNDS, "operator", "created"], [_tenant_row(*each) for each in tenants]
     )
 
 
 def tenant_object(tenant: Tenant, spent: Spent) -> dict[str, Any]:
-    """A tenant as an object for JSON. None is no limit."""
+    """A tenant as an object for JSON. None means no limit."""
     return {
         "name": tenant.name,
         **asdict(tenant.limits),
         "tokens_today": spent.day,
         "tokens_this_month": spent.month,
         "operator": tenant.operator,
-        "created": datetime.fromtimestamp(tenant.created, UTC).isoformat(timespec="seconds"),
+        "created": utc_time(tenant.created),
     }
 
 
@@ -209,7 +195,7 @@ def _tenant_row(tenant: Tenant, spent: Spent) -> list[str]:
         f"{tenant.limits.weight:g}",
         *("-" if bound is None else f"{before}{bound}" for before, bound in bounds),
         "yes" if tenant.operator else "no",
-        f"{datetime.fromtimestamp(tenant.created):%Y-%m-%d %H:%M}",
+        local_time(tenant.created),
     ]
 
 

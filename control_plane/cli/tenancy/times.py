@@ -1,8 +1,8 @@
-"""Times as options: a duration before or after now, or a date."""
+"""Times on the command line: as options, a duration before or after now, or a date; and as output."""
 
 import re
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 
 import click
 
@@ -34,7 +34,7 @@ class Since(click.ParamType[float]):
 
 
 class Expiry(click.ParamType[float]):
-    """A time to come: a duration such as 12h or 30d, or an ISO 8601 date or time.
+    """A time in the future: a duration such as 12h or 30d, or an ISO 8601 date or time.
 
     The value is Unix time, in seconds.
     """
@@ -52,6 +52,16 @@ class Expiry(click.ParamType[float]):
         if expires <= now:
             self.fail(f"{value!r} is over", param, ctx)
         return expires
+
+
+def local_time(at: float) -> str:
+    """A Unix time in the local time zone, for people."""
+    return f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M}"
+
+
+def utc_time(at: float) -> str:
+    """A Unix time in UTC and in ISO 8601, for programs."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def _seconds(text: str) -> float | None:

@@ -18,7 +18,7 @@ class MaskThread:
         self._started = False
 
     def submit(self, task: Callable[[], bytes]) -> Future[bytes]:
-        """Run a task soon. The first one starts the thread, so whoever needs no masks has none."""
+        """Queue a task. The first one starts the thread, so that servers without masks have none."""
         with self._lock:
             if not self._started:
                 self._start()
@@ -44,5 +44,5 @@ class MaskThread:
             # The library's panics are not Exceptions.
             except BaseException as error:
                 future.set_exception(error)
-            # Nothing may keep a matcher that its sequence has dropped.
+            # These names must not keep a matcher alive that its sequence no longer uses.
             del task, future

@@ -51,7 +51,7 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
     with _refused_by_transformers(f"the model in {partition}"):
         config = AutoConfig.from_pretrained(partition)
         if getattr(config, "head_dim", 0) is None:
-            # Mixtral's may be null, and transformers' scaled rotary embeddings multiply it.
+            # It may be null for Mixtral, and transformers needs a number for scaled rotary embeddings.
             config.head_dim = config.hidden_size // config.num_attention_heads
         state_dict, shapes = _read_dense(partition / manifest.dense.file)
         with _patched(manifest.model_type):

@@ -18,17 +18,17 @@ def find_source(sequence: Sequence, others: Iterable[Sequence]) -> Sequence | No
 
 
 def is_ready(source: Sequence) -> bool:
-    """Whether another sequence can take over from it: the prompt's last row is computed for each answer."""
+    """Whether others can copy from it: it has all of the prompt but the last row, which each computes."""
     return source.num_computed >= source.num_prompt_tokens - 1
 
 
 def shared(sequence: Sequence, source: Sequence) -> int:
-    """How many of its tokens the sequence can take over. Its own last row gives its next token."""
+    """How many tokens the sequence can copy: never its last one, whose row gives its next token."""
     return min(source.num_computed, sequence.num_prompt_tokens, len(sequence.token_ids) - 1)
 
 
 def take_over(sequence: Sequence, source: Sequence) -> None:
-    """Note that the sequence has the source's keys and values, and what else comes of computing them."""
+    """Record that the source's keys and values were copied to the sequence, with its prompt logprobs."""
     sequence.num_computed = shared(sequence, source)
     sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
     if len(sequence.prompt_logprobs) < len(source.prompt_logprobs):

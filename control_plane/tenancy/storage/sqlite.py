@@ -22,7 +22,7 @@ _FAILED_WRITES = {
     sqlite3.SQLITE_IOERR_TRUNCATE,
     sqlite3.SQLITE_IOERR_SHMSIZE,
 }
-"""Those of a disk, or of a limit, that takes no writes. The connection can still read; a new one could not be
+"""Errors when a full disk, or a limit, prevents writes. The connection can still read; a new one could not be
 opened."""
 
 

@@ -1,4 +1,4 @@
-"""Usage in a database: what was booked, and which entries of bookings were."""
+"""Stores usage in a database, and remembers which entries were booked."""
 
 import time
 from collections.abc import Callable, Sequence

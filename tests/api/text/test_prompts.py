@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from control_plane.api.text.chat_request import MAX_DEPTH
+from control_plane.api.bodies.json_values import MAX_DEPTH
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Chat

@@ -1,6 +1,6 @@
-"""Turns prompts into tokens with a model's own tokenizer and chat templates, of which neither is trusted.
+"""Turns prompts into tokens with a model's own tokenizer and chat templates, which are not trusted.
 
-What an answer has to match is no more trusted: its grammar is made here, too.
+Schemas and grammars of requests are not trusted either, so they are compiled here, too.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Turns what an answer has to match into a grammar, and tries whether it can be compiled."""
+"""Turns a structure, which an answer has to match, into a grammar, and checks that it compiles."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,16 +13,16 @@ from control_plane.errors import BadRequest
 JSON_OPTIONS = {"whitespace_pattern": r" |\n {0,16}"}
 """Between the parts of JSON, a model may write a space, or a line break with an indentation.
 
-By the library's default, any number: a model that likes spaces would write them until its tokens end.
+The library's default allows any number of spaces: some models would write them up to the limit of tokens.
 """
 _BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], frozenset({256}), frozenset({256}))
 _PREFIX = "failed to compile JSON schema: "
 _MAX_TRIALS = 300
-"""The most schemas that are tried to find the one at fault."""
+"""The most schemas that are compiled to find the one with the error."""
 
 
 class Grammars:
-    """Makes grammars, and compiles them for the vocabulary of bytes."""
+    """Makes grammars, and compiles them for a vocabulary of single bytes."""
 
     def __init__(self) -> None:
         self._compiler = GrammarCompiler(_BYTES)
@@ -30,7 +30,7 @@ class Grammars:
     def grammar(self, kind: str, value: Any, field: str) -> str:
         """The grammar for a `Structure`'s kind and value, from the request's field of that name.
 
-        Raises `BadRequest`, which says what is wrong with it, and where.
+        Raises `BadRequest`, which says what is wrong, and where.
         """
         try:
             grammar = _grammar(kind, value)
@@ -46,7 +46,7 @@ class Grammars:
         return grammar
 
     def _place(self, schema: Any) -> str:
-        """The path of the innermost part of a schema that cannot be compiled, even alone."""
+        """The path of the innermost part of a schema that does not compile on its own."""
         path, trials = "$", 0
         definitions = schema.get("$defs", {}) if isinstance(schema, dict) else {}
         parts = _parts(schema)
@@ -93,7 +93,7 @@ def _json_grammar(schema: Any) -> str:
 
 
 def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas directly inside a schema, each with its place in it."""
+    """The schemas directly inside a schema, each with its path."""
     if not isinstance(schema, dict):
         return
     for name in ("$defs", "properties", "patternProperties"):

@@ -43,19 +43,19 @@ class EncodeChat(Struct, tag=True):
 
     template: str
     variables: bytes
-    """What the template sees besides special tokens, as a JSON object: `messages` and others."""
+    """The template's variables except special tokens, as a JSON object: `messages` and others."""
     continue_final_message: bool = False
     """Whether the text ends with that of the last message."""
 
 
 class FindEndOfTurn(Struct, tag=True):
-    """Asks for the token that a template writes behind an assistant's message: one token, or none."""
+    """Asks for the token that a template writes after an assistant's message: one token, or none."""
 
     template: str
 
 
 class MakeGrammar(Struct, tag=True):
-    """Asks for the grammar of a `Structure`, which is known to compile."""
+    """Asks for the grammar of a `Structure`. The answer has one only if it compiles."""
 
     kind: str
     value: Any
@@ -75,7 +75,7 @@ class Tokens(Struct, tag=True):
 
 
 class Refused(Struct, tag=True):
-    """The template refuses the messages, for a reason that it states itself, or the structure is none."""
+    """The template refuses the messages, for a reason that it states, or the structure is not valid."""
 
     reason: str
 

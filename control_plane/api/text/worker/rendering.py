@@ -1,4 +1,4 @@
-"""Renders a chat with a template as transformers does, and finds out how the template ends a message."""
+"""Renders a chat with a template as transformers does, and finds the token that ends a message."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,12 +9,12 @@ Render = Callable[[Mapping[str, Any]], str]
 """Renders a template with variables."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""The names that templates have for a message's reasoning; the first that a message has counts."""
+"""The names that templates use for a message's reasoning. The first one that a message has counts."""
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 _ANSWER = "FaaSMoE"
-"""An assistant's message that no template contains."""
+"""A text for an assistant's message that no template contains."""
 _MAX_END = 1000
-"""The most characters behind an assistant's message that are looked at."""
+"""The most characters after an assistant's message in which its end token is sought."""
 
 
 def rendered(render: Render, variables: Mapping[str, Any], continue_final_message: bool) -> str:
@@ -37,9 +37,9 @@ def rendered(render: Render, variables: Mapping[str, Any], continue_final_messag
 
 
 def end_of_turn(render: Render, encode: Callable[[str], list[int]]) -> list[int]:
-    """The token that the template writes behind the text of an assistant's message, white space aside.
+    """The token that the template writes after the text of an assistant's message, ignoring white space.
 
-    It is what the model has learned to write there. None if the template writes nothing.
+    The model has learned to end its messages with it. Empty if the template writes nothing.
     """
     dialogue = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
     text = render({"messages": dialogue, "tools": None, "documents": None, "add_generation_prompt": False})

@@ -1,4 +1,4 @@
-"""The formats of tool calls that are known.
+"""The known formats of tool calls.
 
 To add one, write a module with a `ToolFormat`, name it here, and add what its models write to
 `tests/api/tools/test_formats.py`.
@@ -13,10 +13,10 @@ from control_plane.api.tools.formats.qwen_coder import QwenCoder
 from control_plane.api.tools.parsing.tool_format import ToolFormat
 
 FORMATS: tuple[Callable[[str], ToolFormat | None], ...] = (QwenCoder.of, Hermes.of, Mistral.of)
-"""Each gives its format if a chat template names it. The first that does counts."""
+"""Each returns its format if a chat template uses it. The first one that does is taken."""
 
 
 def tool_format(template: str) -> ToolFormat:
-    """The format of tool calls in a chat template; JSON without marks if it names none that is known."""
+    """The format of tool calls that a chat template uses; JSON without marks if it uses no known one."""
     found = (of(template) for of in FORMATS)
     return next((form for form in found if form is not None), Plain())

@@ -24,7 +24,7 @@ class Hermes(ToolFormat):
 
     @classmethod
     def of(cls, template: str) -> Self | None:
-        """The format, if a chat template names it. GLM's has the same marks around another."""
+        """The format, if a chat template uses it. GLM's format has the same marks without JSON."""
         return cls() if OPEN in template and "<arg_key>" not in template else None
 
     def read(self, source: Source, calls: CallWriter, tools: Tools) -> Parse[None]:

@@ -32,13 +32,13 @@ class Mistral(ToolFormat):
     """See `ToolFormat`."""
 
     writes_list: bool
-    """Whether the model writes all calls as one list. Either form is read."""
+    """Whether the model writes all calls as one list. Both forms are read."""
     marks = (OPEN,)
     tokens = (OPEN, ARGUMENTS, ID)
 
     @classmethod
     def of(cls, template: str) -> Self | None:
-        """The format, if a chat template names it."""
+        """The format, if a chat template uses it."""
         return cls(writes_list=ARGUMENTS not in template) if OPEN in template else None
 
     def new_id(self) -> str:

@@ -8,7 +8,7 @@
     </function>
     </tool_call>
 
-A value that the tool's schema says to be a string is the text itself, any other is JSON.
+A value is plain text if the tool's schema says that it is a string; otherwise it is JSON.
 """
 
 import json
@@ -41,11 +41,11 @@ class QwenCoder(ToolFormat):
 
     @classmethod
     def of(cls, template: str) -> Self | None:
-        """The format, if a chat template names it."""
+        """The format, if a chat template uses it."""
         return cls() if _FUNCTION in template and _PARAMETER in template else None
 
     def read(self, source: Source, calls: CallWriter, tools: Tools) -> Parse[None]:
-        """See `ToolFormat`. The model sometimes forgets the outer mark."""
+        """See `ToolFormat`. Models sometimes leave out the outer mark."""
         if (yield from source.accept(OPEN)):
             yield from source.skip_space()
         yield from source.expect(_FUNCTION)
@@ -69,10 +69,10 @@ class QwenCoder(ToolFormat):
 
     def grammar(self, tools: Tools, token: Token, several: bool) -> str:
         """See `ToolFormat`. Of a string's schema it enforces `enum` and `const` only."""
-        bodies = [_body_rules(f"tool_{number}", tool) for number, tool in enumerate(tools)]
+        names = [f"tool_{number}" for number in range(len(tools))]
+        bodies = "".join(map(_body_rules, names, tools))
         call = f'{token(OPEN)} "\\n" tool "\\n" {token(CLOSE)}'
-        names = (f"tool_{number}" for number in range(len(tools)))
-        return repeated("\n", several) + rule("call", [call]) + rule("tool", names) + "".join(bodies)
+        return repeated("\n", several) + rule("call", [call]) + rule("tool", names) + bodies
 
 
 def _read_tag(source: Source) -> Parse[str]:
@@ -84,7 +84,7 @@ def _read_tag(source: Source) -> Parse[str]:
 
 
 def _read_value(source: Source, calls: CallWriter, schema: Any) -> Parse[None]:
-    """Read a value, and write it as JSON: a string as it arrives, another when it is whole."""
+    """Read a value and write it as JSON: a string while it arrives, other values when they are complete."""
     yield from source.accept("\n")
     if _is_string(schema):
         calls.arguments('"')
@@ -101,11 +101,11 @@ def _escaped(text: str) -> str:
 
 
 def _as_json(text: str) -> str:
-    """The JSON that a value is, or a string if it is none."""
+    """The value as JSON: a string if it is not JSON itself."""
     try:
         return json.dumps(json.loads(text), ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
-        # As Python writes them: the templates of some models render arguments like this.
+        # Some templates render arguments as Python does, so models write Python's names.
         value = {"True": True, "False": False, "None": None}.get(text.strip(), text)
         return json.dumps(value, ensure_ascii=False)
 
@@ -131,7 +131,7 @@ def _body_rules(name: str, tool: Mapping[str, Any]) -> str:
     schema = arguments_schema(tool)
     required = schema.get("required", ())
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    parts, rules = [literal(f"<function={tool['name']}>\n")], ""
+    parts, rules = [literal(f"{_FUNCTION}{tool['name']}>\n")], ""
     for number, (key, value) in enumerate(_properties(tool).items()):
         argument = f"{name}_{number}"
         parts.append(argument if key in required else f"{argument}?")

@@ -1,15 +1,15 @@
-"""Parts of grammars in the form of Lark that llguidance reads."""
+"""Builds parts of grammars in llguidance's dialect of Lark."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 Token = Callable[[str], str]
-"""Gives what matches a mark in a grammar: a token of its own, or its text."""
+"""Returns the expression that matches a mark in a grammar: its token if it has one, or else its text."""
 
 
 def literal(text: str) -> str:
-    """What matches exactly this text."""
+    """An expression that matches exactly this text."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -19,12 +19,12 @@ def rule(name: str, alternatives: Iterable[str]) -> str:
 
 
 def json_value(schema: Mapping[str, Any]) -> str:
-    """What matches JSON values of a schema."""
+    """An expression that matches the JSON values that a schema allows."""
     return f"%json {json.dumps(schema)}"
 
 
 def arguments_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The schema of a tool's arguments, which are an object. Without one, there are none."""
+    """The schema of a tool's arguments, which are an object: an empty one if the tool declares no schema."""
     schema = tool.get("parameters")
     if not isinstance(schema, Mapping):
         schema = {"properties": {}, "additionalProperties": False}
@@ -32,11 +32,11 @@ def arguments_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def call_object(tool: Mapping[str, Any]) -> str:
-    """What matches a call of a tool as a JSON object with its name and arguments, in that order."""
+    """An expression that matches a call of a tool: a JSON object with its name, then its arguments."""
     head = f'{{"name": {json.dumps(tool["name"])}, "arguments": '
     return f"{literal(head)} {json_value(arguments_schema(tool))} {literal('}')}"
 
 
 def repeated(separator: str, several: bool) -> str:
-    """The rule `calls`: one `call`, or `several` with a separator between them."""
+    """The rule `calls`: one `call`, or with `several`, any number of them with a separator between them."""
     return rule("calls", [f"call ({literal(separator)} call)*" if several else "call"])

@@ -1,4 +1,4 @@
-"""Reads JSON that arrives in pieces, so that what is written on is valid at every place."""
+"""Reads JSON that arrives in pieces, and passes it on without splitting an escape or a number."""
 
 import json
 import re
@@ -8,19 +8,19 @@ from control_plane.api.tools.parsing.source import NotACall, Parse, Source, Writ
 from control_plane.api.tools.parsing.writer import CallWriter
 
 MAX_DEPTH = 64
-"""The most values that may be within each other. Deeper ones are no call."""
+"""The most levels of nested values. Text that is nested more deeply is not a call."""
 _ESCAPES = '"\\/bfnrt'
 _DIGITS = "0123456789"
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 """Characters of a string that stand for themselves."""
 _ARGUMENTS = ("arguments", "parameters")
-"""Names of the member with a call's arguments."""
+"""The keys under which models write a call's arguments."""
 
 
 def read_call(source: Source, calls: CallWriter, known: Container[str] | None = None) -> Parse[None]:
     """Read `{"name": ..., "arguments": {...}}`. Arguments that come before the name wait for it.
 
-    With `known`, these are the names of all tools, and the object has no other members. Raises `NotACall`.
+    `known` are the names of all tools; if it is given, other names and keys are refused. Raises `NotACall`.
     """
     waiting: list[str] = []
     yield from source.expect("{")
@@ -153,7 +153,7 @@ def _string(source: Source, write: Write) -> Parse[None]:
 
 
 def _escape(source: Source, write: Write) -> Parse[None]:
-    """Write an escape at once: half of one is no valid text."""
+    """Write an escape as a whole: half of one would not be valid JSON."""
     character = yield from source.next()
     if character == "u":
         for _ in range(4):
@@ -167,7 +167,7 @@ def _escape(source: Source, write: Write) -> Parse[None]:
 
 
 def _number(source: Source, write: Write) -> Parse[None]:
-    """Read a number, up to a character that is no part of one, and write it at once."""
+    """Read a number, up to the first character that cannot belong to it, and write it as a whole."""
     text = ""
     while (yield from source.peek()) in "+-.eE" + _DIGITS:
         text += yield from source.next()

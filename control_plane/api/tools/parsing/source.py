@@ -1,8 +1,10 @@
-"""Text that arrives in pieces, and parsers that wait in the middle of it."""
+"""Text that arrives in pieces, for parsers that can pause until more of it arrives."""
 
 import re
 from collections.abc import Callable, Generator
 from typing import TypeVar
+
+from control_plane.api.text.stop_strings import held_from
 
 Result = TypeVar("Result")
 Parse = Generator[None, None, Result]
@@ -14,11 +16,11 @@ SPACE = " \t\r\n"
 
 
 class NotACall(Exception):
-    """The text is no tool call, although it has begun like one."""
+    """The text is not a tool call, although it begins like one."""
 
 
 class Source:
-    """The text that a parser reads, and has read since the last `mark`."""
+    """The text that a parser reads, and remembers since the last `mark`."""
 
     def __init__(self) -> None:
         self._text = ""
@@ -33,7 +35,7 @@ class Source:
 
     @property
     def unread(self) -> str:
-        """The text that has arrived and was not read."""
+        """The text that has arrived and has not been read."""
         return self._text[self._place :]
 
     @property
@@ -63,19 +65,19 @@ class Source:
         return character
 
     def take(self, pattern: re.Pattern[str]) -> str:
-        """Read what has arrived as far as it matches the pattern, which matches nothing, too."""
+        """Read the part of the text that has arrived and matches the pattern; it may be empty."""
         start = self._place
         found = pattern.match(self._text, start)
         self._place = found.end() if found else start
         return self._text[start : self._place]
 
     def skip_space(self) -> Parse[None]:
-        """Read whitespace, up to a character that is none."""
+        """Read whitespace, up to the next other character."""
         while (yield from self.peek()) in SPACE:
             self._place += 1
 
     def accept(self, text: str) -> Parse[bool]:
-        """Read this text if it is the next; returns whether it is."""
+        """Read this text if it comes next; returns whether it does."""
         while len(self.unread) < len(text) and text.startswith(self.unread):
             yield
         found = self._text.startswith(text, self._place)
@@ -83,12 +85,12 @@ class Source:
         return found
 
     def expect(self, text: str) -> Parse[None]:
-        """Read this text. Raises `NotACall` if another is next."""
+        """Read this text. Raises `NotACall` if other text comes next."""
         if not (yield from self.accept(text)):
             raise NotACall
 
     def until(self, ends: tuple[str, ...], write: Write) -> Parse[None]:
-        """Read up to and with one of the ends, the first to begin, and write what is before it."""
+        """Read to the first of the ends, and past it; write the text before it."""
         while (found := first_mark(self._text, ends, self._place)) is None:
             self._write_up_to(held_from(self._text, ends, self._place), write)
             yield
@@ -106,12 +108,3 @@ def first_mark(text: str, marks: tuple[str, ...], start: int = 0) -> tuple[int, 
     """The place of the first mark in the text from `start` on, and the mark; None if there is none."""
     found = ((text.find(mark, start), mark) for mark in marks)
     return min(((place, mark) for place, mark in found if place >= 0), default=None)
-
-
-def held_from(text: str, marks: tuple[str, ...], start: int = 0) -> int:
-    """Where a mark may begin that the next piece completes, from `start` on; the text's length if nowhere."""
-    longest = max(map(len, marks), default=0)
-    for place in range(max(len(text) - longest + 1, start), len(text)):
-        if any(mark.startswith(text[place:]) for mark in marks):
-            return place
-    return len(text)

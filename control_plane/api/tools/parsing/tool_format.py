@@ -11,31 +11,31 @@ from control_plane.api.tools.parsing.source import Parse, Source
 from control_plane.api.tools.parsing.writer import CallWriter
 
 Tools = Sequence[Mapping[str, Any]]
-"""Functions: each has a `name`, and perhaps `parameters`, a JSON schema."""
+"""Functions: each has a `name`, and may have `parameters`, a JSON schema."""
 _ID_CHARACTERS = string.ascii_letters + string.digits
 
 
 class ToolFormat(ABC):
-    """The form of a family's tool calls. It keeps nothing about an answer."""
+    """The format of a family's tool calls. It holds no state of an answer."""
 
     marks: tuple[str, ...]
-    """What calls begin with."""
+    """The texts that calls begin with."""
     tokens: tuple[str, ...]
-    """All marks that may be tokens of their own."""
+    """All marks that may be single tokens."""
     only_first: bool = False
-    """Whether an answer has calls only where it begins."""
+    """Whether calls count only at the beginning of an answer."""
 
     def new_id(self) -> str:
-        """A new id for a call, in the form of OpenAI's."""
+        """A new id for a call, in OpenAI's form."""
         return f"call_{random_id(24)}"
 
     @abstractmethod
     def read(self, source: Source, calls: CallWriter, tools: Tools) -> Parse[None]:
-        """Read from a mark to the end of its calls. Raises `NotACall`."""
+        """Read the calls that begin with a mark, which comes next. Raises `NotACall`."""
 
     @abstractmethod
     def grammar(self, tools: Tools, token: Token, several: bool) -> str:
-        """Rules in Lark's form, of which `calls` matches one call of any of the tools, or `several`."""
+        """Lark rules. The rule `calls` matches one call of any of the tools, or several with `several`."""
 
 
 def random_id(length: int) -> str:

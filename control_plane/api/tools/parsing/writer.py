@@ -1,4 +1,4 @@
-"""The tool calls of one answer, while they are written."""
+"""Collects the tool calls of one answer."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,14 +15,14 @@ class CallWriter:
         """The number of calls that have ended."""
         self.open = False
         self.expected = False
-        """Whether the text of a call has begun that has not ended, open or not."""
+        """Whether the text of a call has begun and not ended, even if its name is not known yet."""
         self.index = -1
         """The number of the last call that has begun."""
         self._new_id = new_id
         self._parts: list[ToolCallPart] = []
 
     def expect(self) -> None:
-        """The text of a call begins."""
+        """Note that the text of a call begins."""
         self.expected = True
 
     def begin(self, name: str) -> None:
@@ -36,16 +36,16 @@ class CallWriter:
         self._parts.append(ToolCallPart(self.index, text))
 
     def end(self) -> None:
-        """End the open call: its arguments are whole."""
+        """End the open call: its arguments are complete."""
         self.whole += 1
         self.open = self.expected = False
 
     def give_up(self) -> None:
-        """The text is no call."""
+        """Note that the text is not a call."""
         self.open = self.expected = False
 
     def take(self) -> tuple[ToolCallPart, ...]:
-        """The parts since the last time: one for each call's name, and one for its arguments."""
+        """The parts since the previous `take`: one for each call's name, and one for its arguments."""
         parts, self._parts = self._parts, []
         return tuple(
             replace(first, arguments=first.arguments + "".join(part.arguments for part in others))
