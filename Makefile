@@ -8,7 +8,7 @@ C_SOURCES := $(wildcard functions/kernels/csrc/*.[ch] functions/kernels/csrc/isa
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
 	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-memory bench-packing bench-residency \
-	chaos fuzz soak
+	chaos clients fuzz soak
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## (.*)$$/\1\t\2/' | expand -t 18
@@ -36,6 +36,14 @@ test: setup  ## the whole test suite, with coverage
 
 test-fast: setup  ## the tests without processes and models, in under a minute
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
+
+clients: setup build/clients/installed  ## the clients that people use, unmodified, against a server
+	FAASMOE_ENVIRONMENT=$(CURDIR)/$(VENV) build/clients/bin/pytest -c tests/clients/pytest.ini --rootdir . tests/clients
+
+build/clients/installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv build/clients
+	build/clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
+	touch $@
 
 fuzz: setup  ## malformed input for whatever reads data from outside; ARGS="--seconds 30" for a short run
 	$(BIN)/python -m bench.robustness.fuzz $(ARGS)

@@ -35,7 +35,7 @@ PARAMS = SamplingParams(MAX_TOKENS, temperature=1.0, seed=1)
 PROMPT = [40, 50, 60]
 BATCH = 8
 """Schemas whose answers one request gets."""
-grammars = Grammars()
+grammars = Grammars(0)
 
 
 @pytest.fixture(scope="module")

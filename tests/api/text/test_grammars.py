@@ -14,7 +14,7 @@ from control_plane.api.text.worker.grammars import Grammars
 from control_plane.errors import BadRequest
 from tests.support.paths import DEMO_MODEL
 
-grammars = Grammars()
+grammars = Grammars(0)
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,10 @@ def test_processes_make_grammars_and_end_when_one_takes_too_long(monkeypatch: py
             assert await encoder.grammar(Structure("choice", ["a", "b"])) == 'start: "a" | "b"'
 
     asyncio.run(run())
+
+
+def test_grammars_may_name_the_model_s_own_tokens() -> None:
+    grammar = 'start: <[7]> "a"'
+    assert Grammars(8).grammar("grammar", grammar, "field") == grammar
+    with pytest.raises(BadRequest, match="Token range end too large"):
+        Grammars(0).grammar("grammar", "start: <[257]>", "field")

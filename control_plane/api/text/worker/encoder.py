@@ -44,7 +44,8 @@ class Encoder:
         self._templates = setup.templates
         self._special_tokens = setup.special_tokens
         self._compiled = cache(self._compile)
-        self._grammars = Grammars()
+        ids = self._tokenizer.get_added_tokens_decoder()
+        self._grammars = Grammars(max(self._tokenizer.get_vocab_size(), *(token_id + 1 for token_id in ids), 0))
 
     def answer(self, request: Request) -> Answer:
         """The tokens of a prompt, or why there are none."""

@@ -15,17 +15,22 @@ JSON_OPTIONS = {"whitespace_pattern": r" |\n {0,16}"}
 
 The library's default allows any number of spaces: some models would write them up to the limit of tokens.
 """
-_BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], frozenset({256}), frozenset({256}))
 _PREFIX = "failed to compile JSON schema: "
 _MAX_TRIALS = 300
 """The most schemas that are compiled to find the one with the error."""
 
 
 class Grammars:
-    """Makes grammars, and compiles them for a vocabulary of single bytes."""
+    """Makes grammars, and compiles them for a vocabulary of single bytes.
 
-    def __init__(self) -> None:
-        self._compiler = GrammarCompiler(_BYTES)
+    The ids of these bytes are behind those of the model's tokens, which grammars of tool calls name by their ids.
+    """
+
+    def __init__(self, num_tokens: int) -> None:
+        """`num_tokens` is above the largest id of the model's tokens."""
+        tokens = [*[b""] * num_tokens, *(bytes([byte]) for byte in range(256)), b"<end>"]
+        end = frozenset({len(tokens) - 1})
+        self._compiler = GrammarCompiler(Vocabulary(tokens, end, end))
 
     def grammar(self, kind: str, value: Any, field: str) -> str:
         """The grammar for a `Structure`'s kind and value, from the request's field of that name.

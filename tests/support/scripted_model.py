@@ -1,0 +1,100 @@
+"""A model whose answers are known: it calls a tool, reports the result, and keeps to any grammar briefly.
+
+`python -m tests.support.scripted_model FOLDER` writes its checkpoint. Attention and experts add nothing, so the
+next token depends on the last one only:
+
+- with tools, and no result of a call yet, the answer is the call `CALL`;
+- otherwise it is `REPORT`;
+- where a grammar excludes both, the order in `PREFERENCES` closes strings, lists and objects early.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.support.checkpoints import save_checkpoint, tiny_model
+
+CALL = '{"name": "get_weather", "arguments": {"city": "Rome"}}'
+REPORT = "It is sunny in Rome."
+END = "<|im_end|>"
+
+_CHAIN = {"<|call|>": "<tool_call>", "<tool_call>": CALL, CALL: "</tool_call>", "<|report|>": REPORT}
+"""The successors of tokens; that of every other token is the end."""
+_PREFERENCES = '"}],0123456789'
+"""The bytes that a grammar's answer has if it can, the most wanted first. A string ends as soon as it may."""
+_HIDDEN_SIZE = 320
+_TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+{%- for tool in tools %}
+{{ tool | tojson }}
+{%- endfor %}
+Write {"name": NAME, "arguments": OBJECT} within <tool_call></tool_call>.<|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content or "" }}
+{%- for call in message.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{{ "<|call|>" if tools and messages[-1].role != "tool" else "<|report|>" }}{% endif %}"""
+
+
+def save_scripted_checkpoint(folder: Path) -> Path:
+    """Write the checkpoint. Returns `folder`."""
+    tokenizer = _tokenizer()
+    model: Any = tiny_model(
+        "qwen3_moe",
+        vocab_size=_HIDDEN_SIZE,
+        hidden_size=_HIDDEN_SIZE,
+        max_position_embeddings=32768,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+            parameter.data.zero_()
+    # A token's vector has a one at its own place, and one at the last place for what all tokens have in common.
+    size = len(tokenizer)
+    parameters["model.embed_tokens.weight"].data = torch.eye(_HIDDEN_SIZE)
+    parameters["model.embed_tokens.weight"].data[:, -1] = 1
+    head = torch.zeros(_HIDDEN_SIZE, _HIDDEN_SIZE)
+    identifier = tokenizer.convert_tokens_to_ids
+    for token in range(size):
+        head[tokenizer.eos_token_id, token] = 100
+    for last, successor in _CHAIN.items():
+        head[tokenizer.eos_token_id, identifier(last)] = 0
+        head[identifier(successor), identifier(last)] = 100
+    for rank, byte in enumerate(reversed(_PREFERENCES), start=1):
+        head[identifier(byte), -1] = rank
+    head[tokenizer.eos_token_id, -1] = len(_PREFERENCES) + 1
+    head[size:, -1] = -100
+    parameters["lm_head.weight"].data = head
+    tokenizer.save_pretrained(folder)
+    return save_checkpoint(model, folder)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """The 256 bytes, marks, and each of the two answers as one token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ("<|im_start|>", END, "<|call|>", "<|report|>")
+    shown = ("<tool_call>", "</tool_call>", CALL, REPORT)
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in special])
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in shown])
+    fast: Any = PreTrainedTokenizerFast
+    return cast(
+        PreTrainedTokenizerFast, fast(tokenizer_object=tokenizer, eos_token=END, chat_template=_TEMPLATE)
+    )
+
+
+if __name__ == "__main__":
+    save_scripted_checkpoint(Path(sys.argv[1]))
