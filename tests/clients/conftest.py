@@ -43,13 +43,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "XDG_STATE_HOME": str(folder / "state"),
     }
     checkpoint = folder / MODEL
-    program = [ENVIRONMENT / "bin" / "python", "-m", "tests.support.scripted_model", checkpoint]
+    program = [str(ENVIRONMENT / "bin" / "python"), "-m", "tests.support.scripted_model", str(checkpoint)]
     subprocess.run(program, check=True, timeout=START_SECONDS)
-    faasmoe = ENVIRONMENT / "bin" / "faasmoe"
+    faasmoe = str(ENVIRONMENT / "bin" / "faasmoe")
     added = subprocess.run(
         [faasmoe, "tenants", "add", "acme"], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    arguments = ["up", checkpoint, "--port", "0", "--gateway-port", "0", "--keys-only"]
+    arguments = ["up", str(checkpoint), "--port", "0", "--gateway-port", "0", "--keys-only"]
     log = folder / "log"
     with (
         log.open("w") as errors,

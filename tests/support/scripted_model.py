@@ -1,7 +1,7 @@
 """A model whose answers are known: it calls a tool, reports the result, and keeps to any grammar briefly.
 
-`python -m tests.support.scripted_model FOLDER` writes its checkpoint. Attention and experts add nothing, so the
-next token depends on the last one only:
+`python -m tests.support.scripted_model FOLDER` writes its checkpoint. Attention and experts add nothing, so
+the next token depends on the last one only:
 
 - with tools, and no result of a call yet, the answer is the call `CALL`;
 - otherwise it is `REPORT`;
@@ -60,7 +60,7 @@ def save_scripted_checkpoint(folder: Path) -> Path:
     for name, parameter in parameters.items():
         if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
             parameter.data.zero_()
-    # A token's vector has a one at its own place, and one at the last place for what all tokens have in common.
+    # A token's vector has a one at its own place, and one at the last place, which all tokens have in common.
     size = len(tokenizer)
     parameters["model.embed_tokens.weight"].data = torch.eye(_HIDDEN_SIZE)
     parameters["model.embed_tokens.weight"].data[:, -1] = 1

@@ -44,8 +44,7 @@ class Encoder:
         self._templates = setup.templates
         self._special_tokens = setup.special_tokens
         self._compiled = cache(self._compile)
-        ids = self._tokenizer.get_added_tokens_decoder()
-        self._grammars = Grammars(max(self._tokenizer.get_vocab_size(), *(token_id + 1 for token_id in ids), 0))
+        self._grammars = Grammars(max(self._tokenizer.get_vocab().values(), default=-1) + 1)
 
     def answer(self, request: Request) -> Answer:
         """The tokens of a prompt, or why there are none."""

@@ -23,7 +23,7 @@ _MAX_TRIALS = 300
 class Grammars:
     """Makes grammars, and compiles them for a vocabulary of single bytes.
 
-    The ids of these bytes are behind those of the model's tokens, which grammars of tool calls name by their ids.
+    The ids of these bytes are behind those of the model's tokens, which grammars of tool calls name by id.
     """
 
     def __init__(self, num_tokens: int) -> None:
