@@ -110,11 +110,9 @@ def test_usage_after_the_server_is_killed_under_load(chat_partition: Path, tmp_p
 
     with running_command("gateway", chat_partition, "--port", 0, temporary=tmp_path) as gateway:
         command = ("serve", chat_partition, "--gateway", gateway.wait_for(r"gateway on (\S+);"), *options)
-        with (
-            running_command("deploy", *command[1:4], temporary=tmp_path) as deploy,
-            running_command(*command, temporary=tmp_path) as server,
-        ):
+        with running_command("deploy", *command[1:4], temporary=tmp_path) as deploy:
             assert deploy.process.wait(60) == 0
+        with running_command(*command, temporary=tmp_path) as server:
             url = URL(server.wait_for(r"serving on (\S+);"))
             with ThreadPoolExecutor(6) as threads:
                 asking = [
