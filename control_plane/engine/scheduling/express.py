@@ -25,7 +25,7 @@ class Express:
     """Whether the planned step is for newcomers alone."""
 
     def plan(self, batch: dict[Sequence, Chunk]) -> dict[Sequence, Chunk]:
-        """Only the newcomers' chunks, if there are some, and no other step of late was theirs alone."""
+        """The newcomers' chunks alone, if there are any and no recent step was for newcomers alone."""
         newcomers = {sequence: chunk for sequence, chunk in batch.items() if self.queues.of(sequence).is_new}
         self._is_planned = (
             0 < len(newcomers) < len(batch)
