@@ -30,7 +30,7 @@ def parse_message(body: Any) -> GenerationRequest:
             top_k=None if asked.top_k is None else max(asked.top_k, 0),
         ),
         stream=asked.stream,
-        structure=_structure(asked.output_config.format),
+        structure=_structure(asked),
         tool_use=_tool_use(asked, tools),
         ignored_fields=tuple(ignored_fields(body, wire.MessageBody)),
     )
@@ -105,11 +105,16 @@ def _template_variables(asked: wire.CountBody) -> dict[str, Any]:
     return variables
 
 
-def _structure(form: wire.OutputFormat | None) -> Structure | None:
-    if form is None:
-        return None
-    check_json(form.schema, "output_config.format.schema")
-    return Structure("json_schema", form.schema)
+def _structure(asked: wire.MessageBody) -> Structure | None:
+    for field, form in (
+        ("output_config.format", asked.output_config.format),
+        ("output_format", asked.output_format),
+    ):
+        if form is not None:
+            place = f"{field}.schema"
+            check_json(form.schema, place)
+            return Structure("json_schema", place, form.schema)
+    return None
 
 
 def _tools(asked: wire.CountBody) -> list[dict[str, Any]]:

@@ -109,3 +109,5 @@ class MessageBody(CountBody, kw_only=True):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
+    output_format: OutputFormat | None = None
+    """What older clients send instead of `output_config.format`."""

@@ -142,8 +142,8 @@ def _structure(form: wire.TextFormat) -> Structure | None:
         if form.schema is None:
             raise field_error("text.format.schema", "is missing")
         check_json(form.schema, "text.format.schema")
-        return Structure("json_schema", form.schema)
-    return Structure("json_object")
+        return Structure("json_schema", "text.format.schema", form.schema)
+    return Structure("json_object", "text.format")
 
 
 def _repeated(asked: wire.ResponseBody, functions: list[wire.Tool]) -> dict[str, Any]:

@@ -141,7 +141,9 @@ def test_numbers_and_stop_sequences() -> None:
 
 def test_the_form_of_the_text() -> None:
     form = {"type": "json_schema", "schema": SCHEMA}
-    assert parsed(output_config={"format": form}).structure == Structure("json_schema", SCHEMA)
+    place = "output_config.format.schema"
+    assert parsed(output_config={"format": form}).structure == Structure("json_schema", place, SCHEMA)
+    assert parsed(output_format=form).structure == Structure("json_schema", "output_format.schema", SCHEMA)
 
 
 def test_what_claude_code_sends_is_accepted() -> None:

@@ -171,10 +171,10 @@ def test_tools_that_are_not_functions_are_left_out() -> None:
     ("form", "structure"),
     [
         ({"type": "text"}, None),
-        ({"type": "json_object"}, Structure("json_object")),
+        ({"type": "json_object"}, Structure("json_object", "text.format")),
         (
             {"type": "json_schema", "name": "cat", "schema": SCHEMA, "strict": True},
-            Structure("json_schema", SCHEMA),
+            Structure("json_schema", "text.format.schema", SCHEMA),
         ),
         (None, None),
     ],

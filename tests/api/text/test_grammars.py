@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from control_plane.api.text import prompts
@@ -14,7 +15,7 @@ from control_plane.api.text.worker.grammars import Grammars
 from control_plane.errors import BadRequest
 from tests.support.paths import DEMO_MODEL
 
-grammars = Grammars()
+grammars = Grammars(Tokenizer(models.BPE()))
 
 
 @pytest.mark.parametrize(
@@ -60,15 +61,15 @@ def test_a_schema_s_own_options_do_not_count() -> None:
 def test_processes_make_grammars_and_end_when_one_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "GRAMMAR_SECONDS", 0.5)
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    slow = Structure("choice", [f"choice {number}" for number in range(100_000)], "field")
+    slow = Structure("choice", "field", [f"choice {number}" for number in range(100_000)])
 
     async def run() -> None:
         async with PromptEncoder.running(TextCodec(tokenizer, len(tokenizer)), workers=1) as encoder:
             with pytest.raises(BadRequest, match=r"field: compiling it did not finish within 0\.5 s"):
                 await encoder.grammar(slow)
             with pytest.raises(BadRequest, match="unclosed group") as refused:
-                await encoder.grammar(Structure("regex", "(a", "field"))
+                await encoder.grammar(Structure("regex", "field", "(a"))
             assert refused.value.param == "field"
-            assert await encoder.grammar(Structure("choice", ["a", "b"])) == 'start: "a" | "b"'
+            assert await encoder.grammar(Structure("choice", "field", ["a", "b"])) == 'start: "a" | "b"'
 
     asyncio.run(run())

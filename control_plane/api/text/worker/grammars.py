@@ -6,26 +6,22 @@ from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
+from tokenizers import Tokenizer
 
 from control_plane.engine.grammar.compiler import GrammarCompiler, Vocabulary
+from control_plane.engine.grammar.lark import json_value, literal
 from control_plane.errors import BadRequest
 
-JSON_OPTIONS = {"whitespace_pattern": r" |\n {0,16}"}
-"""Between the parts of JSON, a model may write a space, or a line break with an indentation.
-
-The library's default allows any number of spaces: some models would write them up to the limit of tokens.
-"""
-_BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], frozenset({256}), frozenset({256}))
 _PREFIX = "failed to compile JSON schema: "
 _MAX_TRIALS = 300
 """The most schemas that are compiled to find the one with the error."""
 
 
 class Grammars:
-    """Makes grammars, and compiles them for a vocabulary of single bytes."""
+    """Makes grammars, and compiles them for a vocabulary of a model's added tokens and of single bytes."""
 
-    def __init__(self) -> None:
-        self._compiler = GrammarCompiler(_BYTES)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._compiler = GrammarCompiler(_vocabulary(tokenizer))
 
     def grammar(self, kind: str, value: Any, field: str) -> str:
         """The grammar for a `Structure`'s kind and value, from the request's field of that name.
@@ -66,6 +62,16 @@ class Grammars:
         return True
 
 
+def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """The added tokens by their ids, since grammars may name them; then the bytes, and an end token."""
+    size, added = tokenizer.get_vocab_size(), tokenizer.get_added_tokens_decoder()
+    tokens = [added[number].content.encode() if number in added else b"" for number in range(size)]
+    end_id = size + 256
+    special = {token_id for token_id, token in added.items() if token.special}
+    all_bytes = (bytes([byte]) for byte in range(256))
+    return Vocabulary([*tokens, *all_bytes, b"<end>"], frozenset({*special, end_id}), frozenset({end_id}))
+
+
 def _grammar(kind: str, value: Any) -> str:
     """Raises ValueError for a grammar that cannot be read."""
     if kind == "json_object":
@@ -76,7 +82,7 @@ def _grammar(kind: str, value: Any) -> str:
         (grammar,) = json.loads(LLMatcher.grammar_from_regex(value))["grammars"]
         return str(grammar["lark_grammar"])
     if kind == "choice":
-        return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value)
+        return f"start: {' | '.join(map(literal, value))}"
     try:
         return str(any_to_lark(value))
     # The library raises plain exceptions as well.
@@ -89,7 +95,7 @@ def _json_grammar(schema: Any) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise ValueError("a schema is an object")
-    return f"start: %json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS})}"
+    return f"start: {json_value(schema)}"
 
 
 def _parts(schema: Any) -> Iterator[tuple[str, Any]]:

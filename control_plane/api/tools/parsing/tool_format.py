@@ -37,6 +37,10 @@ class ToolFormat(ABC):
     def grammar(self, tools: Tools, token: Token, several: bool) -> str:
         """Lark rules. The rule `calls` matches one call of any of the tools, or several with `several`."""
 
+    def grammar_beside_json(self, tools: Tools, token: Token, several: bool) -> str:
+        """The same, for a grammar that also has `json_value` as an alternative to `calls`."""
+        return self.grammar(tools, token, several)
+
 
 def random_id(length: int) -> str:
     """Random letters and digits."""
