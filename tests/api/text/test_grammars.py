@@ -14,6 +14,7 @@ from control_plane.api.text.request import Structure
 from control_plane.api.text.worker.grammars import Grammars
 from control_plane.errors import BadRequest
 from tests.support.paths import DEMO_MODEL
+from tests.support.tool_models import QWEN3, tool_tokenizer
 
 grammars = Grammars(Tokenizer(models.BPE()))
 
@@ -56,6 +57,15 @@ def test_what_cannot_be_compiled_is_refused_with_its_place(kind: str, value: Any
 def test_a_schema_s_own_options_do_not_count() -> None:
     schema = {"type": "object", "x-guidance": {"whitespace_pattern": "[ ]*"}}
     assert grammars.grammar("json_schema", schema, "") == grammars.grammar("json_object", None, "")
+
+
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<[263]>", "<[250-263, 5]>", "<[^5]>", "<[*]>"])
+def test_a_grammar_may_name_the_model_s_tokens(mark: str) -> None:
+    ours = Grammars(tool_tokenizer(QWEN3).backend_tokenizer)
+    grammar = f'start: "a" {mark} "b"'
+    assert ours.grammar("grammar", grammar, "field") == grammar
+    with pytest.raises(BadRequest, match="field: "):
+        ours.grammar("grammar", "start: <|no_token|>", "field")
 
 
 def test_processes_make_grammars_and_end_when_one_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
