@@ -9,7 +9,7 @@ from typing import Any
 from control_plane.api.anthropic import wire
 from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error, ignored_fields, read_body
-from control_plane.api.text.chats import ChatBuilder, function_tool, tool_call, tool_use
+from control_plane.api.text.chats import ChatBuilder, checked_tools, function_tool, tool_call, tool_use
 from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
 
 
@@ -118,11 +118,12 @@ def _structure(asked: wire.MessageBody) -> Structure | None:
 
 
 def _tools(asked: wire.CountBody) -> list[dict[str, Any]]:
-    return [
-        function_tool(tool.name, tool.description, tool.input_schema)
-        for tool in asked.tools
-        if tool.type in (None, "custom") and asked.tool_choice.type != "none"
-    ]
+    tools = {
+        f"tools[{index}].name": function_tool(tool.name, tool.description, tool.input_schema)
+        for index, tool in enumerate(asked.tools)
+        if tool.type in (None, "custom")
+    }
+    return checked_tools(tools) if asked.tool_choice.type != "none" else []
 
 
 def _tool_use(asked: wire.CountBody, tools: list[dict[str, Any]]) -> ToolUse | None:

@@ -20,9 +20,9 @@ _MAX_TRIALS = 300
 
 _TOKEN_IDS = re.compile(r"<\[[0-9,^ -]+\]>")
 _TOKEN = "<[257]>"
-"""Stands for tokens that a grammar has by their ids: with all of a model's, the process would take 27 MB more.
+"""Stands for tokens that a grammar has by their ids: with all of a model's, a process would take 27 MB more.
 
-If what looks like an id is a part of a text, the grammar that is tried has another text of that length.
+A text that looks like such a token is tried as this text.
 """
 
 
