@@ -1,5 +1,6 @@
 """Finds out, from a chat template and a tokenizer, how a model writes thinking and tool calls."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from control_plane.api.tools.splitter import Splitter, without
 from control_plane.api.tools.thinking import ThinkingMarks, ThinkingSplitter, thinking_marks
 from control_plane.api.tools.told_in_text import told_in_text
 from control_plane.engine.grammar.lark import literal, rule, whole
+
+logger = logging.getLogger(__name__)
 
 _TAIL_TOKENS = 16
 """How many tokens at a prompt's end are searched for a mark that opens the thinking."""
@@ -37,12 +40,15 @@ class ModelFormat:
 
     @classmethod
     def of(cls, codec: TextCodec) -> Self:
-        """The format of the model with this tokenizer."""
+        """The format of the model with this tokenizer; logs it."""
         templates = codec.tokenizer.chat_template or ""
         template = templates if isinstance(templates, str) else "\n".join(templates.values())
         tools, thinking = tool_format(template), thinking_marks(template)
         marks = {*tools.tokens, *((thinking.open, thinking.close) if thinking else ())}
         added = codec.tokenizer.added_tokens_decoder.items()
+        if template:
+            between = f"between {thinking.open} and {thinking.close}" if thinking else "not marked"
+            logger.info("tool calls have the format %s, and thinking is %s", tools.name, between)
         return cls(
             codec=codec,
             tools=tools,

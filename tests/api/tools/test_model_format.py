@@ -41,6 +41,20 @@ def test_formats_are_recognised_by_the_chat_template() -> None:
     assert [thinking_marks(template) is not None for template in TEMPLATES] == [True, True] + [False] * 4
 
 
+@pytest.mark.parametrize(
+    ("template", "logged"),
+    [
+        (tool_models.QWEN3, ["of Hermes, Qwen2.5 and Qwen3, and thinking is between <think> and </think>"]),
+        (tool_models.PLAIN, ["of JSON without marks, and thinking is not marked"]),
+        ("", []),
+    ],
+)
+def test_the_log_names_the_format(template: str, logged: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        Answers(template)
+    assert caplog.messages == [f"tool calls have the format {each}" for each in logged]
+
+
 def test_thinking_is_apart_from_the_text() -> None:
     answers = Answers(tool_models.QWEN3)
     written = "<think>\nSo </thin\nindeed.\n</think>\n\nYes.\n"

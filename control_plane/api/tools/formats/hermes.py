@@ -20,6 +20,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 class Hermes(ToolFormat):
     """See `ToolFormat`."""
 
+    name = "of Hermes, Qwen2.5 and Qwen3"
     marks = (OPEN,)
     tokens = (OPEN, CLOSE)
 

@@ -26,6 +26,7 @@ class Mistral(ToolFormat):
 
     writes_list: bool
     """Whether the model writes all calls as one list. Both forms are read."""
+    name = "of Mistral"
     marks = (OPEN,)
     tokens = (OPEN, ARGUMENTS, ID)
 

@@ -14,6 +14,7 @@ from control_plane.engine.grammar.lark import json_value, rule
 class Plain(ToolFormat):
     """See `ToolFormat`. Only an answer that begins with a call of a known tool has calls."""
 
+    name = "of JSON without marks"
     marks = ("{",)
     tokens = ()
     only_first = True

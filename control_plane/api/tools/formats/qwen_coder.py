@@ -30,6 +30,7 @@ _VALUE_ENDS = (_VALUE_END, _VALUE_END.strip())
 class QwenCoder(ToolFormat):
     """See `ToolFormat`."""
 
+    name = "of Qwen3-Coder"
     marks = (OPEN, _FUNCTION)
     tokens = (OPEN, CLOSE)
 

@@ -18,6 +18,8 @@ _ID_CHARACTERS = string.ascii_letters + string.digits
 class ToolFormat(ABC):
     """The format of a family's tool calls. It holds no state of an answer."""
 
+    name: str
+    """What the log calls it."""
     marks: tuple[str, ...]
     """The texts that calls begin with."""
     tokens: tuple[str, ...]
