@@ -87,9 +87,7 @@ class CompletionService:
         self.ignored_fields.note(request.ignored_fields)
         request = self._resolved(request)
         prompts = [
-            await self.encode(
-                self.format.prompt(request, prompt), caller.tenant.name, request.add_special_tokens
-            )
+            await self.encode(prompt, caller.tenant.name, request.add_special_tokens)
             for prompt in request.prompts
         ]
         sequences = [
@@ -119,6 +117,7 @@ class CompletionService:
 
         Raises `BadRequest`, `TokenizerError`, or `ContextLengthExceeded` if the prompt cannot fit.
         """
+        prompt = self.format.prompt(prompt)
         least = self.codec.least_tokens(prompt)
         if least > self.engine.max_length:
             raise _too_long(prompt, f"at least {least}", self.engine.max_length)

@@ -10,7 +10,14 @@ from control_plane.api.anthropic import wire
 from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error, ignored_fields, read_body
 from control_plane.api.text.chats import ChatBuilder, checked_tools, function_tool, tool_call, tool_use
-from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
+from control_plane.api.text.request import (
+    Chat,
+    GenerationRequest,
+    Sampling,
+    Structure,
+    TokenizeRequest,
+    ToolUse,
+)
 
 
 def parse_message(body: Any) -> GenerationRequest:
@@ -36,10 +43,12 @@ def parse_message(body: Any) -> GenerationRequest:
     )
 
 
-def parse_count(body: object) -> Chat:
+def parse_count(body: Any) -> TokenizeRequest:
     """Read the body of /v1/messages/count_tokens."""
     asked = read_body(body, wire.CountBody)
-    return _chat(asked, _tools(asked))
+    return TokenizeRequest(
+        _chat(asked, _tools(asked)), ignored_fields=tuple(ignored_fields(body, wire.CountBody))
+    )
 
 
 def _chat(asked: wire.CountBody, tools: list[dict[str, Any]]) -> Chat:

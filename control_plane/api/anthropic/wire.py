@@ -98,6 +98,8 @@ class CountBody(Body, kw_only=True):
     tool_choice: ToolChoice = field(default_factory=lambda: ToolChoice("auto"))
     thinking: Thinking | None = None
     output_config: OutputConfig = field(default_factory=OutputConfig)
+    output_format: OutputFormat | None = None
+    """What older clients send instead of `output_config.format`."""
 
 
 class MessageBody(CountBody, kw_only=True):
@@ -109,5 +111,3 @@ class MessageBody(CountBody, kw_only=True):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
-    output_format: OutputFormat | None = None
-    """What older clients send instead of `output_config.format`."""

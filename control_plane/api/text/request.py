@@ -171,7 +171,7 @@ class TokenizeRequest:
     """A request for the tokens of a prompt."""
 
     prompt: Prompt
-    add_special_tokens: bool
+    add_special_tokens: bool = True
     """Whether to add the tokenizer's special tokens to a text. A chat template writes its own."""
     ignored_fields: tuple[str, ...] = ()
     """See `GenerationRequest`."""

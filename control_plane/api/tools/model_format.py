@@ -60,11 +60,9 @@ class ModelFormat:
             },
         )
 
-    def prompt(self, request: GenerationRequest, prompt: Prompt) -> Prompt:
-        """A prompt of the request, with the tools in its text if the chat template does not show them."""
-        if self.shows_tools or not isinstance(prompt, Chat):
-            return prompt
-        return told_in_text(prompt, request.tool_use.tools if request.tool_use else ())
+    def prompt(self, prompt: Prompt) -> Prompt:
+        """The prompt, with the tools in its text if the chat template does not show them."""
+        return told_in_text(prompt) if isinstance(prompt, Chat) and not self.shows_tools else prompt
 
     def splitter(self, request: GenerationRequest, index: int, prompt_ids: Sequence[int]) -> Splitter | None:
         """A splitter for answer number `index` to a request; None if the answer needs none.

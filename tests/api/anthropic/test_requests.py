@@ -164,7 +164,9 @@ def test_what_claude_code_sends_is_accepted() -> None:
 
 
 def test_counting_needs_no_limit() -> None:
-    assert parse_count({"messages": [HELLO], "tools": [LOOK]}).tools == [LOOK_TOOL]
+    counted = parse_count({"messages": [HELLO], "tools": [LOOK], "speed": "fast"})
+    assert isinstance(counted.prompt, Chat)
+    assert (counted.prompt.tools, counted.ignored_fields) == ([LOOK_TOOL], ("speed",))
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ CONVERSATION: Any = [
 
 def test_a_template_without_tools_gets_them_as_text() -> None:
     answers = Answers(tool_models.PLAIN)
-    chat = answers.format.prompt(answers.request(AUTO), Chat(CONVERSATION, list(TOOLS)))
+    chat = answers.format.prompt(Chat(CONVERSATION, list(TOOLS)))
     assert isinstance(chat, Chat)
     first, calls, results = chat.messages
     assert chat.tools is None
@@ -235,7 +235,7 @@ def test_a_template_without_tools_gets_them_as_text() -> None:
 def test_prompts_stay_as_they_are_where_nothing_is_to_be_told() -> None:
     plain, knowing = Answers(tool_models.PLAIN), Answers(tool_models.QWEN3)
     with_tools = Chat(CONVERSATION, list(TOOLS))
-    assert knowing.format.prompt(knowing.request(AUTO), with_tools) is with_tools
+    assert knowing.format.prompt(with_tools) is with_tools
     chat = Chat(MESSAGES)
-    assert plain.format.prompt(plain.request(), chat) is chat
-    assert plain.format.prompt(plain.request(), "text") == "text"
+    assert plain.format.prompt(chat) is chat
+    assert plain.format.prompt("text") == "text"

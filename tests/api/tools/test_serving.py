@@ -129,6 +129,18 @@ def test_errors_name_the_field_that_the_client_sent(api: ApiClient, path: str, b
         assert answer["error"]["param"] == field
 
 
+def test_prompts_are_counted_as_they_are_generated_from(api: ApiClient) -> None:
+    """The chat template knows no tools, so they are told in text."""
+    one: Any = {"max_tokens": 1}
+    plain = api.post(CHAT, messages=ASK, **one)["usage"]["prompt_tokens"]
+    chat: Any = {"messages": ASK, "tools": [chat_tool("weather", CITY)]}
+    told = api.post(CHAT, **chat, **one)["usage"]["prompt_tokens"]
+    assert api.post("/tokenize", **chat)["count"] == told > plain
+    message: Any = {"messages": ASK, "tools": [{"name": "weather", "input_schema": CITY}]}
+    counted = api.post(f"{MESSAGES}/count_tokens", **message)["input_tokens"]
+    assert counted == api.post(MESSAGES, **message, **one)["usage"]["input_tokens"] == told
+
+
 def test_a_structure_that_does_not_count_is_not_compiled(api: ApiClient) -> None:
     body = {"tools": [chat_tool("weather", CITY)], "tool_choice": "required", "guided_json": BAD}
     (choice,) = api.post(CHAT, messages=ASK, **body, max_tokens=200)["choices"]
