@@ -22,6 +22,7 @@ from control_plane.api.receiving import MAX_BODY_BYTES, read_json
 from control_plane.api.responses.answers import ResponseFormat
 from control_plane.api.responses.requests import parse_response
 from control_plane.api.service import CompletionService
+from control_plane.api.text.request import TokenizeRequest
 from control_plane.errors import BadRequest, ShuttingDown, TenancyError
 from control_plane.observability.metrics import CONTENT_TYPE, Metrics
 from control_plane.observability.status import StatusReporter, without_addresses
@@ -87,7 +88,7 @@ class Api:
         """POST /v1/messages/count_tokens: the number of a chat's tokens, as in Anthropic's API."""
         name = await self.authentication.identify(request)
         with self.drain.request(name):
-            token_ids = await self.service.encode(parse_count(await self._body(request)), name)
+            token_ids = await self._tokens(parse_count(await self._body(request)), name)
         return web.json_response({"input_tokens": len(token_ids)})
 
     async def embeddings(self, request: web.Request) -> web.Response:
@@ -109,9 +110,7 @@ class Api:
         """POST /tokenize: the tokens of a prompt, as in vLLM."""
         name = await self.authentication.identify(request)
         with self.drain.request(name):
-            asked = requests.parse_tokenize(await self._body(request))
-            self.service.ignored_fields.note(asked.ignored_fields)
-            token_ids = await self.service.encode(asked.prompt, name, asked.add_special_tokens)
+            token_ids = await self._tokens(requests.parse_tokenize(await self._body(request)), name)
         return web.json_response(tokenize_body(token_ids, self.service.engine.max_length))
 
     async def detokenize(self, request: web.Request) -> web.Response:
@@ -166,6 +165,10 @@ class Api:
         body = await read_json(request)
         self.models.asked(body)
         return body
+
+    async def _tokens(self, asked: TokenizeRequest, tenant: str) -> list[int]:
+        self.service.ignored_fields.note(asked.ignored_fields)
+        return await self.service.encode(asked.prompt, tenant, asked.add_special_tokens)
 
     def _model_card(self, name: str) -> dict[str, Any]:
         return {

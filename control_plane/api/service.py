@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -23,11 +24,12 @@ from control_plane.api.text.request import (
     Structure,
 )
 from control_plane.api.tools.model_format import ModelFormat
+from control_plane.api.tools.parsing.grammar import arguments_schema
 from control_plane.engine.engine import Engine
 from control_plane.engine.grammar.compiler import GrammarCompiler
-from control_plane.engine.grammar.matcher import Matcher
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import (
+    BadRequest,
     ContextLengthExceeded,
     FaaSMoEError,
     RequestTimeout,
@@ -85,9 +87,7 @@ class CompletionService:
         self.ignored_fields.note(request.ignored_fields)
         request = self._resolved(request)
         prompts = [
-            await self.encode(
-                self.format.prompt(request, prompt), caller.tenant.name, request.add_special_tokens
-            )
+            await self.encode(prompt, caller.tenant.name, request.add_special_tokens)
             for prompt in request.prompts
         ]
         sequences = [
@@ -117,6 +117,7 @@ class CompletionService:
 
         Raises `BadRequest`, `TokenizerError`, or `ContextLengthExceeded` if the prompt cannot fit.
         """
+        prompt = self.format.prompt(prompt)
         least = self.codec.least_tokens(prompt)
         if least > self.engine.max_length:
             raise _too_long(prompt, f"at least {least}", self.engine.max_length)
@@ -154,27 +155,40 @@ class CompletionService:
         return sequences
 
     async def _hold_to_grammars(self, request: GenerationRequest, sequences: list[Sequence]) -> None:
-        """Give matchers to sequences whose answers have to match a tool call or, if not that, a structure."""
-        groups: dict[str | None, list[Sequence]] = {}
+        """Give matchers to sequences whose answers have to match calls, a structure, or one of the two.
+
+        Raises `BadRequest` for what cannot be compiled.
+        """
+        use, tenant = request.tool_use, sequences[0].tenant
+        structure = None if use and use.has_to_call else request.structure
+        wanted = await self._grammar(structure, tenant) if structure else None
+        groups: dict[str, list[Sequence]] = {}
         for index, sequence in enumerate(sequences):
-            calls = self.format.grammar(request, index, sequence.token_ids)
-            if calls is not None or request.structure:
-                groups.setdefault(calls, []).append(sequence)
-        for calls, group in groups.items():
-            structure = Structure("grammar", calls, "tools") if calls is not None else request.structure
-            assert structure is not None
-            await self._hold_to(structure, group)
+            grammar = self.format.grammar(request, index, sequence.token_ids, wanted)
+            if grammar is not None:
+                groups.setdefault(grammar, []).append(sequence)
+        for grammar, group in groups.items():
+            field = structure.field if structure and grammar == wanted else "tools"
+            if grammar != wanted:
+                await self._check_calls(grammar, request, tenant)
+            compiled = partial(asyncio.to_thread, self.grammars.compile, grammar, field)
+            matcher = await self._in_turn(tenant, compiled)
+            for sequence in group:
+                sequence.matcher = matcher.copy()
 
-    async def _hold_to(self, structure: Structure, sequences: list[Sequence]) -> None:
-        """Give each sequence a matcher. Raises `BadRequest` for a structure that cannot be compiled."""
+    async def _check_calls(self, grammar: str, request: GenerationRequest, tenant: str) -> None:
+        """Raise `BadRequest` for a grammar of calls that cannot be compiled. It names the tool at fault."""
+        try:
+            await self._grammar(Structure("grammar", "tools", grammar), tenant)
+        except BadRequest:
+            functions = [tool["function"] for tool in request.tool_use.tools] if request.tool_use else []
+            for function in functions:
+                field = f"tools.{function['name']}"
+                await self._grammar(Structure("json_schema", field, arguments_schema(function)), tenant)
+            raise
 
-        async def compiled() -> Matcher:
-            grammar = await self.prompts.grammar(structure)
-            return await asyncio.to_thread(self.grammars.compile, grammar, structure.field)
-
-        matcher = await self._in_turn(sequences[0].tenant, compiled)
-        for sequence in sequences:
-            sequence.matcher = matcher.copy()
+    async def _grammar(self, structure: Structure, tenant: str) -> str:
+        return await self._in_turn(tenant, lambda: self.prompts.grammar(structure))
 
     def _sequence(
         self, token_ids: list[int], request: GenerationRequest, caller: Caller, choice: int

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
 from control_plane.api.text.worker.grammars import Grammars
 from control_plane.engine.grammar import matcher as matcher_module
@@ -35,7 +36,7 @@ PARAMS = SamplingParams(MAX_TOKENS, temperature=1.0, seed=1)
 PROMPT = [40, 50, 60]
 BATCH = 8
 """Schemas whose answers one request gets."""
-grammars = Grammars(0)
+grammars = Grammars(Tokenizer(models.BPE()))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,15 @@ from typing import Any
 from control_plane.api.anthropic import wire
 from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error, ignored_fields, read_body
-from control_plane.api.text.chats import ChatBuilder, function_tool, tool_call, tool_use
-from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
+from control_plane.api.text.chats import ChatBuilder, checked_tools, function_tool, tool_call, tool_use
+from control_plane.api.text.request import (
+    Chat,
+    GenerationRequest,
+    Sampling,
+    Structure,
+    TokenizeRequest,
+    ToolUse,
+)
 
 
 def parse_message(body: Any) -> GenerationRequest:
@@ -30,16 +37,18 @@ def parse_message(body: Any) -> GenerationRequest:
             top_k=None if asked.top_k is None else max(asked.top_k, 0),
         ),
         stream=asked.stream,
-        structure=_structure(asked.output_config.format),
+        structure=_structure(asked),
         tool_use=_tool_use(asked, tools),
         ignored_fields=tuple(ignored_fields(body, wire.MessageBody)),
     )
 
 
-def parse_count(body: object) -> Chat:
+def parse_count(body: Any) -> TokenizeRequest:
     """Read the body of /v1/messages/count_tokens."""
     asked = read_body(body, wire.CountBody)
-    return _chat(asked, _tools(asked))
+    return TokenizeRequest(
+        _chat(asked, _tools(asked)), ignored_fields=tuple(ignored_fields(body, wire.CountBody))
+    )
 
 
 def _chat(asked: wire.CountBody, tools: list[dict[str, Any]]) -> Chat:
@@ -105,19 +114,25 @@ def _template_variables(asked: wire.CountBody) -> dict[str, Any]:
     return variables
 
 
-def _structure(form: wire.OutputFormat | None) -> Structure | None:
-    if form is None:
-        return None
-    check_json(form.schema, "output_config.format.schema")
-    return Structure("json_schema", form.schema)
+def _structure(asked: wire.MessageBody) -> Structure | None:
+    for field, form in (
+        ("output_config.format", asked.output_config.format),
+        ("output_format", asked.output_format),
+    ):
+        if form is not None:
+            place = f"{field}.schema"
+            check_json(form.schema, place)
+            return Structure("json_schema", place, form.schema)
+    return None
 
 
 def _tools(asked: wire.CountBody) -> list[dict[str, Any]]:
-    return [
-        function_tool(tool.name, tool.description, tool.input_schema)
-        for tool in asked.tools
-        if tool.type in (None, "custom") and asked.tool_choice.type != "none"
-    ]
+    tools = {
+        f"tools[{index}].name": function_tool(tool.name, tool.description, tool.input_schema)
+        for index, tool in enumerate(asked.tools)
+        if tool.type in (None, "custom")
+    }
+    return checked_tools(tools) if asked.tool_choice.type != "none" else []
 
 
 def _tool_use(asked: wire.CountBody, tools: list[dict[str, Any]]) -> ToolUse | None:

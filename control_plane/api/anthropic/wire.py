@@ -98,6 +98,8 @@ class CountBody(Body, kw_only=True):
     tool_choice: ToolChoice = field(default_factory=lambda: ToolChoice("auto"))
     thinking: Thinking | None = None
     output_config: OutputConfig = field(default_factory=OutputConfig)
+    output_format: OutputFormat | None = None
+    """What older clients send instead of `output_config.format`."""
 
 
 class MessageBody(CountBody, kw_only=True):

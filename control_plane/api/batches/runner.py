@@ -202,18 +202,16 @@ class BatchRunner:
 
     async def _generate(self, batch: BatchRecord, line: Line, request_id: str) -> Any:
         """The body of a line's answer, as its endpoint would have given it."""
-        parse, form = self.endpoints[batch.endpoint]
         model = self.models.asked(line.body)
-        asked = parse(line.body)
-        if asked.stream:
+        head = AnswerHead(secrets.token_hex(12), model, int(time.time()), self.fingerprint)
+        answer = self.endpoints[batch.endpoint](line.body, head)
+        if answer.request.stream:
             raise BadRequest("stream: a batch's answers do not stream", "stream")
         tenant = await self.tenant_of(batch.tenant)
         if not is_of(batch, tenant):
             raise UnknownTenant("the batch's tenant was removed")
         caller = Caller(tenant, request_id, batch.endpoint, RequestTiming(), background=True)
-        head = AnswerHead(secrets.token_hex(12), model, int(time.time()), self.fingerprint)
-        answer = form(asked, head)
-        async with self.service.start(asked, caller) as active:
+        async with self.service.start(answer.request, caller) as active:
             pieces = await active.whole()
         return answer.whole(pieces, active.usage)
 

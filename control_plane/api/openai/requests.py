@@ -107,7 +107,6 @@ def _request(
 ) -> GenerationRequest:
     _check(body, len(prompts), max_tokens)
     options = body.stream_options or wire.StreamOptions()
-    wanted = structure(body)
     return GenerationRequest(
         prompts=prompts,
         max_tokens=max_tokens,
@@ -137,8 +136,7 @@ def _request(
         skip_special_tokens=body.skip_special_tokens,
         include_stop=body.include_stop_str_in_output,
         add_special_tokens=add_special_tokens,
-        # An answer that has to call tools is nothing but calls.
-        structure=None if tools and tools.choice != "auto" else wanted,
+        structure=structure(body),
         tool_use=tools,
         ignored_fields=ignored,
     )

@@ -67,26 +67,25 @@ class StructuredBody(Body):
 
 def structure(body: StructuredBody) -> Structure | None:
     """What the answer has to match; None for any text. Raises `BadRequest` for two demands at once."""
-    found = list(_demands(body))
-    if len(found) > 1:
-        (first, _), (second, _) = found[:2]
+    demands = list(_demands(body))
+    if len(demands) > 1:
+        first, second = (demand.field for demand in demands[:2])
         raise field_error(second.partition(".")[0], f"there is {first} already; send one of them")
-    for place, demand in found:
-        check_json(demand.value, place)
+    for demand in demands:
+        check_json(demand.value, demand.field)
         return demand
     return None
 
 
-def _demands(body: StructuredBody) -> Iterator[tuple[str, Structure]]:
-    """The field of each demand, and the demand."""
+def _demands(body: StructuredBody) -> Iterator[Structure]:
     if body.response_format and (demand := _from_format(body.response_format)):
-        yield "response_format", demand
+        yield demand
     if outputs := body.structured_outputs:
         demands = list(
             _named(outputs.json, outputs.regex, outputs.choice, outputs.grammar, "structured_outputs.")
         )
         if outputs.json_object:
-            demands.append(("structured_outputs.json_object", Structure("json_object")))
+            demands.append(Structure("json_object", "structured_outputs.json_object"))
         if not demands:
             raise field_error(
                 "structured_outputs", "one of json, json_object, regex, choice, grammar must be there"
@@ -101,15 +100,16 @@ def _named(
     choice: list[str] | None,
     grammar: str | None,
     prefix: str,
-) -> Iterator[tuple[str, Structure]]:
+) -> Iterator[Structure]:
     if schema is not None:
-        yield f"{prefix}json", Structure("json_schema", _schema(schema, f"{prefix}json"))
+        place = f"{prefix}json"
+        yield Structure("json_schema", place, _schema(schema, place))
     if regex is not None:
-        yield f"{prefix}regex", Structure("regex", regex)
+        yield Structure("regex", f"{prefix}regex", regex)
     if choice is not None:
-        yield f"{prefix}choice", Structure("choice", choice)
+        yield Structure("choice", f"{prefix}choice", choice)
     if grammar is not None:
-        yield f"{prefix}grammar", Structure("grammar", grammar)
+        yield Structure("grammar", f"{prefix}grammar", grammar)
 
 
 def _from_format(form: ResponseFormat) -> Structure | None:
@@ -119,7 +119,7 @@ def _from_format(form: ResponseFormat) -> Structure | None:
     if form.type == "json_schema" and form.json_schema is None:
         raise field_error("response_format.json_schema", "is missing")
     schema = form.json_schema.schema if form.json_schema and form.type == "json_schema" else form.schema
-    return Structure("json_object") if schema is None else Structure("json_schema", schema)
+    return Structure("json_object" if schema is None else "json_schema", "response_format", schema)
 
 
 def _schema(schema: str | dict[str, Any], place: str) -> dict[str, Any]:

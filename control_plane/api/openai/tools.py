@@ -5,28 +5,18 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error
 from control_plane.api.bodies.values import Object, Text
 from control_plane.api.text import chats
 from control_plane.api.text.request import ToolUse
 
 MAX_TOOLS = 128
-_RESERVED = ("none", "auto", "required")
-"""Values of `tool_choice`, which a tool's name must not look like."""
-
-ToolName = Annotated[
-    str,
-    Meta(
-        pattern=r"\A[a-zA-Z0-9_-]{1,128}\Z", description="1 to 128 letters, digits, underscores and hyphens"
-    ),
-]
 
 
 class Function(Struct):
     """A function that an answer may call."""
 
-    name: ToolName
+    name: Text
     description: Text | None = None
     parameters: Object | None = None
     strict: bool | None = None
@@ -67,18 +57,13 @@ ToolChoice = Annotated[
 
 def template_tools(tools: list[Tool]) -> list[dict[str, Any]] | None:
     """The tools as templates read them; None without tools. Raises `BadRequest`."""
-    functions = [tool.function for tool in tools]
-    made = [chats.function_tool(each.name, each.description, each.parameters) for each in functions]
-    check_json(made, "tools")
-    names: set[str] = set()
-    for index, name in enumerate(each.name for each in functions):
-        if name in names or name in _RESERVED:
-            problem = (
-                f"there is another tool {name!r}" if name in names else f"a tool cannot be named {name!r}"
-            )
-            raise field_error(f"tools[{index}].function.name", problem)
-        names.add(name)
-    return made or None
+    made = {
+        f"tools[{index}].function.name": chats.function_tool(
+            tool.function.name, tool.function.description, tool.function.parameters
+        )
+        for index, tool in enumerate(tools)
+    }
+    return chats.checked_tools(made) or None
 
 
 def tool_use(tools: list[dict[str, Any]] | None, choice: ToolChoice | None, parallel: bool) -> ToolUse | None:

@@ -10,6 +10,7 @@ from control_plane.api.bodies.reading import field_error, ignored_fields, read_b
 from control_plane.api.responses import wire
 from control_plane.api.text.chats import (
     ChatBuilder,
+    checked_tools,
     function_tool,
     json_arguments,
     template_role,
@@ -34,8 +35,7 @@ def parse_response(body: Any) -> ResponseRequest:
     asked = read_body(_normal(body), wire.ResponseBody)
     if asked.previous_response_id is not None:
         raise field_error("previous_response_id", _STATELESS)
-    functions = [tool for tool in asked.tools if tool.type == "function"]
-    callable_tools = _callable_tools(functions, asked.tool_choice)
+    callable_tools = _callable_tools(asked)
     chat = Chat(
         _messages(asked),
         tools=callable_tools or None,
@@ -50,7 +50,7 @@ def parse_response(body: Any) -> ResponseRequest:
         user=asked.user,
         structure=_structure(asked.text.format),
         tool_use=_tool_use(callable_tools, asked),
-        repeated=_repeated(asked, functions),
+        repeated=_repeated(asked),
     )
 
 
@@ -117,15 +117,20 @@ def _template_variables(reasoning: wire.Reasoning) -> dict[str, Any]:
     return {"reasoning_effort": reasoning.effort, **quiet}
 
 
-def _callable_tools(functions: list[wire.Tool], choice: str | wire.ToolChoice) -> list[dict[str, Any]]:
-    allowed = None
+def _callable_tools(asked: wire.ResponseBody) -> list[dict[str, Any]]:
+    choice, allowed = asked.tool_choice, None
     if isinstance(choice, wire.ToolChoice) and choice.type == "allowed_tools":
         allowed = {tool.name for tool in choice.tools}
-    return [
-        function_tool(tool.name, tool.description, tool.parameters)
-        for tool in functions
-        if choice != "none" and (allowed is None or tool.name in allowed)
-    ]
+    tools = checked_tools(
+        {
+            f"tools[{index}].name": function_tool(tool.name, tool.description, tool.parameters)
+            for index, tool in enumerate(asked.tools)
+            if tool.type == "function"
+        }
+    )
+    if choice == "none":
+        return []
+    return [tool for tool in tools if allowed is None or tool["function"]["name"] in allowed]
 
 
 def _tool_use(tools: list[dict[str, Any]], asked: wire.ResponseBody) -> ToolUse | None:
@@ -142,11 +147,11 @@ def _structure(form: wire.TextFormat) -> Structure | None:
         if form.schema is None:
             raise field_error("text.format.schema", "is missing")
         check_json(form.schema, "text.format.schema")
-        return Structure("json_schema", form.schema)
-    return Structure("json_object")
+        return Structure("json_schema", "text.format.schema", form.schema)
+    return Structure("json_object", "text.format")
 
 
-def _repeated(asked: wire.ResponseBody, functions: list[wire.Tool]) -> dict[str, Any]:
+def _repeated(asked: wire.ResponseBody) -> dict[str, Any]:
     return {
         "background": False,
         "instructions": asked.instructions,
@@ -158,7 +163,7 @@ def _repeated(asked: wire.ResponseBody, functions: list[wire.Tool]) -> dict[str,
         "temperature": asked.temperature,
         "text": {"format": without_nulls(msgspec.to_builtins(asked.text.format))},
         "tool_choice": _repeated_choice(asked.tool_choice),
-        "tools": [msgspec.to_builtins(tool) for tool in functions],
+        "tools": [msgspec.to_builtins(tool) for tool in asked.tools if tool.type == "function"],
         "top_p": asked.top_p,
         "truncation": asked.truncation,
         "user": asked.user,

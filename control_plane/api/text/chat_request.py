@@ -9,17 +9,13 @@ from control_plane.api.text.worker.messages import EncodeChat
 from control_plane.errors import BadRequest
 
 MAX_BYTES = 16 << 20
-_OWN_FIELDS = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 def chat_request(chat: Chat, template: str) -> EncodeChat:
     """The request to render the chat with a template.
 
-    Raises `BadRequest` for values that are nested too deeply or too large, for text that is not Unicode, and
-    for template variables with the name of a field.
+    Raises `BadRequest` for values that are nested too deeply or too large, and for text that is not Unicode.
     """
-    if taken := sorted(_OWN_FIELDS & chat.template_variables.keys()):
-        raise BadRequest(f"chat_template_kwargs: {taken[0]} is a field of its own", "chat_template_kwargs")
     variables = {
         **chat.template_variables,
         "messages": chat.messages,

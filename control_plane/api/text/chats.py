@@ -1,15 +1,20 @@
 """Builds chats, as templates read them, and their tools, from what clients of each API send."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error
 from control_plane.api.text.request import ToolUse
 
 Message = dict[str, Any]
 _TEMPLATE_ROLES = {"developer": "system"}
 _NO_PARAMETERS = {"type": "object", "properties": {}}
+_TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+_RESERVED = ("none", "auto", "required")
+"""Values of OpenAI's `tool_choice`, which a tool's name must not look like."""
 
 
 def template_role(role: str) -> str:
@@ -23,6 +28,23 @@ def function_tool(name: str, description: str | None, parameters: Mapping[str, A
     if description is not None:
         function["description"] = description
     return {"type": "function", "function": {**function, "parameters": dict(parameters or _NO_PARAMETERS)}}
+
+
+def checked_tools(tools: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tools of a request. Each key is the place of a tool's name, for errors. Raises `BadRequest`."""
+    names: set[str] = set()
+    for place, tool in tools.items():
+        name = tool["function"]["name"]
+        if not _TOOL_NAME.fullmatch(name):
+            raise field_error(place, "must be 1 to 128 letters, digits, underscores and hyphens")
+        if name in _RESERVED:
+            raise field_error(place, f"a tool cannot be named {name!r}")
+        if name in names:
+            raise field_error(place, f"there is another tool {name!r}")
+        names.add(name)
+    made = list(tools.values())
+    check_json(made, "tools")
+    return made
 
 
 def tool_use(

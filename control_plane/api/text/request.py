@@ -37,6 +37,8 @@ class Structure:
     """What an answer's text has to match."""
 
     kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+    field: str
+    """The request's field that it comes from, for errors."""
     value: Any = None
     """The schema as a JSON value, the regular expression, the list of choices, or the grammar's text.
 
@@ -44,8 +46,6 @@ class Structure:
     JSON schema, and `<|name|>` or `<[id]>` is a special token. So a call of a tool in a model's own format is
     a grammar, too: `start: "<tool_call>" %json {...} "</tool_call>"`. A token that is no special one is text.
     """
-    field: str = "response_format"
-    """The request's field that it comes from, for errors."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class ToolUse:
     """"required" is at least one call of any tool; another string is one call of the tool with that name."""
     parallel: bool = True
     """Whether the answer may call several."""
+
+    @property
+    def has_to_call(self) -> bool:
+        """Whether the answer is nothing but calls."""
+        return self.choice != "auto"
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ class TokenizeRequest:
     """A request for the tokens of a prompt."""
 
     prompt: Prompt
-    add_special_tokens: bool
+    add_special_tokens: bool = True
     """Whether to add the tokenizer's special tokens to a text. A chat template writes its own."""
     ignored_fields: tuple[str, ...] = ()
     """See `GenerationRequest`."""

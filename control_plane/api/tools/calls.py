@@ -17,9 +17,15 @@ class CallSplitter:
     returned as text, or as a `BrokenCall` if parts of it were returned before.
     """
 
-    def __init__(self, form: ToolFormat, use: ToolUse, hide: Callable[[str], str] = str) -> None:
-        """`hide` removes from a text what the client must not see."""
+    def __init__(
+        self, form: ToolFormat, use: ToolUse, only_first: bool = False, hide: Callable[[str], str] = str
+    ) -> None:
+        """`only_first` says that calls count only at the beginning of the answer, as some formats do anyway.
+
+        `hide` removes from a text what the client must not see.
+        """
         self._form = form
+        self._only_first = only_first or form.only_first
         self._hide = hide
         self._parallel = use.parallel
         self._tools = [tool["function"] for tool in use.tools]
@@ -78,9 +84,12 @@ class CallSplitter:
 
     def _may_call(self, text: str) -> bool:
         """Whether a call may begin in the text."""
-        if not self._form.only_first:
+        if not self._only_first:
             return True
-        return not self._has_text and text.lstrip(SPACE).startswith(self._form.marks)
+        begun = text.lstrip(SPACE)
+        return not self._has_text and any(
+            begun.startswith(mark) or mark.startswith(begun) for mark in self._form.marks
+        )
 
     def _read_call(self, text: str) -> str | None:
         """Read more of a call; returns the text after it once it has ended."""

@@ -15,11 +15,12 @@ _HOW = (
 )
 
 
-def told_in_text(chat: Chat, tools: tuple[Mapping[str, Any], ...]) -> Chat:
-    """The chat with a list of these tools in its first message, and with calls and their results as text.
+def told_in_text(chat: Chat) -> Chat:
+    """The chat with a list of its tools in its first message, and with calls and their results as text.
 
     Each message then has only text, and a role that every template knows.
     """
+    tools = chat.tools or []
     if not tools and not any(_is_of_tools(message) for message in chat.messages):
         return chat
     messages = list(_as_text(chat.messages))

@@ -141,7 +141,9 @@ def test_numbers_and_stop_sequences() -> None:
 
 def test_the_form_of_the_text() -> None:
     form = {"type": "json_schema", "schema": SCHEMA}
-    assert parsed(output_config={"format": form}).structure == Structure("json_schema", SCHEMA)
+    place = "output_config.format.schema"
+    assert parsed(output_config={"format": form}).structure == Structure("json_schema", place, SCHEMA)
+    assert parsed(output_format=form).structure == Structure("json_schema", "output_format.schema", SCHEMA)
 
 
 def test_what_claude_code_sends_is_accepted() -> None:
@@ -162,7 +164,9 @@ def test_what_claude_code_sends_is_accepted() -> None:
 
 
 def test_counting_needs_no_limit() -> None:
-    assert parse_count({"messages": [HELLO], "tools": [LOOK]}).tools == [LOOK_TOOL]
+    counted = parse_count({"messages": [HELLO], "tools": [LOOK], "speed": "fast"})
+    assert isinstance(counted.prompt, Chat)
+    assert (counted.prompt.tools, counted.ignored_fields) == ([LOOK_TOOL], ("speed",))
 
 
 @pytest.mark.parametrize(
@@ -199,6 +203,10 @@ def test_counting_needs_no_limit() -> None:
         ),
         ({"messages": [{"role": "robot", "content": "a"}]}, "messages", "robot"),
         ({"tools": [{"input_schema": {}}]}, "tools", "name: is missing"),
+        ({"tools": [{**LOOK, "name": "a b"}]}, "tools", r"tools\[0\].name: must be 1 to 128 letters"),
+        ({"tools": [{**LOOK, "name": "auto"}]}, "tools", "cannot be named 'auto'"),
+        ({"tools": [LOOK, LOOK]}, "tools", r"tools\[1\].name: there is another tool"),
+        ({"tools": [{**LOOK, "description": "\ud800"}]}, "tools", "Unicode"),
         ({"tool_choice": {"type": "any"}}, "tool_choice", "no tool to call"),
         ({"tool_choice": {"type": "tool", "name": "fly"}, "tools": [LOOK]}, "tool_choice", "'fly'"),
         ({"stop_sequences": [""]}, "stop_sequences", "1 to 1024"),

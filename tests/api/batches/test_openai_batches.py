@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.responses import Response
 
 from tests.support.api_server import (
     ASK_TOKENS,
@@ -32,6 +33,24 @@ from tests.support.chat_fixtures import NewTenant
 from tests.support.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
+
+
+def test_a_batch_of_responses(new_tenant: NewTenant) -> None:
+    asked: Any = {"model": NAME, "input": "the cat", "max_output_tokens": 4, "temperature": 0}
+    head = {"method": "POST", "url": "/v1/responses"}
+    with client_of(new_tenant("responses")) as client:
+        lines = [
+            {**head, "custom_id": "plain", "body": asked},
+            {**head, "custom_id": "earlier", "body": {**asked, "previous_response_id": "resp_1"}},
+            {**head, "custom_id": "streams", "body": {**asked, "stream": True}},
+        ]
+        batch = ended(client, begin(client, lines, "/v1/responses"))
+        good, bad = answers(client, batch.output_file_id), answers(client, batch.error_file_id)
+        assert (set(good), set(bad)) == ({"plain"}, {"earlier", "streams"})
+        response = Response.model_validate(good["plain"]["response"]["body"])
+        assert response.output_text
+        assert response.output_text == client.responses.create(**asked).output_text
+        assert bad["earlier"]["response"]["body"]["error"]["param"] == "previous_response_id"
 
 
 def test_a_batch_has_the_answers_of_single_requests(new_tenant: NewTenant, database: Path) -> None:

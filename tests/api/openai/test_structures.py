@@ -10,8 +10,9 @@ from control_plane.errors import BadRequest
 from tests.support.openai_bodies import chat, completion
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
-OF_SCHEMA = Structure("json_schema", SCHEMA)
+TEXT = json.dumps(SCHEMA)
+OF_SCHEMA = ("json_schema", SCHEMA)
+GRAMMAR = 'root ::= "a"'
 
 
 def json_schema(**fields: Any) -> dict[str, Any]:
@@ -20,33 +21,42 @@ def json_schema(**fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("parse", [chat, completion])
 @pytest.mark.parametrize(
-    ("fields", "structure"),
+    ("fields", "place", "kind", "value"),
     [
-        ({}, None),
-        ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, Structure("json_object")),
-        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, OF_SCHEMA),
-        (json_schema(name="answer", schema=SCHEMA, strict=True, description="b"), OF_SCHEMA),
-        (json_schema(name="answer", schema=SCHEMA, strict=None), OF_SCHEMA),
-        (json_schema(name="answer", schema={}), Structure("json_schema", {})),
-        (json_schema(name="answer"), Structure("json_object")),
-        ({"structured_outputs": {"json": SCHEMA}}, OF_SCHEMA),
-        ({"structured_outputs": {"json": json.dumps(SCHEMA), "regex": None}}, OF_SCHEMA),
-        ({"structured_outputs": {"json_object": True}}, Structure("json_object")),
-        ({"structured_outputs": {"regex": "a+"}}, Structure("regex", "a+")),
-        ({"structured_outputs": {"choice": ["a", "b"]}}, Structure("choice", ["a", "b"])),
-        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, Structure("grammar", 'root ::= "a"')),
-        ({"guided_json": SCHEMA}, OF_SCHEMA),
-        ({"guided_json": json.dumps(SCHEMA)}, OF_SCHEMA),
-        ({"guided_regex": "a+"}, Structure("regex", "a+")),
-        ({"guided_choice": ["a"]}, Structure("choice", ["a"])),
-        ({"guided_grammar": "x"}, Structure("grammar", "x")),
-        ({"guided_regex": "a+", "response_format": {"type": "text"}}, Structure("regex", "a+")),
+        ({"response_format": {"type": "json_object"}}, "response_format", "json_object", None),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "response_format", *OF_SCHEMA),
+        (json_schema(name="b", schema=SCHEMA, strict=True, description="c"), "response_format", *OF_SCHEMA),
+        (json_schema(name="answer", schema=SCHEMA, strict=None), "response_format", *OF_SCHEMA),
+        (json_schema(name="answer", schema={}), "response_format", "json_schema", {}),
+        (json_schema(name="answer"), "response_format", "json_object", None),
+        ({"structured_outputs": {"json": SCHEMA}}, "structured_outputs.json", *OF_SCHEMA),
+        ({"structured_outputs": {"json": TEXT, "regex": None}}, "structured_outputs.json", *OF_SCHEMA),
+        (
+            {"structured_outputs": {"json_object": True}},
+            "structured_outputs.json_object",
+            "json_object",
+            None,
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex", "regex", "a+"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "structured_outputs.choice", "choice", ["a", "b"]),
+        ({"structured_outputs": {"grammar": GRAMMAR}}, "structured_outputs.grammar", "grammar", GRAMMAR),
+        ({"guided_json": SCHEMA}, "guided_json", *OF_SCHEMA),
+        ({"guided_json": TEXT}, "guided_json", *OF_SCHEMA),
+        ({"guided_regex": "a+"}, "guided_regex", "regex", "a+"),
+        ({"guided_choice": ["a"]}, "guided_choice", "choice", ["a"]),
+        ({"guided_grammar": "x"}, "guided_grammar", "grammar", "x"),
+        ({"guided_regex": "a+", "response_format": {"type": "text"}}, "guided_regex", "regex", "a+"),
     ],
 )
-def test_structures(parse: Any, fields: dict[str, Any], structure: Structure | None) -> None:
+def test_structures(parse: Any, fields: dict[str, Any], place: str, kind: Any, value: Any) -> None:
     request = parse(**fields)
-    assert (request.structure, request.ignored_fields) == (structure, ())
+    assert (request.structure, request.ignored_fields) == (Structure(kind, place, value), ())
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+@pytest.mark.parametrize("fields", [{}, {"response_format": {"type": "text"}}])
+def test_answers_may_be_any_text(parse: Any, fields: dict[str, Any]) -> None:
+    assert parse(**fields).structure is None
 
 
 @pytest.mark.parametrize("parse", [chat, completion])
@@ -89,12 +99,3 @@ def test_wrong_structures(parse: Any, fields: dict[str, Any], field: str) -> Non
         parse(**fields)
     assert refused.value.param == field
     assert str(refused.value).startswith(f"{field}: ")
-
-
-def test_calls_that_have_to_be_made_need_no_other_structure() -> None:
-    """An answer that may call tools either does, or has a text that matches, as in OpenAI's API."""
-    forced = {"type": "function", "function": {"name": "f"}}
-    wanted = {"none": OF_SCHEMA, "auto": OF_SCHEMA, "required": None}
-    for choice, structure in wanted.items():
-        assert chat(tools=[TOOL], tool_choice=choice, guided_json=SCHEMA).structure == structure
-    assert chat(tools=[TOOL], tool_choice=forced, guided_json=SCHEMA).structure is None

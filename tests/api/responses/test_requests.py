@@ -171,10 +171,10 @@ def test_tools_that_are_not_functions_are_left_out() -> None:
     ("form", "structure"),
     [
         ({"type": "text"}, None),
-        ({"type": "json_object"}, Structure("json_object")),
+        ({"type": "json_object"}, Structure("json_object", "text.format")),
         (
             {"type": "json_schema", "name": "cat", "schema": SCHEMA, "strict": True},
-            Structure("json_schema", SCHEMA),
+            Structure("json_schema", "text.format.schema", SCHEMA),
         ),
         (None, None),
     ],
@@ -249,6 +249,14 @@ def test_what_codex_sends_is_accepted() -> None:
         ({"input": [{**CALL_ITEM, "arguments": "[" * 100_000}]}, "input", "must be the JSON of an object"),
         ({"tools": [{"name": "look"}]}, "tools", "missing"),
         ({"tools": [{**LOOK, "parameters": 4}]}, "tools", "object"),
+        (
+            {"tools": [{"type": "web_search"}, {"type": "function"}]},
+            "tools",
+            r"tools\[1\].name: must",
+        ),
+        ({"tools": [{**LOOK, "name": "required"}]}, "tools", "cannot be named 'required'"),
+        ({"tools": [LOOK, LOOK]}, "tools", r"tools\[1\].name: there is another tool"),
+        ({"tools": [{**LOOK, "parameters": {"maximum": 1 << 70}}]}, "tools", "64 bits"),
         ({"tool_choice": "required"}, "tool_choice", "no tool to call"),
         ({"tool_choice": {"type": "function", "name": "fly"}, "tools": [LOOK]}, "tool_choice", "'fly'"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice.type", "web_search"),

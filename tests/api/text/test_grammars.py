@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from control_plane.api.text import prompts
@@ -13,8 +14,9 @@ from control_plane.api.text.request import Structure
 from control_plane.api.text.worker.grammars import Grammars
 from control_plane.errors import BadRequest
 from tests.support.paths import DEMO_MODEL
+from tests.support.tool_models import QWEN3, tool_tokenizer
 
-grammars = Grammars(0)
+grammars = Grammars(Tokenizer(models.BPE()))
 
 
 @pytest.mark.parametrize(
@@ -57,25 +59,27 @@ def test_a_schema_s_own_options_do_not_count() -> None:
     assert grammars.grammar("json_schema", schema, "") == grammars.grammar("json_object", None, "")
 
 
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<[263]>", "<[250-263, 5]>", "<[^5]>", "<[*]>"])
+def test_a_grammar_may_name_the_model_s_tokens(mark: str) -> None:
+    ours = Grammars(tool_tokenizer(QWEN3).backend_tokenizer)
+    grammar = f'start: "a" {mark} "b"'
+    assert ours.grammar("grammar", grammar, "field") == grammar
+    with pytest.raises(BadRequest, match="field: "):
+        ours.grammar("grammar", "start: <|no_token|>", "field")
+
+
 def test_processes_make_grammars_and_end_when_one_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "GRAMMAR_SECONDS", 0.5)
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    slow = Structure("choice", [f"choice {number}" for number in range(100_000)], "field")
+    slow = Structure("choice", "field", [f"choice {number}" for number in range(100_000)])
 
     async def run() -> None:
         async with PromptEncoder.running(TextCodec(tokenizer, len(tokenizer)), workers=1) as encoder:
             with pytest.raises(BadRequest, match=r"field: compiling it did not finish within 0\.5 s"):
                 await encoder.grammar(slow)
             with pytest.raises(BadRequest, match="unclosed group") as refused:
-                await encoder.grammar(Structure("regex", "(a", "field"))
+                await encoder.grammar(Structure("regex", "field", "(a"))
             assert refused.value.param == "field"
-            assert await encoder.grammar(Structure("choice", ["a", "b"])) == 'start: "a" | "b"'
+            assert await encoder.grammar(Structure("choice", "field", ["a", "b"])) == 'start: "a" | "b"'
 
     asyncio.run(run())
-
-
-def test_grammars_may_name_the_model_s_own_tokens() -> None:
-    grammar = 'start: <[7]> "a"'
-    assert Grammars(8).grammar("grammar", grammar, "field") == grammar
-    with pytest.raises(BadRequest, match="Token range end too large"):
-        Grammars(0).grammar("grammar", "start: <[257]>", "field")

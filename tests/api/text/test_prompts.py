@@ -118,10 +118,9 @@ def deep(depth: int) -> Any:
         (Chat(HELLO.messages, template_variables={"a": deep(MAX_DEPTH)}), "more than 64 lists and objects"),
         (Chat([{"role": "user", "content": deep(5000)}]), "more than 64 lists and objects"),
         (Chat([{"role": "user", "content": "a" * (16 << 20)}]), "bytes, and 16777216 are allowed"),
-        (Chat(HELLO.messages, template_variables={"tools": []}), "chat_template_kwargs: tools is a field"),
         (Chat([], continue_final_message=True), "the last message has no text that can be continued"),
     ],
-    ids=range(10),
+    ids=range(9),
 )
 @asynchronous
 async def test_chats_that_are_refused(chat: Chat, problem: str) -> None:

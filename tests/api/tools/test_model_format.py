@@ -5,17 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from llguidance import LLMatcher
-from llguidance.hf import from_tokenizer
 
-from control_plane.api.openai.requests import parse_chat
-from control_plane.api.text.choice import Choice, Piece
-from control_plane.api.text.codec import TextCodec
-from control_plane.api.text.message import Message
 from control_plane.api.text.request import (
     Chat,
-    GenerationRequest,
-    SamplingDefaults,
     Structure,
     ToolUse,
 )
@@ -24,28 +16,11 @@ from control_plane.api.tools.formats.hermes import Hermes
 from control_plane.api.tools.formats.mistral import Mistral
 from control_plane.api.tools.formats.plain import Plain
 from control_plane.api.tools.formats.qwen_coder import QwenCoder
-from control_plane.api.tools.model_format import ModelFormat
 from control_plane.api.tools.thinking import thinking_marks
-from control_plane.engine.state.sequence import FinishReason, Generated, Sequence
+from control_plane.engine.state.sequence import FinishReason
 from tests.support import tool_models
-from tests.support.tool_models import tool_tokenizer
+from tests.support.tool_answers import MESSAGES, TOOLS, Answers
 
-SCHEMA: Any = {
-    "type": "object",
-    "properties": {
-        "city": {"type": "string"},
-        "days": {"$ref": "#/$defs/days"},
-        "units": {"type": "string", "enum": ["C", "F"]},
-    },
-    "required": ["city", "days"],
-    "additionalProperties": False,
-    "$defs": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
-}
-TOOLS: tuple[Any, ...] = (
-    {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},
-    {"type": "function", "function": {"name": "time"}},
-)
-MESSAGES: Any = [{"role": "user", "content": "What is <think> for?"}]
 TEMPLATES = [
     tool_models.QWEN3,
     tool_models.QWEN3_THINKING,
@@ -56,57 +31,6 @@ TEMPLATES = [
 ]
 
 
-class Answers:
-    """Answers of a model with a chat template."""
-
-    def __init__(self, template: str, *, all_special: bool = False, **variables: Any) -> None:
-        self.tokenizer: Any = tool_tokenizer(template, all_special=all_special)
-        self.codec = TextCodec(self.tokenizer, len(self.tokenizer))
-        self.format = ModelFormat.of(self.codec)
-        prompt = self.tokenizer.apply_chat_template(
-            MESSAGES, add_generation_prompt=True, tokenize=False, **variables
-        )
-        self.prompt_ids: list[int] = self.tokenizer.encode(prompt)
-
-    def request(self, use: ToolUse | None = None, **changes: Any) -> GenerationRequest:
-        request = parse_chat({"messages": MESSAGES})
-        return replace(request, tool_use=use, **changes)
-
-    def pieces(
-        self, written: str, use: ToolUse | None = None, end: bool = True, **changes: Any
-    ) -> list[Piece]:
-        """The pieces of what the model writes, one token each; it ends normally, or is cut."""
-        request = self.request(use, **changes)
-        params = request.sampling_params(1000, 0, SamplingDefaults())
-        sequence = Sequence("id", "tenant", self.prompt_ids, params)
-        splitter = self.format.splitter(request, 0, self.prompt_ids)
-        choice = Choice(self.codec, request, sequence, 0, splitter)
-        token_ids = self.tokenizer.encode(written) + [self.tokenizer.eos_token_id] * end
-        found = []
-        for number, token_id in enumerate(token_ids, start=1):
-            reason = FinishReason.STOP if end else FinishReason.LENGTH
-            found.append(choice.add(Generated(token_id, None, reason if number == len(token_ids) else None)))
-            if found[-1].finish_reason:
-                break
-        return found
-
-    def message(self, *args: Any, **named: Any) -> tuple[str, str, list[tuple[str, Any]], str]:
-        """The thinking, the text, the calls and the end of an answer."""
-        pieces = self.pieces(*args, **named)
-        message = Message.of(pieces)
-        calls = [(call.name, json.loads(call.arguments)) for call in message.tool_calls]
-        return message.reasoning, message.text, calls, str(pieces[-1].finish_reason)
-
-    def accepts(self, written: str, use: ToolUse) -> bool:
-        """Whether the grammar lets the model write this, and end."""
-        grammar = self.format.grammar(self.request(use), 0, self.prompt_ids)
-        assert grammar is not None
-        matcher = LLMatcher(from_tokenizer(self.tokenizer, len(self.tokenizer)), grammar, log_level=0)
-        assert not matcher.is_error(), (matcher.get_error(), grammar)
-        taken = matcher.consume_tokens(self.tokenizer.encode(written))
-        return bool(taken) and bool(matcher.is_accepting())
-
-
 AUTO = ToolUse(TOOLS)
 CALL = '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
 
@@ -115,6 +39,20 @@ def test_formats_are_recognised_by_the_chat_template() -> None:
     kinds = [type(tool_format(template)) for template in TEMPLATES]
     assert kinds == [Hermes, Hermes, QwenCoder, Mistral, Mistral, Plain]
     assert [thinking_marks(template) is not None for template in TEMPLATES] == [True, True] + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("template", "logged"),
+    [
+        (tool_models.QWEN3, ["of Hermes, Qwen2.5 and Qwen3, and thinking is between <think> and </think>"]),
+        (tool_models.PLAIN, ["of JSON without marks, and thinking is not marked"]),
+        ("", []),
+    ],
+)
+def test_the_log_names_the_format(template: str, logged: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        Answers(template)
+    assert caplog.messages == [f"tool calls have the format {each}" for each in logged]
 
 
 def test_thinking_is_apart_from_the_text() -> None:
@@ -159,7 +97,7 @@ def test_a_message_that_is_continued_may_be_within_thinking() -> None:
 
 def test_an_answer_with_a_structure_has_no_thinking() -> None:
     answers = Answers(tool_models.QWEN3_THINKING)
-    assert answers.message("{}", structure=Structure("json_object")) == ("", "{}", [], "stop")
+    assert answers.message("{}", structure=Structure("json_object", "field")) == ("", "{}", [], "stop")
 
 
 def test_text_is_not_searched_for_calls_without_tools() -> None:
@@ -258,8 +196,8 @@ def test_grammars_leave_room_for_thinking(all_special: bool) -> None:
 
 def test_only_enforced_calls_have_a_grammar() -> None:
     answers = Answers(tool_models.QWEN3)
-    assert answers.format.grammar(answers.request(AUTO), 0, answers.prompt_ids) is None
-    assert answers.format.grammar(answers.request(), 0, answers.prompt_ids) is None
+    assert answers.format.grammar(answers.request(AUTO), 0, answers.prompt_ids, None) is None
+    assert answers.format.grammar(answers.request(), 0, answers.prompt_ids, None) is None
 
 
 CONVERSATION: Any = [
@@ -283,7 +221,7 @@ CONVERSATION: Any = [
 
 def test_a_template_without_tools_gets_them_as_text() -> None:
     answers = Answers(tool_models.PLAIN)
-    chat = answers.format.prompt(answers.request(AUTO), Chat(CONVERSATION, list(TOOLS)))
+    chat = answers.format.prompt(Chat(CONVERSATION, list(TOOLS)))
     assert isinstance(chat, Chat)
     first, calls, results = chat.messages
     assert chat.tools is None
@@ -297,7 +235,7 @@ def test_a_template_without_tools_gets_them_as_text() -> None:
 def test_prompts_stay_as_they_are_where_nothing_is_to_be_told() -> None:
     plain, knowing = Answers(tool_models.PLAIN), Answers(tool_models.QWEN3)
     with_tools = Chat(CONVERSATION, list(TOOLS))
-    assert knowing.format.prompt(knowing.request(AUTO), with_tools) is with_tools
+    assert knowing.format.prompt(with_tools) is with_tools
     chat = Chat(MESSAGES)
-    assert plain.format.prompt(plain.request(), chat) is chat
-    assert plain.format.prompt(plain.request(), "text") == "text"
+    assert plain.format.prompt(chat) is chat
+    assert plain.format.prompt("text") == "text"

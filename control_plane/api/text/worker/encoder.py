@@ -44,7 +44,7 @@ class Encoder:
         self._templates = setup.templates
         self._special_tokens = setup.special_tokens
         self._compiled = cache(self._compile)
-        self._grammars = Grammars(max(self._tokenizer.get_vocab().values(), default=-1) + 1)
+        self._grammars = Grammars(self._tokenizer)
 
     def answer(self, request: Request) -> Answer:
         """The tokens of a prompt, or why there are none."""

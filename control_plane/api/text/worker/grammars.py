@@ -1,36 +1,36 @@
 """Turns a structure, which an answer has to match, into a grammar, and checks that it compiles."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
+from tokenizers import Tokenizer
 
 from control_plane.engine.grammar.compiler import GrammarCompiler, Vocabulary
+from control_plane.engine.grammar.lark import json_value, literal
 from control_plane.errors import BadRequest
 
-JSON_OPTIONS = {"whitespace_pattern": r" |\n {0,16}"}
-"""Between the parts of JSON, a model may write a space, or a line break with an indentation.
-
-The library's default allows any number of spaces: some models would write them up to the limit of tokens.
-"""
 _PREFIX = "failed to compile JSON schema: "
 _MAX_TRIALS = 300
 """The most schemas that are compiled to find the one with the error."""
 
 
+_TOKEN_IDS = re.compile(r"<\[[0-9,^ -]+\]>")
+_TOKEN = "<[257]>"
+"""Stands for tokens that a grammar has by their ids: with all of a model's, a process would take 27 MB more.
+
+A text that looks like such a token is tried as this text.
+"""
+
+
 class Grammars:
-    """Makes grammars, and compiles them for a vocabulary of single bytes.
+    """Makes grammars, and compiles them for a vocabulary of single bytes and a model's special tokens."""
 
-    The ids of these bytes are behind those of the model's tokens, which grammars of tool calls name by id.
-    """
-
-    def __init__(self, num_tokens: int) -> None:
-        """`num_tokens` is above the largest id of the model's tokens."""
-        tokens = [*[b""] * num_tokens, *(bytes([byte]) for byte in range(256)), b"<end>"]
-        end = frozenset({len(tokens) - 1})
-        self._compiler = GrammarCompiler(Vocabulary(tokens, end, end))
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._compiler = GrammarCompiler(_vocabulary(tokenizer))
 
     def grammar(self, kind: str, value: Any, field: str) -> str:
         """The grammar for a `Structure`'s kind and value, from the request's field of that name.
@@ -42,7 +42,7 @@ class Grammars:
         except ValueError as error:
             raise BadRequest(f"{field}: {error}") from error
         try:
-            self._compiler.compile(grammar, field)
+            self._compiler.compile(_TOKEN_IDS.sub(_TOKEN, grammar), field)
         except BadRequest as error:
             if kind != "json_schema":
                 raise
@@ -71,6 +71,14 @@ class Grammars:
         return True
 
 
+def _vocabulary(tokenizer: Tokenizer) -> Vocabulary:
+    """The bytes, an end token, a token for `_TOKEN`, and special tokens, which grammars may name."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = [b"<end>", b"<token>", *(token.content.encode() for token in added if token.special)]
+    all_bytes = [bytes([byte]) for byte in range(256)]
+    return Vocabulary([*all_bytes, *special], frozenset(range(256, 256 + len(special))), frozenset({256}))
+
+
 def _grammar(kind: str, value: Any) -> str:
     """Raises ValueError for a grammar that cannot be read."""
     if kind == "json_object":
@@ -81,7 +89,7 @@ def _grammar(kind: str, value: Any) -> str:
         (grammar,) = json.loads(LLMatcher.grammar_from_regex(value))["grammars"]
         return str(grammar["lark_grammar"])
     if kind == "choice":
-        return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in value)
+        return f"start: {' | '.join(map(literal, value))}"
     try:
         return str(any_to_lark(value))
     # The library raises plain exceptions as well.
@@ -94,7 +102,7 @@ def _json_grammar(schema: Any) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise ValueError("a schema is an object")
-    return f"start: %json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS})}"
+    return f"start: {json_value(schema)}"
 
 
 def _parts(schema: Any) -> Iterator[tuple[str, Any]]:

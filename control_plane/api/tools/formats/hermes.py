@@ -7,11 +7,12 @@
 
 from typing import Self
 
-from control_plane.api.tools.parsing.grammar import Token, call_object, repeated, rule
+from control_plane.api.tools.parsing.grammar import Token, call_object, repeated
 from control_plane.api.tools.parsing.json_text import read_call
 from control_plane.api.tools.parsing.source import Parse, Source
 from control_plane.api.tools.parsing.tool_format import ToolFormat, Tools
 from control_plane.api.tools.parsing.writer import CallWriter
+from control_plane.engine.grammar.lark import rule
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -19,6 +20,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 class Hermes(ToolFormat):
     """See `ToolFormat`."""
 
+    name = "of Hermes, Qwen2.5 and Qwen3"
     marks = (OPEN,)
     tokens = (OPEN, CLOSE)
 

@@ -7,19 +7,12 @@ Older ones write a list, `[TOOL_CALLS][{"name": ..., "arguments": {...}}, ...]`;
 from dataclasses import dataclass
 from typing import Self
 
-from control_plane.api.tools.parsing.grammar import (
-    Token,
-    arguments_schema,
-    call_object,
-    json_value,
-    literal,
-    repeated,
-    rule,
-)
+from control_plane.api.tools.parsing.grammar import Token, arguments_schema, call_object, repeated
 from control_plane.api.tools.parsing.json_text import read_call, read_object
 from control_plane.api.tools.parsing.source import SPACE, NotACall, Parse, Source
 from control_plane.api.tools.parsing.tool_format import ToolFormat, Tools, random_id
 from control_plane.api.tools.parsing.writer import CallWriter
+from control_plane.engine.grammar.lark import json_value, literal, rule
 
 OPEN, ARGUMENTS, ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _MAX_NAME = 256
@@ -33,6 +26,7 @@ class Mistral(ToolFormat):
 
     writes_list: bool
     """Whether the model writes all calls as one list. Both forms are read."""
+    name = "of Mistral"
     marks = (OPEN,)
     tokens = (OPEN, ARGUMENTS, ID)
 

@@ -15,17 +15,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from control_plane.api.tools.parsing.grammar import (
-    Token,
-    arguments_schema,
-    json_value,
-    literal,
-    repeated,
-    rule,
-)
+from control_plane.api.tools.parsing.grammar import Token, arguments_schema, repeated
 from control_plane.api.tools.parsing.source import NotACall, Parse, Source
 from control_plane.api.tools.parsing.tool_format import ToolFormat, Tools
 from control_plane.api.tools.parsing.writer import CallWriter
+from control_plane.engine.grammar.lark import json_value, literal, rule
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _PARAMETER = "<function=", "<parameter="
@@ -36,6 +30,7 @@ _VALUE_ENDS = (_VALUE_END, _VALUE_END.strip())
 class QwenCoder(ToolFormat):
     """See `ToolFormat`."""
 
+    name = "of Qwen3-Coder"
     marks = (OPEN, _FUNCTION)
     tokens = (OPEN, CLOSE)
 

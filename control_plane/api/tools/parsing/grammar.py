@@ -1,26 +1,12 @@
-"""Builds parts of grammars in llguidance's dialect of Lark."""
+"""Builds the parts that grammars of tool calls have in common."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from control_plane.engine.grammar.lark import json_value, literal, rule
 
 Token = Callable[[str], str]
 """Returns the expression that matches a mark in a grammar: its token if it has one, or else its text."""
-
-
-def literal(text: str) -> str:
-    """An expression that matches exactly this text."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def rule(name: str, alternatives: Iterable[str]) -> str:
-    """A rule that matches any of the alternatives."""
-    return f"{name}: {' | '.join(alternatives)}\n"
-
-
-def json_value(schema: Mapping[str, Any]) -> str:
-    """An expression that matches the JSON values that a schema allows."""
-    return f"%json {json.dumps(schema)}"
 
 
 def arguments_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -33,8 +19,8 @@ def arguments_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def call_object(tool: Mapping[str, Any]) -> str:
     """An expression that matches a call of a tool: a JSON object with its name, then its arguments."""
-    head = f'{{"name": {json.dumps(tool["name"])}, "arguments": '
-    return f"{literal(head)} {json_value(arguments_schema(tool))} {literal('}')}"
+    head = literal(f'{{"name": {literal(tool["name"])}, "arguments": ')
+    return f"{head} {json_value(arguments_schema(tool))} {literal('}')}"
 
 
 def repeated(separator: str, several: bool) -> str:

@@ -18,6 +18,8 @@ _ID_CHARACTERS = string.ascii_letters + string.digits
 class ToolFormat(ABC):
     """The format of a family's tool calls. It holds no state of an answer."""
 
+    name: str
+    """What the log calls it."""
     marks: tuple[str, ...]
     """The texts that calls begin with."""
     tokens: tuple[str, ...]
@@ -36,6 +38,10 @@ class ToolFormat(ABC):
     @abstractmethod
     def grammar(self, tools: Tools, token: Token, several: bool) -> str:
         """Lark rules. The rule `calls` matches one call of any of the tools, or several with `several`."""
+
+    def grammar_beside_json(self, tools: Tools, token: Token, several: bool) -> str:
+        """The same, for a grammar that also has `json_value` as an alternative to `calls`."""
+        return self.grammar(tools, token, several)
 
 
 def random_id(length: int) -> str:
