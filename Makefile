@@ -37,13 +37,17 @@ test: setup  ## the whole test suite, with coverage
 test-fast: setup  ## the tests without processes and models, in under a minute
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
-clients: setup build/clients/installed  ## the clients that people use, unmodified, against a server
+clients: setup build/clients/installed tests/clients/node/node_modules  ## the clients that people use, unmodified, against a server
 	FAASMOE_ENVIRONMENT=$(CURDIR)/$(VENV) build/clients/bin/pytest -c tests/clients/pytest.ini --rootdir . tests/clients
 
 build/clients/installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv build/clients
 	build/clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
 	touch $@
+
+tests/clients/node/node_modules: tests/clients/node/package.json tests/clients/node/package-lock.json
+	@if command -v npm > /dev/null; then npm ci --prefix tests/clients/node --loglevel error --no-audit --no-fund && touch $@; \
+	else echo 'npm is not installed: the tests of clients for Node are skipped'; fi
 
 fuzz: setup  ## malformed input for whatever reads data from outside; ARGS="--seconds 30" for a short run
 	$(BIN)/python -m bench.robustness.fuzz $(ARGS)
@@ -106,6 +110,6 @@ stack: setup  ## write the bundled model's stack.yml and template/ anew
 	$(BIN)/faasmoe stack partitions/demo -o stack.yml
 
 clean:  ## remove the virtual environment and everything that was built
-	rm -rf $(VENV) build .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) build tests/clients/node/node_modules .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find control_plane functions bench scripts tests -name __pycache__ -prune -exec rm -rf {} +
 	find control_plane functions -name '*.so' -delete

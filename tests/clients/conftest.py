@@ -1,11 +1,12 @@
 """A server of the other environment, with the model whose answers are known."""
 
 import os
-import select
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,17 +50,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     added = subprocess.run(
         [faasmoe, "tenants", "add", "acme"], env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    arguments = ["up", str(checkpoint), "--port", "0", "--gateway-port", "0", "--keys-only"]
-    log = folder / "log"
+    up = [faasmoe, "up", str(checkpoint), "--port", "0", "--gateway-port", "0", "--keys-only"]
+    with running(up, r"^serving on ([^;]+)", folder / "log", environment) as url:
+        yield Server(url, added.stdout.strip())
+
+
+@contextmanager
+def running(command: list[str], pattern: str, log: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Run a server until the context ends; yields its address, the pattern's group in what it prints."""
     with (
-        log.open("w") as errors,
-        # Without a buffer, `select` sees each line.
-        subprocess.Popen(
-            [faasmoe, *arguments], env=environment, stdout=subprocess.PIPE, stderr=errors, bufsize=0
-        ) as process,
+        log.open("w") as output,
+        subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
         try:
-            yield Server(_address(process, log), added.stdout.strip())
+            yield _address(process, pattern, log)
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -69,15 +73,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 raise
 
 
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    """Waits for the line that names the server's address."""
-    assert process.stdout
+def _address(process: subprocess.Popen[bytes], pattern: str, log: Path) -> str:
+    """Waits until the log has a server's address."""
     ends = time.monotonic() + START_SECONDS
-    while time.monotonic() < ends:
-        if select.select([process.stdout], [], [], 1)[0]:
-            line = process.stdout.readline().decode()
-            if line.startswith("serving on "):
-                return line.removeprefix("serving on ").split(";")[0]
-            if not line:
-                break
+    while process.poll() is None and time.monotonic() < ends:
+        if found := re.search(pattern, log.read_text(), re.MULTILINE):
+            return found[1]
+        time.sleep(0.1)
     raise AssertionError(f"the server did not start: {log.read_text()}")

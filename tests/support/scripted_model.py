@@ -5,7 +5,9 @@ the next token depends on the last one only:
 
 - with tools, and no result of a call yet, the answer is the call `CALL`;
 - otherwise it is `REPORT`;
-- where a grammar excludes both, the order in `PREFERENCES` closes strings, lists and objects early.
+- where a grammar excludes both, the order in `_PREFERENCES` closes strings, lists and objects early.
+
+Its generation_config.json asks for a temperature of 0, so the answers are always the same.
 """
 
 import sys
@@ -22,7 +24,8 @@ CALL = '{"name": "get_weather", "arguments": {"city": "Rome"}}'
 REPORT = "It is sunny in Rome."
 END = "<|im_end|>"
 
-_CHAIN = {"<|call|>": "<tool_call>", "<tool_call>": CALL, CALL: "</tool_call>", "<|report|>": REPORT}
+_BODY = f"\n{CALL}\n"
+_CHAIN = {"<|call|>": "<tool_call>", "<tool_call>": _BODY, _BODY: "</tool_call>", "<|report|>": REPORT}
 """The successors of tokens; that of every other token is the end."""
 _PREFERENCES = '"}],0123456789'
 """The bytes that a grammar's answer has if it can, the most wanted first. A string ends as soon as it may."""
@@ -77,6 +80,8 @@ def save_scripted_checkpoint(folder: Path) -> Path:
     head[size:, -1] = -100
     parameters["lm_head.weight"].data = head
     tokenizer.save_pretrained(folder)
+    model.generation_config.do_sample = True  # transformers writes no temperature without it.
+    model.generation_config.temperature = 0.0
     return save_checkpoint(model, folder)
 
 
@@ -87,7 +92,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ("<|im_start|>", END, "<|call|>", "<|report|>")
-    shown = ("<tool_call>", "</tool_call>", CALL, REPORT)
+    shown = ("<tool_call>", "</tool_call>", _BODY, REPORT)
     tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in special])
     tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in shown])
     fast: Any = PreTrainedTokenizerFast
