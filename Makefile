@@ -37,12 +37,15 @@ test: setup  ## the whole test suite, with coverage
 test-fast: setup  ## the tests without processes and models, in under a minute
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
-clients: setup build/clients/installed tests/clients/node/node_modules  ## the clients that people use, unmodified, against a server
-	FAASMOE_ENVIRONMENT=$(CURDIR)/$(VENV) build/clients/bin/pytest -c tests/clients/pytest.ini --rootdir . tests/clients
+clients: setup build/clients/installed build/clients/apart/installed tests/clients/node/node_modules  ## the clients that people use, unmodified, against a server
+	@for folder in clients clients/apart; do \
+		FAASMOE_ENVIRONMENT=$(CURDIR)/$(VENV) \
+		build/$$folder/bin/pytest -c tests/clients/pytest.ini --rootdir . tests/$$folder/test_*.py || exit; \
+	done
 
-build/clients/installed: tests/clients/requirements.txt
-	$(PYTHON) -m venv build/clients
-	build/clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
+build/%/installed: tests/%/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
 	touch $@
 
 tests/clients/node/node_modules: tests/clients/node/package.json tests/clients/node/package-lock.json
