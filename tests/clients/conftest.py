@@ -27,6 +27,8 @@ class Server:
     """Without a path, such as http://127.0.0.1:8000."""
     key: str
     """A tenant's key."""
+    checkpoint: Path
+    """The model's folder, with its tokenizer."""
 
     @property
     def v1(self) -> str:
@@ -52,7 +54,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )
     up = [faasmoe, "up", str(checkpoint), "--port", "0", "--gateway-port", "0", "--keys-only"]
     with running(up, r"^serving on ([^;]+)", folder / "log", environment) as url:
-        yield Server(url, added.stdout.strip())
+        yield Server(url, added.stdout.strip(), checkpoint)
 
 
 @contextmanager

@@ -34,15 +34,14 @@ def test_text(model: Any) -> None:
 
 
 def test_tools(model: Any) -> None:
-    agent = Agent(model)
     cities = []
 
-    @agent.tool_plain
     def get_weather(city: str) -> str:
         """The weather of a city."""
         cities.append(city)
         return RESULT
 
+    agent = Agent(model, tools=[get_weather])
     assert agent.run_sync(QUESTION).output == REPORT
     assert asyncio.run(_streamed(agent)) == REPORT
     assert cities == ["Rome", "Rome"]

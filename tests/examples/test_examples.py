@@ -54,7 +54,7 @@ def test_several_tenants(api: ApiClient) -> None:
 
 
 def test_lm_eval(api: ApiClient, tmp_path: Path) -> None:
-    """lm_eval is too large to install for a test. A stub takes its options and sends a request."""
+    """A stub takes the options and sends a request. `make clients` runs the real program."""
     program = tmp_path / "lm_eval"
     program.write_text(
         f"#!{sys.executable}\n"
