@@ -33,14 +33,23 @@ def test_text(model: Any) -> None:
     assert Agent(model).run_sync("And now?", message_history=first.all_messages()).output == REPORT
 
 
-def test_tools(model: Any) -> None:
-    cities = []
+@pytest.fixture
+def cities() -> list[str]:
+    """The cities with which `get_weather` was called."""
+    return []
 
+
+@pytest.fixture
+def get_weather(cities: list[str]) -> Any:
     def get_weather(city: str) -> str:
         """The weather of a city."""
         cities.append(city)
         return RESULT
 
+    return get_weather
+
+
+def test_tools(model: Any, get_weather: Any, cities: list[str]) -> None:
     agent = Agent(model, tools=[get_weather])
     assert agent.run_sync(QUESTION).output == REPORT
     assert asyncio.run(_streamed(agent)) == REPORT
@@ -52,6 +61,14 @@ def test_output_types(model: Any, output: Any) -> None:
     agent = Agent(model, output_type=output)
     assert agent.run_sync(QUESTION).output == SHORT_FORECAST
     assert asyncio.run(_last_output(agent)) == SHORT_FORECAST
+
+
+def test_an_output_type_beside_a_tool(model: Any, get_weather: Any, cities: list[str]) -> None:
+    """The model may call the tool first. (`ToolOutput` demands calls, so this model would call for ever.)"""
+    agent = Agent(model, tools=[get_weather], output_type=NativeOutput(Forecast))
+    assert agent.run_sync(QUESTION).output == SHORT_FORECAST
+    assert asyncio.run(_last_output(agent)) == SHORT_FORECAST
+    assert cities == ["Rome", "Rome"]
 
 
 class Anything(BaseModel):
