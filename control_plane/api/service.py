@@ -23,6 +23,7 @@ from control_plane.api.text.request import (
     Structure,
 )
 from control_plane.api.tools.model_format import ModelFormat
+from control_plane.api.tools.parsing.grammar import arguments_schemas
 from control_plane.engine.engine import Engine
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.matcher import Matcher
@@ -161,7 +162,9 @@ class CompletionService:
             if calls is not None or request.structure:
                 groups.setdefault(calls, []).append(sequence)
         for calls, group in groups.items():
-            structure = Structure("grammar", calls, "tools") if calls is not None else request.structure
+            structure = request.structure
+            if calls is not None and request.tool_use is not None:
+                structure = Structure("calls", [calls, arguments_schemas(request.tool_use.tools)], "tools")
             assert structure is not None
             await self._hold_to(structure, group)
 

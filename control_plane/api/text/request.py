@@ -36,13 +36,15 @@ Prompt = str | list[int] | Chat
 class Structure:
     """What an answer's text has to match."""
 
-    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar", "calls"]
     value: Any = None
     """The schema as a JSON value, the regular expression, the list of choices, or the grammar's text.
 
     A grammar is in llguidance's dialect of Lark, or in GBNF. In Lark, `%json {...}` is a text that matches a
-    JSON schema, and `<|name|>` or `<[id]>` is a special token. So a call of a tool in a model's own format is
-    a grammar, too: `start: "<tool_call>" %json {...} "</tool_call>"`. A token that is no special one is text.
+    JSON schema, and `<|name|>` or `<[id]>` is a special token. A token that is no special one is text.
+
+    Calls of tools have a grammar in Lark, too, such as `start: "<tool_call>" %json {...} "</tool_call>"`: the
+    value is a list of it and of the schemas of the tools' arguments, by the tools' names, for errors.
     """
     field: str = "response_format"
     """The request's field that it comes from, for errors."""

@@ -1,6 +1,7 @@
 """What an answer has to match becomes a grammar in a process that can be ended, or a reason why not."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -55,6 +56,19 @@ def test_what_cannot_be_compiled_is_refused_with_its_place(kind: str, value: Any
 def test_a_schema_s_own_options_do_not_count() -> None:
     schema = {"type": "object", "x-guidance": {"whitespace_pattern": "[ ]*"}}
     assert grammars.grammar("json_schema", schema, "") == grammars.grammar("json_object", None, "")
+
+
+def test_a_tool_whose_schema_cannot_be_compiled_is_named() -> None:
+    schemas = {"good": {}, "bad": {"properties": {"a": {"uniqueItems": True}}}}
+    calls = "start: " + " | ".join(f"%json {json.dumps(schema)}" for schema in schemas.values())
+    with pytest.raises(BadRequest) as refused:
+        grammars.grammar("calls", [calls, schemas], "tools")
+    assert str(refused.value) == 'tools: bad: at $.properties.a: Unimplemented keys: ["uniqueItems"]'
+
+
+def test_what_demands_nothing_compiles() -> None:
+    schema = {"properties": {"a": {"type": "string", "format": "path"}}}
+    assert "path" not in grammars.grammar("json_schema", schema, "")
 
 
 def test_processes_make_grammars_and_end_when_one_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

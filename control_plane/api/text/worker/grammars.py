@@ -1,12 +1,13 @@
 """Turns a structure, which an answer has to match, into a grammar, and checks that it compiles."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llguidance import LLMatcher
 from llguidance.gbnf_to_lark import any_to_lark
 
+from control_plane.api.bodies.schemas import parts, without_annotations
 from control_plane.engine.grammar.compiler import GrammarCompiler, Vocabulary
 from control_plane.errors import BadRequest
 
@@ -44,22 +45,25 @@ class Grammars:
         try:
             self._compiler.compile(grammar, field)
         except BadRequest as error:
-            if kind != "json_schema":
-                raise
-            reason = str(error).removeprefix(f"{field}: ").splitlines()[0].rpartition(_PREFIX)[2]
-            raise BadRequest(f"{field}: at {self._place(value)}: {reason}") from error
+            if kind == "json_schema":
+                reason = str(error).removeprefix(f"{field}: ").splitlines()[0].rpartition(_PREFIX)[2]
+                raise BadRequest(f"{field}: at {self._place(value)}: {reason}") from error
+            if kind == "calls":
+                for name, schema in value[1].items():
+                    self.grammar("json_schema", schema, f"{field}: {name}")
+            raise
         return grammar
 
     def _place(self, schema: Any) -> str:
         """The path of the innermost part of a schema that does not compile on its own."""
         path, trials = "$", 0
         definitions = schema.get("$defs", {}) if isinstance(schema, dict) else {}
-        parts = _parts(schema)
-        while (part := next(parts, None)) is not None and trials < _MAX_TRIALS:
+        inside = parts(schema)
+        while (part := next(inside, None)) is not None and trials < _MAX_TRIALS:
             trials += 1
             name, inner = part
             if not self._compiles(inner, definitions):
-                path, parts = f"{path}.{name}", _parts(inner)
+                path, inside = f"{path}.{name}", parts(inner)
         return path
 
     def _compiles(self, schema: Any, definitions: Mapping[str, Any]) -> bool:
@@ -77,6 +81,8 @@ def _grammar(kind: str, value: Any) -> str:
         return _json_grammar({"type": "object"})
     if kind == "json_schema":
         return _json_grammar(value)
+    if kind == "calls":
+        return str(value[0])
     if kind == "regex":
         (grammar,) = json.loads(LLMatcher.grammar_from_regex(value))["grammars"]
         return str(grammar["lark_grammar"])
@@ -94,19 +100,4 @@ def _json_grammar(schema: Any) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise ValueError("a schema is an object")
-    return f"start: %json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS})}"
-
-
-def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas directly inside a schema, each with its path."""
-    if not isinstance(schema, dict):
-        return
-    for name in ("$defs", "properties", "patternProperties"):
-        if isinstance(inner := schema.get(name), dict):
-            yield from ((f"{name}.{key}", each) for key, each in inner.items())
-    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        if isinstance(inner := schema.get(name), list):
-            yield from ((f"{name}[{number}]", each) for number, each in enumerate(inner))
-    for name in ("items", "additionalProperties"):
-        if isinstance(inner := schema.get(name), dict):
-            yield name, inner
+    return f"start: %json {json.dumps({**without_annotations(schema), 'x-guidance': JSON_OPTIONS})}"

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from control_plane.api.bodies.schemas import without_annotations
+
 Token = Callable[[str], str]
 """Returns the expression that matches a mark in a grammar: its token if it has one, or else its text."""
 
@@ -20,7 +22,7 @@ def rule(name: str, alternatives: Iterable[str]) -> str:
 
 def json_value(schema: Mapping[str, Any]) -> str:
     """An expression that matches the JSON values that a schema allows."""
-    return f"%json {json.dumps(schema)}"
+    return f"%json {json.dumps(without_annotations(schema))}"
 
 
 def arguments_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -29,6 +31,12 @@ def arguments_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(schema, Mapping):
         schema = {"properties": {}, "additionalProperties": False}
     return {**schema, "type": "object"}
+
+
+def arguments_schemas(tools: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The schemas of the arguments of a request's tools, by the tools' names."""
+    functions = [tool["function"] for tool in tools]
+    return {function["name"]: arguments_schema(function) for function in functions}
 
 
 def call_object(tool: Mapping[str, Any]) -> str:
