@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from control_plane.engine.grammar.schemas import without_annotations
+
 _JSON_OPTIONS = {"whitespace_pattern": r" |\n {0,16}"}
 """Between the parts of JSON, a model may write a space, or a line break with an indentation.
 
@@ -24,7 +26,7 @@ def rule(name: str, alternatives: Iterable[str]) -> str:
 def json_value(schema: Any) -> str:
     """An expression that matches the JSON values that a schema allows."""
     if isinstance(schema, Mapping):
-        schema = {**schema, "x-guidance": _JSON_OPTIONS}
+        schema = {**without_annotations(schema), "x-guidance": _JSON_OPTIONS}
     return f"%json {json.dumps(schema)}"
 
 

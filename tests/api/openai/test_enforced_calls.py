@@ -58,3 +58,19 @@ def test_enforced_calls(api: ApiClient, choice: Any, call: tuple[str, Any], reas
     parts = [part["function"] for each in choices for part in each["delta"].get("tool_calls", ())]
     assert (parts[0]["name"], json.loads("".join(part["arguments"] for part in parts))) == call
     assert choices[-1]["finish_reason"] == reason
+
+
+def test_what_the_grammar_cannot_enforce(api: ApiClient) -> None:
+    def asked(**schema: Any) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {"file": schema}, "required": ["file"]}
+        tool = {"type": "function", "function": {"name": "read", "parameters": parameters}}
+        messages = [{"role": "user", "content": "a"}]
+        return {"messages": messages, "tools": [tool], "tool_choice": "required"}
+
+    # Its format only describes.
+    message = api.post(PATH, **asked(type="string", format="path"))["choices"][0]["message"]
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"file": ""}
+
+    error = api.refusal(PATH, asked(type="array", uniqueItems=True))
+    assert error["param"] == "tools.read"
+    assert error["message"] == 'tools.read: at $.properties.file: Unimplemented keys: ["uniqueItems"]'

@@ -68,6 +68,11 @@ def test_a_grammar_may_name_the_model_s_tokens(mark: str) -> None:
         ours.grammar("grammar", "start: <|no_token|>", "field")
 
 
+def test_what_demands_nothing_compiles() -> None:
+    schema = {"properties": {"a": {"type": "string", "format": "path"}}}
+    assert "path" not in grammars.grammar("json_schema", schema, "")
+
+
 def test_processes_make_grammars_and_end_when_one_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "GRAMMAR_SECONDS", 0.5)
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llguidance import LLMatcher
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from control_plane.engine.grammar.compiler import GrammarCompiler, Vocabulary
 from control_plane.engine.grammar.lark import json_value, literal
+from control_plane.engine.grammar.schemas import parts
 from control_plane.errors import BadRequest
 
 _PREFIX = "failed to compile JSON schema: "
@@ -54,12 +55,12 @@ class Grammars:
         """The path of the innermost part of a schema that does not compile on its own."""
         path, trials = "$", 0
         definitions = schema.get("$defs", {}) if isinstance(schema, dict) else {}
-        parts = _parts(schema)
-        while (part := next(parts, None)) is not None and trials < _MAX_TRIALS:
+        inside = parts(schema)
+        while (part := next(inside, None)) is not None and trials < _MAX_TRIALS:
             trials += 1
             name, inner = part
             if not self._compiles(inner, definitions):
-                path, parts = f"{path}.{name}", _parts(inner)
+                path, inside = f"{path}.{name}", parts(inner)
         return path
 
     def _compiles(self, schema: Any, definitions: Mapping[str, Any]) -> bool:
@@ -103,18 +104,3 @@ def _json_grammar(schema: Any) -> str:
     if not isinstance(schema, dict):
         raise ValueError("a schema is an object")
     return f"start: {json_value(schema)}"
-
-
-def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schemas directly inside a schema, each with its path."""
-    if not isinstance(schema, dict):
-        return
-    for name in ("$defs", "properties", "patternProperties"):
-        if isinstance(inner := schema.get(name), dict):
-            yield from ((f"{name}.{key}", each) for key, each in inner.items())
-    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        if isinstance(inner := schema.get(name), list):
-            yield from ((f"{name}[{number}]", each) for number, each in enumerate(inner))
-    for name in ("items", "additionalProperties"):
-        if isinstance(inner := schema.get(name), dict):
-            yield name, inner
