@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -36,6 +37,12 @@ class GetWeather(BaseModel):
     city: str
 
 
+class File(BaseModel):
+    """Its schema has a format that is none of JSON schema's."""
+
+    path: Path
+
+
 GET_WEATHER = pydantic_function_tool(GetWeather, name=NAME)
 
 
@@ -60,6 +67,11 @@ def test_structured_answers(client: OpenAI) -> None:
     with client.chat.completions.stream(**CHAT, response_format=Forecast) as stream:
         (done,) = [event.parsed for event in stream if event.type == "content.done"]
     assert done == SHORT_FORECAST
+
+
+def test_a_format_that_only_describes(client: OpenAI) -> None:
+    answer = client.chat.completions.parse(**CHAT, response_format=File)
+    assert answer.choices[0].message.parsed == File(path=Path())
 
 
 @pytest.mark.parametrize(
