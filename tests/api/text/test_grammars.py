@@ -52,6 +52,12 @@ def test_what_cannot_be_compiled_is_refused_with_its_place(kind: str, value: Any
     assert "%llguidance" not in str(refused.value)
 
 
+@pytest.mark.parametrize("tokens", ["<[151657]>", "<[1-151657]>", '"<[151657]>"'])
+def test_a_grammar_may_name_any_token_of_the_model(tokens: str) -> None:
+    grammar = f'start: {tokens} "a"'
+    assert grammars.grammar("grammar", grammar, "field").strip() == grammar
+
+
 def test_a_schema_s_own_options_do_not_count() -> None:
     schema = {"type": "object", "x-guidance": {"whitespace_pattern": "[ ]*"}}
     assert grammars.grammar("json_schema", schema, "") == grammars.grammar("json_object", None, "")

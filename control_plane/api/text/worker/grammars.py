@@ -1,6 +1,7 @@
 """Turns a structure, which an answer has to match, into a grammar, and checks that it compiles."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ JSON_OPTIONS = {"whitespace_pattern": r" |\n {0,16}"}
 The library's default allows any number of spaces: some models would write them up to the limit of tokens.
 """
 _BYTES = Vocabulary([*(bytes([byte]) for byte in range(256)), b"<end>"], frozenset({256}), frozenset({256}))
+_TOKEN_IDS = re.compile(r"<\[[^\]]*\]>")
+"""Where a grammar names tokens by their ids."""
+_ANY_TOKEN = "<[256]>"
 _PREFIX = "failed to compile JSON schema: "
 _MAX_TRIALS = 300
 """The most schemas that are compiled to find the one with the error."""
@@ -37,7 +41,8 @@ class Grammars:
         except ValueError as error:
             raise BadRequest(f"{field}: {error}") from error
         try:
-            self._compiler.compile(grammar, field)
+            # The model's tokens are not among those of the bytes.
+            self._compiler.compile(_TOKEN_IDS.sub(_ANY_TOKEN, grammar), field)
         except BadRequest as error:
             if kind != "json_schema":
                 raise
