@@ -9,7 +9,7 @@ from typing import Any
 from control_plane.api.anthropic import wire
 from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error, ignored_fields, read_body
-from control_plane.api.text.chats import ChatBuilder, function_tool, tool_call, tool_use
+from control_plane.api.text.chats import NOT_TEXT, ChatBuilder, function_tool, tool_call, tool_use
 from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
 
 
@@ -90,10 +90,10 @@ def _add(chat: ChatBuilder, message: wire.Message) -> None:
     add_text()
 
 
-def _text(content: str | Sequence[wire.TextBlock]) -> str:
+def _text(content: str | Sequence[wire.TextBlock | wire.ImageBlock | wire.DocumentBlock]) -> str:
     if isinstance(content, str):
         return content
-    return "\n".join(block.text for block in content)
+    return "\n".join(block.text if isinstance(block, wire.TextBlock) else NOT_TEXT for block in content)
 
 
 def _template_variables(asked: wire.CountBody) -> dict[str, Any]:

@@ -35,11 +35,19 @@ class ToolUseBlock(Struct, tag="tool_use"):
     input: Object
 
 
+class ImageBlock(Struct, tag="image"):
+    """An image that a tool returned; it cannot be read."""
+
+
+class DocumentBlock(Struct, tag="document"):
+    """A file that a tool returned; it cannot be read."""
+
+
 class ToolResultBlock(Struct, tag="tool_result"):
     """What a call returned."""
 
     tool_use_id: str
-    content: str | list[TextBlock] = ""
+    content: str | list[TextBlock | ImageBlock | DocumentBlock] = ""
 
 
 Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
