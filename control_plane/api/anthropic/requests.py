@@ -46,8 +46,8 @@ def _chat(asked: wire.CountBody, tools: list[dict[str, Any]]) -> Chat:
     chat = ChatBuilder()
     if system := _text(asked.system):
         chat.add("system", system)
-    for message in asked.messages:
-        _add(chat, message)
+    for place, message in enumerate(asked.messages):
+        _add(chat, message, f"messages[{place}].content")
     messages = chat.messages()
     if not any(message["role"] != "system" for message in messages):
         raise field_error("messages", "there is nothing to answer")
@@ -62,11 +62,15 @@ def _chat(asked: wire.CountBody, tools: list[dict[str, Any]]) -> Chat:
     )
 
 
-def _add(chat: ChatBuilder, message: wire.Message) -> None:
-    """Add a message's blocks. Results of tools are messages of their own."""
+def _add(chat: ChatBuilder, message: wire.Message, path: str) -> None:
+    """Add a message's blocks. Results of tools are messages of their own.
+
+    Claude Code sends a document that a tool has read beside the result.
+    """
     if isinstance(message.content, str):
         chat.add(message.role, message.content)
         return
+    has_results = any(isinstance(block, wire.ToolResultBlock) for block in message.content)
     text: list[str] = []
 
     def add_text() -> None:
@@ -87,10 +91,15 @@ def _add(chat: ChatBuilder, message: wire.Message) -> None:
             case wire.ToolResultBlock():
                 add_text()
                 chat.add("tool", _text(block.content), tool_call_id=block.tool_use_id)
+            case wire.ImageBlock() | wire.DocumentBlock():
+                if not has_results:
+                    kind = block.__struct_config__.tag
+                    raise field_error(path, f"{kind!r} is not supported: this model reads only text")
+                text.append(NOT_TEXT)
     add_text()
 
 
-def _text(content: str | Sequence[wire.TextBlock | wire.ImageBlock | wire.DocumentBlock]) -> str:
+def _text(content: str | Sequence[wire.TextBlock | wire.Unreadable]) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(block.text if isinstance(block, wire.TextBlock) else NOT_TEXT for block in content)

@@ -36,21 +36,24 @@ class ToolUseBlock(Struct, tag="tool_use"):
 
 
 class ImageBlock(Struct, tag="image"):
-    """An image that a tool returned; it cannot be read."""
+    """An image, which cannot be read. A tool may return one."""
 
 
 class DocumentBlock(Struct, tag="document"):
-    """A file that a tool returned; it cannot be read."""
+    """A file, which cannot be read. A tool may return one."""
+
+
+Unreadable = ImageBlock | DocumentBlock
 
 
 class ToolResultBlock(Struct, tag="tool_result"):
     """What a call returned."""
 
     tool_use_id: str
-    content: str | list[TextBlock | ImageBlock | DocumentBlock] = ""
+    content: str | list[TextBlock | Unreadable] = ""
 
 
-Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
+Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock | Unreadable
 
 
 class Message(Struct):

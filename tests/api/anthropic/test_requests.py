@@ -50,6 +50,14 @@ def test_a_tool_s_image_is_named_to_the_model() -> None:
     assert found == {"role": "tool", "content": f"cat.png:\n{NOT_TEXT}", "tool_call_id": "toolu_1"}
 
 
+def test_a_document_beside_a_tool_s_result_is_named_to_the_model() -> None:
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "cat.pdf"}
+    assert messages({"role": "user", "content": [result, {"type": "document", "source": {}}]}) == [
+        {"role": "tool", "content": "cat.pdf", "tool_call_id": "toolu_1"},
+        {"role": "user", "content": NOT_TEXT},
+    ]
+
+
 def test_the_turns_of_an_agent() -> None:
     found = messages(
         {"role": "user", "content": [text("who "), text("sat?")]},
