@@ -78,11 +78,16 @@ class EngineError(FaaSMoEError):
 
 
 class ContextLengthExceeded(EngineError):
-    """Prompt and requested output exceed the context; `param` is the prompt's field if that is too long."""
+    """Prompt and requested output exceed the context.
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    If the prompt alone is too long, `param` is its field, and `tokens` says how long it is and may
+    be: "29892 tokens > 20000".
+    """
+
+    def __init__(self, message: str, param: str | None = None, tokens: str = "") -> None:
         super().__init__(message)
         self.param = param
+        self.tokens = tokens
 
 
 class OutOfCache(EngineError):

@@ -94,6 +94,8 @@ def refusal(request: web.Request, error: FaaSMoEError) -> web.Response:
     """Log a domain error, and build its response."""
     log_error(request, error)
     body = domain_error_body(error, request[REQUEST_ID])
+    if request.path.startswith(anthropic.PATH):
+        body["error"]["message"] = anthropic.error_message(error, request[REQUEST_ID])
     return _error_response(request, body, KINDS[type(error)].status, error_headers(error))
 
 

@@ -289,4 +289,5 @@ def _too_long(prompt: Prompt, tokens: str, most: int) -> ContextLengthExceeded:
         # LangChain looks for the code in the message, since OpenAI's client does not repeat the whole body.
         f"tokens. Please reduce the length of the {what}. (context_length_exceeded)",
         what,
+        f"{tokens} tokens > {most}",
     )

@@ -6,8 +6,8 @@ https://docs.claude.com/en/docs/build-with-claude/streaming
 from collections.abc import Sequence
 from typing import Any
 
-from control_plane.api.anthropic.errors import error_body
-from control_plane.api.openai.errors import KINDS, domain_error_body
+from control_plane.api.anthropic.errors import error_body, error_message
+from control_plane.api.openai.errors import KINDS
 from control_plane.api.text.answer_format import AnswerHead, Usage, to_json
 from control_plane.api.text.blocks import Block, Blocks, Change
 from control_plane.api.text.choice import Piece
@@ -57,8 +57,8 @@ class MessageFormat:
 
     def error(self, error: FaaSMoEError, request_id: str) -> bytes:
         """See `AnswerFormat`."""
-        message = domain_error_body(error, request_id)["error"]["message"]
-        return event(**error_body(KINDS[type(error)].status, message, request_id))
+        status, message = KINDS[type(error)].status, error_message(error, request_id)
+        return event(**error_body(status, message, request_id))
 
     def _message(self, usage: Usage) -> dict[str, Any]:
         return {

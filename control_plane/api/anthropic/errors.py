@@ -5,6 +5,9 @@ https://docs.claude.com/en/api/errors
 
 from typing import Any
 
+from control_plane.api.openai.errors import domain_error_body
+from control_plane.errors import ContextLengthExceeded, FaaSMoEError
+
 PATH = "/v1/messages"
 """The paths of Anthropic's API begin with this."""
 
@@ -24,6 +27,13 @@ _STATUSES = {503: 529}
 def error_status(status: int) -> int:
     """The status in Anthropic's API of an error that has this one elsewhere."""
     return _STATUSES.get(status, status)
+
+
+def error_message(error: FaaSMoEError, request_id: str) -> str:
+    """What clients are told of an error. Claude Code knows by Anthropic's words that a chat is too long."""
+    if isinstance(error, ContextLengthExceeded) and error.tokens:
+        return f"prompt is too long: {error.tokens} maximum"
+    return str(domain_error_body(error, request_id)["error"]["message"])
 
 
 def error_body(status: int, message: str, request_id: str) -> dict[str, Any]:

@@ -9,7 +9,14 @@ from typing import Any
 from control_plane.api.anthropic import wire
 from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error, ignored_fields, read_body
-from control_plane.api.text.chats import ChatBuilder, checked_tools, function_tool, tool_call, tool_use
+from control_plane.api.text.chats import (
+    NOT_TEXT,
+    ChatBuilder,
+    checked_tools,
+    function_tool,
+    tool_call,
+    tool_use,
+)
 from control_plane.api.text.request import (
     Chat,
     GenerationRequest,
@@ -55,8 +62,8 @@ def _chat(asked: wire.CountBody, tools: list[dict[str, Any]]) -> Chat:
     chat = ChatBuilder()
     if system := _text(asked.system):
         chat.add("system", system)
-    for message in asked.messages:
-        _add(chat, message)
+    for place, message in enumerate(asked.messages):
+        _add(chat, message, f"messages[{place}].content")
     messages = chat.messages()
     if not any(message["role"] != "system" for message in messages):
         raise field_error("messages", "there is nothing to answer")
@@ -71,11 +78,15 @@ def _chat(asked: wire.CountBody, tools: list[dict[str, Any]]) -> Chat:
     )
 
 
-def _add(chat: ChatBuilder, message: wire.Message) -> None:
-    """Add a message's blocks. Results of tools are messages of their own."""
+def _add(chat: ChatBuilder, message: wire.Message, path: str) -> None:
+    """Add a message's blocks. Results of tools are messages of their own.
+
+    Claude Code sends a document that a tool has read beside the result.
+    """
     if isinstance(message.content, str):
         chat.add(message.role, message.content)
         return
+    has_results = any(isinstance(block, wire.ToolResultBlock) for block in message.content)
     text: list[str] = []
 
     def add_text() -> None:
@@ -96,13 +107,18 @@ def _add(chat: ChatBuilder, message: wire.Message) -> None:
             case wire.ToolResultBlock():
                 add_text()
                 chat.add("tool", _text(block.content), tool_call_id=block.tool_use_id)
+            case wire.ImageBlock() | wire.DocumentBlock():
+                if not has_results:
+                    kind = block.__struct_config__.tag
+                    raise field_error(path, f"{kind!r} is not supported: this model reads only text")
+                text.append(NOT_TEXT)
     add_text()
 
 
-def _text(content: str | Sequence[wire.TextBlock]) -> str:
+def _text(content: str | Sequence[wire.TextBlock | wire.Unreadable]) -> str:
     if isinstance(content, str):
         return content
-    return "\n".join(block.text for block in content)
+    return "\n".join(block.text if isinstance(block, wire.TextBlock) else NOT_TEXT for block in content)
 
 
 def _template_variables(asked: wire.CountBody) -> dict[str, Any]:

@@ -35,14 +35,25 @@ class ToolUseBlock(Struct, tag="tool_use"):
     input: Object
 
 
+class ImageBlock(Struct, tag="image"):
+    """An image, which cannot be read. A tool may return one."""
+
+
+class DocumentBlock(Struct, tag="document"):
+    """A file, which cannot be read. A tool may return one."""
+
+
+Unreadable = ImageBlock | DocumentBlock
+
+
 class ToolResultBlock(Struct, tag="tool_result"):
     """What a call returned."""
 
     tool_use_id: str
-    content: str | list[TextBlock] = ""
+    content: str | list[TextBlock | Unreadable] = ""
 
 
-Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
+Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock | Unreadable
 
 
 class Message(Struct):

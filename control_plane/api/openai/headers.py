@@ -19,7 +19,8 @@ _RETRY_SECONDS: dict[type[errors.FaaSMoEError], int] = {
 def error_headers(error: errors.FaaSMoEError) -> dict[str, str]:
     """The headers of an error response: whether and when to retry, and how to authenticate."""
     if isinstance(error, errors.InvalidApiKey):
-        return {"WWW-Authenticate": "Bearer"}
+        # Claude Code would try the same key for minutes.
+        return {"WWW-Authenticate": "Bearer", "x-should-retry": "false"}
     for kind, seconds in _RETRY_SECONDS.items():
         if isinstance(error, kind):
             return {"Retry-After": str(seconds)}

@@ -9,6 +9,7 @@ from control_plane.api.bodies.json_values import check_json
 from control_plane.api.bodies.reading import field_error, ignored_fields, read_body, without_nulls
 from control_plane.api.responses import wire
 from control_plane.api.text.chats import (
+    NOT_TEXT,
     ChatBuilder,
     checked_tools,
     function_tool,
@@ -103,10 +104,19 @@ def _add(chat: ChatBuilder, item: wire.Item, path: str) -> None:
             raise field_error(path, _STATELESS)
 
 
-def _text(content: wire.Content) -> str:
+def _text(content: wire.Content | wire.Output) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part.refusal if isinstance(part, wire.Refusal) else part.text for part in content)
+    return "".join(map(_part_text, content))
+
+
+def _part_text(part: wire.Part | wire.OutputPart) -> str:
+    match part:
+        case wire.Refusal():
+            return part.refusal
+        case wire.InputImage() | wire.InputFile():
+            return NOT_TEXT
+    return part.text
 
 
 def _template_variables(reasoning: wire.Reasoning) -> dict[str, Any]:

@@ -29,6 +29,14 @@ class Refusal(Struct, tag="refusal"):
     refusal: str
 
 
+class InputImage(Struct, tag="input_image"):
+    """An image that a tool returned; it cannot be read."""
+
+
+class InputFile(Struct, tag="input_file"):
+    """A file that a tool returned; it cannot be read."""
+
+
 class ReasoningText(Struct, tag="reasoning_text"):
     """What the model thought."""
 
@@ -41,7 +49,10 @@ class SummaryText(Struct, tag="summary_text"):
     text: str
 
 
-Content = str | Annotated[list[InputText | OutputText | Refusal], Meta(max_length=1024)]
+Part = InputText | OutputText | Refusal
+Content = str | Annotated[list[Part], Meta(max_length=1024)]
+OutputPart = InputText | OutputText | Refusal | InputImage | InputFile
+Output = str | Annotated[list[OutputPart], Meta(max_length=1024)]
 
 
 class MessageItem(Struct, tag="message"):
@@ -63,7 +74,7 @@ class FunctionCallOutput(Struct, tag="function_call_output"):
     """What a call returned."""
 
     call_id: str
-    output: Content
+    output: Output
 
 
 class ReasoningItem(Struct, tag="reasoning"):

@@ -11,6 +11,11 @@ from control_plane.api.text.request import ToolUse
 
 Message = dict[str, Any]
 _TEMPLATE_ROLES = {"developer": "system"}
+NOT_TEXT = "[The tool returned an image or a file here. This model reads only text.]"
+"""What a chat has in place of results of tools that are not text.
+
+The model has asked for them. An error would end the chat, for agents send every result again each time.
+"""
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _RESERVED = ("none", "auto", "required")

@@ -122,7 +122,8 @@ class TenantStore(UsageStore):
                     until = f"{datetime.fromtimestamp(expires, UTC):%Y-%m-%d %H:%M} UTC"
                     raise ExpiredApiKey(f"this API key has expired: it was valid until {until}")
                 return _tenant(row)
-        raise InvalidApiKey("there is no tenant with this API key")
+        # In OpenAI's words, by which LiteLLM knows the error.
+        raise InvalidApiKey("Incorrect API key provided: there is no tenant with it")
 
     def declare(self, tenants: Sequence[DeclaredTenant], writer: str) -> None:
         """Add or update tenants from the config file of a server, and register the server as a writer.

@@ -82,8 +82,20 @@ def test_errors_have_anthropic_s_form(server: ApiClient, client: anthropic.Anthr
         with pytest.raises(anthropic.AuthenticationError) as raised:
             stranger.messages.create(**ASKED)
         assert raised.value.type == "authentication_error"
+        assert raised.value.response.headers["x-should-retry"] == "false"
         with pytest.raises(anthropic.AuthenticationError):
             stranger.messages.count_tokens(model=NAME, messages=[USER])
+
+
+def test_a_chat_that_is_too_long_is_refused_in_anthropic_s_words(server: ApiClient, database: Path) -> None:
+    """Claude Code looks for these words, to say that the chat must be compacted."""
+    with anthropic_client(server, add_tenant(database, "short", max_context=20)) as client:
+        asked: Any = {**ASKED, "messages": [{"role": "user", "content": "mat " * 30}]}
+        with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: [0-9]+ tokens > 20 max"):
+            client.messages.create(**asked)
+        asked["messages"][0]["content"] = "mat " * 100_000
+        with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: at least [0-9]+ tokens > "):
+            client.messages.create(**asked)
 
 
 IMAGE: Any = {"type": "image", "source": {"type": "url", "url": "http://localhost/cat.png"}}

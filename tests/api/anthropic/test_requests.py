@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from control_plane.api.anthropic.requests import parse_count, parse_message
+from control_plane.api.text.chats import NOT_TEXT
 from control_plane.api.text.request import Chat, GenerationRequest, Sampling, Structure, ToolUse
 from control_plane.errors import BadRequest
 
@@ -40,6 +41,21 @@ def test_the_system_s_text() -> None:
         "content": "be\nbrief",
     }
     assert messages(HELLO) == [HELLO]
+
+
+def test_a_tool_s_image_is_named_to_the_model() -> None:
+    content = [text("cat.png:"), {"type": "image", "source": {"type": "base64", "data": "iVBORw"}}]
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": content}
+    (found,) = messages({"role": "user", "content": [result]})
+    assert found == {"role": "tool", "content": f"cat.png:\n{NOT_TEXT}", "tool_call_id": "toolu_1"}
+
+
+def test_a_document_beside_a_tool_s_result_is_named_to_the_model() -> None:
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "cat.pdf"}
+    assert messages({"role": "user", "content": [result, {"type": "document", "source": {}}]}) == [
+        {"role": "tool", "content": "cat.pdf", "tool_call_id": "toolu_1"},
+        {"role": "user", "content": NOT_TEXT},
+    ]
 
 
 def test_the_turns_of_an_agent() -> None:
@@ -188,13 +204,13 @@ def test_counting_needs_no_limit() -> None:
                     {
                         "role": "user",
                         "content": [
-                            {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image"}]}
+                            {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "video"}]}
                         ],
                     }
                 ]
             },
             "messages",
-            r"content\[0\].content\[0\].type: 'image' is not supported, only 'text'",
+            r"content\[0\].content\[0\].type: 'video' is not supported, only 'text', 'image'",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "a"}]}]},

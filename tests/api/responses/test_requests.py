@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from control_plane.api.responses.requests import ResponseRequest, parse_response
+from control_plane.api.text.chats import NOT_TEXT
 from control_plane.api.text.request import Chat, Sampling, Structure, ToolUse
 from control_plane.errors import BadRequest
 
@@ -112,6 +113,12 @@ def test_the_items_of_an_agent_s_turn_are_one_message() -> None:
         {"role": "tool", "content": "a cat", "tool_call_id": "call_1"},
         {"role": "tool", "content": "b", "tool_call_id": "call_2"},
     ]
+
+
+def test_a_tool_s_image_is_named_to_the_model() -> None:
+    output = [{"type": "input_text", "text": "cat.png"}, {"type": "input_image", "image_url": "data:,x"}]
+    (found,) = messages({"type": "function_call_output", "call_id": "call_1", "output": output})
+    assert found == {"role": "tool", "content": f"cat.png{NOT_TEXT}", "tool_call_id": "call_1"}
 
 
 def test_reasoning_before_a_call_and_reasoning_that_is_alone() -> None:

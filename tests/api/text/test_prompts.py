@@ -305,7 +305,7 @@ async def test_a_broken_template_is_found_at_the_start(
 
 @asynchronous
 async def test_all_templates_are_tried(caplog: pytest.LogCaptureFixture) -> None:
-    """A template may refuse a system message; one that only fails on them serves other chats."""
+    """A template that refuses a system message gets a user's; one that fails on it serves other chats."""
     broken = "{% if messages[0].role == 'system' %}{{ 1 + messages }}{% endif %}fine"
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}fine"
     async with running(demo({"default": broken, "tool_use": "{{ x.y.z }}", "rag": refusing})) as encoder:

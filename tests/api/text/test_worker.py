@@ -275,6 +275,36 @@ def test_a_template_that_refuses() -> None:
     assert len(long.reason) == encoder._MAX_ERROR
 
 
+WRITE = "{% for m in messages %}{{ m.role[0] }}({{ m.content }}){% endfor %}"
+STRICT = """
+{%- for m in (messages[1:] if messages[0].role == "system" else messages) %}
+    {%- if (m.role == "user") != (loop.index0 % 2 == 0) %}{{ raise_exception("must alternate") }}{% endif %}
+{%- endfor %}"""
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + STRICT
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "text"),
+    [
+        (STRICT, "s(a) s(b) u(c)", "s(a\n\nb)u(c)"),
+        (STRICT, "s(a) u(b) s(c) a(d) a(e) u(f) s(g)", "s(a)u(b\n\nc)a(d\n\ne)u(f\n\ng)"),
+        (STRICT, "u(a) u(b)", "u(a\n\nb)"),
+        (NO_SYSTEM, "s(a) u(b) a(c) u(d)", "u(a\n\nb)a(c)u(d)"),
+        # What a template takes stays as it is.
+        ("", "u(a) u(b) s(c)", "u(a)u(b)s(c)"),
+    ],
+)
+def test_a_strict_template_gets_simpler_messages(template: str, messages: str, text: str) -> None:
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    asked = [{"role": roles[each[0]], "content": each[2:-1]} for each in messages.split()]
+    assert ids(Encoder(setup(DEMO, template + WRITE)).answer(chat(asked))) == DEMO.encode(text)
+
+
+def test_a_strict_template_s_own_reason_is_told() -> None:
+    images = [{"role": "user", "content": [{"type": "image"}]}] * 2
+    assert Encoder(setup(DEMO, STRICT)).answer(chat(images)) == Refused("must alternate")
+
+
 def test_a_tokenizer_that_panics() -> None:
     slow = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
     slow.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$|b"), "isolated")

@@ -1,8 +1,10 @@
 """Renders a chat with a template as transformers does, and finds the token that ends a message."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
+from control_plane.api.text.worker.roles import simpler
 from control_plane.api.text.worker.template import Refusal
 
 Render = Callable[[Mapping[str, Any]], str]
@@ -20,12 +22,24 @@ _MAX_END = 1000
 def rendered(render: Render, variables: Mapping[str, Any], continue_final_message: bool) -> str:
     """The text of a chat.
 
-    With `continue_final_message`, it ends with the text of the last message. Raises `Refusal` if that cannot
-    be continued, and what `render` raises.
+    With `continue_final_message`, it ends with the text of the last message. A template that refuses the
+    messages gets simpler ones. Raises `Refusal` if it refuses these, too, or if the last message cannot be
+    continued, and what `render` raises.
     """
     messages = [_normal(message) for message in variables["messages"]]
+    try:
+        return _rendered(render, {**variables, "messages": messages}, continue_final_message)
+    except Refusal:
+        for fewer in simpler(messages):
+            with suppress(Refusal):
+                return _rendered(render, {**variables, "messages": fewer}, continue_final_message)
+        raise
+
+
+def _rendered(render: Render, variables: Mapping[str, Any], continue_final_message: bool) -> str:
+    messages = variables["messages"]
     if not continue_final_message:
-        return render({**variables, "messages": messages})
+        return render(variables)
     final, text = _tagged(messages[-1] if messages else {})
     whole = render({**variables, "messages": [*messages[:-1], final]})
     # A template may strip a message's white space, and then that of the tag.
