@@ -9,10 +9,10 @@ import pytest
 from hypothesis import settings
 
 from control_plane.partition.granularity import Granularity
-from tests.support.expert_process import ExpertProcess, expert_process
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import ExpertProcess, expert_process
+from tests.support.models.tiny_partition import TinyPartition
 
-pytest_plugins = ["tests.support.chat_fixtures", "tests.support.engine_fixtures"]
+pytest_plugins = ["tests.support.models.chat_fixtures", "tests.support.models.engine_fixtures"]
 
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")

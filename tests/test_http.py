@@ -13,7 +13,7 @@ from aiohttp import web
 
 from control_plane import http
 from control_plane.http import serving
-from tests.support.api_server import ApiClient, in_thread
+from tests.support.api.api_server import ApiClient, in_thread
 
 
 @pytest.mark.parametrize(

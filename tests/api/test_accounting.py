@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from tests.support.api_server import (
+from tests.support.api.api_server import (
     ASK,
     ASK_TOKENS,
     COMPLETION,
@@ -23,8 +23,8 @@ from tests.support.api_server import (
     eventually,
     usage_of,
 )
-from tests.support.chat_fixtures import NewTenant
 from tests.support.command_line import running_command
+from tests.support.models.chat_fixtures import NewTenant
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from tests.support.api_server import IDLE, ApiClient, eventually
-from tests.support.tiny_chat_model import CONTEXT_LENGTH, END, EXPERTS, NAME
+from tests.support.api.api_server import IDLE, ApiClient, eventually
+from tests.support.models.tiny_chat_model import CONTEXT_LENGTH, END, EXPERTS, NAME
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from control_plane.api.cors import Origins
-from tests.support.api_server import ASK, COMPLETION, ApiClient, ApiResponse, add_tenant, completion, serving
-from tests.support.chat_fixtures import NewTenant
+from tests.support.api.api_server import (
+    ASK,
+    COMPLETION,
+    ApiClient,
+    ApiResponse,
+    add_tenant,
+    completion,
+    serving,
+)
+from tests.support.models.chat_fixtures import NewTenant
 
 pytestmark = pytest.mark.slow
 

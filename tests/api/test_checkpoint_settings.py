@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from control_plane.partition.partitioner import partition
-from tests.support.api_server import COMPLETION, ApiClient, serving
-from tests.support.tiny_chat_model import CONTEXT_LENGTH, END, GRANULARITY, NAME
+from tests.support.api.api_server import COMPLETION, ApiClient, serving
+from tests.support.models.tiny_chat_model import CONTEXT_LENGTH, END, GRANULARITY, NAME
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.api_server import (
+from tests.support.api.api_server import (
     COMPLETION,
     IDLE,
     ApiClient,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from yarl import URL
 
-from tests.support.api_server import ASK, COMPLETION, ApiClient, eventually, read_events, serving
+from tests.support.api.api_server import ASK, COMPLETION, ApiClient, eventually, read_events, serving
 from tests.support.command_line import WAIT_SECONDS, RunningCommand, running_command
 
 pytestmark = pytest.mark.slow

@@ -25,8 +25,8 @@ from control_plane.errors import (
 )
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.partition.partitioner import partition
-from tests.support.api_server import IDLE, ApiClient, closed_port, eventually, in_thread, serving
-from tests.support.tiny_chat_model import GRANULARITY, NAME
+from tests.support.api.api_server import IDLE, ApiClient, closed_port, eventually, in_thread, serving
+from tests.support.models.tiny_chat_model import GRANULARITY, NAME
 
 pytestmark = pytest.mark.slow
 

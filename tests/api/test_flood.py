@@ -12,7 +12,7 @@ import aiohttp
 import psutil
 import pytest
 
-from tests.support.api_server import (
+from tests.support.api.api_server import (
     ASK,
     COMPLETION,
     IDLE,
@@ -22,7 +22,7 @@ from tests.support.api_server import (
     eventually,
     serving,
 )
-from tests.support.tiny_chat_model import CONTEXT_LENGTH, EXPERTS
+from tests.support.models.tiny_chat_model import CONTEXT_LENGTH, EXPERTS
 
 pytestmark = pytest.mark.slow
 

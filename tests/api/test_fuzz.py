@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.api_server import COMPLETION, IDLE, ApiClient, eventually
+from tests.support.api.api_server import COMPLETION, IDLE, ApiClient, eventually
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,9 @@ from control_plane.engine.model import loader
 from control_plane.engine.model.loader import load_tokenizer
 from control_plane.errors import PartitionError
 from control_plane.partition.partitioner import partition
-from tests.support.api_server import COMPLETION, ApiClient, serving
+from tests.support.api.api_server import COMPLETION, ApiClient, serving
 from tests.support.command_line import WAIT_SECONDS, running_command
-from tests.support.tiny_chat_model import GRANULARITY, NAME
+from tests.support.models.tiny_chat_model import GRANULARITY, NAME
 
 pytestmark = pytest.mark.slow
 

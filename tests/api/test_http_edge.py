@@ -22,7 +22,7 @@ from control_plane.api.middleware import TENANT, request_middleware
 from control_plane.api.openai.wire import CompletionBody
 from control_plane.http import serving
 from control_plane.tenancy.tenants import Limits, Tenant
-from tests.support.api_server import TIMEOUT_SECONDS, ApiClient, in_thread
+from tests.support.api.api_server import TIMEOUT_SECONDS, ApiClient, in_thread
 
 MAX_BODY_BYTES = 1000
 SECRET = "fm-a-key-that-nobody-may-see"

@@ -15,7 +15,7 @@ from control_plane.api.openai.requests import (
     parse_tokenize,
 )
 from control_plane.errors import BadRequest
-from tests.support.api_server import serving
+from tests.support.api.api_server import serving
 
 HELLO = [{"role": "user", "content": "hello"}]
 EVERYTHING = {

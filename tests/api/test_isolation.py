@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.api_server import (
+from tests.support.api.api_server import (
     ASK,
     COMPLETION,
     ApiClient,
@@ -17,8 +17,8 @@ from tests.support.api_server import (
     serving,
     usage_of,
 )
-from tests.support.chat_fixtures import NewTenant
-from tests.support.tiny_chat_model import NAME
+from tests.support.models.chat_fixtures import NewTenant
+from tests.support.models.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import pytest
 
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
-from tests.support.api_server import ASK_TOKENS, ApiClient, add_tenant, openai_client, serving, usage_of
-from tests.support.chat_fixtures import NewTenant
-from tests.support.tiny_chat_model import NAME
+from tests.support.api.api_server import ASK_TOKENS, ApiClient, add_tenant, openai_client, serving, usage_of
+from tests.support.models.chat_fixtures import NewTenant
+from tests.support.models.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 

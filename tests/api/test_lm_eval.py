@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.api_server import ApiClient, add_tenant, serving
-from tests.support.tiny_chat_model import NAME
+from tests.support.api.api_server import ApiClient, add_tenant, serving
+from tests.support.models.tiny_chat_model import NAME
 
 PAIRS = [
     ("the cat sat on", " the mat"),

@@ -11,7 +11,7 @@ import pytest
 
 from control_plane.api.models import ServedModels
 from control_plane.errors import UnknownModel
-from tests.support.api_server import (
+from tests.support.api.api_server import (
     ASK,
     COMPLETION,
     JSON,
@@ -21,7 +21,7 @@ from tests.support.api_server import (
     openai_client,
     serving,
 )
-from tests.support.tiny_chat_model import NAME
+from tests.support.models.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 

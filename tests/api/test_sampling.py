@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from control_plane.partition.partitioner import partition
-from tests.support.api_server import COMPLETION, ApiClient, serving, usage_of
-from tests.support.chat_fixtures import NewTenant
-from tests.support.tiny_chat_model import END, GRANULARITY, NAME
+from tests.support.api.api_server import COMPLETION, ApiClient, serving, usage_of
+from tests.support.models.chat_fixtures import NewTenant
+from tests.support.models.tiny_chat_model import END, GRANULARITY, NAME
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from control_plane.config import ServeConfig
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
 from control_plane.up import running
-from tests.support.api_server import (
+from tests.support.api.api_server import (
     ASK,
     ASK_TOKENS,
     COMPLETION,
@@ -22,8 +22,8 @@ from tests.support.api_server import (
     serving,
     usage_of,
 )
-from tests.support.chat_fixtures import NewTenant
-from tests.support.tiny_chat_model import NAME
+from tests.support.models.chat_fixtures import NewTenant
+from tests.support.models.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ from control_plane.app import control_plane
 from control_plane.config import ServeConfig
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.gateway_access import GatewayAccess
-from tests.support.api_server import (
+from tests.support.api.api_server import (
     ASK,
     COMPLETION,
     HEARTBEAT,
@@ -29,7 +29,7 @@ from tests.support.api_server import (
     read_events,
     serving,
 )
-from tests.support.tiny_chat_model import NAME
+from tests.support.models.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 

@@ -19,10 +19,10 @@ from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.faas.statistics import FunctionStatistics
 from functions.contract.messages import InvocationResult, ResidencyReport
-from tests.support.api_server import closed_port
-from tests.support.echo_gateway import asynchronous
-from tests.support.scaling_gateway import scaling_gateway
-from tests.support.tiny_engine import until
+from tests.support.api.api_server import closed_port
+from tests.support.gateways.echo_gateway import asynchronous
+from tests.support.gateways.scaling_gateway import scaling_gateway
+from tests.support.models.tiny_engine import until
 
 pytestmark = pytest.mark.slow
 

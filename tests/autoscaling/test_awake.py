@@ -6,7 +6,7 @@ from control_plane.autoscaling.awake import awake_interval, awake_invocations
 from functions.contract.messages import Invocation
 from functions.expert.expert_block import ExpertBlock
 from functions.kernels import load_kernel
-from tests.support.tiny_partition import TinyPartition
+from tests.support.models.tiny_partition import TinyPartition
 
 
 def test_a_function_answers_without_reading_experts(tiny: TinyPartition) -> None:

@@ -11,8 +11,8 @@ from yarl import URL
 from control_plane import up
 from control_plane.errors import ConfigError
 from functions.contract.secret import CALLER_HEADER, FunctionSecret
-from tests.support.api_server import ApiClient, completion, eventually, serving
-from tests.support.tiny_chat_model import EXPERTS
+from tests.support.api.api_server import ApiClient, completion, eventually, serving
+from tests.support.models.tiny_chat_model import EXPERTS
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from control_plane.errors import ConfigError
 from control_plane.partition.granularity import Granularity
 from control_plane.quantities import parse_bytes
 from functions.host.memory import MemoryLimit
-from tests.support.tiny_partition import TinyPartition
+from tests.support.models.tiny_partition import TinyPartition
 
 EXPERT = 10_000_000
 FOOTPRINT = Footprint(300_000_000, EXPERT, {"a": BlockSize(40, 2), "b": BlockSize(5, 4)})

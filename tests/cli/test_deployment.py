@@ -7,7 +7,7 @@ import yaml
 from control_plane.partition.manifest import Manifest
 from tests.support.command_line import error_line, faasmoe
 
-pytest_plugins = "tests.support.chat_fixtures"
+pytest_plugins = "tests.support.models.chat_fixtures"
 
 
 def test_stack_on_stdout(chat_partition: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from control_plane.partition.manifest import Manifest
 from tests.support.command_line import error_line, faasmoe, usage_error
-from tests.support.tiny_chat_model import EXPERTS
+from tests.support.models.tiny_chat_model import EXPERTS
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from control_plane.cli.main import main
-from tests.support.api_server import ApiClient, add_tenant, closed_port
+from tests.support.api.api_server import ApiClient, add_tenant, closed_port
 from tests.support.command_line import error_line, faasmoe, usage_error
-from tests.support.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
+from tests.support.models.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
 
 ASK = ("--tenant", "me", "--max-tokens", 8)
 KEY = "fm-a-key-of-a-tenant"

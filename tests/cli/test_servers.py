@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from control_plane.partition.manifest import Manifest
-from tests.support.api_server import closed_port
+from tests.support.api.api_server import closed_port
 from tests.support.command_line import error_line, faasmoe, running_command, usage_error
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ from yarl import URL
 from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
 from control_plane.up import partition_of
-from tests.support.api_server import ApiClient
+from tests.support.api.api_server import ApiClient
 from tests.support.command_line import WAIT_SECONDS, faasmoe, running_command
-from tests.support.tiny_chat_model import EXPERTS
+from tests.support.models.tiny_chat_model import EXPERTS
 
 pytestmark = pytest.mark.slow
 

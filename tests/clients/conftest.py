@@ -46,7 +46,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "XDG_STATE_HOME": str(folder / "state"),
     }
     checkpoint = folder / MODEL
-    program = [str(ENVIRONMENT / "bin" / "python"), "-m", "tests.support.scripted_model", str(checkpoint)]
+    program = [
+        str(ENVIRONMENT / "bin" / "python"),
+        "-m",
+        "tests.support.models.scripted_model",
+        str(checkpoint),
+    ]
     subprocess.run(program, check=True, timeout=START_SECONDS)
     faasmoe = str(ENVIRONMENT / "bin" / "faasmoe")
     added = subprocess.run(

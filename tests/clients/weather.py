@@ -1,4 +1,4 @@
-"""What the tests ask the scripted model (tests/support/scripted_model.py), and what it answers."""
+"""What the tests ask the scripted model (tests/support/models/scripted_model.py), and what it answers."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ from control_plane.faas import client
 from control_plane.faas.client import Gateway
 from control_plane.http import serving
 from functions.contract.secret import OPEN_VARIABLE, SECRET_NAME, FunctionSecret
-from tests.support.tiny_partition import TinyPartition
+from tests.support.models.tiny_partition import TinyPartition
 
 
 @dataclass

@@ -16,8 +16,8 @@ from control_plane.config import ServeConfig
 from control_plane.deployment.stack import deployments
 from control_plane.partition.granularity import Granularity
 from functions.contract.process import DEFAULT_PORT
+from tests.support.models.tiny_partition import TinyPartition
 from tests.support.paths import ROOT
-from tests.support.tiny_partition import TinyPartition
 
 DEPLOY = ROOT / "deploy"
 

@@ -15,8 +15,8 @@ from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import Gateways
 from control_plane.http import serving
 from tests.deployment.test_deploy import StubGateway
-from tests.support.echo_gateway import asynchronous
-from tests.support.tiny_partition import TinyPartition
+from tests.support.gateways.echo_gateway import asynchronous
+from tests.support.models.tiny_partition import TinyPartition
 
 
 @dataclass

@@ -26,8 +26,8 @@ from control_plane.deployment.image.builder import ImageSpec, write_image
 from control_plane.deployment.image.contents import built_kernel
 from control_plane.deployment.image.packages import MACHINES
 from tests.support.command_line import error_line, faasmoe
-from tests.support.expert_process import expert_process
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import expert_process
+from tests.support.models.tiny_partition import TinyPartition
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 TAG = "registry.example:5000/faasmoe-expert:test"

@@ -21,8 +21,8 @@ from control_plane.api.receiving import MAX_BODY_BYTES
 from control_plane.config import ServeConfig
 from control_plane.http import serving
 from control_plane.quantities import parse_duration
-from tests.support.api_server import ASK, COMPLETION, HEARTBEAT, ApiClient, holding, read_events
-from tests.support.api_server import serving as serving_model
+from tests.support.api.api_server import ASK, COMPLETION, HEARTBEAT, ApiClient, holding, read_events
+from tests.support.api.api_server import serving as serving_model
 from tests.support.paths import ROOT
 
 CONFIG = ROOT / "deploy" / "nginx" / "faasmoe.conf"

@@ -14,7 +14,7 @@ from control_plane.deployment.deploy import deploy_all
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.partition.manifest import Manifest
-from tests.support.api_server import COMPLETION, ApiClient, eventually, in_thread
+from tests.support.api.api_server import COMPLETION, ApiClient, eventually, in_thread
 from tests.support.command_line import RunningCommand, running_command
 
 pytestmark = pytest.mark.slow

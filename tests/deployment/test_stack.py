@@ -20,10 +20,10 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from functions.contract.secret import FunctionSecret
 from tests.deployment.test_deploy import StubGateway
-from tests.support.checkpoints import save_checkpoint, tiny_model
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.tiny_partition import TinyPartition
 from tests.support.paths import ROOT
-from tests.support.tiny_partition import TinyPartition
 
 # The yaml tags of the structs in https://github.com/openfaas/go-sdk stack/schema.go, which faas-cli uses.
 SERVICES = {"version", "functions", "provider", "configuration"}

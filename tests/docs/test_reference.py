@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from control_plane.api.openai.errors import KINDS
 from control_plane.config import PRIVATE_NETWORKS, ServeConfig
-from tests.support.api_server import add_tenant, serving
+from tests.support.api.api_server import add_tenant, serving
 from tests.support.paths import ROOT
 
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()

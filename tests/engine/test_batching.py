@@ -13,8 +13,15 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.scheduling.interruption import Interrupted, Interruption
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.faas.invocation import ExpertUsage
+from tests.support.models.tiny_engine import (
+    Reference,
+    all_tokens_of,
+    engine_behind,
+    greedy_answers,
+    idle,
+    tokens_of,
+)
 from tests.support.running import Served
-from tests.support.tiny_engine import Reference, all_tokens_of, engine_behind, greedy_answers, idle, tokens_of
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,7 @@ from control_plane.engine.state.stopwatch import StepPart
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import ContextLengthExceeded, EngineError, OutOfCache
 from control_plane.faas.invocation import ExpertUsage
-from tests.support.running import Served
-from tests.support.tiny_engine import (
+from tests.support.models.tiny_engine import (
     CONTEXT_LENGTH,
     LONG,
     MAX_BATCH_TOKENS,
@@ -25,6 +24,7 @@ from tests.support.tiny_engine import (
     tokens_of,
     until,
 )
+from tests.support.running import Served
 
 REQUESTS = [(1, 9), (2, 1), (5, 12), (8, 3), (9, 8), (15, 12), (16, 2), (17, 10), (30, 5), (41, 12)]
 """Lengths of prompts and answers; some prompts fill several batches."""

@@ -26,8 +26,7 @@ from control_plane.errors import (
 )
 from control_plane.faas.client import Gateway
 from control_plane.gateway import embedded_gateway
-from tests.support.running import Served
-from tests.support.tiny_engine import (
+from tests.support.models.tiny_engine import (
     LONG,
     MAX_SEQUENCES,
     Reference,
@@ -41,6 +40,7 @@ from tests.support.tiny_engine import (
     tokens_of,
     until,
 )
+from tests.support.running import Served
 
 pytestmark = pytest.mark.slow
 

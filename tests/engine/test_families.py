@@ -11,9 +11,9 @@ import torch
 from control_plane.engine.model.loader import load_model
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_model
+from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
+from tests.support.models.tiny_engine import greedy_answers, tokens_of
 from tests.support.running import sequence, served
-from tests.support.tiny_engine import greedy_answers, tokens_of
 
 pytestmark = pytest.mark.slow
 

@@ -24,10 +24,10 @@ from control_plane.engine.grammar.vocabulary import vocabulary_of
 from control_plane.engine.state.sequence import FinishReason, SamplingParams, Sequence
 from control_plane.errors import BadRequest
 from control_plane.partition.manifest import Manifest
-from tests.support.api_server import in_thread
+from tests.support.api.api_server import in_thread
+from tests.support.api.schemas import Schema, drawn
+from tests.support.models.tiny_engine import Reference, all_tokens_of, engine_behind, idle
 from tests.support.running import Served, served
-from tests.support.schemas import Schema, drawn
-from tests.support.tiny_engine import Reference, all_tokens_of, engine_behind, idle
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import pytest
 
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import SamplingParams, Sequence
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
+from tests.support.models.tiny_engine import idle
 from tests.support.running import served
-from tests.support.tiny_engine import idle
 
 pytestmark = pytest.mark.slow
 

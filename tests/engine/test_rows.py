@@ -9,8 +9,7 @@ import torch
 from control_plane.engine.state.sequence import Generated, SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import EngineError
-from tests.support.running import Served
-from tests.support.tiny_engine import (
+from tests.support.models.tiny_engine import (
     Reference,
     all_tokens_of,
     embedded_as,
@@ -20,6 +19,7 @@ from tests.support.tiny_engine import (
     tokens_of,
     until,
 )
+from tests.support.running import Served
 
 
 def sequence(tenant: str, token_ids: list[int], max_tokens: int) -> Sequence:

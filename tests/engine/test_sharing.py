@@ -11,8 +11,7 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.sequence import FinishReason, Generated, SamplingParams, Sequence
 from tests.engine.test_step import check_sequence, events_of
-from tests.support.running import Served
-from tests.support.tiny_engine import (
+from tests.support.models.tiny_engine import (
     MAX_BATCH_TOKENS,
     Reference,
     all_tokens_of,
@@ -21,6 +20,7 @@ from tests.support.tiny_engine import (
     random_prompt,
     tokens_of,
 )
+from tests.support.running import Served
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import torch
 
 from control_plane.engine.state.sequence import Generated, SamplingParams, Sequence, TokenLogprob
 from control_plane.engine.stream import TokenStream
+from tests.support.models.tiny_engine import Reference, engine_behind, idle, random_prompt
 from tests.support.running import Served
-from tests.support.tiny_engine import Reference, engine_behind, idle, random_prompt
 
 TOLERANCE = 1e-4
 LENGTHS = [1, 2, 8, 9, 20, 70, 150]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from control_plane.partition.manifest import Manifest
-from tests.support.api_server import ApiClient, serving
+from tests.support.api.api_server import ApiClient, serving
 from tests.support.command_line import faasmoe
 from tests.support.paths import DEMO_MODEL, ROOT
 

@@ -8,8 +8,8 @@ import pytest
 
 from control_plane.errors import FunctionUnavailable
 from functions.contract.messages import Invocation
-from tests.support.invoking import PATIENT, answers, by_path, invocation, invoker_of, plain
-from tests.support.loopback_server import loopback_server
+from tests.support.functions.invoking import PATIENT, answers, by_path, invocation, invoker_of, plain
+from tests.support.functions.loopback_server import loopback_server
 
 
 def test_a_function_that_failed_for_a_whole_deadline_is_given_less_time_until_it_answers() -> None:

@@ -16,7 +16,7 @@ from control_plane.faas import client
 from control_plane.faas.client import Gateway
 from control_plane.faas.types import FunctionDeployment
 from control_plane.http import serving
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
 
 Answer = Callable[[], web.StreamResponse]
 JSON = "application/json"

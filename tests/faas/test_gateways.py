@@ -10,8 +10,8 @@ import pytest
 from control_plane.errors import GatewayError
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateways import ABSENT_SECONDS, RECENT_SECONDS, Gateways
-from tests.support.echo_gateway import asynchronous
-from tests.support.scaling_gateway import ScalingGateway, scaling_gateway
+from tests.support.gateways.echo_gateway import asynchronous
+from tests.support.gateways.scaling_gateway import ScalingGateway, scaling_gateway
 
 
 @dataclass

@@ -14,9 +14,9 @@ from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
 from functions.contract.messages import Invocation
 from tests.conftest import StartFunction
-from tests.support.expert_process import ExpertProcess, expert_process
-from tests.support.loopback_server import LoopbackServer, gateway, loopback_server
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import ExpertProcess, expert_process
+from tests.support.functions.loopback_server import LoopbackServer, gateway, loopback_server
+from tests.support.models.tiny_partition import TinyPartition
 
 POLICY = InvocationPolicy(attempt_timeout=20, deadline=30, first_backoff=0.01)
 

@@ -23,9 +23,9 @@ from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
 from functions.contract.messages import Invocation, InvocationResult
 from functions.http.messages import FunctionResponse
-from tests.support.expert_process import ExpertProcess
-from tests.support.loopback_server import Call, Responder, loopback_server
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import ExpertProcess
+from tests.support.functions.loopback_server import Call, Responder, loopback_server
+from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 

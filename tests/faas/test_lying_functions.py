@@ -9,8 +9,8 @@ import pytest
 
 from control_plane.errors import GatewayError
 from control_plane.faas.call import InvocationPolicy
-from tests.support.invoking import answers, invocation, invoker_of, never
-from tests.support.loopback_server import Call, Responder, loopback_server
+from tests.support.functions.invoking import answers, invocation, invoker_of, never
+from tests.support.functions.loopback_server import Call, Responder, loopback_server
 
 BRIEF = InvocationPolicy(attempt_timeout=5, deadline=0.5, first_backoff=0.1)
 LARGE = 1 << 30

@@ -22,10 +22,10 @@ from control_plane.faas.invoker import Invoker
 from control_plane.gateway import embedded_gateway
 from control_plane.partition.granularity import Granularity
 from functions.contract.secret import FunctionSecret
-from tests.support.api_server import in_thread
-from tests.support.invoking import answers, invocation, invoker_of
-from tests.support.loopback_server import loopback_server
-from tests.support.tiny_partition import TinyPartition
+from tests.support.api.api_server import in_thread
+from tests.support.functions.invoking import answers, invocation, invoker_of
+from tests.support.functions.loopback_server import loopback_server
+from tests.support.models.tiny_partition import TinyPartition
 
 SECRET = FunctionSecret("a secret of some length")
 OTHER = FunctionSecret("another secret, as long")

@@ -12,10 +12,10 @@ import pytest
 from control_plane.errors import InvocationTimeout
 from control_plane.faas.call import InvocationPolicy
 from tests.conftest import StartFunction
-from tests.support.invoking import PATIENT, answers, by_path, invocation, invoker_of, never, plain
-from tests.support.loopback_server import Call, LoopbackServer, gateway, loopback_server, running
-from tests.support.tiny_partition import TinyPartition
-from tests.support.vanishing_network import vanishing_network
+from tests.support.functions.invoking import PATIENT, answers, by_path, invocation, invoker_of, never, plain
+from tests.support.functions.loopback_server import Call, LoopbackServer, gateway, loopback_server, running
+from tests.support.functions.vanishing_network import vanishing_network
+from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 

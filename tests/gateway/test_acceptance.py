@@ -39,9 +39,9 @@ from control_plane.gateway.provider.emulation import FAASD, OWN
 from control_plane.partition.partitioner import partition
 from functions.contract.messages import Invocation
 from functions.contract.secret import FunctionSecret
-from tests.support.api_server import ApiClient, in_thread
+from tests.support.api.api_server import ApiClient, in_thread
+from tests.support.models.tiny_partition import TinyPartition
 from tests.support.paths import DEMO_MODEL
-from tests.support.tiny_partition import TinyPartition
 
 pytestmark = [pytest.mark.gateway, pytest.mark.slow, pytest.mark.timeout(600)]
 

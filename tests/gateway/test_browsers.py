@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from control_plane.faas.gateway_access import Credentials
-from tests.support.echo_client import EchoClient, deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway
+from tests.support.gateways.echo_client import EchoClient, deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway
 
 PATHS = ("/system/functions", "/system/secrets", "/function/echo", "/function/echo/_/residency", "/metrics")
 PAGES: list[Mapping[str, str]] = [

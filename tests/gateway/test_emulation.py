@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from control_plane.gateway.provider.emulation import FAASD
-from tests.support.echo_client import EchoClient, deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway, wait_for_end
+from tests.support.gateways.echo_client import EchoClient, deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway, wait_for_end
 
 pytestmark = pytest.mark.slow
 

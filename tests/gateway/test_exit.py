@@ -11,13 +11,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.echo_client import EchoClient, deployment
-from tests.support.echo_gateway import asynchronous, wait_for_end
+from tests.support.gateways.echo_client import EchoClient, deployment
+from tests.support.gateways.echo_gateway import asynchronous, wait_for_end
 
 
 @asynccontextmanager
 async def gateway_process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, EchoClient]]:
-    command = (sys.executable, "-m", "tests.support.echo_gateway", str(folder))
+    command = (sys.executable, "-m", "tests.support.gateways.echo_gateway", str(folder))
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, start_new_session=True
     )

@@ -14,8 +14,8 @@ from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
-from tests.support.echo_client import deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway
+from tests.support.gateways.echo_client import deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.echo_client import deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway, wait_for_end
+from tests.support.gateways.echo_client import deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway, wait_for_end
 
 
 @asynchronous

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from control_plane.gateway.request_body import MAX_BYTES
-from tests.support.echo_client import EchoClient, deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway
+from tests.support.gateways.echo_client import EchoClient, deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
 from control_plane.gateway import embedded_gateway
-from tests.support.api_server import in_thread
-from tests.support.tiny_partition import TinyPartition
+from tests.support.api.api_server import in_thread
+from tests.support.models.tiny_partition import TinyPartition
 
 
 def test_code_in_the_current_folder_is_not_run(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from control_plane.gateway.provider.liveness import Activity, Liveness, LivenessLimits
-from tests.support.echo_client import EchoClient, deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway, wait_for_end
+from tests.support.gateways.echo_client import EchoClient, deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway, wait_for_end
 
 pytestmark = pytest.mark.slow
 

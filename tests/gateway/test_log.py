@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from control_plane.gateway.provider.log import MAX_CHARACTERS, FunctionLog
-from tests.support.echo_client import deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway
+from tests.support.gateways.echo_client import deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous

@@ -12,8 +12,8 @@ import pytest
 from yarl import URL
 
 from control_plane.gateway.provider.process import Timeouts
-from tests.support.echo_client import deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway
+from tests.support.gateways.echo_client import deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous

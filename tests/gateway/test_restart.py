@@ -19,7 +19,7 @@ from control_plane.gateway import gateway_folder
 from control_plane.gateway.deployment_file import DeploymentFile
 from functions.contract.process import FUNCTION_VARIABLE
 from tests.support.command_line import RunningCommand, running_command
-from tests.support.tiny_partition import TinyPartition
+from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import pytest
 from yarl import URL
 
 from control_plane.faas.gateway_access import Credentials
-from tests.support.echo_client import EchoClient, deployment
-from tests.support.echo_gateway import asynchronous, echo_gateway
+from tests.support.gateways.echo_client import EchoClient, deployment
+from tests.support.gateways.echo_gateway import asynchronous, echo_gateway
 
 
 @asynchronous

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from tests.support.api_server import COMPLETION, IDLE, ApiClient, completion, eventually, holding
-from tests.support.chat_fixtures import NewTenant
-from tests.support.tiny_chat_model import EXPERTS, NAME
+from tests.support.api.api_server import COMPLETION, IDLE, ApiClient, completion, eventually, holding
+from tests.support.models.chat_fixtures import NewTenant
+from tests.support.models.tiny_chat_model import EXPERTS, NAME
 
 LAYERS = 3
 

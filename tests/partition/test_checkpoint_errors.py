@@ -15,7 +15,13 @@ from safetensors.torch import load_file, save_file
 from control_plane.errors import ConfigError, PartitionError, UnsupportedModel
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import edit_config, refusal, save_checkpoint, save_fused_checkpoint, tiny_model
+from tests.support.models.checkpoints import (
+    edit_config,
+    refusal,
+    save_checkpoint,
+    save_fused_checkpoint,
+    tiny_model,
+)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -15,8 +15,8 @@ from control_plane.errors import PartitionError
 from control_plane.partition.companions import MAX_TEMPLATES, update_companions
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import save_checkpoint, tiny_model
 from tests.support.command_line import faasmoe
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
 
 CARRIED = {
     "tokenizer.json",

@@ -8,7 +8,7 @@ import pytest
 
 from control_plane.errors import UnsupportedModel
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import edit_config, refusal, save_checkpoint, tiny_model
+from tests.support.models.checkpoints import edit_config, refusal, save_checkpoint, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from control_plane.errors import PartitionError
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
 
 
 @pytest.fixture(scope="module")

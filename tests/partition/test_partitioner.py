@@ -17,7 +17,7 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import Block
 from control_plane.partition.partitioner import partition
 from functions.kernels.packed_expert import ExpertShape, unpack_expert
-from tests.support.checkpoints import FAMILIES, save_checkpoint, save_fused_checkpoint, tiny_model
+from tests.support.models.checkpoints import FAMILIES, save_checkpoint, save_fused_checkpoint, tiny_model
 
 GRANULARITIES = [Granularity(1, 1), Granularity(2, 1), Granularity(5, 3), Granularity(3, 2)]
 HIDDEN, WIDTH, EXPERTS, LAYERS = 24, 20, 5, 3

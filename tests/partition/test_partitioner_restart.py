@@ -12,7 +12,7 @@ from bench.support.checkpoint import random_checkpoint, write_weights
 from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import save_checkpoint, tiny_config, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_config, tiny_model
 
 pytestmark = pytest.mark.slow
 

@@ -18,9 +18,9 @@ from control_plane.partition.packing import pack
 from control_plane.partition.partitioner import partition
 from control_plane.partition.profile import Profile
 from control_plane.profiling import read_prompts
-from tests.support.checkpoints import FAMILIES, tiny_model
 from tests.support.command_line import error_line, faasmoe, usage_error
-from tests.support.tiny_partition import TinyPartition
+from tests.support.models.checkpoints import FAMILIES, tiny_model
+from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 

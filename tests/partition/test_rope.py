@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from control_plane.partition.checkpoint.rope import context_length
-from tests.support.checkpoints import tiny_config
+from tests.support.models.checkpoints import tiny_config
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant
 from control_plane.tenancy.usage import Booking, Entry, Spent
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
 
 pytestmark = pytest.mark.slow
 

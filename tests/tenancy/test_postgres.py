@@ -33,9 +33,9 @@ from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant
 from control_plane.tenancy.usage import Booking, Entry, Usage
-from tests.support.api_server import COMPLETION, ApiClient, in_thread
+from tests.support.api.api_server import COMPLETION, ApiClient, in_thread
 from tests.support.command_line import error_line, faasmoe
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
 
 pytestmark = pytest.mark.slow
 

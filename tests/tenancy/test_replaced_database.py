@@ -18,7 +18,7 @@ from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits, Tenant
 from control_plane.tenancy.usage import Booking
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
 from tests.support.ledgers import drained
 
 DECLARED = DeclaredTenant("declared", Limits(rpm=5), key="a-key-that-somebody-chose")

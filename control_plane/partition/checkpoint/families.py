@@ -4,7 +4,7 @@ To add a family, add a `Family` to `FAMILIES`. Its names and keys are those of t
 `models/<model_type>/` and `conversion_mapping.py`; the defaults fit most families. Change `_moe_layers` only
 if config.json names layers without experts in a new way. To serve the family, add it to the engine's table of
 replaced modules (`model_type` in `control_plane/engine/`), with its attention. To test both, add a config to
-`tests/support/checkpoints.py`: the tests of partitions and of the engine run for each family there.
+`tests/support/models/checkpoints.py`: the tests of partitions and of the engine run for each family there.
 """
 
 import reprlib

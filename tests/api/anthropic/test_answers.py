@@ -12,7 +12,7 @@ from control_plane.api.anthropic.requests import parse_message
 from control_plane.api.text.choice import Piece
 from control_plane.engine.state.sequence import FinishReason
 from control_plane.errors import Overloaded
-from tests.support.answers import (
+from tests.support.api.answers import (
     CALLED,
     CALLS,
     CUT,

@@ -7,8 +7,8 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.support.api_server import ApiClient, add_tenant, anthropic_client
-from tests.support.tiny_chat_model import NAME
+from tests.support.api.api_server import ApiClient, add_tenant, anthropic_client
+from tests.support.models.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from tests.support.api_server import (
+from tests.support.api.api_server import (
     ASK_TOKENS,
     ApiClient,
     add_tenant,
@@ -17,7 +17,7 @@ from tests.support.api_server import (
     holding,
     usage_of,
 )
-from tests.support.batches import (
+from tests.support.api.batches import (
     CHAT,
     COMPLETIONS,
     PROMPT,
@@ -29,8 +29,8 @@ from tests.support.batches import (
     line,
     upload,
 )
-from tests.support.chat_fixtures import NewTenant
-from tests.support.tiny_chat_model import NAME
+from tests.support.models.chat_fixtures import NewTenant
+from tests.support.models.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 

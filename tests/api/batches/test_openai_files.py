@@ -11,9 +11,9 @@ import pytest
 
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.tenants import Limits
-from tests.support.api_server import add_tenant, openai_client, serving
-from tests.support.batches import answers, begin, client_of, ended, line, upload
-from tests.support.chat_fixtures import NewTenant
+from tests.support.api.api_server import add_tenant, openai_client, serving
+from tests.support.api.batches import answers, begin, client_of, ended, line, upload
+from tests.support.models.chat_fixtures import NewTenant
 
 pytestmark = pytest.mark.slow
 

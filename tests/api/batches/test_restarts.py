@@ -8,8 +8,8 @@ import pytest
 from yarl import URL
 
 from control_plane.api.batches.runner import CONCURRENT_LINES
-from tests.support.api_server import ApiClient, add_tenant, eventually, openai_client, serving, usage_of
-from tests.support.batches import PROMPT, answers, begin, client_of, completed, ended, line
+from tests.support.api.api_server import ApiClient, add_tenant, eventually, openai_client, serving, usage_of
+from tests.support.api.batches import PROMPT, answers, begin, client_of, completed, ended, line
 from tests.support.command_line import running_command
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from control_plane.api.batches.shelf import KEPT_SECONDS, Shelf
 from control_plane.api.batches.storage import Storage
 from control_plane.errors import BadRequest, ConfigError, StorageFull, UnknownObject
 from control_plane.tenancy.tenants import Limits, Tenant
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
 
 ACME, BOB = Tenant("acme", Limits()), Tenant("bob", Limits())
 

@@ -9,8 +9,8 @@ import openai
 import pytest
 import torch
 
-from tests.support.api_server import ApiClient, add_tenant, openai_client
-from tests.support.tiny_chat_model import NAME
+from tests.support.api.api_server import ApiClient, add_tenant, openai_client
+from tests.support.models.tiny_chat_model import NAME
 
 pytestmark = pytest.mark.slow
 

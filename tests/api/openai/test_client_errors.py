@@ -8,8 +8,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.support.api_server import ApiClient, add_tenant, eventually, openai_client, usage_of
-from tests.support.tiny_chat_model import NAME
+from tests.support.api.api_server import ApiClient, add_tenant, eventually, openai_client, usage_of
+from tests.support.models.tiny_chat_model import NAME
 
 MESSAGES: Any = [{"role": "user", "content": "who sat?"}]
 HOT: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 24, "temperature": 1.5, "seed": 7}

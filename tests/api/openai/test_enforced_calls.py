@@ -8,8 +8,8 @@ import pytest
 
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from tests.support.api_server import ApiClient, serving
-from tests.support.scripted_model import save_scripted_checkpoint
+from tests.support.api.api_server import ApiClient, serving
+from tests.support.models.scripted_model import save_scripted_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from openai.types.chat import ChatCompletionMessage
 from control_plane.api.openai.requests import parse_chat, parse_tokenize
 from control_plane.api.text.request import Chat
 from control_plane.errors import BadRequest
-from tests.support.openai_bodies import HELLO, chat, completion, refused
+from tests.support.api.openai_bodies import HELLO, chat, completion, refused
 
 USER = {"role": "user", "content": "a"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"b": 2, "a": [1.5]}'}}

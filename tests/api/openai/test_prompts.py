@@ -6,7 +6,7 @@ import pytest
 
 from control_plane.api.openai.requests import parse_detokenize, parse_tokenize
 from control_plane.api.text.request import Chat, DetokenizeRequest, TokenizeRequest
-from tests.support.openai_bodies import HELLO, completion, refused
+from tests.support.api.openai_bodies import HELLO, completion, refused
 
 
 def tokenize(**body: Any) -> TokenizeRequest:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.api_server import IDLE, ApiClient
-from tests.support.tiny_chat_model import CONTEXT_LENGTH
+from tests.support.api.api_server import IDLE, ApiClient
+from tests.support.models.tiny_chat_model import CONTEXT_LENGTH
 
 pytestmark = pytest.mark.slow
 

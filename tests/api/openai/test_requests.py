@@ -14,7 +14,7 @@ from control_plane.api.openai.requests import (
 from control_plane.api.text.request import SamplingDefaults
 from control_plane.engine.state.sequence import SamplingParams
 from control_plane.errors import BadRequest
-from tests.support.openai_bodies import HELLO, chat, completion, refused
+from tests.support.api.openai_bodies import HELLO, chat, completion, refused
 
 DEFAULTS = SamplingDefaults()
 

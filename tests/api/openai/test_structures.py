@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.api.text.request import Structure
 from control_plane.errors import BadRequest
-from tests.support.openai_bodies import chat, completion
+from tests.support.api.openai_bodies import chat, completion
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TEXT = json.dumps(SCHEMA)

@@ -6,7 +6,7 @@ import pytest
 
 from control_plane.api.text.request import Chat, GenerationRequest, ToolUse
 from control_plane.errors import BadRequest
-from tests.support.openai_bodies import chat
+from tests.support.api.openai_bodies import chat
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "a", "parameters": SCHEMA}}

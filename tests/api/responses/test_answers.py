@@ -11,7 +11,7 @@ from control_plane.api.responses.answers import ResponseFormat
 from control_plane.api.responses.requests import parse_response
 from control_plane.api.text.choice import Piece
 from control_plane.errors import RequestTimeout
-from tests.support.answers import (
+from tests.support.api.answers import (
     CALLED,
     CALLS,
     CUT,

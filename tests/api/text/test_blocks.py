@@ -3,7 +3,7 @@
 from control_plane.api.text.blocks import Blocks, Change
 from control_plane.api.text.choice import Piece, ToolCallPart
 from control_plane.engine.state.sequence import FinishReason
-from tests.support.answers import CALLED, CALLS, CUT, TEXT, THINKING
+from tests.support.api.answers import CALLED, CALLS, CUT, TEXT, THINKING
 
 
 def test_what_is_of_another_kind_begins_a_block() -> None:

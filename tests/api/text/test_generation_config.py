@@ -13,7 +13,7 @@ from control_plane.api.text.generation_config import end_tokens, named_end_token
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Sampling, SamplingDefaults
 from control_plane.errors import PartitionError
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
 from tests.support.paths import DEMO_MODEL
 
 

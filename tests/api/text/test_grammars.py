@@ -13,8 +13,8 @@ from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Structure
 from control_plane.api.text.worker.grammars import Grammars
 from control_plane.errors import BadRequest
+from tests.support.models.tool_models import QWEN3, tool_tokenizer
 from tests.support.paths import DEMO_MODEL
-from tests.support.tool_models import QWEN3, tool_tokenizer
 
 grammars = Grammars(Tokenizer(models.BPE()))
 

@@ -22,7 +22,7 @@ from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Chat
 from control_plane.errors import BadRequest, PartitionError, TokenizerError
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
 from tests.support.paths import DEMO_MODEL, ROOT
 
 SECONDS = 0.5

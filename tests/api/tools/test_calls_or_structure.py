@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 from control_plane.api.text.request import Structure, ToolUse
-from tests.support import tool_models
-from tests.support.tool_answers import Answers
+from tests.support.api.tool_answers import Answers
+from tests.support.models import tool_models
 
 ARGUMENTS = {
     "type": "object",

@@ -18,8 +18,8 @@ from control_plane.api.tools.formats.plain import Plain
 from control_plane.api.tools.formats.qwen_coder import QwenCoder
 from control_plane.api.tools.thinking import thinking_marks
 from control_plane.engine.state.sequence import FinishReason
-from tests.support import tool_models
-from tests.support.tool_answers import MESSAGES, TOOLS, Answers
+from tests.support.api.tool_answers import MESSAGES, TOOLS, Answers
+from tests.support.models import tool_models
 
 TEMPLATES = [
     tool_models.QWEN3,

@@ -6,7 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.support.api_server import ApiClient
+from tests.support.api.api_server import ApiClient
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import torch
 
 from bench.comparison.greedy import MAX_SHORTFALL, GreedyAnswer, shortfall
 from control_plane.errors import FaaSMoEError
-from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
 
 pytestmark = pytest.mark.slow
 

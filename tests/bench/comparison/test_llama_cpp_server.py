@@ -14,7 +14,7 @@ import pytest
 from bench.comparison.strategies.llama_cpp_server import llama_cpp_server
 from bench.support import requests
 from control_plane.errors import FaaSMoEError, UnsupportedModel
-from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
 
 LOADS = """
 import http.server, json, sys

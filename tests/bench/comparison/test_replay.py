@@ -14,7 +14,7 @@ from bench.comparison.measuring.replay import Endpoint, PromptTokens, RequestOut
 from bench.comparison.workload.workload import WorkloadRequest
 from bench.support import requests
 from control_plane.http import serving
-from tests.support.echo_gateway import asynchronous
+from tests.support.gateways.echo_gateway import asynchronous
 from tests.support.paths import DEMO_MODEL
 
 

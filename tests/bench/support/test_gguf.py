@@ -14,7 +14,7 @@ from bench.support.gguf_tensors import BF16, F32, Q8_0, quantize
 from bench.support.random_weights import RandomWeights
 from control_plane.partition.checkpoint.reader import Checkpoint
 from functions.kernels.bfloat16 import f32_to_bf16
-from tests.support.checkpoints import save_checkpoint, tiny_config, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_config, tiny_model
 
 SIZES = {
     "hidden_size": 64,

@@ -14,7 +14,7 @@ from bench.support.random_weights import RandomTensor, RandomWeights
 from control_plane.partition.checkpoint.tensor_file import CHUNK_VALUES
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import FAMILIES, tiny_config
+from tests.support.models.checkpoints import FAMILIES, tiny_config
 
 pytestmark = pytest.mark.slow
 

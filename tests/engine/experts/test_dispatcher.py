@@ -18,8 +18,8 @@ from control_plane.partition.granularity import Granularity
 from functions.contract.messages import Invocation, InvocationResult
 from functions.expert.expert_block import ExpertBlock
 from functions.kernels import load_kernel
-from tests.support.tiny_engine import make_dispatcher
-from tests.support.tiny_partition import TinyPartition
+from tests.support.models.tiny_engine import make_dispatcher
+from tests.support.models.tiny_partition import TinyPartition
 
 GRANULARITIES = {
     "one function": Granularity(5, 3),

@@ -16,10 +16,10 @@ from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
 from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
 from tests.conftest import StartFunction
-from tests.support.api_server import eventually
-from tests.support.loopback_server import gateway, loopback_server
-from tests.support.tiny_engine import make_dispatcher
-from tests.support.tiny_partition import TinyPartition
+from tests.support.api.api_server import eventually
+from tests.support.functions.loopback_server import gateway, loopback_server
+from tests.support.models.tiny_engine import make_dispatcher
+from tests.support.models.tiny_partition import TinyPartition
 
 EXPERTS, TOP_K = 5, 4
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import _dense
 from functions.kernels import LinearShape
-from tests.support.kernels import misaligned
+from tests.support.functions.kernels import misaligned
 
 ISAS = _dense.isas()
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import available_dense_isas, load_dense_kernel
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
-from tests.support.kernels import misaligned
+from tests.support.functions.kernels import misaligned
 
 ISAS = available_dense_isas()
 LANES, LAYERS, LAYER, TOKENS = 4, 3, 1, 70

@@ -16,7 +16,7 @@ from functions.kernels import LinearShape
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_matrix import pack_matrix, unpack_matrix
 from tests.functions.kernels.test_gated_ffn import random_call
-from tests.support.kernels import (
+from tests.support.functions.kernels import (
     COMPILED,
     ERROR_OF_ROUNDING,
     ERROR_TO_TORCH,

@@ -20,8 +20,8 @@ from control_plane.partition.dense import packed_shapes
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_config, tiny_model
-from tests.support.tiny_partition import TinyPartition
+from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_config, tiny_model
+from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 

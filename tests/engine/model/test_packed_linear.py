@@ -26,7 +26,7 @@ from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
 from functions.kernels.packed_expert import ExpertShape, pack_expert
 from functions.kernels.packed_matrix import LinearShape, pack_matrix
-from tests.support.checkpoints import FAMILIES, save_checkpoint, tiny_model
+from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
 from tests.support.running import served
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from control_plane.engine.scheduling.interruption import (
     Interruption,
 )
 from control_plane.engine.state.sequence import SamplingParams, Sequence
+from tests.support.models.tiny_engine import Reference, idle, random_prompt, tokens_of, until
 from tests.support.running import Served
-from tests.support.tiny_engine import Reference, idle, random_prompt, tokens_of, until
 
 
 @dataclass

@@ -12,8 +12,8 @@ import pytest
 from control_plane.faas.connection import Address
 from control_plane.faas.wire.health import healthy
 from tests.conftest import StartFunction
-from tests.support.expert_process import ExpertProcess
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import ExpertProcess
+from tests.support.models.tiny_partition import TinyPartition
 
 
 def test_functions_that_hang_are_found_together(

@@ -10,7 +10,7 @@ import pytest
 
 from control_plane.partition.manifest import Manifest
 from functions.contract.manifest import FunctionManifest, ManifestError
-from tests.support.tiny_partition import TinyPartition
+from tests.support.models.tiny_partition import TinyPartition
 
 
 def test_it_equals_the_control_planes_manifest(tiny: TinyPartition) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
 from functions.contract.safetensors_codec import WireError, decode, encode
-from tests.support.messages import joined, raw, same
+from tests.support.functions.messages import joined, raw, same
 
 INVOCATION = Invocation(
     layer=7,

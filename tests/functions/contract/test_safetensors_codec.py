@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from functions.contract.safetensors_codec import MAX_HEADER_BYTES, WireError, decode, encode
-from tests.support.messages import joined, raw, same
+from tests.support.functions.messages import joined, raw, same
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
 ARRAYS = st.one_of([hnp.arrays(np.dtype(name), SHAPES) for name in ("<f4", "<i2", "<u2")])

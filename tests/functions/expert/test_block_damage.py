@@ -18,8 +18,8 @@ from functions.expert.block_file import BlockDamaged, BlockFile
 from functions.expert.expert_block import BlockError, ExpertBlock, InvocationRefused
 from functions.kernels import load_kernel
 from tests.conftest import StartFunction
-from tests.support.api_server import eventually
-from tests.support.tiny_partition import TinyPartition
+from tests.support.api.api_server import eventually
+from tests.support.models.tiny_partition import TinyPartition
 
 
 class Copy:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.expert_process import COMMAND, expert_environment
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import COMMAND, expert_environment
+from tests.support.models.tiny_partition import TinyPartition
 
 EXIT_SECONDS = 3.0
 WAIT_SECONDS = 30.0

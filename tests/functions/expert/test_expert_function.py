@@ -23,8 +23,8 @@ from functions.http.messages import FunctionRequest
 from functions.kernels import load_kernel
 from functions.kernels.gated_ffn import NumpyGatedFFN
 from tests.conftest import StartFunction
-from tests.support.expert_process import ExpertProcess
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import ExpertProcess
+from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 

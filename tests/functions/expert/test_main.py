@@ -17,8 +17,13 @@ import pytest
 from control_plane.faas.connection import Address
 from functions.contract.messages import Invocation
 from tests.conftest import StartFunction
-from tests.support.expert_process import COMMAND, ExpertProcess, expert_environment, starting_process
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import (
+    COMMAND,
+    ExpertProcess,
+    expert_environment,
+    starting_process,
+)
+from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from functions.contract.process import MAX_BODY_BYTES
 from functions.expert.function_process import OTHER_FILES
 from functions.http.server import MAX_BODIES, MAX_CONNECTIONS
 from tests.conftest import StartFunction
-from tests.support.expert_process import COMMAND, ExpertProcess, expert_environment
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import COMMAND, ExpertProcess, expert_environment
+from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 

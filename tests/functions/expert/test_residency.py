@@ -20,9 +20,9 @@ from functions.expert.expert_block import ExpertBlock
 from functions.expert.residency import Residency
 from functions.kernels import load_kernel
 from tests.conftest import StartFunction
-from tests.support.api_server import eventually
-from tests.support.expert_process import ExpertProcess
-from tests.support.tiny_partition import TinyPartition
+from tests.support.api.api_server import eventually
+from tests.support.functions.expert_process import ExpertProcess
+from tests.support.models.tiny_partition import TinyPartition
 
 EXPERTS = 6
 """Experts of the first function: two of each of three layers."""

@@ -13,8 +13,8 @@ import pytest
 from functions.expert.expert_function import ExpertFunction
 from functions.http.messages import FunctionRequest, FunctionResponse
 from functions.http.server import MAX_CONNECTIONS, HttpServer
-from tests.support.expert_process import ExpertProcess
-from tests.support.tiny_partition import TinyPartition
+from tests.support.functions.expert_process import ExpertProcess
+from tests.support.models.tiny_partition import TinyPartition
 
 MAX_BODY_BYTES = 256 << 20
 CORES = sorted(os.sched_getaffinity(0))

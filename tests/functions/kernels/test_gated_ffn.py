@@ -19,7 +19,7 @@ import functions
 from functions.kernels import ExpertShape, _gated_ffn, available_isas, load_kernel
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert, unpack_expert
-from tests.support.kernels import (
+from tests.support.functions.kernels import (
     COMPILED,
     ERROR_OF_ROUNDING,
     ERROR_TO_TORCH,

@@ -19,7 +19,7 @@ from control_plane.api.tools.model_format import ModelFormat
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
 from control_plane.engine.state.sequence import FinishReason, Generated, Sequence
-from tests.support.tool_models import tool_tokenizer
+from tests.support.models.tool_models import tool_tokenizer
 
 SCHEMA: Any = {
     "type": "object",

@@ -11,7 +11,7 @@ from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
 from control_plane.faas.invoker import Invoker
 from functions.contract.messages import Invocation, InvocationResult
-from tests.support.loopback_server import Call, Responder
+from tests.support.functions.loopback_server import Call, Responder
 
 RESULT = InvocationResult(np.zeros((3, 24), np.float32), "an instance", "nowhere", 0.0, 0)
 PATIENT = InvocationPolicy(attempt_timeout=20, deadline=30, first_backoff=0.01)

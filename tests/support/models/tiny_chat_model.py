@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from control_plane.partition.granularity import Granularity
-from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
 
 NAME = "tiny-chat"
 GRANULARITY = Granularity(experts_per_function=3, layers_per_function=2)

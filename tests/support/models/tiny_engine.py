@@ -31,7 +31,7 @@ from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
 
 MAX_BATCH_TOKENS = 8
 MAX_SEQUENCES = 4

@@ -1,7 +1,7 @@
 """A model whose answers are known: it calls a tool, reports the result, and keeps to any grammar briefly.
 
-`python -m tests.support.scripted_model FOLDER` writes its checkpoint. Attention and experts add nothing, so
-the next token depends on the last one only:
+`python -m tests.support.models.scripted_model FOLDER` writes its checkpoint. Attention and experts add
+nothing, so the next token depends on the last one only:
 
 - with tools, and no result of a call yet, the answer is the call `CALL`;
 - otherwise it is `REPORT`;
@@ -18,7 +18,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
 
 CALL = '{"name": "get_weather", "arguments": {"city": "Rome"}}'
 REPORT = "It is sunny in Rome."

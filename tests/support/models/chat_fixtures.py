@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from control_plane.partition.partitioner import partition
-from tests.support.api_server import ApiClient, add_tenant, serving
-from tests.support.tiny_chat_model import GRANULARITY, NAME, save_chat_checkpoint
+from tests.support.api.api_server import ApiClient, add_tenant, serving
+from tests.support.models.tiny_chat_model import GRANULARITY, NAME, save_chat_checkpoint
 
 NewTenant = Callable[..., ApiClient]
 

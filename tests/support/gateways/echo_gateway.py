@@ -22,7 +22,7 @@ from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
-from tests.support.echo_client import IMAGE, EchoClient
+from tests.support.gateways.echo_client import IMAGE, EchoClient
 
 P = ParamSpec("P")
 

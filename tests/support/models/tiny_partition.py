@@ -13,7 +13,7 @@ from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from functions.contract.messages import Invocation
-from tests.support.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.checkpoints import save_checkpoint, tiny_model
 
 ERROR_BOUNDS = {"f32": 2e-6, "bf16": 3 * 2**-8, "int8": 0.05}
 """The largest error of an output row, relative to the sums of its terms' absolute values.

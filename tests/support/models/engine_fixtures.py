@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.api_server import in_thread
+from tests.support.api.api_server import in_thread
+from tests.support.models.tiny_engine import MAX_BATCH_TOKENS, MAX_SEQUENCES, Reference
 from tests.support.running import Served, served
-from tests.support.tiny_engine import MAX_BATCH_TOKENS, MAX_SEQUENCES, Reference
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from typing import Any
 import openai
 
 from control_plane.api.batches.records import OPEN
-from tests.support.api_server import TIMEOUT_SECONDS, ApiClient, openai_client
-from tests.support.tiny_chat_model import NAME
+from tests.support.api.api_server import TIMEOUT_SECONDS, ApiClient, openai_client
+from tests.support.models.tiny_chat_model import NAME
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPT: dict[str, Any] = {"model": NAME, "prompt": "the cat", "max_tokens": 4, "temperature": 0}

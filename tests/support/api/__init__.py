@@ -1,0 +1,1 @@
+"""A server with its client, and requests and answers of its API."""

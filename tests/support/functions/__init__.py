@@ -1,0 +1,1 @@
+"""Processes, stand-ins, calls and kernels of expert functions."""

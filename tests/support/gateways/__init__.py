@@ -1,0 +1,1 @@
+"""Stand-ins of gateways and of what they run."""

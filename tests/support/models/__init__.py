@@ -1,0 +1,1 @@
+"""Small checkpoints, partitions and engines, and fixtures with them."""
