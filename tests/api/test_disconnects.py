@@ -1,6 +1,7 @@
 """Clients that disconnect at any moment: the server frees all that they held, and serves the others."""
 
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -75,9 +76,13 @@ def open_counts(api: ApiClient) -> Mapping[str, int]:
 
 
 def settled_counts(api: ApiClient) -> Mapping[str, int]:
-    """The numbers of open things once they are stable: closed connections disappear one by one."""
+    """The numbers of open things once they are stable for 0.4 s.
+
+    Closed connections disappear one by one, and a loop that waits with a timeout has a task less while it works.
+    """
     readings = [open_counts(api)]
     while len(readings) < 5 or readings[-5:] != readings[-1:] * 5:
+        time.sleep(0.1)
         readings.append(open_counts(api))
     return readings[-1]
 
