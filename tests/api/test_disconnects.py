@@ -78,7 +78,8 @@ def open_counts(api: ApiClient) -> Mapping[str, int]:
 def settled_counts(api: ApiClient) -> Mapping[str, int]:
     """The numbers of open things once they are stable for 0.4 s.
 
-    Closed connections disappear one by one, and a loop that waits with a timeout has a task less while it works.
+    Closed connections disappear one by one, and a loop that waits with a timeout has a task less while it
+    works.
     """
     readings = [open_counts(api)]
     while len(readings) < 5 or readings[-5:] != readings[-1:] * 5:
