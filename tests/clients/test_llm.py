@@ -25,6 +25,15 @@ def {NAME}(city: str) -> str:
     "The weather of a city."
     return "{RESULT} in " + city
 """
+PLUGIN = f"""\
+import llm
+
+{FUNCTIONS}
+
+@llm.hookimpl
+def register_tools(register):
+    register({NAME})
+"""
 PROGRAM_SECONDS = 60
 
 Llm = Callable[..., str]
@@ -38,7 +47,7 @@ def llm(server: Server, tmp_path: Path) -> Llm:
     def run(*arguments: str) -> str:
         done = subprocess.run(
             [Path(sys.executable).with_name("llm"), *arguments],
-            env={**os.environ, "LLM_USER_PATH": str(tmp_path)},
+            env={**os.environ, "LLM_USER_PATH": str(tmp_path), "PYTHONPATH": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=PROGRAM_SECONDS,
@@ -68,7 +77,18 @@ def test_a_schema(llm: Llm) -> None:
     assert json.loads(answer) == {"city": "", "degrees": 0}
 
 
-def test_a_tool(llm: Llm) -> None:
-    assert llm("-m", "faasmoe", "--functions", FUNCTIONS, QUESTION) == REPORT
+@pytest.mark.parametrize("option", ["--functions", "-T"])
+def test_a_tool(llm: Llm, tmp_path: Path, option: str) -> None:
+    install_plugin(tmp_path)
+    assert llm("-m", "faasmoe", option, FUNCTIONS if option == "--functions" else NAME, QUESTION) == REPORT
     (last,) = json.loads(llm("logs", "--json", "-n", "1"))
     assert [result["output"] for result in last["tool_results"]] == ["sunny in Rome"]
+
+
+def install_plugin(folder: Path) -> None:
+    """Put a plugin with the tool where Python looks for packages."""
+    (folder / "weather_plugin.py").write_text(PLUGIN)
+    information = folder / "weather_plugin-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: weather-plugin\nVersion: 1\n")
+    (information / "entry_points.txt").write_text("[llm]\nweather = weather_plugin\n")

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from control_plane.errors import ConfigError
-from control_plane.tenancy.storage import ledger as ledger_module
 from control_plane.tenancy.storage.ledger import Ledger
 from control_plane.tenancy.storage.store import TenantStore
 from control_plane.tenancy.storage.store_thread import StoreThread
 from control_plane.tenancy.tenants import Limits
 from tests.support.ledgers import booking, drained, locked, opened, requests, spools
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient")]
 
 REFUSE_BOB = """CREATE TRIGGER full BEFORE INSERT ON usage WHEN NEW.tenant = 'bob'
 BEGIN SELECT RAISE(ABORT, 'disk is full'); END"""
@@ -26,12 +25,6 @@ BEGIN SELECT RAISE(ABORT, 'disk is full'); END"""
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "faasmoe.db"
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(ledger_module, "LAST_PAUSE_SECONDS", 0.2)
 
 
 def execute(path: Path, statement: str) -> None:

@@ -16,7 +16,7 @@ from control_plane.errors import DatabaseUnavailable
 from control_plane.tenancy.storage import ledger as ledger_module
 from tests.support.ledgers import booking, drained, locked, opened, requests, spools
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient")]
 
 BOOK_UNTIL_KILLED = """
 import asyncio, os, sys
@@ -44,12 +44,6 @@ asyncio.run(main())
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "faasmoe.db"
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "PATIENCE_SECONDS", 0.2)
-    monkeypatch.setattr(ledger_module, "LAST_PAUSE_SECONDS", 0.2)
 
 
 def test_a_kill_between_spool_and_replay(path: Path) -> None:

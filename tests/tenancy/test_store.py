@@ -285,6 +285,7 @@ def test_a_file_that_another_process_is_about_to_write_for_the_first_time(path: 
         commit.start()
         with TenantStore.open(path) as store:
             store.add("acme", LIMITS, operator=False)
+            assert [tenant.name for tenant in store.list()] == ["acme"]
         commit.join()
 
 

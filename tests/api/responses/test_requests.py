@@ -297,4 +297,5 @@ def test_what_is_no_object() -> None:
 
 
 def test_what_is_repeated_is_json() -> None:
-    json.dumps(parsed(tools=[LOOK], text={"format": {"type": "json_object"}}).repeated)
+    repeated = parsed(tools=[LOOK], text={"format": {"type": "json_object"}}).repeated
+    assert json.loads(json.dumps(repeated)) == repeated

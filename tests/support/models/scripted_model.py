@@ -12,17 +12,15 @@ Its generation_config.json asks for a temperature of 0, so the answers are alway
 
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from tests.support.models.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.tool_models import END, QWEN3, byte_tokenizer
 
 CALL = '{"name": "get_weather", "arguments": {"city": "Rome"}}'
 REPORT = "It is sunny in Rome."
-END = "<|im_end|>"
 
 _BODY = f"\n{CALL}\n"
 _CHAIN = {"<|call|>": "<tool_call>", "<tool_call>": _BODY, _BODY: "</tool_call>", "<|report|>": REPORT}
@@ -30,28 +28,16 @@ _CHAIN = {"<|call|>": "<tool_call>", "<tool_call>": _BODY, _BODY: "</tool_call>"
 _PREFERENCES = '"}],0123456789'
 """The bytes that a grammar's answer has if it can, the most wanted first. A string ends as soon as it may."""
 _HIDDEN_SIZE = 320
-_TEMPLATE = """\
-{%- if tools %}<|im_start|>system
-{%- for tool in tools %}
-{{ tool | tojson }}
-{%- endfor %}
-Write {"name": NAME, "arguments": OBJECT} within <tool_call></tool_call>.<|im_end|>
-{% endif %}
-{%- for message in messages %}<|im_start|>{{ message.role }}
-{{ message.content or "" }}
-{%- for call in message.tool_calls or [] %}
-<tool_call>
-{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
-</tool_call>
-{%- endfor %}<|im_end|>
-{% endfor %}
-{%- if add_generation_prompt %}<|im_start|>assistant
-{{ "<|call|>" if tools and messages[-1].role != "tool" else "<|report|>" }}{% endif %}"""
+_TURN = "{%- if add_generation_prompt %}"
+_TEMPLATE = f"""\
+{QWEN3.partition(_TURN)[0]}{_TURN}<|im_start|>assistant
+{{{{ "<|call|>" if tools and messages[-1].role != "tool" else "<|report|>" }}}}{{% endif %}}"""
 
 
 def save_scripted_checkpoint(folder: Path) -> Path:
     """Write the checkpoint. Returns `folder`."""
-    tokenizer = _tokenizer()
+    special = ("<|im_start|>", END, "<|call|>", "<|report|>")
+    tokenizer = byte_tokenizer(_TEMPLATE, special, ("<tool_call>", "</tool_call>", _BODY, REPORT))
     model: Any = tiny_model(
         "qwen3_moe",
         vocab_size=_HIDDEN_SIZE,
@@ -83,22 +69,6 @@ def save_scripted_checkpoint(folder: Path) -> Path:
     model.generation_config.do_sample = True  # transformers writes no temperature without it.
     model.generation_config.temperature = 0.0
     return save_checkpoint(model, folder)
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """The 256 bytes, marks, and each of the two answers as one token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ("<|im_start|>", END, "<|call|>", "<|report|>")
-    shown = ("<tool_call>", "</tool_call>", _BODY, REPORT)
-    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in special])
-    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in shown])
-    fast: Any = PreTrainedTokenizerFast
-    return cast(
-        PreTrainedTokenizerFast, fast(tokenizer_object=tokenizer, eos_token=END, chat_template=_TEMPLATE)
-    )
 
 
 if __name__ == "__main__":

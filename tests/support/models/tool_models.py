@@ -1,5 +1,6 @@
 """Tokenizers with the marks and chat templates of families that think and call tools."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -52,22 +53,29 @@ MISTRAL = """\
 MISTRAL_NEW = MISTRAL.replace("{{ message.tool_calls | tojson }}", "{{ message.name }}[ARGS]{}")
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
-SPECIAL = ("<|im_start|>", "<|im_end|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
+END = "<|im_end|>"
+SPECIAL = ("<|im_start|>", END, "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]")
 ADDED = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Qwen3's tokens that are not special, so that every decoder shows them."""
 
 
 def tool_tokenizer(template: str, *, all_special: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with all marks. With `all_special`, no decoder shows any of them by itself."""
+    """A tokenizer with all marks. With `all_special`, no decoder shows any of them by itself."""
+    if all_special:
+        return byte_tokenizer(template, (*SPECIAL, *ADDED), ())
+    return byte_tokenizer(template, SPECIAL, ADDED)
+
+
+def byte_tokenizer(template: str, special: Sequence[str], shown: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with the 256 bytes, and behind them special tokens and others that decoders show."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    marks = [AddedToken(mark, special=True, normalized=False) for mark in SPECIAL]
-    marks += [AddedToken(mark, special=all_special, normalized=False) for mark in ADDED]
-    tokenizer.add_tokens(marks)
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in special])
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in shown])
     fast: Any = PreTrainedTokenizerFast
     return cast(
         PreTrainedTokenizerFast,
-        fast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=template),
+        fast(tokenizer_object=tokenizer, eos_token=END, chat_template=template),
     )
