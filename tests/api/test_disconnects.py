@@ -79,6 +79,9 @@ def open_counts(api: ApiClient) -> Mapping[str, int]:
 
     Their pools may grow when a busy machine makes calls slow. The gateway is a part of this process, too.
     """
+    # A socket that its peer has reset is no connection, but it stays in its pool until the next call. Those
+    # of the question for the status close at any time after it, so the sockets are counted before.
+    sockets = num_sockets()
     connections = psutil.Process().net_connections("tcp")
     listening = {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
     others = [
@@ -90,8 +93,6 @@ def open_counts(api: ApiClient) -> Mapping[str, int]:
     counts["connections"] -= len(others)
     # The gateway has a task for each of its connections.
     counts["tasks"] -= sum(port in listening for port in others)
-    # A socket that its peer has reset is no connection, but it stays in its pool until the next call.
-    sockets = num_sockets()
     counts["file_descriptors"] -= sockets
     return counts | {POOLED: sockets - counts["connections"]}
 
@@ -105,9 +106,9 @@ def num_sockets() -> int:
 
 
 def grown(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
-    """The names of what is more than before. Pools stay small."""
-    slack = {POOLED: MAX_POOL_GROWTH}
-    return [name for name, number in after.items() if number > before[name] + slack.get(name, 0)]
+    """The names of the counts that are higher than before; `POOLED` may be, by `MAX_POOL_GROWTH`."""
+    allowed = {**before, POOLED: before[POOLED] + MAX_POOL_GROWTH}
+    return [name for name, number in after.items() if number > allowed[name]]
 
 
 def settled_counts(api: ApiClient) -> Mapping[str, int]:

@@ -1,6 +1,7 @@
 """Whether memory, threads and open files of processes grow: samples, their trend, and its bound."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,8 +30,8 @@ class Measure:
     """The amount of one unit."""
     bound: float
     """The most units that a flat series grows by in an hour."""
-    room: float = 0.0
-    """The most units that a flat series grows by in all, however fast."""
+    room: float = -math.inf
+    """A series that has grown by no more units in all is flat, however fast it grew."""
 
 
 MEMORY = Measure("memory", " MB", 1e6, bound=10.0)
@@ -68,7 +69,7 @@ class Series:
     def flat(self) -> bool:
         """Whether it grows by no more than the bound, or than the room."""
         grown = self.around(1.0) - self.around(0.0)
-        return self.slope <= self.measure.bound or 0.0 < grown <= self.measure.room
+        return self.slope <= self.measure.bound or grown <= self.measure.room
 
     def around(self, share: float) -> float:
         """The median of a tenth of the samples, around a share of them: 0 for the first, 1 for the last."""
