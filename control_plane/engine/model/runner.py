@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.attention import RaggedBatch
 from control_plane.engine.model.layers import PackedLinear
+from control_plane.engine.model.logits import Logits
 from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.interruption import Interruption
@@ -75,22 +76,27 @@ class ModelRunner:
         return hidden_states
 
     @torch.inference_mode()
-    def next_logits(self, hidden_states: torch.Tensor, batch: list[Chunk]) -> torch.Tensor:
+    def next_logits(self, hidden_states: torch.Tensor, batch: list[Chunk]) -> Logits:
         """Logits [n, vocabulary] of the last rows of the n chunks that reach their sequence's end."""
         ends, end = [], 0
         for chunk in batch:
             end += chunk.length
             if chunk.is_last:
                 ends.append(end - 1)
-        logits: torch.Tensor = self.model.lm_head(hidden_states[ends])
+        logits = self._logits(hidden_states[ends])
         self.stopwatch.lap(StepPart.HEAD)
         return logits
 
     @torch.inference_mode()
-    def all_logits(self, hidden_states: torch.Tensor) -> Iterator[torch.Tensor]:
+    def all_logits(self, hidden_states: torch.Tensor) -> Iterator[Logits]:
         """Logits [at most LOGITS_ROWS, vocabulary] of rows [n, hidden], part by part to bound the memory."""
         for rows in torch.split(hidden_states, LOGITS_ROWS):
-            yield self.model.lm_head(rows)
+            yield self._logits(rows)
+
+    def _logits(self, rows: torch.Tensor) -> Logits:
+        """Logits [n, vocabulary] of rows [n, hidden]."""
+        logits: Logits = self.model.lm_head(rows).float().numpy()
+        return logits
 
 
 def kv_cache_shape(model: PreTrainedModel) -> KVCacheShape:
