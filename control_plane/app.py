@@ -37,7 +37,6 @@ from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
-from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
@@ -48,6 +47,7 @@ from control_plane.faas.invoker import Invoker
 from control_plane.http import check_open_files, serving
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from control_plane.partition.manifest import Manifest
 from control_plane.tenancy.limits.limiter import Limiter, limiter_of
 from control_plane.tenancy.storage.database import database_address
@@ -138,7 +138,7 @@ async def _loaded(
     invoker = build_invoker(gateways.address_of, gateways.is_absent, config, secret)
     limits = ResidentLimits()
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, limits, config)
-    tokenizer = await asyncio.to_thread(load_tokenizer, partition)
+    tokenizer = await asyncio.to_thread(ModelTokenizer.load, partition)
     codec = TextCodec(tokenizer, runner.model.config.vocab_size)
     by_model = config.sampling_defaults == "model"
     defaults = sampling_defaults(partition) if by_model else SamplingDefaults()

@@ -16,7 +16,6 @@ from control_plane.deployment.deploy import deploy_all
 from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.routing_recorder import RoutingRecorder
-from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.state import sequence
 from control_plane.errors import ConfigError, FaaSMoEError
@@ -24,6 +23,7 @@ from control_plane.faas.client import Gateway
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.files import read_lines
 from control_plane.gateway import embedded_gateway
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.profile import Profile
 
@@ -75,7 +75,7 @@ async def _engine(
         # This gateway is a part of this process: what it does not find is not there.
         invoker = build_invoker(lambda _: address, lambda _: True, config)
         runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
-        codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
+        codec = TextCodec(ModelTokenizer.load(partition), runner.model.config.vocab_size)
         async with PromptEncoder.running(codec, workers=1) as encoder:
             engine = build_engine(runner, invoker, end_tokens(partition, codec, encoder), config)
             async with engine.running():

@@ -11,10 +11,8 @@ from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -25,15 +23,12 @@ from control_plane.engine.model import attention
 from control_plane.engine.model.layers import check_packed, replace_packed
 from control_plane.engine.model.replacements import REPLACEMENTS
 from control_plane.engine.model.stored_embedding import StoredEmbedding
-from control_plane.errors import FaaSMoEError, PartitionError, UnsupportedModel
+from control_plane.errors import PartitionError, UnsupportedModel
+from control_plane.partition.checkpoint.untrusted import loading
 from control_plane.partition.dense import PACKED, packed_shapes
 from control_plane.partition.manifest import Manifest
 
 EMBEDDING = "model.embed_tokens.weight"
-MAX_TOKENIZER_BYTES = 256 << 20
-"""The largest file of a tokenizer. Vocabularies of 256,000 tokens take 35 MB."""
-_MAX_ERROR = 300
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 _TORCH_DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16}
 
@@ -48,7 +43,7 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
     attention.register()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
-    with _refused_by_transformers(f"the model in {partition}"):
+    with loading(f"the model in {partition}"):
         config = AutoConfig.from_pretrained(partition)
         if getattr(config, "head_dim", 0) is None:
             # It may be null for Mixtral, and transformers needs a number for scaled rotary embeddings.
@@ -85,39 +80,6 @@ def attach_experts(model: PreTrainedModel, manifest: Manifest, dispatcher: Dispa
         model.model.layers[layer].mlp.experts.attach(layer, dispatcher)
 
 
-def load_tokenizer(partition: Path) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, which the partition has from the checkpoint.
-
-    Raises `PartitionError`, whatever the files hold: a tokenizer's panics are not Exceptions.
-    """
-    # Without these files, transformers would make up an empty tokenizer instead of failing.
-    if not any((partition / name).exists() for name in TOKENIZER_FILES):
-        raise PartitionError(f"{partition} has no tokenizer: {' or '.join(TOKENIZER_FILES)}")
-    with _refused_by_transformers(f"the tokenizer in {partition}"):
-        _check_sizes(partition)
-        return AutoTokenizer.from_pretrained(partition)
-
-
-def _check_sizes(partition: Path) -> None:
-    """Raises ValueError for a file that would fill the memory when it is parsed."""
-    for name in (*TOKENIZER_FILES, "merges.txt", "added_tokens.json", "special_tokens_map.json"):
-        path = partition / name
-        if path.exists() and path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise ValueError(f"{name} has more than {MAX_TOKENIZER_BYTES} bytes")
-
-
-@contextmanager
-def _refused_by_transformers(what: str) -> Iterator[None]:
-    """Turn an error of transformers into a `PartitionError`: files that it does not expect can raise any."""
-    try:
-        yield
-    except (FaaSMoEError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # A tokenizer's panics are not Exceptions.
-        problem = f"{type(error).__name__}: {_in_one_line(error)[:_MAX_ERROR]}"
-        raise PartitionError(f"cannot load {what}: {problem}") from error
-
-
 def _read_dense(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]:
     """The tensors of the dense part, mapped from the file, and the shapes of its packed weights."""
     with safe_open(path, "pt") as file:
@@ -152,8 +114,3 @@ def _patched(model_type: str) -> Iterator[None]:
         yield
     finally:
         unregister_patch_mapping(list(replacements))
-
-
-def _in_one_line(error: BaseException) -> str:
-    """The error's message without line breaks: transformers' messages can be paragraphs."""
-    return " ".join(str(error).split())
