@@ -1,17 +1,17 @@
 """Starts processes by fork: `python -m functions.host.fork_server PROGRAM [MODULE ...]`.
 
-The server has imported the module PROGRAM, whose `main()` is what each process runs, and the modules that this
-needs. So a process starts in milliseconds, and shares the memory of all that is imported. The server holds no
-settings, secrets or sockets of the processes, and has one thread: a fork copies no other.
+The server has imported the module PROGRAM, whose `main()` is what each process runs, and the modules that
+this needs. So a process starts in milliseconds, and shares the memory of all that is imported. The server
+holds no settings, secrets or sockets of the processes, and has one thread: a fork copies no other.
 
 Its standard input is a socket of whole messages (SOCK_SEQPACKET), on which it answers one request after the
-other, all in JSON. It says `{"ready": true}` first, and ends with the socket or with the process that started it.
+other, all in JSON. It says `{"ready": true}` first. It ends with the socket, or with whoever started it.
 
 {"run": {"title", "environment"}}   with three files: standard input, output, and a listening socket. Answered
                                     with {"pid"}, {"outdated": true} if a file that was imported has changed,
                                     or {"error"} if the system has no room for a process.
-{"wait": PID}                       once the process has ended. Answered with its {"returncode"}, negative for
-                                    a signal. Until then the process is a zombie, and its id is not used again.
+{"wait": PID}                       once the process has ended. Answered with {"returncode"}, negative for a
+                                    signal. Until then it is a zombie, and its id is not used again.
 """
 
 import gc
@@ -21,6 +21,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -126,7 +127,9 @@ def main() -> int:
     gc.collect()
     gc.disable()
     gc.freeze()
-    ForkServer(channel, run).serve()
+    # The one who started it may end at any time.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        ForkServer(channel, run).serve()
     return 0
 
 

@@ -84,7 +84,7 @@ class ForkServer:
                 process = await asyncio.create_subprocess_exec(
                     *command,
                     env={**environment, **_ONE_THREAD},
-                    stdin=theirs,
+                    stdin=theirs.fileno(),
                     stdout=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
                 )
