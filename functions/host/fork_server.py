@@ -26,10 +26,12 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from functions.contract.process import LISTEN_FD_VARIABLE
-from functions.host.process_title import set_process_title
+from functions.host.process_lists import show_as
 from functions.host.supervisor import die_with_parent
 
 MAX_MESSAGE_BYTES = 128 << 10
+ROOM_VARIABLE = "FAASMOE_FORK_SERVER_ROOM"
+"""Set to any text when the server is started: as many bytes can be shown of its processes' environments."""
 _FILES = 3
 
 Code = dict[str, tuple[int, int, int] | None]
@@ -86,7 +88,7 @@ class ForkServer:
             os.close(output)
             os.environ.clear()
             os.environ.update(environment, **{LISTEN_FD_VARIABLE: str(listener)})
-            set_process_title(title)
+            show_as(title, environment)
             gc.enable()
             code = self._program()
         except BaseException:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
-from functions.host.fork_server import MAX_MESSAGE_BYTES
+from functions.host.fork_server import MAX_MESSAGE_BYTES, ROOM_VARIABLE
 from functions.host.memory import memory_sizes
 
 READY_SECONDS = 30.0
@@ -18,8 +18,11 @@ ANSWER_SECONDS = 10.0
 END_SECONDS = 5.0
 RETRY_SECONDS = 60.0
 """For so long after a server could not be started, none is tried."""
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
-"""The library that NumPy imports starts no threads. The functions' own kernel does not use it."""
+_OWN_ENVIRONMENT = {
+    # The library that NumPy imports starts no threads. The functions' own kernel does not use it.
+    "OPENBLAS_NUM_THREADS": "1",
+    ROOM_VARIABLE: "." * 1024,
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -83,7 +86,7 @@ class ForkServer:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
-                    env={**environment, **_ONE_THREAD},
+                    env={**environment, **_OWN_ENVIRONMENT},
                     stdin=theirs.fileno(),
                     stdout=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
