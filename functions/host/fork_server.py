@@ -34,9 +34,6 @@ ROOM_VARIABLE = "FAASMOE_FORK_SERVER_ROOM"
 """Set to any text when the server is started: as many bytes can be shown of its processes' environments."""
 _FILES = 3
 
-Code = dict[str, tuple[int, int, int] | None]
-"""Files that modules were imported from, and how to see whether they have changed."""
-
 
 class ForkServer:
     """Answers requests, and runs `program` in the processes that it forks."""
@@ -44,7 +41,7 @@ class ForkServer:
     def __init__(self, channel: socket.socket, program: Callable[[], int]) -> None:
         self._channel = channel
         self._program = program
-        self._code = _imported_code()
+        self._code = ImportedCode()
 
     def serve(self) -> None:
         """Answer requests until the channel ends."""
@@ -63,7 +60,7 @@ class ForkServer:
     def _answer(self, request: dict[str, Any], files: Sequence[int]) -> dict[str, Any]:
         if "wait" in request:
             return {"returncode": os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])}
-        if _imported_code() != self._code:
+        if self._code.has_changed():
             return {"outdated": True}
         try:
             pid = os.fork()
@@ -98,12 +95,19 @@ class ForkServer:
             os._exit(code)
 
 
-def _imported_code() -> Code:
-    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return {file: _stamp(file) for file in files if file}
+class ImportedCode:
+    """The files that modules were imported from, and how they were then."""
+
+    def __init__(self) -> None:
+        files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+        # Copies: reading the modules' own texts would write to many pages, to count references.
+        self._stamps = [(file.encode(), _stamp(file)) for file in files if file]
+
+    def has_changed(self) -> bool:
+        return any(_stamp(file) != stamp for file, stamp in self._stamps)
 
 
-def _stamp(file: str) -> tuple[int, int, int] | None:
+def _stamp(file: str | bytes) -> tuple[int, int, int] | None:
     """What differs after a file was changed or replaced; None for a file that is not there."""
     try:
         status = os.stat(file)

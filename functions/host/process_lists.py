@@ -11,8 +11,8 @@ _PLACES = slice(47, 51)
 def show_as(title: str, environment: Mapping[str, str]) -> None:
     """Show `title` in place of the command line, and `environment`; both are cut off if they are too long.
 
-    To be called when nothing uses the environment any more that the process was started with: the kernel shows
-    the memory in which it left that. Nothing happens where /proc is missing.
+    The kernel shows the memory in which it left both when the process was started: nothing must use that
+    environment any more. Nothing happens where /proc is missing.
     """
     try:
         text = Path("/proc/self/stat").read_text()
