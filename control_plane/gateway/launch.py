@@ -41,6 +41,8 @@ SETTINGS = (
 )
 """The variables that a deployment may set. Stack files set partition, host and port, without effect here."""
 
+_PROGRAM = "functions.expert"
+
 
 @asynccontextmanager
 async def embedded_gateway(
@@ -60,10 +62,18 @@ async def embedded_gateway(
     """
     manifest = Manifest.load(partition)
     check_open_files(len(manifest.blocks))
+    # -P: never run code of the current folder, such as the `functions` that `faasmoe stack` writes there.
+    python = [sys.executable, "-P", "-m"]
     image = LocalImage(
         name=manifest.image,
-        # -P: never run code of the current folder, such as the `functions` that `faasmoe stack` writes there.
-        command=[sys.executable, "-P", "-m", "functions.expert"],
+        command=[*python, _PROGRAM],
+        fork_server=[
+            *python,
+            "functions.host.fork_server",
+            f"{_PROGRAM}.__main__",
+            f"{_PROGRAM}.function_process",
+        ],
+        title=_PROGRAM,
         environment={PARTITION_VARIABLE: str(partition.absolute())},
         settings=SETTINGS,
         functions=frozenset(block.function for block in manifest.blocks),

@@ -1,10 +1,10 @@
 """Memory: what this process may use, what it uses, and how its C library returns it to the system."""
 
-import ctypes
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from functions.host.c_library import C_LIBRARY
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -108,8 +108,9 @@ def memory_sizes(process: int | str = "self") -> dict[str, int]:
 
     The kernel visits each page for it, which takes milliseconds per gigabyte. Raises OSError.
     """
-    text = (_PROC / str(process) / "smaps_rollup").read_text()
-    return {name: int(kilobytes) << 10 for name, kilobytes in re.findall(r"^(\w+): +(\d+) kB$", text, re.M)}
+    # The first line has the addresses.
+    lines = (_PROC / str(process) / "smaps_rollup").read_text().splitlines()[1:]
+    return {name[:-1]: int(kilobytes) << 10 for name, kilobytes, _ in map(str.split, lines)}
 
 
 def return_large_buffers() -> None:
@@ -117,6 +118,6 @@ def return_large_buffers() -> None:
 
     Otherwise each thread keeps the memory that its longest prompt has needed: some ten megabytes a function.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(C_LIBRARY, "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, MMAP_BYTES)
