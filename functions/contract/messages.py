@@ -124,6 +124,10 @@ class ResidencyReport:
         """Read the report from a result's metadata; raises `WireError`."""
         return cls(**{name: _number(metadata, name) for name in REPORTED})
 
+    def to_metadata(self) -> dict[str, str]:
+        """The inverse of `from_metadata`."""
+        return {name: str(count) for name, count in vars(self).items()}
+
 
 REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
 """The names of the counts in a `ResidencyReport`."""
@@ -143,7 +147,8 @@ class InvocationResult:
     """Time that the function took, without transport."""
     cold_experts: int
     """Experts of this call that were not in memory when it began."""
-    residency: ResidencyReport = field(default_factory=ResidencyReport)
+    residency: ResidencyReport | None = None
+    """None if nothing has changed since the last report that the caller got from this process."""
 
     def encode(self) -> list[bytes | memoryview]:
         """The response's body, as buffers to be sent one after the other."""
@@ -154,7 +159,7 @@ class InvocationResult:
                 "address": self.address,
                 "seconds": f"{self.seconds:.6f}",
                 "cold_experts": str(self.cold_experts),
-                **{name: str(getattr(self.residency, name)) for name in REPORTED},
+                **({} if self.residency is None else self.residency.to_metadata()),
             },
         )
 
@@ -171,7 +176,9 @@ class InvocationResult:
                 address=metadata["address"],
                 seconds=_seconds(metadata["seconds"]),
                 cold_experts=_number(metadata, "cold_experts"),
-                residency=ResidencyReport.from_metadata(metadata),
+                residency=(
+                    None if metadata.keys().isdisjoint(REPORTED) else ResidencyReport.from_metadata(metadata)
+                ),
             )
         except (KeyError, ValueError) as error:
             raise WireError(f"metadata of the answer: {error}") from None

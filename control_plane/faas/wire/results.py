@@ -30,7 +30,7 @@ def read_result(invocation: Invocation, body: bytearray, elapsed: float) -> Invo
         raise WireError(f"output is {result.output.dtype} {list(result.output.shape)}")
     if len(result.instance) > MAX_NAME:
         raise WireError(f"instance has {len(result.instance)} characters")
-    if max(vars(result.residency).values()) > MAX_REPORTED:
+    if result.residency is not None and max(vars(result.residency).values()) > MAX_REPORTED:
         raise WireError(f"residency: {result.residency}")
     cold = result.cold_experts and min(result.cold_experts, _count_experts(invocation))
     if result.seconds <= elapsed and cold == result.cold_experts:
