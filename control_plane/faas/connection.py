@@ -107,7 +107,7 @@ class Connection:
         self.push()
 
     def began(self, request: Sequence[bytes | memoryview], sent: int, max_answer_bytes: int) -> None:
-        """Take over a request whose first `sent` bytes have been sent on this connection; `push` sends the rest."""
+        """Take over a request whose first `sent` bytes have been sent already; `push` sends the rest."""
         self.reusable = False
         self._reader = None
         self._max_answer_bytes = max_answer_bytes
@@ -116,7 +116,7 @@ class Connection:
             self._sent(sent)
 
     def received(self, data: bytes) -> None:
-        """Take over an answer whose first bytes have been received on this connection; `read` reads the rest."""
+        """Take over an answer whose first bytes have been received already; `read` reads the rest."""
         self._received = data
 
     def answered(self) -> None:

@@ -61,6 +61,8 @@ class FunctionConnections:
             if address is not None and connection is not None:
                 call.start(address, True, now)
                 call.connection = connection
+                # It is the process that has reported its limit: a new one has no connection yet.
+                call.body = call.invocation.encode(with_limit=not call.holds_limit)
                 proof = self.caller_proof(call.function)
                 begun.append((call, connection, request("/", address, CONTENT_TYPE, call.body, proof)))
         sent = plain_calls.send([(connection.fileno(), *parts) for _, connection, parts in begun])

@@ -81,11 +81,7 @@ class Invoker:
 
         Waiting raises `FunctionNotFound`, `FunctionUnavailable`, `InvocationTimeout` or `ProtocolError`.
         """
-        now = time.monotonic()
-        calls = [
-            Call(name, invocation, invocation.encode(), self.policy, now, now + self._seconds_for(name))
-            for name, invocation in invocations.items()
-        ]
+        calls = [self._new_call(name, invocation) for name, invocation in invocations.items()]
         # The caller may have dropped its last pending invocations without waiting for them.
         self._hang_up()
         self._in_flight = calls
@@ -142,12 +138,9 @@ class Invoker:
         """Take the answers that are plain, until one is not, or it is time to look after a call."""
         if self._aborted.is_set():
             return
+        proof_of = self._connections.function_proof
         asked = [
-            (
-                connection.fileno(),
-                self._connections.function_proof(call.function),
-                output_for(call.invocation),
-            )
+            (connection.fileno(), proof_of(call.function), output_for(call.invocation))
             for call in calls
             if (connection := call.connection) is not None
         ]
@@ -191,7 +184,14 @@ class Invoker:
     def _seconds_for(self, function: str) -> float:
         return self.policy.broken_deadline if function in self._broken else self.policy.deadline
 
+    def _new_call(self, function: str, invocation: Invocation) -> Call:
+        now = time.monotonic()
+        counted, limit = self.statistics.get(function), invocation.resident_limit
+        holds_limit = counted is not None and counted.residency.last.limit_bytes == limit
+        return Call(function, invocation, holds_limit, self.policy, now, now + self._seconds_for(function))
+
     def _send(self, call: Call) -> None:
+        call.body = call.invocation.encode()
         own = self._connections.direct_address(call.function)
         call.start(own or self.gateway_of(call.function), own is not None, time.monotonic())
         assert call.address is not None

@@ -59,7 +59,7 @@ class Invocation:
     """The most bytes of expert weights that the function may hold from now on; None changes nothing."""
     prefetch: Prefetch = field(default_factory=dict)
 
-    def encode(self) -> list[bytes | memoryview]:
+    def encode(self, with_limit: bool = True) -> list[bytes | memoryview]:
         """The request's body, as buffers to be sent one after the other."""
         tensors = widest_first(
             {
@@ -69,7 +69,8 @@ class Invocation:
             }
         )
         prefetch = _prefetch_text(self.prefetch) if self.prefetch else ""
-        head = _invocation_header(layout_of(tensors), self.layer, self.model, self.resident_limit, prefetch)
+        limit = self.resident_limit if with_limit else None
+        head = _invocation_header(layout_of(tensors), self.layer, self.model, limit, prefetch)
         return [head, *map(buffer_of, tensors.values())]
 
     @classmethod
