@@ -1,6 +1,6 @@
-"""The two C extensions, which setup.cfg cannot describe.
+"""The C extensions, which setup.cfg cannot describe.
 
-They are optional: without a compiler the package installs, and NumPy computes instead.
+They are optional: without a compiler the package installs, and Python and NumPy work instead.
 """
 
 from glob import glob
@@ -8,6 +8,7 @@ from glob import glob
 from setuptools import Extension, setup
 
 FUNCTION = "functions/kernels"
+FAST_PATH = "functions/fast_path"
 ENGINE = "control_plane/engine/kernels"
 
 
@@ -17,7 +18,7 @@ def extension(package: str, name: str, source: str) -> Extension:
         f"{package.replace('/', '.')}.{name}",
         sources=[f"{package}/csrc/{source}"],
         include_dirs=[f"{FUNCTION}/csrc"],
-        depends=sorted(glob(f"{FUNCTION}/csrc/**/*.h", recursive=True) + glob(f"{ENGINE}/csrc/*.h")),
+        depends=sorted(glob("functions/*/csrc/**/*.h", recursive=True) + glob(f"{ENGINE}/csrc/*.h")),
         extra_compile_args=["-O3", "-std=c11", "-pthread"],
         extra_link_args=["-pthread"],
         optional=True,
@@ -27,6 +28,7 @@ def extension(package: str, name: str, source: str) -> Extension:
 setup(
     ext_modules=[
         extension(FUNCTION, "_gated_ffn", "gated_ffn.c"),
+        extension(FAST_PATH, "_fast_path", "fast_path.c"),
         extension(ENGINE, "_dense", "dense.c"),
     ]
 )
