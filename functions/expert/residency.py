@@ -4,9 +4,9 @@ One call at a time uses the experts. It computes with them in ascending order, i
 memory, while a thread reads the next ones. So a call that needs more experts than the limit allows still
 runs, and adds up in the same order as if all of them were in memory at once.
 
-`changed` guards everything here, and is held for moments. A call has `state.in_call` for itself from its first
-wait to its last computation. Calls may also be computed in C (functions/fast_path), if they need only experts
-that a call here has used since they were read: `ready` says where those are.
+`changed` guards everything here, and is held for moments. `state.in_call` is set from a call's first wait to
+its last computation. Calls are also computed in C (functions/fast_path), if they need only experts that a
+call here has used since they were read: `ready` says where those are.
 """
 
 import sys
@@ -209,7 +209,7 @@ class Residency:
         if not self.state.held:
             return ()
         self.state.wanted = 1
-        return self.held[: self.state.held].tolist()
+        return list(map(int, self.held[: self.state.held]))
 
     def _may_begin(self) -> bool:
         self.state.wanted = self.state.in_call

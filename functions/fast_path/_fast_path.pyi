@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from ctypes import Structure
+from types import TracebackType
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from functions.fast_path.shared import ClientState
+from functions.fast_path import shared
 
 Found = TypeVar("Found")
-Guarded = tuple["Condition", Structure]
+Guarded = tuple[shared.Condition, Structure]
 
 class Condition:
     def __enter__(self) -> bool: ...
-    def __exit__(self, *error: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
     def wait(self, timeout: float | None = None, /) -> bool: ...
     def wait_for(self, predicate: Callable[[], Found], timeout: float | None = None, /) -> Found: ...
     def notify_all(self) -> None: ...
@@ -38,7 +41,7 @@ class FastPath:
         function: Guarded,
         proofs: Guarded,
         connections: Guarded,
-        residency: tuple[Condition, Structure, NDArray[Any], NDArray[Any]],
+        residency: tuple[shared.Condition, Structure, NDArray[Any], NDArray[Any]],
         uses: tuple[
             Structure,
             NDArray[Any],
@@ -50,11 +53,11 @@ class FastPath:
             float,
         ],
         /,
-    ) -> "FastPath": ...
+    ) -> FastPath: ...
     def serve(
         self,
         fd: int,
-        client: ClientState,
+        client: shared.ClientState,
         address: str,
         leaves_client_core: bool,
         idle_seconds: float,

@@ -133,17 +133,20 @@ class HttpServer:
                 return
             was_started = reader.started
             if self.fast_path is not None and not was_started:
-                data = self._after_fast_calls(self.fast_path, client, reader, client_core)
+                place = self._serve_fast(self.fast_path, client, reader, client_core)
+                size = len(place)
             else:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001) if was_started else IDLE_SECONDS)
-                data = place[: connection.recv_into(place)]
+                connection.settimeout(
+                    max(deadline - time.monotonic(), 0.001) if was_started else IDLE_SECONDS
+                )
+                size = connection.recv_into(place)
                 if self.leaves_client_core:
                     client_core.keep_off()
-            if not data:
+            if size == 0:
                 return
             if not was_started:
                 deadline = time.monotonic() + RECEIVE_SECONDS
-            refusal = self._feed(reader, data)
+            refusal = self._feed(reader, place[:size])
             # Requests that were complete before the refused bytes are answered first.
             while reader.complete:
                 if not self._answer(client, *reader.complete.pop(0)):
@@ -154,7 +157,7 @@ class HttpServer:
             if reader.started and not was_started:
                 self.connections.begun(client)
 
-    def _after_fast_calls(
+    def _serve_fast(
         self, fast_path: FastPath, client: Client, reader: RequestReader, client_core: ClientCore
     ) -> memoryview:
         """The first bytes of the next call that Python has to answer; none when the connection has ended."""
