@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from control_plane.errors import FunctionUnavailable, GatewayError, InvocationTimeout
 from control_plane.faas.connection import Address, Connection
@@ -56,11 +56,14 @@ class Call:
 
     function: str
     invocation: Invocation
-    body: list[bytes | memoryview]
+    holds_limit: bool
+    """Whether the function's process has reported the invocation's limit of weights as its own."""
     policy: InvocationPolicy
     began: float
     deadline: float
     """The end of all attempts."""
+    body: list[bytes | memoryview] = field(default_factory=list)
+    """What the current attempt sends."""
     result: InvocationResult | None = None
     failure: GatewayError | None = None
     """The failure of the last attempt that has ended."""
@@ -68,6 +71,8 @@ class Call:
     address: Address | None = None
     direct: bool = False
     """Whether the attempt goes to the function's own address."""
+    is_plain: bool = False
+    """Whether its whole request was sent, and none of its answer received, by `wire.plain_calls`."""
     sent_at: float = 0.0
     due: float = 0.0
     """When to look after the call although its connection is silent, or to repeat it after a failure."""
