@@ -8,6 +8,7 @@ from glob import glob
 from setuptools import Extension, setup
 
 FUNCTION = "functions/kernels"
+FAST_PATH = "functions/fast_path"
 ENGINE = "control_plane/engine/kernels"
 WIRE = "control_plane/faas/wire"
 
@@ -29,6 +30,7 @@ def extension(package: str, name: str, source: str) -> Extension:
 setup(
     ext_modules=[
         extension(FUNCTION, "_gated_ffn", "gated_ffn.c"),
+        extension(FAST_PATH, "_fast_path", "fast_path.c"),
         extension(ENGINE, "_dense", "dense.c"),
         extension(WIRE, "_plain_calls", "plain_calls.c"),
     ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from functions.contract.secret import FunctionSecret
+from functions.fast_path.shared import ProofsState, condition
 
 READ_AGAIN_SECONDS = 1.0
 """The least time between two looks at the secret's file, which callers without the secret can cause."""
@@ -21,6 +22,10 @@ class Authentication:
         self._file = file
         self._clock = clock
         self._lock = threading.Lock()
+        self.changed = condition()
+        """Guards the state."""
+        self.state = ProofsState()
+        """Both proofs, for calls in C."""
         self._read_at = clock()
         self._use(FunctionSecret.read(file))
 
@@ -56,3 +61,5 @@ class Authentication:
         self._expected = secret.caller_proof(self._function).encode()
         self._proof = secret.function_proof(self._function)
         self._read_at = self._clock()
+        with self.changed:
+            self.state.caller, self.state.function = self._expected, self._proof.encode()

@@ -4,7 +4,7 @@ Experts are named by position: the order in which they lie in the block, layer b
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -34,8 +34,11 @@ class ExpertCache:
     The experts that a call computes with or still needs are dropped only when it cannot go on otherwise.
     """
 
-    def __init__(self, layer_of: NDArray[np.int64], capacity: int) -> None:
-        """`layer_of` [N] is each position's layer."""
+    def __init__(
+        self, layer_of: NDArray[np.int64], capacity: int, held: Callable[[], Iterable[int]] = tuple
+    ) -> None:
+        """`layer_of` [N] is each position's layer. `held` gives the experts that nobody may drop now."""
+        self._held_now = held
         self.capacity = capacity
         self.resident: set[int] = set()
         self.prefetched = 0
@@ -48,7 +51,7 @@ class ExpertCache:
         """Dropped experts by reason: "room", "limit" or "idleness"."""
         self._layer_of = np.unique(layer_of, return_inverse=True)[1]
         """Each position's layer, counted from the block's first."""
-        self._next_use = NextUse(self._layer_of)
+        self.next_use = NextUse(self._layer_of)
         self._unrecorded: tuple[int, NDArray[np.int64], NDArray[np.int64], int] | None = None
         """The last call, as arguments of `NextUse.record`, until it is recorded."""
         self._reading: dict[int, ExpertRead] = {}
@@ -89,8 +92,13 @@ class ExpertCache:
         That takes a while and is best done when nobody waits. The next choice of a victim does it otherwise.
         """
         if self._unrecorded is not None:
-            self._next_use.record(*self._unrecorded)
+            self.next_use.record(*self._unrecorded)
             self._unrecorded = None
+
+    @property
+    def expects(self) -> bool:
+        """Whether the next call has more to account for than its use: predictions, or the call before."""
+        return bool(self._predicted) or self._unrecorded is not None
 
     def next_wave(self) -> list[int]:
         """The experts to compute with next; none while the call has to wait. Unpins the wave before."""
@@ -179,12 +187,12 @@ class ExpertCache:
         return len(self.resident) + len(self._reading)
 
     def _idle(self) -> set[int]:
-        """Experts in memory that the call does not need."""
-        return self.resident.difference(self._computing, self._pending)
+        """Experts in memory that no call needs."""
+        return self.resident.difference(self._computing, self._pending, self._held_now())
 
     def _victim(self, candidates: Iterable[int]) -> int:
         self.record_call()
-        return self._next_use.victim(np.fromiter(candidates, np.int64))
+        return self.next_use.victim(np.fromiter(candidates, np.int64))
 
     def _read_called(self, position: int) -> ExpertRead | None:
         """Make room for an expert that the call needs.

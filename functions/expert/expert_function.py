@@ -3,7 +3,6 @@
 import json
 import secrets
 import sys
-import threading
 import time
 from dataclasses import asdict, dataclass, field
 
@@ -13,22 +12,12 @@ from functions.contract.safetensors_codec import CONTENT_TYPE, WireError
 from functions.contract.secret import UNAUTHORIZED
 from functions.expert.authentication import Authentication
 from functions.expert.expert_block import ExpertBlock, InvocationRefused
+from functions.fast_path.shared import Condition, FunctionState, condition
 from functions.http.messages import FunctionRequest, FunctionResponse
 
 _PROBES = frozenset({HEALTH_PATH, READY_PATH, METRICS_PATH})
 _GAUGES = frozenset({"limit_bytes", "resident_experts", "resident_bytes", "overhead_bytes"})
 """Fields of a residency report that are gauges; the others are counters."""
-
-
-@dataclass
-class FunctionCounters:
-    """Counts since the function's process started."""
-
-    invocations: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    cold_experts: int = 0
-    refused: int = 0
 
 
 @dataclass
@@ -42,11 +31,12 @@ class ExpertFunction:
     block: ExpertBlock | None = None
     instance: str = field(default_factory=lambda: secrets.token_hex(8))
     """A random name of this process."""
-    counters: FunctionCounters = field(default_factory=FunctionCounters)
-    _in_flight: int = 0
-    _used_at: float = field(default_factory=time.monotonic)
-    """Time of the last start or end of an invocation, or of the function's start, by time.monotonic()."""
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    state: FunctionState = field(init=False)
+    changed: Condition = field(default_factory=condition)
+    """Guards the state."""
+
+    def __post_init__(self) -> None:
+        self.state = FunctionState(max_in_flight=self.max_in_flight, used_at=time.monotonic())
 
     def __call__(self, request: FunctionRequest) -> FunctionResponse:
         """Answer one request. Never raises."""
@@ -71,14 +61,14 @@ class ExpertFunction:
     @property
     def idle_seconds(self) -> float:
         """Seconds since the last invocation ended, or the block was opened; 0 while one is in flight."""
-        with self._lock:
-            return 0.0 if self._in_flight else time.monotonic() - self._used_at
+        with self.changed:
+            return 0.0 if self.state.in_flight else time.monotonic() - self.state.used_at
 
     def opened(self, block: ExpertBlock) -> None:
         """Answer invocations with `block` from now on; idle time begins now."""
-        with self._lock:
+        with self.changed:
             self.block = block
-            self._used_at = time.monotonic()
+            self.state.used_at = time.monotonic()
 
     def _ready(self) -> FunctionResponse:
         if self.block is None:
@@ -107,10 +97,15 @@ class ExpertFunction:
         if not self._enter():
             return self._refuse(429, "too_many_requests", f"{self.max_in_flight} calls are in flight")
         try:
-            body, block = self._run(request).encode(), self.block
-            after = block.residency.record_call if block else None
-            proof = self.authentication.proof if self.authentication else ""
-            return FunctionResponse(body=body, content_type=CONTENT_TYPE, after=after, proof=proof)
+            block = self._open_block()
+            version = block.residency.state.version
+            return FunctionResponse(
+                body=self._run(block, request).encode(),
+                content_type=CONTENT_TYPE,
+                after=block.residency.record_call,
+                proof=self.authentication.proof if self.authentication else "",
+                reported=version,
+            )
         except WireError as error:
             return self._refuse(400, "bad_request", str(error))
         except InvocationRefused as error:
@@ -122,20 +117,22 @@ class ExpertFunction:
         finally:
             self._leave()
 
-    def _run(self, request: FunctionRequest) -> InvocationResult:
-        block = self.block
-        if block is None:
+    def _open_block(self) -> ExpertBlock:
+        if self.block is None:
             raise InvocationRefused(503, "starting", "the expert block is not open yet")
+        return self.block
+
+    def _run(self, block: ExpertBlock, request: FunctionRequest) -> InvocationResult:
         invocation = Invocation.decode(request.body)
         started = time.perf_counter()
         output, cold = block.run(invocation)
         seconds = time.perf_counter() - started
-        with self._lock:
+        with self.changed:
             # An invocation without rows computes nothing.
-            self.counters.invocations += len(output) > 0
-            self.counters.rows += len(output)
-            self.counters.seconds += seconds
-            self.counters.cold_experts += cold
+            self.state.invocations += len(output) > 0
+            self.state.rows += len(output)
+            self.state.seconds += seconds
+            self.state.cold_experts += cold
         return InvocationResult(
             output=output,
             instance=self.instance,
@@ -146,32 +143,32 @@ class ExpertFunction:
         )
 
     def _enter(self) -> bool:
-        with self._lock:
-            if self._in_flight >= self.max_in_flight:
+        with self.changed:
+            if self.state.in_flight >= self.max_in_flight:
                 return False
-            self._in_flight += 1
-            self._used_at = time.monotonic()
+            self.state.in_flight += 1
+            self.state.used_at = time.monotonic()
             return True
 
     def _leave(self) -> None:
-        with self._lock:
-            self._in_flight -= 1
-            self._used_at = time.monotonic()
+        with self.changed:
+            self.state.in_flight -= 1
+            self.state.used_at = time.monotonic()
 
     def _refuse(self, status: int, code: str, message: str) -> FunctionResponse:
-        with self._lock:
-            self.counters.refused += 1
+        with self.changed:
+            self.state.refused += 1
         return FunctionResponse.error(status, code, message)
 
     def _metrics(self) -> str:
         residency = self.block.residency.report() if self.block else ResidencyReport()
         values = {
-            "invocations_total": self.counters.invocations,
-            "rows_total": self.counters.rows,
-            "compute_seconds_total": round(self.counters.seconds, 6),
-            "cold_experts_total": self.counters.cold_experts,
-            "refused_total": self.counters.refused,
-            "in_flight": self._in_flight,
+            "invocations_total": self.state.invocations,
+            "rows_total": self.state.rows,
+            "compute_seconds_total": round(self.state.seconds, 6),
+            "cold_experts_total": self.state.cold_experts,
+            "refused_total": self.state.refused,
+            "in_flight": self.state.in_flight,
             "experts": self.block.num_experts if self.block else 0,
             **{
                 name if name in _GAUGES else f"{name}_total": value

@@ -9,6 +9,7 @@ import time
 from functions.contract.process import MAX_BODY_BYTES
 from functions.expert.expert_block import BlockError, ExpertBlock
 from functions.expert.expert_function import ExpertFunction
+from functions.expert.fast_calls import fast_path
 from functions.expert.settings import FunctionSettings
 from functions.host.memory import return_large_buffers
 from functions.host.open_files import need_open_files
@@ -55,6 +56,7 @@ def run() -> int:
         return 1
     function.opened(block)
     server.leaves_client_core = block.fits_beside_client
+    server.fast_path = fast_path(function, block, server.connections)
     print(
         f"serving {settings.function} with the {block.kernel.name} kernel, "
         f"{block.threads} threads, {block.num_experts} experts",

@@ -30,15 +30,16 @@ class ClientCore:
         self._connection = connection
         known = hasattr(socket, "SO_INCOMING_CPU") and hasattr(os, "sched_setaffinity")
         self._cores = os.sched_getaffinity(0) if known else set()
-        self._client = -1
+        self.client = -1
+        """The core that the thread keeps off; -1 for none yet."""
 
     def keep_off(self) -> None:
         """Leave the core on which the last bytes arrived, if there is another one."""
         if len(self._cores) < 2:
             return
         core = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_INCOMING_CPU)
-        if core != self._client:
-            self._client = core
+        if core != self.client:
+            self.client = core
             # Where this is not allowed, calls are only slower.
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self._cores - {core})

@@ -45,6 +45,8 @@ class FunctionResponse:
     """Work to be done once the response has been sent, when nobody waits for it."""
     proof: str = ""
     """What the function sends to prove that it has the shared secret."""
+    reported: int | None = None
+    """The version of the residency that the body reports, if it does."""
 
     @classmethod
     def error(cls, status: int, code: str, message: str) -> "FunctionResponse":
@@ -78,7 +80,7 @@ class RequestReader:
     def __init__(self, max_body_bytes: int, local_address: str, continue_: Callable[[], None]) -> None:
         """`continue_` is called for a client that waits for 100 Continue before it sends the body."""
         self._max_body_bytes = max_body_bytes
-        self._local_address = local_address
+        self.local_address = local_address
         self._continue = continue_
         self._method = ""
         self._keep_alive = False
@@ -182,5 +184,5 @@ class RequestReader:
             raise TooManyCalls
         path = self._path.decode("latin-1").partition("?")[0]
         proof = self._caller_proof.decode("latin-1")
-        request = FunctionRequest(self._method, path, self._body.data, self._local_address, proof)
+        request = FunctionRequest(self._method, path, self._body.data, self.local_address, proof)
         self.complete.append((request, self._keep_alive))

@@ -70,7 +70,7 @@ static int check_buffer(const char *name, const Py_buffer *buffer, int64_t nbyte
 
 PyDoc_STRVAR(isas_doc, "isas() -> tuple of the instruction sets that this machine runs, best first");
 
-static PyObject *isas_call(PyObject *module, PyObject *args) {
+static inline PyObject *isas_call(PyObject *module, PyObject *args) {
     (void)module, (void)args;
     PyObject *names = PyList_New(0);
     for (size_t i = 0; names && i < ISA_COUNT; i++) {

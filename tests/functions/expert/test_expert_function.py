@@ -225,7 +225,7 @@ def test_calls_over_the_limit_of_calls_in_flight_are_refused(tiny: TinyPartition
         assert in_flight.result().status == 200
     assert refused.status == 429
     assert json.loads(b"".join(refused.body))["error"]["code"] == "too_many_requests"
-    assert function.counters.refused == 1
+    assert function.state.refused == 1
     assert function(request).status == 200
 
 
