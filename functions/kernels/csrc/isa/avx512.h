@@ -72,7 +72,7 @@ AVX512_INLINE __m512i avx512_codes(const enum dtype dtype, const uint8_t *codes,
     const __m512i code = _mm512_and_si512(step % 2 ? _mm512_srli_epi16(pair, 4) : pair, low);
     if (dtype == INT4 || dtype == INT4_MIN) return code;
     const __m128i values = _mm_loadu_si128((const __m128i *)CODE_VALUES[dtype]);
-    const __m128i table = _mm_xor_si128(values, _mm_set1_epi8((char)128)); /* + 128 */
+    const __m128i table = _mm_add_epi8(values, _mm_set1_epi8((char)zero_of(dtype)));
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), code);
 }
 

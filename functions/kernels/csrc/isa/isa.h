@@ -23,13 +23,13 @@
 #include "../layout.h"
 #include "c.h"
 #if defined(__x86_64__)
-
+#include "avx2.h"
 #include "avx512.h"
 #endif
 
 /* DO(NAME) for each instruction set, fastest first. */
 #if defined(__x86_64__)
-#define FOR_EACH_ISA(DO) DO(avx512) DO(c)
+#define FOR_EACH_ISA(DO) DO(avx512) DO(avx2) DO(c)
 #else
 #define FOR_EACH_ISA(DO) DO(c)
 #endif
