@@ -98,9 +98,9 @@ class ExpertFunction:
             return self._refuse(429, "too_many_requests", f"{self.max_in_flight} calls are in flight")
         try:
             block = self._open_block()
-            version = block.residency.state.version
+            result, version = self._run(block, request)
             return FunctionResponse(
-                body=self._run(block, request).encode(),
+                body=result.encode(),
                 content_type=CONTENT_TYPE,
                 after=block.residency.record_call,
                 proof=self.authentication.proof if self.authentication else "",
@@ -122,7 +122,8 @@ class ExpertFunction:
             raise InvocationRefused(503, "starting", "the expert block is not open yet")
         return self.block
 
-    def _run(self, block: ExpertBlock, request: FunctionRequest) -> InvocationResult:
+    def _run(self, block: ExpertBlock, request: FunctionRequest) -> tuple[InvocationResult, int]:
+        """The result, and the version of the residency that it reports, or of an earlier one."""
         invocation = Invocation.decode(request.body)
         started = time.perf_counter()
         output, cold = block.run(invocation)
@@ -133,7 +134,8 @@ class ExpertFunction:
             self.state.rows += len(output)
             self.state.seconds += seconds
             self.state.cold_experts += cold
-        return InvocationResult(
+        version = block.residency.state.version
+        result = InvocationResult(
             output=output,
             instance=self.instance,
             address=request.local_address,
@@ -141,6 +143,7 @@ class ExpertFunction:
             cold_experts=cold,
             residency=block.residency.report(),
         )
+        return result, version
 
     def _enter(self) -> bool:
         with self.changed:
