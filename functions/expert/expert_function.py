@@ -1,7 +1,7 @@
 """Routes an expert function's requests: invocations (`POST /`), health, readiness, metrics and residency."""
 
 import json
-import secrets
+import os
 import sys
 import threading
 import time
@@ -40,7 +40,7 @@ class ExpertFunction:
     authentication: Authentication | None = None
     """Decides who may call; None lets everybody."""
     block: ExpertBlock | None = None
-    instance: str = field(default_factory=lambda: secrets.token_hex(8))
+    instance: str = field(default_factory=lambda: os.urandom(8).hex())
     """A random name of this process."""
     counters: FunctionCounters = field(default_factory=FunctionCounters)
     _in_flight: int = 0
