@@ -90,10 +90,12 @@ async def control_plane(
     config: ServeConfig,
     access: Sequence[GatewayAccess],
     secret: FunctionSecret | None = None,
+    gateway_bytes: Callable[[], int] = lambda: 0,
 ) -> AsyncIterator[URL]:
     """Serve a partition's model, whose functions are behind these gateways; yields the API's address.
 
-    With the functions' `secret`, only functions that know it are believed. Raises `PartitionError` for a bad
+    With the functions' `secret`, only functions that know it are believed. `gateway_bytes` returns the memory
+    of the processes that a gateway in this process has besides functions. Raises `PartitionError` for a bad
     partition, `ConfigError` for a port in use, too small a budget, or too few open files.
     """
     if config.memory_budget is not None:
@@ -107,9 +109,12 @@ async def control_plane(
         _tenancy(database, config) as tenancy,
     ):
         # Measured last: the budget has to cover everything that was loaded before.
-        helpers_bytes = backend.prompts.memory_bytes()
-        footprint = build_footprint(partition, manifest, backend.runner, helpers_bytes, config)
-        autoscaler = _autoscaler(backend, footprint, config)
+
+        def helpers_bytes() -> int:
+            return backend.prompts.memory_bytes() + gateway_bytes()
+
+        footprint = build_footprint(partition, manifest, backend.runner, helpers_bytes(), config)
+        autoscaler = _autoscaler(backend, footprint, helpers_bytes, config)
         drain = Drain(config.max_queued_per_tenant)
         api = _api(backend, tenancy, autoscaler, drain, config)
         app = api.app()
@@ -164,7 +169,9 @@ async def _tenancy(database: Path | str, config: ServeConfig) -> AsyncIterator[_
         yield _Tenancy(store, limiter, ledger)
 
 
-def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) -> Autoscaler:
+def _autoscaler(
+    backend: _Backend, footprint: Footprint, helpers_bytes: Callable[[], int], config: ServeConfig
+) -> Autoscaler:
     own = OwnMemory.measure()
 
     def busy() -> bool:
@@ -177,7 +184,7 @@ def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) ->
         footprint,
         config.memory_budget,
         config.idle_timeout,
-        own_bytes=lambda: own.used() + backend.prompts.memory_bytes(),
+        own_bytes=lambda: own.used() + helpers_bytes(),
         requests_running=busy,
         limits=backend.resident_limits,
         trim_memory=trim_heap,

@@ -26,7 +26,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from functions.contract.process import LISTEN_FD_VARIABLE
-from functions.host.process_lists import show_as
+from functions.host.process_lists import ProcessLists
 from functions.host.supervisor import die_with_parent
 
 MAX_MESSAGE_BYTES = 128 << 10
@@ -42,6 +42,7 @@ class ForkServer:
         self._channel = channel
         self._program = program
         self._code = ImportedCode()
+        self._lists = ProcessLists()
 
     def serve(self) -> None:
         """Answer requests until the channel ends."""
@@ -85,7 +86,7 @@ class ForkServer:
             os.close(output)
             os.environ.clear()
             os.environ.update(environment, **{LISTEN_FD_VARIABLE: str(listener)})
-            show_as(title, environment)
+            self._lists.show(title, environment)
             gc.enable()
             code = self._program()
         except BaseException:

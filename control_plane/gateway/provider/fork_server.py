@@ -228,7 +228,6 @@ class ForkServers:
         self._one_start = asyncio.Lock()
         self._retry_at = 0.0
 
-    @property
     def memory_bytes(self) -> int:
         """The memory of all servers."""
         return sum(server.memory_bytes for server in self._servers if server.alive)

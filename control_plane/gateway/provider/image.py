@@ -26,8 +26,6 @@ class LocalImage:
     settings: Collection[str]
     """The variables that a deployment may set."""
     verify: Callable[[str], None]
-    fork_server: Sequence[str] = ()
-    """Runs a server that forks what `command` runs; empty if there is none."""
     title: str = "function"
     """What lists of processes show of one that was forked, before the function's name."""
     needs_secret: bool = False

@@ -44,6 +44,7 @@ class LocalProvider:
         behaviour: the gateway to emulate.
         remember: stores all functions, for `restore`. It is called in a thread after each change that a
             client has asked for; not when a call wakes a function, or idleness puts it to sleep.
+        fork_servers: start processes faster than the image's program, which they have imported.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class LocalProvider:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         behaviour: EmulatedBehaviour = OWN,
         remember: Callable[[Sequence[FunctionStatus]], None] | None = None,
+        fork_servers: ForkServers | None = None,
     ) -> None:
         self.secrets = secrets
         self.timeouts = timeouts
@@ -63,8 +65,8 @@ class LocalProvider:
         self._image = image
         self._idle_after = idle_after
         self._vanished = VanishedSockets() if behaviour.vanishes else None
-        self._fork_servers = ForkServers(image.fork_server) if image.fork_server else None
-        self._starter = FunctionStarter(image, secrets, timeouts, self._fork_servers, self._vanished)
+        self._fork_servers = fork_servers
+        self._starter = FunctionStarter(image, secrets, timeouts, fork_servers, self._vanished)
         self._functions: dict[str, LocalFunction] = {}
         self._deploying = asyncio.Lock()
         self._remember = remember
