@@ -78,6 +78,7 @@ class ForkServer:
         code = 1
         try:
             os.setpgid(0, 0)
+            die_with_parent()
             self._channel.close()
             stdin, output, listener = files
             for source, target in ((stdin, 0), (output, 1), (output, 2)):
@@ -86,7 +87,7 @@ class ForkServer:
             os.close(output)
             os.environ.clear()
             os.environ.update(environment, **{LISTEN_FD_VARIABLE: str(listener)})
-            self._lists.show(title, environment)
+            self._lists.show(title, os.environ)
             gc.enable()
             code = self._program()
         except BaseException:

@@ -258,7 +258,9 @@ class ForkServers:
 
     async def _server(self, own: Mapping[str, str], instead_of: ForkServer | None = None) -> ForkServer:
         """The newest server, or another one if it has ended, is outdated, or has other settings."""
-        self._servers = [server for server in self._servers if server.alive]
+        for server in [server for server in self._servers if not server.alive]:
+            self._servers.remove(server)
+            await server.close()
         if self._servers:
             newest = self._servers[-1]
             if newest is not instead_of and newest.environment == own:
