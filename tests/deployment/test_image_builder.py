@@ -166,7 +166,7 @@ def spec(tiny: TinyPartition, base: Path, wheels: Path, *architectures: str, **c
 
 def image_files(image: Image, manifest: Any) -> dict[str, bytes]:
     """The regular files of an image's layers, without the base's, by their paths."""
-    files = {}
+    files: dict[str, bytes] = {}
     for layer in manifest["layers"][1:]:
         with tarfile.open(fileobj=io.BytesIO(image.blob(layer))) as archive:
             files |= {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}  # type: ignore[union-attr]
