@@ -8,7 +8,7 @@
 #include "../activations.h"
 #include "../layout.h"
 
-#define TARGET_avx2 __attribute__((target("avx2,fma")))
+#define TARGET_avx2 __attribute__((target("avx2,fma,f16c")))
 #define AVX2_INLINE TARGET_avx2 ALWAYS_INLINE
 #define AVX2_PARTS 4 /* vectors per step */
 
@@ -119,6 +119,8 @@ TARGET_avx2 static void avx2_int8(const struct panel *x, const uint8_t *weights,
     AVX2_FOR_ROWS(avx2_int8_rows, x->rows, x, weights, scales, out);
 }
 
-static int avx2_runs_here(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static int avx2_runs_here(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 
 #endif
