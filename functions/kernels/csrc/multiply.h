@@ -33,10 +33,9 @@ static void multiply(const struct isa *isa, const struct matrix *matrix, const s
                      float *product) {
     const struct panel_routes *routes = &x->routing->panel[expert->first_panel + i];
     const uint8_t *weights = expert->weights + matrix->weights + tile * matrix->tile_bytes;
-    const int64_t chunk = panels == 1 ? matrix->steps : CHUNK_STEPS;
     memset(product, 0, (size_t)(rows_of(routes, panels) * TILE_ROWS) * sizeof *product);
-    for (int64_t step = 0; step < matrix->steps; step += chunk) {
-        const int64_t rest = matrix->steps - step, steps = rest < chunk ? rest : chunk;
+    for (int64_t step = 0; step < matrix->steps; step += CHUNK_STEPS) {
+        const int64_t rest = matrix->steps - step, steps = rest < CHUNK_STEPS ? rest : CHUNK_STEPS;
         const int64_t nbytes = bytes_of_steps(matrix->dtype, steps);
         for (int64_t p = 0; p < panels; p++) {
             struct panel panel = operand_panel(x, expert->first_panel + i + p, step, matrix->steps);

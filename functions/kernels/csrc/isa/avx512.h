@@ -72,7 +72,7 @@ AVX512_INLINE __m512i avx512_codes(const enum dtype dtype, const uint8_t *codes,
     const __m512i code = _mm512_and_si512(step % 2 ? _mm512_srli_epi16(pair, 4) : pair, low);
     if (dtype == INT4 || dtype == INT4_MIN) return code;
     const __m128i values = _mm_loadu_si128((const __m128i *)CODE_VALUES[dtype]);
-    const __m128i table = _mm_xor_si128(values, _mm_set1_epi8((char)128)); /* + 128 */
+    const __m128i table = _mm_add_epi8(values, _mm_set1_epi8((char)zero_of(dtype)));
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), code);
 }
 
@@ -94,26 +94,38 @@ AVX512_INLINE __m512 avx512_scales(const enum dtype dtype, const uint8_t *scales
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
 
-/* One half of a group: 16 of the tile's rows. `dot` is the exact integer sum of the group; it begins with the
- * correction, which takes out what makes the codes unsigned. */
-AVX512_INLINE void avx512_half_group(const int rows, const enum dtype dtype, const struct panel *x,
-                                     int64_t group, const uint8_t *codes, const uint8_t *factors,
-                                     const int half, __m512 sum[][2]) {
-    const uint8_t *scales = codes + group_bytes(dtype) - 2 * TILE_ROWS;
+/* dot = the exact integer sums of a group. They begin with the correction, which takes out what makes the
+ * codes unsigned. The loop stays a loop: unrolled, GCC would load many activations early, and spill them. */
+AVX512_INLINE void avx512_dot(const int rows, const enum dtype dtype, const struct panel *x, int64_t group,
+                              const uint8_t *codes, __m512i dot[][2]) {
     const uint32_t *values = x->values + group * GROUP_STEPS * rows;
-    const int64_t first = group * rows;
-    __m512i dot[avx512_MAX_ROWS];
-    UNROLLED (r, rows)
-        dot[r] = dtype == INT4_MIN ? _mm512_setzero_si512() : _mm512_set1_epi32(x->corrections[first + r]);
-    UNROLLED (s, GROUP_STEPS) {
-        const __m512i w = avx512_codes(dtype, codes + 64 * half, s);
-        UNROLLED (r, rows)
-            dot[r] = _mm512_dpbusd_epi32(dot[r], w, _mm512_set1_epi32((int)values[s * rows + r]));
+    UNROLLED (r, rows) {
+        const int32_t correction = dtype == INT4_MIN ? 0 : x->corrections[group * rows + r];
+        dot[r][0] = dot[r][1] = _mm512_set1_epi32(correction);
     }
+    const int step_bytes = (dtype == INT8 ? 2 : 1) * STEP_BYTES; /* of two steps */
+    _Pragma("GCC unroll 1") for (int pair = 0; pair < PAIR_STEPS; pair++, codes += step_bytes) {
+        UNROLLED (s, 2) {
+            const __m512i w0 = avx512_codes(dtype, codes, s), w1 = avx512_codes(dtype, codes + 64, s);
+            UNROLLED (r, rows) {
+                const __m512i v = _mm512_set1_epi32((int)*values++);
+                dot[r][0] = _mm512_dpbusd_epi32(dot[r][0], w0, v);
+                dot[r][1] = _mm512_dpbusd_epi32(dot[r][1], w1, v);
+            }
+        }
+    }
+}
+
+/* sum += the integer sums of a group times its scales, for one half of the tile's rows. */
+AVX512_INLINE void avx512_add_group(const int rows, const enum dtype dtype, const struct panel *x,
+                                    int64_t group, const uint8_t *codes, const uint8_t *factors,
+                                    const int half, __m512i dot[][2], __m512 sum[][2]) {
+    const uint8_t *scales = codes + group_bytes(dtype) - 2 * TILE_ROWS;
     const __m512 scale = avx512_scales(dtype, scales, factors, half);
+    const int64_t first = group * rows;
     UNROLLED (r, rows) {
         const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(x->scales[first + r]));
-        sum[r][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r]), both, sum[r][half]);
+        sum[r][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][half]), both, sum[r][half]);
     }
     if (dtype != INT4_MIN) return;
     const __m512 minimum = _mm512_mul_ps(avx512_halves(factors + 2 * TILE_ROWS + 32 * half),
@@ -133,7 +145,9 @@ AVX512_INLINE void avx512_quantised_rows(const int rows, const enum dtype dtype,
             weights += 4 * TILE_ROWS;
         }
         panel_prefetch(x, g);
-        UNROLLED (half, 2) avx512_half_group(rows, dtype, x, g, weights, factors, half, sum);
+        __m512i dot[avx512_MAX_ROWS][2];
+        avx512_dot(rows, dtype, x, g, weights, dot);
+        UNROLLED (half, 2) avx512_add_group(rows, dtype, x, g, weights, factors, half, dot, sum);
     }
     avx512_store(rows, product, sum);
 }

@@ -23,7 +23,7 @@
 #include "../layout.h"
 #include "c.h"
 #if defined(__x86_64__)
-
+#include "avx2.h"
 #include "avx512.h"
 #elif defined(__aarch64__)
 #include "neon.h"
@@ -33,7 +33,7 @@
 
 /* DO(NAME) for each instruction set, fastest first. */
 #if defined(__x86_64__)
-#define FOR_EACH_ISA(DO) DO(avx512) DO(c)
+#define FOR_EACH_ISA(DO) DO(avx512) DO(avx2) DO(c)
 #elif defined(__aarch64__)
 #define FOR_EACH_ISA(DO) DO(neon_i8mm) DO(neon_dotprod) DO(neon) DO(c)
 #else
