@@ -15,13 +15,14 @@ from functions.kernels import ExpertShape, GatedFFNKernel
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import Float32
 from functions.kernels.gated_ffn import Inputs
+from functions.kernels.packed_types import PACKED_TYPES
 
 COMPILER = "aarch64-linux-gnu-gcc"
 EMULATOR = "qemu-aarch64"
-PROCESSORS = {"neon": "cortex-a53"}
+PROCESSORS = {"neon": "cortex-a53", "neon_dotprod": "cortex-a76", "neon_i8mm": "max"}
 """For each instruction set, a processor that has it and no better one. "max" has all that QEMU knows."""
 CALL_SECONDS = 60
-DTYPES = ("f32", "bf16", "int8")
+DTYPES = tuple(PACKED_TYPES)
 """In the order of `enum dtype`."""
 
 
@@ -60,8 +61,8 @@ class EmulatedGatedFFN(GatedFFNKernel):
         hidden_dtype = DTYPES.index(activation_dtype(hidden_states))
         out_dtype = 0 if partial else hidden_dtype
         call = struct.pack(
-            "=11q",
-            *(DTYPES.index(shape.dtype), hidden_dtype, out_dtype),
+            "=12q",
+            *(DTYPES.index(shape.gate_up_dtype), DTYPES.index(shape.down_dtype), hidden_dtype, out_dtype),
             *inputs.expert_index.shape,
             *(shape.hidden_size, shape.intermediate_size, threads),
             *(inputs.block.nbytes, len(inputs.offsets), carry is not None),

@@ -10,7 +10,7 @@
 #include "gated_ffn.h"
 
 struct call {
-    int64_t weight_dtype, hidden_dtype, out_dtype;
+    int64_t gate_up_dtype, down_dtype, hidden_dtype, out_dtype;
     int64_t rows, top_k, hidden_size, intermediate_size, threads;
     int64_t block_nbytes, experts, carries;
 };
@@ -32,7 +32,8 @@ static int run(const struct isa *isa) {
     const struct call *c = read_buffer(sizeof *c);
     struct ffn_arguments a = {
         .isa = isa,
-        .shape = shape_of((enum dtype)c->weight_dtype, c->hidden_size, c->intermediate_size),
+        .shape = shape_of((enum dtype)c->gate_up_dtype, (enum dtype)c->down_dtype, c->hidden_size,
+                          c->intermediate_size),
         .rows = c->rows,
         .top_k = c->top_k,
         .experts = c->experts,
