@@ -1,11 +1,13 @@
 """Sends the rows of one MoE layer to the functions that hold their experts, and adds up the results."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.scheduling.interruption import Interruption
@@ -17,6 +19,10 @@ from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, InvocationResult, Prefetch
 
 _NO_HINTS: Mapping[str, Prefetch] = MappingProxyType({})
+
+
+RoutingObserver = Callable[[int, NDArray[Any], NDArray[np.int64]], None]
+"""Gets the layer, the hidden states [T, H] and the experts [T, K] of all rows, before they are sent."""
 
 
 class RowsFailed(Exception):
@@ -86,6 +92,8 @@ class Dispatcher:
         stopwatch: Stopwatch,
         prefetcher: Prefetcher | None,
     ) -> None:
+        self.observers: list[RoutingObserver] = []
+        """Called by the engine's thread."""
         self._invoker = invoker
         self._resident_limits = resident_limits
         self._interruption = interruption
@@ -109,6 +117,8 @@ class Dispatcher:
         lap, prefetcher = self._stopwatch.lap, self._prefetcher
         lap(StepPart.DENSE)
         index = top_k_index.numpy()
+        for observe in self.observers:
+            observe(layer, to_numpy(hidden_states), index)
         hints = prefetcher.predict(layer, hidden_states, index) if prefetcher is not None else {}
         lap(StepPart.PREFETCH)
         weights = top_k_weights.to(torch.float32).numpy()

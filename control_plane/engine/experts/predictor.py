@@ -1,15 +1,16 @@
 """Predicts which experts the next layer will call, while the current layer is computed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from control_plane.partition.manifest import Manifest
+from functions.kernels.activations import as_f32
 
 RECENT_DECAY = 0.9
 """The factor by which a tenant's past use of an expert loses weight with each step."""
@@ -21,6 +22,15 @@ ACCURACY_STEP = 0.1
 """The weight of the newest prediction in the running accuracy."""
 MAX_TENANTS = 256
 """The most tenants whose recent use is remembered; the one without rows for the longest time goes first."""
+
+
+class RouterWeights(NamedTuple):
+    """The router of a layer, and the norm of its inputs: float32, or the bits of bfloat16."""
+
+    weight: NDArray[Any]
+    """[experts, H]"""
+    norm: NDArray[Any]
+    """[H]: the factors that the norm before the experts multiplies its output with."""
 
 
 class ExpertPredictor:
@@ -45,17 +55,12 @@ class ExpertPredictor:
         """Running share (0 to 1) of predicted experts that were called, by layer."""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, manifest: Manifest) -> "ExpertPredictor":
-        """A predictor that uses the model's own routers and norms."""
-        layers = model.model.layers
-        routers = {
-            after: fitted_router(
-                layers[after].mlp.gate.weight,
-                layers[before].post_attention_layernorm.weight,
-                layers[after].post_attention_layernorm.weight,
-            )
-            for before, after in pairwise(manifest.moe_layers)
-        }
+    def of(cls, router: Callable[[int], RouterWeights], manifest: Manifest) -> "ExpertPredictor":
+        """A predictor that uses the model's own routers and norms: `router` is `DenseModel.router`."""
+        routers = {}
+        for before, after in pairwise(manifest.moe_layers):
+            weight, norm = (torch.tensor(as_f32(array)) for array in router(after))
+            routers[after] = fitted_router(weight, torch.tensor(as_f32(router(before).norm)), norm)
         return cls(routers, manifest.num_experts, manifest.num_experts_per_tok)
 
     def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
@@ -92,7 +97,7 @@ class ExpertPredictor:
         """
         scores = self._by_recent_use(layer)
         if layer in self._routers:
-            logits = F.linear(hidden_states, self._routers[layer]).float()
+            logits = F.linear(hidden_states.to(torch.float32), self._routers[layer])
             probabilities, chosen = logits.softmax(dim=1).topk(self._top_k)
             likely = np.bincount(chosen.ravel().numpy(), probabilities.ravel().numpy(), self._num_experts)
             # Only experts that the router chooses; recent use affects their order.
@@ -120,6 +125,4 @@ def fitted_router(router: torch.Tensor, norm_before: torch.Tensor, norm_after: t
     A norm multiplies its output by its weights. The product divides by those of the layer before, and
     multiplies by those of the router's own layer.
     """
-    before = norm_before.float()
-    ratio = torch.where(before == 0, 0.0, norm_after.float() / before)
-    return (router.float() * ratio).to(router.dtype).detach()
+    return router * torch.where(norm_before == 0, 0.0, norm_after / norm_before)

@@ -85,8 +85,8 @@ class KVCache:
     _memory: mmap.mmap = field(init=False)
     _lanes: torch.Tensor = field(init=False)
     """[lanes, layers, keys and values, kv_heads, tokens, head_dim]"""
-    _array: np.ndarray = field(init=False)
-    """NumPy array over the same memory."""
+    array: np.ndarray = field(init=False)
+    """The lanes as NumPy's array: see `DenseKernel.attention`."""
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
@@ -100,7 +100,7 @@ class KVCache:
         # A huge page would take memory for many tokens that `pages` does not count.
         self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self._lanes = torch.frombuffer(self._memory, dtype=shape.dtype).view(size)
-        self._array = to_numpy(self._lanes)
+        self.array = to_numpy(self._lanes)
 
     @property
     def nbytes(self) -> int:
@@ -145,7 +145,7 @@ class KVCache:
         included.
         """
         out = self.kernel.attention(
-            self._array,
+            self.array,
             layer,
             to_numpy(query),
             to_numpy(key),

@@ -65,7 +65,7 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
 
 def sure(tiny: TinyPartition) -> ExpertPredictor:
     """A predictor of the real model that has seen its predictions come true."""
-    predictor = ExpertPredictor.of(tiny.model, tiny.manifest)
+    predictor = ExpertPredictor.of(TransformersModel(tiny.model, tiny.manifest.moe_layers, 1).router, tiny.manifest)
     hidden_states = torch.from_numpy(tiny.hidden_states(1))
     predictor.begin_step([("a", 1)])
     for layer in tiny.manifest.moe_layers:

@@ -17,7 +17,7 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.kernels import load_dense_kernel
-from control_plane.engine.model.loader import attach_experts, load_model
+from control_plane.engine.model.loader import load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import FairAcrossTenants
@@ -121,11 +121,12 @@ async def engine_behind(
     invoker = build_invoker(lambda _: address, lambda _: True, config)
     stopwatch = Stopwatch()
     dispatcher = make_dispatcher(reference.manifest, invoker, interruption=interruption, stopwatch=stopwatch)
-    model = load_model(reference.folder, reference.manifest)
-    attach_experts(model, reference.manifest, dispatcher)
-    cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH, load_dense_kernel())
+    model = load_model(reference.folder, reference.manifest, threads=1)
+    model.attach(dispatcher)
+    shape = kv_cache_shape(model.config, reference.manifest.dtype)
+    cache = KVCache(shape, num_pages, 2 * max_sequences, CONTEXT_LENGTH, load_dense_kernel())
     scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
-    runner = ModelRunner(model, cache, interruption, stopwatch, prefetcher=None)
+    runner = ModelRunner(model, cache, dispatcher, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
     async with engine.running():
         yield engine

@@ -8,7 +8,6 @@ torch, one after the other.
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +17,8 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeAttention
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 
-from control_plane.engine.model.layers import apply_all
+from control_plane.engine.model.reference.layers import apply_all
+from control_plane.engine.model.ragged_batch import Span, cache_rows, spans_of
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import CacheRows, KVCache
 
@@ -27,26 +27,6 @@ NO_MASK = "faasmoe_ragged"
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines [N, head_dim] of the rotary embedding of each row's position."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """The place of one chunk: its rows in the flat batch, and its sequence's past in the cache."""
-
-    first_row: int
-    lane: int
-    start: int
-    end: int
-
-    @property
-    def length(self) -> int:
-        """Number of rows."""
-        return self.end - self.start
-
-    @property
-    def rows(self) -> slice:
-        """The chunk's rows in the batch."""
-        return slice(self.first_row, self.first_row + self.length)
 
 
 @dataclass(frozen=True)
@@ -62,17 +42,8 @@ class RaggedBatch:
     @classmethod
     def of_chunks(cls, chunks: list[Chunk], kv_cache: KVCache) -> "RaggedBatch":
         """The batch of these chunks. Each sequence must hold memory for its chunk."""
-        spans = []
-        row = 0
-        for chunk in chunks:
-            spans.append(Span(row, kv_cache.pages.lane(chunk.sequence), chunk.start, chunk.end))
-            row += chunk.length
-        rows = CacheRows(
-            lanes=np.repeat([span.lane for span in spans], [span.length for span in spans]),
-            positions=np.concatenate([np.arange(span.start, span.end) for span in spans]),
-            attending=np.array([span.first_row for span in spans if span.length == 1], np.int64),
-        )
-        return cls(kv_cache, spans, rows)
+        spans = spans_of(chunks, kv_cache.pages)
+        return cls(kv_cache, spans, cache_rows(spans))
 
     @property
     def positions(self) -> torch.Tensor:
