@@ -1,6 +1,6 @@
-"""The two C extensions, which setup.cfg cannot describe.
+"""The C extensions, which setup.cfg cannot describe.
 
-They are optional: without a compiler the package installs, and NumPy computes instead.
+They are optional: without a compiler the package installs, and Python and NumPy do their work.
 """
 
 from glob import glob
@@ -9,15 +9,17 @@ from setuptools import Extension, setup
 
 FUNCTION = "functions/kernels"
 ENGINE = "control_plane/engine/kernels"
+WIRE = "control_plane/faas/wire"
 
 
 def extension(package: str, name: str, source: str) -> Extension:
-    """The module `name` in `package`. Both are built from one source file and the function's headers."""
+    """The module `name` in `package`. All are built from one source file and the function's headers."""
+    own = f"{package}/csrc"
     return Extension(
         f"{package.replace('/', '.')}.{name}",
-        sources=[f"{package}/csrc/{source}"],
+        sources=[f"{own}/{source}"],
         include_dirs=[f"{FUNCTION}/csrc"],
-        depends=sorted(glob(f"{FUNCTION}/csrc/**/*.h", recursive=True) + glob(f"{ENGINE}/csrc/*.h")),
+        depends=sorted(glob(f"{FUNCTION}/csrc/**/*.h", recursive=True) + glob(f"{own}/*.h")),
         extra_compile_args=["-O3", "-std=c11", "-pthread"],
         extra_link_args=["-pthread"],
         optional=True,
@@ -28,5 +30,6 @@ setup(
     ext_modules=[
         extension(FUNCTION, "_gated_ffn", "gated_ffn.c"),
         extension(ENGINE, "_dense", "dense.c"),
+        extension(WIRE, "_plain_calls", "plain_calls.c"),
     ]
 )

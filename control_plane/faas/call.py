@@ -68,6 +68,8 @@ class Call:
     address: Address | None = None
     direct: bool = False
     """Whether the attempt goes to the function's own address."""
+    is_plain: bool = False
+    """Whether its whole request was sent, and none of its answer received, by `wire.plain_calls`."""
     sent_at: float = 0.0
     due: float = 0.0
     """When to look after the call although its connection is silent, or to repeat it after a failure."""

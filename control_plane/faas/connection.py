@@ -10,6 +10,7 @@ import os
 import select
 import socket
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from control_plane.faas.wire.response_reader import HeaderTooLarge, HttpResponse
 from functions.contract.secret import CALLER_HEADER
 from functions.host.sockets import JOINED_BYTES, RECEIVE_BUFFER_BYTES
 
+REQUEST_HEADS = 4096
+"""The headers of requests that are kept."""
 _LINE_END = "\r\n"
 _MAX_PARTS = 64
 """The most buffers for one system call; Linux takes 1024."""
@@ -73,6 +76,9 @@ class Connection:
         self._senses_loss = senses_loss
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
         self._reader: ResponseReader | None = None
+        self._max_answer_bytes = 0
+        self._received = b""
+        """The first bytes of an answer that were received elsewhere."""
         self._unsent: list[bytes | memoryview] = []
         self.reusable = False
         """Whether another request may follow the last response."""
@@ -95,17 +101,27 @@ class Connection:
         The body of a good answer has `max_answer_bytes` at most. `proof` says to a function that the caller
         has the shared secret. Raises `ConnectionLost`.
         """
-        length = sum(map(len, body))
-        head = (
-            f"POST {target} HTTP/1.1\r\nHost: {self.address}\r\n"
-            f"{f'{CALLER_HEADER}: {proof}{_LINE_END}' if proof else ''}"
-            f"Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
-        )
-        parts = [head.encode(), *body]
-        self.reusable = False
-        self._reader = ResponseReader(max_answer_bytes)
-        self._unsent = [b"".join(parts)] if length < JOINED_BYTES else [p for p in parts if len(p)]
+        parts = request(target, self.address, content_type, body, proof)
+        is_short = sum(map(len, parts)) < JOINED_BYTES
+        self.began([b"".join(parts)] if is_short else parts, 0, max_answer_bytes)
         self.push()
+
+    def began(self, request: Sequence[bytes | memoryview], sent: int, max_answer_bytes: int) -> None:
+        """Take over a request whose first `sent` bytes have been sent on this connection; `push` sends the rest."""
+        self.reusable = False
+        self._reader = None
+        self._max_answer_bytes = max_answer_bytes
+        self._unsent = [part for part in request if len(part)]
+        if sent:
+            self._sent(sent)
+
+    def received(self, data: bytes) -> None:
+        """Take over an answer whose first bytes have been received on this connection; `read` reads the rest."""
+        self._received = data
+
+    def answered(self) -> None:
+        """The whole answer has been received on this connection."""
+        self.reusable = True
 
     @property
     def sending(self) -> bool:
@@ -131,9 +147,13 @@ class Connection:
 
         Raises `ConnectionLost`.
         """
+        if self._reader is None:
+            self._reader = ResponseReader(self._max_answer_bytes)
         reader = self._reader
-        assert reader is not None
         try:
+            if self._received:
+                self._received, data = b"", self._received
+                reader.take(memoryview(data))
             while reader.response is None:
                 place = reader.place(self._buffer)
                 size = self._socket.recv_into(place)
@@ -202,6 +222,22 @@ class Connection:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+
+
+def request(
+    target: str, address: Address, content_type: str, body: Sequence[bytes | memoryview], proof: str
+) -> list[bytes | memoryview]:
+    """The buffers of a request that POSTs `body` to an address; see `Connection.send`."""
+    return [_head(target, address, content_type, sum(map(len, body)), proof), *body]
+
+
+@lru_cache(REQUEST_HEADS)
+def _head(target: str, address: Address, content_type: str, length: int, proof: str) -> bytes:
+    return (
+        f"POST {target} HTTP/1.1\r\nHost: {address}\r\n"
+        f"{f'{CALLER_HEADER}: {proof}{_LINE_END}' if proof else ''}"
+        f"Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n"
+    ).encode()
 
 
 def ready(connections: Sequence[Connection], seconds: float) -> list[Connection]:

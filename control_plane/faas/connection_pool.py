@@ -13,11 +13,14 @@ class ConnectionPool:
     def __init__(self) -> None:
         self._idle: dict[Address, list[Connection]] = {}
 
+    def idle(self, address: Address) -> Connection | None:
+        """An idle connection to the address, which its peer may have closed; None if there is none."""
+        idle = self._idle.get(address)
+        return idle.pop() if idle else None
+
     def take(self, address: Address, senses_loss: bool) -> Connection:
         """An idle connection to the address, or a new one; see `Connection`. Raises `ConnectionLost`."""
-        idle = self._idle.get(address, [])
-        while idle:
-            connection = idle.pop()
+        while connection := self.idle(address):
             # No answer is due on an idle connection, so anything to read means that the peer has closed it.
             if not connection.readable:
                 return connection

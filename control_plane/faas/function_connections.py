@@ -3,14 +3,17 @@
 import hmac
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
 from control_plane.faas.addresses import AddressBook, Networks, direct_address
-from control_plane.faas.connection import Address, Connection
+from control_plane.faas.call import Call
+from control_plane.faas.connection import Address, Connection, request
 from control_plane.faas.connection_pool import ConnectionPool, PrefetchConnections
+from control_plane.faas.wire import plain_calls
 from control_plane.faas.wire.results import max_answer_bytes
 from functions.contract.messages import Invocation
+from functions.contract.safetensors_codec import CONTENT_TYPE
 from functions.contract.secret import FunctionSecret
 
 _logger = logging.getLogger(__name__)
@@ -27,7 +30,8 @@ class FunctionConnections:
         self._networks = networks
         self.caller_proof: Callable[[str], str] = cache(secret.caller_proof) if secret else _no_proof
         """What to send to a function."""
-        self._function_proof = cache(secret.function_proof) if secret else None
+        self.function_proof: Callable[[str], bytes] = cache(_proof_of(secret))
+        """What a function has to send; empty if there is no secret."""
         self._addresses = AddressBook()
         self._pool = ConnectionPool()
         self._prefetches = PrefetchConnections()
@@ -36,12 +40,36 @@ class FunctionConnections:
 
     def is_proven(self, function: str, proof: bytes) -> bool:
         """Whether an answer with this proof is the function's."""
-        expected = self._function_proof
-        return expected is None or hmac.compare_digest(proof, expected(function).encode())
+        expected = self.function_proof(function)
+        return not expected or hmac.compare_digest(proof, expected)
 
     def direct_address(self, function: str) -> Address | None:
         """The function's own address, or None if its calls are to go through the gateway."""
         return self._addresses.direct(function, time.monotonic())
+
+    def send_plain(self, calls: Iterable[Call]) -> None:
+        """Begin the calls of functions to whose own addresses there are idle connections, all together.
+
+        The others have no connection afterwards. Of those that have one, `is_plain` says whether the whole
+        request was sent.
+        """
+        now = time.monotonic()
+        begun: list[tuple[Call, Connection, list[bytes | memoryview]]] = []
+        for call in calls:
+            address = self._addresses.direct(call.function, now)
+            connection = self._pool.idle(address) if address is not None else None
+            if address is not None and connection is not None:
+                call.start(address, True, now)
+                call.connection = connection
+                proof = self.caller_proof(call.function)
+                begun.append((call, connection, request("/", address, CONTENT_TYPE, call.body, proof)))
+        sent = plain_calls.send([(connection.fileno(), *parts) for _, connection, parts in begun])
+        for (call, connection, parts), nbytes in zip(begun, sent, strict=True):
+            if nbytes < 0:  # Its peer has closed it while it was idle.
+                call.hang_up()
+            else:
+                connection.began(parts, nbytes, max_answer_bytes(call.invocation))
+                call.is_plain = not connection.sending
 
     def take(self, address: Address, direct: bool) -> Connection:
         """A connection for one call, directly to a function or to a gateway. Raises `ConnectionLost`."""
@@ -97,3 +125,7 @@ class FunctionConnections:
 
 def _no_proof(function: str) -> str:
     return ""
+
+
+def _proof_of(secret: FunctionSecret | None) -> Callable[[str], bytes]:
+    return lambda function: secret.function_proof(function).encode() if secret else b""

@@ -25,10 +25,11 @@ from control_plane.faas.connection import Address, Connection, ConnectionLost
 from control_plane.faas.function_connections import FunctionConnections
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.statistics import FunctionStatistics
+from control_plane.faas.wire import plain_calls
 from control_plane.faas.wire.health import healthy
 from control_plane.faas.wire.refusal import Refusal
 from control_plane.faas.wire.response_reader import HttpResponse
-from control_plane.faas.wire.results import max_answer_bytes, read_result
+from control_plane.faas.wire.results import max_answer_bytes, output_for, plain_result, read_result
 from functions.contract.messages import Invocation, InvocationResult
 from functions.contract.safetensors_codec import CONTENT_TYPE
 from functions.contract.secret import FunctionSecret
@@ -88,8 +89,11 @@ class Invoker:
         # The caller may have dropped its last pending invocations without waiting for them.
         self._hang_up()
         self._in_flight = calls
+        if plain_calls.are_compiled():
+            self._connections.send_plain(calls)
         for call in calls:
-            self._send(call)
+            if call.connection is None:
+                self._send(call)
         while sending := [call for call in calls if call.connection is not None and call.connection.sending]:
             self._wait(sending)
         return _PendingCalls(self, calls)
@@ -118,6 +122,8 @@ class Invoker:
     def _finish(self, calls: Sequence[Call]) -> dict[str, InvocationResult]:
         """Read all answers, repeating what failed until the deadline."""
         try:
+            if plain := [call for call in calls if call.is_plain]:
+                self._receive_plain(plain)
             while pending := [call for call in calls if call.result is None]:
                 now = time.monotonic()
                 hopeful = self._hopeful(pending, now)
@@ -131,6 +137,35 @@ class Invoker:
             return {call.function: call.result for call in calls if call.result}
         finally:
             self._hang_up()
+
+    def _receive_plain(self, calls: Sequence[Call]) -> None:
+        """Take the answers that are plain, until one is not, or it is time to look after a call."""
+        if self._aborted.is_set():
+            return
+        asked = [
+            (
+                connection.fileno(),
+                self._connections.function_proof(call.function),
+                output_for(call.invocation),
+            )
+            for call in calls
+            if (connection := call.connection) is not None
+        ]
+        due = min(call.due for call in calls)
+        answers = plain_calls.receive(due - time.monotonic(), asked)
+        now = time.monotonic()
+        for call, (_, _, output), answer in zip(calls, asked, answers, strict=True):
+            connection = call.connection
+            assert connection is not None
+            if isinstance(answer, bytes):
+                connection.received(answer)
+            else:
+                connection.answered()
+                result = plain_result(call.invocation, answer, output, now - call.sent_at)
+                self._answered(call, connection, result, answer.body_nbytes)
+        for call in calls:
+            if call.result is None:
+                self._move(call)
 
     def _hang_up(self) -> None:
         """Close the connections of calls in flight that nobody waits for any more."""
@@ -256,6 +291,10 @@ class Invoker:
         except ValueError as error:
             self._failed(call, ProtocolError(f"function {call.function} answered garbage: {error}"))
             return
+        self._answered(call, connection, result, len(response.body))
+
+    def _answered(self, call: Call, connection: Connection, result: InvocationResult, received: int) -> None:
+        """Count a good answer, whose body has `received` bytes."""
         call.result = result
         self._broken.discard(call.function)
         if call.direct:
@@ -264,7 +303,7 @@ class Invoker:
             self._connections.learn(call.function, result.address)
         sent = sum(map(len, call.body))
         counted = self.statistics[call.function]
-        self.usage += counted.record(call.invocation.layer, sent, len(response.body), result)
+        self.usage += counted.record(call.invocation.layer, sent, received, result)
         call.connection = None
         self._connections.release(connection)
 

@@ -68,9 +68,12 @@ class ReportedResidency:
         self._observed = self._invoked, self._invoked
         """The value of `_invoked` when a report was last observed, and the history with that report."""
 
-    def record(self, report: ResidencyReport, new_process: bool) -> None:
-        """Take the report that came with an invocation."""
-        self._invoked = self._history.after(report, new_process)
+    def record(self, report: ResidencyReport | None, new_process: bool) -> None:
+        """Take the report that came with an invocation; None says that the last one still holds."""
+        if report is None and new_process:
+            report = ResidencyReport()
+        if report is not None:
+            self._invoked = self._history.after(report, new_process)
 
     def observe(self, report: ResidencyReport) -> None:
         """Take a report that came without an invocation."""

@@ -8,15 +8,27 @@ rows, an invocation can carry a prefetch, and a limit to the weights that the fu
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from functions.contract.safetensors_codec import WireError, decode, encode
+from functions.contract.safetensors_codec import (
+    Layout,
+    WireError,
+    buffer_of,
+    decode,
+    encode,
+    header,
+    layout_of,
+    widest_first,
+)
 
 WIRE_VERSION = "1"
 
+HEADERS = 4096
+"""The headers of invocations that are kept: those of a layer's calls differ only in their numbers of rows."""
 MAX_SECONDS = 1e6
 """The longest computing time that a result may report: a larger one would spoil tenants' accounts."""
 
@@ -49,19 +61,16 @@ class Invocation:
 
     def encode(self) -> list[bytes | memoryview]:
         """The request's body, as buffers to be sent one after the other."""
-        metadata = {"layer": str(self.layer), "model": self.model, "wire": WIRE_VERSION}
-        if self.resident_limit is not None:
-            metadata["resident_limit"] = str(self.resident_limit)
-        if self.prefetch:
-            metadata["prefetch"] = _prefetch_text(self.prefetch)
-        return encode(
+        tensors = widest_first(
             {
                 "hidden_states": self.hidden_states,
                 "expert_index": self.expert_index,
                 "expert_weight": self.expert_weight,
-            },
-            metadata,
+            }
         )
+        prefetch = _prefetch_text(self.prefetch) if self.prefetch else ""
+        head = _invocation_header(layout_of(tensors), self.layer, self.model, self.resident_limit, prefetch)
+        return [head, *map(buffer_of, tensors.values())]
 
     @classmethod
     def decode(cls, body: bytes | bytearray) -> "Invocation":
@@ -124,6 +133,10 @@ class ResidencyReport:
         """Read the report from a result's metadata; raises `WireError`."""
         return cls(**{name: _number(metadata, name) for name in REPORTED})
 
+    def to_metadata(self) -> dict[str, str]:
+        """The inverse of `from_metadata`."""
+        return {name: str(count) for name, count in vars(self).items()}
+
 
 REPORTED = tuple(report_field.name for report_field in fields(ResidencyReport))
 """The names of the counts in a `ResidencyReport`."""
@@ -143,7 +156,8 @@ class InvocationResult:
     """Time that the function took, without transport."""
     cold_experts: int
     """Experts of this call that were not in memory when it began."""
-    residency: ResidencyReport = field(default_factory=ResidencyReport)
+    residency: ResidencyReport | None = None
+    """None if nothing has changed since the last report that the caller got from this process."""
 
     def encode(self) -> list[bytes | memoryview]:
         """The response's body, as buffers to be sent one after the other."""
@@ -154,7 +168,7 @@ class InvocationResult:
                 "address": self.address,
                 "seconds": f"{self.seconds:.6f}",
                 "cold_experts": str(self.cold_experts),
-                **{name: str(getattr(self.residency, name)) for name in REPORTED},
+                **({} if self.residency is None else self.residency.to_metadata()),
             },
         )
 
@@ -171,10 +185,22 @@ class InvocationResult:
                 address=metadata["address"],
                 seconds=_seconds(metadata["seconds"]),
                 cold_experts=_number(metadata, "cold_experts"),
-                residency=ResidencyReport.from_metadata(metadata),
+                residency=(
+                    None if metadata.keys().isdisjoint(REPORTED) else ResidencyReport.from_metadata(metadata)
+                ),
             )
         except (KeyError, ValueError) as error:
             raise WireError(f"metadata of the answer: {error}") from None
+
+
+@lru_cache(HEADERS)
+def _invocation_header(layout: Layout, layer: int, model: str, limit: int | None, prefetch: str) -> bytes:
+    metadata = {"layer": str(layer), "model": model, "wire": WIRE_VERSION}
+    if limit is not None:
+        metadata["resident_limit"] = str(limit)
+    if prefetch:
+        metadata["prefetch"] = prefetch
+    return header(layout, metadata)
 
 
 def _number(metadata: Mapping[str, str], name: str) -> int:

@@ -27,6 +27,10 @@ _NUMPY_BY_NAME: dict[str, np.dtype[Any]] = {
 _NAME_BY_NUMPY = {dtype: name for name, dtype in _NUMPY_BY_NAME.items()}
 
 
+Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+"""Name, type and shape of each of a message's tensors, in their order."""
+
+
 class WireError(ValueError):
     """The bytes are not a message of this contract."""
 
@@ -50,18 +54,35 @@ class Message:
 
 def encode(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
     """The message as buffers to be sent one after the other; copies no contiguous tensor."""
-    # Widest type first, as safetensors itself does, so that every tensor is aligned to its type.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    ordered = widest_first(tensors)
+    return [header(layout_of(ordered), metadata), *map(buffer_of, ordered.values())]
+
+
+def widest_first(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The tensors in the order of a message: each is aligned to its type, as safetensors itself has it."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
+
+
+def layout_of(tensors: Mapping[str, NDArray[Any]]) -> Layout:
+    """What a message's header says of its tensors."""
+    return tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
+
+
+def buffer_of(tensor: NDArray[Any]) -> memoryview:
+    """The tensor's bytes, without a copy if it is contiguous."""
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+
+def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
+    """All of a message that precedes its tensors."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.nbytes
-        dtype = _NAME_BY_NUMPY[tensor.dtype]
-        header[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    for name, dtype, shape in layout:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _NAME_BY_NUMPY[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    buffers = (np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data for _, tensor in ordered)
-    return [struct.pack("<Q", len(text)) + text, *buffers]
+    return struct.pack("<Q", len(text)) + text
 
 
 def decode(body: bytes | bytearray) -> Message:

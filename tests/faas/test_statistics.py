@@ -1,6 +1,7 @@
 """The statistics of a function's weights span its successive processes."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
@@ -29,6 +30,20 @@ def test_counts_add_up_over_restarts_of_the_process() -> None:
         seen.append((totals.read_bytes, totals.evicted_for_room, totals.resident_experts))
     assert seen == [(100, 1, 3), (250, 1, 4), (300, 1, 1), (320, 3, 2), (320, 3, 0)]
     assert counted.cold_starts == 3
+
+
+def test_an_answer_without_a_report_leaves_the_last_one() -> None:
+    counted = FunctionStatistics()
+    silent = replace(answer("one"), residency=None)
+    counted.record(0, 1, 1, answer("one", read_bytes=100, resident_experts=3))
+    counted.record(0, 1, 1, silent)
+    assert counted.residency.last == ResidencyReport(read_bytes=100, resident_experts=3)
+    counted.residency.observe(ResidencyReport(read_bytes=100, limit_bytes=7))
+    counted.record(0, 1, 1, silent)
+    assert counted.residency.last.limit_bytes == 7
+    counted.record(0, 1, 1, replace(silent, instance="two"))
+    assert (counted.residency.last, counted.residency.totals.read_bytes) == (ResidencyReport(), 100)
+    assert (counted.invocations, counted.cold_starts) == (4, 2)
 
 
 def test_a_report_without_an_invocation_counts_unless_it_is_older() -> None:

@@ -5,8 +5,6 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from control_plane.partition.manifest import Manifest
@@ -41,7 +39,7 @@ class ExpertPredictor:
     other layers, recent use only affects the order.
     """
 
-    def __init__(self, routers: Mapping[int, torch.Tensor], num_experts: int, top_k: int) -> None:
+    def __init__(self, routers: Mapping[int, NDArray[np.float32]], num_experts: int, top_k: int) -> None:
         """`routers` holds, for each MoE layer but the first, its `fitted_router` [E, H]."""
         self._routers = routers
         self._top_k = top_k
@@ -59,8 +57,8 @@ class ExpertPredictor:
         """A predictor that uses the model's own routers and norms: `router` is `DenseModel.router`."""
         routers = {}
         for before, after in pairwise(manifest.moe_layers):
-            weight, norm = (torch.tensor(as_f32(array)) for array in router(after))
-            routers[after] = fitted_router(weight, torch.tensor(as_f32(router(before).norm)), norm)
+            weight, norm = (as_f32(array) for array in router(after))
+            routers[after] = fitted_router(weight, as_f32(router(before).norm), norm)
         return cls(routers, manifest.num_experts, manifest.num_experts_per_tok)
 
     def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
@@ -72,7 +70,7 @@ class ExpertPredictor:
         while len(self._recent) > MAX_TENANTS:
             del self._recent[next(iter(self._recent))]
 
-    def record(self, layer: int, index: NDArray[np.int64]) -> None:
+    def record(self, layer: int, index: NDArray[Any]) -> None:
         """Record which experts [T, K] the batch's rows call in `layer`, and how good the prediction was."""
         end = 0
         for tenant, rows in self._tenants:
@@ -89,17 +87,21 @@ class ExpertPredictor:
             accuracy = self._accuracy.get(layer, right)
             self._accuracy[layer] = accuracy + ACCURACY_STEP * (right - accuracy)
 
-    def experts(self, layer: int, hidden_states: torch.Tensor) -> Sequence[int]:
+    def experts(self, layer: int, hidden_states: NDArray[Any]) -> Sequence[int]:
         """Predict the experts that `layer` will call, the likeliest first.
 
-        hidden_states [T, H] are the inputs of the MoE layer before. Returns no expert while the layer's past
-        predictions are not accurate enough, but keeps predicting, to measure their accuracy.
+        hidden_states [T, H], float32 or the bits of bfloat16, are the inputs of the MoE layer before. Returns
+        no expert while the layer's past predictions are not accurate enough, but keeps predicting, to measure
+        their accuracy.
         """
         scores = self._by_recent_use(layer)
         if layer in self._routers:
-            logits = F.linear(hidden_states.to(torch.float32), self._routers[layer])
-            probabilities, chosen = logits.softmax(dim=1).topk(self._top_k)
-            likely = np.bincount(chosen.ravel().numpy(), probabilities.ravel().numpy(), self._num_experts)
+            logits = as_f32(hidden_states) @ self._routers[layer].T
+            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
+            chosen = np.argpartition(-probabilities, self._top_k - 1, axis=1)[:, : self._top_k]
+            shares = np.take_along_axis(probabilities, chosen, axis=1)
+            likely = np.bincount(chosen.ravel(), shares.ravel(), self._num_experts)
             # Only experts that the router chooses; recent use affects their order.
             scores = np.where(likely > 0, likely + scores, 0)
             most = self._num_experts
@@ -119,10 +121,13 @@ class ExpertPredictor:
         return scores
 
 
-def fitted_router(router: torch.Tensor, norm_before: torch.Tensor, norm_after: torch.Tensor) -> torch.Tensor:
+def fitted_router(
+    router: NDArray[np.float32], norm_before: NDArray[np.float32], norm_after: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """A layer's router [E, H], changed so that it takes the normalized input of the layer before it.
 
     A norm multiplies its output by its weights. The product divides by those of the layer before, and
     multiplies by those of the router's own layer.
     """
-    return router * torch.where(norm_before == 0, 0.0, norm_after / norm_before)
+    before = np.where(norm_before == 0, 1, norm_before)
+    return router * np.where(norm_before == 0, 0, norm_after / before)

@@ -3,9 +3,9 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from control_plane.engine.experts.predictor import ExpertPredictor
@@ -72,12 +72,10 @@ class Prefetcher:
         if self._may_help:
             self._trial.record(self._rows, self._clock() - self._started)
 
-    def predict(
-        self, layer: int, hidden_states: torch.Tensor, index: NDArray[np.int64]
-    ) -> dict[str, Prefetch]:
+    def predict(self, layer: int, hidden_states: NDArray[Any], index: NDArray[Any]) -> dict[str, Prefetch]:
         """Predict the next layer's experts, while rows [T, H] of `layer` go to its experts `index` [T, K].
 
-        Returns the hints by function.
+        hidden_states are float32, or the bits of bfloat16 as uint16. Returns the hints by function.
         """
         if not self._may_help or not self._trial.enabled:
             return {}
@@ -106,7 +104,8 @@ class Prefetcher:
     def observe(self, results: Mapping[str, InvocationResult]) -> None:
         """Note from a layer's results which functions miss experts or use prefetched ones."""
         for function, result in results.items():
-            hits = result.residency.prefetch_hits
+            report = result.residency
+            hits = self._hits[function] if report is None else report.prefetch_hits
             if result.cold_experts or hits != self._hits[function]:
                 self._hits[function] = hits
                 self._patience[function] = PATIENCE

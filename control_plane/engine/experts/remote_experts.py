@@ -1,5 +1,6 @@
 """The modules that replace the routed experts of a transformers model."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,18 @@ from torch import nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from control_plane.engine.experts.dispatcher import Dispatcher, PendingExperts
+from control_plane.engine.state.tensor_views import to_numpy, to_torch
+
+
+@dataclass(frozen=True, slots=True)
+class PendingTensor:
+    """`PendingExperts` whose result is a tensor."""
+
+    experts: PendingExperts
+
+    def wait(self) -> torch.Tensor:
+        """The weighted sums [T, H]; see `PendingExperts.wait`."""
+        return to_torch(self.experts.wait())
 
 
 class RemoteExperts(nn.Module):
@@ -28,9 +41,11 @@ class RemoteExperts(nn.Module):
 
     def begin(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> PendingExperts:
+    ) -> PendingTensor:
         """Send the rows, and leave it to the caller when to wait for the result."""
-        return self._dispatcher.begin(self._layer, hidden_states, top_k_index, top_k_weights)
+        weights = top_k_weights.to(torch.float32).numpy()
+        pending = self._dispatcher.begin(self._layer, to_numpy(hidden_states), top_k_index.numpy(), weights)
+        return PendingTensor(pending)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor

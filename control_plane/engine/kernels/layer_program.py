@@ -122,9 +122,17 @@ class LayerProgram:
             activation_dtype(w.input_norm),
             (shape.hidden_size, shape.heads, shape.kv_heads, shape.head_dim, shape.window or 1 << 24),
             (shape.epsilon, shape.head_dim**-0.5, np.inf if shape.clip is None else shape.clip),
-            (shape.norms_heads, max(self._top_k, 1), bool(router and router.sigmoid), bool(router and router.normalised)),
+            (
+                shape.norms_heads,
+                max(self._top_k, 1),
+                bool(router and router.sigmoid),
+                bool(router and router.normalised),
+            ),
             (w.input_norm, w.post_attention_norm, w.query_norm, w.key_norm),
-            (*(_matrix(layer) for layer in (w.query, w.key, w.value, w.output)), _matrix(router and router.linear)),
+            (
+                *(_matrix(layer) for layer in (w.query, w.key, w.value, w.output)),
+                _matrix(router and router.linear),
+            ),
             None if w.shared is None else _shared(w.shared),
         )
 
@@ -146,7 +154,17 @@ class LayerProgram:
         self._check(hidden)
         sizes = lanes, layers, kv_heads, tokens, head_dim
         _dense.layer_begin(
-            self._program, layer, threads, sizes, cache, hidden, rows.cosine, rows.sine, rows.lanes, rows.positions, *routed
+            self._program,
+            layer,
+            threads,
+            sizes,
+            cache,
+            hidden,
+            rows.cosine,
+            rows.sine,
+            rows.lanes,
+            rows.positions,
+            *routed,
         )
         return routed
 

@@ -16,14 +16,15 @@ from control_plane.engine.model.rotation import Rotation
 from control_plane.engine.model.stored_embedding import EMBEDDING, StoredEmbedding
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import KVCache
-from control_plane.engine.state.tensor_views import to_numpy, to_torch
 from control_plane.partition.manifest import Manifest
 
 
 class ProgramModel:
     """Layer programs, the embedding before them, and the norm and the head behind."""
 
-    def __init__(self, partition: Path, manifest: Manifest, config: Any, kernel: DenseKernel, threads: int) -> None:
+    def __init__(
+        self, partition: Path, manifest: Manifest, config: Any, kernel: DenseKernel, threads: int
+    ) -> None:
         """`config` is transformers'. Raises `PartitionError` for a dense file that does not fit to it."""
         path = partition / manifest.dense.file
         file = self._file = DenseFile(path)
@@ -32,7 +33,9 @@ class ProgramModel:
         self._kernel = kernel
         self._threads = threads
         self._moe_layers = frozenset(manifest.moe_layers)
-        self._layers = [layer_program(kernel.name, file, config, layer) for layer in range(config.num_hidden_layers)]
+        self._layers = [
+            layer_program(kernel.name, file, config, layer) for layer in range(config.num_hidden_layers)
+        ]
         self._norm = small(file, "model.norm.weight")
         self._head = linear(file, "model.embed_tokens" if config.tie_word_embeddings else "lm_head")
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -71,6 +74,6 @@ class ProgramModel:
         if number not in self._moe_layers:
             program.end(hidden, None, program.shared(routed.hidden_states, self._threads))
             return
-        pending = self._dispatcher.begin(number, *(to_torch(array) for array in routed))
+        pending = self._dispatcher.begin(number, *routed)
         shared = program.shared(routed.hidden_states, self._threads)
-        program.end(hidden, to_numpy(pending.wait()), shared)
+        program.end(hidden, pending.wait(), shared)

@@ -38,7 +38,9 @@ class Rotation:
     def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Cosines and sines [T, head_dim] of positions [T]. Both halves of a head have the same angles."""
         angles = positions.astype(np.float32)[:, None] * self.frequencies
-        cosine, sine = (np.tile(values * np.float32(self.scale), 2) for values in (np.cos(angles), np.sin(angles)))
+        cosine, sine = (
+            np.tile(values * np.float32(self.scale), 2) for values in (np.cos(angles), np.sin(angles))
+        )
         return (f32_to_bf16(cosine), f32_to_bf16(sine)) if self.dtype == "bf16" else (cosine, sine)
 
 

@@ -1,9 +1,12 @@
 """What is believed of a function's answer. A function may be faulty, or somebody else's."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from control_plane.faas.wire.plain_calls import PlainAnswer
 from functions.contract.messages import Invocation, InvocationResult
 from functions.contract.safetensors_codec import MAX_HEADER_BYTES, WireError
 
@@ -30,12 +33,31 @@ def read_result(invocation: Invocation, body: bytearray, elapsed: float) -> Invo
         raise WireError(f"output is {result.output.dtype} {list(result.output.shape)}")
     if len(result.instance) > MAX_NAME:
         raise WireError(f"instance has {len(result.instance)} characters")
-    if max(vars(result.residency).values()) > MAX_REPORTED:
+    if result.residency is not None and max(vars(result.residency).values()) > MAX_REPORTED:
         raise WireError(f"residency: {result.residency}")
-    cold = result.cold_experts and min(result.cold_experts, _count_experts(invocation))
-    if result.seconds <= elapsed and cold == result.cold_experts:
-        return result
-    return replace(result, seconds=min(result.seconds, elapsed), cold_experts=cold)
+    return replace(
+        result,
+        seconds=min(result.seconds, elapsed),
+        cold_experts=possibly_cold(invocation, result.cold_experts),
+    )
+
+
+def output_for(invocation: Invocation) -> NDArray[Any]:
+    """Where the output of a plain answer belongs: an array [T, H] of any content."""
+    return np.empty(invocation.hidden_states.shape, invocation.hidden_states.dtype)
+
+
+def plain_result(
+    invocation: Invocation, answer: PlainAnswer, output: NDArray[Any], elapsed: float
+) -> InvocationResult:
+    """The result of an answer that `plain_calls` has read. Like `read_result`, it believes what is possible."""
+    cold = possibly_cold(invocation, answer.cold_experts)
+    return InvocationResult(output, answer.instance, answer.address, min(answer.seconds, elapsed), cold)
+
+
+def possibly_cold(invocation: Invocation, claimed: int) -> int:
+    """How many experts the function may have read: no more than were called."""
+    return min(claimed, _count_experts(invocation)) if claimed else 0
 
 
 def _count_experts(invocation: Invocation) -> int:

@@ -2,19 +2,21 @@
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from control_plane.engine.experts.predictor import ExpertPredictor, fitted_router
 
 EXPERTS, TOP_K, HIDDEN = 8, 2, 16
 
+Float32 = NDArray[np.float32]
 
-def routed(router: torch.Tensor, hidden_states: torch.Tensor) -> np.ndarray:
+
+def routed(router: Float32, hidden_states: Float32) -> np.ndarray:
     """The experts [T, K] that the router chooses."""
-    return (hidden_states @ router.T).topk(TOP_K).indices.numpy()
+    return np.argsort(hidden_states @ router.T, axis=1)[:, -TOP_K:]
 
 
-def one_step(predictor: ExpertPredictor, hidden_states: torch.Tensor, later: np.ndarray) -> list[int]:
+def one_step(predictor: ExpertPredictor, hidden_states: Float32, later: np.ndarray) -> list[int]:
     """Run a step of one tenant whose second layer calls the experts `later`; returns the prediction."""
     predictor.begin_step([("a", len(hidden_states))])
     predicted = list(predictor.experts(1, hidden_states))
@@ -23,12 +25,12 @@ def one_step(predictor: ExpertPredictor, hidden_states: torch.Tensor, later: np.
 
 
 def test_the_predictions_of_a_router_that_is_right_early_are_used() -> None:
-    torch.manual_seed(0)
-    router = torch.randn(EXPERTS, HIDDEN)
+    random = np.random.default_rng(0)
+    router = random.standard_normal((EXPERTS, HIDDEN), np.float32)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
     predictions = []
     for _ in range(20):
-        hidden_states = torch.randn(3, HIDDEN)
+        hidden_states = random.standard_normal((3, HIDDEN), np.float32)
         calls = routed(router, hidden_states)
         predictions.append((one_step(predictor, hidden_states, calls), set(calls.ravel().tolist())))
     assert predictions[0][0] == [], "the accuracy is not known yet"
@@ -36,31 +38,31 @@ def test_the_predictions_of_a_router_that_is_right_early_are_used() -> None:
 
 
 def test_wrong_predictions_are_not_used() -> None:
-    torch.manual_seed(0)
-    router = torch.randn(EXPERTS, HIDDEN)
+    random = np.random.default_rng(0)
+    router = random.standard_normal((EXPERTS, HIDDEN), np.float32)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
     for _ in range(20):
-        hidden_states = torch.randn(1, HIDDEN)
-        wrong = (hidden_states @ router.T).topk(TOP_K, largest=False).indices.numpy()
+        hidden_states = random.standard_normal((1, HIDDEN), np.float32)
+        wrong = np.argsort(hidden_states @ router.T, axis=1)[:, :TOP_K]
         assert one_step(predictor, hidden_states, wrong) == []
 
 
 def test_predictions_resume_when_they_are_accurate_again() -> None:
-    torch.manual_seed(0)
-    router = torch.randn(EXPERTS, HIDDEN)
+    random = np.random.default_rng(0)
+    router = random.standard_normal((EXPERTS, HIDDEN), np.float32)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
-    one_step(predictor, torch.randn(1, HIDDEN), np.array([[0, 1]]))
+    one_step(predictor, random.standard_normal((1, HIDDEN), np.float32), np.array([[0, 1]]))
     predictions = []
     for _ in range(30):
-        hidden_states = torch.randn(1, HIDDEN)
+        hidden_states = random.standard_normal((1, HIDDEN), np.float32)
         predictions.append(one_step(predictor, hidden_states, routed(router, hidden_states)))
     assert len(predictions[-1]) == TOP_K
 
 
 def test_the_likeliest_expert_comes_first() -> None:
-    router = torch.eye(EXPERTS, HIDDEN)
+    router = np.eye(EXPERTS, HIDDEN, dtype=np.float32)
     predictor = ExpertPredictor({1: router}, EXPERTS, TOP_K)
-    hidden_states = torch.zeros(1, HIDDEN)
+    hidden_states = np.zeros((1, HIDDEN), np.float32)
     hidden_states[0, 5], hidden_states[0, 2] = 3.0, 1.0
     one_step(predictor, hidden_states, np.array([[5, 2]]))
     assert one_step(predictor, hidden_states, np.array([[5, 2]])) == [5, 2]
@@ -68,7 +70,7 @@ def test_the_likeliest_expert_comes_first() -> None:
 
 def test_the_first_layer_is_predicted_from_the_same_tenants_recent_use() -> None:
     predictor = ExpertPredictor({}, EXPERTS, TOP_K)
-    nothing = torch.zeros(1, HIDDEN)
+    nothing = np.zeros((1, HIDDEN), np.float32)
     habits = {"a": [[0, 1]], "b": [[6, 7]]}
     for _ in range(3):
         for tenant, index in habits.items():
@@ -83,9 +85,12 @@ def test_the_first_layer_is_predicted_from_the_same_tenants_recent_use() -> None
 @pytest.mark.parametrize("norm", [0.5, 1.0, 3.0])
 def test_the_fitted_router_accounts_for_the_norms_of_both_layers(norm: float) -> None:
     """A layer's input is scaled by its own norm's weights, the next router's input by the next norm's."""
-    torch.manual_seed(1)
-    router, state = torch.randn(EXPERTS, HIDDEN), torch.randn(5, HIDDEN)
-    before, after = torch.rand(HIDDEN) + 0.5, torch.rand(HIDDEN) * norm + 0.1
-    assert torch.allclose(
+    random = np.random.default_rng(1)
+    router, state = (
+        random.standard_normal((EXPERTS, HIDDEN), np.float32),
+        random.standard_normal((5, HIDDEN), np.float32),
+    )
+    before, after = random.random(HIDDEN, np.float32) + 0.5, random.random(HIDDEN, np.float32) * norm + 0.1
+    assert np.allclose(
         (state * before) @ fitted_router(router, before, after).T, (state * after) @ router.T, atol=1e-4
     )

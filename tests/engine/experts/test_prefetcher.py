@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import MOST_ROWS, PATIENCE, Prefetcher
 from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS
+from control_plane.engine.model.reference.transformers_model import TransformersModel
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.invoker import Invoker
 from control_plane.partition.granularity import Granularity
@@ -65,8 +66,9 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
 
 def sure(tiny: TinyPartition) -> ExpertPredictor:
     """A predictor of the real model that has seen its predictions come true."""
-    predictor = ExpertPredictor.of(TransformersModel(tiny.model, tiny.manifest.moe_layers, 1).router, tiny.manifest)
-    hidden_states = torch.from_numpy(tiny.hidden_states(1))
+    reference = TransformersModel(tiny.model, tiny.manifest.moe_layers, threads=1)
+    predictor = ExpertPredictor.of(reference.router, tiny.manifest)
+    hidden_states = tiny.hidden_states(1)
     predictor.begin_step([("a", 1)])
     for layer in tiny.manifest.moe_layers:
         predictor.experts(layer, hidden_states)
@@ -80,7 +82,7 @@ def answer(cold: int = 0, hits: int = 0) -> InvocationResult:
 
 
 def predict_and_prefetch(
-    prefetcher: Prefetcher, hidden_states: torch.Tensor, experts: list[list[int]]
+    prefetcher: Prefetcher, hidden_states: NDArray[np.float32], experts: list[list[int]]
 ) -> None:
     """Do what the dispatcher does in the first layer if it calls none of the functions that get hints."""
     prefetcher.prefetch(prefetcher.predict(0, hidden_states, np.array(experts)))
@@ -90,7 +92,7 @@ def test_functions_with_the_next_layers_experts_get_hints(fine: TinyPartition) -
     recorder = Recorder()
     prefetcher = Prefetcher(fine.manifest, sure(fine), recorder)
     prefetcher.begin_step([("a", 2)])
-    hidden_states = torch.from_numpy(fine.hidden_states(2))
+    hidden_states = fine.hidden_states(2)
     predict_and_prefetch(prefetcher, hidden_states, [[0, 1, 2, 3]] * 2)
     (hints,) = recorder.prefetches
     assert hints
@@ -110,8 +112,8 @@ def test_functions_that_are_called_anyway_get_the_hint_with_their_rows(
     prefetcher = Prefetcher(tiny.manifest, sure(tiny), recorder)
     dispatcher = make_dispatcher(tiny.manifest, recorder, prefetcher=prefetcher)
     prefetcher.begin_step([("a", 1)])
-    index = torch.arange(TOP_K)[None]
-    dispatcher.begin(0, torch.from_numpy(tiny.hidden_states(1)), index, torch.ones(1, TOP_K))
+    index = np.arange(TOP_K)[None]
+    dispatcher.begin(0, tiny.hidden_states(1), index, np.ones((1, TOP_K), np.float32))
     one_function = granularity.layers_per_function == 3
     with_rows = [expert for hint in recorder.called.values() for expert in hint.get(1, ())]
     alone = [expert for hints in recorder.prefetches for hint in hints.values() for expert in hint[1]]
@@ -124,7 +126,7 @@ def test_a_large_step_sends_no_hints(fine: TinyPartition) -> None:
     prefetcher = Prefetcher(fine.manifest, sure(fine), recorder)
     rows = MOST_ROWS + 1
     prefetcher.begin_step([("a", rows)])
-    hidden_states = torch.from_numpy(fine.hidden_states(rows))
+    hidden_states = fine.hidden_states(rows)
     predict_and_prefetch(prefetcher, hidden_states, [[0, 1, 2, 3]] * rows)
     assert recorder.prefetches == []
 
@@ -133,7 +135,7 @@ def test_a_function_that_misses_nothing_gets_no_hints_until_it_misses_again(fine
     recorder = Recorder()
     prefetcher = Prefetcher(fine.manifest, sure(fine), recorder)
     functions = [block.function for block in fine.manifest.blocks]
-    hidden_states = torch.from_numpy(fine.hidden_states(1))
+    hidden_states = fine.hidden_states(1)
 
     def step() -> int:
         prefetcher.begin_step([("a", 1)])
@@ -158,7 +160,7 @@ def test_no_hints_are_sent_while_steps_are_faster_without_them(fine: TinyPartiti
     recorder = Recorder()
     now = 0.0
     prefetcher = Prefetcher(fine.manifest, sure(fine), recorder, clock=lambda: now)
-    hidden_states = torch.from_numpy(fine.hidden_states(1))
+    hidden_states = fine.hidden_states(1)
 
     def step() -> bool:
         nonlocal now
@@ -209,14 +211,14 @@ def test_a_prefetched_expert_is_in_memory_when_it_is_called(
         def resident() -> int:
             # Sent repeatedly, as in every step; experts in memory are not read again.
             invoker.prefetch({name: prefetch_of(tiny, name, 2, experts[:1])})
-            (result,) = invoker.begin({name: tiny.invocation(name)}).wait().values()
-            return result.residency.prefetched_experts
+            invoker.begin({name: tiny.invocation(name)}).wait()
+            return invoker.statistics[name].residency.last.prefetched_experts
 
         eventually(resident, 1)
         invocation = tiny.invocation(name, 2)
         invocation.expert_index[:] = experts[0]
         (result,) = invoker.begin({name: invocation}).wait().values()
-        assert result.residency.prefetch_hits == 1
+        assert invoker.statistics[name].residency.last.prefetch_hits == 1
         tiny.check(invocation, result.output)
 
 

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from control_plane.cli.main import main
-from control_plane.engine.model.reference.layers import PackedGatedFFN, PackedLinear
 from control_plane.engine.model.loader import load_model
+from control_plane.engine.model.reference.layers import PackedGatedFFN, PackedLinear
 from control_plane.errors import ConfigError, PartitionError
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
+from functions.contract.messages import REPORTED, Invocation, InvocationResult, ResidencyReport
 from functions.contract.safetensors_codec import WireError, decode, encode
 from tests.support.functions.messages import joined, raw, same
 
@@ -41,6 +41,15 @@ def test_invocations_and_results_survive_encoding_and_decoding() -> None:
     result = InvocationResult.decode(joined(RESULT.encode()))
     assert same(result.output, RESULT.output)
     assert replace(result, output=RESULT.output) == RESULT
+
+
+def test_a_result_may_lack_its_report_but_no_part_of_it() -> None:
+    assert InvocationResult.decode(joined(replace(RESULT, residency=None).encode())).residency is None
+    message = decode(joined(RESULT.encode()))
+    for name in REPORTED:
+        partly = {key: value for key, value in message.metadata.items() if key != name}
+        with pytest.raises(WireError, match=name):
+            InvocationResult.decode(joined(encode(message.tensors, partly)))
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def test_results_and_metrics_report_cold_experts_and_memory(
     first.expert_index[first.expert_index == 1] = 0
 
     def memory(result: InvocationResult) -> tuple[int, int, int]:
+        assert result.residency is not None
         return result.cold_experts, result.residency.resident_experts, result.residency.resident_bytes
 
     assert memory(function.invoke(first)) == (1, 1, size)

@@ -132,8 +132,10 @@ def test_the_residency_endpoint_sets_the_limit(start_function: StartFunction, ti
     for invocation in calls(tiny):
         result = function.invoke(replace(invocation, resident_limit=2 * size))
         tiny.check(invocation, result.output)
+        assert result.residency is not None
         assert result.residency.limit_bytes == 2 * size
         assert result.residency.resident_bytes <= 2 * size
+    assert result.residency is not None
     assert result.residency.evicted_for_room > 0
     assert result.residency.read_bytes == report(function).read_bytes >= EXPERTS * size
 

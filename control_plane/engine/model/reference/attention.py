@@ -17,8 +17,8 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeAttention
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 
-from control_plane.engine.model.reference.layers import apply_all
 from control_plane.engine.model.ragged_batch import Span, cache_rows, spans_of
+from control_plane.engine.model.reference.layers import apply_all
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import CacheRows, KVCache
 
