@@ -1,7 +1,7 @@
 """Makes layer programs of a partition's dense file: which tensors a layer has, and what they mean.
 
-A tensor that is there is used: so a layer with biases or with norms of queries and keys needs no name of its
-family here.
+To give a family programs, add it to the tables here. Its layers have to be grouped-query attention and a
+softmax or sigmoid router; `csrc/layer.h` says where others fit in.
 """
 
 from typing import Any
@@ -26,7 +26,11 @@ from functions.kernels.packed_expert import ExpertShape, pack_expert
 from functions.kernels.packed_matrix import LinearShape, pack_matrix
 
 _FAMILIES = frozenset({"qwen2_moe", "qwen3_moe", "mixtral", "olmoe"})
-"""The model types whose layers are grouped-query attention and a softmax router."""
+"""The model types whose layers can be programs."""
+_NORMS_QUERIES = frozenset({"qwen3_moe", "olmoe"})
+"""Those that have norms of queries and keys."""
+_BIASES = {"qkv_bias": "qkv", "attention_bias": "qkvo"}
+"""Keys of configs, and the projections that have a bias if they are true."""
 
 
 def has_program(model_type: str) -> bool:
@@ -34,65 +38,78 @@ def has_program(model_type: str) -> bool:
     return model_type in _FAMILIES and can_compile()
 
 
-def layer_program(isa: str, file: DenseFile, config: Any, layer: int) -> LayerProgram:
+def head_dim(config: Any) -> int:
+    """The size of a head, by transformers' config."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def layer_program(isa: str, file: DenseFile, config: Any, layer: int, has_experts: bool) -> LayerProgram:
     """The program of one layer; `config` is transformers'. Raises `PartitionError`."""
     name = f"model.layers.{layer}"
-    shape = _shape(file, config, layer)
     attention = f"{name}.self_attn"
-    query, key, value, output = (linear(file, f"{attention}.{part}_proj") for part in "qkvo")
+    biased = {part for key, parts in _BIASES.items() if getattr(config, key, False) for part in parts}
+    query, key, value, output = (
+        linear(file, f"{attention}.{part}_proj", has_bias=part in biased) for part in "qkvo"
+    )
+    query_norm, key_norm = (
+        vector(file, f"{attention}.{part}_norm.weight") if config.model_type in _NORMS_QUERIES else None
+        for part in "qk"
+    )
     weights = LayerWeights(
-        input_norm=small(file, f"{name}.input_layernorm.weight"),
-        post_attention_norm=small(file, f"{name}.post_attention_layernorm.weight"),
+        input_norm=vector(file, f"{name}.input_layernorm.weight"),
+        post_attention_norm=vector(file, f"{name}.post_attention_layernorm.weight"),
         query=query,
         key=key,
         value=value,
         output=output,
-        query_norm=_optional(file, f"{attention}.q_norm.weight"),
-        key_norm=_optional(file, f"{attention}.k_norm.weight"),
-        router=_router(file, config, layer),
-        shared=_shared(file, f"{name}.mlp"),
+        query_norm=query_norm,
+        key_norm=key_norm,
+        router=_router(file, config, layer) if has_experts else None,
+        shared=_shared(file, config, f"{name}.mlp")
+        if has_experts
+        else SharedExpert(*_gated(file, f"{name}.mlp")),
     )
     try:
-        return LayerProgram(isa, shape, weights)
+        return LayerProgram(isa, _shape(config, layer, query_norm), weights)
     except ValueError as error:
         raise PartitionError(f"layer {layer} of the dense part: {error}") from error
 
 
-def linear(file: DenseFile, module: str) -> LinearLayer:
+def linear(file: DenseFile, module: str, has_bias: bool = False) -> LinearLayer:
     """A linear layer. One that is not stored packed is packed here, as its weights are."""
-    bias = _optional(file, f"{module}.bias")
+    bias = as_f32(vector(file, f"{module}.bias")) if has_bias else None
     if file.is_packed(module):
         outputs, inputs = file.packed_shape(f"{module}.weight")
-        shape, packed = LinearShape(outputs, inputs, "int8"), file.packed(module)
-    else:
-        matrix = file.array(f"{module}.weight")
-        shape = LinearShape(*matrix.shape, activation_dtype(matrix))
-        packed = pack_matrix(shape, matrix)
-    return LinearLayer(shape, packed, None if bias is None else as_f32(bias))
+        return LinearLayer(LinearShape(outputs, inputs, "int8"), file.packed(module), bias)
+    matrix = file.array(f"{module}.weight")
+    outputs, inputs = matrix.shape
+    shape = LinearShape(outputs, inputs, activation_dtype(matrix))
+    return LinearLayer(shape, pack_matrix(shape, matrix), bias)
 
 
-def small(file: DenseFile, name: str) -> NDArray[Any]:
-    """A copy of a small tensor: in the file it may not be aligned."""
-    return np.array(file.array(name))
+def vector(file: DenseFile, name: str) -> NDArray[Any]:
+    """A copy of a small tensor, flat: in the file it may not be aligned."""
+    return np.array(file.array(name)).reshape(-1)
 
 
-def _optional(file: DenseFile, name: str) -> NDArray[Any] | None:
-    return small(file, name) if name in file else None
+def router_module(file: DenseFile, layer: int) -> str:
+    """The name of a layer's router. Mixtral's checkpoints call the module that it is in by another name."""
+    name = f"model.layers.{layer}"
+    other = f"{name}.block_sparse_moe.gate"
+    return other if f"{other}.weight" in file else f"{name}.mlp.gate"
 
 
-def _shape(file: DenseFile, config: Any, layer: int) -> LayerShape:
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    norm = f"model.layers.{layer}.self_attn.q_norm.weight"
+def _shape(config: Any, layer: int, query_norm: NDArray[Any] | None) -> LayerShape:
+    size = head_dim(config)
     return LayerShape(
         hidden_size=config.hidden_size,
-        heads=heads,
+        heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=head_dim,
+        head_dim=size,
         epsilon=config.rms_norm_eps,
         window=_window(config, layer),
         clip=getattr(config, "clip_qkv", None),
-        norms_heads=norm in file and file.array(norm).size == head_dim,
+        norms_heads=query_norm is not None and query_norm.size == size,
     )
 
 
@@ -105,37 +122,26 @@ def _window(config: Any, layer: int) -> int | None:
     return window or None
 
 
-def router_module(file: DenseFile, layer: int) -> str:
-    """The name of a layer's router. Mixtral's checkpoints call the module that it is in by another name."""
-    name = f"model.layers.{layer}"
-    other = f"{name}.block_sparse_moe.gate"
-    return other if f"{other}.weight" in file else f"{name}.mlp.gate"
-
-
-def _router(file: DenseFile, config: Any, layer: int) -> Router | None:
-    module = router_module(file, layer)
-    if f"{module}.weight" not in file:
-        return None
-    # Mixtral's always add up to 1, and its config has no such key.
+def _router(file: DenseFile, config: Any, layer: int) -> Router:
+    # Mixtral's weights always add up to 1, and its config has no such key.
     normalised = getattr(config, "norm_topk_prob", True)
-    return Router(linear(file, module), config.num_experts_per_tok, normalised)
+    return Router(linear(file, router_module(file, layer)), config.num_experts_per_tok, normalised)
 
 
-def _shared(file: DenseFile, mlp: str) -> SharedExpert | None:
-    """The shared expert of a layer with experts, or the gated FFN of one without."""
-    if any(f"{mlp}.{name}" in file for name in ("down_proj.weight", "packed")):
-        return SharedExpert(*_gated_ffn(file, mlp))
-    shared = f"{mlp}.shared_expert"
-    if not any(f"{shared}.{name}" in file for name in ("down_proj.weight", "packed")):
+def _shared(file: DenseFile, config: Any, mlp: str) -> SharedExpert | None:
+    """The shared expert of a layer with experts."""
+    if getattr(config, "shared_expert_intermediate_size", None) is None:
         return None
-    gate = _optional(file, f"{shared}_gate.weight")
-    return SharedExpert(*_gated_ffn(file, shared), None if gate is None else gate.reshape(-1))
+    return SharedExpert(
+        *_gated(file, f"{mlp}.shared_expert"), vector(file, f"{mlp}.shared_expert_gate.weight")
+    )
 
 
-def _gated_ffn(file: DenseFile, module: str) -> tuple[ExpertShape, NDArray[np.uint8]]:
+def _gated(file: DenseFile, module: str) -> tuple[ExpertShape, NDArray[np.uint8]]:
     if file.is_packed(module):
         hidden_size, intermediate_size = file.packed_shape(f"{module}.down_proj.weight")
         return ExpertShape(hidden_size, intermediate_size, "int8"), file.packed(module)
     gate, up, down = (file.array(f"{module}.{part}_proj.weight") for part in ("gate", "up", "down"))
-    shape = ExpertShape(*down.shape, activation_dtype(down))
+    hidden_size, intermediate_size = down.shape
+    shape = ExpertShape(hidden_size, intermediate_size, activation_dtype(down))
     return shape, pack_expert(shape, gate, up, down)

@@ -1,4 +1,4 @@
-"""The dense part of a model as layer programs: one call of the C extension computes the dense half of a layer."""
+"""The dense part of a model as layer programs, each of which is one call of the C extension."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from control_plane.engine.experts.predictor import RouterWeights
 from control_plane.engine.kernels import DenseKernel
 from control_plane.engine.kernels.layer_program import BatchRows, LayerProgram
 from control_plane.engine.model.dense_file import DenseFile
-from control_plane.engine.model.program_layers import layer_program, linear, router_module, small
+from control_plane.engine.model.program_layers import head_dim, layer_program, linear, router_module, vector
 from control_plane.engine.model.ragged_batch import cache_rows, spans_of, token_ids
 from control_plane.engine.model.rotation import Rotation
 from control_plane.engine.model.stored_embedding import EMBEDDING, StoredEmbedding
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import KVCache
+from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
 
 
@@ -31,15 +32,17 @@ class ProgramModel:
         self.config = config
         self.embedding = StoredEmbedding(path, EMBEDDING)
         self._kernel = kernel
+        self._path = partition
         self._threads = threads
         self._moe_layers = frozenset(manifest.moe_layers)
         self._layers = [
-            layer_program(kernel.name, file, config, layer) for layer in range(config.num_hidden_layers)
+            layer_program(kernel.name, file, config, layer, layer in self._moe_layers)
+            for layer in range(config.num_hidden_layers)
         ]
-        self._norm = small(file, "model.norm.weight")
+        self._norm = vector(file, "model.norm.weight")
         self._head = linear(file, "model.embed_tokens" if config.tie_word_embeddings else "lm_head")
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._rotation = Rotation.of(config, head_dim, manifest.dtype)
+        self._rotation = Rotation.of(config, head_dim(config), manifest.dtype)
+        self._check_sizes(manifest)
 
     @property
     def stored_embedding_bytes(self) -> int:
@@ -65,6 +68,29 @@ class ProgramModel:
     def logits(self, hidden_states: NDArray[Any]) -> NDArray[Any]:
         (logits,) = self._kernel.linear([self._head], hidden_states, threads=self._threads)
         return logits
+
+    def _check_sizes(self, manifest: Manifest) -> None:
+        """Raise `PartitionError` unless all parts have the sizes of the manifest. Layers check their own."""
+        hidden, vocabulary = manifest.hidden_size, self.config.vocab_size
+        head = self._head.shape
+        sizes = [
+            ("the embeddings", self.embedding.shape, (vocabulary, hidden)),
+            ("the last norm", self._norm.shape, (hidden,)),
+            ("the head", (head.outputs, head.inputs), (vocabulary, hidden)),
+            *(
+                (
+                    f"the router of layer {layer}",
+                    self.router(layer).weight.shape,
+                    (manifest.num_experts, hidden),
+                )
+                for layer in manifest.moe_layers
+            ),
+        ]
+        for name, found, wanted in sizes:
+            if found != wanted:
+                raise PartitionError(
+                    f"cannot load the model in {self._path}: {name} is {found}, not {wanted}"
+                )
 
     def _compute(
         self, number: int, program: LayerProgram, hidden: NDArray[Any], rows: BatchRows, cache: NDArray[Any]

@@ -26,7 +26,7 @@ class StoredEmbedding:
             (length,) = struct.unpack("<Q", file.read(8))
             entry = json.loads(file.read(length))[name]
         shape: tuple[int, int] = tuple(entry["shape"])
-        self._vocabulary, self._size = shape
+        self.shape = self._vocabulary, self._size = shape
         self._dtype = np.dtype(_DTYPE[entry["dtype"]])
         self._offset = 8 + length + entry["data_offsets"][0]
         self._path = path
