@@ -129,10 +129,7 @@ class LayerProgram:
                 bool(router and router.normalised),
             ),
             (w.input_norm, w.post_attention_norm, w.query_norm, w.key_norm),
-            (
-                *(_matrix(layer) for layer in (w.query, w.key, w.value, w.output)),
-                _matrix(router and router.linear),
-            ),
+            tuple(map(_matrix, (w.query, w.key, w.value, w.output, router and router.linear))),
             None if w.shared is None else _shared(w.shared),
         )
 

@@ -19,7 +19,6 @@ from control_plane.engine.kernels.layer_program import (
     can_compile,
 )
 from control_plane.engine.model.dense_file import DenseFile
-from control_plane.errors import PartitionError
 from functions.kernels.activations import as_f32
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.packed_expert import ExpertShape, pack_expert
@@ -44,7 +43,10 @@ def head_dim(config: Any) -> int:
 
 
 def layer_program(isa: str, file: DenseFile, config: Any, layer: int, has_experts: bool) -> LayerProgram:
-    """The program of one layer; `config` is transformers'. Raises `PartitionError`."""
+    """The program of one layer; `config` is transformers'.
+
+    Raises `PartitionError` for a tensor that is missing, ValueError for those that do not fit together.
+    """
     name = f"model.layers.{layer}"
     attention = f"{name}.self_attn"
     biased = {part for key, parts in _BIASES.items() if getattr(config, key, False) for part in parts}
@@ -69,10 +71,7 @@ def layer_program(isa: str, file: DenseFile, config: Any, layer: int, has_expert
         if has_experts
         else SharedExpert(*_gated(file, f"{name}.mlp")),
     )
-    try:
-        return LayerProgram(isa, _shape(config, layer, query_norm), weights)
-    except ValueError as error:
-        raise PartitionError(f"layer {layer} of the dense part: {error}") from error
+    return LayerProgram(isa, _shape(config, layer, query_norm), weights)
 
 
 def linear(file: DenseFile, module: str, has_bias: bool = False) -> LinearLayer:

@@ -26,7 +26,8 @@ class ProgramModel:
     def __init__(
         self, partition: Path, manifest: Manifest, config: Any, kernel: DenseKernel, threads: int
     ) -> None:
-        """`config` is transformers'. Raises `PartitionError` for a dense file that does not fit to it."""
+        """`config` is transformers'. Raises `PartitionError` or ValueError for a dense file that does
+        not fit to it."""
         path = partition / manifest.dense.file
         file = self._file = DenseFile(path)
         self.config = config

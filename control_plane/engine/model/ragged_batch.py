@@ -1,4 +1,4 @@
-"""A ragged batch: the rows of several sequences one after the other, each with its own past in the KV cache."""
+"""A ragged batch: the rows of several sequences in one array, each with its own past in the KV cache."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.errors import EngineError
+from control_plane.errors import EngineError, PartitionError
 
 EMBEDDING = "model.embed_tokens.weight"
 _DTYPE = {"F32": np.float32, "BF16": np.uint16}
@@ -21,10 +21,12 @@ class StoredEmbedding:
     """The rows of a tensor [vocabulary, H] in a safetensors file, bfloat16 as uint16."""
 
     def __init__(self, path: Path, name: str) -> None:
-        """Read rows of the tensor `name`. Raises `OSError`."""
+        """Read rows of the tensor `name`. Raises `OSError`, and `PartitionError` if there is none."""
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            entry = json.loads(file.read(length))[name]
+            entry = json.loads(file.read(length)).get(name)
+        if entry is None:
+            raise PartitionError(f"{path} lacks {name}")
         shape: tuple[int, int] = tuple(entry["shape"])
         self.shape = self._vocabulary, self._size = shape
         self._dtype = np.dtype(_DTYPE[entry["dtype"]])
