@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from functions.kernels.arguments import activation_dtype, check_shape
 from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_expert import ExpertShape
-from functions.kernels.packed_matrix import Bytes
+from functions.kernels.packed_tiles import Bytes
 
 from .dense import LinearLayer
 
@@ -196,4 +196,5 @@ def _matrix(layer: LinearLayer | None) -> tuple[object, ...] | None:
 
 
 def _shared(ffn: SharedExpert) -> tuple[object, ...]:
-    return ffn.shape.dtype, ffn.shape.intermediate_size, ffn.packed, ffn.gate
+    shape = ffn.shape
+    return shape.gate_up_dtype, shape.down_dtype, shape.intermediate_size, ffn.packed, ffn.gate

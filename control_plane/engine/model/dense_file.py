@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
-from control_plane.partition.dense import PACKED, packed_shapes
+from control_plane.partition.dense import PACKED, PackedMatrix, packed_matrices
 
 _DTYPE = {"F32": np.float32, "BF16": np.uint16, "U8": np.uint8}
 
@@ -21,15 +21,16 @@ class DenseFile:
     The file must be one that `faasmoe partition` wrote, and whose checksum is right.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises `OSError`, and `PartitionError` for shapes of packed tensors that make no sense."""
+    def __init__(self, path: Path, dtype: str) -> None:
+        """`dtype` is that of the activations. Raises `OSError`, and `PartitionError` for packed matrices that
+        make no sense."""
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             self._entries: dict[str, Any] = json.loads(file.read(length))
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._path = path
         self._data = 8 + length
-        self._shapes = packed_shapes(self._entries.pop("__metadata__", {}))
+        self._matrices = packed_matrices(self._entries.pop("__metadata__", {}), dtype)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -51,8 +52,8 @@ class DenseFile:
         """The packed bytes of a module. Raises `PartitionError`."""
         return self.array(module + PACKED)
 
-    def packed_shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a matrix that is packed, by the name that it had. Raises `PartitionError`."""
-        if name not in self._shapes:
+    def packed_matrix(self, name: str) -> PackedMatrix:
+        """What is packed of a matrix, by the name that it had. Raises `PartitionError`."""
+        if name not in self._matrices:
             raise PartitionError(f"{self._path} lacks {name}")
-        return self._shapes[name]
+        return self._matrices[name]

@@ -21,8 +21,9 @@ from control_plane.engine.kernels.layer_program import (
 from control_plane.engine.model.dense_file import DenseFile
 from functions.kernels.activations import as_f32
 from functions.kernels.arguments import activation_dtype
-from functions.kernels.packed_expert import ExpertShape, pack_expert
+from functions.kernels.packed_expert import ExpertShape
 from functions.kernels.packed_matrix import LinearShape, pack_matrix
+from functions.kernels.packed_tiles import Bytes
 
 _FAMILIES = frozenset({"qwen2_moe", "qwen3_moe", "mixtral", "olmoe"})
 """The model types whose layers can be programs."""
@@ -75,11 +76,12 @@ def layer_program(isa: str, file: DenseFile, config: Any, layer: int, has_expert
 
 
 def linear(file: DenseFile, module: str, has_bias: bool = False) -> LinearLayer:
-    """A linear layer. One that is not stored packed is packed here, as its weights are."""
+    """A linear layer. Routers and tied heads are not stored packed: they are packed here, as they are."""
     bias = as_f32(vector(file, f"{module}.bias")) if has_bias else None
     if file.is_packed(module):
-        outputs, inputs = file.packed_shape(f"{module}.weight")
-        return LinearLayer(LinearShape(outputs, inputs, "int8"), file.packed(module), bias)
+        packed = file.packed_matrix(f"{module}.weight")
+        outputs, inputs = packed.shape
+        return LinearLayer(LinearShape(outputs, inputs, packed.dtype), file.packed(module), bias)
     matrix = file.array(f"{module}.weight")
     outputs, inputs = matrix.shape
     shape = LinearShape(outputs, inputs, activation_dtype(matrix))
@@ -136,11 +138,10 @@ def _shared(file: DenseFile, config: Any, mlp: str) -> SharedExpert | None:
     )
 
 
-def _gated(file: DenseFile, module: str) -> tuple[ExpertShape, NDArray[np.uint8]]:
-    if file.is_packed(module):
-        hidden_size, intermediate_size = file.packed_shape(f"{module}.down_proj.weight")
-        return ExpertShape(hidden_size, intermediate_size, "int8"), file.packed(module)
-    gate, up, down = (file.array(f"{module}.{part}_proj.weight") for part in ("gate", "up", "down"))
+def _gated(file: DenseFile, module: str) -> tuple[ExpertShape, Bytes]:
+    gate, up, down = (file.packed_matrix(f"{module}.{part}_proj.weight") for part in ("gate", "up", "down"))
     hidden_size, intermediate_size = down.shape
-    shape = ExpertShape(hidden_size, intermediate_size, activation_dtype(down))
-    return shape, pack_expert(shape, gate, up, down)
+    for matrix in (gate, up):
+        if (matrix.shape, matrix.dtype) != (down.shape[::-1], gate.dtype):
+            raise ValueError(f"{module} is packed of {gate}, {up} and {down}")
+    return ExpertShape(hidden_size, intermediate_size, gate.dtype, down.dtype), file.packed(module)

@@ -29,7 +29,7 @@ class ProgramModel:
         """`config` is transformers'. Raises `PartitionError` or ValueError for a dense file that does
         not fit to it."""
         path = partition / manifest.dense.file
-        file = self._file = DenseFile(path)
+        file = self._file = DenseFile(path, manifest.dtype)
         self.config = config
         self.embedding = StoredEmbedding(path, EMBEDDING)
         self._kernel = kernel

@@ -63,7 +63,7 @@ struct layer_arguments {
 
 struct layer_member {
     struct layer_call *call;
-    struct encoder encoders[LAYER_OPERANDS];
+    struct encoder encoder;
     float *row;    /* a row of keys */
     float *scores; /* attention's, of the heads that share keys */
     struct candidate *candidates;
@@ -92,28 +92,40 @@ static char *row_of(const struct layer_program *p, const void *rows, int64_t row
 /* Encodes the rows [rows][size] of a panel as the input of a product. */
 static void layer_encode(struct layer_member *m, int operand, int64_t panel, const void *rows) {
     struct layer_call *c = m->call;
-    struct encoder *encoder = &m->encoders[operand];
     const struct panel_routes *routes = &c->routing.panel[panel];
     for (int r = 0; r < routes->rows; r++) {
-        encoder_read(encoder, rows, c->args.program.dtype, routes->first + r, c->operands[operand].length);
-        operand_put(&c->operands[operand], panel, r, encoder);
+        encoder_read(&m->encoder, rows, c->args.program.dtype, routes->first + r,
+                     c->operands[operand].length);
+        operand_put(&c->operands[operand], panel, r, &m->encoder);
     }
 }
 
-/* The product of a panel with a tile of a matrix, with the bias: [rows of the panel][TILE_ROWS]. Values are
- * rounded to the program's dtype. */
-static void layer_product(const struct layer_call *c, int matrix, int operand, int64_t tile, int64_t panel,
-                          float *product) {
+/* What some of a call's rows are in the product of a tile: [rows][TILE_ROWS], from row `first` on. */
+struct layer_product {
+    int64_t first, rows, width;
+    float values[ROWS_AT_ONCE * TILE_ROWS];
+};
+
+/* The product of a tile of a matrix with panels from `panel` on, plus the bias, rounded to the program's
+ * dtype. Returns the number of panels that it took. */
+static int64_t layer_multiply(const struct layer_call *c, int matrix, int operand, int64_t tile,
+                              int64_t panel, struct layer_product *product) {
     const struct layer_program *p = &c->args.program;
     const struct layer_matrix *m = &p->matrix[matrix];
     const struct routed_expert weights = {m->weights, 0, c->routing.panels};
-    const int64_t width = tile_width(m->outputs, tile), rows = c->routing.panel[panel].rows;
-    multiply(p->isa, &m->matrix, &c->operands[operand], &weights, tile, panel, product);
-    if (m->bias)
-        for (int64_t r = 0; r < rows; r++)
-            for (int64_t i = 0; i < width; i++) product[r * TILE_ROWS + i] += m->bias[tile * TILE_ROWS + i];
+    const struct panel_routes *routes = &c->routing.panel[panel];
+    const int64_t panels = panels_at_once(p->isa, &weights, panel);
+    product->first = routes->first;
+    product->rows = rows_of(routes, panels);
+    product->width = tile_width(m->outputs, tile);
+    float *values = product->values;
+    multiply(p->isa, &m->matrix, &c->operands[operand], &weights, tile, panel, panels, values);
+    for (int64_t r = 0; m->bias && r < product->rows; r++)
+        for (int64_t i = 0; i < product->width; i++)
+            values[r * TILE_ROWS + i] += m->bias[tile * TILE_ROWS + i];
     if (p->dtype == BF16)
-        for (int64_t i = 0; i < rows * TILE_ROWS; i++) product[i] = rounded(BF16, product[i]);
+        for (int64_t i = 0; i < product->rows * TILE_ROWS; i++) values[i] = rounded(BF16, values[i]);
+    return panels;
 }
 
 /* Norms the rows of a panel into args.normalised. */
@@ -137,14 +149,13 @@ static void layer_project(void *member, int64_t tile) {
     const struct layer_program *p = &c->args.program;
     int matrix = QUERY;
     for (; tile >= p->matrix[matrix].matrix.tiles; matrix++) tile -= p->matrix[matrix].matrix.tiles;
-    const int64_t outputs = p->matrix[matrix].outputs, width = tile_width(outputs, tile);
-    float product[MAX_PANEL_ROWS * TILE_ROWS];
-    for (int64_t panel = 0; panel < c->routing.panels; panel++) {
-        const struct panel_routes *routes = &c->routing.panel[panel];
-        layer_product(c, matrix, ATTENTION_INPUT, tile, panel, product);
-        for (int r = 0; r < routes->rows; r++)
-            write_values(c->projected[matrix], p->dtype, (routes->first + r) * outputs + tile * TILE_ROWS,
-                         product + r * TILE_ROWS, width);
+    const int64_t outputs = p->matrix[matrix].outputs;
+    struct layer_product product;
+    for (int64_t panel = 0; panel < c->routing.panels;) {
+        panel += layer_multiply(c, matrix, ATTENTION_INPUT, tile, panel, &product);
+        for (int64_t r = 0; r < product.rows; r++)
+            write_values(c->projected[matrix], p->dtype, (product.first + r) * outputs + tile * TILE_ROWS,
+                         product.values + r * TILE_ROWS, product.width);
     }
 }
 
@@ -216,17 +227,15 @@ static void layer_encode_attended(void *member, int64_t panel) {
 static void layer_add(void *member, int64_t tile) {
     const struct layer_call *c = ((struct layer_member *)member)->call;
     const struct layer_program *p = &c->args.program;
-    const int64_t width = tile_width(p->hidden_size, tile);
-    float product[MAX_PANEL_ROWS * TILE_ROWS];
-    for (int64_t panel = 0; panel < c->routing.panels; panel++) {
-        const struct panel_routes *routes = &c->routing.panel[panel];
-        layer_product(c, OUTPUT, OUTPUT_INPUT, tile, panel, product);
-        for (int r = 0; r < routes->rows; r++) {
-            char *hidden = row_of(p, c->args.hidden, routes->first + r, p->hidden_size);
+    struct layer_product product;
+    for (int64_t panel = 0; panel < c->routing.panels;) {
+        panel += layer_multiply(c, OUTPUT, OUTPUT_INPUT, tile, panel, &product);
+        for (int64_t r = 0; r < product.rows; r++) {
+            char *hidden = row_of(p, c->args.hidden, product.first + r, p->hidden_size);
             hidden += tile * TILE_ROWS * nbytes_of(p->dtype);
-            for (int64_t i = 0; i < width; i++)
+            for (int64_t i = 0; i < product.width; i++)
                 store_value(p->dtype, hidden, i,
-                            stored_value(p->dtype, hidden, i) + product[r * TILE_ROWS + i]);
+                            stored_value(p->dtype, hidden, i) + product.values[r * TILE_ROWS + i]);
         }
     }
 }
@@ -240,14 +249,13 @@ static void layer_encode_routed(void *member, int64_t panel) {
 
 static void layer_score(void *member, int64_t tile) {
     const struct layer_call *c = ((struct layer_member *)member)->call;
-    const int64_t experts = c->args.program.router.experts, width = tile_width(experts, tile);
-    float product[MAX_PANEL_ROWS * TILE_ROWS];
-    for (int64_t panel = 0; panel < c->routing.panels; panel++) {
-        const struct panel_routes *routes = &c->routing.panel[panel];
-        layer_product(c, ROUTER, ROUTER_INPUT, tile, panel, product);
-        for (int r = 0; r < routes->rows; r++)
-            memcpy(c->scores + (routes->first + r) * experts + tile * TILE_ROWS, product + r * TILE_ROWS,
-                   (size_t)width * sizeof *product);
+    const int64_t experts = c->args.program.router.experts;
+    struct layer_product product;
+    for (int64_t panel = 0; panel < c->routing.panels;) {
+        panel += layer_multiply(c, ROUTER, ROUTER_INPUT, tile, panel, &product);
+        for (int64_t r = 0; r < product.rows; r++)
+            memcpy(c->scores + (product.first + r) * experts + tile * TILE_ROWS,
+                   product.values + r * TILE_ROWS, (size_t)product.width * sizeof *product.values);
     }
 }
 
@@ -262,7 +270,7 @@ static void layer_choose(void *member, int64_t row) {
 static void layer_free(struct layer_call *c) {
     for (int i = 0; i < c->threads; i++) {
         struct layer_member *m = &c->members[i];
-        for (int e = 0; e < LAYER_OPERANDS; e++) encoder_free(&m->encoders[e]);
+        encoder_free(&m->encoder);
         free(m->row);
         free(m->scores);
         free(m->candidates);
@@ -311,13 +319,10 @@ static int layer_member_alloc(struct layer_member *m, struct layer_call *c, int6
     m->row = floats(p->heads * p->head_dim);
     m->scores = floats(p->heads / p->kv_heads * longest);
     m->candidates = malloc((size_t)(p->router.experts + 1) * sizeof *m->candidates);
-    int failed = !m->row || !m->scores || !m->candidates;
-    for (int i = 0; i < LAYER_OPERANDS && !failed; i++) {
-        const struct layer_matrix *first = &p->matrix[FIRST_MATRIX[i]];
-        if (first->outputs)
-            failed = encoder_alloc(&m->encoders[i], p->isa, first->matrix.dtype, first->matrix.inputs);
-    }
-    return failed ? -1 : 0;
+    const int64_t values = p->heads * p->head_dim,
+                  longest_row = values > p->hidden_size ? values : p->hidden_size;
+    return encoder_alloc(&m->encoder, p->isa, longest_row) || !m->row || !m->scores || !m->candidates ? -1
+                                                                                                      : 0;
 }
 
 static int layer_alloc(struct layer_call *c) {
@@ -326,7 +331,7 @@ static int layer_alloc(struct layer_call *c) {
     int failed = route_rows(&c->routing, rows, p->isa->max_rows);
     for (int i = 0; i < LAYER_OPERANDS && !failed; i++) {
         const struct layer_matrix *first = &p->matrix[FIRST_MATRIX[i]];
-        if (first->outputs) failed = operand_alloc(&c->operands[i], &c->routing, &first->matrix);
+        if (first->outputs) failed = operand_alloc(&c->operands[i], p->isa, &c->routing, &first->matrix);
     }
     for (int i = QUERY; i <= VALUE && !failed; i++) {
         c->projected[i] = floats(rows * p->matrix[i].outputs);
