@@ -56,7 +56,8 @@ async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> P
             await _sequence(encoder, engine, prompt, number, max_tokens)
             for number, prompt in enumerate(prompts, 1)
         ]
-        recorder = RoutingRecorder(runner.model, manifest.moe_layers, manifest.num_experts)
+        recorder = RoutingRecorder(manifest.moe_layers, manifest.num_experts)
+        runner.dispatcher.observers.append(recorder)
         await asyncio.gather(*(_answered(engine, each) for each in sequences))
     return Profile(manifest.name, recorder.use, recorder.together)
 

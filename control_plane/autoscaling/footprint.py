@@ -4,11 +4,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PretrainedConfig
-
 from control_plane.autoscaling.process_memory import unread_bytes, used_bytes
 from control_plane.errors import ConfigError
 from control_plane.formatting import format_bytes
+from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import ResidencyReport
 from functions.host.memory import MemoryLimit
@@ -42,13 +41,13 @@ class StepShape:
 
     @classmethod
     def of(
-        cls, manifest: Manifest, model: PretrainedConfig, *, rows: int, logits_rows: int, context: int
+        cls, manifest: Manifest, model: DenseConfig, *, rows: int, logits_rows: int, context: int
     ) -> "StepShape":
         """The shape of the largest step: `rows` rows, `logits_rows` of which get logits."""
         return cls(
             rows=rows,
             hidden_size=manifest.hidden_size,
-            intermediate_size=getattr(model, "shared_expert_intermediate_size", model.intermediate_size),
+            intermediate_size=model.dense_width,
             experts_per_row=manifest.num_experts_per_tok,
             logits_rows=logits_rows,
             vocabulary=model.vocab_size,

@@ -1,6 +1,6 @@
 """Sends the rows of one MoE layer to the functions that hold their experts, and adds up the results."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from control_plane.errors import GatewayError
 from control_plane.faas.invocation import ExpertInvoker, PendingInvocations, ResidentLimits
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, Prefetch
+
+RoutingObserver = Callable[[int, NDArray[Any], NDArray[np.int64]], None]
+"""Gets the layer, the hidden states [T, H] and the experts [T, K] of all rows, before they are sent."""
 
 
 class RowsFailed(Exception):
@@ -79,6 +82,8 @@ class Dispatcher:
         stopwatch: Stopwatch,
         prefetcher: Prefetcher | None,
     ) -> None:
+        self.observers: list[RoutingObserver] = []
+        """Called by the engine's thread."""
         self._invoker = invoker
         self._resident_limits = resident_limits
         self._interruption = interruption
@@ -103,6 +108,8 @@ class Dispatcher:
         self._interruption.check()
         lap, prefetcher = self._stopwatch.lap, self._prefetcher
         lap(StepPart.DENSE)
+        for observe in self.observers:
+            observe(layer, hidden_states, index)
         hints = prefetcher.predict(layer, hidden_states, index) if prefetcher is not None else {}
         lap(StepPart.PREFETCH)
         batch = Batch(

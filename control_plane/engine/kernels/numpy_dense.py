@@ -79,11 +79,16 @@ def _check_indices(layer: int, inputs: AttentionInputs) -> None:
 
 
 def _rotated(heads: NDArray[Any], cosine: NDArray[Any], sine: NDArray[Any]) -> Float32:
-    """Heads [T, heads, head_dim] with their rotary embedding."""
+    """Heads [T, heads, head_dim] with their rotary embedding.
+
+    With bfloat16, both products and their sum are rounded, as transformers does.
+    """
     values = as_f32(heads)
     first, second = np.split(values, 2, axis=2)
     turned = np.concatenate([-second, first], axis=2)
-    return np.asarray(values * as_f32(cosine)[:, None] + turned * as_f32(sine)[:, None], np.float32)
+    products = values * as_f32(cosine)[:, None], turned * as_f32(sine)[:, None]
+    kept, turned = (as_f32(_like(heads, product)) for product in products)
+    return as_f32(_like(heads, kept + turned))
 
 
 def _like(activations: NDArray[Any], values: Float32) -> NDArray[Any]:

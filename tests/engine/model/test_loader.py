@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeSparseMoeBlock
 from transformers.monkey_patching import get_patch_mapping
 
-from control_plane.engine.model.loader import EMBEDDING, load_model
+from control_plane.engine.model.loader import load_model
+from control_plane.engine.model.reference.loader import load_transformers
+from control_plane.engine.model.stored_embedding import EMBEDDING
 from control_plane.errors import PartitionError
 from control_plane.partition.dense import PACKED, packed_matrices
 from control_plane.partition.manifest import Manifest
@@ -49,7 +51,8 @@ def test_no_memory_is_allocated_for_experts(family: str, tmp_path: Path) -> None
     """The parameters are exactly the dense file's tensors, except embeddings, which stay in the file."""
     save_checkpoint(tiny_model(family), tmp_path / "model")
     manifest = partition(tmp_path / "model", tmp_path / "partition", dtype="bf16")
-    model = load_model(tmp_path / "partition", manifest)
+    folder = tmp_path / "partition"
+    model = load_transformers(folder, manifest)
 
     # Published Mixtral checkpoints name its MoE block differently from transformers' class.
     tensors = load_file(tmp_path / "partition" / DENSE)
@@ -66,7 +69,7 @@ def test_no_memory_is_allocated_for_experts(family: str, tmp_path: Path) -> None
 
 def test_weights_are_mapped_from_the_file(tiny: TinyPartition) -> None:
     """Processes that serve the same partition therefore share the weights' memory."""
-    model = load_model(tiny.folder, tiny.manifest)
+    model = load_transformers(tiny.folder, tiny.manifest)
     maps = Path("/proc/self/maps").read_text().splitlines()
     path = str(tiny.folder / DENSE)
     ranges = [line.split()[0].split("-") for line in maps if line.endswith(path)]
@@ -97,7 +100,7 @@ def test_a_damaged_partition_is_refused_in_one_line(
 ) -> None:
     damage(folder / file)
     with pytest.raises(PartitionError) as caught:
-        load_model(folder, tiny.manifest)
+        load_model(folder, tiny.manifest, threads=1)
     assert str(caught.value).startswith(problem.format(path=folder / file, folder=folder))
     assert "\n" not in str(caught.value)
 
@@ -129,7 +132,7 @@ def test_a_hostile_config_is_refused_in_one_line(
     config = json.loads((folder / "config.json").read_text()) | changes
     manifest = with_file(folder, tiny.manifest, "config.json", json.dumps(config).encode())
     with pytest.raises(PartitionError) as caught:
-        load_model(folder, manifest)
+        load_model(folder, manifest, threads=1)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -162,20 +165,58 @@ def with_dense(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor
     return msgspec.structs.replace(manifest, dense=dense)
 
 
-def test_missing_tensors_are_named(tiny: TinyPartition, folder: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.norm.weight",
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.layers.1.mlp.gate.weight",
+        "model.layers.2.input_layernorm.weight",
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.0.mlp.shared_expert.up_proj.weight",
+        "model.layers.0.mlp.shared_expert_gate.weight",
+    ],
+)
+def test_a_missing_tensor_is_named(tiny: TinyPartition, folder: Path, name: str) -> None:
     tensors = load_file(folder / DENSE)
-    del tensors["model.norm.weight"], tensors["model.layers.1.mlp.gate.weight"]
+    del tensors[name]
     manifest = with_dense(folder, tiny.manifest, tensors)
-    with pytest.raises(PartitionError) as caught:
-        load_model(folder, manifest)
-    lacking = "model.layers.1.mlp.gate.weight, model.norm.weight"
-    assert str(caught.value) == f"{folder / DENSE} lacks {lacking}"
+    for load in (programs, reference):
+        with pytest.raises(PartitionError) as caught:
+            load(folder, manifest)
+        assert str(caught.value) == f"{folder / DENSE} lacks {name}"
 
 
-def test_a_tensor_of_another_shape_is_refused_in_one_line(tiny: TinyPartition, folder: Path) -> None:
+def programs(folder: Path, manifest: Manifest) -> object:
+    return load_model(folder, manifest, threads=1)
+
+
+def reference(folder: Path, manifest: Manifest) -> object:
+    return load_transformers(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.norm.weight", [7]),
+        ("model.embed_tokens.weight", [64, 7]),
+        ("lm_head.weight", [64, 7]),
+        ("lm_head.weight", [64]),
+        ("model.layers.1.mlp.gate.weight", [6, 24]),
+        ("model.layers.2.input_layernorm.weight", [23]),
+        ("model.layers.0.self_attn.k_proj.weight", [12, 24]),
+        ("model.layers.0.self_attn.k_proj.bias", [12]),
+        ("model.layers.0.mlp.shared_expert.up_proj.weight", [29, 24]),
+        ("model.layers.0.mlp.shared_expert_gate.weight", [1, 23]),
+    ],
+)
+def test_a_tensor_of_another_shape_is_refused_in_one_line(
+    tiny: TinyPartition, folder: Path, name: str, shape: list[int]
+) -> None:
     tensors = load_file(folder / DENSE)
-    manifest = with_dense(folder, tiny.manifest, {**tensors, "model.norm.weight": torch.ones(7)})
+    manifest = with_dense(folder, tiny.manifest, {**tensors, name: torch.ones(shape)})
     with pytest.raises(PartitionError) as caught:
-        load_model(folder, manifest)
+        load_model(folder, manifest, threads=1)
     assert str(caught.value).startswith(f"cannot load the model in {folder}: ")
     assert "\n" not in str(caught.value)

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from control_plane.cli.main import main
-from control_plane.engine.model.layers import PackedGatedFFN, PackedLinear
-from control_plane.engine.model.loader import load_model
+from control_plane.engine.model.reference.layers import PackedGatedFFN, PackedLinear
+from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.errors import ConfigError, PartitionError
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
@@ -58,7 +58,8 @@ def packed_partition(
 
 def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
     """The model without a dispatcher."""
-    return load_model(folder / "partition", manifest)
+    partition = folder / "partition"
+    return load_transformers(partition, manifest)
 
 
 def packed_modules(model: nn.Module) -> dict[str, nn.Module]:

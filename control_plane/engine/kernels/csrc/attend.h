@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "activations.h"
+#include "elementwise.h"
 #include "layout.h"
 
 #define TOKENS_PER_PASS \
@@ -22,6 +23,12 @@ struct attend {
     float *out;                /* [heads][head_dim] */
 };
 
+/* With bfloat16, both products and their sum are rounded, as transformers does. */
+ALWAYS_INLINE float rotated_value(const enum dtype dtype, float value, float other, float cosine,
+                                  float sine) {
+    return rounded(dtype, rounded(dtype, value * cosine) + rounded(dtype, other * sine));
+}
+
 /* Rotary embedding (arXiv 2104.09864): value i of a head and value i + size / 2 are a vector, which is
  * rotated by an angle of the row's position. */
 ALWAYS_INLINE void rotate_head(const enum dtype dtype, int64_t size, const void *x, int64_t start,
@@ -30,10 +37,10 @@ ALWAYS_INLINE void rotate_head(const enum dtype dtype, int64_t size, const void 
     for (int64_t i = 0; i < half; i++) {
         const float first = stored_value(dtype, x, start + i);
         const float second = stored_value(dtype, x, start + half + i);
-        out[i] =
-            first * stored_value(dtype, cosine, angles + i) - second * stored_value(dtype, sine, angles + i);
-        out[half + i] = second * stored_value(dtype, cosine, angles + half + i) +
-                        first * stored_value(dtype, sine, angles + half + i);
+        out[i] = rotated_value(dtype, first, -second, stored_value(dtype, cosine, angles + i),
+                               stored_value(dtype, sine, angles + i));
+        out[half + i] = rotated_value(dtype, second, first, stored_value(dtype, cosine, angles + half + i),
+                                      stored_value(dtype, sine, angles + half + i));
     }
 }
 

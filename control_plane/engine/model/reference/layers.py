@@ -14,10 +14,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from control_plane.engine.kernels import DenseKernel, LinearLayer, load_dense_kernel
-from control_plane.engine.state.tensor_views import to_numpy, to_torch
+from control_plane.engine.model.reference.tensor_views import to_numpy, to_torch
+from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import PartitionError
 from control_plane.partition.dense import PackedMatrix
 from functions.kernels import MAX_THREADS, ExpertShape, GatedFFNKernel, LinearShape, load_kernel
+
+
+class EmbeddingModule(nn.Module):
+    """Replaces an nn.Embedding [vocabulary, H] whose weight is used by no other module."""
+
+    def __init__(self, stored: StoredEmbedding) -> None:
+        super().__init__()
+        self.stored = stored
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The rows [..., H] of tokens [...]. Raises `EngineError` if they cannot be read."""
+        rows = to_torch(self.stored.rows(input_ids.ravel().tolist()))
+        return rows.view(*input_ids.shape, rows.shape[1])
 
 
 class PackedLinear(nn.Module):
