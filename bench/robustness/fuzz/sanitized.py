@@ -13,7 +13,6 @@ from pathlib import Path
 
 from control_plane.errors import ConfigError
 
-PACKAGES = ("functions", "control_plane")
 CHECKS = "-fsanitize=address,undefined"
 _COMPILE = f"{CHECKS} -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
 _LIBRARIES = ("libasan.so", "libubsan.so")

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -47,7 +48,9 @@ def fast_calls(folder: Path) -> Iterator[Target]:
         function = ExpertFunction(max_in_flight=1)
         function.opened(block)
         for message in messages:
-            _warm(block, Invocation.decode(message))
+            # All of its experts come into memory, and stay there.
+            block.run(replace(Invocation.decode(message), resident_limit=None, prefetch={}))
+            block.residency.record_call()
         compared = _Compared(function, block)
 
         def make(random: Random) -> bytes:
@@ -63,14 +66,6 @@ def _call(random: Random, examples: list[bytes], messages: list[bytes]) -> bytes
     if random.random() < 0.5:
         return mutated(random.choice(examples), random, examples)
     return example_requests([mutated_message(random.choice(messages), random, messages)])[0]
-
-
-def _warm(block: ExpertBlock, invocation: Invocation) -> None:
-    """Have the invocation's experts in memory, and the limit as it was."""
-    limit = block.residency.report().limit_bytes
-    block.run(invocation)
-    block.residency.record_call()
-    block.residency.set_limit(limit)
 
 
 class _Compared:
