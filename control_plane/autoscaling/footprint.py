@@ -12,8 +12,9 @@ from control_plane.partition.manifest import Manifest
 from functions.contract.messages import ResidencyReport
 from functions.host.memory import MemoryLimit
 
-FUNCTION_OVERHEAD_BYTES = 20_000_000
-"""The memory of a function's process without experts' weights, until it reports its own number."""
+FUNCTION_OVERHEAD_BYTES = 8_000_000
+"""The memory of a forked function's process without experts' weights, until it reports its own number. In a
+container it is three times as much."""
 HEAP_BYTES = 48_000_000
 """A reserve for requests in progress, threads' heaps, and library code that is loaded with the first step."""
 _SLOTS = 2

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from control_plane.gateway.provider import fork_server
+from functions.host.fork_server import ROOM_VARIABLE
 from tests.support.gateways import echo_function
 from tests.support.gateways.echo_client import EchoClient, deployment
 from tests.support.gateways.echo_gateway import FORK_SERVER, asynchronous, echo_gateway, wait_for_end
@@ -24,7 +25,7 @@ threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 
 def servers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if fork_server.ROOM_VARIABLE in child.environ()]
+    return [child for child in psutil.Process().children() if ROOM_VARIABLE in child.environ()]
 
 
 async def process(gateway: EchoClient, name: str = "echo") -> psutil.Process:
@@ -52,7 +53,7 @@ async def test_a_function_has_its_own_settings_and_name_and_the_server_has_none(
         shown = one.environ()
         assert shown["COLOUR"] == "red"
         assert Path(shown["FAASMOE_SECRETS"], "key").read_text() == "42"
-        own = set(server.environ()) - {"OPENBLAS_NUM_THREADS", fork_server.ROOM_VARIABLE}
+        own = set(server.environ()) - {"OPENBLAS_NUM_THREADS", ROOM_VARIABLE}
         assert set(two.environ()) == own | {"FAASMOE_FUNCTION", "FAASMOE_PARTITION", "FAASMOE_LISTEN_FD"}
         assert not {name for name in own if name.startswith("FAASMOE")}
         async with gateway.http.get("/function/two/process") as answer:
