@@ -1,4 +1,4 @@
-/* Attention of one row over the tokens that it sees, and rotary embedding. Plain C that dense_isa.h compiles
+/* Attention of queries over the tokens that they see, and rotary embedding. Plain C that dense_isa.h compiles
  * for each instruction set. */
 
 #ifndef FAASMOE_ATTEND_H
@@ -11,17 +11,28 @@
 #include "elementwise.h"
 #include "layout.h"
 
-#define TOKENS_PER_PASS \
-    4 /* added up in registers before a sum is stored: a quarter of the loads and stores */
+#define ATTEND_QUERIES 16 /* the most queries of one call */
+#define QUERIES_AT_ONCE 4
+/* Sums that are kept in registers together: of so many queries and tokens, or queries and 16 values. */
+#define SUMS_AT_ONCE 8
 
-/* The query heads of one row that share one head of keys and values. */
+/* Queries that share one head of keys and values: of several heads, and of several rows of one sequence. */
 struct attend {
-    int64_t heads, head_dim, tokens;
-    const float *query;        /* [heads][head_dim], scaled */
-    const void *keys, *values; /* [tokens][head_dim], float32 or bfloat16 */
-    float *scores;             /* [heads][tokens], scratch */
-    float *out;                /* [heads][head_dim] */
+    int64_t queries, head_dim;
+    const float *query[ATTEND_QUERIES]; /* [head_dim] each, scaled */
+    const void *keys, *values;          /* [tokens][head_dim], float32 or bfloat16 */
+    int64_t tokens;
+    int64_t first[ATTEND_QUERIES], seen[ATTEND_QUERIES]; /* the tokens that a query sees: some of `tokens` */
+    float *scores;                                       /* [queries][tokens], scratch */
+    float *out;                                          /* [queries][head_dim] */
 };
+
+/* Adds a query that sees `seen` tokens from `first` on. */
+static inline void attend_to(struct attend *a, const float *query, int64_t first, int64_t seen) {
+    a->query[a->queries] = query;
+    a->first[a->queries] = first;
+    a->seen[a->queries++] = seen;
+}
 
 /* With bfloat16, both products and their sum are rounded, as transformers does. */
 ALWAYS_INLINE float rotated_value(const enum dtype dtype, float value, float other, float cosine,
@@ -55,58 +66,94 @@ ALWAYS_INLINE void rotate(enum dtype dtype, int64_t heads, int64_t size, const v
             rotate_head(F32, size, x, start + h * size, cosine, sine, angles, out + h * size);
 }
 
-ALWAYS_INLINE float attend_dot(const enum dtype dtype, int64_t count, const float *query, const void *keys,
-                               int64_t start) {
-    float sums[SUMS] = {0};
+/* Scores of `queries` x `tokens`, from those of query `q` and token `t` on. Each is added up in the same
+ * order, whatever the numbers. */
+ALWAYS_INLINE void attend_scores(const enum dtype dtype, const struct attend *a, int64_t q, const int queries,
+                                 int64_t t, const int tokens) {
+    float sums[SUMS_AT_ONCE][SUMS] = {0};
+    const int64_t size = a->head_dim;
     int64_t i = 0;
-    for (; i + SUMS <= count; i += SUMS)
-        for (int j = 0; j < SUMS; j++) sums[j] += query[i + j] * stored_value(dtype, keys, start + i + j);
-    for (; i < count; i++) sums[0] += query[i] * stored_value(dtype, keys, start + i);
-    return added_up(sums);
+    for (; i + SUMS <= size; i += SUMS)
+        UNROLLED (k, tokens) {
+            float key[SUMS];
+            for (int j = 0; j < SUMS; j++) key[j] = stored_value(dtype, a->keys, (t + k) * size + i + j);
+            UNROLLED (n, queries)
+                for (int j = 0; j < SUMS; j++) sums[n * tokens + k][j] += a->query[q + n][i + j] * key[j];
+        }
+    for (; i < size; i++)
+        UNROLLED (k, tokens)
+            UNROLLED (n, queries)
+                sums[n * tokens + k][0] +=
+                    a->query[q + n][i] * stored_value(dtype, a->keys, (t + k) * size + i);
+    UNROLLED (n, queries)
+        UNROLLED (k, tokens) a->scores[(q + n) * a->tokens + t + k] = added_up(sums[n * tokens + k]);
 }
 
 ALWAYS_INLINE void attend_softmax(float *scores, int64_t count) {
-    float largest = scores[0], sum = 0;
+    float largest = scores[0], sums[SUMS] = {0};
     for (int64_t i = 1; i < count; i++) largest = scores[i] > largest ? scores[i] : largest;
     for (int64_t i = 0; i < count; i++) scores[i] = exp_clamped(scores[i] - largest);
-    for (int64_t i = 0; i < count; i++) sum += scores[i];
-    for (int64_t i = 0; i < count; i++) scores[i] /= sum;
+    int64_t i = 0;
+    for (; i + SUMS <= count; i += SUMS)
+        for (int j = 0; j < SUMS; j++) sums[j] += scores[i + j];
+    for (; i < count; i++) sums[0] += scores[i];
+    const float sum = added_up(sums);
+    for (i = 0; i < count; i++) scores[i] /= sum;
 }
 
-/* out += the weighted values of the `count` tokens that begin at `first`. */
-ALWAYS_INLINE void attend_add(const enum dtype dtype, const struct attend *a, int64_t first, const int count,
-                              const float *weights, float *out) {
-    const int64_t size = a->head_dim, start = first * size;
-    for (int64_t i = 0; i < size; i++) {
-        float sum = out[i];
-        UNROLLED (t, count) sum += weights[t] * stored_value(dtype, a->values, start + t * size + i);
-        out[i] = sum;
+/* The weights of a query's tokens: 0 for those that it does not see. */
+ALWAYS_INLINE void attend_weights(const struct attend *a, int64_t q) {
+    float *scores = a->scores + q * a->tokens;
+    const int64_t end = a->first[q] + a->seen[q];
+    attend_softmax(scores + a->first[q], a->seen[q]);
+    memset(scores, 0, (size_t)a->first[q] * sizeof *scores);
+    memset(scores + end, 0, (size_t)(a->tokens - end) * sizeof *scores);
+}
+
+/* `count` weighted values of `queries` queries, from value i on. */
+ALWAYS_INLINE void attend_values(const enum dtype dtype, const struct attend *a, int64_t q, const int queries,
+                                 int64_t i, const int count) {
+    float sums[SUMS_AT_ONCE * SUMS] = {0};
+    const float *weights = a->scores + q * a->tokens;
+    for (int64_t t = 0; t < a->tokens; t++) {
+        float value[SUMS_AT_ONCE * SUMS];
+        for (int j = 0; j < count; j++) value[j] = stored_value(dtype, a->values, t * a->head_dim + i + j);
+        UNROLLED (n, queries) {
+            const float weight = weights[n * a->tokens + t];
+            for (int j = 0; j < count; j++) sums[n * count + j] += weight * value[j];
+        }
     }
+    UNROLLED (n, queries)
+        memcpy(a->out + (q + n) * a->head_dim + i, sums + n * count, (size_t)count * sizeof *sums);
 }
 
-/* Token by token, so that each key and value is read from memory once for all heads that share it. */
-ALWAYS_INLINE void attend_rows(const enum dtype dtype, const struct attend *a) {
-    const int64_t size = a->head_dim;
-    for (int64_t t = 0; t < a->tokens; t++)
-        for (int64_t h = 0; h < a->heads; h++)
-            a->scores[h * a->tokens + t] = attend_dot(dtype, size, a->query + h * size, a->keys, t * size);
-    for (int64_t h = 0; h < a->heads; h++) attend_softmax(a->scores + h * a->tokens, a->tokens);
-    memset(a->out, 0, (size_t)(a->heads * size) * sizeof *a->out);
-    int64_t t = 0;
-    for (; t + TOKENS_PER_PASS <= a->tokens; t += TOKENS_PER_PASS)
-        for (int64_t h = 0; h < a->heads; h++)
-            attend_add(dtype, a, t, TOKENS_PER_PASS, a->scores + h * a->tokens + t, a->out + h * size);
-    for (; t < a->tokens; t++)
-        for (int64_t h = 0; h < a->heads; h++)
-            attend_add(dtype, a, t, 1, a->scores + h * a->tokens + t, a->out + h * size);
+/* The scores, the weights and the weighted values of `queries` queries. */
+ALWAYS_INLINE void attend_queries(const enum dtype dtype, const struct attend *a, int64_t q,
+                                  const int queries) {
+    const int tokens = SUMS_AT_ONCE / queries, count = tokens * SUMS;
+    int64_t t = 0, i = 0;
+    for (; t + tokens <= a->tokens; t += tokens) attend_scores(dtype, a, q, queries, t, tokens);
+    for (; t < a->tokens; t++) attend_scores(dtype, a, q, queries, t, 1);
+    UNROLLED (n, queries) attend_weights(a, q + n);
+    for (; i + count <= a->head_dim; i += count) attend_values(dtype, a, q, queries, i, count);
+    for (; i + SUMS <= a->head_dim; i += SUMS) attend_values(dtype, a, q, queries, i, SUMS);
+    for (; i < a->head_dim; i++) attend_values(dtype, a, q, queries, i, 1);
+}
+
+ALWAYS_INLINE void attend_all(const enum dtype dtype, const struct attend *a) {
+    int64_t q = 0;
+    for (; q + QUERIES_AT_ONCE <= a->queries; q += QUERIES_AT_ONCE)
+        attend_queries(dtype, a, q, QUERIES_AT_ONCE);
+    for (; q + 2 <= a->queries; q += 2) attend_queries(dtype, a, q, 2);
+    for (; q < a->queries; q++) attend_queries(dtype, a, q, 1);
 }
 
 /* `dtype` is that of keys and values. Each branch passes a constant, so the inner loops do not test it. */
 ALWAYS_INLINE void attend(enum dtype dtype, const struct attend *a) {
     if (dtype == BF16)
-        attend_rows(BF16, a);
+        attend_all(BF16, a);
     else
-        attend_rows(F32, a);
+        attend_all(F32, a);
 }
 
 #endif
