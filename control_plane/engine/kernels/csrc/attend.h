@@ -66,27 +66,55 @@ ALWAYS_INLINE void rotate(enum dtype dtype, int64_t heads, int64_t size, const v
             rotate_head(F32, size, x, start + h * size, cosine, sine, angles, out + h * size);
 }
 
+/* SUMS floats, which the compiler keeps in as many registers as the instruction set needs for them. */
+typedef float attend_vector __attribute__((vector_size(4 * SUMS)));
+
+/* `count` values from value i on, up to SUMS, with zeros behind them. */
+ALWAYS_INLINE void attend_load(const enum dtype dtype, const void *values, int64_t i, int64_t count,
+                               attend_vector *out) {
+    typedef uint16_t halves __attribute__((vector_size(2 * SUMS)));
+    typedef uint32_t words __attribute__((vector_size(4 * SUMS)));
+    halves bits = {0};
+    *out = (attend_vector){0};
+    if (dtype == F32) {
+        memcpy(out, (const float *)values + i, (size_t)count * sizeof(float));
+        return;
+    }
+    memcpy(&bits, (const uint16_t *)values + i, (size_t)count * sizeof(uint16_t));
+    const words wide = __builtin_convertvector(bits, words) << 16;
+    memcpy(out, &wide, sizeof *out);
+}
+
+ALWAYS_INLINE float attend_added_up(const attend_vector *sums) {
+    float values[SUMS];
+    memcpy(values, sums, sizeof values);
+    return added_up(values);
+}
+
+/* Adds the products of values [i, i + count) to the sums [queries][tokens]. */
+ALWAYS_INLINE void attend_multiply(const enum dtype dtype, const struct attend *a, int64_t q,
+                                   const int queries, int64_t t, const int tokens, int64_t i, int64_t count,
+                                   attend_vector *sums) {
+    attend_vector query[QUERIES_AT_ONCE];
+    UNROLLED (n, queries) attend_load(F32, a->query[q + n], i, count, &query[n]);
+    UNROLLED (k, tokens) {
+        attend_vector key;
+        attend_load(dtype, a->keys, (t + k) * a->head_dim + i, count, &key);
+        UNROLLED (n, queries) sums[n * tokens + k] += query[n] * key;
+    }
+}
+
 /* Scores of `queries` x `tokens`, from those of query `q` and token `t` on. Each is added up in the same
  * order, whatever the numbers. */
 ALWAYS_INLINE void attend_scores(const enum dtype dtype, const struct attend *a, int64_t q, const int queries,
                                  int64_t t, const int tokens) {
-    float sums[SUMS_AT_ONCE][SUMS] = {0};
-    const int64_t size = a->head_dim;
+    attend_vector sums[SUMS_AT_ONCE] = {0};
     int64_t i = 0;
-    for (; i + SUMS <= size; i += SUMS)
-        UNROLLED (k, tokens) {
-            float key[SUMS];
-            for (int j = 0; j < SUMS; j++) key[j] = stored_value(dtype, a->keys, (t + k) * size + i + j);
-            UNROLLED (n, queries)
-                for (int j = 0; j < SUMS; j++) sums[n * tokens + k][j] += a->query[q + n][i + j] * key[j];
-        }
-    for (; i < size; i++)
-        UNROLLED (k, tokens)
-            UNROLLED (n, queries)
-                sums[n * tokens + k][0] +=
-                    a->query[q + n][i] * stored_value(dtype, a->keys, (t + k) * size + i);
+    for (; i + SUMS <= a->head_dim; i += SUMS)
+        attend_multiply(dtype, a, q, queries, t, tokens, i, SUMS, sums);
+    if (i < a->head_dim) attend_multiply(dtype, a, q, queries, t, tokens, i, a->head_dim - i, sums);
     UNROLLED (n, queries)
-        UNROLLED (k, tokens) a->scores[(q + n) * a->tokens + t + k] = added_up(sums[n * tokens + k]);
+        UNROLLED (k, tokens) a->scores[(q + n) * a->tokens + t + k] = attend_added_up(&sums[n * tokens + k]);
 }
 
 ALWAYS_INLINE void attend_softmax(float *scores, int64_t count) {
@@ -110,34 +138,34 @@ ALWAYS_INLINE void attend_weights(const struct attend *a, int64_t q) {
     memset(scores + end, 0, (size_t)(a->tokens - end) * sizeof *scores);
 }
 
-/* `count` weighted values of `queries` queries, from value i on. */
+/* `count` weighted values of `queries` queries, from value i on: up to `vectors` x SUMS. */
 ALWAYS_INLINE void attend_values(const enum dtype dtype, const struct attend *a, int64_t q, const int queries,
-                                 int64_t i, const int count) {
-    float sums[SUMS_AT_ONCE * SUMS] = {0};
+                                 int64_t i, const int vectors, int64_t count) {
+    attend_vector sums[SUMS_AT_ONCE] = {0};
     const float *weights = a->scores + q * a->tokens;
-    for (int64_t t = 0; t < a->tokens; t++) {
-        float value[SUMS_AT_ONCE * SUMS];
-        for (int j = 0; j < count; j++) value[j] = stored_value(dtype, a->values, t * a->head_dim + i + j);
-        UNROLLED (n, queries) {
-            const float weight = weights[n * a->tokens + t];
-            for (int j = 0; j < count; j++) sums[n * count + j] += weight * value[j];
+    for (int64_t t = 0; t < a->tokens; t++)
+        UNROLLED (v, vectors) {
+            attend_vector value;
+            const int64_t first = i + v * SUMS, part = count < SUMS ? count : SUMS;
+            attend_load(dtype, a->values, t * a->head_dim + first, part, &value);
+            UNROLLED (n, queries) sums[n * vectors + v] += weights[n * a->tokens + t] * value;
         }
-    }
     UNROLLED (n, queries)
-        memcpy(a->out + (q + n) * a->head_dim + i, sums + n * count, (size_t)count * sizeof *sums);
+        memcpy(a->out + (q + n) * a->head_dim + i, &sums[n * vectors], (size_t)count * sizeof(float));
 }
 
 /* The scores, the weights and the weighted values of `queries` queries. */
 ALWAYS_INLINE void attend_queries(const enum dtype dtype, const struct attend *a, int64_t q,
                                   const int queries) {
-    const int tokens = SUMS_AT_ONCE / queries, count = tokens * SUMS;
+    const int share = SUMS_AT_ONCE / queries; /* tokens, or vectors of values */
     int64_t t = 0, i = 0;
-    for (; t + tokens <= a->tokens; t += tokens) attend_scores(dtype, a, q, queries, t, tokens);
+    for (; t + share <= a->tokens; t += share) attend_scores(dtype, a, q, queries, t, share);
     for (; t < a->tokens; t++) attend_scores(dtype, a, q, queries, t, 1);
     UNROLLED (n, queries) attend_weights(a, q + n);
-    for (; i + count <= a->head_dim; i += count) attend_values(dtype, a, q, queries, i, count);
-    for (; i + SUMS <= a->head_dim; i += SUMS) attend_values(dtype, a, q, queries, i, SUMS);
-    for (; i < a->head_dim; i++) attend_values(dtype, a, q, queries, i, 1);
+    for (; i + share * SUMS <= a->head_dim; i += share * SUMS)
+        attend_values(dtype, a, q, queries, i, share, share * SUMS);
+    for (; i + SUMS <= a->head_dim; i += SUMS) attend_values(dtype, a, q, queries, i, 1, SUMS);
+    if (i < a->head_dim) attend_values(dtype, a, q, queries, i, 1, a->head_dim - i);
 }
 
 ALWAYS_INLINE void attend_all(const enum dtype dtype, const struct attend *a) {
