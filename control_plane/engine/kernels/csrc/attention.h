@@ -44,7 +44,7 @@ struct attention_arguments {
 struct attention_member {
     struct attention *attention;
     float *query, *out; /* [heads that share keys][head_dim] */
-    float *scores;      /* [heads that share keys][longest] */
+    float *scores;      /* [ATTEND_QUERIES][longest] */
 };
 
 struct attention {
@@ -102,17 +102,21 @@ static void attention_item(void *member, int64_t item) {
     a->isa->rotate(c->dtype, shared, c->head_dim, a->query, start, a->cosine, a->sine, row * c->head_dim,
                    m->query);
     for (int64_t i = 0; i < values; i++) m->query[i] *= a->scaling;
-    const struct attend work = {
-        .heads = shared,
+    struct attend work = {
         .head_dim = c->head_dim,
-        .tokens = tokens,
-        .query = m->query,
         .keys = kv_place(c, a->lanes[row], a->layer, KEYS, head, first),
         .values = kv_place(c, a->lanes[row], a->layer, VALUES, head, first),
+        .tokens = tokens,
         .scores = m->scores,
         .out = m->out,
     };
-    a->isa->attend(c->dtype, &work);
+    for (int64_t h = 0; h < shared; h++) {
+        attend_to(&work, m->query + h * c->head_dim, 0, tokens);
+        if (work.queries < ATTEND_QUERIES && h + 1 < shared) continue;
+        a->isa->attend(c->dtype, &work);
+        work.out += work.queries * c->head_dim;
+        work.queries = 0;
+    }
     write_values(a->out, c->dtype, (number * a->heads + head * shared) * c->head_dim, m->out, values);
 }
 
@@ -136,7 +140,7 @@ static int attention_member_alloc(struct attention_member *m, struct attention *
     m->attention = t;
     m->query = malloc((size_t)(shared * head_dim) * sizeof *m->query);
     m->out = malloc((size_t)(shared * head_dim) * sizeof *m->out);
-    m->scores = malloc((size_t)(shared * longest) * sizeof *m->scores);
+    m->scores = malloc((size_t)(ATTEND_QUERIES * longest) * sizeof *m->scores);
     return m->query && m->out && m->scores ? 0 : -1;
 }
 

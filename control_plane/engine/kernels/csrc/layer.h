@@ -61,11 +61,16 @@ struct layer_arguments {
     int threads;
 };
 
+/* Rows of one sequence that follow each other, and attend together. */
+struct row_block {
+    int64_t first, rows;
+};
+
 struct layer_member {
     struct layer_call *call;
     struct encoder encoder;
-    float *row;    /* a row of keys */
-    float *scores; /* attention's, of the heads that share keys */
+    float *row;    /* a row's keys, or the output of ATTEND_QUERIES */
+    float *scores; /* attention's: [ATTEND_QUERIES][tokens that a block sees] */
     struct candidate *candidates;
 };
 
@@ -74,6 +79,8 @@ enum { ENCODED, PROJECTED, STORED, ATTENDED, GATHERED, ADDED, NORMED, SCORED, CH
 struct layer_call {
     struct layer_arguments args;
     struct routing routing;
+    struct row_block *block; /* [blocks] */
+    int64_t blocks;
     struct operand operands[LAYER_OPERANDS];
     char *projected[VALUE + 1]; /* queries, keys and values [rows][outputs], in the program's dtype */
     float *query;               /* [rows][heads][head_dim]: rotated and scaled */
@@ -195,27 +202,42 @@ static void layer_store(void *member, int64_t row) {
     kv_put(&a->cache, a->lanes[row], a->layer, a->positions[row], m->row, values);
 }
 
-/* Items number the heads of keys of all rows. */
-static void layer_attend(void *member, int64_t item) {
-    struct layer_member *m = member;
+/* Heads [head, head + heads) of the rows of a block, which share the keys of head `from`. */
+static void layer_attend_heads(struct layer_member *m, const struct row_block *block, int64_t from,
+                               int64_t head, int64_t heads) {
     const struct layer_call *c = m->call;
     const struct layer_arguments *a = &c->args;
     const struct layer_program *p = &a->program;
-    const int64_t row = item / p->kv_heads, head = item % p->kv_heads, shared = p->heads / p->kv_heads;
-    const int64_t start = (row * p->heads + head * shared) * p->head_dim;
-    const int64_t tokens = kv_seen(a->positions[row], p->window), first = a->positions[row] + 1 - tokens;
-    const struct attend work = {
-        .heads = shared,
-        .head_dim = p->head_dim,
-        .tokens = tokens,
-        .query = c->query + start,
-        .keys = kv_place(&a->cache, a->lanes[row], a->layer, KEYS, head, first),
-        .values = kv_place(&a->cache, a->lanes[row], a->layer, VALUES, head, first),
+    const int64_t lane = a->lanes[block->first], position = a->positions[block->first];
+    const int64_t first = position + 1 - kv_seen(position, p->window), size = p->head_dim;
+    struct attend work = {
+        .head_dim = size,
+        .keys = kv_place(&a->cache, lane, a->layer, KEYS, from, first),
+        .values = kv_place(&a->cache, lane, a->layer, VALUES, from, first),
+        .tokens = position + block->rows - first,
         .scores = m->scores,
         .out = m->row,
     };
+    for (int64_t r = 0; r < block->rows; r++) {
+        const int64_t seen = kv_seen(position + r, p->window), begin = position + r + 1 - seen - first;
+        const float *query = c->query + ((block->first + r) * p->heads + head) * size;
+        for (int64_t h = 0; h < heads; h++) attend_to(&work, query + h * size, begin, seen);
+    }
     p->dense->attend(p->dtype, &work);
-    write_values(c->attended, p->dtype, start, m->row, shared * p->head_dim);
+    for (int64_t r = 0; r < block->rows; r++)
+        write_values(c->attended, p->dtype, ((block->first + r) * p->heads + head) * size,
+                     m->row + r * heads * size, heads * size);
+}
+
+/* Items number the heads of keys of all blocks. */
+static void layer_attend(void *member, int64_t item) {
+    struct layer_member *m = member;
+    const struct layer_call *c = m->call;
+    const struct layer_program *p = &c->args.program;
+    const struct row_block *block = &c->block[item / p->kv_heads];
+    const int64_t from = item % p->kv_heads, shared = p->heads / p->kv_heads, end = (from + 1) * shared;
+    for (int64_t head = from * shared; head < end; head += ATTEND_QUERIES)
+        layer_attend_heads(m, block, from, head, end - head < ATTEND_QUERIES ? end - head : ATTEND_QUERIES);
 }
 
 static void layer_encode_attended(void *member, int64_t panel) {
@@ -278,6 +300,7 @@ static void layer_free(struct layer_call *c) {
     for (int i = 0; i < LAYER_OPERANDS; i++) operand_free(&c->operands[i]);
     for (int i = QUERY; i <= VALUE; i++) free(c->projected[i]);
     routing_free(&c->routing);
+    free(c->block);
     free(c->query);
     free(c->attended);
     free(c->scores);
@@ -297,7 +320,7 @@ static void layer_work(void *member) {
         [ENCODED] = {panels, layer_encode_input},
         [PROJECTED] = {tiles, layer_project},
         [STORED] = {rows, layer_store},
-        [ATTENDED] = {rows * p->kv_heads, layer_attend},
+        [ATTENDED] = {c->blocks * p->kv_heads, layer_attend},
         [GATHERED] = {panels, layer_encode_attended},
         [ADDED] = {p->matrix[OUTPUT].matrix.tiles, layer_add},
         [NORMED] = {panels, layer_encode_routed},
@@ -316,8 +339,8 @@ static void *floats(int64_t count) { return malloc((size_t)(count + 1) * sizeof(
 static int layer_member_alloc(struct layer_member *m, struct layer_call *c, int64_t longest) {
     const struct layer_program *p = &c->args.program;
     m->call = c;
-    m->row = floats(p->heads * p->head_dim);
-    m->scores = floats(p->heads / p->kv_heads * longest);
+    m->row = floats((p->kv_heads > ATTEND_QUERIES ? p->kv_heads : ATTEND_QUERIES) * p->head_dim);
+    m->scores = floats(ATTEND_QUERIES * (longest + ATTEND_QUERIES));
     m->candidates = malloc((size_t)(p->router.experts + 1) * sizeof *m->candidates);
     const int64_t values = p->heads * p->head_dim,
                   longest_row = values > p->hidden_size ? values : p->hidden_size;
@@ -337,10 +360,26 @@ static int layer_alloc(struct layer_call *c) {
         c->projected[i] = floats(rows * p->matrix[i].outputs);
         failed = !c->projected[i];
     }
+    c->block = malloc((size_t)(rows + 1) * sizeof *c->block);
     c->query = floats(rows * p->heads * p->head_dim);
     c->attended = floats(rows * p->heads * p->head_dim);
     c->scores = floats(rows * p->router.experts);
-    return failed || !c->query || !c->attended || !c->scores ? -1 : 0;
+    return failed || !c->block || !c->query || !c->attended || !c->scores ? -1 : 0;
+}
+
+/* Cuts the rows into blocks, each of which has up to ATTEND_QUERIES queries that share a head of keys. */
+static void layer_cut(struct layer_call *c) {
+    const struct layer_arguments *a = &c->args;
+    const int64_t shared = a->program.heads / a->program.kv_heads;
+    const int64_t most = shared < ATTEND_QUERIES ? ATTEND_QUERIES / shared : 1;
+    for (int64_t row = 0; row < a->rows; row++) {
+        struct row_block *last = c->blocks ? &c->block[c->blocks - 1] : NULL;
+        if (last && last->rows < most && a->lanes[row] == a->lanes[row - 1] &&
+            a->positions[row] == a->positions[row - 1] + 1)
+            last->rows++;
+        else
+            c->block[c->blocks++] = (struct row_block){row, 1};
+    }
 }
 
 /* The bytes that rows read, each as often as it is read. */
@@ -369,6 +408,7 @@ static int layer_begin(const struct layer_arguments *args) {
         layer_free(c);
         return -1;
     }
+    layer_cut(c);
     team_start(&c->team, c->threads - 1, layer_work, c->members + 1, sizeof *c->members);
     layer_work(c->members);
     return 0;
