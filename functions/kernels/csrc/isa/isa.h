@@ -25,11 +25,12 @@
 #if defined(__x86_64__)
 #include "avx2.h"
 #include "avx512.h"
+#include "avx_vnni.h"
 #endif
 
 /* DO(NAME) for each instruction set, fastest first. */
 #if defined(__x86_64__)
-#define FOR_EACH_ISA(DO) DO(avx512) DO(avx2) DO(c)
+#define FOR_EACH_ISA(DO) DO(avx512) DO(avx_vnni) DO(avx2) DO(c)
 #else
 #define FOR_EACH_ISA(DO) DO(c)
 #endif
