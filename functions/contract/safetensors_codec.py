@@ -65,7 +65,7 @@ def layout_of(tensors: Mapping[str, NDArray[Any]]) -> Layout:
 
 
 def header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
-    """All of a message that precedes its tensors, and the order in which these follow, as indices of `layout`.
+    """All of a message that precedes its tensors, and the order in which these follow: indices of `layout`.
 
     The widest type is first, as safetensors itself has it, so that every tensor is aligned to its type.
     """
