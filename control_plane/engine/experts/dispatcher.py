@@ -1,6 +1,6 @@
 """Sends the rows of one MoE layer to the functions that hold their experts, and adds up the results."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,10 @@ class Dispatcher:
         for number, block in enumerate(manifest.blocks):
             for layer, experts in block.experts.items():
                 self._owner[layer][list(experts)] = number
+        self._sole = {
+            layer: int(owner[0]) for layer, owner in self._owner.items() if (owner == owner[0]).all()
+        }
+        """The function of each layer that has only one."""
 
     def begin(
         self, layer: int, hidden_states: NDArray[Any], index: NDArray[Any], weights: NDArray[np.float32]
@@ -117,7 +121,7 @@ class Dispatcher:
             np.ascontiguousarray(index, np.int16),
             np.ascontiguousarray(weights, np.float32),
         )
-        groups = group_rows(self._owner[layer], batch)
+        groups = self._groups(layer, batch)
         invocations = dict(self._invocation(layer, group, hints) for group in groups)
         pending = self._invoker.begin(invocations)
         lap(StepPart.SEND)
@@ -126,6 +130,12 @@ class Dispatcher:
             lap(StepPart.PREFETCH)
         rows = dict(zip(invocations, (group.rows for group in groups), strict=True))
         return PendingExperts(rows, batch.hidden_states, pending, prefetcher, self._stopwatch)
+
+    def _groups(self, layer: int, batch: Batch) -> Sequence[RowGroup]:
+        if layer not in self._sole or not batch.index.size:
+            return group_rows(self._owner[layer], batch)
+        # One function has all experts of the layer, and so all rows.
+        return [RowGroup(self._sole[layer], None, batch.hidden_states, batch.index, batch.weights)]
 
     def _invocation(
         self, layer: int, group: RowGroup, hints: Mapping[str, Prefetch]

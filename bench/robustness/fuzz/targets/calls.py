@@ -109,9 +109,10 @@ def _group(arguments: Arguments) -> None:
     choice = arguments.choice
     rows, top_k, experts, size = choice((0, 1, 2, 9)), choice((0, 1, 3)), choice((0, 1, 5)), choice((1, 8))
     places = rows * top_k
-    sizes = [_size(arguments, size) for size in (rows, top_k, 2 * size)]
     _row_groups.group(
-        *sizes,
+        _size(arguments, rows),
+        _size(arguments, top_k),
+        _size(arguments, 2 * size),
         arguments.indices((experts,), np.int32, 3),
         arguments.indices((rows, top_k), np.int16, experts),
         arguments.array((rows, top_k), np.float32),
