@@ -119,6 +119,8 @@ class _Compared:
         for response in responses:
             if response.status != 200:
                 raise Misbehaviour(f"C answers a call that Python refuses with {response.status}")
+            assert response.after is not None
+            response.after()
         return [InvocationResult.decode(b"".join(response.body)) for response in responses]
 
 
@@ -127,7 +129,7 @@ def _end_of(data: bytes, count: int) -> int:
     end = 0
     for _ in range(count):
         body = data.index(b"\r\n\r\n", end) + 4
-        lengths = re.findall(rb"\r\n[Cc]ontent-[Ll]ength: *(\d+)\r\n", data[end:body])
+        lengths = re.findall(rb"\r\ncontent-length: *(\d+)\r\n", data[end:body].lower())
         if len(lengths) != 1:
             raise Misbehaviour(f"C answers a call with the lengths {lengths}")
         end = body + int(lengths[0])
