@@ -16,6 +16,7 @@ from functions.host.memory import memory_sizes
 READY_SECONDS = 30.0
 ANSWER_SECONDS = 10.0
 END_SECONDS = 5.0
+_TRIES = 2
 RETRY_SECONDS = 60.0
 """For so long after a server could not be started, none is tried."""
 _OWN_ENVIRONMENT = {
@@ -119,9 +120,9 @@ class ForkServer:
     async def fork(
         self, title: str, environment: Mapping[str, str], listener: socket.socket
     ) -> ForkedProcess | None:
-        """Start a process, which inherits `listener`; None if the server's code is not today's.
+        """Start a process, which inherits `listener`; None if the server has ended, or has old code.
 
-        Raises ForkServerError, and OSError if the system has no room for a process.
+        Raises ForkServerError for an environment that is too large, OSError if the system has no room.
         """
         forking = asyncio.create_task(self._fork(title, environment, listener))
         try:
@@ -167,11 +168,12 @@ class ForkServer:
         request = {"run": {"title": title, "environment": dict(environment)}}
         their_stdin, stdin = os.pipe()
         stdout, their_stdout = os.pipe()
+        answer = {}
         try:
             answer = await self._ask(request, [their_stdin, their_stdout, listener.fileno()])
-        except BaseException:
-            answer = {}
-            raise
+        except ForkServerError:
+            if self.alive:
+                raise
         finally:
             os.close(their_stdin)
             os.close(their_stdout)
@@ -180,7 +182,7 @@ class ForkServer:
                 os.close(stdout)
         if "error" in answer:
             raise OSError(answer["error"])
-        if "outdated" in answer:
+        if "pid" not in answer:
             return None
         self._running += 1
         return ForkedProcess(answer["pid"], self, stdin, await _reader(stdout))
@@ -193,6 +195,7 @@ class ForkServer:
             try:
                 socket.send_fds(self._channel, [message], files)
             except OSError as error:
+                self._give_up()
                 raise ForkServerError(f"the functions' fork server has ended: {error}") from error
             return await self._receive(ANSWER_SECONDS)
 
@@ -209,10 +212,13 @@ class ForkServer:
             problem = f"has not answered for {seconds:g} s"
         except (OSError, ValueError) as error:
             problem = f"has failed: {error}"
+        self._give_up()
+        raise ForkServerError(f"the functions' fork server {problem}")
+
+    def _give_up(self) -> None:
         self._channel.close()
         with suppress(ProcessLookupError):
             self._process.kill()
-        raise ForkServerError(f"the functions' fork server {problem}")
 
 
 class ForkServers:
@@ -239,16 +245,13 @@ class ForkServers:
 
         Raises ForkServerError, and OSError if the system has no room for a process.
         """
-        async with self._one_start:
-            server = await self._server(own)
-        process = await server.fork(title, environment, listener)
-        if process is None:
+        server = None
+        for _ in range(_TRIES):
             async with self._one_start:
                 server = await self._server(own, instead_of=server)
-            process = await server.fork(title, environment, listener)
-        if process is None:
-            raise ForkServerError("the functions' code has changed again")
-        return process
+            if process := await server.fork(title, environment, listener):
+                return process
+        raise ForkServerError(f"{_TRIES} fork servers in a row have ended, or have old code")
 
     async def close(self) -> None:
         """End all servers, and the processes that still run."""
