@@ -83,7 +83,7 @@ static void gate_up_tile(void *member, int64_t item) {
     const struct matrix *matrix = &f->args.shape.gate_up;
     const struct routed_expert *expert = &f->routing.expert[item / matrix->tiles];
     const int64_t tile = item % matrix->tiles;
-    float product[ROWS_AT_ONCE * TILE_ROWS];
+    _Alignas(64) float product[ROWS_AT_ONCE * TILE_ROWS];
     for (int64_t i = 0, panels; i < expert->panels; i += panels) {
         const struct panel_routes *routes = &f->routing.panel[expert->first_panel + i];
         panels = panels_at_once(isa, expert, i);
@@ -118,7 +118,7 @@ static void down_tile(void *member, int64_t tile) {
     struct ffn_member *m = member;
     const struct ffn *f = m->ffn;
     const struct isa *isa = f->args.isa;
-    float product[ROWS_AT_ONCE * TILE_ROWS];
+    _Alignas(64) float product[ROWS_AT_ONCE * TILE_ROWS];
     begin_tile(&f->args, tile, m->sums);
     for (int64_t e = 0; e < f->routing.experts; e++) {
         const struct routed_expert *expert = &f->routing.expert[e];

@@ -10,6 +10,8 @@
 /* A loop over a constant count. Fully unrolled, its index is a constant in every copy of the body, so arrays
  * of vectors that it indexes become registers. */
 #define UNROLLED(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); i++)
+/* A loop that stays a loop. Unrolled, GCC would load many activations early, and spill them. */
+#define ROLLED(i, count) _Pragma("GCC unroll 1") for (int i = 0; i < (count); i++)
 
 #define TILE_ROWS 32
 #define HALF_TILE (TILE_ROWS / 2)

@@ -83,7 +83,7 @@ static void linear_tile(void *member, int64_t tile) {
     const struct linear_layer *layer = a->layer;
     for (; tile >= layer->matrix.tiles; layer++) tile -= layer->matrix.tiles;
     const struct routed_expert weights = {layer->weights, 0, l->routing.panels};
-    float product[ROWS_AT_ONCE * TILE_ROWS];
+    _Alignas(64) float product[ROWS_AT_ONCE * TILE_ROWS];
     for (int64_t p = 0, panels; p < l->routing.panels; p += panels) {
         const struct panel_routes *routes = &l->routing.panel[p];
         panels = panels_at_once(a->isa, &weights, p);

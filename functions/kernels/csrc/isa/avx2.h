@@ -109,22 +109,28 @@ AVX2_INLINE __m256 avx2_scales(const enum dtype dtype, const uint8_t *scales, co
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
-/* product += the integer sums of a group, for 8 of the tile's rows, times its scales. */
-AVX2_INLINE void avx2_add_group(const int rows, const enum dtype dtype, const struct panel *x, int64_t group,
-                                const uint8_t *codes, const uint8_t *factors, const int part,
-                                const __m256i *dot, float *product) {
+/* How many vectors of a tile are multiplied together: as many as have their integer sums in registers. */
+AVX2_INLINE int avx2_parts(const int rows) { return rows <= 2 ? 4 : rows <= 4 ? 2 : 1; }
+
+/* product += the integer sums of a group times its scales, for 8 of the tile's rows. */
+AVX2_INLINE void avx2_add_part(const int rows, const enum dtype dtype, const struct panel *x, int64_t group,
+                               const uint8_t *codes, const uint8_t *factors, const int part,
+                               __m256i dot[][AVX2_PARTS], const int place, float *product) {
     const uint8_t *scales = codes + group_bytes(dtype) - 2 * TILE_ROWS;
     const __m256 scale = avx2_scales(dtype, scales, factors, part);
-    const __m256 minimum = dtype == INT4_MIN ? _mm256_mul_ps(avx2_halves(factors + 2 * TILE_ROWS + 16 * part),
-                                                             avx2_bytes(scales + TILE_ROWS + 8 * part))
-                                             : _mm256_setzero_ps();
     UNROLLED (r, rows) {
-        float *place = product + r * TILE_ROWS + 8 * part;
+        float *out = product + r * TILE_ROWS + 8 * part;
         const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(x->scales[group * rows + r]));
-        __m256 sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), both, _mm256_loadu_ps(place));
-        if (dtype == INT4_MIN)
-            sum = _mm256_fnmadd_ps(minimum, _mm256_set1_ps(x->sums[group * rows + r]), sum);
-        _mm256_storeu_ps(place, sum);
+        const __m256 sum = _mm256_loadu_ps(out);
+        _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r][place]), both, sum));
+    }
+    if (dtype != INT4_MIN) return;
+    const __m256 minimum = _mm256_mul_ps(avx2_halves(factors + 2 * TILE_ROWS + 16 * part),
+                                         avx2_bytes(scales + TILE_ROWS + 8 * part));
+    UNROLLED (r, rows) {
+        float *out = product + r * TILE_ROWS + 8 * part;
+        const __m256 activations = _mm256_set1_ps(x->sums[group * rows + r]);
+        _mm256_storeu_ps(out, _mm256_fnmadd_ps(minimum, activations, _mm256_loadu_ps(out)));
     }
 }
 
@@ -132,61 +138,96 @@ AVX2_INLINE void avx2_add_group(const int rows, const enum dtype dtype, const st
 
 /* The integer sums of a group for codes below 25. All 8 products of codes below 16 and an int8 fit 16 bits
  * together; of larger codes, 4 do. */
-AVX2_INLINE void avx2_dot_small(const int rows, const enum dtype dtype, const struct panel *x, int64_t group,
-                                const uint8_t *codes, __m256i *dot) {
+AVX2_INLINE void avx2_dot_small(const int rows, const int parts, const enum dtype dtype,
+                                const struct panel *x, int64_t group, const uint8_t *codes,
+                                __m256i dot[][AVX2_PARTS]) {
     const uint32_t *values = x->values + group * GROUP_STEPS * rows;
-    const int together = dtype == MXFP4 ? GROUP_STEPS / 2 : GROUP_STEPS;
-    UNROLLED (r, rows) dot[r] = _mm256_set1_epi32(x->corrections[group * rows + r]);
-    for (int first = 0; first < GROUP_STEPS; first += together) {
-        __m256i sum[avx2_MAX_ROWS];
-        UNROLLED (r, rows) sum[r] = _mm256_setzero_si256();
-        UNROLLED (s, together) {
-            const __m256i w = avx2_codes(dtype, 0, codes, first + s);
-            UNROLLED (r, rows) {
-                const __m256i v = _mm256_set1_epi32((int)values[(first + s) * rows + r]);
-                sum[r] = _mm256_add_epi16(sum[r], _mm256_maddubs_epi16(w, v));
+    const int times = dtype == MXFP4 ? 2 : 1, pairs = PAIR_STEPS / times;
+    UNROLLED (r, rows)
+        UNROLLED (p, parts)
+            dot[r][p] = dtype == INT4_MIN ? _mm256_setzero_si256()
+                                          : _mm256_set1_epi32(x->corrections[group * rows + r]);
+    ROLLED(time, times) {
+        __m256i sum[avx2_MAX_ROWS][AVX2_PARTS];
+        UNROLLED (r, rows)
+            UNROLLED (p, parts) sum[r][p] = _mm256_setzero_si256();
+        ROLLED(pair, pairs) {
+            UNROLLED (s, 2) {
+                UNROLLED (p, parts) {
+                    const __m256i w = avx2_codes(dtype, 0, codes + 32 * p, s);
+                    UNROLLED (r, rows) {
+                        const __m256i v = _mm256_set1_epi32((int)values[s * rows + r]);
+                        sum[r][p] = _mm256_add_epi16(sum[r][p], _mm256_maddubs_epi16(w, v));
+                    }
+                }
             }
+            codes += STEP_BYTES;
+            values += 2 * rows;
         }
-        UNROLLED (r, rows) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(sum[r], _mm256_set1_epi16(1)));
+        UNROLLED (r, rows)
+            UNROLLED (p, parts) {
+                const __m256i wide = _mm256_madd_epi16(sum[r][p], _mm256_set1_epi16(1));
+                dot[r][p] = _mm256_add_epi32(dot[r][p], wide);
+            }
     }
 }
 
 /* The integer sums of a group for codes of 8 bits. A pair of products fits 16 bits if both factors have a
  * sign, so the sign of a weight goes to the activation. */
-AVX2_INLINE void avx2_dot_signed(const int rows, const enum dtype dtype, const struct panel *x, int64_t group,
-                                 const uint8_t *codes, __m256i *dot) {
+AVX2_INLINE void avx2_dot_signed(const int rows, const int parts, const enum dtype dtype,
+                                 const struct panel *x, int64_t group, const uint8_t *codes,
+                                 __m256i dot[][AVX2_PARTS]) {
     const uint32_t *values = x->values + group * GROUP_STEPS * rows;
-    UNROLLED (r, rows) dot[r] = _mm256_setzero_si256();
-    UNROLLED (s, GROUP_STEPS) {
-        const __m256i w = avx2_codes(dtype, 1, codes, s), magnitude = _mm256_abs_epi8(w);
-        UNROLLED (r, rows) {
-            const __m256i v = _mm256_sign_epi8(_mm256_set1_epi32((int)values[s * rows + r]), w);
-            const __m256i pairs = _mm256_maddubs_epi16(magnitude, v);
-            dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    const int pair_bytes = (dtype == INT8 ? 2 : 1) * STEP_BYTES;
+    UNROLLED (r, rows)
+        UNROLLED (p, parts) dot[r][p] = _mm256_setzero_si256();
+    ROLLED(pair, PAIR_STEPS) {
+        UNROLLED (s, 2) {
+            UNROLLED (p, parts) {
+                const __m256i w = avx2_codes(dtype, 1, codes + 32 * p, s), magnitude = _mm256_abs_epi8(w);
+                UNROLLED (r, rows) {
+                    const __m256i v = _mm256_set1_epi32((int)values[s * rows + r]);
+                    const __m256i products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(v, w));
+                    const __m256i wide = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
+                    dot[r][p] = _mm256_add_epi32(dot[r][p], wide);
+                }
+            }
         }
+        codes += pair_bytes;
+        values += 2 * rows;
     }
 }
+
+AVX2_INLINE void avx2_dot(const int rows, const int parts, const enum dtype dtype, const struct panel *x,
+                          int64_t group, const uint8_t *codes, __m256i dot[][AVX2_PARTS]) {
+    if (dtype == INT8 || dtype == INT4_NL)
+        avx2_dot_signed(rows, parts, dtype, x, group, codes, dot);
+    else
+        avx2_dot_small(rows, parts, dtype, x, group, codes, dot);
+}
+
+/* For every group of a tile, DOT computes the integer sums. A macro, since a function for AVX2 may not call
+ * one for more than AVX2. */
+#define AVX2_FOR_GROUPS(DOT, rows, dtype, x, weights, steps, product)                                   \
+    const int parts = avx2_parts(rows);                                                                 \
+    const uint8_t *factors = weights;                                                                   \
+    for (int64_t g = 0; g < steps / GROUP_STEPS; g++, weights += group_bytes(dtype)) {                  \
+        if (dtype == INT4_MIN && g % SUPER_GROUP == 0) {                                                \
+            factors = weights;                                                                          \
+            weights += 4 * TILE_ROWS;                                                                   \
+        }                                                                                               \
+        panel_prefetch(x, g);                                                                           \
+        ROLLED(first, AVX2_PARTS / parts) {                                                             \
+            __m256i dot[avx2_MAX_ROWS][AVX2_PARTS];                                                     \
+            DOT(rows, parts, dtype, x, g, weights + 32 * first * parts, dot);                           \
+            UNROLLED (p, parts)                                                                         \
+                avx2_add_part(rows, dtype, x, g, weights, factors, first * parts + p, dot, p, product); \
+        }                                                                                               \
+    }
 
 AVX2_INLINE void avx2_quantised_rows(const int rows, const enum dtype dtype, const struct panel *x,
-                                     const uint8_t *weights, int64_t steps, float *product) {
-    const uint8_t *factors = weights;
-    for (int64_t g = 0; g < steps / GROUP_STEPS; g++, weights += group_bytes(dtype)) {
-        if (dtype == INT4_MIN && g % SUPER_GROUP == 0) {
-            factors = weights;
-            weights += 4 * TILE_ROWS;
-        }
-        panel_prefetch(x, g);
-        for (int part = 0; part < AVX2_PARTS; part++) {
-            __m256i dot[avx2_MAX_ROWS];
-            if (dtype == INT8 || dtype == INT4_NL)
-                avx2_dot_signed(rows, dtype, x, g, weights + 32 * part, dot);
-            else
-                avx2_dot_small(rows, dtype, x, g, weights + 32 * part, dot);
-            avx2_add_group(rows, dtype, x, g, weights, factors, part, dot, product);
-        }
-    }
-}
-
+                                     const uint8_t *weights, int64_t steps, float *product){
+    AVX2_FOR_GROUPS(avx2_dot, rows, dtype, x, weights, steps, product)}
 #define AVX2_PRODUCT(name, dtype, body)                                                               \
     TARGET_avx2 static void avx2_##name(const struct panel *x, const uint8_t *weights, int64_t steps, \
                                         float *product) {                                             \
@@ -194,11 +235,10 @@ AVX2_INLINE void avx2_quantised_rows(const int rows, const enum dtype dtype, con
     }
 #define AVX2_QUANTISED(name, dtype) AVX2_PRODUCT(name, dtype, avx2_quantised_rows)
 
-AVX2_PRODUCT(f32, F32, avx2_float_rows)
-AVX2_PRODUCT(bf16, BF16, avx2_float_rows)
-FOR_EACH_QUANTISED(AVX2_QUANTISED)
+AVX2_PRODUCT(f32, F32, avx2_float_rows) AVX2_PRODUCT(bf16, BF16, avx2_float_rows)
+    FOR_EACH_QUANTISED(AVX2_QUANTISED)
 
-static int avx2_runs_here(void) {
+        static int avx2_runs_here(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 

@@ -95,7 +95,7 @@ AVX512_INLINE __m512 avx512_scales(const enum dtype dtype, const uint8_t *scales
 }
 
 /* dot = the exact integer sums of a group. They begin with the correction, which takes out what makes the
- * codes unsigned. The loop stays a loop: unrolled, GCC would load many activations early, and spill them. */
+ * codes unsigned. */
 AVX512_INLINE void avx512_dot(const int rows, const enum dtype dtype, const struct panel *x, int64_t group,
                               const uint8_t *codes, __m512i dot[][2]) {
     const uint32_t *values = x->values + group * GROUP_STEPS * rows;
@@ -103,10 +103,11 @@ AVX512_INLINE void avx512_dot(const int rows, const enum dtype dtype, const stru
         const int32_t correction = dtype == INT4_MIN ? 0 : x->corrections[group * rows + r];
         dot[r][0] = dot[r][1] = _mm512_set1_epi32(correction);
     }
-    const int step_bytes = (dtype == INT8 ? 2 : 1) * STEP_BYTES; /* of two steps */
-    _Pragma("GCC unroll 1") for (int pair = 0; pair < PAIR_STEPS; pair++, codes += step_bytes) {
+    const int step_bytes = (dtype == INT8 ? 2 : 1) * STEP_BYTES; /* of a pair of steps */
+    ROLLED(pair, PAIR_STEPS) {
+        const uint8_t *both = codes + pair * step_bytes;
         UNROLLED (s, 2) {
-            const __m512i w0 = avx512_codes(dtype, codes, s), w1 = avx512_codes(dtype, codes + 64, s);
+            const __m512i w0 = avx512_codes(dtype, both, s), w1 = avx512_codes(dtype, both + 64, s);
             UNROLLED (r, rows) {
                 const __m512i v = _mm512_set1_epi32((int)*values++);
                 dot[r][0] = _mm512_dpbusd_epi32(dot[r][0], w0, v);

@@ -25,6 +25,7 @@
 #if defined(__x86_64__)
 #include "avx2.h"
 #include "avx512.h"
+#include "avx_vnni.h"
 #elif defined(__aarch64__)
 #include "neon.h"
 #include "neon_dotprod.h"
@@ -33,7 +34,7 @@
 
 /* DO(NAME) for each instruction set, fastest first. */
 #if defined(__x86_64__)
-#define FOR_EACH_ISA(DO) DO(avx512) DO(avx2) DO(c)
+#define FOR_EACH_ISA(DO) DO(avx512) DO(avx_vnni) DO(avx2) DO(c)
 #elif defined(__aarch64__)
 #define FOR_EACH_ISA(DO) DO(neon_i8mm) DO(neon_dotprod) DO(neon) DO(c)
 #else
