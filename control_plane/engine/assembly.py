@@ -12,7 +12,7 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import Prefetcher
-from control_plane.engine.kernels import load_dense_kernel
+from control_plane.engine.kernels import DenseKernel, load_dense_kernel
 from control_plane.engine.model.loader import attach_experts, load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
@@ -24,6 +24,7 @@ from control_plane.errors import ConfigError
 from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
 from control_plane.partition.checkpoint.rope import context_length
 from control_plane.partition.manifest import Manifest
+from functions.kernels.selection import KERNEL_VARIABLE
 
 SMALL_DENSE_BYTES = 256 << 20
 """A smaller dense part is slower with a second thread (measured on two cores: docs/benchmarks.md)."""
@@ -42,12 +43,14 @@ def build_runner(
 ) -> ModelRunner:
     """Load the dense model and connect its MoE layers to the functions. Takes seconds.
 
-    Raises `PartitionError`, or `ConfigError` when the KV cache cannot be allocated.
+    Raises `PartitionError`, or `ConfigError` when the KV cache cannot be allocated, or this machine does not
+    run the kernel that the environment names.
     """
+    kernel = _dense_kernel()
     bound_product_caches()
     torch.set_num_threads(config.threads or _default_threads(manifest))
     model = load_model(partition, manifest)
-    kv_cache = _kv_cache(model, config)
+    kv_cache = _kv_cache(model, config, kernel)
     interruption, stopwatch = Interruption(), Stopwatch()
     predictor = ExpertPredictor.of(model, manifest) if config.prefetch else None
     prefetcher = Prefetcher(manifest, predictor, invoker) if predictor else None
@@ -69,7 +72,14 @@ def _context_length(model: PreTrainedModel) -> int:
     return context_length(model.config.max_position_embeddings, model.config.rope_parameters)
 
 
-def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
+def _dense_kernel() -> DenseKernel:
+    try:
+        return load_dense_kernel()
+    except ValueError as error:
+        raise ConfigError(f"{KERNEL_VARIABLE}: {error}") from None
+
+
+def _kv_cache(model: PreTrainedModel, config: ServeConfig, kernel: DenseKernel) -> KVCache:
     """Raises `ConfigError` for less than a page of memory, or more addresses than the machine has."""
     shape = kv_cache_shape(model)
     num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
@@ -78,7 +88,7 @@ def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
     lanes = LANES_PER_SEQUENCE * config.max_sequences
     max_length = _context_length(model)
     try:
-        return KVCache(shape, num_pages, lanes, max_length, load_dense_kernel())
+        return KVCache(shape, num_pages, lanes, max_length, kernel)
     except (MemoryError, OSError, OverflowError, ValueError) as error:
         raise ConfigError(
             f"max_sequences: this machine has no addresses for {lanes} sequences of "
