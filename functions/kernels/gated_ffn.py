@@ -18,6 +18,7 @@ from .bfloat16 import Float32, f32_to_bf16
 from .packed_expert import ExpertShape, split_expert, split_gate_up
 from .packed_tiles import Bytes
 from .products import product
+from .selection import selected
 
 try:
     from . import _gated_ffn
@@ -140,11 +141,11 @@ def available_isas() -> tuple[str, ...]:
 
 
 def load_kernel(isa: str | None = None) -> GatedFFNKernel:
-    """The kernel of that name, or the fastest. Raises ValueError for one that this machine does not run."""
-    isas = available_isas()
-    if isa is not None and isa not in isas:
-        raise ValueError(f"no kernel {isa!r} here, only {', '.join(isas)}")
-    name = isa or isas[0]
+    """The kernel of that name, or of FAASMOE_KERNEL, or the fastest.
+
+    Raises ValueError for one that this machine does not run.
+    """
+    name = selected(available_isas(), isa)
     return NumpyGatedFFN() if name == NumpyGatedFFN.name else CGatedFFN(name)
 
 

@@ -98,11 +98,6 @@ class Routed(NamedTuple):
     """[T, K]"""
 
 
-def can_compile() -> bool:
-    """Whether this installation has the C extension, which layer programs need."""
-    return _dense is not None
-
-
 class LayerProgram:
     """A layer whose weights and numbers the C extension has, so that a call passes only the rows.
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from control_plane.engine.kernels import load_dense_kernel
+from control_plane.engine.kernels import DenseKernel, load_dense_kernel
 from control_plane.engine.model.dense_model import DenseModel
 from control_plane.engine.model.program_layers import has_program
 from control_plane.engine.model.program_model import ProgramModel
@@ -11,19 +11,22 @@ from control_plane.partition.checkpoint.untrusted import loading
 from control_plane.partition.manifest import Manifest
 
 
-def load_model(partition: Path, manifest: Manifest, threads: int) -> DenseModel:
-    """The dense part, computed on up to so many threads. Raises `PartitionError`.
+def load_model(
+    partition: Path, manifest: Manifest, threads: int, kernel: DenseKernel | None = None
+) -> DenseModel:
+    """The dense part, computed on up to so many threads, by the fastest kernel if none is given.
 
     The weights are mapped from the file: they are read when they are used, and shared between processes.
-    A family without layer programs is computed by transformers' modules.
+    A family without layer programs is computed by transformers' modules. Raises `PartitionError`.
     """
+    kernel = kernel or load_dense_kernel()
     manifest.verify_dense(partition)
     config = DenseConfig.load(partition)
-    if not has_program(manifest.model_type):
+    if not has_program(manifest.model_type, kernel):
         # They bring torch and transformers: two seconds, and 250 MB.
         from control_plane.engine.model.reference.loader import load_transformers
         from control_plane.engine.model.reference.transformers_model import TransformersModel
 
         return TransformersModel(load_transformers(partition, manifest), config, manifest.moe_layers, threads)
     with loading(f"the model in {partition}"):
-        return ProgramModel(partition, manifest, config, load_dense_kernel(), threads)
+        return ProgramModel(partition, manifest, config, kernel, threads)

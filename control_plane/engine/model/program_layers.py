@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.engine.kernels import LinearLayer
+from control_plane.engine.kernels import DenseKernel, LinearLayer
+from control_plane.engine.kernels.c_dense import CDenseKernel
 from control_plane.engine.kernels.layer_program import (
     LayerProgram,
     LayerShape,
     LayerWeights,
     Router,
     SharedExpert,
-    can_compile,
 )
 from control_plane.engine.model.dense_file import DenseFile
 from control_plane.partition.checkpoint.dense_config import DenseConfig
@@ -32,9 +32,9 @@ _NORMS_QUERIES = frozenset({"qwen3_moe", "olmoe"})
 """Those that have norms of queries and keys."""
 
 
-def has_program(model_type: str) -> bool:
-    """Whether the layers of a family can be layer programs in this installation."""
-    return model_type in _FAMILIES and can_compile()
+def has_program(model_type: str, kernel: DenseKernel) -> bool:
+    """Whether the layers of a family can be layer programs, which only the kernels in C run."""
+    return model_type in _FAMILIES and isinstance(kernel, CDenseKernel)
 
 
 def layer_program(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import functions
+from control_plane.engine.kernels import load_dense_kernel
 from functions.kernels import ExpertShape, _gated_ffn, available_isas, load_kernel
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert, unpack_expert
@@ -335,6 +336,15 @@ def test_the_first_kernel_is_the_default_and_an_unknown_one_is_refused() -> None
     assert load_kernel().name == available_isas()[0]
     with pytest.raises(ValueError, match="sse9"):
         load_kernel("sse9")
+
+
+def test_the_environment_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAASMOE_KERNEL", "numpy")
+    assert load_kernel().name == load_dense_kernel().name == "numpy"
+    assert load_kernel(available_isas()[0]).name == available_isas()[0]
+    monkeypatch.setenv("FAASMOE_KERNEL", "sse9")
+    with pytest.raises(ValueError, match="no kernel 'sse9' here, only"):
+        load_kernel()
 
 
 def test_numpy_is_used_without_the_extension(tmp_path: Path) -> None:

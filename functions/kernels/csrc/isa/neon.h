@@ -28,17 +28,10 @@ enum { NEON_MAX_ROWS = 6, neon_MAX_ROWS = NEON_MAX_ROWS, neon_BF16_PAIRS = 0 };
         case 6: body(6, __VA_ARGS__); break; \
     }
 
-/* A loop over the pairs of steps of a group. Unrolled, it would have more weights than there are registers.
- */
-#define NEON_FOR_PAIRS(pair) _Pragma("GCC unroll 1") for (int pair = 0; pair < PAIR_STEPS; pair++)
-
-/* 16 bytes at any address: the same ones are read as dwords, halves or bytes. */
-ALWAYS_INLINE uint32x4_t neon_load(const uint8_t *bytes) { return vreinterpretq_u32_u8(vld1q_u8(bytes)); }
-
 /* The weights of one input, for 4 rows. A bfloat16 is the upper half of a float: of the two in a dword, the
  * first is shifted up, and of the second, its neighbour is cleared. */
 ALWAYS_INLINE float32x4_t neon_floats(const enum dtype dtype, const uint8_t *weights, const int place) {
-    const uint32x4_t dwords = neon_load(weights);
+    const uint32x4_t dwords = vreinterpretq_u32_u8(vld1q_u8(weights));
     if (dtype == F32) return vreinterpretq_f32_u32(dwords);
     const uint32x4_t second = vandq_u32(dwords, vdupq_n_u32(0xFFFF0000));
     return vreinterpretq_f32_u32(place == 0 ? vshlq_n_u32(dwords, 16) : second);
@@ -151,7 +144,7 @@ ALWAYS_INLINE int32x4_t neon_dot(int32x4_t dot, int8x16_t w, int8x16_t v) {
                                                int32x4_t dot[][NEON_PARTS]) {                           \
         UNROLLED (r, rows)                                                                              \
             UNROLLED (p, parts) dot[r][p] = vdupq_n_s32(0);                                             \
-        NEON_FOR_PAIRS (pair)                                                                           \
+        ROLLED(pair, PAIR_STEPS) {                                                                      \
             UNROLLED (half, 2) {                                                                        \
                 UNROLLED (p, parts) {                                                                   \
                     const int8x16_t w = neon_codes(dtype, codes + 16 * p, pair, half);                  \
@@ -162,10 +155,10 @@ ALWAYS_INLINE int32x4_t neon_dot(int32x4_t dot, int8x16_t w, int8x16_t v) {
                 }                                                                                       \
                 values += rows;                                                                         \
             }                                                                                           \
+        }                                                                                               \
     }
 
-/* Defines NAME_quantised_rows() by NAME_dots(). A panel of more than 2 rows computes a group in two halves.
- */
+/* Defines NAME_quantised_rows() by NAME_dots(). A panel of 3 rows or more computes a group in two halves. */
 #define NEON_QUANTISED_ROWS(isa)                                                                        \
     TARGET_##isa ALWAYS_INLINE void isa##_quantised_rows(const int rows, const enum dtype dtype,        \
                                                          const struct panel *x, const uint8_t *weights, \
