@@ -12,12 +12,12 @@ from safetensors.numpy import save_file
 
 from control_plane.engine.experts.routing_recorder import RoutingRecorder
 from control_plane.errors import ConfigError, PartitionError
+from control_plane.offline.profiling import read_prompts
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.packing import pack
 from control_plane.partition.partitioner import partition
 from control_plane.partition.profile import Profile
-from control_plane.profiling import read_prompts
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.models.checkpoints import FAMILIES, tiny_model
 from tests.support.models.tiny_partition import TinyPartition
