@@ -9,7 +9,7 @@ embeddings are not packed.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +22,15 @@ from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.tensor_writer import TensorEntry
 from control_plane.validation import Invalid, convert
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
-from functions.kernels.packed_expert import HALF_TILE, ExpertShape
-from functions.kernels.packed_matrix import TILE_ROWS, LinearShape, pack_matrix
+from functions.kernels.packed_expert import ExpertShape, packed_expert_parts
+from functions.kernels.packed_matrix import LinearShape, Rows, packed_parts
+from functions.kernels.packed_tiles import Bytes
 
 PACKED = ".packed"
 """The suffix of a packed tensor's name, after the name of its module."""
 
-_ROWS_AT_ONCE = 16 * TILE_ROWS
 _LINEAR = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkvo]_proj|lm_head)\.weight")
 _GATED = re.compile(r"(?P<module>model\.layers\.\d+\.mlp(\.shared_expert)?)\.gate_proj\.weight")
-
-Rows = Callable[[int, int], NDArray[Any]]
-"""Reads rows [start, stop) of a matrix: [stop - start, K], float32 or the bits of bf16."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,9 @@ class PackedLinearPlan:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
-    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+    def chunks(self) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
-        yield from _packed(self.module, self.shape, _rows_of(self.weight))
+        yield from _checked(self.module, packed_parts(self.shape, _rows_of(self.weight)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class PackedGatedPlan:
     @property
     def shape(self) -> ExpertShape:
         hidden_size, intermediate_size = self.down.shape
-        return ExpertShape(hidden_size, intermediate_size, "int8")
+        return ExpertShape(hidden_size, intermediate_size, "int8", "int8")
 
     @property
     def sources(self) -> tuple[Tensor, ...]:
@@ -100,17 +97,10 @@ class PackedGatedPlan:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
-    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+    def chunks(self) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
-        gate, up = _rows_of(self.gate), _rows_of(self.up)
-        width = self.shape.intermediate_size
-
-        def gate_up(start: int, stop: int) -> NDArray[Any]:
-            first, end = start // 2, min(stop // 2, width)
-            return _interleaved(gate(first, end), up(first, end))
-
-        yield from _packed(self.module, self.shape.gate_up, gate_up)
-        yield from _packed(self.module, self.shape.down, _rows_of(self.down))
+        rows = (_rows_of(tensor) for tensor in (self.gate, self.up, self.down))
+        yield from _checked(self.module, packed_expert_parts(self.shape, *rows))
 
 
 DenseTensor = KeptTensor | PackedLinearPlan | PackedGatedPlan
@@ -190,27 +180,12 @@ def _rows_of(tensor: Tensor) -> Rows:
     return lambda start, stop: tensor.read(start * columns, (stop - start) * columns).reshape(-1, columns)
 
 
-def _packed(module: str, shape: LinearShape, rows: Rows) -> Iterator[NDArray[np.uint8]]:
-    """The packed bytes of a matrix: some tiles at a time, then the scales of all rows."""
-    scales = []
-    for start in range(0, shape.outputs, _ROWS_AT_ONCE):
-        some = rows(start, min(start + _ROWS_AT_ONCE, shape.outputs))
-        part = LinearShape(len(some), shape.inputs, shape.dtype)
-        try:
-            packed = pack_matrix(part, some)
-        except ValueError as error:
-            raise PartitionError(f"{module}: {error}") from error
-        tiles, scale = np.split(packed, [part.section_nbytes[0]])
-        scales.append(scale.copy())  # a view would keep the tiles in memory
-        yield tiles
-    yield np.concatenate(scales)
-
-
-def _interleaved(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
-    """Rows of gate and up in alternating half tiles, as the kernel reads them; zeros fill the last one."""
-    padding = ((0, -len(gate) % HALF_TILE), (0, 0))
-    halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, half.shape[1]) for half in (gate, up)]
-    return np.concatenate(halves, axis=1).reshape(-1, gate.shape[1])
+def _checked(module: str, parts: Iterator[Bytes]) -> Iterator[Bytes]:
+    """The parts of a packed module. Raises PartitionError for weights that cannot be packed."""
+    try:
+        yield from parts
+    except ValueError as error:
+        raise PartitionError(f"{module}: {error}") from error
 
 
 def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:

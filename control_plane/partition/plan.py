@@ -78,7 +78,7 @@ class Plan:
             granularity=granularity,
             dtype=dtype,
             dense_dtype=dense_dtype,
-            shape=ExpertShape(config.hidden_size, config.intermediate_size, expert_dtype),
+            shape=ExpertShape(config.hidden_size, config.intermediate_size, expert_dtype, expert_dtype),
             experts=experts,
             dense=dense_tensors(tensors, dtype, dense_dtype, tied_head),
             profile=profile,

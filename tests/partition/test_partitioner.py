@@ -52,7 +52,9 @@ def source_experts(model: PreTrainedModel) -> dict[tuple[int, int], tuple[torch.
 
 def stored_experts(folder: Path, manifest: Manifest) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
     """gate, up and down of each (layer, expert), unpacked from the bytes at the manifest's offsets."""
-    shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
+    shape = ExpertShape(
+        manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype, manifest.expert_dtype
+    )
     experts = {}
     for block in manifest.blocks:
         data = np.fromfile(folder / block.file, np.uint8)
@@ -177,7 +179,7 @@ def keys(block: Block) -> list[tuple[int, int]]:
 
 def test_padding_is_zero(qwen: Path, tmp_path: Path) -> None:
     manifest = partition(qwen, tmp_path / "out", granularity=Granularity(1, 1))
-    nbytes = ExpertShape(HIDDEN, WIDTH, "f32").nbytes
+    nbytes = ExpertShape(HIDDEN, WIDTH, "f32", "f32").nbytes
     assert nbytes < manifest.expert_nbytes
     for block in manifest.blocks:
         assert not any((tmp_path / "out" / block.file).read_bytes()[block.offset + nbytes :])

@@ -66,7 +66,7 @@ class PackedGatedFFN(nn.Module):
         self._kernel = kernel
         self._threads = _threads()
         down: Any = module.down_proj
-        self._shape = ExpertShape(down.out_features, down.in_features, "int8")
+        self._shape = ExpertShape(down.out_features, down.in_features, "int8", "int8")
         self.packed = _packed_parameter(self._shape.nbytes)
 
     def sources(self) -> dict[str, tuple[int, ...]]:

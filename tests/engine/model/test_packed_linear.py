@@ -95,7 +95,7 @@ def packed_as_a_whole(module: str, tensors: dict[str, torch.Tensor]) -> np.ndarr
         return pack_matrix(LinearShape(outputs, inputs, "int8"), weight)
     gate, up, down = (tensors[f"{module}.{part}_proj.weight"].numpy() for part in ("gate", "up", "down"))
     hidden_size, intermediate_size = down.shape
-    return pack_expert(ExpertShape(hidden_size, intermediate_size, "int8"), gate, up, down)
+    return pack_expert(ExpertShape(hidden_size, intermediate_size, "int8", "int8"), gate, up, down)
 
 
 def test_matrices_larger_than_what_is_packed_at_a_time(tmp_path: Path) -> None:
