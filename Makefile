@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
 PARTITION ?= partitions/qwen1.5-moe-a2.7b
-C_SOURCES := $(wildcard functions/kernels/csrc/*.[ch] functions/kernels/csrc/isa/*.h control_plane/engine/kernels/csrc/*.[ch])
+C_SOURCES := $(wildcard functions/*/csrc/*.[ch] functions/*/csrc/*/*.h control_plane/*/csrc/*.[ch] control_plane/*/*/csrc/*.[ch])
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \

@@ -1,4 +1,4 @@
-"""The two C extensions, which setup.cfg cannot describe.
+"""The C extensions, which setup.cfg cannot describe.
 
 They are optional: without a compiler the package installs, and NumPy computes instead.
 """
@@ -28,5 +28,12 @@ setup(
     ext_modules=[
         extension(FUNCTION, "_gated_ffn", "gated_ffn.c"),
         extension(ENGINE, "_dense", "dense.c"),
+        Extension(
+            "control_plane.partition._scale_search",
+            sources=["control_plane/partition/csrc/scale_search.c"],
+            # A fused product and sum would round otherwise than NumPy does.
+            extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off"],
+            optional=True,
+        ),
     ]
 )

@@ -173,7 +173,9 @@ def _check(manifest: Manifest) -> None:
 
 def _check_expert_nbytes(manifest: Manifest) -> None:
     """The kernel reads as many bytes as an expert's sizes need."""
-    shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype, manifest.expert_dtype)
+    shape = ExpertShape(
+        manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype, manifest.expert_dtype
+    )
     needed = -(-shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
     if manifest.expert_nbytes != needed:
         raise Invalid(

@@ -1,12 +1,13 @@
 /* _scale_search: the search for the scales and minima of quantised weights as a Python module.
  *
- * scale_search.py is its public interface, and specifies what it computes (NumpySearch), to the last bit: each
- * row is a lane of its own, whose float32 operations happen in one order on every processor. So the compiler
- * must not contract products and sums (-ffp-contract=off). */
+ * scale_search.py is its public interface, and specifies what it computes (NumpySearch), to the last bit:
+ * each row is a lane of its own, whose float32 operations happen in one order on every processor. So the
+ * compiler must not contract products and sums (-ffp-contract=off). */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <math.h>
 #include <stdint.h>
 
 enum { GROUP = 32, LANES = 16 };
@@ -25,7 +26,8 @@ struct lines {
     float scale[LANES], low[LANES], error[LANES];
 };
 
-/* Sums over a group, each weighted by importance: of codes, their squares, and their products with weights. */
+/* Sums over a group, each weighted by importance: of codes, their squares, and their products with weights.
+ */
 struct sums {
     float codes[LANES], squares[LANES], products[LANES];
 };
@@ -36,19 +38,20 @@ struct sums {
 #define FOR_ALL_PROCESSORS
 #endif
 
-/* The nearest integer from first to last, ties to even; adding 1.5 * 2^23 rounds as rint does, in any lane. */
+/* The nearest integer from first to last, ties to even; adding 1.5 * 2^23 rounds as rint does, in any lane.
+ */
 static INLINE float nearest(float quotient, float first, float last) {
     quotient = quotient > first ? quotient : first;
     quotient = quotient < last ? quotient : last;
     return (quotient + 12582912.0f) - 12582912.0f;
 }
 
-static INLINE float inverse(float scale) { return scale != 0 ? 1 / scale : 0; }
+static INLINE float divided(float above, float below) { return below != 0 ? above / below : 0; }
 
 static INLINE void sum_up(const struct group *g, const struct lines *line, float first, float last,
                           struct sums *s) {
     float by[LANES];
-    for (int l = 0; l < LANES; l++) by[l] = inverse(line->scale[l]);
+    for (int l = 0; l < LANES; l++) by[l] = divided(1, line->scale[l]);
     for (int l = 0; l < LANES; l++) s->codes[l] = s->squares[l] = s->products[l] = 0;
     for (int i = 0; i < GROUP; i++)
         for (int l = 0; l < LANES; l++) {
@@ -87,16 +90,13 @@ static INLINE void refit(const struct group *g, const struct constants *c, float
     struct sums s;
     sum_up(g, line, first, last, &s);
     for (int l = 0; l < LANES; l++) {
-        const float zero = s.squares[l] > 0 ? s.products[l] / s.squares[l] : 0;
         const float spread = c->importance * s.squares[l] - s.codes[l] * s.codes[l];
-        const float both = c->importance * s.products[l] - s.codes[l] * c->weights[l];
-        const float slope = spread > 0 ? both / spread : 0;
+        const float slope = divided(c->importance * s.products[l] - s.codes[l] * c->weights[l], spread);
         const float low = (c->weights[l] - slope * s.codes[l]) / c->importance;
-        const int lifted = has_minima && spread > 0 && low < 0;
-        line->scale[l] = lifted ? slope : zero;
-        line->low[l] = lifted ? low : 0;
-        line->error[l] =
-            (c->squares[l] - line->scale[l] * s.products[l]) - line->low[l] * c->weights[l];
+        const int below = has_minima && spread > 0 && low < 0;
+        line->scale[l] = below ? slope : divided(s.products[l], s.squares[l]);
+        line->low[l] = below ? low : 0;
+        line->error[l] = (c->squares[l] - line->scale[l] * s.products[l]) - line->low[l] * c->weights[l];
     }
 }
 
@@ -105,6 +105,7 @@ static INLINE void search_group(const struct group *g, float first, float last, 
                                 const float *shares, int share_count, int rounds, struct lines *best) {
     struct constants c;
     sum_constants(g, &c);
+    for (int l = 0; l < LANES; l++) best->scale[l] = best->low[l] = 0, best->error[l] = INFINITY;
     for (int n = 0; n < share_count; n++) {
         struct lines line;
         for (int l = 0; l < LANES; l++) {
@@ -117,7 +118,7 @@ static INLINE void search_group(const struct group *g, float first, float last, 
         for (int r = 0; r < rounds; r++) {
             refit(g, &c, first, last, has_minima, &line);
             for (int l = 0; l < LANES; l++) {
-                const int better = (n == 0 && r == 0) || line.error[l] < best->error[l];
+                const int better = line.error[l] < best->error[l];
                 best->scale[l] = better ? line.scale[l] : best->scale[l];
                 best->low[l] = better ? line.low[l] : best->low[l];
                 best->error[l] = better ? line.error[l] : best->error[l];
@@ -163,74 +164,67 @@ static void search(const struct matrix *m, float first, float last, int has_mini
 }
 
 FOR_ALL_PROCESSORS
-static void encode(const struct matrix *m, float first, float last, uint8_t *codes) {
-    for (int64_t n = 0; n < m->rows * m->groups; n++) {
-        const float by = inverse(m->scales[n]), low = m->lows[n];
-        for (int i = 0; i < GROUP; i++)
-            codes[n * GROUP + i] =
-                (uint8_t)(int)(nearest((m->weights[n * GROUP + i] - low) * by, first, last) - first);
+static void encode(const float *weights, const float *scales, const float *lows, int64_t groups, float first,
+                   float last, uint8_t *codes) {
+    for (int64_t n = 0; n < groups; n++) {
+        const float by = divided(1, scales[n]), low = lows[n];
+        for (int64_t i = n * GROUP; i < (n + 1) * GROUP; i++)
+            codes[i] = (uint8_t)(int)(nearest((weights[i] - low) * by, first, last) - first);
     }
 }
 
-/* Buffers: weights, importance, scales, lows; then shares or codes. Returns -1 with an exception set. */
+enum { ARRAYS = 5 };
+
+/* Release the buffers; returns None, or NULL with an exception if the arrays did not fit together. */
+static PyObject *finish(Py_buffer *buffers, int failed) {
+    for (int i = 0; i < ARRAYS; i++)
+        if (buffers[i].obj) PyBuffer_Release(&buffers[i]);
+    if (!failed) Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ValueError, "the arrays do not fit together");
+    return NULL;
+}
+
 static int matrix_of(const Py_buffer *b, struct matrix *m) {
     const int64_t number = b[2].len / (int64_t)sizeof(float);
     m->groups = b[1].len / (int64_t)(GROUP * sizeof(float));
     m->rows = m->groups ? number / m->groups : 0;
     m->weights = b[0].buf, m->importance = b[1].buf, m->scales = b[2].buf, m->lows = b[3].buf;
-    if (m->rows * m->groups == number && b[0].len == number * GROUP * (int64_t)sizeof(float) &&
-        b[3].len == b[2].len)
-        return 0;
-    PyErr_SetString(PyExc_ValueError, "the arrays do not fit together");
-    return -1;
-}
-
-static void release(Py_buffer *buffers, int count) {
-    for (int i = 0; i < count; i++)
-        if (buffers[i].obj) PyBuffer_Release(&buffers[i]);
+    return m->rows * m->groups != number || b[0].len != number * GROUP * (int64_t)sizeof(float) ||
+           b[3].len != b[2].len;
 }
 
 static PyObject *search_call(PyObject *module, PyObject *args) {
     (void)module;
-    Py_buffer b[5] = {0};
+    Py_buffer b[ARRAYS] = {0};
     float first, last;
     int has_minima, rounds;
-    struct matrix m;
     if (!PyArg_ParseTuple(args, "y*y*w*w*y*ffpi:search", &b[0], &b[1], &b[2], &b[3], &b[4], &first, &last,
                           &has_minima, &rounds))
         return NULL;
-    const int failed = matrix_of(b, &m);
+    struct matrix m;
+    const int failed = matrix_of(b, &m), share_count = (int)(b[4].len / (Py_ssize_t)sizeof(float));
     if (!failed) {
-        const int share_count = (int)(b[4].len / (Py_ssize_t)sizeof(float));
         Py_BEGIN_ALLOW_THREADS
         search(&m, first, last, has_minima, b[4].buf, share_count, rounds);
         Py_END_ALLOW_THREADS
     }
-    release(b, 5);
-    if (failed) return NULL;
-    Py_RETURN_NONE;
+    return finish(b, failed);
 }
 
 static PyObject *encode_call(PyObject *module, PyObject *args) {
     (void)module;
-    Py_buffer b[5] = {0};
+    Py_buffer b[ARRAYS] = {0};
     float first, last;
-    struct matrix m;
-    if (!PyArg_ParseTuple(args, "y*y*w*w*w*ff:encode", &b[0], &b[1], &b[2], &b[3], &b[4], &first, &last))
-        return NULL;
-    int failed = matrix_of(b, &m);
-    if (!failed && b[4].len != m.rows * m.groups * GROUP) {
-        PyErr_SetString(PyExc_ValueError, "the codes do not fit");
-        failed = -1;
-    }
+    if (!PyArg_ParseTuple(args, "y*y*y*w*ff:encode", &b[0], &b[1], &b[2], &b[3], &first, &last)) return NULL;
+    const int64_t groups = b[1].len / (int64_t)sizeof(float), codes = groups * GROUP;
+    const int failed =
+        b[1].len != b[2].len || b[0].len != codes * (int64_t)sizeof(float) || b[3].len != codes;
     if (!failed) {
         Py_BEGIN_ALLOW_THREADS
-        encode(&m, first, last, b[4].buf);
+        encode(b[0].buf, b[1].buf, b[2].buf, groups, first, last, b[3].buf);
         Py_END_ALLOW_THREADS
     }
-    release(b, 5);
-    if (failed) return NULL;
-    Py_RETURN_NONE;
+    return finish(b, failed);
 }
 
 static PyMethodDef methods[] = {
