@@ -53,7 +53,7 @@ def build_runner(
     prefetcher = Prefetcher(manifest, predictor, invoker) if predictor else None
     dispatcher = Dispatcher(manifest, invoker, resident_limits, interruption, stopwatch, prefetcher)
     attach_experts(model, manifest, dispatcher)
-    return ModelRunner(model, kv_cache, interruption, stopwatch, prefetcher)
+    return ModelRunner(model, kv_cache, dispatcher, interruption, stopwatch, prefetcher)
 
 
 def build_engine(

@@ -1,4 +1,4 @@
-"""Runs prompts through a partition, and records which experts they use."""
+"""Runs prompts through a partition, and records which experts they use, and with what inputs."""
 
 import asyncio
 import json
@@ -42,9 +42,10 @@ async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> P
             await _sequence(encoder, engine, prompt, number, max_tokens)
             for number, prompt in enumerate(prompts, 1)
         ]
-        recorder = RoutingRecorder(runner.model, manifest.moe_layers, manifest.num_experts)
+        recorder = RoutingRecorder(manifest.moe_layers, manifest.num_experts, manifest.hidden_size)
+        runner.dispatcher.observers.append(recorder)
         await asyncio.gather(*(_answered(engine, each) for each in sequences))
-    return Profile(manifest.name, recorder.use, recorder.together)
+    return Profile(manifest.name, recorder.use, recorder.together, recorder.input_squares)
 
 
 async def _sequence(

@@ -67,7 +67,7 @@ class Plan:
         granularity = granularity or default_granularity(*sizes, packed=profile is not None)
         granularity.check(*sizes)
         if profile is not None:
-            profile.check(*reversed(sizes))
+            profile.check(*reversed(sizes), config.hidden_size)
         experts, tensors = split_tensors(config, checkpoint)
         dtype, expert_dtype = _dtypes(dtype, next(iter(experts.values())))
         dense_dtype = _dense_dtype(dense_dtype, dtype)

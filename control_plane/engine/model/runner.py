@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel
 
+from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.model.attention import RaggedBatch
 from control_plane.engine.model.layers import PackedLinear
@@ -28,6 +29,8 @@ class ModelRunner:
 
     model: PreTrainedModel
     kv_cache: KVCache
+    dispatcher: Dispatcher
+    """The one that the model sends its rows through."""
     interruption: Interruption
     """The one that the dispatcher checks between layers."""
     stopwatch: Stopwatch

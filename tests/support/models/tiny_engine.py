@@ -125,7 +125,7 @@ async def engine_behind(
     attach_experts(model, reference.manifest, dispatcher)
     cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH, load_dense_kernel())
     scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
-    runner = ModelRunner(model, cache, interruption, stopwatch, prefetcher=None)
+    runner = ModelRunner(model, cache, dispatcher, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
     async with engine.running():
         yield engine
