@@ -25,7 +25,7 @@ from functions.kernels.packed_expert import pack_expert
 
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """The version of the byte layout of packed experts (`functions.kernels.packed_expert`)."""
 
 Progress = Callable[[int, int], None]
@@ -52,9 +52,9 @@ def partition(
         granularity: by default as `default_granularity` chooses.
         dtype: "auto" keeps the dtype of the checkpoint's experts, for the dense part as well (float16 becomes
             f32, because bf16 would lose three of its bits and no kernel reads float16). "f32" and "bf16"
-            convert all weights. "int8" quantises the experts, and treats the dense part like "auto".
-        dense_dtype: "int8" quantises the matrices of the dense part that every token reads in full; "auto"
-            does not.
+            convert all weights. "int8" and "int4" quantise the experts, and treat the dense part like "auto".
+        dense_dtype: "int8" and "int4" quantise the matrices of the dense part that every token reads in full;
+            "auto" does not. `recipes` has the types that these names stand for.
         name: the start of the functions' names; by default the name of the checkpoint's folder.
         profile: groups the experts of a layer by use (see `packing`); without it, functions get consecutive
             experts.
@@ -121,7 +121,8 @@ class _WeightsWriter:
         return {
             "format": "faasmoe",
             "layout": str(LAYOUT_VERSION),
-            "dtype": shape.dtype,
+            "gate_up_dtype": shape.gate_up_dtype,
+            "down_dtype": shape.down_dtype,
             "hidden_size": str(shape.hidden_size),
             "intermediate_size": str(shape.intermediate_size),
         }
@@ -159,9 +160,10 @@ def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files
     return Manifest(
         name=plan.name,
         model_type=config.family.model_type,
-        dtype=plan.dtype,
-        dense_dtype=plan.dense_dtype,
-        expert_dtype=plan.shape.dtype,
+        dtype=plan.types.dtype,
+        dense_dtypes=plan.types.dense,
+        gate_up_dtype=plan.types.experts.gate_up,
+        down_dtype=plan.types.experts.down,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_experts=config.num_experts,

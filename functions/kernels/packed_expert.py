@@ -85,8 +85,10 @@ def pack_expert(
     check_matrix("down", down, (shape.hidden_size, shape.intermediate_size))
     packed = np.empty(shape.nbytes, np.uint8)
     start = 0
-    rows = (_reader(matrix) for matrix in (gate, up, down))
-    for part in packed_expert_parts(shape, *rows, importance, quantiser):
+    parts = packed_expert_parts(
+        shape, _reader(gate), _reader(up), _reader(down), importance=importance, quantiser=quantiser
+    )
+    for part in parts:
         packed[start : start + part.size] = part
         start += part.size
     return packed
@@ -109,8 +111,9 @@ def packed_expert_parts(
         first, end = start // 2, min(stop // 2, shape.intermediate_size)
         return _interleaved(gate(first, end), up(first, end))
 
-    yield from packed_parts(shape.gate_up, gate_up, importance and importance.gate_up, quantiser)
-    yield from packed_parts(shape.down, down, importance and importance.down, quantiser)
+    inward, outward = (importance.gate_up, importance.down) if importance else (None, None)
+    yield from packed_parts(shape.gate_up, gate_up, inward, quantiser)
+    yield from packed_parts(shape.down, down, outward, quantiser)
 
 
 def split_expert(shape: ExpertShape, packed: Bytes) -> tuple[Bytes, Bytes]:

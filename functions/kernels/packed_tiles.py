@@ -102,7 +102,7 @@ def _by_step(kind: PackedType, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     tiles, rows, groups, _ = codes.shape
     if kind.bits == 4:
         halves = codes.reshape(tiles, rows, groups, -1, 2, 4)
-        codes = halves[..., 0, :] | halves[..., 1, :] << 4
+        codes = halves[..., 0, :] | halves[..., 1, :] << np.uint8(4)
     return codes.reshape(tiles, rows, groups, -1, 4).transpose(0, 2, 3, 1, 4)
 
 
@@ -111,7 +111,7 @@ def _by_row(kind: PackedType, stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
     tiles, groups, _, rows, _ = stored.shape
     codes = stored.transpose(0, 3, 1, 2, 4)
     if kind.bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=4)
+        codes = np.stack([codes & np.uint8(15), codes >> np.uint8(4)], axis=4)
     return codes.reshape(tiles * rows, groups, GROUP_VALUES)
 
 

@@ -75,6 +75,12 @@ def packed_type(name: str) -> PackedType:
     return PACKED_TYPES[name]
 
 
+def fits_activations(weights: str, activations: str) -> bool:
+    """Whether weights of this type are used with activations of this dtype: they are of it, or quantised."""
+    kind = PACKED_TYPES.get(weights)
+    return kind is not None and (kind.is_quantised or weights == activations)
+
+
 def _group(code: str, steps: int, values: int, *rows: tuple[str, str]) -> GroupDtype:
     """Codes [steps, 32 rows, values] of a NumPy dtype, then numbers [32 rows] of these names and dtypes."""
     return np.dtype([("codes", code, (steps, TILE_ROWS, values)), *((*row, TILE_ROWS) for row in rows)])

@@ -268,7 +268,7 @@ def test_weights_that_are_not_finite(checkpoint: Path, value: float) -> None:
 @pytest.mark.parametrize("dtype", ["fp8", "F32", ""])
 def test_unknown_target_dtype(checkpoint: Path, dtype: str) -> None:
     message = refusal(checkpoint, ConfigError, dtype=dtype)
-    assert message == f"dtype must be one of auto, f32, bf16, int8, not {dtype!r}"
+    assert message == f"dtype must be one of auto, f32, bf16, int8, int4, not {dtype!r}"
 
 
 def test_granularity_that_the_model_does_not_have(checkpoint: Path) -> None:

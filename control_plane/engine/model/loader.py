@@ -1,7 +1,7 @@
 """Loads the dense part of a model, which every token needs. The routed experts are never allocated."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from control_plane.engine.model.layers import check_packed, replace_packed
 from control_plane.engine.model.replacements import REPLACEMENTS
 from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import FaaSMoEError, PartitionError, UnsupportedModel
-from control_plane.partition.dense import PACKED, packed_shapes
+from control_plane.partition.dense import PACKED, PackedMatrix, packed_matrices
 from control_plane.partition.manifest import Manifest
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -53,9 +53,9 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
         if getattr(config, "head_dim", 0) is None:
             # It may be null for Mixtral, and transformers needs a number for scaled rotary embeddings.
             config.head_dim = config.hidden_size // config.num_attention_heads
-        state_dict, shapes = _read_dense(partition / manifest.dense.file)
+        state_dict, matrices = _read_dense(partition / manifest.dense.file, manifest.dtype)
         with _patched(manifest.model_type):
-            model, report = _model_class(config, state_dict).from_pretrained(
+            model, report = _model_class(config, state_dict, matrices).from_pretrained(
                 None,
                 config=copy.deepcopy(config),
                 state_dict=state_dict,
@@ -65,7 +65,7 @@ def load_model(partition: Path, manifest: Manifest) -> PreTrainedModel:
             )
     if missing := sorted(report["missing_keys"]):
         raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(missing)}")
-    check_packed(model, shapes)
+    check_packed(model, matrices)
     if not model.config.tie_word_embeddings:
         model.model.embed_tokens = StoredEmbedding(partition / manifest.dense.file, EMBEDDING)
     for layer in manifest.moe_layers:
@@ -118,17 +118,19 @@ def _refused_by_transformers(what: str) -> Iterator[None]:
         raise PartitionError(f"cannot load {what}: {problem}") from error
 
 
-def _read_dense(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]:
-    """The tensors of the dense part, mapped from the file, and the shapes of its packed weights."""
+def _read_dense(path: Path, dtype: str) -> tuple[dict[str, torch.Tensor], dict[str, PackedMatrix]]:
+    """The tensors of the dense part, mapped from the file, and what its packed matrices are."""
     with safe_open(path, "pt") as file:
         names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, packed_shapes(file.metadata() or {})
+        return {name: file.get_tensor(name) for name in names}, packed_matrices(file.metadata() or {}, dtype)
 
 
-def _model_class(config: PretrainedConfig, state_dict: Iterable[str]) -> Any:
-    """The model's own class, or a subclass with our modules in place of those whose weights are packed.
+def _model_class(
+    config: PretrainedConfig, state_dict: Iterable[str], matrices: Mapping[str, PackedMatrix]
+) -> Any:
+    """A subclass of the model's own class, with our modules in place of those whose weights are packed.
 
-    The subclass replaces them while it is built, when transformers has allocated no weights yet.
+    It replaces them while it is built, when transformers has allocated no weights yet.
     """
     # transformers' Auto classes accept no state dict; the model's own class does.
     own: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -138,9 +140,9 @@ def _model_class(config: PretrainedConfig, state_dict: Iterable[str]) -> Any:
         def __init__(self, config: PretrainedConfig) -> None:
             super().__init__(config)
             # This must not raise: transformers' own patches would then stay in place.
-            replace_packed(self, modules)
+            replace_packed(self, modules, matrices)
 
-    return PackedModel if modules else own
+    return PackedModel
 
 
 @contextmanager

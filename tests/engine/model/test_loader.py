@@ -16,7 +16,7 @@ from transformers.monkey_patching import get_patch_mapping
 
 from control_plane.engine.model.loader import EMBEDDING, load_model, load_tokenizer
 from control_plane.errors import PartitionError
-from control_plane.partition.dense import packed_shapes
+from control_plane.partition.dense import packed_matrices
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
@@ -144,11 +144,21 @@ def test_a_hostile_tokenizer_is_refused_in_one_line(folder: Path, data: bytes) -
 
 
 @pytest.mark.parametrize(
-    "packed", ["[]", "1", "{", '{"a":' * 100_000, '{"a": 5}', '{"a": ["x"]}', '{"a": {"b": [1]}}']
+    "packed",
+    [
+        "[]",
+        "1",
+        "{",
+        '{"a":' * 100_000,
+        '{"a": 5}',
+        '{"a": ["x"]}',
+        '{"a": {"shape": [1]}}',
+        '{"a": {"shape": [1], "dtype": "bf16"}}',
+    ],
 )
 def test_hostile_metadata_of_the_dense_file_is_an_error(packed: str) -> None:
     with pytest.raises(PartitionError, match=r"^the dense file's metadata"):
-        packed_shapes({"packed": packed})
+        packed_matrices({"packed": packed}, "f32")
 
 
 def with_dense(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> Manifest:

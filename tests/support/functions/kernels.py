@@ -33,7 +33,7 @@ ERROR_TO_TWIN = {"f32": 1e-5, "bf16": 5e-3, **dict.fromkeys(QUANTISED, 1e-2)}
 ERROR_OF_ROUNDING = {"bf16": 1e-2, **dict.fromkeys(QUANTISED, 3e-2)}
 """Largest allowed error by weight dtype, as a share of the largest output, against unrounded activations.
 
-bf16 rounds them to 8 bits, quantised types to 1/127 of the largest in their group. The bound holds for sums of
+bf16 rounds them to 8 bits, quantised types to 1/127 of the largest of 32. The bound holds for sums of
 many products only: other outputs may be arbitrarily close to 0.
 """
 
