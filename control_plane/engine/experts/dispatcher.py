@@ -6,16 +6,17 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.state.stopwatch import StepPart, Stopwatch
+from control_plane.engine.state.tensor_views import to_numpy, to_torch
 from control_plane.errors import GatewayError
 from control_plane.faas.invocation import ExpertInvoker, PendingInvocations, ResidentLimits
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, InvocationResult, Prefetch
-from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 
 _NO_HINTS: Mapping[str, Prefetch] = MappingProxyType({})
 
@@ -49,17 +50,14 @@ class PendingExperts:
     """The routed experts of one layer, whose functions are computing."""
 
     groups: list[RowGroup]
-    hidden_states: NDArray[Any]
+    hidden_states: torch.Tensor
     """The batch's rows [T, H]."""
     invocations: PendingInvocations
     prefetcher: Prefetcher | None
     stopwatch: Stopwatch
 
-    def wait(self) -> NDArray[Any]:
-        """The weighted sums [T, H] of the experts' outputs, in the dtype of the hidden states.
-
-        Raises `RowsFailed`.
-        """
+    def wait(self) -> torch.Tensor:
+        """The weighted sums [T, H] of the experts' outputs. Raises `RowsFailed`."""
         lap = self.stopwatch.lap
         lap(StepPart.SHARED)
         try:
@@ -109,22 +107,22 @@ class Dispatcher:
                 self._owner[layer][list(experts)] = number
 
     def begin(
-        self, layer: int, hidden_states: NDArray[Any], index: NDArray[Any], weights: NDArray[np.float32]
+        self, layer: int, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> PendingExperts:
-        """Send the rows [T, H] to the experts `index` [T, K] of integers, weighted by `weights` [T, K].
+        """Send the rows [T, H] to the experts top_k_index [T, K], weighted by top_k_weights [T, K].
 
-        hidden_states are float32, or the bits of bfloat16 as uint16. Nothing may change the arrays until the
-        result is there. Raises `Interrupted`, before anything is sent, if the step is to give way to other
-        sequences.
+        Raises `Interrupted`, before anything is sent, if the step is to give way to other sequences.
         """
         self._interruption.check()
         lap, prefetcher = self._stopwatch.lap, self._prefetcher
         lap(StepPart.DENSE)
+        index = top_k_index.numpy()
         for observe in self.observers:
-            observe(layer, hidden_states, index)
+            observe(layer, to_numpy(hidden_states), index)
         hints = prefetcher.predict(layer, hidden_states, index) if prefetcher is not None else {}
         lap(StepPart.PREFETCH)
-        groups = self.group(layer, hidden_states, index, weights, hints)
+        weights = top_k_weights.to(torch.float32).numpy()
+        groups = self.group(layer, to_numpy(hidden_states), index, weights, hints)
         invocations = {group.function: group.invocation for group in groups}
         pending = self._invoker.begin(invocations)
         lap(StepPart.SEND)
@@ -169,17 +167,18 @@ class Dispatcher:
 
 
 def _add_up(
-    groups: list[RowGroup], results: Mapping[str, InvocationResult], like: NDArray[Any]
-) -> NDArray[Any]:
+    groups: list[RowGroup], results: Mapping[str, InvocationResult], like: torch.Tensor
+) -> torch.Tensor:
     """The sum of all functions' outputs, row by row, in the shape and dtype of `like`."""
     if len(groups) == 1:
         # Every row has an expert, so one function alone has them all.
-        return results[groups[0].function].output
+        return to_torch(results[groups[0].function].output)
     # Sums are float32: in bf16, each of several functions' outputs would be rounded once more.
-    total = np.zeros(like.shape, np.float32)
-    is_bf16 = like.dtype == np.uint16
+    total = torch.zeros(like.shape, dtype=torch.float32)
     for group in groups:
-        output = results[group.function].output
-        # A group has each row once.
-        total[slice(None) if group.rows is None else group.rows] += bf16_to_f32(output) if is_bf16 else output
-    return f32_to_bf16(total) if is_bf16 else total
+        output = to_torch(results[group.function].output)
+        if group.rows is None:
+            total += output
+        else:
+            total.index_add_(0, torch.from_numpy(group.rows), output.to(torch.float32))
+    return total.to(like.dtype)
