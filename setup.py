@@ -29,8 +29,8 @@ setup(
         extension(FUNCTION, "_gated_ffn", "gated_ffn.c"),
         extension(ENGINE, "_dense", "dense.c"),
         Extension(
-            "control_plane.partition._scale_search",
-            sources=["control_plane/partition/csrc/scale_search.c"],
+            "control_plane.partition.quantisation._scale_search",
+            sources=["control_plane/partition/quantisation/csrc/scale_search.c"],
             # A fused product and sum would round otherwise than NumPy does.
             extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off"],
             optional=True,

@@ -29,6 +29,7 @@ from functions.kernels.packed_expert import ExpertShape, packed_expert_parts
 from functions.kernels.packed_matrix import LinearShape, Rows, packed_parts
 from functions.kernels.packed_tiles import Bytes
 from functions.kernels.packed_types import fits_activations
+from functions.kernels.quantisation import Quantiser
 
 PACKED = ".packed"
 """The suffix of a packed tensor's name, after the name of its module."""
@@ -55,7 +56,7 @@ class KeptTensor:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.tensor.name, "BF16" if self.dtype == "bf16" else "F32", self.tensor.shape)
 
-    def chunks(self) -> Iterator[NDArray[Any]]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[NDArray[Any]]:
         """The values in the order of the file, a few megabytes at a time. Raises PartitionError."""
         for values in self.tensor.chunks():
             yield _cast(values, self.dtype)
@@ -83,9 +84,9 @@ class PackedLinearPlan:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
-    def chunks(self) -> Iterator[Bytes]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
-        yield from _checked(self.module, packed_parts(self.shape, _rows_of(self.weight)))
+        yield from _checked(self.module, packed_parts(self.shape, _rows_of(self.weight), quantiser=quantiser))
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,10 @@ class PackedGatedPlan:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
-    def chunks(self) -> Iterator[Bytes]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
         gate, up, down = (_rows_of(tensor) for tensor in (self.gate, self.up, self.down))
-        yield from _checked(self.module, packed_expert_parts(self.shape, gate, up, down))
+        yield from _checked(self.module, packed_expert_parts(self.shape, gate, up, down, quantiser=quantiser))
 
 
 DenseTensor = KeptTensor | PackedLinearPlan | PackedGatedPlan

@@ -13,6 +13,7 @@ from control_plane.partition.packing import pack
 from control_plane.partition.profile import Profile
 from control_plane.partition.recipes import WeightTypes, choose_types
 from functions.contract.manifest import PAGE_NBYTES
+from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_expert import ExpertShape
 
 _MAX_NAME_LENGTH = 40
@@ -88,6 +89,12 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of all weights that will be written."""
         return sum(tensor.entry.nbytes for tensor in self.dense) + len(self.experts) * self.expert_nbytes
+
+    def input_squares(self, layer: int) -> Float32 | None:
+        """The mean squares [H] of the inputs of a layer's experts, if a profile has them and they count."""
+        if self.profile is None or not self.shape.gate_up.type.is_quantised:
+            return None
+        return self.profile.input_squares[self.config.moe_layers.index(layer)]
 
     def blocks(self) -> list[BlockPlan]:
         """The functions, in the order of their names."""

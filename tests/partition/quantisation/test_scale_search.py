@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from control_plane.partition.scale_search import (
+from control_plane.partition.quantisation.scale_search import (
     CScaleSearch,
     NumpyScaleSearch,
     ScaleSearch,

@@ -21,7 +21,7 @@ from functions.kernels.packed_types import PackedType
 from functions.kernels.quantisation import by_group, in_units, quantise
 
 try:
-    from control_plane.partition import _scale_search
+    from control_plane.partition.quantisation import _scale_search
 except ImportError:
     _scale_search = None  # type: ignore[assignment]
 
