@@ -1,4 +1,4 @@
-"""llama.cpp's Q4_K_M: what its library makes of a matrix, by role and layer as its `llama-quantize` chooses."""
+"""llama.cpp's Q4_K_M: what its library makes of a matrix. Roles and layers choose types as its own tool does."""
 
 import ctypes
 from pathlib import Path

@@ -22,7 +22,7 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 
 NUM_LAYERS = 30
-
+EMBEDDING_NBYTES = 49152 * 576 * 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _measure(
 ) -> Iterator[list[str]]:
     checkpoint, reference = folder / "model", folder / "f32"
     save_checkpoint(model, checkpoint)
-    partition(checkpoint, reference)
+    num_weights = _nbytes(partition(checkpoint, reference)) / 4
     chunks = [prompts[start : start + 2000] for start in range(0, len(prompts), 2000)]
     recorded = asyncio.run(profile(reference, chunks, max_tokens=1))
     for number, variant in enumerate(VARIANTS):
@@ -77,24 +77,28 @@ def _measure(
         manifest = partition(
             checkpoint, out, dtype=variant.dtype, dense_dtype=variant.dense_dtype, profile=given
         )
-        yield _row(variant.label, _bits(manifest), asyncio.run(quality(out, text, tokens, reference)))
+        bits = 8 * _nbytes(manifest) / num_weights
+        yield _row(variant.label, bits, asyncio.run(quality(out, text, tokens, reference)))
     if ggml is not None:
         convert = Q4KM(ggml, NUM_LAYERS)
         save_checkpoint(model, folder / "ggml model", convert)
         partition(folder / "ggml model", folder / "ggml")
         measured = asyncio.run(quality(folder / "ggml", text, tokens, reference))
-        yield _row("Q4_K_M", "", measured)
+        yield _row("Q4_K_M", 8 * convert.nbytes / num_weights, measured)
 
 
-def _row(label: str, bits: str, measured: Quality) -> list[str]:
+def _row(label: str, bits: float, measured: Quality) -> list[str]:
     reference, divergence = measured.reference_perplexity, measured.divergence
-    assert reference is not None and divergence is not None
+    assert reference is not None
+    assert divergence is not None
     change = measured.perplexity / reference - 1
-    return [label, bits, f"{measured.perplexity:.3f}", f"{change:+.2%}", f"{divergence:.4f}"]
+    return [label, f"{bits:.2f}", f"{measured.perplexity:.3f}", f"{change:+.2%}", f"{divergence:.4f}"]
 
 
-def _bits(manifest: Manifest) -> str:
-    return ""
+def _nbytes(manifest: Manifest) -> float:
+    """Bytes of all matrices that a token reads, with one expert in each layer."""
+    blocks = sum(block.nbytes for block in manifest.blocks) / EXPERTS
+    return manifest.dense.nbytes - EMBEDDING_NBYTES + blocks
 
 
 def _start(path: Path, length: int) -> str:

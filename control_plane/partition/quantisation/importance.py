@@ -30,8 +30,8 @@ def expert_importance(input_squares: Float32, gate: NDArray[Any], up: NDArray[An
 def down_importance(input_squares: Float32, gate: NDArray[Any], up: NDArray[Any]) -> Float32:
     """The estimated mean squares [I] of the inputs of down, silu(gate(x)) * up(x).
 
-    It takes gate(x) and up(x) for independent normal variables around zero, and gate's and up's inputs for
-    uncorrelated. The mean square of a normal variable's silu is integrated at the points of Gauss and Hermite.
+    It takes inputs for uncorrelated, and gate(x) and up(x) for independent normal variables around zero. The
+    mean square of a normal variable's silu is integrated at the points of Gauss and Hermite.
     """
     gate_deviation = np.sqrt(_output_squares(gate, input_squares))
     gated = silu((gate_deviation[:, None] * _POINTS).astype(np.float32))
