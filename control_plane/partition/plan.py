@@ -64,7 +64,7 @@ class Plan:
         granularity = granularity or default_granularity(*sizes, packed=profile is not None)
         granularity.check(*sizes)
         if profile is not None:
-            profile.check(*reversed(sizes), config.hidden_size)
+            profile.check(len(config.moe_layers), config.num_experts, config.hidden_size)
         experts, tensors = split_tensors(config, checkpoint)
         source = "bf16" if next(iter(experts.values())).gate.tensor.dtype == "BF16" else "f32"
         types = choose_types(dtype, dense_dtype, source)
@@ -94,7 +94,8 @@ class Plan:
         """The mean squares [H] of the inputs of a layer's experts, if a profile has them and they count."""
         if self.profile is None or not self.shape.gate_up.type.is_quantised:
             return None
-        return self.profile.input_squares[self.config.moe_layers.index(layer)]
+        squares: Float32 = self.profile.input_squares[self.config.moe_layers.index(layer)]
+        return squares
 
     def blocks(self) -> list[BlockPlan]:
         """The functions, in the order of their names."""

@@ -1,4 +1,4 @@
-"""llama.cpp's Q4_K_M: what its library makes of a matrix. Roles and layers choose types as its own tool does."""
+"""llama.cpp's Q4_K_M: what its library makes of a matrix. Its role and layer choose the type."""
 
 import ctypes
 from pathlib import Path
