@@ -87,9 +87,8 @@ static PyObject *gated_ffn_call(PyObject *module, PyObject *args) {
     int failed = parse_isa(isa, &a.isa) || parse_dtype(gate_up_dtype, &gate_up) ||
                  parse_dtype(down_dtype, &down) || parse_dtype(hidden_dtype, &a.hidden_dtype) ||
                  parse_dtype(out_dtype, &a.out_dtype) || check_dtypes(gate_up, a.hidden_dtype, a.out_dtype) ||
-                 check_dtypes(down, a.hidden_dtype, a.out_dtype) || check_size(rows, 0) ||
-                 check_size(top_k, 0) || check_size(hidden_size, 1) || check_size(intermediate_size, 1) ||
-                 check_threads(threads);
+                 check_size(rows, 0) || check_size(top_k, 0) || check_size(hidden_size, 1) ||
+                 check_size(intermediate_size, 1) || check_threads(threads);
     if (!failed) {
         a.shape = shape_of(gate_up, down, hidden_size, intermediate_size);
         failed = run_checked(&a, b);

@@ -34,7 +34,8 @@ static inline int is_quantised(enum dtype dtype) { return dtype >= INT8; }
 /* The size of an activation. */
 static inline int64_t nbytes_of(enum dtype dtype) { return dtype == F32 ? 4 : 2; }
 
-/* What makes the signed value of a code an unsigned byte, as small as possible. int4_min has no signed values. */
+/* What makes the signed value of a code an unsigned byte, as small as possible. int4_min has no signed
+ * values. */
 static inline int32_t zero_of(enum dtype dtype) {
     return dtype == INT4_MIN ? 0 : dtype == INT4 ? 8 : dtype == MXFP4 ? 12 : 128;
 }

@@ -11,8 +11,9 @@
 #include "operand.h"
 #include "routing.h"
 
-#define PREFETCH_AHEAD (2 << 10) /* bytes, of one panel: hardware prefetchers do not cross the end of a page */
-#define ROWS_AT_ONCE 64          /* the most rows of one product */
+#define PREFETCH_AHEAD \
+    (2 << 10)           /* bytes, of one panel: hardware prefetchers do not cross the end of a page */
+#define ROWS_AT_ONCE 64 /* the most rows of one product */
 
 /* How many of an expert's panels one product takes, from the i-th on. */
 static inline int64_t panels_at_once(const struct isa *isa, const struct routed_expert *expert, int64_t i) {

@@ -12,8 +12,8 @@
 #define AVX2_INLINE TARGET_avx2 ALWAYS_INLINE
 #define AVX2_PARTS 4 /* vectors per step */
 
-/* The registers hold the float sums of 6 rows for one half of a tile. A panel has float32 instead of bfloat16,
- * since it would be widened again for every tile. */
+/* The registers hold the float sums of 6 rows for one half of a tile. A panel has float32 instead of
+ * bfloat16, since it would be widened again for every tile. */
 enum { avx2_MAX_ROWS = 6, avx2_BF16_PAIRS = 0 };
 
 /* Calls body(rows, ...) with `rows` as a constant: only then can the compiler unroll the loops over rows and
@@ -85,8 +85,7 @@ AVX2_INLINE __m256i avx2_codes(const enum dtype dtype, const int is_signed, cons
         return is_signed ? _mm256_xor_si256(code, zero) : code;
     }
     const __m256i pair = avx2_load(codes + step / 2 * STEP_BYTES);
-    const __m256i code =
-        _mm256_and_si256(step % 2 ? _mm256_srli_epi16(pair, 4) : pair, _mm256_set1_epi8(15));
+    const __m256i code = _mm256_and_si256(step % 2 ? _mm256_srli_epi16(pair, 4) : pair, _mm256_set1_epi8(15));
     if (dtype == INT4 || dtype == INT4_MIN) return code;
     const __m256i table = avx2_table(dtype);
     return _mm256_shuffle_epi8(is_signed ? table : _mm256_add_epi8(table, zero), code);
@@ -116,10 +115,9 @@ AVX2_INLINE void avx2_add_group(const int rows, const enum dtype dtype, const st
                                 const __m256i *dot, float *product) {
     const uint8_t *scales = codes + group_bytes(dtype) - 2 * TILE_ROWS;
     const __m256 scale = avx2_scales(dtype, scales, factors, part);
-    const __m256 minimum = dtype == INT4_MIN
-                               ? _mm256_mul_ps(avx2_halves(factors + 2 * TILE_ROWS + 16 * part),
-                                               avx2_bytes(scales + TILE_ROWS + 8 * part))
-                               : _mm256_setzero_ps();
+    const __m256 minimum = dtype == INT4_MIN ? _mm256_mul_ps(avx2_halves(factors + 2 * TILE_ROWS + 16 * part),
+                                                             avx2_bytes(scales + TILE_ROWS + 8 * part))
+                                             : _mm256_setzero_ps();
     UNROLLED (r, rows) {
         float *place = product + r * TILE_ROWS + 8 * part;
         const __m256 both = _mm256_mul_ps(scale, _mm256_set1_ps(x->scales[group * rows + r]));
@@ -149,15 +147,14 @@ AVX2_INLINE void avx2_dot_small(const int rows, const enum dtype dtype, const st
                 sum[r] = _mm256_add_epi16(sum[r], _mm256_maddubs_epi16(w, v));
             }
         }
-        UNROLLED (r, rows)
-            dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(sum[r], _mm256_set1_epi16(1)));
+        UNROLLED (r, rows) dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(sum[r], _mm256_set1_epi16(1)));
     }
 }
 
 /* The integer sums of a group for codes of 8 bits. A pair of products fits 16 bits if both factors have a
  * sign, so the sign of a weight goes to the activation. */
-AVX2_INLINE void avx2_dot_signed(const int rows, const enum dtype dtype, const struct panel *x,
-                                 int64_t group, const uint8_t *codes, __m256i *dot) {
+AVX2_INLINE void avx2_dot_signed(const int rows, const enum dtype dtype, const struct panel *x, int64_t group,
+                                 const uint8_t *codes, __m256i *dot) {
     const uint32_t *values = x->values + group * GROUP_STEPS * rows;
     UNROLLED (r, rows) dot[r] = _mm256_setzero_si256();
     UNROLLED (s, GROUP_STEPS) {
@@ -190,10 +187,10 @@ AVX2_INLINE void avx2_quantised_rows(const int rows, const enum dtype dtype, con
     }
 }
 
-#define AVX2_PRODUCT(name, dtype, body)                                                                     \
-    TARGET_avx2 static void avx2_##name(const struct panel *x, const uint8_t *weights, int64_t steps,       \
-                                        float *product) {                                                   \
-        AVX2_FOR_ROWS(body, x->rows, dtype, x, weights, steps, product);                                    \
+#define AVX2_PRODUCT(name, dtype, body)                                                               \
+    TARGET_avx2 static void avx2_##name(const struct panel *x, const uint8_t *weights, int64_t steps, \
+                                        float *product) {                                             \
+        AVX2_FOR_ROWS(body, x->rows, dtype, x, weights, steps, product);                              \
     }
 #define AVX2_QUANTISED(name, dtype) AVX2_PRODUCT(name, dtype, avx2_quantised_rows)
 
