@@ -135,8 +135,9 @@ class _WeightsWriter:
         """The packed bytes of an expert, filled up with zeros to whole pages, [expert_nbytes]."""
         expert = self._plan.experts[key]
         gate, up, down = expert.gate.read(), expert.up.read(), expert.down.read()
-        squares = self._plan.input_squares(key[0])
-        importance = None if squares is None else expert_importance(squares, gate, up)
+        squares, importance = self._plan.input_squares.get(key[0]), None
+        if squares is not None and self._plan.shape.is_quantised:
+            importance = expert_importance(squares, gate, up)
         try:
             packed = pack_expert(self._plan.shape, gate, up, down, importance, self._search.quantise)
         except ValueError as error:

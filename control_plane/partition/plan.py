@@ -11,6 +11,7 @@ from control_plane.partition.dense import DenseTensor, dense_tensors
 from control_plane.partition.granularity import Granularity, default_granularity
 from control_plane.partition.packing import pack
 from control_plane.partition.profile import Profile
+from control_plane.partition.quantisation.dense_importance import DenseImportance
 from control_plane.partition.recipes import WeightTypes, choose_types
 from functions.contract.manifest import PAGE_NBYTES
 from functions.kernels.bfloat16 import Float32
@@ -43,6 +44,8 @@ class Plan:
     experts: Mapping[ExpertKey, ExpertTensors]
     dense: Sequence[DenseTensor]
     profile: Profile | None
+    input_squares: Mapping[int, Float32]
+    """The mean squares [H] of the inputs of each layer's experts; empty without a profile."""
 
     @classmethod
     def make(
@@ -68,6 +71,8 @@ class Plan:
         experts, tensors = split_tensors(config, checkpoint)
         source = "bf16" if next(iter(experts.values())).gate.tensor.dtype == "BF16" else "f32"
         types = choose_types(dtype, dense_dtype, source)
+        squares = dict(zip(config.moe_layers, profile.input_squares, strict=True)) if profile else {}
+        importance = DenseImportance(tensors, squares) if squares else None
         tied_head = checkpoint.config.get("tie_word_embeddings") is True
         return cls(
             name=model_slug(name),
@@ -76,8 +81,9 @@ class Plan:
             types=types,
             shape=ExpertShape(config.hidden_size, config.intermediate_size, *types.experts),
             experts=experts,
-            dense=dense_tensors(tensors, types, tied_head),
+            dense=dense_tensors(tensors, types, tied_head, importance),
             profile=profile,
+            input_squares=squares,
         )
 
     @property
@@ -89,13 +95,6 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of all weights that will be written."""
         return sum(tensor.entry.nbytes for tensor in self.dense) + len(self.experts) * self.expert_nbytes
-
-    def input_squares(self, layer: int) -> Float32 | None:
-        """The mean squares [H] of the inputs of a layer's experts, if a profile has them and they count."""
-        if self.profile is None or not self.shape.gate_up.type.is_quantised:
-            return None
-        squares: Float32 = self.profile.input_squares[self.config.moe_layers.index(layer)]
-        return squares
 
     def blocks(self) -> list[BlockPlan]:
         """The functions, in the order of their names."""
