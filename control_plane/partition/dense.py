@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from control_plane.errors import PartitionError
 from control_plane.files import parse_json_object
 from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.quantisation.dense_importance import DenseImportance
 from control_plane.partition.recipes import DenseTypes, WeightTypes
 from control_plane.partition.tensor_writer import TensorEntry
 from control_plane.validation import MAX_QUOTED, Invalid, convert
@@ -29,6 +30,7 @@ from functions.kernels.packed_expert import ExpertShape, packed_expert_parts
 from functions.kernels.packed_matrix import LinearShape, Rows, packed_parts
 from functions.kernels.packed_tiles import Bytes
 from functions.kernels.packed_types import fits_activations
+from functions.kernels.quantisation import Quantiser
 
 PACKED = ".packed"
 """The suffix of a packed tensor's name, after the name of its module."""
@@ -55,7 +57,7 @@ class KeptTensor:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.tensor.name, "BF16" if self.dtype == "bf16" else "F32", self.tensor.shape)
 
-    def chunks(self) -> Iterator[NDArray[Any]]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[NDArray[Any]]:
         """The values in the order of the file, a few megabytes at a time. Raises PartitionError."""
         for values in self.tensor.chunks():
             yield _cast(values, self.dtype)
@@ -68,6 +70,7 @@ class PackedLinearPlan:
     module: str
     weight: Tensor
     dtype: str
+    importance: DenseImportance | None
 
     @property
     def shape(self) -> LinearShape:
@@ -83,9 +86,12 @@ class PackedLinearPlan:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
-    def chunks(self) -> Iterator[Bytes]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
-        yield from _checked(self.module, packed_parts(self.shape, _rows_of(self.weight)))
+        shape, inputs = self.shape, None
+        if self.importance and shape.type.is_quantised:
+            inputs = self.importance.of_linear(self.module)
+        yield from _checked(self.module, packed_parts(shape, _rows_of(self.weight), inputs, quantiser))
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class PackedGatedPlan:
     down: Tensor
     gate_up_dtype: str
     down_dtype: str
+    importance: DenseImportance | None
 
     @property
     def shape(self) -> ExpertShape:
@@ -117,22 +124,30 @@ class PackedGatedPlan:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
-    def chunks(self) -> Iterator[Bytes]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
         gate, up, down = (_rows_of(tensor) for tensor in (self.gate, self.up, self.down))
-        yield from _checked(self.module, packed_expert_parts(self.shape, gate, up, down))
+        shape, inputs = self.shape, None
+        if self.importance and shape.is_quantised:
+            inputs = self.importance.of_gated(self.module)
+        yield from _checked(self.module, packed_expert_parts(shape, gate, up, down, inputs, quantiser))
 
 
 DenseTensor = KeptTensor | PackedLinearPlan | PackedGatedPlan
 
 
-def dense_tensors(tensors: Mapping[str, Tensor], types: WeightTypes, tied_head: bool) -> list[DenseTensor]:
+def dense_tensors(
+    tensors: Mapping[str, Tensor],
+    types: WeightTypes,
+    tied_head: bool,
+    importance: DenseImportance | None = None,
+) -> list[DenseTensor]:
     """The tensors of the dense file, in its order.
 
     The large matrices are packed, except the head if `tied_head`: then it is also the embeddings. Raises
     PartitionError for shapes that do not fit together.
     """
-    packed = list(_packed(tensors, types.dense, tied_head))
+    packed = list(_packed(tensors, types.dense, tied_head, importance))
     replaced = {name for tensor in packed for name in tensor.matrices}
     # Sorted by name, so that the result does not depend on the checkpoint's shards. Packed tensors come
     # first: their sizes are multiples of 64 bytes, so the tensors behind them are aligned as well.
@@ -169,18 +184,21 @@ def packed_matrices(metadata: Mapping[str, str], dtype: str) -> dict[str, Packed
 
 
 def _packed(
-    tensors: Mapping[str, Tensor], types: DenseTypes, tied_head: bool
+    tensors: Mapping[str, Tensor], types: DenseTypes, tied_head: bool, importance: DenseImportance | None
 ) -> Iterator[PackedLinearPlan | PackedGatedPlan]:
     for name, tensor in sorted(tensors.items()):
         if linear := _LINEAR.fullmatch(name):
             if not (tied_head and linear["head"]):
                 _check_matrix(tensor)
-                yield PackedLinearPlan(linear[1], tensor, types.head if linear["head"] else types.attention)
+                dtype = types.head if linear["head"] else types.attention
+                yield PackedLinearPlan(linear[1], tensor, dtype, importance)
         elif gated := _GATED.fullmatch(name):
-            yield _gated(gated["module"], tensors, types)
+            yield _gated(gated["module"], tensors, types, importance)
 
 
-def _gated(module: str, tensors: Mapping[str, Tensor], types: DenseTypes) -> PackedGatedPlan:
+def _gated(
+    module: str, tensors: Mapping[str, Tensor], types: DenseTypes, importance: DenseImportance | None
+) -> PackedGatedPlan:
     names = [f"{module}.{part}_proj.weight" for part in ("gate", "up", "down")]
     for name in names:
         if name not in tensors:
@@ -192,7 +210,7 @@ def _gated(module: str, tensors: Mapping[str, Tensor], types: DenseTypes) -> Pac
             raise PartitionError(
                 f"{other.path}: {other.name} is {list(other.shape)}, {down.name} is {list(down.shape)}"
             )
-    return PackedGatedPlan(module, gate, up, down, types.gate_up, types.down)
+    return PackedGatedPlan(module, gate, up, down, types.gate_up, types.down, importance)
 
 
 def _check_matrix(tensor: Tensor) -> None:

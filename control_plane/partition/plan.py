@@ -11,8 +11,10 @@ from control_plane.partition.dense import DenseTensor, dense_tensors
 from control_plane.partition.granularity import Granularity, default_granularity
 from control_plane.partition.packing import pack
 from control_plane.partition.profile import Profile
+from control_plane.partition.quantisation.dense_importance import DenseImportance
 from control_plane.partition.recipes import WeightTypes, choose_types
 from functions.contract.manifest import PAGE_NBYTES
+from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_expert import ExpertShape
 
 _MAX_NAME_LENGTH = 40
@@ -42,6 +44,8 @@ class Plan:
     experts: Mapping[ExpertKey, ExpertTensors]
     dense: Sequence[DenseTensor]
     profile: Profile | None
+    input_squares: Mapping[int, Float32]
+    """The mean squares [H] of the inputs of each layer's experts; empty without a profile."""
 
     @classmethod
     def make(
@@ -63,10 +67,12 @@ class Plan:
         granularity = granularity or default_granularity(*sizes, packed=profile is not None)
         granularity.check(*sizes)
         if profile is not None:
-            profile.check(*reversed(sizes))
+            profile.check(len(config.moe_layers), config.num_experts, config.hidden_size)
         experts, tensors = split_tensors(config, checkpoint)
         source = "bf16" if next(iter(experts.values())).gate.tensor.dtype == "BF16" else "f32"
         types = choose_types(dtype, dense_dtype, source)
+        squares = dict(zip(config.moe_layers, profile.input_squares, strict=True)) if profile else {}
+        importance = DenseImportance(tensors, squares) if squares else None
         tied_head = checkpoint.config.get("tie_word_embeddings") is True
         return cls(
             name=model_slug(name),
@@ -75,8 +81,9 @@ class Plan:
             types=types,
             shape=ExpertShape(config.hidden_size, config.intermediate_size, *types.experts),
             experts=experts,
-            dense=dense_tensors(tensors, types, tied_head),
+            dense=dense_tensors(tensors, types, tied_head, importance),
             profile=profile,
+            input_squares=squares,
         )
 
     @property

@@ -43,6 +43,11 @@ class ExpertShape:
         LinearShape(self.hidden_size, self.intermediate_size, self.down_dtype)
 
     @property
+    def is_quantised(self) -> bool:
+        """Whether either matrix is."""
+        return self.gate_up.type.is_quantised or self.down.type.is_quantised
+
+    @property
     def gate_up(self) -> LinearShape:
         outputs = -(-self.intermediate_size // HALF_TILE) * TILE_ROWS
         return LinearShape(outputs, self.hidden_size, self.gate_up_dtype)

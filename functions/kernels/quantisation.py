@@ -93,8 +93,8 @@ def _with_minima(weights: Float32, importance: Float32) -> Quantised:
     for _ in range(2):
         codes = np.clip(np.rint(_quotients(weights - low[:, :, None], scale)), 0, 15)
         scale, low = _fitted(codes, weights, importance, scale, low)
-    unit_scales, scales = _in_units(scale)
-    unit_minima, minima = _in_units(-low)
+    unit_scales, scales = in_units(scale)
+    unit_minima, minima = in_units(-low)
     scale = scales * by_group(unit_scales, scales)
     low = minima * by_group(unit_minima, minima)
     quotients = _quotients(weights + low[:, :, None], scale)
@@ -119,7 +119,7 @@ def _fitted(
     return np.where(above, through_zero, slope), np.where(above, 0, start)
 
 
-def _in_units(values: Float32) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+def in_units(values: Float32) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     """Positive values [rows, groups] as a unit for each header [rows, headers], and multiples of it."""
     starts = np.arange(0, values.shape[1], HEADER_GROUPS)
     unit = (np.maximum.reduceat(values, starts, axis=1) / np.float32(255)).astype(np.float16)

@@ -1,7 +1,7 @@
 """Changes the logits of a sequence's next token as its request asks, before temperature and the like apply.
 
-The order is vLLM's: biases, the repetition penalty, the frequency and the presence penalty. Every function
-changes the logits [vocabulary], which are float32, in place.
+The order is vLLM's: biases, the repetition penalty, the frequency and the presence penalty. These functions
+change the logits [vocabulary], which are float32, in place.
 """
 
 from collections.abc import Collection, Mapping
@@ -76,3 +76,10 @@ def exclude(logits: Logits, token_ids: Collection[int]) -> None:
     logits[places] = -np.inf
     if not logits.max() > -np.inf:
         logits[places] = before
+
+
+def log_softmax(logits: Logits) -> Logits:
+    """The logarithms of the softmax of each row [n, vocabulary]."""
+    shifted: Logits = logits - logits.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted

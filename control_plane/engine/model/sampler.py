@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.engine.model.logits import Logits, TokenCounts, add_bias, exclude, penalise
+from control_plane.engine.model.logits import Logits, TokenCounts, add_bias, exclude, log_softmax, penalise
 from control_plane.engine.state.sequence import SamplingParams, Sequence, TokenLogprob
 
 LEAST_TEMPERATURE = 1e-5
@@ -138,7 +138,7 @@ def token_at(point: float, probabilities: Logits) -> int:
 
 def token_logprobs(logits: Logits, token_ids: list[int], num_top: int) -> list[TokenLogprob]:
     """The log-probability of each token in its row of the logits [len(token_ids), vocabulary]."""
-    logprobs = _log_softmax(logits)
+    logprobs = log_softmax(logits)
     num_top = min(num_top, logprobs.shape[1])
     return [
         TokenLogprob(token_id, float(row[token_id]), _largest(row, num_top))
@@ -151,13 +151,6 @@ def _softmax(logits: Logits) -> Logits:
     exponentials: Logits = np.exp(logits - logits.max())
     exponentials /= exponentials.sum()
     return exponentials
-
-
-def _log_softmax(logits: Logits) -> Logits:
-    """The logarithms of the softmax of each row [n, vocabulary]."""
-    shifted: Logits = logits - logits.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return shifted
 
 
 def _largest(row: Logits, number: int) -> tuple[tuple[int, float], ...]:
