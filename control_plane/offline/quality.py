@@ -123,7 +123,7 @@ async def _run(partition: Path, text: str, max_tokens: int) -> _Run:
     return _Run(runner, windows, hidden_states)
 
 
-def _hidden_states(runner: ModelRunner, window: list[int]) -> torch.Tensor:
+def _hidden_states(runner: ModelRunner, window: list[int]) -> NDArray[Any]:
     """The final hidden states [tokens, hidden] of a window. Raises `GatewayError`."""
     text = sequence.Sequence("quality", "quality", window, sequence.SamplingParams(max_tokens=0))
     runner.kv_cache.pages.allocate(text, len(window))
