@@ -10,6 +10,7 @@ from setuptools import Extension, setup
 FUNCTION = "functions/kernels"
 ENGINE = "control_plane/engine/kernels"
 WIRE = "control_plane/faas/wire"
+EXPERTS = "control_plane/engine/experts"
 
 
 def extension(package: str, name: str, source: str) -> Extension:
@@ -31,5 +32,6 @@ setup(
         extension(FUNCTION, "_gated_ffn", "gated_ffn.c"),
         extension(ENGINE, "_dense", "dense.c"),
         extension(WIRE, "_plain_calls", "plain_calls.c"),
+        extension(EXPERTS, "_row_groups", "row_groups.c"),
     ]
 )

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from control_plane.errors import FunctionUnavailable, GatewayError, InvocationTimeout
 from control_plane.faas.connection import Address, Connection
@@ -56,11 +56,14 @@ class Call:
 
     function: str
     invocation: Invocation
-    body: list[bytes | memoryview]
+    holds_limit: bool
+    """Whether the function's process has reported the invocation's limit of weights as its own."""
     policy: InvocationPolicy
     began: float
     deadline: float
     """The end of all attempts."""
+    body: list[bytes | memoryview] = field(default_factory=list)
+    """What the current attempt sends."""
     result: InvocationResult | None = None
     failure: GatewayError | None = None
     """The failure of the last attempt that has ended."""

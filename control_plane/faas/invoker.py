@@ -24,7 +24,7 @@ from control_plane.faas.call import Call, InvocationPolicy, error_of
 from control_plane.faas.connection import Address, Connection, ConnectionLost
 from control_plane.faas.function_connections import FunctionConnections
 from control_plane.faas.invocation import ExpertUsage
-from control_plane.faas.statistics import FunctionStatistics
+from control_plane.faas.statistics import FunctionStatistics, UsageCounter
 from control_plane.faas.wire import plain_calls
 from control_plane.faas.wire.health import healthy
 from control_plane.faas.wire.refusal import Refusal
@@ -65,7 +65,7 @@ class Invoker:
     secret: FunctionSecret | None = None
     """What functions share with the control plane; only those that prove to have it are believed."""
     statistics: defaultdict[str, FunctionStatistics] = field(init=False)
-    usage: ExpertUsage = field(default_factory=ExpertUsage)
+    _usage: UsageCounter = field(default_factory=UsageCounter)
     _connections: FunctionConnections = field(init=False)
     _in_flight: Sequence[Call] = ()
     _broken: set[str] = field(default_factory=set)
@@ -76,16 +76,17 @@ class Invoker:
         self.statistics = defaultdict(FunctionStatistics)
         self._connections = FunctionConnections(self.gateway_of, self.networks, self.secret)
 
+    @property
+    def usage(self) -> ExpertUsage:
+        """The cost of all answered invocations."""
+        return self._usage.total
+
     def begin(self, invocations: Mapping[str, Invocation]) -> _PendingCalls:
         """Send one invocation to each function. The functions compute while the caller does other work.
 
         Waiting raises `FunctionNotFound`, `FunctionUnavailable`, `InvocationTimeout` or `ProtocolError`.
         """
-        now = time.monotonic()
-        calls = [
-            Call(name, invocation, invocation.encode(), self.policy, now, now + self._seconds_for(name))
-            for name, invocation in invocations.items()
-        ]
+        calls = [self._new_call(name, invocation) for name, invocation in invocations.items()]
         # The caller may have dropped its last pending invocations without waiting for them.
         self._hang_up()
         self._in_flight = calls
@@ -142,12 +143,9 @@ class Invoker:
         """Take the answers that are plain, until one is not, or it is time to look after a call."""
         if self._aborted.is_set():
             return
+        proof_of = self._connections.function_proof
         asked = [
-            (
-                connection.fileno(),
-                self._connections.function_proof(call.function),
-                output_for(call.invocation),
-            )
+            (connection.fileno(), proof_of(call.function), output_for(call.invocation))
             for call in calls
             if (connection := call.connection) is not None
         ]
@@ -191,7 +189,14 @@ class Invoker:
     def _seconds_for(self, function: str) -> float:
         return self.policy.broken_deadline if function in self._broken else self.policy.deadline
 
+    def _new_call(self, function: str, invocation: Invocation) -> Call:
+        now = time.monotonic()
+        counted, limit = self.statistics.get(function), invocation.resident_limit
+        holds_limit = counted is not None and counted.residency.last.limit_bytes == limit
+        return Call(function, invocation, holds_limit, self.policy, now, now + self._seconds_for(function))
+
     def _send(self, call: Call) -> None:
+        call.body = call.invocation.encode()
         own = self._connections.direct_address(call.function)
         call.start(own or self.gateway_of(call.function), own is not None, time.monotonic())
         assert call.address is not None
@@ -303,7 +308,8 @@ class Invoker:
             self._connections.learn(call.function, result.address)
         sent = sum(map(len, call.body))
         counted = self.statistics[call.function]
-        self.usage += counted.record(call.invocation.layer, sent, received, result)
+        cold_start = counted.record(call.invocation.layer, sent, received, result)
+        self._usage.add(result, sent + received, cold_start)
         call.connection = None
         self._connections.release(connection)
 

@@ -11,6 +11,8 @@ from functions.contract.messages import Invocation
 from tests.support.functions.invoking import PATIENT, answers, by_path, invocation, invoker_of, plain
 from tests.support.functions.loopback_server import loopback_server
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def test_a_function_that_failed_for_a_whole_deadline_is_given_less_time_until_it_answers() -> None:
     policy = replace(PATIENT, deadline=1.0, broken_deadline=0.2, first_backoff=0.05, max_backoff=0.05)

@@ -16,6 +16,8 @@ from functions.http.messages import FunctionResponse
 from tests.support.functions.invoking import PATIENT, answers, by_path, invocation, invoker_of, never, plain
 from tests.support.functions.loopback_server import Responder, loopback_server
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 BRIEF = InvocationPolicy(attempt_timeout=5, deadline=0.5, first_backoff=0.01, max_backoff=0.02)
 NOT_FOUND = plain(404, b"error finding function f")
 

@@ -18,6 +18,8 @@ from tests.support.functions.expert_process import ExpertProcess, expert_process
 from tests.support.functions.loopback_server import LoopbackServer, gateway, loopback_server
 from tests.support.models.tiny_partition import TinyPartition
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 POLICY = InvocationPolicy(attempt_timeout=20, deadline=30, first_backoff=0.01)
 
 

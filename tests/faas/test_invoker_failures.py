@@ -27,7 +27,7 @@ from tests.support.functions.expert_process import ExpertProcess
 from tests.support.functions.loopback_server import Call, Responder, loopback_server
 from tests.support.models.tiny_partition import TinyPartition
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("either_way")]
 
 
 class TwoAttempts(InvocationPolicy):

@@ -12,6 +12,8 @@ from control_plane.faas.call import InvocationPolicy
 from tests.support.functions.invoking import answers, invocation, invoker_of, never
 from tests.support.functions.loopback_server import Call, Responder, loopback_server
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 BRIEF = InvocationPolicy(attempt_timeout=5, deadline=0.5, first_backoff=0.1)
 LARGE = 1 << 30
 

@@ -27,6 +27,8 @@ from tests.support.functions.invoking import answers, invocation, invoker_of
 from tests.support.functions.loopback_server import loopback_server
 from tests.support.models.tiny_partition import TinyPartition
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 SECRET = FunctionSecret("a secret of some length")
 OTHER = FunctionSecret("another secret, as long")
 

@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from control_plane.errors import InvocationTimeout
 from control_plane.faas.call import InvocationPolicy
 from tests.conftest import StartFunction
+from tests.support.api.api_server import eventually
 from tests.support.functions.invoking import PATIENT, answers, by_path, invocation, invoker_of, never, plain
 from tests.support.functions.loopback_server import Call, LoopbackServer, gateway, loopback_server, running
 from tests.support.functions.vanishing_network import vanishing_network
 from tests.support.models.tiny_partition import TinyPartition
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("either_way")]
 
 IMPATIENT = replace(PATIENT, first_patience=0.1, max_patience=0.2, health_timeout=0.3)
 
@@ -35,6 +37,8 @@ class Clock:
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
+    # Its threads go on until one of them has been woken to stop them all.
+    eventually(lambda: psutil.Process(pid).status(), psutil.STATUS_STOPPED)
     try:
         yield
     finally:

@@ -50,7 +50,7 @@ def output_for(invocation: Invocation) -> NDArray[Any]:
 def plain_result(
     invocation: Invocation, answer: PlainAnswer, output: NDArray[Any], elapsed: float
 ) -> InvocationResult:
-    """The result of an answer that `plain_calls` has read. Like `read_result`, it believes what is possible."""
+    """The result of an answer that `plain_calls` has read; believes no more of it than `read_result` does."""
     cold = possibly_cold(invocation, answer.cold_experts)
     return InvocationResult(output, answer.instance, answer.address, min(answer.seconds, elapsed), cold)
 

@@ -50,8 +50,11 @@ class Call(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def send_and_hang_up(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         self.wfile.write(data)
+
+    def send_and_hang_up(self, data: bytes) -> None:
+        self.send(data)
         self.close_connection = True
 
     def wait_for_hang_up(self, seconds: float | None = None) -> bool:
@@ -80,6 +83,8 @@ class LoopbackServer(ThreadingHTTPServer):
         self.answers = deque(answers)
         self.paths: list[str] = []
         self.connections = 0
+        self.closed = 0
+        """Connections that were closed again."""
 
     @property
     def address(self) -> Address:
@@ -88,6 +93,10 @@ class LoopbackServer(ThreadingHTTPServer):
     def get_request(self) -> Any:
         self.connections += 1
         return super().get_request()
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.closed += 1
 
     def handle_error(self, *_: Any) -> None:
         """Ignore errors: in some tests the caller closes the connection early."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.robustness.fuzz.support.target import OpenTarget
-from bench.robustness.fuzz.targets import api, files, http, kernels, messages, raw_kernels, system
+from bench.robustness.fuzz.targets import api, calls, files, http, kernels, messages, raw_kernels, system
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ TARGETS: Mapping[str, Entry] = {
     "requests": Entry(http.requests),
     "function": Entry(http.function),
     "responses": Entry(http.responses),
+    "plain-answers": Entry(calls.plain_answers, 100_000),
+    "row-groups": Entry(calls.row_groups),
     "api": Entry(api.api),
     "system": Entry(system.system),
     "manifests": Entry(files.manifests),
