@@ -83,7 +83,7 @@ def test_scaled_rotary_embeddings_without_a_head_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0.02), ("int8", 0.01)])
+@pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0.02), ("int8", 0.01), ("int4", 0.1)])
 def test_lower_precision_stays_near_the_f32_model(
     family: str, dtype: str, bound: float, tmp_path: Path
 ) -> None:

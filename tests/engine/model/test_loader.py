@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeSparseMoeBlock
 from transformers.monkey_patching import get_patch_mapping
 
 from control_plane.engine.model.loader import EMBEDDING, load_model, load_tokenizer
 from control_plane.errors import PartitionError
-from control_plane.partition.dense import packed_matrices
+from control_plane.partition.dense import PACKED, packed_matrices
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
@@ -58,7 +59,7 @@ def test_no_memory_is_allocated_for_experts(family: str, tmp_path: Path) -> None
     assert torch.equal(model.model.embed_tokens(torch.arange(len(embedding))), embedding)
     assert parameters.keys() == stored.keys()
     for name, parameter in parameters.items():
-        assert parameter.dtype == torch.bfloat16
+        assert parameter.dtype == (torch.uint8 if name.endswith(PACKED) else torch.bfloat16)
         assert torch.equal(parameter, stored[name]), name
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
 
@@ -162,8 +163,10 @@ def test_hostile_metadata_of_the_dense_file_is_an_error(packed: str) -> None:
 
 
 def with_dense(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> Manifest:
-    """Replace the dense file; returns a manifest that matches it."""
-    save_file(tensors, folder / DENSE, metadata={"format": "pt"})
+    """Replace the dense file's tensors; returns a manifest that matches it."""
+    with safe_open(folder / DENSE, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, folder / DENSE, metadata=metadata)
     data = (folder / DENSE).read_bytes()
     dense = PartitionFile(DENSE, len(data), hashlib.sha256(data).hexdigest())
     return msgspec.structs.replace(manifest, dense=dense)
