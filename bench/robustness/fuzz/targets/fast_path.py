@@ -42,7 +42,8 @@ def fast_calls(folder: Path) -> Iterator[Target]:
     """Some requests over one connection, which C answers until it leaves one to Python."""
     manifest = model.manifest(folder, "int8")
     messages = example_invocations(manifest)
-    examples = example_requests(messages)
+    plain = [message for message in messages if _is_plain(Invocation.decode(message))]
+    examples = example_requests(plain)
     block = ExpertBlock.open(folder / "int8", manifest.blocks[0].function, load_kernel(), threads=2)
     with closing(block.residency):
         function = ExpertFunction(max_in_flight=1)
@@ -54,18 +55,22 @@ def fast_calls(folder: Path) -> Iterator[Target]:
         compared = _Compared(function, block)
 
         def make(random: Random) -> bytes:
-            calls = [_call(random, examples, messages) for _ in range(random.choice((1, 1, 1, 2)))]
+            calls = [_call(random, examples, plain, messages) for _ in range(random.choice((1, 1, 1, 2)))]
             return b"".join(calls)[:_MOST_BYTES]
 
         yield Target(make, compared.run)
 
 
-def _call(random: Random, examples: list[bytes], messages: list[bytes]) -> bytes:
+def _is_plain(invocation: Invocation) -> bool:
+    return len(invocation.hidden_states) > 0 and invocation.resident_limit is None
+
+
+def _call(random: Random, examples: list[bytes], plain: list[bytes], messages: list[bytes]) -> bytes:
     if random.random() > _MUTATED:
         return random.choice(examples)
     if random.random() < 0.5:
         return mutated(random.choice(examples), random, examples)
-    return example_requests([mutated_message(random.choice(messages), random, messages)])[0]
+    return example_requests([mutated_message(random.choice(plain), random, messages)])[0]
 
 
 class _Compared:
