@@ -262,7 +262,7 @@ def build_footprint(
         partition / manifest.dense.file,
         step,
         kv_cache_bytes=runner.kv_cache.nbytes,
-        stored_embedding_bytes=runner.stored_embedding_bytes,
+        stored_embedding_bytes=runner.model.stored_embedding_bytes,
     )
     footprint = replace(footprint, control_plane=footprint.control_plane + helpers_bytes)
     if config.memory_budget is not None:

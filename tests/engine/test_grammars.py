@@ -21,6 +21,8 @@ from control_plane.api.text.worker.grammars import Grammars
 from control_plane.engine.grammar import matcher as matcher_module
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
+from control_plane.engine.model.loader import load_config
+from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.engine.state.sequence import FinishReason, SamplingParams, Sequence
 from control_plane.errors import BadRequest
 from control_plane.partition.manifest import Manifest
@@ -133,7 +135,9 @@ def test_a_sequence_that_gave_up_its_memory_goes_on_by_its_grammar(
 ) -> None:
     page_size = serving.runner.kv_cache.pages.page_size
     schema = {"type": "string", "minLength": 40, "maxLength": 50}
-    reference = Reference(chat_partition, Manifest.load(chat_partition), serving.runner.model)
+    manifest = Manifest.load(chat_partition)
+    model = load_transformers(chat_partition, manifest, load_config(chat_partition))
+    reference = Reference(chat_partition, manifest, model)
 
     torch.set_num_threads(1)
 

@@ -16,7 +16,6 @@ from control_plane.faas.invocation import ExpertInvoker, PendingInvocations, Res
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, Prefetch
 
-
 RoutingObserver = Callable[[int, NDArray[Any], NDArray[np.int64]], None]
 """Gets the layer, the hidden states [T, H] and the experts [T, K] of all rows, before they are sent."""
 

@@ -36,7 +36,7 @@ def load_model(partition: Path, manifest: Manifest, threads: int) -> DenseModel:
 def load_config(partition: Path) -> PretrainedConfig:
     """transformers' config of the model. Raises `PartitionError`."""
     with refused_by_transformers(f"the model in {partition}"):
-        config = AutoConfig.from_pretrained(partition)
+        config: PretrainedConfig = AutoConfig.from_pretrained(partition)
     if getattr(config, "head_dim", 0) is None:
         # It may be null for Mixtral, and transformers needs a number for scaled rotary embeddings.
         config.head_dim = config.hidden_size // config.num_attention_heads

@@ -40,7 +40,8 @@ def has_program(model_type: str) -> bool:
 
 def head_dim(config: Any) -> int:
     """The size of a head, by transformers' config."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size: int | None = getattr(config, "head_dim", None)
+    return size or int(config.hidden_size // config.num_attention_heads)
 
 
 def layer_program(isa: str, file: DenseFile, config: Any, layer: int, has_experts: bool) -> LayerProgram:
