@@ -25,7 +25,8 @@ SIZES = [(5, 2), (8, 2), (16, 4), (60, 4), (64, 8), (128, 8), (512, 10)]
 
 
 def linear(matrix: NDArray[Any]) -> LinearLayer:
-    shape = LinearShape(*matrix.shape, "bf16")
+    outputs, inputs = matrix.shape
+    shape = LinearShape(outputs, inputs, "bf16")
     return LinearLayer(shape, pack_matrix(shape, matrix))
 
 
@@ -57,7 +58,7 @@ def test_the_choice_is_torchs(experts: int, top_k: int, sigmoid: bool, normalise
     random = np.random.default_rng(experts)
     # Rows of 1 and -1 stay so when they are normed, and small integers have equal sums often.
     hidden = random.choice([-1, 1], (ROWS, HIDDEN)).astype(np.float32)
-    weight = random.integers(-1, 2, (experts, HIDDEN)).astype(np.float32) / 4
+    weight = random.integers(-1, 2, (experts, HIDDEN)).astype(np.float32) / np.float32(4)
     routed = route(
         isa, f32_to_bf16(weight), f32_to_bf16(hidden), top_k=top_k, sigmoid=sigmoid, normalised=normalised
     )

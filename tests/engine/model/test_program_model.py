@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.model.dense_model import DenseModel
-from control_plane.engine.model.loader import load_config, load_model
+from control_plane.engine.model.loader import load_model
 from control_plane.engine.model.program_model import ProgramModel
 from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.engine.model.reference.transformers_model import TransformersModel
@@ -72,7 +72,7 @@ def sequences() -> list[Sequence]:
 def computed(model: DenseModel, manifest: Manifest, batches: list[list[Chunk]]) -> Iterator[NDArray[Any]]:
     """The hidden states of each batch, one after the other with the same cache."""
     model.attach(Experts())  # type: ignore[arg-type]
-    cache = KVCache(kv_cache_shape(model.config, manifest.dtype), 100, 8, 128, load_dense_kernel())
+    cache = KVCache(kv_cache_shape(model.config, manifest.dtype), 100, 8, 128, load_dense_kernel(), 1)
     for batch in batches:
         for chunk in batch:
             cache.pages.allocate(chunk.sequence, chunk.end)
@@ -91,8 +91,8 @@ def test_hidden_states_are_those_of_transformers_modules(
     folder, manifest = partitioned(tmp_path, family, dtype, dense_dtype, **overrides)
     program = load_model(folder, manifest, threads=1)
     assert isinstance(program, ProgramModel)
-    transformers = load_transformers(folder, manifest, load_config(folder))
-    reference = TransformersModel(transformers, manifest.moe_layers, threads=1)
+    transformers = load_transformers(folder, manifest)
+    reference = TransformersModel(transformers, program.config, manifest.moe_layers, threads=1)
     batch = [whole(each) for each in sequences()]
     (found,), (expected,) = (computed(model, manifest, [batch]) for model in (program, reference))
     # int8 rounds activations, and one that is rounded the other way makes a difference of 1 in 127.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from control_plane.engine.model.rotation import Rotation
+from control_plane.partition.checkpoint.dense_config import DenseConfig
 from functions.kernels.bfloat16 import bf16_to_f32
 from tests.support.models.checkpoints import tiny_model
 
@@ -34,9 +35,10 @@ def test_cosines_and_sines_are_transformers(rope: dict[str, Any], head_dim: int)
     model = tiny_model("mixtral", head_dim=head_dim, rope_parameters={"rope_theta": 10000.0, **rope})
     positions = np.array([0, 1, 5, 63, 127, 1000])
     expected = model.model.rotary_emb(torch.zeros(1), torch.from_numpy(positions)[None])
-    found = Rotation.of(model.config, head_dim, "f32").at(positions)
+    config = DenseConfig.from_json(model.config.to_dict())
+    found = Rotation.of(config, "f32").at(positions)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs[0].numpy(), rtol=0, atol=2e-4)
-    rounded = Rotation.of(model.config, head_dim, "bf16").at(positions)
+    rounded = Rotation.of(config, "bf16").at(positions)
     for ours, exact in zip(rounded, found, strict=True):
         np.testing.assert_allclose(bf16_to_f32(ours), exact, rtol=2**-8)
