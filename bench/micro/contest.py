@@ -1,4 +1,4 @@
-"""Times implementations of the same computation in turns. Has what ours are compared with: torch, and a read."""
+"""Times implementations of the same computation in turns, and has what ours compete with: torch, a read."""
 
 import time
 from collections.abc import Callable
