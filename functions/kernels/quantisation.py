@@ -147,5 +147,5 @@ def _nearest(values: Sequence[int], quotients: Float32) -> NDArray[np.uint8]:
 def _quotients(weights: Float32, scales: Float32) -> Float32:
     """Weights [rows, groups, values] by scales [rows, groups]; 0 where the scale is."""
     divisor = np.where(scales == 0, np.float32(np.inf), scales)
-    quotients: Float32 = weights / divisor[:, :, None]
+    quotients: Float32 = np.divide(weights, divisor[:, :, None], dtype=np.float32)
     return quotients
