@@ -37,7 +37,7 @@ from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
-from control_plane.engine.model.loader import load_tokenizer
+from control_plane.engine.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address

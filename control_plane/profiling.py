@@ -16,7 +16,7 @@ from control_plane.deployment.deploy import deploy_all
 from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.routing_recorder import RoutingRecorder
-from control_plane.engine.model.loader import load_tokenizer
+from control_plane.engine.loader import load_tokenizer
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.state import sequence
 from control_plane.errors import ConfigError, FaaSMoEError

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from yarl import URL
 
-from control_plane.engine.model import loader
-from control_plane.engine.model.loader import load_tokenizer
+from control_plane.engine import loader
+from control_plane.engine.loader import load_tokenizer
 from control_plane.errors import PartitionError
 from control_plane.partition.partitioner import partition
 from tests.support.api.api_server import COMPLETION, ApiClient, serving

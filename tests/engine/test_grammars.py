@@ -21,7 +21,7 @@ from control_plane.api.text.worker.grammars import Grammars
 from control_plane.engine.grammar import matcher as matcher_module
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
-from control_plane.engine.model.loader import load_config
+from control_plane.engine.loader import load_config
 from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.engine.state.sequence import FinishReason, SamplingParams, Sequence
 from control_plane.errors import BadRequest

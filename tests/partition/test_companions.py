@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from control_plane.engine.model.loader import load_tokenizer
+from control_plane.engine.loader import load_tokenizer
 from control_plane.errors import PartitionError
 from control_plane.partition.companions import MAX_TEMPLATES, update_companions
 from control_plane.partition.manifest import Manifest

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from control_plane.cli.main import main
-from control_plane.engine.model.loader import load_config
+from control_plane.engine.loader import load_config
 from control_plane.engine.model.reference.layers import PackedGatedFFN, PackedLinear
 from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.errors import ConfigError, PartitionError

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.robustness.fuzz.support.target import OpenTarget
-from bench.robustness.fuzz.targets import api, calls, files, http, kernels, messages, raw_kernels, system
+from bench.robustness.fuzz.targets import (
+    api,
+    calls,
+    files,
+    http,
+    kernels,
+    layers,
+    messages,
+    raw_kernels,
+    system,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,7 @@ TARGETS: Mapping[str, Entry] = {
     "gated-ffn": Entry(kernels.gated_ffn),
     "dense": Entry(kernels.dense),
     "raw-kernels": Entry(raw_kernels.raw_kernels),
+    "layers": Entry(layers.layers),
     "requests": Entry(http.requests),
     "function": Entry(http.function),
     "responses": Entry(http.responses),
