@@ -10,8 +10,8 @@ from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.kernels import DenseKernel, load_dense_kernel
+from control_plane.engine.loader import load_model
 from control_plane.engine.model.dense_model import DenseModel
-from control_plane.engine.model.loader import load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import POLICIES

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from control_plane.engine.model.loader import load_model
+from control_plane.engine.loader import load_model
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model

@@ -27,7 +27,7 @@ def raw_kernels(folder: Path) -> Iterator[Target]:
         values = list(_ARGUMENTS[name](arguments))
         for _ in range(arguments.choice((0, 1, 1, 2))):
             position = arguments.random.randrange(len(values))
-            values[position] = _odd(arguments, values[position])
+            values[position] = odd(arguments, values[position])
         if arguments.random.random() < 0.02:
             del values[arguments.random.randrange(len(values))]
         functions[name](*values)
@@ -105,7 +105,7 @@ _ARGUMENTS: dict[str, Callable[[Arguments], Iterator[Any]]] = {
 }
 
 
-def _odd(arguments: Arguments, value: Any) -> Any:
+def odd(arguments: Arguments, value: Any) -> Any:
     """A value in place of another: of the same type, or of any."""
     choice = arguments.choice
     if isinstance(value, int) and arguments.random.random() < 0.7:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeSparseMoeBlock
 from transformers.monkey_patching import get_patch_mapping
 
-from control_plane.engine.model.loader import load_model
+from control_plane.engine.loader import load_model
 from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.engine.model.stored_embedding import EMBEDDING
 from control_plane.errors import PartitionError
