@@ -147,11 +147,11 @@ AVX2_INLINE void avx2_dot_small(const int rows, const int parts, const enum dtyp
         UNROLLED (p, parts)
             dot[r][p] = dtype == INT4_MIN ? _mm256_setzero_si256()
                                           : _mm256_set1_epi32(x->corrections[group * rows + r]);
-    ROLLED(time, times) {
+    ROLLED (time, times) {
         __m256i sum[avx2_MAX_ROWS][AVX2_PARTS];
         UNROLLED (r, rows)
             UNROLLED (p, parts) sum[r][p] = _mm256_setzero_si256();
-        ROLLED(pair, pairs) {
+        ROLLED (pair, pairs) {
             UNROLLED (s, 2) {
                 UNROLLED (p, parts) {
                     const __m256i w = avx2_codes(dtype, 0, codes + 32 * p, s);
@@ -181,7 +181,7 @@ AVX2_INLINE void avx2_dot_signed(const int rows, const int parts, const enum dty
     const int pair_bytes = (dtype == INT8 ? 2 : 1) * STEP_BYTES;
     UNROLLED (r, rows)
         UNROLLED (p, parts) dot[r][p] = _mm256_setzero_si256();
-    ROLLED(pair, PAIR_STEPS) {
+    ROLLED (pair, PAIR_STEPS) {
         UNROLLED (s, 2) {
             UNROLLED (p, parts) {
                 const __m256i w = avx2_codes(dtype, 1, codes + 32 * p, s), magnitude = _mm256_abs_epi8(w);
@@ -217,7 +217,7 @@ AVX2_INLINE void avx2_dot(const int rows, const int parts, const enum dtype dtyp
             weights += 4 * TILE_ROWS;                                                                   \
         }                                                                                               \
         panel_prefetch(x, g);                                                                           \
-        ROLLED(first, AVX2_PARTS / parts) {                                                             \
+        ROLLED (first, AVX2_PARTS / parts) {                                                            \
             __m256i dot[avx2_MAX_ROWS][AVX2_PARTS];                                                     \
             DOT(rows, parts, dtype, x, g, weights + 32 * first * parts, dot);                           \
             UNROLLED (p, parts)                                                                         \
@@ -226,8 +226,10 @@ AVX2_INLINE void avx2_dot(const int rows, const int parts, const enum dtype dtyp
     }
 
 AVX2_INLINE void avx2_quantised_rows(const int rows, const enum dtype dtype, const struct panel *x,
-                                     const uint8_t *weights, int64_t steps, float *product){
-    AVX2_FOR_GROUPS(avx2_dot, rows, dtype, x, weights, steps, product)}
+                                     const uint8_t *weights, int64_t steps, float *product) {
+    AVX2_FOR_GROUPS(avx2_dot, rows, dtype, x, weights, steps, product)
+}
+
 #define AVX2_PRODUCT(name, dtype, body)                                                               \
     TARGET_avx2 static void avx2_##name(const struct panel *x, const uint8_t *weights, int64_t steps, \
                                         float *product) {                                             \
@@ -235,10 +237,11 @@ AVX2_INLINE void avx2_quantised_rows(const int rows, const enum dtype dtype, con
     }
 #define AVX2_QUANTISED(name, dtype) AVX2_PRODUCT(name, dtype, avx2_quantised_rows)
 
-AVX2_PRODUCT(f32, F32, avx2_float_rows) AVX2_PRODUCT(bf16, BF16, avx2_float_rows)
-    FOR_EACH_QUANTISED(AVX2_QUANTISED)
+AVX2_PRODUCT(f32, F32, avx2_float_rows)
+AVX2_PRODUCT(bf16, BF16, avx2_float_rows)
+FOR_EACH_QUANTISED(AVX2_QUANTISED)
 
-        static int avx2_runs_here(void) {
+static int avx2_runs_here(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 

@@ -104,7 +104,7 @@ AVX512_INLINE void avx512_dot(const int rows, const enum dtype dtype, const stru
         dot[r][0] = dot[r][1] = _mm512_set1_epi32(correction);
     }
     const int step_bytes = (dtype == INT8 ? 2 : 1) * STEP_BYTES; /* of a pair of steps */
-    ROLLED(pair, PAIR_STEPS) {
+    ROLLED (pair, PAIR_STEPS) {
         const uint8_t *both = codes + pair * step_bytes;
         UNROLLED (s, 2) {
             const __m512i w0 = avx512_codes(dtype, both, s), w1 = avx512_codes(dtype, both + 64, s);

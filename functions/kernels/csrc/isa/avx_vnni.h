@@ -23,7 +23,7 @@ AVX_VNNI_INLINE void avx_vnni_dot(const int rows, const int parts, const enum dt
     const int pair_bytes = (dtype == INT8 ? 2 : 1) * STEP_BYTES;
     UNROLLED (r, rows)
         UNROLLED (p, parts) dot[r][p] = _mm256_set1_epi32(x->corrections[group * rows + r]);
-    ROLLED(pair, PAIR_STEPS) {
+    ROLLED (pair, PAIR_STEPS) {
         UNROLLED (s, 2) {
             UNROLLED (p, parts) {
                 const __m256i w = avx2_codes(dtype, 0, codes + 32 * p, s);
@@ -39,8 +39,10 @@ AVX_VNNI_INLINE void avx_vnni_dot(const int rows, const int parts, const enum dt
 }
 
 AVX_VNNI_INLINE void avx_vnni_quantised_rows(const int rows, const enum dtype dtype, const struct panel *x,
-                                             const uint8_t *weights, int64_t steps, float *product){
-    AVX2_FOR_GROUPS(avx_vnni_dot, rows, dtype, x, weights, steps, product)}
+                                             const uint8_t *weights, int64_t steps, float *product) {
+    AVX2_FOR_GROUPS(avx_vnni_dot, rows, dtype, x, weights, steps, product)
+}
+
 #define AVX_VNNI_QUANTISED(name, dtype)                                                        \
     TARGET_avx_vnni static void avx_vnni_##name(const struct panel *x, const uint8_t *weights, \
                                                 int64_t steps, float *product) {               \
@@ -52,8 +54,6 @@ FOR_EACH_QUANTISED(AVX_VNNI_QUANTISED)
 #define avx_vnni_f32 avx2_f32
 #define avx_vnni_bf16 avx2_bf16
 
-    static int avx_vnni_runs_here(void) {
-    return avx2_runs_here() && __builtin_cpu_supports("avxvnni");
-}
+static int avx_vnni_runs_here(void) { return avx2_runs_here() && __builtin_cpu_supports("avxvnni"); }
 
 #endif
