@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from control_plane.engine.kernels import load_dense_kernel
-from control_plane.engine.model.dense_model import DenseModel
 from control_plane.engine.loader import load_model
+from control_plane.engine.model.dense_model import DenseModel
 from control_plane.engine.model.program_model import ProgramModel
 from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.engine.model.reference.transformers_model import TransformersModel
