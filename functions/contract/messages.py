@@ -161,7 +161,7 @@ class InvocationResult:
     residency: ResidencyReport | None = None
     """None if nothing has changed since the last report that the caller got from this process."""
     kernel: str | None = None
-    """The kernel that the function computes with. It is sent with a report; older functions do not name it."""
+    """The function's kernel. It is sent with a report; older functions do not name it."""
 
     def encode(self) -> list[bytes | memoryview]:
         """The response's body, as buffers to be sent one after the other."""
