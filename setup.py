@@ -11,6 +11,7 @@ FUNCTION = "functions/kernels"
 FAST_PATH = "functions/fast_path"
 ENGINE = "control_plane/engine/kernels"
 WIRE = "control_plane/faas/wire"
+EXPERTS = "control_plane/engine/experts"
 
 
 def extension(package: str, name: str, source: str) -> Extension:
@@ -33,5 +34,6 @@ setup(
         extension(FAST_PATH, "_fast_path", "fast_path.c"),
         extension(ENGINE, "_dense", "dense.c"),
         extension(WIRE, "_plain_calls", "plain_calls.c"),
+        extension(EXPERTS, "_row_groups", "row_groups.c"),
     ]
 )

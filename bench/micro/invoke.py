@@ -1,11 +1,12 @@
 """Measures the overhead of calling functions: `make bench-invoke`.
 
 A step of the engine calls all functions of a layer at once, and continues when the last one has answered. One
-round here does the same, with almost nothing to compute, in four ways:
+round here does the same, with almost nothing to compute, in five ways:
 
 - echo: as a baseline, an aiohttp client calls bare aiohttp servers, which return the body.
 - transport: calls of functions with an unknown path, so that bodies are sent but not decoded.
-- direct: calls of functions at their own addresses.
+- direct: calls of functions at their own addresses, in C at both ends.
+- python: the same calls with a prefetch of what is in memory, which C leaves to Python at both ends.
 - gateway: calls through the embedded gateway.
 """
 
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -25,6 +27,7 @@ from yarl import URL
 
 from bench.support import processes
 from control_plane.faas.connection import Address, Connection, ready
+from control_plane.faas.gateway_access import default_secret_file, make_function_secret
 from control_plane.faas.invoker import Invoker
 from control_plane.formatting import table
 from control_plane.partition.granularity import Granularity
@@ -40,6 +43,7 @@ TURN = 25
 """Rounds of one way before the next way's turn."""
 MAX_ANSWER_BYTES = 1 << 20
 ANSWER_SECONDS = 10.0
+WAYS = ("echo", "transport", "direct", "python", "gateway")
 
 Round = Callable[[], Awaitable[None]]
 
@@ -72,8 +76,9 @@ async def bench(folder: Path, rounds: int) -> None:
         address = Address(url.host or "", url.port or 80)
         # Behind a gateway that is not on loopback, no function on loopback is called directly.
         anywhere = Address("0.0.0.0", address.port)
-        direct = Invoker(lambda _: address, lambda _: True)
-        proxied = Invoker(lambda _: anywhere, lambda _: True)
+        secret = make_function_secret(default_secret_file())
+        direct = Invoker(lambda _: address, lambda _: True, secret=secret)
+        proxied = Invoker(lambda _: anywhere, lambda _: True, secret=secret)
         stack.callback(direct.close)
         stack.callback(proxied.close)
         for size, count in SIZES.items():
@@ -89,10 +94,11 @@ async def bench(folder: Path, rounds: int) -> None:
                     "echo": _echo(client, echoes[:at_once], body),
                     "transport": _transport(stack, direct, list(calls), body),
                     "direct": _invoke(direct, calls),
+                    "python": _invoke(direct, {name: _predicting(call) for name, call in calls.items()}),
                     "gateway": _invoke(proxied, calls),
                 }
                 rows.append([size, str(at_once), *_cells(await _measure(ways, rounds))])
-    columns = [name for way in ("echo", "transport", "direct", "gateway") for name in (f"{way}: p50", "p99")]
+    columns = [name for way in WAYS for name in (f"{way}: p50", "p99")]
     for line in table(["body", "at once", *columns, "direct / echo, p50"], rows):
         click.echo(line)
 
@@ -190,6 +196,11 @@ def _invocation(manifest: Manifest, function: str, rows: int) -> Invocation:
         expert_index=index,
         expert_weight=np.ones((rows, 1), np.float32),
     )
+
+
+def _predicting(invocation: Invocation) -> Invocation:
+    """The call, with a prefetch of its own expert."""
+    return replace(invocation, prefetch={invocation.layer: [int(invocation.expert_index.max())]})
 
 
 if __name__ == "__main__":

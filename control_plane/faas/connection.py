@@ -103,17 +103,15 @@ class Connection:
         """
         parts = request(target, self.address, content_type, body, proof)
         is_short = sum(map(len, parts)) < JOINED_BYTES
-        self.began([b"".join(parts)] if is_short else parts, 0, max_answer_bytes)
+        self.began([b"".join(parts)] if is_short else [part for part in parts if len(part)], max_answer_bytes)
         self.push()
 
-    def began(self, request: Sequence[bytes | memoryview], sent: int, max_answer_bytes: int) -> None:
-        """Take over a request whose first `sent` bytes have been sent already; `push` sends the rest."""
+    def began(self, unsent: list[bytes | memoryview], max_answer_bytes: int) -> None:
+        """Take over a request that has been sent up to the last parts; `push` sends these."""
         self.reusable = False
         self._reader = None
         self._max_answer_bytes = max_answer_bytes
-        self._unsent = [part for part in request if len(part)]
-        if sent:
-            self._sent(sent)
+        self._unsent = unsent
 
     def received(self, data: bytes) -> None:
         """Take over an answer whose first bytes have been received already; `read` reads the rest."""
@@ -229,6 +227,17 @@ def request(
 ) -> list[bytes | memoryview]:
     """The buffers of a request that POSTs `body` to an address; see `Connection.send`."""
     return [_head(target, address, content_type, sum(map(len, body)), proof), *body]
+
+
+def last_bytes(parts: Sequence[bytes | memoryview], nbytes: int) -> list[bytes | memoryview]:
+    """The last `nbytes` bytes of a request's parts."""
+    last: list[bytes | memoryview] = []
+    for part in reversed(parts):
+        if nbytes <= 0:
+            break
+        last.insert(0, memoryview(part)[-nbytes:] if nbytes < len(part) else part)
+        nbytes -= len(part)
+    return last
 
 
 @lru_cache(REQUEST_HEADS)

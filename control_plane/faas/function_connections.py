@@ -8,7 +8,7 @@ from functools import cache
 
 from control_plane.faas.addresses import AddressBook, Networks, direct_address
 from control_plane.faas.call import Call
-from control_plane.faas.connection import Address, Connection, request
+from control_plane.faas.connection import Address, Connection, last_bytes, request
 from control_plane.faas.connection_pool import ConnectionPool, PrefetchConnections
 from control_plane.faas.wire import plain_calls
 from control_plane.faas.wire.results import max_answer_bytes
@@ -65,13 +65,13 @@ class FunctionConnections:
                 call.body = call.invocation.encode(with_limit=not call.holds_limit)
                 proof = self.caller_proof(call.function)
                 begun.append((call, connection, request("/", address, CONTENT_TYPE, call.body, proof)))
-        sent = plain_calls.send([(connection.fileno(), *parts) for _, connection, parts in begun])
-        for (call, connection, parts), nbytes in zip(begun, sent, strict=True):
+        left = plain_calls.send([(connection.fileno(), *parts) for _, connection, parts in begun])
+        for (call, connection, parts), nbytes in zip(begun, left, strict=True):
             if nbytes < 0:  # Its peer has closed it while it was idle.
                 call.hang_up()
             else:
-                connection.began(parts, nbytes, max_answer_bytes(call.invocation))
-                call.is_plain = not connection.sending
+                connection.began(last_bytes(parts, nbytes), max_answer_bytes(call.invocation))
+                call.is_plain = nbytes == 0
 
     def take(self, address: Address, direct: bool) -> Connection:
         """A connection for one call, directly to a function or to a gateway. Raises `ConnectionLost`."""

@@ -2,22 +2,19 @@
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.engine.experts.prefetcher import Prefetcher
+from control_plane.engine.experts.row_groups import Batch, RowGroup, Rows, add_up, group_rows
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.state.stopwatch import StepPart, Stopwatch
 from control_plane.errors import GatewayError
 from control_plane.faas.invocation import ExpertInvoker, PendingInvocations, ResidentLimits
 from control_plane.partition.manifest import Manifest
-from functions.contract.messages import Invocation, InvocationResult, Prefetch
-from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
-
-_NO_HINTS: Mapping[str, Prefetch] = MappingProxyType({})
+from functions.contract.messages import Invocation, Prefetch
 
 
 class RowsFailed(Exception):
@@ -30,21 +27,12 @@ class RowsFailed(Exception):
         self.rows = rows
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """The rows of a batch that are routed to experts of one function."""
-
-    function: str
-    rows: np.ndarray | None
-    """The rows' numbers in the batch; None for all rows."""
-    invocation: Invocation
-
-
 @dataclass(slots=True)
 class PendingExperts:
     """The routed experts of one layer, whose functions are computing."""
 
-    groups: list[RowGroup]
+    rows: Mapping[str, Rows]
+    """The numbers of the rows that each function has."""
     hidden_states: NDArray[Any]
     """The batch's rows [T, H]."""
     invocations: PendingInvocations
@@ -65,16 +53,17 @@ class PendingExperts:
         lap(StepPart.WAIT)
         if self.prefetcher is not None:
             self.prefetcher.observe(results)
-        total = _add_up(self.groups, results, self.hidden_states)
+        parts = [(rows, results[function].output) for function, rows in self.rows.items()]
+        total = add_up(parts, self.hidden_states)
         lap(StepPart.ADD)
         return total
 
     def _rows_of(self, functions: Set[str]) -> np.ndarray:
         """For each row [T], whether it needs one of these functions; all rows if none is named."""
         needing = np.full(len(self.hidden_states), not functions)
-        for group in self.groups:
-            if group.function in functions:
-                needing[slice(None) if group.rows is None else group.rows] = True
+        for function in functions & self.rows.keys():
+            rows = self.rows[function]
+            needing[slice(None) if rows is None else rows] = True
         return needing
 
 
@@ -116,62 +105,26 @@ class Dispatcher:
         lap(StepPart.DENSE)
         hints = prefetcher.predict(layer, hidden_states, index) if prefetcher is not None else {}
         lap(StepPart.PREFETCH)
-        groups = self.group(layer, hidden_states, index, weights, hints)
-        invocations = {group.function: group.invocation for group in groups}
+        batch = Batch(
+            np.ascontiguousarray(hidden_states),
+            np.ascontiguousarray(index, np.int16),
+            np.ascontiguousarray(weights, np.float32),
+        )
+        groups = group_rows(self._owner[layer], batch)
+        invocations = dict(self._invocation(layer, group, hints) for group in groups)
         pending = self._invoker.begin(invocations)
         lap(StepPart.SEND)
         if prefetcher is not None:
             prefetcher.prefetch({name: hint for name, hint in hints.items() if name not in invocations})
             lap(StepPart.PREFETCH)
-        return PendingExperts(groups, hidden_states, pending, prefetcher, self._stopwatch)
+        rows = dict(zip(invocations, (group.rows for group in groups), strict=True))
+        return PendingExperts(rows, batch.hidden_states, pending, prefetcher, self._stopwatch)
 
-    def group(
-        self,
-        layer: int,
-        hidden_states: np.ndarray,
-        index: np.ndarray,
-        weights: np.ndarray,
-        hints: Mapping[str, Prefetch] = _NO_HINTS,
-    ) -> list[RowGroup]:
-        """One group for each function that has at least one of the rows' experts.
-
-        hidden_states are [T, H], index and weights [T, K]. An invocation gets its function's hint, which
-        names the experts to prefetch.
-        """
-        owner = self._owner[layer][index]
-        limits = self._resident_limits.by_function
-        numbers = np.unique(owner).tolist()
-        index = index.astype(np.int16)
-        groups = []
-        for number in numbers:
-            mine = owner == number
-            rows = mine.any(axis=1).nonzero()[0]
-            # -1 stands for an expert of another function, which gets the row, too.
-            own_index = np.where(mine, index, np.int16(-1)) if len(numbers) > 1 else index
-            inputs = hidden_states, own_index, weights
-            some = None if len(rows) == len(index) else rows
-            if some is not None:
-                inputs = hidden_states[rows], own_index[rows], weights[rows]
-            function = self._functions[number]
-            invocation = Invocation(
-                layer, self._model, *inputs, limits.get(function), hints.get(function, {})
-            )
-            groups.append(RowGroup(function, some, invocation))
-        return groups
-
-
-def _add_up(
-    groups: list[RowGroup], results: Mapping[str, InvocationResult], like: NDArray[Any]
-) -> NDArray[Any]:
-    """The sum of all functions' outputs, row by row, in the shape and dtype of `like`."""
-    if len(groups) == 1:
-        # Every row has an expert, so one function alone has them all.
-        return results[groups[0].function].output
-    # Sums are float32: in bf16, each of several functions' outputs would be rounded once more.
-    total = np.zeros(like.shape, np.float32)
-    is_bf16 = like.dtype == np.uint16
-    for group in groups:
-        output = results[group.function].output
-        # A group has each row once.
-        total[slice(None) if group.rows is None else group.rows] += bf16_to_f32(output) if is_bf16 else output
-    return f32_to_bf16(total) if is_bf16 else total
+    def _invocation(
+        self, layer: int, group: RowGroup, hints: Mapping[str, Prefetch]
+    ) -> tuple[str, Invocation]:
+        """The function's name, and what it is to compute; with its hint of the experts to prefetch."""
+        function = self._functions[group.function]
+        limit = self._resident_limits.by_function.get(function)
+        rows = group.hidden_states, group.index, group.weights
+        return function, Invocation(layer, self._model, *rows, limit, hints.get(function, {}))

@@ -34,15 +34,15 @@ def are_compiled() -> bool:
 
 
 def send(requests: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Send as much of each request as the network takes now; returns how many bytes that is.
+    """Send as much of each request as the network takes now; returns how many of its last bytes are left.
 
     A request is (socket, part, ...): the number of an idle connection's socket, and up to eight buffers. The
     result is -1, and nothing is sent, if the peer has closed the connection. Another failure shows when more
     is sent, or the answer read.
     """
     assert _extension is not None
-    sent: list[int] = _extension.send(requests)
-    return sent
+    left: list[int] = _extension.send(requests)
+    return left
 
 
 def receive(seconds: float, calls: Sequence[tuple[int, bytes, NDArray[Any]]]) -> list[PlainAnswer | bytes]:

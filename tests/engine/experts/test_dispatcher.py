@@ -1,6 +1,5 @@
 """The dispatcher sends rows to the functions that have their experts, and its sums equal the model's."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -92,27 +91,6 @@ def batch(tiny: TinyPartition, layer: int, index: NDArray[np.int64]) -> Invocati
     weight = np.random.default_rng(len(index)).random(index.shape, np.float32)
     hidden_states = tiny.hidden_states(len(index))
     return Invocation(layer, tiny.manifest.fingerprint, hidden_states, index.astype(np.int16), weight)
-
-
-@given(layer=LAYERS, index=routings())
-def test_each_expert_of_each_row_is_in_exactly_one_group(
-    tiny: TinyPartition, dispatcher: Dispatcher, layer: int, index: NDArray[np.int64]
-) -> None:
-    whole = batch(tiny, layer, index)
-    groups = dispatcher.group(layer, whole.hidden_states, index, whole.expert_weight)
-    found: Counter[tuple[int, int]] = Counter()
-    for group in groups:
-        rows = np.arange(len(index)) if group.rows is None else group.rows
-        invocation = group.invocation
-        mine = invocation.expert_index >= 0
-        assert mine.any(axis=1).all(), "a row was sent to a function that has none of its experts"
-        assert set(invocation.expert_index[mine]) <= set(tiny.manifest.block(group.function).experts[layer])
-        np.testing.assert_array_equal(invocation.expert_index[mine], index[rows][mine])
-        np.testing.assert_array_equal(invocation.hidden_states, whole.hidden_states[rows])
-        np.testing.assert_array_equal(invocation.expert_weight, whole.expert_weight[rows])
-        found.update((int(rows[row]), int(slot)) for row, slot in np.argwhere(mine))
-    assert found == Counter(np.ndindex(index.shape))
-    assert len({group.function for group in groups}) == len(groups)
 
 
 @given(layer=LAYERS, index=routings())

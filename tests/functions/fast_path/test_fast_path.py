@@ -16,6 +16,7 @@ from functions.contract.secret import CALLER_HEADER, FUNCTION_HEADER, FunctionSe
 from functions.expert import fast_calls
 from functions.expert.authentication import Authentication
 from functions.fast_path.shared import fast_path_type
+from functions.http.server import MAX_CONNECTIONS
 from tests.support.functions.function_server import SECONDS, Caller, FunctionServer, function_server
 from tests.support.models.tiny_partition import TinyPartition
 
@@ -49,7 +50,7 @@ def warm(caller: Caller, tiny: TinyPartition, server: FunctionServer) -> None:
     """Call all experts; the last report over the connection then holds."""
     for layer in (*tiny.manifest.moe_layers, 0):
         caller.invoke(whole(tiny, layer))
-    assert not server.block.residency.report().resident_bytes == 0
+    assert server.block.residency.report().resident_experts == len(server.block.manifest.experts)
 
 
 def whole(tiny: TinyPartition, layer: int = 0, rows: int = 2) -> Invocation:
@@ -123,7 +124,7 @@ def test_a_report_comes_after_each_change_and_on_each_connection_once(
 ) -> None:
     def reports(caller: Caller) -> list[int | None]:
         residencies = [caller.invoke(whole(tiny)).residency for _ in range(3)]
-        return [residency and residency.limit_bytes for residency in residencies]
+        return [None if each is None else each.limit_bytes for each in residencies]
 
     limit = server.block.residency.report().limit_bytes
     assert reports(caller) == [None, None, None]
@@ -347,3 +348,34 @@ def test_a_body_that_stops_coming_ends_the_connection(
     with closing(socket.create_connection(server.address, SECONDS)) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:-1])
         assert connection.recv(1) == b""
+
+
+def test_calls_that_stall_in_c_give_way_to_new_connections(
+    server: FunctionServer, tiny: TinyPartition
+) -> None:
+    body = b"".join(whole(tiny, rows=1000).encode())
+    with ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS):
+            connection = socket.create_connection(server.address, SECONDS)
+            stack.enter_context(closing(connection))
+            connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:20000])
+        with server.caller() as caller:
+            tiny.check(whole(tiny), caller.invoke(whole(tiny)).output)
+    connections = server.server.connections
+    with connections.changed:
+        assert connections.changed.wait_for(lambda: connections.state.nbytes == 0, SECONDS)
+
+
+def test_an_answer_that_nobody_reads_is_given_up(
+    server: FunctionServer, tiny: TinyPartition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("functions.http.server.SEND_SECONDS", 0.1)
+    body = b"".join(whole(tiny, rows=5000).encode())
+    call = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with server.caller() as caller:
+        warm(caller, tiny, server)
+        connection = caller.connection.sock
+        connection.settimeout(SECONDS)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            connection.sendall(50 * call)
+    assert server.function.state.in_flight == 0

@@ -14,6 +14,7 @@ from functions.expert.expert_function import ExpertFunction
 from functions.http.messages import FunctionRequest, FunctionResponse
 from functions.http.server import MAX_CONNECTIONS, HttpServer
 from tests.support.functions.expert_process import ExpertProcess
+from tests.support.functions.function_server import function_server
 from tests.support.models.tiny_partition import TinyPartition
 
 MAX_BODY_BYTES = 256 << 20
@@ -46,9 +47,16 @@ def statuses(answers: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answers)]
 
 
-@pytest.fixture(scope="module")
-def address(function: ExpertProcess) -> tuple[str, int]:
-    return function.address.host, function.address.port
+@pytest.fixture(scope="module", params=["c", "python"])
+def address(
+    request: pytest.FixtureRequest, function: ExpertProcess, tiny: TinyPartition
+) -> Iterator[tuple[str, int]]:
+    """A function whose calls C sees first, if it is compiled, and one without C."""
+    if request.param == "c":
+        yield function.address.host, function.address.port
+    else:
+        with function_server(tiny, in_c=False) as running:
+            yield running.address
 
 
 @pytest.fixture(scope="module")

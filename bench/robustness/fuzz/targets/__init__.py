@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.robustness.fuzz.support.target import OpenTarget
-from bench.robustness.fuzz.targets import api, files, http, kernels, messages, raw_kernels, system
+from bench.robustness.fuzz.targets import (
+    api,
+    calls,
+    fast_path,
+    files,
+    http,
+    kernels,
+    messages,
+    raw_kernels,
+    system,
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +33,10 @@ TARGETS: Mapping[str, Entry] = {
     "raw-kernels": Entry(raw_kernels.raw_kernels),
     "requests": Entry(http.requests),
     "function": Entry(http.function),
+    "fast-calls": Entry(fast_path.fast_calls, 100_000),
     "responses": Entry(http.responses),
+    "plain-answers": Entry(calls.plain_answers, 100_000),
+    "row-groups": Entry(calls.row_groups),
     "api": Entry(api.api),
     "system": Entry(system.system),
     "manifests": Entry(files.manifests),

@@ -17,7 +17,8 @@ struct request {
     int socket;
     int parts;
     struct iovec part[MAX_PARTS];
-    ssize_t sent; /* -1: the peer has closed the connection, or sent what nobody asked for */
+    ssize_t
+        left; /* bytes to be sent; -1: the peer has closed the connection, or sent what nobody asked for */
 };
 
 /* Sends as much of each request as the network takes now. A socket that fails shows it again when the rest is
@@ -28,12 +29,12 @@ static void send_requests(struct request *requests, size_t count) {
         char byte;
         ssize_t unasked = recv(r->socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
         if (unasked >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) {
-            r->sent = -1;
+            r->left = -1;
             continue;
         }
         struct msghdr message = {.msg_iov = r->part, .msg_iovlen = (size_t)r->parts};
-        r->sent = sendmsg(r->socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (r->sent < 0) r->sent = 0;
+        const ssize_t sent = sendmsg(r->socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent > 0) r->left -= sent;
     }
 }
 

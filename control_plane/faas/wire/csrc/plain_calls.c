@@ -49,6 +49,7 @@ static int request_in(PyObject *tuple, struct request *request, Py_buffer *views
             return -1;
         }
         request->part[i] = (struct iovec){views[i].buf, (size_t)views[i].len};
+        request->left += views[i].len;
     }
     return request->parts = (int)parts;
 }
@@ -59,7 +60,7 @@ static PyObject *send_all(struct request *requests, Py_ssize_t count) {
     Py_END_ALLOW_THREADS;
     PyObject *sent = PyList_New(count);
     for (Py_ssize_t i = 0; sent && i < count; i++) {
-        PyObject *number = PyLong_FromSsize_t(requests[i].sent);
+        PyObject *number = PyLong_FromSsize_t(requests[i].left);
         if (!number)
             Py_CLEAR(sent);
         else
@@ -72,7 +73,7 @@ PyDoc_STRVAR(
     send_doc,
     "send(calls) -> list of int\n\n"
     "Each call is (socket, part, ...): an idle connection, and the buffers of its request. Sends as\n"
-    "much of each as the network takes now. Returns the numbers of bytes that were sent; -1 for a\n"
+    "much of each as the network takes now. Returns how many bytes of each are left; -1 for a\n"
     "connection that its peer has closed.");
 
 static PyObject *send_call(PyObject *module, PyObject *calls) {
