@@ -3,11 +3,12 @@ VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := $(VENV)/bin
 PARTITION ?= partitions/qwen1.5-moe-a2.7b
-C_SOURCES := $(wildcard functions/*/csrc/*.[ch] functions/*/csrc/*/*.h control_plane/*/csrc/*.[ch] control_plane/*/*/csrc/*.[ch])
+C_SOURCES := $(wildcard functions/*/csrc/*.[ch] functions/*/csrc/*/*.h control_plane/*/csrc/*.[ch] \
+	control_plane/*/*/csrc/*.[ch] tests/support/functions/*.c)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
-	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-memory bench-packing bench-residency \
+	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-memory bench-packing bench-quality bench-residency \
 	chaos clients fuzz soak
 
 help:  ## list the targets
@@ -97,6 +98,9 @@ bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--he
 
 bench-packing: setup  ## calls per token and memory, with experts packed by a profile and without
 	$(BIN)/python -m bench.micro.packing $(ARGS)
+
+bench-quality: setup  ## what types of weights cost on a real model; ARGS="MODEL.gguf TEXT... --prompts FILE"
+	$(BIN)/python -m bench.micro.quality.run $(ARGS)
 
 bench-residency: setup  ## mapped pages against an arena: the cost of bringing an expert into memory
 	$(BIN)/python -m bench.micro.residency

@@ -35,5 +35,12 @@ setup(
         extension(ENGINE, "_dense", "dense.c"),
         extension(WIRE, "_plain_calls", "plain_calls.c"),
         extension(EXPERTS, "_row_groups", "row_groups.c"),
+        Extension(
+            "control_plane.partition.quantisation._scale_search",
+            sources=["control_plane/partition/quantisation/csrc/scale_search.c"],
+            # A fused product and sum would round otherwise than NumPy does.
+            extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off"],
+            optional=True,
+        ),
     ]
 )

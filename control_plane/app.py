@@ -37,7 +37,6 @@ from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
-from control_plane.engine.model.loader import load_tokenizer
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
@@ -49,6 +48,7 @@ from control_plane.http import check_open_files, serving
 from control_plane.observability.logs import log_kernel
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from control_plane.partition.manifest import Manifest
 from control_plane.tenancy.limits.limiter import Limiter, limiter_of
 from control_plane.tenancy.storage.database import database_address
@@ -91,10 +91,12 @@ async def control_plane(
     config: ServeConfig,
     access: Sequence[GatewayAccess],
     secret: FunctionSecret | None = None,
+    gateway_bytes: Callable[[], int] = lambda: 0,
 ) -> AsyncIterator[URL]:
     """Serve a partition's model, whose functions are behind these gateways; yields the API's address.
 
-    With the functions' `secret`, only functions that know it are believed. Raises `PartitionError` for a bad
+    With the functions' `secret`, only functions that know it are believed. `gateway_bytes` returns the memory
+    of the processes that a gateway in this process has besides functions. Raises `PartitionError` for a bad
     partition, `ConfigError` for a port in use, too small a budget, or too few open files.
     """
     if config.memory_budget is not None:
@@ -108,9 +110,12 @@ async def control_plane(
         _tenancy(database, config) as tenancy,
     ):
         # Measured last: the budget has to cover everything that was loaded before.
-        helpers_bytes = backend.prompts.memory_bytes()
-        footprint = build_footprint(partition, manifest, backend.runner, helpers_bytes, config)
-        autoscaler = _autoscaler(backend, footprint, config)
+
+        def helpers_bytes() -> int:
+            return backend.prompts.memory_bytes() + gateway_bytes()
+
+        footprint = build_footprint(partition, manifest, backend.runner, helpers_bytes(), config)
+        autoscaler = _autoscaler(backend, footprint, helpers_bytes, config)
         drain = Drain(config.max_queued_per_tenant)
         api = _api(backend, tenancy, autoscaler, drain, config)
         app = api.app()
@@ -140,7 +145,7 @@ async def _loaded(
     limits = ResidentLimits()
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, limits, config)
     log_kernel(runner.kv_cache.kernel.name)
-    tokenizer = await asyncio.to_thread(load_tokenizer, partition)
+    tokenizer = await asyncio.to_thread(ModelTokenizer.load, partition)
     codec = TextCodec(tokenizer, runner.model.config.vocab_size)
     by_model = config.sampling_defaults == "model"
     defaults = sampling_defaults(partition) if by_model else SamplingDefaults()
@@ -166,7 +171,9 @@ async def _tenancy(database: Path | str, config: ServeConfig) -> AsyncIterator[_
         yield _Tenancy(store, limiter, ledger)
 
 
-def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) -> Autoscaler:
+def _autoscaler(
+    backend: _Backend, footprint: Footprint, helpers_bytes: Callable[[], int], config: ServeConfig
+) -> Autoscaler:
     own = OwnMemory.measure()
 
     def busy() -> bool:
@@ -179,7 +186,7 @@ def _autoscaler(backend: _Backend, footprint: Footprint, config: ServeConfig) ->
         footprint,
         config.memory_budget,
         config.idle_timeout,
-        own_bytes=lambda: own.used() + backend.prompts.memory_bytes(),
+        own_bytes=lambda: own.used() + helpers_bytes(),
         requests_running=busy,
         limits=backend.resident_limits,
         trim_memory=trim_heap,
@@ -271,7 +278,7 @@ def build_footprint(
         partition / manifest.dense.file,
         step,
         kv_cache_bytes=runner.kv_cache.nbytes,
-        stored_embedding_bytes=runner.stored_embedding_bytes,
+        stored_embedding_bytes=runner.model.stored_embedding_bytes,
     )
     footprint = replace(footprint, control_plane=footprint.control_plane + helpers_bytes)
     if config.memory_budget is not None:

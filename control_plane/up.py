@@ -12,7 +12,7 @@ from control_plane.config import ServeConfig
 from control_plane.deployment.deploy import deploy_all
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateway_access import GatewayAccess, random_function_secret
-from control_plane.gateway import embedded_gateway
+from control_plane.gateway import embedded_gateway, fork_servers
 from control_plane.partition.companions import update_companions
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
@@ -30,7 +30,9 @@ async def running(
     # The gateway does not see calls that go straight to a function, so it learns of them later than the
     # autoscaler. Its own time limit is longer, so that it does not put a busy function to sleep.
     idle_after = config.idle_timeout + awake_interval(config.idle_timeout)
-    async with embedded_gateway(folder, "127.0.0.1", gateway_port, None, idle_after) as gateway_url:
+    servers = fork_servers()
+    embedded = embedded_gateway(folder, "127.0.0.1", gateway_port, None, idle_after, servers=servers)
+    async with embedded as gateway_url:
         say(f"gateway on {gateway_url}")
         # A new one each time: the gateway remembers nothing.
         secret = random_function_secret()
@@ -38,7 +40,8 @@ async def running(
             manifest = Manifest.load(folder)
             changes = [change async for change in deploy_all(manifest, [gateway], secret=secret)]
         say(f"deployed {len(changes)} functions")
-        async with control_plane(folder, config, [GatewayAccess(gateway_url)], secret) as url:
+        access = [GatewayAccess(gateway_url)]
+        async with control_plane(folder, config, access, secret, servers.memory_bytes) as url:
             yield url
 
 

@@ -50,7 +50,7 @@ def partitions(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, TinyPar
     folder = tmp_path_factory.mktemp("partitions")
     return {
         dtype: TinyPartition.make(folder / dtype, dtype, Granularity(2, 3))
-        for dtype in ("f32", "bf16", "int8")
+        for dtype in ("f32", "bf16", "int8", "int4")
     }
 
 

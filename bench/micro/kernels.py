@@ -41,7 +41,7 @@ class Experts:
     @classmethod
     def random(cls, dtype: str) -> "Experts":
         """Random weights in a dtype."""
-        shape = ExpertShape(HIDDEN_SIZE, INTERMEDIATE_SIZE, dtype)
+        shape = ExpertShape(HIDDEN_SIZE, INTERMEDIATE_SIZE, dtype, dtype)
         copies = -(-UNCACHED_BYTES // shape.nbytes)
         gate, up = (torch.randn(INTERMEDIATE_SIZE, HIDDEN_SIZE) / HIDDEN_SIZE**0.5 for _ in range(2))
         down = torch.randn(HIDDEN_SIZE, INTERMEDIATE_SIZE) / INTERMEDIATE_SIZE**0.5

@@ -105,7 +105,7 @@ class Stack:
         """The gateway's processes of a function, oldest first."""
         found = []
         with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self.gateway.pid).children():
+            for process in psutil.Process(self.gateway.pid).children(recursive=True):
                 with suppress(psutil.Error):
                     if process.environ().get(FUNCTION_VARIABLE) == name:
                         found.append(process)

@@ -35,7 +35,7 @@ from control_plane.partition.checkpoint.reader import CONFIG_FILE, WEIGHTS_FILE,
 from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from control_plane.partition.plan import DENSE_DTYPES, DTYPES
+from control_plane.partition.recipes import DENSE_DTYPES, DTYPES
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
 
 _COUNT = click.IntRange(1)

@@ -4,17 +4,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PretrainedConfig
-
 from control_plane.autoscaling.process_memory import unread_bytes, used_bytes
 from control_plane.errors import ConfigError
 from control_plane.formatting import format_bytes
+from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import ResidencyReport
 from functions.host.memory import MemoryLimit
 
-FUNCTION_OVERHEAD_BYTES = 20_000_000
-"""The memory of a function's process without experts' weights, until it reports its own number."""
+FUNCTION_OVERHEAD_BYTES = 8_000_000
+"""The memory of a forked function's process without experts' weights, until it reports its own number. In a
+container it is three times as much."""
 HEAP_BYTES = 48_000_000
 """A reserve for requests in progress, threads' heaps, and library code that is loaded with the first step."""
 _SLOTS = 2
@@ -42,13 +42,13 @@ class StepShape:
 
     @classmethod
     def of(
-        cls, manifest: Manifest, model: PretrainedConfig, *, rows: int, logits_rows: int, context: int
+        cls, manifest: Manifest, model: DenseConfig, *, rows: int, logits_rows: int, context: int
     ) -> "StepShape":
         """The shape of the largest step: `rows` rows, `logits_rows` of which get logits."""
         return cls(
             rows=rows,
             hidden_size=manifest.hidden_size,
-            intermediate_size=getattr(model, "shared_expert_intermediate_size", model.intermediate_size),
+            intermediate_size=model.dense_width,
             experts_per_row=manifest.num_experts_per_tok,
             logits_rows=logits_rows,
             vocabulary=model.vocab_size,

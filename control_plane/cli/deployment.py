@@ -181,20 +181,20 @@ def image(
 
     This needs no container daemon. The file is an OCI image layout in a tar archive, for `ctr images import`
     or `skopeo copy oci-archive:image.tar docker://...`. Each expert block is one layer, so a changed block
-    leaves the other layers unchanged. The same input gives the same digest. On an architecture other than
-    this machine's, functions compute with NumPy.
+    leaves the other layers unchanged. The same input gives the same digest. For an architecture other than
+    this machine's, the code in C is compiled if there is a compiler for it (Debian's gcc-aarch64-linux-gnu,
+    gcc-x86-64-linux-gnu); if not, functions compute with NumPy, which is slow.
 
     \b
       skopeo copy docker://python:3.11-slim oci:base
       faasmoe image OUT_DIR --base base --image-prefix REGISTRY/
     """
     from control_plane.deployment.image.builder import ImageSpec, write_image
-    from control_plane.deployment.image.contents import built_kernel
     from control_plane.deployment.image.packages import own_architecture
     from control_plane.partition.manifest import Manifest
 
     manifest = Manifest.load(partition)
-    own, kernel = own_architecture(), built_kernel()
+    own = own_architecture()
     if own is None and not architectures:
         raise click.UsageError("no images are made for this machine's architecture: give --architecture")
     spec = ImageSpec(
@@ -204,7 +204,6 @@ def image(
         tag=tag or image_prefix + manifest.image,
         wheels=wheels,
         python=f"{sys.version_info.major}.{sys.version_info.minor}",
-        kernels={own: kernel} if own and kernel else {},
     )
     digest = write_image(spec, output, click.echo)
     click.echo(f"{output}: {spec.tag}, {digest}")

@@ -13,6 +13,7 @@ from control_plane.cli.deployment import deploy, image, stack
 from control_plane.cli.partition import partition, verify
 from control_plane.cli.profile import profile
 from control_plane.cli.prompt import prompt
+from control_plane.cli.quality import quality
 from control_plane.cli.servers import gateway, serve, up
 from control_plane.cli.status import status
 from control_plane.cli.tenancy.tenants import tenants
@@ -56,6 +57,7 @@ def main() -> None:
 for command in (
     partition,
     profile,
+    quality,
     verify,
     stack,
     image,

@@ -33,18 +33,18 @@ from control_plane.signals import sigterm_exits
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["auto", "f32", "bf16", "int8"]),
+    type=click.Choice(["auto", "f32", "bf16", "int8", "int4"]),
     default="auto",
     show_default=True,
-    help="Type of the weights; auto keeps the checkpoint's; int8 quantises the routed experts.",
+    help="Type of the weights; auto keeps the checkpoint's; int8 and int4 quantise the routed experts.",
 )
 @click.option(
     "--dense-dtype",
-    type=click.Choice(["auto", "int8"]),
+    type=click.Choice(["auto", "int8", "int4"]),
     default="auto",
     show_default=True,
-    help="Type of the dense part's weights; auto does not quantise it; int8 quantises attention, shared "
-    "experts and head.",
+    help="Type of the dense part's weights; auto does not quantise it; int8 and int4 quantise attention, "
+    "shared experts and head (int4 keeps down projections and the head at 8 bits).",
 )
 @click.option(
     "--name", help="Name of the model, and prefix of its functions' names.  [default: the folder's]"

@@ -40,7 +40,7 @@ def profile(partition: Path, prompts_file: Path, max_tokens: int, output: Path) 
       faasmoe profile OUT_DIR --prompts prompts.txt
       faasmoe partition MODEL_DIR PACKED_DIR --profile profile.safetensors
     """
-    from control_plane import profiling
+    from control_plane.offline import profiling
 
     prompts = profiling.read_prompts(prompts_file)
     with sigterm_exits():

@@ -3,17 +3,15 @@
 import os
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedModel
-
 from control_plane.autoscaling.process_memory import bound_product_caches
 from control_plane.config import ServeConfig
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import Prefetcher
-from control_plane.engine.kernels import load_dense_kernel
-from control_plane.engine.model.loader import attach_experts, load_model
+from control_plane.engine.kernels import DenseKernel, load_dense_kernel
+from control_plane.engine.model.dense_model import DenseModel
+from control_plane.engine.model.loader import load_model
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import POLICIES
@@ -24,6 +22,8 @@ from control_plane.errors import ConfigError
 from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
 from control_plane.partition.checkpoint.rope import context_length
 from control_plane.partition.manifest import Manifest
+from functions.kernels import MAX_THREADS
+from functions.kernels.selection import KERNEL_VARIABLE
 
 SMALL_DENSE_BYTES = 256 << 20
 """A smaller dense part is slower with a second thread (measured on two cores: docs/benchmarks.md)."""
@@ -42,18 +42,20 @@ def build_runner(
 ) -> ModelRunner:
     """Load the dense model and connect its MoE layers to the functions. Takes seconds.
 
-    Raises `PartitionError`, or `ConfigError` when the KV cache cannot be allocated.
+    Raises `PartitionError`, or `ConfigError` when the KV cache cannot be allocated, or this machine does not
+    run the kernel that the environment names.
     """
+    kernel = _dense_kernel()
     bound_product_caches()
-    torch.set_num_threads(config.threads or _default_threads(manifest))
-    model = load_model(partition, manifest)
-    kv_cache = _kv_cache(model, config)
+    threads = min(config.threads or _default_threads(manifest), MAX_THREADS)
+    model = load_model(partition, manifest, threads, kernel)
+    kv_cache = _kv_cache(model, manifest, config, kernel, threads)
     interruption, stopwatch = Interruption(), Stopwatch()
-    predictor = ExpertPredictor.of(model, manifest) if config.prefetch else None
+    predictor = ExpertPredictor.of(model.router, manifest) if config.prefetch else None
     prefetcher = Prefetcher(manifest, predictor, invoker) if predictor else None
     dispatcher = Dispatcher(manifest, invoker, resident_limits, interruption, stopwatch, prefetcher)
-    attach_experts(model, manifest, dispatcher)
-    return ModelRunner(model, kv_cache, interruption, stopwatch, prefetcher)
+    model.attach(dispatcher)
+    return ModelRunner(model, kv_cache, dispatcher, interruption, stopwatch, prefetcher)
 
 
 def build_engine(
@@ -65,20 +67,29 @@ def build_engine(
     return Engine(scheduler, runner, invoker, _context_length(runner.model), end_tokens)
 
 
-def _context_length(model: PreTrainedModel) -> int:
+def _context_length(model: DenseModel) -> int:
     return context_length(model.config.max_position_embeddings, model.config.rope_parameters)
 
 
-def _kv_cache(model: PreTrainedModel, config: ServeConfig) -> KVCache:
+def _dense_kernel() -> DenseKernel:
+    try:
+        return load_dense_kernel()
+    except ValueError as error:
+        raise ConfigError(f"{KERNEL_VARIABLE}: {error}") from None
+
+
+def _kv_cache(
+    model: DenseModel, manifest: Manifest, config: ServeConfig, kernel: DenseKernel, threads: int
+) -> KVCache:
     """Raises `ConfigError` for less than a page of memory, or more addresses than the machine has."""
-    shape = kv_cache_shape(model)
+    shape = kv_cache_shape(model.config, manifest.dtype)
     num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
     if num_pages == 0:
         raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {shape.page_nbytes} bytes")
     lanes = LANES_PER_SEQUENCE * config.max_sequences
     max_length = _context_length(model)
     try:
-        return KVCache(shape, num_pages, lanes, max_length, load_dense_kernel())
+        return KVCache(shape, num_pages, lanes, max_length, kernel, threads)
     except (MemoryError, OSError, OverflowError, ValueError) as error:
         raise ConfigError(
             f"max_sequences: this machine has no addresses for {lanes} sequences of "

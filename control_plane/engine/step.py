@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import torch
+from numpy.typing import NDArray
 
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.model.sampler import Sampler, token_logprobs
@@ -52,7 +53,7 @@ class Step:
         return results
 
     def _next_tokens(
-        self, hidden_states: torch.Tensor, batch: list[Chunk]
+        self, hidden_states: NDArray[Any], batch: list[Chunk]
     ) -> Iterator[tuple[Sequence, tuple[int | None, TokenLogprob | None]]]:
         """The sampled token of each sequence whose end is in the batch, with its log-probability."""
         sequences = [chunk.sequence for chunk in batch if chunk.is_last]
@@ -67,7 +68,7 @@ class Step:
                 (logprob,) = token_logprobs(row[None], [token_id], num_top)
             yield sequence, (token_id, logprob)
 
-    def _prompt_logprobs(self, rows: torch.Tensor, chunk: Chunk) -> Iterator[TokenLogprob]:
+    def _prompt_logprobs(self, rows: NDArray[Any], chunk: Chunk) -> Iterator[TokenLogprob]:
         """Log-probabilities of prompt tokens: each row [hidden] gives those of the token after it.
 
         After a preemption, rows are computed again whose result the sequence already has: they are skipped.

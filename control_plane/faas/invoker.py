@@ -24,7 +24,7 @@ from control_plane.faas.call import Call, InvocationPolicy, error_of
 from control_plane.faas.connection import Address, Connection, ConnectionLost
 from control_plane.faas.function_connections import FunctionConnections
 from control_plane.faas.invocation import ExpertUsage
-from control_plane.faas.statistics import FunctionStatistics
+from control_plane.faas.statistics import FunctionStatistics, UsageCounter
 from control_plane.faas.wire import plain_calls
 from control_plane.faas.wire.health import healthy
 from control_plane.faas.wire.refusal import Refusal
@@ -65,7 +65,7 @@ class Invoker:
     secret: FunctionSecret | None = None
     """What functions share with the control plane; only those that prove to have it are believed."""
     statistics: defaultdict[str, FunctionStatistics] = field(init=False)
-    usage: ExpertUsage = field(default_factory=ExpertUsage)
+    _usage: UsageCounter = field(default_factory=UsageCounter)
     _connections: FunctionConnections = field(init=False)
     _in_flight: Sequence[Call] = ()
     _broken: set[str] = field(default_factory=set)
@@ -75,6 +75,11 @@ class Invoker:
     def __post_init__(self) -> None:
         self.statistics = defaultdict(FunctionStatistics)
         self._connections = FunctionConnections(self.gateway_of, self.networks, self.secret)
+
+    @property
+    def usage(self) -> ExpertUsage:
+        """The cost of all answered invocations."""
+        return self._usage.total
 
     def begin(self, invocations: Mapping[str, Invocation]) -> _PendingCalls:
         """Send one invocation to each function. The functions compute while the caller does other work.
@@ -303,7 +308,8 @@ class Invoker:
             self._connections.learn(call.function, result.address)
         sent = sum(map(len, call.body))
         counted = self.statistics[call.function]
-        self.usage += counted.record(call.invocation.layer, sent, received, result)
+        cold_start = counted.record(call.invocation.layer, sent, received, result)
+        self._usage.add(result, sent + received, cold_start)
         call.connection = None
         self._connections.release(connection)
 

@@ -97,6 +97,32 @@ class ReportedResidency:
         return observed if base is invoked else invoked
 
 
+@dataclass(slots=True)
+class UsageCounter:
+    """A running total of all functions' `ExpertUsage`, which is added to with every answer."""
+
+    invocations: int = 0
+    cold_starts: int = 0
+    cold_experts: int = 0
+    wire_bytes: int = 0
+    seconds: float = 0.0
+
+    def add(self, result: InvocationResult, nbytes: int, cold_start: bool) -> None:
+        """Add one answer, with the bytes of both bodies."""
+        self.invocations += 1
+        self.cold_starts += cold_start
+        self.cold_experts += result.cold_experts
+        self.wire_bytes += nbytes
+        self.seconds += result.seconds
+
+    @property
+    def total(self) -> ExpertUsage:
+        """The total until now."""
+        return ExpertUsage(
+            self.invocations, self.cold_starts, self.cold_experts, self.wire_bytes, self.seconds
+        )
+
+
 @dataclass
 class FunctionStatistics:
     """Totals of the answered invocations of one function.
@@ -123,8 +149,11 @@ class FunctionStatistics:
     """The kernel of that process, once it has named it."""
     layers: dict[int, LayerStatistics] = field(default_factory=dict)
 
-    def record(self, layer: int, sent: int, received: int, result: InvocationResult) -> ExpertUsage:
-        """Count one answered invocation with bodies of `sent` and `received` bytes; returns its cost."""
+    def record(self, layer: int, sent: int, received: int, result: InvocationResult) -> bool:
+        """Count one answered invocation with bodies of `sent` and `received` bytes.
+
+        Returns whether it was the first answer of the function's process.
+        """
         rows = len(result.output)
         self._record_layer(layer, rows, result.seconds)
         cold_start = result.instance != self.instance
@@ -140,7 +169,7 @@ class FunctionStatistics:
         self.residency.record(result.residency, cold_start)
         self.seconds += result.seconds
         self.last_call = time.time()
-        return ExpertUsage(1, int(cold_start), result.cold_experts, sent + received, result.seconds)
+        return cold_start
 
     def _record_layer(self, layer: int, rows: int, seconds: float) -> None:
         if layer not in self.layers:

@@ -14,6 +14,7 @@ from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.app import create_app
 from control_plane.gateway.deployment_file import DeploymentFile
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
+from control_plane.gateway.provider.fork_server import ForkServers
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore
@@ -41,6 +42,16 @@ SETTINGS = (
 )
 """The variables that a deployment may set. Stack files set partition, host and port, without effect here."""
 
+_PROGRAM = "functions.expert"
+_PYTHON = (sys.executable, "-P", "-m")
+"""-P: never run code of the current folder, such as the `functions` that `faasmoe stack` writes there."""
+
+
+def fork_servers() -> ForkServers:
+    """Have imported what functions need, and fork the functions of a gateway."""
+    server = "functions.host.fork_server"
+    return ForkServers((*_PYTHON, server, f"{_PROGRAM}.__main__", f"{_PROGRAM}.function_process"))
+
 
 @asynccontextmanager
 async def embedded_gateway(
@@ -51,19 +62,20 @@ async def embedded_gateway(
     idle_after: float,
     behaviour: EmulatedBehaviour = OWN,
     state: Path | None = None,
+    servers: ForkServers | None = None,
 ) -> AsyncIterator[URL]:
     """Run a gateway with one image, the partition's; yields its address. No process outlives the context.
 
-    `idle_after` is in seconds. With a folder for its `state`, it keeps deployments and secrets there, and
-    has them again at the next start. Raises `PartitionError` for a bad partition, `ConfigError` for a port in
-    use or too few open files.
+    `idle_after` is in seconds. With a folder for its `state`, it keeps deployments and secrets there, and has
+    them again at the next start. `servers` fork the functions; None stands for new `fork_servers`. Raises
+    `PartitionError` for a bad partition, `ConfigError` for a port in use or too few open files.
     """
     manifest = Manifest.load(partition)
     check_open_files(len(manifest.blocks))
     image = LocalImage(
         name=manifest.image,
-        # -P: never run code of the current folder, such as the `functions` that `faasmoe stack` writes there.
-        command=[sys.executable, "-P", "-m", "functions.expert"],
+        command=(*_PYTHON, _PROGRAM),
+        title=_PROGRAM,
         environment={PARTITION_VARIABLE: str(partition.absolute())},
         settings=SETTINGS,
         functions=frozenset(block.function for block in manifest.blocks),
@@ -74,7 +86,12 @@ async def embedded_gateway(
     with _secrets_folder(state) as folder:
         remember = file.write if file else None
         provider = LocalProvider(
-            image, SecretStore(folder), idle_after, behaviour=behaviour, remember=remember
+            image,
+            SecretStore(folder),
+            idle_after,
+            behaviour=behaviour,
+            remember=remember,
+            fork_servers=servers or fork_servers(),
         )
         async with serving(create_app(provider, credentials, host=host), host, port) as url:
             # Only now: if another gateway has this port, its functions must not be started twice. And at

@@ -37,7 +37,8 @@ def summary(manifest: Manifest, folder: Path) -> Iterator[str]:
     experts, layers = manifest.experts_per_function, manifest.layers_per_function
     yield (
         f"{folder}: {len(manifest.blocks)} functions of {experts} experts x {layers} layers, "
-        f"{manifest.expert_dtype} experts of {manifest.expert_nbytes / 1e6:.2f} MB"
+        f"{'/'.join(dict.fromkeys((manifest.gate_up_dtype, manifest.down_dtype)))} experts of "
+        f"{manifest.expert_nbytes / 1e6:.2f} MB"
     )
     if not Granularity(experts, layers).is_even(manifest.num_experts, len(manifest.moe_layers)):
         smallest = min(manifest.blocks, key=lambda block: block.num_experts)

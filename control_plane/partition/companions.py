@@ -1,7 +1,11 @@
-"""The small files of a checkpoint, of which a partition has copies: config, tokenizer and chat templates."""
+"""The small files of a checkpoint, of which a partition has copies: config, tokenizer and chat templates.
+
+The tokenizer is stored a second time, in the one form in which it is served.
+"""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -9,6 +13,8 @@ from msgspec.structs import replace
 from control_plane.errors import PartitionError
 from control_plane.files import regular_size, write_atomically
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, INDEX_FILE
+from control_plane.partition.checkpoint.stored_tokenizer import STORED_TOKENIZER
+from control_plane.partition.checkpoint.tokenizer import read_tokenizer
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import check_inside
 from functions.contract.manifest import MANIFEST_FILE
@@ -42,8 +48,7 @@ def copy_companions(checkpoint: Path, folder: Path) -> dict[str, str]:
     Raises PartitionError for a file that cannot be read, or is too large.
     """
     checksums = {}
-    for name, path in _companions(checkpoint).items():
-        data = _read(path)
+    for name, data in chain(_companions(checkpoint), _made(checkpoint)):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
         checksums[name] = hashlib.sha256(data).hexdigest()
@@ -61,8 +66,12 @@ def update_companions(checkpoint: Path, folder: Path) -> Sequence[str]:
         raise PartitionError(
             f"{checkpoint} has changed after its partition was made: remove {folder} to partition it again"
         )
-    found = {name: _read(path) for name, path in _companions(checkpoint).items()}
-    files = {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+    found = dict(_companions(checkpoint))
+    if _checksums(found).items() == {each for each in manifest.files.items() if each[0] != STORED_TOKENIZER}:
+        # The tokenizer need not be read again, which takes seconds.
+        return []
+    found.update(_made(checkpoint))
+    files = _checksums(found)
     changed = sorted({name for name, _ in files.items() ^ manifest.files.items()})
     if changed:
         manifest.verify_config(checkpoint / CONFIG_FILE)
@@ -91,16 +100,24 @@ def _replace(folder: Path, changed: Mapping[str, bytes | None], manifest: Manife
     write_atomically(folder / MANIFEST_FILE, manifest.json(), mode)
 
 
-def _companions(checkpoint: Path) -> dict[str, Path]:
-    """The small files by their names in the folder. Raises PartitionError if there are too many."""
+def _companions(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the small files. Raises PartitionError."""
     found = {path for pattern in _PATTERNS for path in checkpoint.glob(pattern) if path.is_file()}
     if sum(path.parent != checkpoint for path in found) > MAX_TEMPLATES:
         raise PartitionError(f"{checkpoint / _TEMPLATES}: more than {MAX_TEMPLATES} chat templates")
-    return {
-        path.relative_to(checkpoint).as_posix(): path
-        for path in sorted(found)
-        if path.suffix not in _REFUSED_SUFFIXES
-    }
+    for path in sorted(found):
+        if path.suffix not in _REFUSED_SUFFIXES:
+            yield path.relative_to(checkpoint).as_posix(), _read(path)
+
+
+def _made(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the stored tokenizer, if the checkpoint has one. Raises PartitionError."""
+    if tokenizer := read_tokenizer(checkpoint):
+        yield STORED_TOKENIZER, tokenizer
+
+
+def _checksums(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
 
 def _newest_weights(checkpoint: Path) -> float:

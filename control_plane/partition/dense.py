@@ -1,39 +1,49 @@
 """The dense part of a partition: which of its tensors are stored packed, and the bytes of each.
 
-*Packed* weights are stored in the order in which a kernel reads them (see `functions.kernels`). With int8,
-the matrices that every token reads in full are packed: those of attention, of shared experts, of layers
-without experts, and the head. The matrix of a linear layer is stored as `<module>.packed`; the three
-matrices of a gated FFN are stored under one such name, in the layout of an expert. Router, norms, biases and
-embeddings are not packed.
+*Packed* weights are stored in the order in which a kernel reads them (see `functions.kernels`). The matrices
+that every token reads in full are packed: those of attention, of shared experts, of layers without experts,
+and the head. The matrix of a linear layer is stored as `<module>.packed`; the three matrices of a gated FFN
+are stored under one such name, in the layout of an expert. Router, norms, biases and embeddings are not
+packed.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
 from control_plane.files import parse_json_object
 from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.quantisation.dense_importance import DenseImportance
+from control_plane.partition.recipes import DenseTypes, WeightTypes
 from control_plane.partition.tensor_writer import TensorEntry
-from control_plane.validation import Invalid, convert
+from control_plane.validation import MAX_QUOTED, Invalid, convert
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
-from functions.kernels.packed_expert import HALF_TILE, ExpertShape
-from functions.kernels.packed_matrix import TILE_ROWS, LinearShape, pack_matrix
+from functions.kernels.packed_expert import ExpertShape, packed_expert_parts
+from functions.kernels.packed_matrix import LinearShape, Rows, packed_parts
+from functions.kernels.packed_tiles import Bytes
+from functions.kernels.packed_types import fits_activations
+from functions.kernels.quantisation import Quantiser
 
 PACKED = ".packed"
 """The suffix of a packed tensor's name, after the name of its module."""
 
-_ROWS_AT_ONCE = 16 * TILE_ROWS
-_LINEAR = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkvo]_proj|lm_head)\.weight")
+_LINEAR = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkvo]_proj|(?P<head>lm_head))\.weight")
 _GATED = re.compile(r"(?P<module>model\.layers\.\d+\.mlp(\.shared_expert)?)\.gate_proj\.weight")
 
-Rows = Callable[[int, int], NDArray[Any]]
-"""Reads rows [start, stop) of a matrix: [stop - start, K], float32 or the bits of bf16."""
+
+class PackedMatrix(Struct, frozen=True):
+    """What the bytes of a packed matrix do not show: its shape, and the name of its weights' type."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class KeptTensor:
     def entry(self) -> TensorEntry:
         return TensorEntry(self.tensor.name, "BF16" if self.dtype == "bf16" else "F32", self.tensor.shape)
 
-    def chunks(self) -> Iterator[NDArray[Any]]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[NDArray[Any]]:
         """The values in the order of the file, a few megabytes at a time. Raises PartitionError."""
         for values in self.tensor.chunks():
             yield _cast(values, self.dtype)
@@ -55,117 +65,140 @@ class KeptTensor:
 
 @dataclass(frozen=True)
 class PackedLinearPlan:
-    """The matrix [N, K] of a linear layer, to be packed as int8."""
+    """The matrix [N, K] of a linear layer, to be packed as `dtype`."""
 
     module: str
     weight: Tensor
+    dtype: str
+    importance: DenseImportance | None
 
     @property
     def shape(self) -> LinearShape:
         outputs, inputs = self.weight.shape
-        return LinearShape(outputs, inputs, "int8")
+        return LinearShape(outputs, inputs, self.dtype)
 
     @property
-    def sources(self) -> tuple[Tensor, ...]:
-        return (self.weight,)
+    def matrices(self) -> dict[str, PackedMatrix]:
+        """The packed matrices by the names of their tensors."""
+        return {self.weight.name: PackedMatrix(self.weight.shape, self.dtype)}
 
     @property
     def entry(self) -> TensorEntry:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
-    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
-        yield from _packed(self.module, self.shape, _rows_of(self.weight))
+        shape, inputs = self.shape, None
+        if self.importance and shape.type.is_quantised:
+            inputs = self.importance.of_linear(self.module)
+        yield from _checked(self.module, packed_parts(shape, _rows_of(self.weight), inputs, quantiser))
 
 
 @dataclass(frozen=True)
 class PackedGatedPlan:
-    """The matrices gate and up [I, H] and down [H, I] of a gated FFN, to be packed as one int8 expert."""
+    """The matrices gate and up [I, H] and down [H, I] of a gated FFN, to be packed as one expert."""
 
     module: str
     gate: Tensor
     up: Tensor
     down: Tensor
+    gate_up_dtype: str
+    down_dtype: str
+    importance: DenseImportance | None
 
     @property
     def shape(self) -> ExpertShape:
         hidden_size, intermediate_size = self.down.shape
-        return ExpertShape(hidden_size, intermediate_size, "int8")
+        return ExpertShape(hidden_size, intermediate_size, self.gate_up_dtype, self.down_dtype)
 
     @property
-    def sources(self) -> tuple[Tensor, ...]:
-        return self.gate, self.up, self.down
+    def matrices(self) -> dict[str, PackedMatrix]:
+        """The packed matrices by the names of their tensors."""
+        inward = (self.gate, self.up)
+        return {
+            **{tensor.name: PackedMatrix(tensor.shape, self.gate_up_dtype) for tensor in inward},
+            self.down.name: PackedMatrix(self.down.shape, self.down_dtype),
+        }
 
     @property
     def entry(self) -> TensorEntry:
         return TensorEntry(self.module + PACKED, "U8", (self.shape.nbytes,))
 
-    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+    def chunks(self, quantiser: Quantiser) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
-        gate, up = _rows_of(self.gate), _rows_of(self.up)
-        width = self.shape.intermediate_size
-
-        def gate_up(start: int, stop: int) -> NDArray[Any]:
-            first, end = start // 2, min(stop // 2, width)
-            return _interleaved(gate(first, end), up(first, end))
-
-        yield from _packed(self.module, self.shape.gate_up, gate_up)
-        yield from _packed(self.module, self.shape.down, _rows_of(self.down))
+        gate, up, down = (_rows_of(tensor) for tensor in (self.gate, self.up, self.down))
+        shape, inputs = self.shape, None
+        if self.importance and shape.is_quantised:
+            inputs = self.importance.of_gated(self.module)
+        yield from _checked(self.module, packed_expert_parts(shape, gate, up, down, inputs, quantiser))
 
 
 DenseTensor = KeptTensor | PackedLinearPlan | PackedGatedPlan
 
 
 def dense_tensors(
-    tensors: Mapping[str, Tensor], dtype: str, dense_dtype: str, tied_head: bool
+    tensors: Mapping[str, Tensor],
+    types: WeightTypes,
+    tied_head: bool,
+    importance: DenseImportance | None = None,
 ) -> list[DenseTensor]:
     """The tensors of the dense file, in its order.
 
-    `dtype` is the dtype of tensors that are not packed. `dense_dtype` "int8" packs the large matrices, except
-    the head if `tied_head`: then it is also the embeddings, which are not packed. Raises PartitionError for
-    shapes that do not fit together.
+    The large matrices are packed, except the head if `tied_head`: then it is also the embeddings. Raises
+    PartitionError for shapes that do not fit together.
     """
-    packed = list(_packable(tensors, tied_head)) if dense_dtype == "int8" else []
-    replaced = {source.name for tensor in packed for source in tensor.sources}
+    packed = list(_packed(tensors, types.dense, tied_head, importance))
+    replaced = {name for tensor in packed for name in tensor.matrices}
     # Sorted by name, so that the result does not depend on the checkpoint's shards. Packed tensors come
-    # first: their sizes are multiples of 128 bytes, so the tensors behind them are aligned as well.
-    kept = [KeptTensor(tensor, dtype) for name, tensor in sorted(tensors.items()) if name not in replaced]
+    # first: their sizes are multiples of 64 bytes, so the tensors behind them are aligned as well.
+    kept = [
+        KeptTensor(tensor, types.dtype) for name, tensor in sorted(tensors.items()) if name not in replaced
+    ]
     return [*packed, *kept]
 
 
 def dense_metadata(tensors: Sequence[DenseTensor]) -> dict[str, str]:
-    """The metadata of the dense file: the shapes of the packed matrices, which their bytes do not show."""
-    shapes = {
-        source.name: source.shape
-        for tensor in tensors
-        if not isinstance(tensor, KeptTensor)
-        for source in tensor.sources
-    }
-    return {"format": "pt", "packed": json.dumps(shapes)} if shapes else {"format": "pt"}
+    """The metadata of the dense file: its packed matrices, by the names of their tensors."""
+    packed = [tensor for tensor in tensors if not isinstance(tensor, KeptTensor)]
+    matrices = {name: asdict(matrix) for tensor in packed for name, matrix in tensor.matrices.items()}
+    return {"format": "pt", "packed": json.dumps(matrices)}
 
 
-def packed_shapes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the packed matrices by name, from the metadata that `dense_metadata` made.
+def packed_matrices(metadata: Mapping[str, str], dtype: str) -> dict[str, PackedMatrix]:
+    """The packed matrices by name, from the metadata that `dense_metadata` made.
 
-    Raises PartitionError for other metadata.
+    `dtype` is that of the activations. Raises PartitionError for other metadata, and for types of weights
+    that do not fit these activations.
     """
-    shapes = parse_json_object(metadata.get("packed", "{}").encode(), "the dense file's metadata")
+    where = "the dense file's metadata"
+    found = parse_json_object(metadata.get("packed", "{}").encode(), where)
     try:
-        return convert(shapes, dict[str, tuple[int, ...]])
+        matrices = convert(found, dict[str, PackedMatrix])
     except Invalid as error:
-        raise PartitionError(f"the dense file's metadata: {error}") from error
+        raise PartitionError(f"{where}: {error}") from error
+    for name, matrix in matrices.items():
+        if not fits_activations(matrix.dtype, dtype):
+            problem = f"is {matrix.dtype[:MAX_QUOTED]!r}, not {dtype} or a quantised type"
+            raise PartitionError(f"{where}: {name[:MAX_QUOTED]} {problem}")
+    return matrices
 
 
-def _packable(tensors: Mapping[str, Tensor], tied_head: bool) -> Iterator[PackedLinearPlan | PackedGatedPlan]:
+def _packed(
+    tensors: Mapping[str, Tensor], types: DenseTypes, tied_head: bool, importance: DenseImportance | None
+) -> Iterator[PackedLinearPlan | PackedGatedPlan]:
     for name, tensor in sorted(tensors.items()):
-        if (linear := _LINEAR.fullmatch(name)) and not (tied_head and name.startswith("lm_head")):
-            _check_matrix(tensor)
-            yield PackedLinearPlan(linear[1], tensor)
+        if linear := _LINEAR.fullmatch(name):
+            if not (tied_head and linear["head"]):
+                _check_matrix(tensor)
+                dtype = types.head if linear["head"] else types.attention
+                yield PackedLinearPlan(linear[1], tensor, dtype, importance)
         elif gated := _GATED.fullmatch(name):
-            yield _gated(gated["module"], tensors)
+            yield _gated(gated["module"], tensors, types, importance)
 
 
-def _gated(module: str, tensors: Mapping[str, Tensor]) -> PackedGatedPlan:
+def _gated(
+    module: str, tensors: Mapping[str, Tensor], types: DenseTypes, importance: DenseImportance | None
+) -> PackedGatedPlan:
     names = [f"{module}.{part}_proj.weight" for part in ("gate", "up", "down")]
     for name in names:
         if name not in tensors:
@@ -177,7 +210,7 @@ def _gated(module: str, tensors: Mapping[str, Tensor]) -> PackedGatedPlan:
             raise PartitionError(
                 f"{other.path}: {other.name} is {list(other.shape)}, {down.name} is {list(down.shape)}"
             )
-    return PackedGatedPlan(module, gate, up, down)
+    return PackedGatedPlan(module, gate, up, down, types.gate_up, types.down, importance)
 
 
 def _check_matrix(tensor: Tensor) -> None:
@@ -190,27 +223,12 @@ def _rows_of(tensor: Tensor) -> Rows:
     return lambda start, stop: tensor.read(start * columns, (stop - start) * columns).reshape(-1, columns)
 
 
-def _packed(module: str, shape: LinearShape, rows: Rows) -> Iterator[NDArray[np.uint8]]:
-    """The packed bytes of a matrix: some tiles at a time, then the scales of all rows."""
-    scales = []
-    for start in range(0, shape.outputs, _ROWS_AT_ONCE):
-        some = rows(start, min(start + _ROWS_AT_ONCE, shape.outputs))
-        part = LinearShape(len(some), shape.inputs, shape.dtype)
-        try:
-            packed = pack_matrix(part, some)
-        except ValueError as error:
-            raise PartitionError(f"{module}: {error}") from error
-        tiles, scale = np.split(packed, [part.section_nbytes[0]])
-        scales.append(scale.copy())  # a view would keep the tiles in memory
-        yield tiles
-    yield np.concatenate(scales)
-
-
-def _interleaved(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
-    """Rows of gate and up in alternating half tiles, as the kernel reads them; zeros fill the last one."""
-    padding = ((0, -len(gate) % HALF_TILE), (0, 0))
-    halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, half.shape[1]) for half in (gate, up)]
-    return np.concatenate(halves, axis=1).reshape(-1, gate.shape[1])
+def _checked(module: str, parts: Iterator[Bytes]) -> Iterator[Bytes]:
+    """The parts of a packed module. Raises PartitionError for weights that cannot be packed."""
+    try:
+        yield from parts
+    except ValueError as error:
+        raise PartitionError(f"{module}: {error}") from error
 
 
 def _cast(values: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct, to_builtins
+from msgspec.structs import asdict
 
 from control_plane.errors import PartitionError
 from control_plane.files import read_json_object
@@ -29,6 +30,7 @@ from control_plane.partition.partition_files import (
     is_ascending,
     verify_checksum,
 )
+from control_plane.partition.recipes import DenseTypes
 from control_plane.validation import MAX_QUOTED, Invalid, convert
 from functions.contract.manifest import (
     FORMAT,
@@ -38,6 +40,7 @@ from functions.contract.manifest import (
     format_problem,
 )
 from functions.kernels.packed_expert import ExpertShape
+from functions.kernels.packed_types import fits_activations
 
 FloatDtype = Annotated[str, Meta(pattern=r"^(f32|bf16)\Z", description="f32 or bf16")]
 
@@ -45,17 +48,18 @@ FloatDtype = Annotated[str, Meta(pattern=r"^(f32|bf16)\Z", description="f32 or b
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """A partition of one model.
 
-    `dtype` ("f32" or "bf16") is the dtype of the activations on the wire and of the dense part. `dense_dtype`
-    is the same, or "int8" if the large matrices of the dense part are stored as packed int8. `expert_dtype`
-    ("f32", "bf16" or "int8") is the dtype of the packed experts. `expert_nbytes` is the size of one packed
-    expert, rounded up to whole pages. `files` maps config and tokenizer files to their SHA-256.
+    `dtype` ("f32" or "bf16") is the dtype of the activations on the wire, and of weights that are not packed.
+    `dense_dtypes`, `gate_up_dtype` and `down_dtype` are the types of the packed matrices of the dense part
+    and of the experts: `dtype`, or a quantised type. `expert_nbytes` is the size of one packed expert,
+    rounded up to whole pages. `files` maps config and tokenizer files to their SHA-256.
     """
 
     name: str
     model_type: str
     dtype: FloatDtype
-    dense_dtype: str
-    expert_dtype: str
+    dense_dtypes: DenseTypes
+    gate_up_dtype: str
+    down_dtype: str
     hidden_size: Size
     intermediate_size: Size
     num_experts: ExpertCount
@@ -73,6 +77,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         """SHA-256 (hex) of the canonical JSON of all other fields, the checksums of all files among them."""
         canonical = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def expert_shape(self) -> ExpertShape:
+        """The sizes of an expert. Raises ValueError for a type that does not exist."""
+        return ExpertShape(self.hidden_size, self.intermediate_size, self.gate_up_dtype, self.down_dtype)
 
     @property
     def image(self) -> str:
@@ -151,9 +160,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
 def _check(manifest: Manifest) -> None:
     """Raise `Invalid` for the first rule between fields that is broken; `convert` has checked the types."""
-    for field in ("dense_dtype", "expert_dtype"):
-        if (dtype := getattr(manifest, field)) not in (manifest.dtype, "int8"):
-            raise Invalid(field, f"is {dtype[:MAX_QUOTED]!r}, not {manifest.dtype} or int8")
+    types = {"gate_up_dtype": manifest.gate_up_dtype, "down_dtype": manifest.down_dtype}
+    types |= {f"dense_dtypes.{role}": name for role, name in asdict(manifest.dense_dtypes).items()}
+    for field, name in types.items():
+        if not fits_activations(name, manifest.dtype):
+            raise Invalid(field, f"is {name[:MAX_QUOTED]!r}, not {manifest.dtype} or a quantised type")
     if manifest.num_experts_per_tok > manifest.num_experts:
         raise Invalid("num_experts_per_tok", f"is {manifest.num_experts_per_tok} of {manifest.num_experts}")
     _check_expert_nbytes(manifest)
@@ -173,8 +184,7 @@ def _check(manifest: Manifest) -> None:
 
 def _check_expert_nbytes(manifest: Manifest) -> None:
     """The kernel reads as many bytes as an expert's sizes need."""
-    shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
-    needed = -(-shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
+    needed = -(-manifest.expert_shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
     if manifest.expert_nbytes != needed:
         raise Invalid(
             "expert_nbytes", f"is {manifest.expert_nbytes}, an expert of these sizes needs {needed}"

@@ -19,13 +19,15 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import Block, PartitionFile
 from control_plane.partition.plan import BlockPlan, Plan
 from control_plane.partition.profile import Profile
+from control_plane.partition.quantisation.importance import expert_importance
+from control_plane.partition.quantisation.scale_search import load_scale_search
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
 from functions.contract.manifest import ExpertChecksum
 from functions.kernels.packed_expert import pack_expert
 
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """The version of the byte layout of packed experts (`functions.kernels.packed_expert`)."""
 
 Progress = Callable[[int, int], None]
@@ -52,12 +54,13 @@ def partition(
         granularity: by default as `default_granularity` chooses.
         dtype: "auto" keeps the dtype of the checkpoint's experts, for the dense part as well (float16 becomes
             f32, because bf16 would lose three of its bits and no kernel reads float16). "f32" and "bf16"
-            convert all weights. "int8" quantises the experts, and treats the dense part like "auto".
-        dense_dtype: "int8" quantises the matrices of the dense part that every token reads in full; "auto"
-            does not.
+            convert all weights. "int8" and "int4" quantise the experts, and treat the dense part like "auto".
+        dense_dtype: "int8" and "int4" quantise the matrices of the dense part that every token reads in full;
+            "auto" does not. `recipes` has the types that these names stand for.
         name: the start of the functions' names; by default the name of the checkpoint's folder.
-        profile: groups the experts of a layer by use (see `packing`); without it, functions get consecutive
-            experts.
+        profile: groups the experts of a layer by use (see `packing`), and says which errors count most when
+            weights are quantised (see `importance`); without it, functions get consecutive experts, and all
+            errors count alike.
 
     `out_dir` is complete or absent, however the call ends. Raises ConfigError for a wrong argument,
     PartitionError for a checkpoint that cannot be split or a disk without room.
@@ -81,6 +84,7 @@ class _WeightsWriter:
         self._plan = plan
         self._folder = folder
         self._progress = progress
+        self._search = load_scale_search()
         self._done = 0
 
     def write_dense(self) -> PartitionFile:
@@ -88,7 +92,7 @@ class _WeightsWriter:
         entries = [tensor.entry for tensor in tensors]
         with TensorWriter(self._folder / DENSE_FILE, entries, dense_metadata(tensors)) as file:
             for tensor in tensors:
-                for values in tensor.chunks():
+                for values in tensor.chunks(self._search.quantise):
                     self._write(file, values)
         return PartitionFile(DENSE_FILE, file.nbytes, file.sha256)
 
@@ -121,7 +125,8 @@ class _WeightsWriter:
         return {
             "format": "faasmoe",
             "layout": str(LAYOUT_VERSION),
-            "dtype": shape.dtype,
+            "gate_up_dtype": shape.gate_up_dtype,
+            "down_dtype": shape.down_dtype,
             "hidden_size": str(shape.hidden_size),
             "intermediate_size": str(shape.intermediate_size),
         }
@@ -129,8 +134,12 @@ class _WeightsWriter:
     def _packed(self, key: ExpertKey) -> NDArray[np.uint8]:
         """The packed bytes of an expert, filled up with zeros to whole pages, [expert_nbytes]."""
         expert = self._plan.experts[key]
+        gate, up, down = expert.gate.read(), expert.up.read(), expert.down.read()
+        squares, importance = self._plan.input_squares.get(key[0]), None
+        if squares is not None and self._plan.shape.is_quantised:
+            importance = expert_importance(squares, gate, up)
         try:
-            packed = pack_expert(self._plan.shape, expert.gate.read(), expert.up.read(), expert.down.read())
+            packed = pack_expert(self._plan.shape, gate, up, down, importance, self._search.quantise)
         except ValueError as error:
             layer, index = key
             raise PartitionError(
@@ -159,9 +168,10 @@ def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files
     return Manifest(
         name=plan.name,
         model_type=config.family.model_type,
-        dtype=plan.dtype,
-        dense_dtype=plan.dense_dtype,
-        expert_dtype=plan.shape.dtype,
+        dtype=plan.types.dtype,
+        dense_dtypes=plan.types.dense,
+        gate_up_dtype=plan.types.experts.gate_up,
+        down_dtype=plan.types.experts.down,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_experts=config.num_experts,

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from control_plane.errors import ConfigError
 from control_plane.partition.checkpoint.expert_tensors import ExpertKey, ExpertTensors, split_tensors
 from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
@@ -12,11 +11,11 @@ from control_plane.partition.dense import DenseTensor, dense_tensors
 from control_plane.partition.granularity import Granularity, default_granularity
 from control_plane.partition.packing import pack
 from control_plane.partition.profile import Profile
+from control_plane.partition.quantisation.dense_importance import DenseImportance
+from control_plane.partition.recipes import WeightTypes, choose_types
 from functions.contract.manifest import PAGE_NBYTES
+from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_expert import ExpertShape
-
-DTYPES = ("auto", "f32", "bf16", "int8")
-DENSE_DTYPES = ("auto", "int8")
 
 _MAX_NAME_LENGTH = 40
 
@@ -40,12 +39,13 @@ class Plan:
     name: str
     config: ModelConfig
     granularity: Granularity
-    dtype: str
-    dense_dtype: str
+    types: WeightTypes
     shape: ExpertShape
     experts: Mapping[ExpertKey, ExpertTensors]
     dense: Sequence[DenseTensor]
     profile: Profile | None
+    input_squares: Mapping[int, Float32]
+    """The mean squares [H] of the inputs of each layer's experts; empty without a profile."""
 
     @classmethod
     def make(
@@ -67,21 +67,23 @@ class Plan:
         granularity = granularity or default_granularity(*sizes, packed=profile is not None)
         granularity.check(*sizes)
         if profile is not None:
-            profile.check(*reversed(sizes))
+            profile.check(len(config.moe_layers), config.num_experts, config.hidden_size)
         experts, tensors = split_tensors(config, checkpoint)
-        dtype, expert_dtype = _dtypes(dtype, next(iter(experts.values())))
-        dense_dtype = _dense_dtype(dense_dtype, dtype)
+        source = "bf16" if next(iter(experts.values())).gate.tensor.dtype == "BF16" else "f32"
+        types = choose_types(dtype, dense_dtype, source)
+        squares = dict(zip(config.moe_layers, profile.input_squares, strict=True)) if profile else {}
+        importance = DenseImportance(tensors, squares) if squares else None
         tied_head = checkpoint.config.get("tie_word_embeddings") is True
         return cls(
             name=model_slug(name),
             config=config,
             granularity=granularity,
-            dtype=dtype,
-            dense_dtype=dense_dtype,
-            shape=ExpertShape(config.hidden_size, config.intermediate_size, expert_dtype),
+            types=types,
+            shape=ExpertShape(config.hidden_size, config.intermediate_size, *types.experts),
             experts=experts,
-            dense=dense_tensors(tensors, dtype, dense_dtype, tied_head),
+            dense=dense_tensors(tensors, types, tied_head, importance),
             profile=profile,
+            input_squares=squares,
         )
 
     @property
@@ -139,22 +141,3 @@ def _span(numbers: Sequence[int], width: int) -> str:
     """One number as "07", several as "00-07"."""
     first, last = f"{numbers[0]:0{width}}", f"{numbers[-1]:0{width}}"
     return first if len(numbers) == 1 else f"{first}-{last}"
-
-
-def _dtypes(dtype: str, expert: ExpertTensors) -> tuple[str, str]:
-    """The dtype of the activations and of unpacked dense tensors, and the dtype of the experts."""
-    source = "bf16" if expert.gate.tensor.dtype == "BF16" else "f32"
-    match dtype:
-        case "auto":
-            return source, source
-        case "int8":
-            return source, "int8"
-        case "f32" | "bf16":
-            return dtype, dtype
-    raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-
-
-def _dense_dtype(dense_dtype: str, dtype: str) -> str:
-    if dense_dtype not in DENSE_DTYPES:
-        raise ConfigError(f"dense dtype must be one of {', '.join(DENSE_DTYPES)}, not {dense_dtype!r}")
-    return dtype if dense_dtype == "auto" else dense_dtype

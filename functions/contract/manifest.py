@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_64
 
+from functions.kernels.packed_types import fits_activations
+
 MANIFEST_FILE = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """The version of the partition format."""
 PAGE_NBYTES = 4096
 """Experts in a block file start at multiples of this, so that direct reads can fetch each of them alone."""
@@ -61,8 +63,9 @@ class FunctionManifest:
     fingerprint: str
     dtype: str
     """Dtype of the activations: "f32" or "bf16"."""
-    expert_dtype: str
-    """Dtype of the packed weights: "f32", "bf16" or "int8"."""
+    gate_up_dtype: str
+    """Type of the packed weights of gate and up (`functions.kernels.packed_types`)."""
+    down_dtype: str
     hidden_size: int
     intermediate_size: int
     num_experts: int
@@ -115,7 +118,8 @@ class FunctionManifest:
         return cls(
             fingerprint=document["fingerprint"],
             dtype=document["dtype"],
-            expert_dtype=document["expert_dtype"],
+            gate_up_dtype=document["gate_up_dtype"],
+            down_dtype=document["down_dtype"],
             hidden_size=document["hidden_size"],
             intermediate_size=document["intermediate_size"],
             num_experts=document["num_experts"],
@@ -142,8 +146,11 @@ class FunctionManifest:
                 raise ValueError(f"{field.name} is {str(value)[:20]!r}")
             if field.type is int and not 0 <= value <= _LARGEST:
                 raise ValueError(f"{field.name} is out of range")
-        if self.dtype not in ("f32", "bf16") or self.expert_dtype not in (self.dtype, "int8"):
-            raise ValueError(f"dtypes are {self.dtype[:20]!r} and {self.expert_dtype[:20]!r}")
+        if self.dtype not in ("f32", "bf16"):
+            raise ValueError(f"dtype is {self.dtype[:20]!r}")
+        for name in (self.gate_up_dtype, self.down_dtype):
+            if not fits_activations(name, self.dtype):
+                raise ValueError(f"{name[:20]!r} weights do not fit {self.dtype} activations")
         if not 1 <= self.num_experts_per_tok <= self.num_experts <= MAX_EXPERTS:
             raise ValueError(f"{self.num_experts_per_tok} of {self.num_experts} experts per token")
         if not all(type(number) is int and 0 <= number < self.num_experts for _, number, _ in self.experts):

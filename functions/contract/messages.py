@@ -22,7 +22,6 @@ from functions.contract.safetensors_codec import (
     encode,
     header,
     layout_of,
-    widest_first,
 )
 
 WIRE_VERSION = "1"
@@ -62,17 +61,16 @@ class Invocation:
 
     def encode(self, with_limit: bool = True) -> list[bytes | memoryview]:
         """The request's body, as buffers to be sent one after the other."""
-        tensors = widest_first(
-            {
-                "hidden_states": self.hidden_states,
-                "expert_index": self.expert_index,
-                "expert_weight": self.expert_weight,
-            }
-        )
+        tensors = {
+            "hidden_states": self.hidden_states,
+            "expert_index": self.expert_index,
+            "expert_weight": self.expert_weight,
+        }
         prefetch = _prefetch_text(self.prefetch) if self.prefetch else ""
         limit = self.resident_limit if with_limit else None
-        head = _invocation_header(layout_of(tensors), self.layer, self.model, limit, prefetch)
-        return [head, *map(buffer_of, tensors.values())]
+        head, order = _invocation_header(layout_of(tensors), self.layer, self.model, limit, prefetch)
+        buffers = [buffer_of(tensor) for tensor in tensors.values()]
+        return [head, *(buffers[number] for number in order)]
 
     @classmethod
     def decode(cls, body: bytes | bytearray) -> "Invocation":
@@ -200,7 +198,9 @@ class InvocationResult:
 
 
 @lru_cache(HEADERS)
-def _invocation_header(layout: Layout, layer: int, model: str, limit: int | None, prefetch: str) -> bytes:
+def _invocation_header(
+    layout: Layout, layer: int, model: str, limit: int | None, prefetch: str
+) -> tuple[bytes, list[int]]:
     metadata = {"layer": str(layer), "model": model, "wire": WIRE_VERSION}
     if limit is not None:
         metadata["resident_limit"] = str(limit)

@@ -54,13 +54,9 @@ class Message:
 
 def encode(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
     """The message as buffers to be sent one after the other; copies no contiguous tensor."""
-    ordered = widest_first(tensors)
-    return [header(layout_of(ordered), metadata), *map(buffer_of, ordered.values())]
-
-
-def widest_first(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The tensors in the order of a message: each is aligned to its type, as safetensors itself has it."""
-    return dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))
+    head, order = header(layout_of(tensors), metadata)
+    arrays = list(tensors.values())
+    return [head, *(buffer_of(arrays[number]) for number in order)]
 
 
 def layout_of(tensors: Mapping[str, NDArray[Any]]) -> Layout:
@@ -68,21 +64,25 @@ def layout_of(tensors: Mapping[str, NDArray[Any]]) -> Layout:
     return tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
 
 
-def buffer_of(tensor: NDArray[Any]) -> memoryview:
-    """The tensor's bytes, without a copy if it is contiguous."""
-    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+def header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
+    """All of a message that precedes its tensors, and the order in which these follow: indices of `layout`.
 
-
-def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
-    """All of a message that precedes its tensors."""
+    The widest type is first, as safetensors itself has it, so that every tensor is aligned to its type.
+    """
+    order = sorted(range(len(layout)), key=lambda number: -layout[number][1].itemsize)
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, dtype, shape in layout:
+    for name, dtype, shape in (layout[number] for number in order):
         start, end = end, end + math.prod(shape) * dtype.itemsize
         entries[name] = {"dtype": _NAME_BY_NUMPY[dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    return struct.pack("<Q", len(text)) + text, order
+
+
+def buffer_of(tensor: NDArray[Any]) -> memoryview:
+    """The tensor's bytes, without a copy if it is contiguous."""
+    return np.ascontiguousarray(tensor).data.cast("B") if tensor.size else memoryview(b"")
 
 
 def decode(body: bytes | bytearray) -> Message:

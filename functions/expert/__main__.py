@@ -9,6 +9,7 @@ FAASMOE_OPEN        1 to bind other addresses than loopback without the secret
 FAASMOE_PORT        the port to bind (default: 8080)
 FAASMOE_THREADS     compute threads of one invocation, 64 at most (default: the cores, shared with the
                     other functions of its layers)
+FAASMOE_KERNEL      the kernel to compute with, such as avx2 or numpy (default: the fastest here)
 FAASMOE_IDLE_EXIT   seconds without an invocation after which the process ends, for gateways that start
                     functions again when they are called (default: never)
 FAASMOE_LISTEN_FD   a listening socket inherited from a supervisor, instead of host and port; the function

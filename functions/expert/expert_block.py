@@ -20,8 +20,10 @@ from functions.kernels import MAX_THREADS, ExpertShape, GatedFFNKernel
 
 _CONTROL_PLANE_NBYTES = 512 << 20
 """Estimated memory of the control plane's process, without weights."""
-_FUNCTION_NBYTES = 32 << 20
-"""Estimated memory of a function's process, without weights."""
+_FUNCTION_NBYTES = 10 << 20
+"""Estimated memory of a function's process that was forked, as all of a machine's are, without weights."""
+_CONTAINER_NBYTES = 32 << 20
+"""The same of a function that has a container of its own."""
 
 _NO_POSITIONS = np.empty(0, np.int64)
 _ACTIVATION_DTYPE: dict[str, np.dtype[Any]] = {"f32": np.dtype("<f4"), "bf16": np.dtype("<u2")}
@@ -219,7 +221,9 @@ def _only(experts: NDArray[np.int64], index: NDArray[np.int16], num_experts: int
 
 def _shape(manifest: FunctionManifest) -> ExpertShape:
     """The sizes of an expert; raises ValueError if its place in the file is too small for them."""
-    shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
+    shape = ExpertShape(
+        manifest.hidden_size, manifest.intermediate_size, manifest.gate_up_dtype, manifest.down_dtype
+    )
     if shape.nbytes > manifest.expert_nbytes:
         raise ValueError(f"an expert needs {shape.nbytes} bytes, its place has {manifest.expert_nbytes}")
     return shape
@@ -256,7 +260,7 @@ def _share_of_memory(manifest: FunctionManifest) -> int:
     """
     others = manifest.dense_nbytes + _CONTROL_PLANE_NBYTES + manifest.num_blocks * _FUNCTION_NBYTES
     of_machine = (machine_memory() * 9 // 10 - others) * manifest.nbytes // manifest.blocks_nbytes
-    of_group = memory_limit().nbytes - _FUNCTION_NBYTES
+    of_group = memory_limit().nbytes - _CONTAINER_NBYTES
     return max(0, min(of_machine, of_group, manifest.nbytes - manifest.offset))
 
 

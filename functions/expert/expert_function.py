@@ -1,7 +1,7 @@
 """Routes an expert function's requests: invocations (`POST /`), health, readiness, metrics and residency."""
 
 import json
-import secrets
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -29,7 +29,7 @@ class ExpertFunction:
     authentication: Authentication | None = None
     """Decides who may call; None lets everybody."""
     block: ExpertBlock | None = None
-    instance: str = field(default_factory=lambda: secrets.token_hex(8))
+    instance: str = field(default_factory=lambda: os.urandom(8).hex())
     """A random name of this process."""
     state: FunctionState = field(init=False)
     changed: Condition = field(default_factory=condition)

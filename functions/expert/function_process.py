@@ -32,6 +32,7 @@ def run() -> int:
         settings = FunctionSettings.from_environment(os.environ)
         need_open_files(MAX_CONNECTIONS + OTHER_FILES)
         authentication = settings.authentication()
+        kernel = load_kernel()
         listener = settings.listener()
     except (ValueError, OSError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
@@ -49,7 +50,7 @@ def run() -> int:
     serving.start()
     try:
         block = ExpertBlock.open(
-            settings.partition, settings.function, load_kernel(), settings.threads, on_replaced=server.stop
+            settings.partition, settings.function, kernel, settings.threads, on_replaced=server.stop
         )
     except BlockError as error:
         print(f"cannot start: {error}", file=sys.stderr)

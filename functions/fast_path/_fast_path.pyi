@@ -25,7 +25,8 @@ class FastPath:
     def __new__(
         cls,
         isa: str,
-        weight_dtype: str,
+        gate_up_dtype: str,
+        down_dtype: str,
         activation_dtype: str,
         hidden_size: int,
         intermediate_size: int,

@@ -1,10 +1,12 @@
 """Memory: what this process may use, what it uses, and how its C library returns it to the system."""
 
-import ctypes
+import contextlib
 import os
-import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from functions.host.c_library import C_LIBRARY
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -70,22 +72,31 @@ def _limit_files(proc: Path, cgroups: Path) -> list[Path]:
 
 
 class ProcessMemory:
-    """Measures this process's own memory, fast enough for every call; 0 where there is no /proc."""
+    """Measures this process's own memory, fast enough for every call; 0 where there is no /proc.
+
+    Memory that it shares with other processes counts in part: mapped files, and what a forked process has not
+    written to. To measure that takes long, and it hardly changes after a while: a process that was forked
+    writes to most pages that it ever does soon. So it is done after one second, two, four and so on.
+    """
 
     def __init__(self) -> None:
-        """Measures the share of mapped files once: it takes long and hardly changes."""
-        self._files_nbytes = _files_share()
+        self._rest = 0
+        """Proportional set size less anonymous memory: mapped files, less what others have of the latter."""
+        self._measure_at = self._pause = 0.0
         try:
             self._statm = os.open("/proc/self/statm", os.O_RDONLY)
         except OSError:
             self._statm = -1
 
     def nbytes(self) -> int:
-        """Anonymous memory now, plus this process's share of the files that it had mapped at the start."""
+        """Anonymous memory now, plus the rest of the proportional set size when that was last measured."""
         if self._statm < 0:
             return 0
         resident, shared = map(int, os.pread(self._statm, 256, 0).split()[1:3])
-        return self._files_nbytes + (resident - shared) * _PAGE_NBYTES
+        anonymous = (resident - shared) * _PAGE_NBYTES
+        if time.monotonic() >= self._measure_at:
+            self._measure(anonymous)
+        return anonymous + self._rest
 
     def close(self) -> None:
         """Close the file; `nbytes` is 0 from now on."""
@@ -93,14 +104,11 @@ class ProcessMemory:
             os.close(self._statm)
             self._statm = -1
 
-
-def _files_share() -> int:
-    """This process's share of its mapped files, in bytes: pages of several processes are divided by them."""
-    try:
-        sizes = memory_sizes()
-    except OSError:
-        return 0
-    return sizes.get("Pss", 0) - sizes.get("Pss_Anon", 0)
+    def _measure(self, anonymous: int) -> None:
+        self._pause = 2 * self._pause or 1.0
+        self._measure_at = time.monotonic() + self._pause
+        with contextlib.suppress(OSError):
+            self._rest = memory_sizes().get("Pss", anonymous) - anonymous
 
 
 def memory_sizes(process: int | str = "self") -> dict[str, int]:
@@ -108,8 +116,9 @@ def memory_sizes(process: int | str = "self") -> dict[str, int]:
 
     The kernel visits each page for it, which takes milliseconds per gigabyte. Raises OSError.
     """
-    text = (_PROC / str(process) / "smaps_rollup").read_text()
-    return {name: int(kilobytes) << 10 for name, kilobytes in re.findall(r"^(\w+): +(\d+) kB$", text, re.M)}
+    # The first line has the addresses.
+    lines = (_PROC / str(process) / "smaps_rollup").read_text().splitlines()[1:]
+    return {name[:-1]: int(kilobytes) << 10 for name, kilobytes, _ in map(str.split, lines)}
 
 
 def return_large_buffers() -> None:
@@ -117,6 +126,6 @@ def return_large_buffers() -> None:
 
     Otherwise each thread keeps the memory that its longest prompt has needed: some ten megabytes a function.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(C_LIBRARY, "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, MMAP_BYTES)

@@ -1,8 +1,9 @@
 """Ends a process together with the one that started it."""
 
-import ctypes
 import signal
 import sys
+
+from functions.host.c_library import C_LIBRARY
 
 _PR_SET_PDEATHSIG = 1
 
@@ -14,4 +15,4 @@ def die_with_parent() -> None:
     nothing on other systems than Linux.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        C_LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -8,6 +8,8 @@ import socket
 import struct
 import sys
 
+from functions.host.c_library import C_LIBRARY
+
 SLICE_NANOSECONDS = 100_000
 """The shortest time slice that Linux accepts."""
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
@@ -55,4 +57,4 @@ def take_short_slices() -> None:
         return
     # struct sched_attr: size, policy, flags, nice, priority, runtime, deadline, period, and bounds of use.
     attributes = struct.pack("=IIQiIQQQII", 56, 0, 0, 0, 0, SLICE_NANOSECONDS, 0, 0, 0, 0)
-    ctypes.CDLL(None).syscall(ctypes.c_long(number), 0, attributes, 0)
+    C_LIBRARY.syscall(ctypes.c_long(number), 0, attributes, 0)

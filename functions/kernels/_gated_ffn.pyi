@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 def isas() -> tuple[str, ...]: ...
 def gated_ffn(
     isa: str,
-    weight_dtype: str,
+    gate_up_dtype: str,
+    down_dtype: str,
     hidden_dtype: str,
     out_dtype: str,
     rows: int,

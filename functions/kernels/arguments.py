@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from .packed_types import fits_activations
+
 MAX_THREADS = 64
 """The most threads for one call of a kernel."""
 
@@ -20,9 +22,9 @@ def activation_dtype(array: NDArray[Any]) -> str:
 
 
 def check_activations(name: str, activations: NDArray[Any], weight_dtype: str) -> None:
-    """Raise ValueError unless the activations have the weights' dtype, or any for int8 weights."""
+    """Raise ValueError unless the activations have the weights' dtype, or any for quantised weights."""
     dtype = _ACTIVATION_DTYPES.get(activations.dtype)
-    if dtype is None or weight_dtype not in (dtype, "int8"):
+    if dtype is None or not fits_activations(weight_dtype, dtype):
         raise ValueError(f"{name} of dtype {activations.dtype} do not fit {weight_dtype} weights")
 
 

@@ -2,7 +2,7 @@
 
 The NumPy implementation is slow, runs everywhere, and specifies the C implementation. Both read the same
 packed bytes and round at the same three places: activations are converted for the weights' dtype before each
-product (`as_operand`), sums are float32, and the output is rounded once, to the dtype of the hidden states.
+product (products.py), sums are float32, and the output is rounded once, to the dtype of the hidden states.
 """
 
 from abc import ABC, abstractmethod
@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .activations import as_f32, as_operand, silu
+from .activations import as_f32, silu
 from .arguments import activation_dtype, c_array, check_activations, check_shape
 from .bfloat16 import Float32, f32_to_bf16
-from .packed_expert import ExpertShape, unpack_expert
-from .packed_matrix import Bytes
+from .packed_expert import ExpertShape, split_expert, split_gate_up
+from .packed_tiles import Bytes
+from .products import product
+from .selection import selected
 
 try:
     from . import _gated_ffn
@@ -58,7 +60,7 @@ class GatedFFNKernel(ABC):
 
         block:          uint8, contains packed experts
         offsets:        int64 [E], the first byte of each expert in the block, -1 for an absent expert
-        hidden_states:  [T, H], float32 for f32 weights, the uint16 bits of bfloat16 for bf16, either for int8
+        hidden_states:  [T, H], float32 for f32 gate and up, the uint16 bits of bfloat16 for bf16, else either
         expert_index:   int16 [T, K]; negative indices are skipped
         expert_weight:  float32 [T, K]
         threads:        the most threads, 1 to 64; the result does not depend on it
@@ -72,7 +74,7 @@ class GatedFFNKernel(ABC):
         Raises ValueError for a wrong dtype or shape, and for an expert that is out of range, absent or past
         the end of the block; MemoryError when out of memory.
         """
-        check_activations("hidden_states", hidden_states, shape.dtype)
+        check_activations("hidden_states", hidden_states, shape.gate_up_dtype)
         if expert_index.ndim != 2 or expert_weight.shape != expert_index.shape:
             shapes = f"{expert_index.shape}, {expert_weight.shape}"
             raise ValueError(f"expert_index and expert_weight must be [T, K]: {shapes}")
@@ -105,7 +107,7 @@ class CGatedFFN(GatedFFNKernel):
         hidden_states = inputs.hidden_states
         hidden_dtype = activation_dtype(hidden_states)
         out = np.empty(hidden_states.shape, np.float32 if partial else hidden_states.dtype)
-        dtypes = (shape.dtype, hidden_dtype, "f32" if partial else hidden_dtype)
+        dtypes = (shape.gate_up_dtype, shape.down_dtype, hidden_dtype, "f32" if partial else hidden_dtype)
         rows, top_k = inputs.expert_index.shape
         sizes = (rows, top_k, shape.hidden_size, shape.intermediate_size)
         _gated_ffn.gated_ffn(self.name, *dtypes, *sizes, threads, *inputs, carry, out)
@@ -126,11 +128,10 @@ class NumpyGatedFFN(GatedFFNKernel):
         out = np.zeros_like(hidden) if carry is None else carry.copy()
         for expert in np.unique(expert_index[expert_index >= 0]):
             rows, slots = np.nonzero(expert_index == expert)
-            gate, up, down = unpack_expert(shape, _packed(block, offsets, shape, int(expert)))
-            operand = as_operand(shape.dtype, hidden[rows])
-            intermediate = silu(operand @ gate.T) * (operand @ up.T)
-            product = as_operand(shape.dtype, intermediate) @ down.T
-            np.add.at(out, rows, product * expert_weight[rows, slots, None])
+            gate_up, down = split_expert(shape, _packed(block, offsets, shape, int(expert)))
+            gate, up = split_gate_up(shape, product(shape.gate_up, gate_up, hidden[rows]))
+            outputs = product(shape.down, down, silu(gate) * up)
+            np.add.at(out, rows, outputs * expert_weight[rows, slots, None])
         return f32_to_bf16(out) if hidden_states.dtype == np.uint16 and not partial else out
 
 
@@ -140,11 +141,11 @@ def available_isas() -> tuple[str, ...]:
 
 
 def load_kernel(isa: str | None = None) -> GatedFFNKernel:
-    """The kernel of that name, or the fastest. Raises ValueError for one that this machine does not run."""
-    isas = available_isas()
-    if isa is not None and isa not in isas:
-        raise ValueError(f"no kernel {isa!r} here, only {', '.join(isas)}")
-    name = isa or isas[0]
+    """The kernel of that name, or of FAASMOE_KERNEL, or the fastest.
+
+    Raises ValueError for one that this machine does not run.
+    """
+    name = selected(available_isas(), isa)
     return NumpyGatedFFN() if name == NumpyGatedFFN.name else CGatedFFN(name)
 
 

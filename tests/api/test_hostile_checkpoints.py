@@ -12,9 +12,9 @@ import psutil
 import pytest
 from yarl import URL
 
-from control_plane.engine.model import loader
-from control_plane.engine.model.loader import load_tokenizer
 from control_plane.errors import PartitionError
+from control_plane.partition.checkpoint import tokenizer as checkpoint_tokenizer
+from control_plane.partition.checkpoint.tokenizer import read_tokenizer
 from control_plane.partition.partitioner import partition
 from tests.support.api.api_server import COMPLETION, ApiClient, serving
 from tests.support.command_line import WAIT_SECONDS, running_command
@@ -136,7 +136,7 @@ def test_a_tokenizer_that_cannot_be_loaded(
     folder = shutil.copytree(chat_checkpoint, tmp_path / NAME)
     tokenizer(**parts)(folder)
     with pytest.raises(PartitionError, match=f"cannot load the tokenizer in .*{problem}"):
-        load_tokenizer(folder)
+        read_tokenizer(folder)
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_a_tokenizer_s_file_that_is_hostile(chat_checkpoint: Path, tmp_path: Pat
     folder = shutil.copytree(chat_checkpoint, tmp_path / NAME)
     (folder / "tokenizer.json").write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(PartitionError, match="cannot load the tokenizer in"):
-        load_tokenizer(folder)
+        read_tokenizer(folder)
 
 
 def test_a_tokenizer_s_file_that_is_huge(chat_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "MAX_TOKENIZER_BYTES", 1000)
+    monkeypatch.setattr(checkpoint_tokenizer, "MAX_TOKENIZER_BYTES", 1000)
     with pytest.raises(PartitionError, match=r"tokenizer\.json has more than 1000 bytes"):
-        load_tokenizer(chat_checkpoint)
+        read_tokenizer(chat_checkpoint)

@@ -28,7 +28,7 @@ def test_the_least_budget_is_the_sum_of_all_least_parts() -> None:
 
 def test_a_smaller_budget_is_refused_with_one_that_is_enough() -> None:
     with pytest.raises(
-        ConfigError, match=r"^memory_budget: 400.0 MB is too little; at least (\S+) would do"
+        ConfigError, match=r"^memory_budget: 376.0 MB is too little; at least (\S+) would do"
     ) as caught:
         FOOTPRINT.check(LEAST - 1)
     words = str(caught.value).split()

@@ -32,7 +32,7 @@ def test_partition_then_verify(chat_checkpoint: Path, tmp_path: Path) -> None:
     result = faasmoe("partition", chat_checkpoint, out, "--layers-per-function", "all", "--dtype", "int8")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.output == f"{out}: 1 functions of 5 experts x 3 layers, int8 experts of 0.00 MB\n"
-    assert Manifest.load(out).expert_dtype == "int8"
+    assert Manifest.load(out).gate_up_dtype == "int8"
     result = faasmoe("verify", out)
     assert result.exit_code == 0
     assert result.output.startswith(f"{out} is whole: 1 blocks, fingerprint ")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -23,14 +24,16 @@ import pytest
 import xxhash
 
 from control_plane.deployment.image.builder import ImageSpec, write_image
-from control_plane.deployment.image.contents import built_kernel
+from control_plane.deployment.image.extensions import compiled_extensions, cross_compiler, extension_sources
 from control_plane.deployment.image.packages import MACHINES
+from control_plane.errors import ConfigError
 from tests.support.command_line import error_line, faasmoe
 from tests.support.functions.expert_process import expert_process
 from tests.support.models.tiny_partition import TinyPartition
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 TAG = "registry.example:5000/faasmoe-expert:test"
+ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 BASE_ENVIRONMENT = ["PATH=/usr/local/bin:/usr/bin", "LANG=C.UTF-8", "PYTHONPATH=/elsewhere"]
 
 
@@ -150,7 +153,6 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spec(tiny: TinyPartition, base: Path, wheels: Path, *architectures: str, **changes: Any) -> ImageSpec:
     own = next(name for name, machine in MACHINES.items() if machine == os.uname().machine)
-    kernel = built_kernel()
     settings: dict[str, Any] = {
         "partition": tiny.folder,
         "base": base,
@@ -158,9 +160,17 @@ def spec(tiny: TinyPartition, base: Path, wheels: Path, *architectures: str, **c
         "tag": TAG,
         "wheels": wheels,
         "python": PYTHON,
-        "kernels": {own: kernel} if kernel else {},
     }
     return ImageSpec(**{**settings, **changes})
+
+
+def image_files(image: Image, manifest: Any) -> dict[str, bytes]:
+    """The regular files of an image's layers, without the base's, by their paths."""
+    files: dict[str, bytes] = {}
+    for layer in manifest["layers"][1:]:
+        with tarfile.open(fileobj=io.BytesIO(image.blob(layer))) as archive:
+            files |= {entry.name: archive.extractfile(entry).read() for entry in archive if entry.isfile()}  # type: ignore[union-attr]
+    return files
 
 
 def ignore(_: str) -> None:
@@ -230,17 +240,57 @@ def test_each_block_is_a_layer_that_all_platforms_share(
         assert [files for files in found.values() if files in blocks] == blocks
     shared = contents[0].keys() & contents[1].keys()
     assert len(shared) >= len(blocks) + 1
-    # The compiled kernel is this machine's only.
-    kernels = [
-        any(name.endswith(".so") and "kernels" in name for files in found.values() for name in files)
-        for found in contents
-    ]
-    assert kernels.count(True) == (1 if built_kernel() else 0)
     environment = image.config(manifests[0])["config"]["Env"]
     assert "PATH=/usr/local/bin:/usr/bin" in environment
     assert [each for each in environment if each.startswith("PYTHONPATH=")] == [
         "PYTHONPATH=/home/app/packages"
     ]
+
+
+@pytest.mark.parametrize("architecture", MACHINES)
+def test_the_extensions_are_compiled_for_the_architecture(
+    tiny: TinyPartition, layout: Path, wheels: Path, tmp_path: Path, architecture: str
+) -> None:
+    machine = MACHINES[architecture]
+    if machine != os.uname().machine and not shutil.which(cross_compiler(architecture)):
+        pytest.skip(f"there is no {cross_compiler(architecture)}")
+    said: list[str] = []
+    write_image(spec(tiny, layout, wheels, architecture), tmp_path / "image.tar", said.append)
+    image = Image.read(tmp_path / "image.tar")
+    files = image_files(image, image.manifests()[0])
+    suffix = sysconfig.get_config_var("EXT_SUFFIX").replace(os.uname().machine, machine)
+    assert extension_sources()
+    for source in extension_sources():
+        folder = f"home/app/functions/{source.parts[0]}"
+        extension = files[f"{folder}/_{source.stem}{suffix}"]
+        assert extension[:4] == b"\x7fELF"
+        assert int.from_bytes(extension[18:20], "little") == ELF_MACHINES[machine]
+    assert not any("NumPy" in line for line in said)
+
+
+def test_without_a_compiler_for_the_architecture_functions_compute_with_numpy(
+    tiny: TinyPartition, layout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    other = next(name for name, machine in MACHINES.items() if machine != os.uname().machine)
+    said: list[str] = []
+    write_image(spec(tiny, layout, wheels, other), tmp_path / "image.tar", said.append)
+    image = Image.read(tmp_path / "image.tar")
+    assert not [name for name in image_files(image, image.manifests()[0]) if name.endswith(".so")]
+    assert (
+        f"linux/{other}: functions compute with NumPy, which is slow: "
+        f"there is no {cross_compiler(other)} here" in said
+    )
+
+
+def test_a_compiler_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = next(name for name, machine in MACHINES.items() if machine != os.uname().machine)
+    compiler = tmp_path / cross_compiler(other)
+    compiler.write_text("#!/bin/sh\necho 'gated_ffn.c:7: fatal error: Python.h: No such file' >&2; exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ConfigError, match=rf"cannot compile .*\.c for {other}: .*Python\.h: No such file"):
+        compiled_extensions(other, tmp_path)
 
 
 def test_an_oci_archive_can_be_the_base(

@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
+import numpy as np
 import pytest
-import torch
-from transformers import PreTrainedModel
+from numpy.typing import NDArray
 from yarl import URL
 
 from control_plane.deployment.deploy import deploy_all
 from control_plane.engine.engine import Engine
+from control_plane.engine.experts.dispatcher import PendingExperts
+from control_plane.engine.model.ragged_batch import token_ids
+from control_plane.engine.model.runner import ModelRunner
+from control_plane.engine.scheduling.chunk import Chunk
+from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import (
@@ -118,7 +123,7 @@ def test_a_missing_function_ends_only_the_sequences_that_need_it(
     serving: Served, reference: Reference
 ) -> None:
     """All rows go to the first function, but those of one token, which go to the second."""
-    engine, model = serving.engine, serving.runner.model
+    engine = serving.engine
     first, second = (block.function for block in reference.manifest.blocks)
 
     async def scenario(poison: int) -> tuple[list[int], list[int]]:
@@ -135,7 +140,7 @@ def test_a_missing_function_ends_only_the_sequences_that_need_it(
         return alone, beside
 
     poison = token_apart_from(*random_prompt(3))
-    with routed_apart(model, poison):
+    with routed_apart(serving.runner, poison):
         alone, beside = asyncio.run(scenario(poison))
     assert first != second
     assert len(alone) == 30
@@ -144,27 +149,23 @@ def test_a_missing_function_ends_only_the_sequences_that_need_it(
 
 
 @contextmanager
-def routed_apart(model: PreTrainedModel, token: int) -> Iterator[None]:
+def routed_apart(runner: ModelRunner, token: int) -> Iterator[None]:
     """Until the context ends, rows of the token go to the experts 3 and 4, all others to 0 and 1."""
-    chosen = torch.zeros(0, dtype=torch.bool)
+    run, begin = runner.model.hidden_states, runner.dispatcher.begin
+    tokens: list[int] = []
 
-    def remember(_: object, inputs: tuple[torch.Tensor], rows: torch.Tensor) -> None:
-        nonlocal chosen
-        chosen = inputs[0].flatten() == token
+    def remember(batch: list[Chunk], kv_cache: KVCache) -> NDArray[Any]:
+        tokens[:] = token_ids(batch)
+        return run(batch, kv_cache)
 
-    def route(_: object, __: object, routed: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        logits, weights, experts = routed
-        apart, others = (torch.tensor(pair).expand_as(experts) for pair in ([3, 4], [0, 1]))
-        return logits, weights, torch.where(chosen[:, None], apart, others)
+    def route(layer: int, rows: NDArray[Any], index: NDArray[Any], weights: NDArray[Any]) -> PendingExperts:
+        apart = np.array(tokens)[:, None] == token
+        return begin(layer, rows, np.where(apart, [3, 4], [0, 1]), weights)
 
-    gates: list[Any] = [module.gate for module in model.modules() if hasattr(module, "shared_expert_gate")]
-    hooks = [gate.register_forward_hook(route) for gate in gates]
-    hooks.append(model.model.embed_tokens.register_forward_hook(remember))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner.model, "hidden_states", remember)
+        patch.setattr(runner.dispatcher, "begin", route)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def test_a_gateway_that_starts_late(reference: Reference) -> None:
@@ -306,9 +307,9 @@ def test_output_that_is_not_a_number_ends_its_own_sequence_only(
     assert idle(serving.engine)
 
 
-def not_a_number(rows: torch.Tensor) -> torch.Tensor:
-    return torch.full_like(rows, torch.nan)
+def not_a_number(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.full_like(rows, np.nan)
 
 
-def a_bug(rows: torch.Tensor) -> torch.Tensor:
-    raise IndexError(f"rows of {tuple(rows.shape)}")
+def a_bug(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    raise IndexError(f"rows of {rows.shape}")

@@ -23,6 +23,7 @@ from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
 from control_plane.engine.state.sequence import FinishReason, SamplingParams, Sequence
 from control_plane.errors import BadRequest
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from control_plane.partition.manifest import Manifest
 from tests.support.api.api_server import in_thread
 from tests.support.api.schemas import Schema, drawn
@@ -54,7 +55,7 @@ def serving(chat_partition: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def compiler(serving: Served, tokenizer: Any) -> GrammarCompiler:
     size = serving.runner.model.config.vocab_size
-    return GrammarCompiler(vocabulary_of(tokenizer, size, serving.engine.eos_ids))
+    return GrammarCompiler(vocabulary_of(ModelTokenizer.of(tokenizer), size, serving.engine.eos_ids))
 
 
 def sequence(

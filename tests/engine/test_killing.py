@@ -46,7 +46,7 @@ class FunctionKiller:
 def function_processes(partition: Path) -> list[psutil.Process]:
     """This process's living functions of the partition: a fixture may have other functions."""
     alive = []
-    for child in psutil.Process().children():
+    for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if child.environ().get("FAASMOE_PARTITION") == str(partition):
                 alive.append(child)

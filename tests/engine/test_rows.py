@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import numpy as np
 import pytest
-import torch
 
 from control_plane.engine.state.sequence import Generated, SamplingParams, Sequence
 from control_plane.engine.stream import TokenStream
@@ -47,7 +47,7 @@ def test_other_sequences_continue(serving: Served, reference: Reference) -> None
             await all_tokens_of(serving.engine.submit(bad))
         return [token for token in first if token is not None] + await good
 
-    with embedded_as(serving.runner.model, poison, lambda rows: torch.full_like(rows, torch.nan)):
+    with embedded_as(serving.runner.model, poison, lambda rows: np.full_like(rows, np.nan)):
         assert asyncio.run(run()) == expected
     assert serving.engine.alive
     asyncio.run(until(lambda: idle(serving.engine)))

@@ -48,8 +48,12 @@ class Running:
         body = {"service": name, "image": tiny.manifest.image, "envVars": variables, **fields}
         self.request("POST", "/system/functions", body)
 
+    def wait_available(self, name: str) -> None:
+        while not self.request("GET", f"/system/function/{name}")["availableReplicas"]:
+            pass
+
     def processes(self) -> list[psutil.Process]:
-        children = psutil.Process(self.command.process.pid).children()
+        children = psutil.Process(self.command.process.pid).children(recursive=True)
         return [child for child in children if FUNCTION_VARIABLE in child.environ()]
 
 
@@ -85,6 +89,7 @@ def test_functions_secrets_and_replicas_are_there_again(
         assert after.replicas() == {first: 1, second: 0}
         assert after.request("GET", f"/system/function/{first}")["annotations"] == {"topic": "tests"}
         assert [secret["name"] for secret in after.request("GET", "/system/secrets")] == ["key"]
+        after.wait_available(first)
         folder = after.processes()[0].environ()["FAASMOE_SECRETS"]
         assert Path(folder, "key").read_text() == "42"
         for name in (first, second):
@@ -102,8 +107,7 @@ def test_no_function_outlives_a_killed_gateway(
     name = tiny.functions[0]
     with gateway(tiny.folder, port, tmp_path) as running:
         running.deploy(tiny, name)
-        while not running.request("GET", f"/system/function/{name}")["availableReplicas"]:
-            pass
+        running.wait_available(name)
         (function,) = running.processes()
         if stopped:
             function.send_signal(signal.SIGSTOP)

@@ -262,13 +262,13 @@ def test_experts_in_a_layer_that_should_have_none(checkpoint: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(checkpoint: Path, value: float) -> None:
     edit_tensors(checkpoint, lambda tensors: tensors[UP].fill_(value))
-    assert f"{checkpoint / WEIGHTS}: expert 3 of layer 1: up" in refusal(checkpoint)
+    assert f"{checkpoint / WEIGHTS}: expert 3 of layer 1: weights are not finite" in refusal(checkpoint)
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "F32", ""])
 def test_unknown_target_dtype(checkpoint: Path, dtype: str) -> None:
     message = refusal(checkpoint, ConfigError, dtype=dtype)
-    assert message == f"dtype must be one of auto, f32, bf16, int8, not {dtype!r}"
+    assert message == f"dtype must be one of auto, f32, bf16, int8, int4, not {dtype!r}"
 
 
 def test_granularity_that_the_model_does_not_have(checkpoint: Path) -> None:

@@ -10,13 +10,14 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from control_plane.engine.model.loader import load_tokenizer
 from control_plane.errors import PartitionError
+from control_plane.partition.checkpoint.stored_tokenizer import STORED_TOKENIZER, ModelTokenizer
 from control_plane.partition.companions import MAX_TEMPLATES, update_companions
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from tests.support.command_line import faasmoe
 from tests.support.models.checkpoints import save_checkpoint, tiny_model
+from tests.support.paths import DEMO_MODEL
 
 CARRIED = {
     "tokenizer.json",
@@ -69,13 +70,15 @@ def names_in(folder: Path) -> set[str]:
 def test_all_small_files_are_copied_but_no_code(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "additional_chat_templates").mkdir()
     for name in CARRIED | LEFT:
-        (checkpoint / name).write_text(f"this is {name}")
+        (checkpoint / name).write_text("{}" if name.endswith(".json") else f"this is {name}")
+    shutil.copy(DEMO_MODEL / "tokenizer.json", checkpoint)
     manifest = partition(checkpoint, tmp_path / "out")
-    assert set(manifest.files) == CARRIED | CONFIGS
-    for name in manifest.files:
+    files = CARRIED | CONFIGS | {STORED_TOKENIZER}
+    assert set(manifest.files) == files
+    for name in CARRIED | CONFIGS:
         assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
     weights = {"dense.safetensors", *(block.file for block in manifest.blocks)}
-    assert names_in(tmp_path / "out") == CARRIED | CONFIGS | weights | {"manifest.json"}
+    assert names_in(tmp_path / "out") == files | weights | {"manifest.json"}
     Manifest.load(tmp_path / "out").verify(tmp_path / "out")
 
 
@@ -93,15 +96,15 @@ def test_a_tokenizer_in_the_older_form_is_the_same_in_the_partition(checkpoint: 
         (checkpoint / name).write_text(json.dumps(content))
     (checkpoint / "merges.txt").write_text("#version: 0.2\nt h\nth e\n")
     partition(checkpoint, tmp_path / "out")
-    ours, theirs = load_tokenizer(tmp_path / "out"), AutoTokenizer.from_pretrained(checkpoint)
-    assert ours.get_vocab() == theirs.get_vocab()
-    assert ours.special_tokens_map == theirs.special_tokens_map
-    assert ours.encode("then the<|im_end|>") == theirs.encode("then the<|im_end|>")
-    assert ours.eos_token == "<|im_end|>"
+    ours, theirs = ModelTokenizer.load(tmp_path / "out"), AutoTokenizer.from_pretrained(checkpoint)
+    assert ours.vocabulary() == theirs.get_vocab()
+    assert ours.special_tokens == theirs.special_tokens_map
+    assert ours.backend.encode("then the<|im_end|>").ids == theirs.encode("then the<|im_end|>")
+    assert ours.eos_token_id == theirs.eos_token_id
     reference = Tokenizer(models.BPE(vocab, [("t", "h"), ("th", "e")]))
     reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     reference.decoder = decoders.ByteLevel()
-    assert ours.encode("the") == reference.encode("the").ids
+    assert ours.backend.encode("the").ids == reference.encode("the").ids
 
 
 def test_chat_templates_in_all_their_places_are_loaded(checkpoint: Path, tmp_path: Path) -> None:
@@ -112,13 +115,13 @@ def test_chat_templates_in_all_their_places_are_loaded(checkpoint: Path, tmp_pat
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(in_config))
     partition(checkpoint, tmp_path / "out")
     templates = {"default": "one", "tool_use": "two"}
-    assert load_tokenizer(tmp_path / "out").chat_template == templates
+    assert ModelTokenizer.load(tmp_path / "out").chat_templates == templates
     (checkpoint / "additional_chat_templates").mkdir()
     (checkpoint / "additional_chat_templates" / "tool_use.jinja").write_text("three")
     (checkpoint / "chat_template.jinja").write_text("four")
-    assert len(update_companions(checkpoint, tmp_path / "out")) == 2
+    assert len(update_companions(checkpoint, tmp_path / "out")) == 3
     templates = {"default": "four", "tool_use": "three"}
-    assert load_tokenizer(tmp_path / "out").chat_template == templates
+    assert ModelTokenizer.load(tmp_path / "out").chat_templates == templates
 
 
 def test_what_has_changed_is_taken_over_and_the_weights_stay(checkpoint: Path, folder: Path) -> None:

@@ -18,6 +18,7 @@ from control_plane.partition.partition_files import Block
 from control_plane.partition.partitioner import partition
 from functions.kernels.packed_expert import ExpertShape, unpack_expert
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, save_fused_checkpoint, tiny_model
+from tests.support.models.dense_part import dense_weights
 
 GRANULARITIES = [Granularity(1, 1), Granularity(2, 1), Granularity(5, 3), Granularity(3, 2)]
 HIDDEN, WIDTH, EXPERTS, LAYERS = 24, 20, 5, 3
@@ -52,7 +53,6 @@ def source_experts(model: PreTrainedModel) -> dict[tuple[int, int], tuple[torch.
 
 def stored_experts(folder: Path, manifest: Manifest) -> dict[tuple[int, int], tuple[torch.Tensor, ...]]:
     """gate, up and down of each (layer, expert), unpacked from the bytes at the manifest's offsets."""
-    shape = ExpertShape(manifest.hidden_size, manifest.intermediate_size, manifest.expert_dtype)
     experts = {}
     for block in manifest.blocks:
         data = np.fromfile(folder / block.file, np.uint8)
@@ -60,14 +60,16 @@ def stored_experts(folder: Path, manifest: Manifest) -> dict[tuple[int, int], tu
             for expert in indices:
                 start = block.expert_offset(layer, expert)
                 packed = data[start : start + manifest.expert_nbytes]
-                experts[layer, expert] = tuple(map(torch.from_numpy, unpack_expert(shape, packed)))
+                experts[layer, expert] = tuple(
+                    map(torch.from_numpy, unpack_expert(manifest.expert_shape, packed))
+                )
     return experts
 
 
 def assert_experts_equal(folder: Path, manifest: Manifest, model: PreTrainedModel) -> None:
     stored, source = stored_experts(folder, manifest), source_experts(model)
     assert stored.keys() == source.keys()
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[manifest.expert_dtype]
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[manifest.gate_up_dtype]
     for key, matrices in source.items():
         for found, matrix in zip(stored[key], matrices, strict=True):
             assert torch.equal(found, matrix.to(dtype).float()), key
@@ -84,7 +86,7 @@ def test_every_expert_is_exact(
     model: PreTrainedModel, checkpoint: Path, tmp_path: Path, granularity: Granularity, dtype: str
 ) -> None:
     manifest = partition(checkpoint, tmp_path / "out", granularity=granularity, dtype=dtype)
-    assert (manifest.dtype, manifest.expert_dtype) == (dtype, dtype)
+    assert (manifest.dtype, manifest.gate_up_dtype, manifest.down_dtype) == (dtype, dtype, dtype)
     assert len(manifest.blocks) == granularity.num_functions(EXPERTS, LAYERS)
     assert_experts_equal(tmp_path / "out", manifest, model)
     Manifest.load(tmp_path / "out").verify(tmp_path / "out")
@@ -94,22 +96,23 @@ def test_int8_experts_are_within_half_a_step(
     model: PreTrainedModel, checkpoint: Path, tmp_path: Path
 ) -> None:
     manifest = partition(checkpoint, tmp_path / "out", granularity=Granularity(3, 2), dtype="int8")
-    assert (manifest.dtype, manifest.expert_dtype) == ("f32", "int8")
+    assert (manifest.dtype, manifest.gate_up_dtype, manifest.down_dtype) == ("f32", "int8", "int8")
     stored = stored_experts(tmp_path / "out", manifest)
     for key, matrices in source_experts(model).items():
         for found, matrix in zip(stored[key], matrices, strict=True):
-            step = matrix.abs().amax(dim=1, keepdim=True) / 127
-            assert ((found - matrix).abs() <= step * 0.5001).all(), key
+            step = matrix.abs().amax(dim=1, keepdim=True) / 127  # of the only group of a row
+            assert ((found - matrix).abs() <= step * 0.57).all(), key
 
 
 @pytest.mark.parametrize("dtype", ["auto", "f32", "bf16", "int8"])
 def test_dense_part_is_all_but_the_experts(checkpoint: Path, tmp_path: Path, dtype: str) -> None:
-    partition(checkpoint, tmp_path / "out", dtype=dtype)
-    stored, source = load_file(tmp_path / "out" / "dense.safetensors"), dense_tensors(checkpoint)
+    manifest = partition(checkpoint, tmp_path / "out", dtype=dtype)
+    stored = dense_weights(tmp_path / "out" / "dense.safetensors", manifest.dtype)
+    source = dense_tensors(checkpoint)
     assert stored.keys() == source.keys()
     for name, tensor in source.items():
         wanted = tensor.bfloat16() if dtype == "bf16" else tensor
-        assert torch.equal(stored[name], wanted), name
+        assert torch.equal(stored[name].float(), wanted.float()), name
     assert any(".mlp.gate." in name or ".block_sparse_moe.gate." in name for name in stored)
 
 
@@ -126,7 +129,7 @@ def test_auto_keeps_the_dtype_of_the_source(
     checkpoint = save_checkpoint(model, tmp_path / "source")
     manifest = partition(checkpoint, tmp_path / "out", dtype=dtype)
     assert manifest.dtype == stored
-    for name, tensor in load_file(tmp_path / "out" / "dense.safetensors").items():
+    for name, tensor in dense_weights(tmp_path / "out" / "dense.safetensors", stored).items():
         assert torch.equal(tensor.float(), dense_tensors(checkpoint)[name].float()), name
     if dtype == "auto":
         assert_experts_equal(tmp_path / "out", manifest, model)
@@ -177,7 +180,7 @@ def keys(block: Block) -> list[tuple[int, int]]:
 
 def test_padding_is_zero(qwen: Path, tmp_path: Path) -> None:
     manifest = partition(qwen, tmp_path / "out", granularity=Granularity(1, 1))
-    nbytes = ExpertShape(HIDDEN, WIDTH, "f32").nbytes
+    nbytes = ExpertShape(HIDDEN, WIDTH, "f32", "f32").nbytes
     assert nbytes < manifest.expert_nbytes
     for block in manifest.blocks:
         assert not any((tmp_path / "out" / block.file).read_bytes()[block.offset + nbytes :])
@@ -201,7 +204,8 @@ def test_layers_without_experts_stay_dense(
     manifest = partition(checkpoint, tmp_path / "out", granularity=Granularity(5, 1))
     assert manifest.moe_layers == moe_layers
     assert_experts_equal(tmp_path / "out", manifest, model)
-    assert load_file(tmp_path / "out" / "dense.safetensors").keys() == dense_tensors(checkpoint).keys()
+    stored = dense_weights(tmp_path / "out" / "dense.safetensors", manifest.dtype)
+    assert stored.keys() == dense_tensors(checkpoint).keys()
 
 
 def test_same_input_gives_the_same_fingerprint_and_any_other_another(qwen: Path, tmp_path: Path) -> None:

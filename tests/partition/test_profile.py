@@ -12,22 +12,22 @@ from safetensors.numpy import save_file
 
 from control_plane.engine.experts.routing_recorder import RoutingRecorder
 from control_plane.errors import ConfigError, PartitionError
+from control_plane.offline.profiling import read_prompts
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.packing import pack
 from control_plane.partition.partitioner import partition
 from control_plane.partition.profile import Profile
-from control_plane.profiling import read_prompts
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.models.checkpoints import FAMILIES, tiny_model
 from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 
-LAYERS, EXPERTS = 3, 5
+LAYERS, EXPERTS, HIDDEN_SIZE = 3, 5, 24
 
 
-def random_profile(layers: int = LAYERS, experts: int = EXPERTS) -> Profile:
+def random_profile(layers: int = LAYERS, experts: int = EXPERTS, hidden_size: int = HIDDEN_SIZE) -> Profile:
     """A profile of 200 tokens with two experts each, mostly experts with high numbers."""
     random = np.random.default_rng(0)
     weights = np.arange(1, experts + 1) / np.arange(1, experts + 1).sum()
@@ -39,13 +39,22 @@ def random_profile(layers: int = LAYERS, experts: int = EXPERTS) -> Profile:
             use[layer, [one, other]] += 1
             together[layer, one, other] += 1
             together[layer, other, one] += 1
-    return Profile("tiny", use, together)
+    return Profile("tiny", use, together, random.random((layers, hidden_size), np.float32))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_recorder_counts_the_experts_that_routers_choose(family: str) -> None:
+def test_the_recorder_sees_what_the_experts_get(family: str) -> None:
     model = tiny_model(family, initializer_range=0.5)
-    recorder = RoutingRecorder(model, range(LAYERS), EXPERTS)
+    recorder = RoutingRecorder(range(LAYERS), EXPERTS, HIDDEN_SIZE)
+    inputs: list[list[torch.Tensor]] = [[] for _ in range(LAYERS)]
+    for layer in range(LAYERS):
+
+        def record(experts: Any, arguments: tuple[torch.Tensor, ...], layer: int = layer) -> None:
+            rows, index, _ = arguments
+            inputs[layer].append(rows.clone())
+            recorder(layer, rows.numpy(), index.numpy())
+
+        model.model.layers[layer].mlp.experts.register_forward_pre_hook(record)
     prompts = torch.randint(64, (2, 20), generator=torch.Generator().manual_seed(0))
     logits: list[torch.Tensor] = []
     with torch.inference_mode():
@@ -60,6 +69,8 @@ def test_the_recorder_counts_the_experts_that_routers_choose(family: str) -> Non
     assert (recorder.use == use).all()
     assert (recorder.together == together).all()
     assert use.sum() == 2 * 40 * LAYERS
+    squares = torch.stack([torch.cat(rows).square().mean(dim=0) for rows in inputs])
+    np.testing.assert_allclose(recorder.input_squares, squares, rtol=1e-5)
 
 
 def test_load_returns_the_saved_profile(tmp_path: Path) -> None:
@@ -69,17 +80,18 @@ def test_load_returns_the_saved_profile(tmp_path: Path) -> None:
     assert loaded.model == "tiny"
     assert (loaded.use == profile.use).all()
     assert (loaded.together == profile.together).all()
+    assert (loaded.input_squares == profile.input_squares).all()
 
 
 def test_the_summary_shows_how_uneven_use_is() -> None:
     use = np.array([[70, 10, 10, 10, 0, 0, 0, 0]])
-    lines = list(Profile("m", use, np.zeros((1, 8, 8), np.int64)).summary())
+    lines = list(Profile("m", use, np.zeros((1, 8, 8), np.int64), np.zeros((1, 4), np.float32)).summary())
     assert lines[1].split() == ["0", "80%", "4", "of", "8"]
 
 
 def arrays() -> dict[str, np.ndarray]:
     profile = random_profile()
-    return {"use": profile.use, "together": profile.together}
+    return {"use": profile.use, "together": profile.together, "input_squares": profile.input_squares}
 
 
 def negative(tensors: dict[str, np.ndarray]) -> None:
@@ -94,6 +106,14 @@ def of_floats(tensors: dict[str, np.ndarray]) -> None:
     tensors["use"] = tensors["use"].astype(np.float32)
 
 
+def infinite(tensors: dict[str, np.ndarray]) -> None:
+    tensors["input_squares"][0, 0] = np.inf
+
+
+def doubles(tensors: dict[str, np.ndarray]) -> None:
+    tensors["input_squares"] = tensors["input_squares"].astype(np.float64)
+
+
 def too_few(tensors: dict[str, np.ndarray]) -> None:
     tensors["together"] = tensors["together"][:-1].copy()
 
@@ -104,6 +124,8 @@ def too_few(tensors: dict[str, np.ndarray]) -> None:
         (negative, "it has no counts, or negative ones"),
         (lopsided, "together is not symmetric"),
         (of_floats, "its counts are float32 and int64, not int64"),
+        (infinite, "input_squares has values that are not finite, or negative ones"),
+        (doubles, "input_squares is float64 of the shape (3, 24)"),
         (too_few, "use has the shape (3, 5), together (2, 5, 5)"),
         (lambda tensors: tensors.pop("use"), "is not a profile that can be read"),
     ],

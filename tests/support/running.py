@@ -46,7 +46,7 @@ class Served:
         scheduler.add(alone)
         try:
             batch = scheduler.schedule()
-            return self.runner.next_logits(self.runner.run(batch), batch)[0]
+            return torch.from_numpy(self.runner.next_logits(self.runner.run(batch), batch)[0])
         finally:
             scheduler.remove(alone)
 

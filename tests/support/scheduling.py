@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 
-import torch
+import numpy as np
 
 from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.scheduling.chunk import Chunk
@@ -14,7 +14,7 @@ from control_plane.engine.state.sequence import SamplingParams, Sequence
 
 PAGE = 16
 """Tokens per page of the KV cache."""
-SHAPE = KVCacheShape(num_layers=1, num_kv_heads=1, head_dim=64, dtype=torch.float32)
+SHAPE = KVCacheShape(num_layers=1, num_kv_heads=1, head_dim=64, dtype=np.dtype(np.float32))
 
 
 def make_scheduler(
@@ -26,7 +26,9 @@ def make_scheduler(
     fair: bool = True,
 ) -> Scheduler:
     """A scheduler without sequences; fair across tenants, or first come, first served."""
-    cache = KVCache(SHAPE, num_pages, num_lanes, max_length=num_pages * PAGE, kernel=load_dense_kernel())
+    cache = KVCache(
+        SHAPE, num_pages, num_lanes, max_length=num_pages * PAGE, kernel=load_dense_kernel(), threads=1
+    )
     policy = FairAcrossTenants() if fair else FirstComeFirstServed()
     return Scheduler(cache, max_batch_tokens, max_sequences, policy)
 

@@ -52,7 +52,7 @@ def build(root: Path) -> Path:
 
 def _extensions(root: Path) -> int:
     """How many extensions there are: each has one source file."""
-    return sum(1 for package in ("control_plane", "functions") for _ in root.glob(f"{package}/**/csrc/*.c"))
+    return sum(1 for package in ("functions", "control_plane") for _ in root.glob(f"{package}/**/csrc/*.c"))
 
 
 def environment() -> Mapping[str, str]:

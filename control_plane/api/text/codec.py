@@ -6,19 +6,18 @@ from functools import cached_property, partial
 from types import MappingProxyType
 from typing import NoReturn
 
-from transformers import PreTrainedTokenizerBase
-
 from control_plane.api.text.decoder import TextDecoder
 from control_plane.api.text.request import Chat, Prompt
 from control_plane.engine.grammar.vocabulary import byte_alphabet, named_bytes
 from control_plane.errors import BadRequest, TokenizerError
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 
 
 @dataclass(frozen=True)
 class TextCodec:
     """A model's tokenizer, as far as it cannot hang: it decodes tokens. `PromptEncoder` does the rest."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: ModelTokenizer
     vocab_size: int
     """The number of tokens that the model knows. The tokenizer may have more, or fewer."""
     _texts: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -67,14 +66,14 @@ class TextCodec:
 
     def special_ids(self, names: Collection[str]) -> frozenset[int]:
         """The ids of the special tokens with these names."""
-        added = self.tokenizer.added_tokens_decoder
+        added = self.tokenizer.added_tokens
         return frozenset(token_id for token_id in self._special_ids if added[token_id].content in names)
 
     def token_text(self, token_id: int) -> str:
         """The text of a token alone: a special token's name, or U+FFFD for an unfinished character."""
         if token_id not in self._texts:
             try:
-                self._texts[token_id] = str(self.tokenizer.decode([token_id]))
+                self._texts[token_id] = self.tokenizer.decode([token_id])
             except BaseException as error:
                 _fail(error)
         return self._texts[token_id]
@@ -88,32 +87,28 @@ class TextCodec:
 
     def _vocabulary_bytes(self, token_id: int) -> bytes | None:
         """The bytes by the token's name; None if the name does not reveal them."""
-        if token_id in self._added_ids or not 0 <= token_id < len(self.tokenizer):
+        if token_id in self.tokenizer.added_tokens or token_id < 0:
             return None
-        return named_bytes(str(self.tokenizer.convert_ids_to_tokens(token_id)), self._alphabet)
+        name = self.tokenizer.backend.id_to_token(token_id)
+        return None if name is None else named_bytes(name, self._alphabet)
 
     @cached_property
     def _longest_token(self) -> int:
         """The length of the longest token, in characters, or in bytes (no fewer) if byte-level."""
-        return max(map(len, self.tokenizer.get_vocab()))
-
-    @cached_property
-    def _added_ids(self) -> frozenset[int]:
-        return frozenset(self.tokenizer.added_tokens_decoder)
+        return max(map(len, self.tokenizer.vocabulary()))
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        added = self.tokenizer.added_tokens_decoder
-        return frozenset(token_id for token_id, token in added.items() if token.special)
+        return frozenset(token_id for token_id, token in self.tokenizer.added_tokens.items() if token.special)
 
     @cached_property
     def _alphabet(self) -> Mapping[str, int]:
-        return byte_alphabet(self.tokenizer)
+        return byte_alphabet(self.tokenizer.backend)
 
     def _text(self, token_ids: list[int], skip_special_tokens: bool) -> str:
         """Called some times for each generated token. Raises `TokenizerError`."""
         try:
-            return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+            return self.tokenizer.decode(token_ids, skip_special_tokens)
         except BaseException as error:
             _fail(error)
 

@@ -30,6 +30,7 @@ from control_plane.api.text.worker.messages import (
 )
 from control_plane.api.text.worker.process import WorkerEnded, WorkerProcess
 from control_plane.errors import BadRequest, PartitionError, ShuttingDown, TokenizerError
+from control_plane.partition.checkpoint.stored_tokenizer import DEFAULT_TEMPLATE
 from functions.host.memory import memory_sizes
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,6 @@ _WORK = {EncodeText: "encoding it", EncodeChat: "the chat template", MakeGrammar
 _ORPHAN_SECONDS = int(ENCODE_SECONDS) + 5
 _MEMORY_BYTES = 1 << 30
 """The most memory for one prompt: a million tokens take half of it."""
-_DEFAULT = "default"
 _TOOL_USE = "tool_use"
 _TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {}}}
 _TRIALS: Sequence[tuple[str, list[dict[str, Any]]]] = (
@@ -59,10 +59,10 @@ class PromptEncoder:
     """Encodes prompts with the model's tokenizer and chat template."""
 
     def __init__(self, codec: TextCodec, workers: int, seconds: float) -> None:
-        templates = _templates(codec.tokenizer.chat_template)
+        templates = _templates(codec.tokenizer.chat_templates)
         self.end_of_turn_ids: frozenset[int] = frozenset()
         """The special tokens that the chat templates write after an assistant's message."""
-        self.chat_problem = "" if _DEFAULT in templates else _NO_TEMPLATE
+        self.chat_problem = "" if DEFAULT_TEMPLATE in templates else _NO_TEMPLATE
         """Why chats are refused; "" if they are not."""
         self._codec = codec
         self._templates = templates
@@ -125,7 +125,7 @@ class PromptEncoder:
     async def _encode_chat(self, chat: Chat) -> list[int]:
         if self.chat_problem:
             raise BadRequest(f"messages: {self.chat_problem}; {_INSTEAD}", "messages")
-        name = _TOOL_USE if chat.tools and _TOOL_USE in self._templates else _DEFAULT
+        name = _TOOL_USE if chat.tools and _TOOL_USE in self._templates else DEFAULT_TEMPLATE
         return _tokens(await self._ask(chat_request(chat, name), "messages"))
 
     async def _start(self) -> None:
@@ -146,7 +146,7 @@ class PromptEncoder:
             if problem:
                 logger.warning("the chat template %s does not work for %s: %s", name, kind, problem)
                 if kind == _TRIALS[0][0]:
-                    if name == _DEFAULT:
+                    if name == DEFAULT_TEMPLATE:
                         self.chat_problem = f"this model's chat template does not work: {problem}"
                     return []
                 break
@@ -186,28 +186,26 @@ class PromptEncoder:
     def _setup(self) -> Setup:
         tokenizer = self._codec.tokenizer
         return Setup(
-            tokenizer=tokenizer.backend_tokenizer.to_str(),
+            tokenizer=tokenizer.backend.to_str(),
             split_special_tokens=tokenizer.split_special_tokens,
             templates=self._templates,
-            special_tokens=tokenizer.special_tokens_map,
+            special_tokens=tokenizer.special_tokens,
             orphan_seconds=_ORPHAN_SECONDS,
             memory_bytes=_MEMORY_BYTES,
         )
 
 
-def _templates(templates: str | dict[str, str] | None) -> Mapping[str, str]:
-    """The chat templates that are used, by name. transformers has one template, or several with names.
+def _templates(templates: Mapping[str, str]) -> Mapping[str, str]:
+    """Those of a model's chat templates that are used, by name.
 
     If none of several is the default, the one for tools is, or else the first by name.
     """
-    if isinstance(templates, str):
-        templates = {_DEFAULT: templates}
-    named = {name: template for name, template in sorted((templates or {}).items()) if template}
-    if named and _DEFAULT not in named:
+    named = {name: template for name, template in sorted(templates.items()) if template}
+    if named and DEFAULT_TEMPLATE not in named:
         name = _TOOL_USE if _TOOL_USE in named else next(iter(named))
         logger.warning("no chat template of this model is the default: %s is used", name)
-        named[_DEFAULT] = named[name]
-    return {name: named[name] for name in (_DEFAULT, _TOOL_USE) if name in named}
+        named[DEFAULT_TEMPLATE] = named[name]
+    return {name: named[name] for name in (DEFAULT_TEMPLATE, _TOOL_USE) if name in named}
 
 
 def _tokens(answer: Answer) -> list[int]:

@@ -41,11 +41,10 @@ class ModelFormat:
     @classmethod
     def of(cls, codec: TextCodec) -> Self:
         """The format of the model with this tokenizer; logs it."""
-        templates = codec.tokenizer.chat_template or ""
-        template = templates if isinstance(templates, str) else "\n".join(templates.values())
+        template = "\n".join(codec.tokenizer.chat_templates.values())
         tools, thinking = tool_format(template), thinking_marks(template)
         marks = {*tools.tokens, *((thinking.open, thinking.close) if thinking else ())}
-        added = codec.tokenizer.added_tokens_decoder.items()
+        added = codec.tokenizer.added_tokens.items()
         if template:
             between = f"between {thinking.open} and {thinking.close}" if thinking else "not marked"
             logger.info("tool calls have the format %s, and thinking is %s", tools.name, between)

@@ -15,8 +15,16 @@ from control_plane.deployment.image.contents import (
     block_layers,
     source_folder,
 )
+from control_plane.deployment.image.extensions import compiled_extensions, cross_compiler
 from control_plane.deployment.image.layer import Blob, layer
-from control_plane.deployment.image.packages import MACHINES, REQUIRED_PACKAGES, chosen, download, unpacked
+from control_plane.deployment.image.packages import (
+    MACHINES,
+    REQUIRED_PACKAGES,
+    chosen,
+    download,
+    own_architecture,
+    unpacked,
+)
 from control_plane.errors import ConfigError, PartitionError
 from control_plane.partition.manifest import Manifest
 from functions.contract.manifest import MANIFEST_FILE
@@ -43,15 +51,13 @@ class ImageSpec:
     """A folder with the packages' wheels; None downloads them with pip."""
     python: str
     """The base image's Python version, such as 3.11."""
-    kernels: Mapping[str, Path]
-    """The compiled kernel by architecture; functions of other architectures compute with NumPy."""
 
 
 def write_image(spec: ImageSpec, output: Path, say: Callable[[str], object]) -> str:
     """Write the image to `output`; returns its digest, which is the same for the same input.
 
     `say` gets a line about each part. Raises `PartitionError` for a bad partition, and `ConfigError` for a
-    bad base image, missing wheels, or an output that cannot be written.
+    bad base image, missing wheels, code that cannot be compiled, or an output that cannot be written.
     """
     manifest = Manifest.load(spec.partition)
     platforms = {architecture: _platform(architecture) for architecture in spec.architectures}
@@ -61,7 +67,7 @@ def write_image(spec: ImageSpec, output: Path, say: Callable[[str], object]) -> 
         images = []
         blobs: dict[str, Blob] = {}
         for architecture, platform in platforms.items():
-            image, parts = _image(spec, manifest, blocks, architecture, Path(work))
+            image, parts = _image(spec, manifest, blocks, architecture, Path(work), say)
             images.append({**image.descriptor(), "platform": platform})
             blobs |= {part.digest: part for part in parts}
             say(f"linux/{architecture}: {image.digest}")
@@ -75,7 +81,12 @@ def write_image(spec: ImageSpec, output: Path, say: Callable[[str], object]) -> 
 
 
 def _image(
-    spec: ImageSpec, manifest: Manifest, blocks: Sequence[Blob], architecture: str, work: Path
+    spec: ImageSpec,
+    manifest: Manifest,
+    blocks: Sequence[Blob],
+    architecture: str,
+    work: Path,
+    say: Callable[[str], object],
 ) -> tuple[Blob, list[Blob]]:
     """The manifest of one platform's image, and all blobs of the image, the manifest among them."""
     folder = work / architecture
@@ -85,7 +96,10 @@ def _image(
         raise ConfigError(f"{spec.base} is one machine's file system: an OCI layout can be for several")
     _check_python(base, spec, folder)
     packages = layer(unpacked(_wheels(spec, architecture, folder), PACKAGES))
-    code = layer(_sources(spec.kernels.get(architecture)))
+    extensions = compiled_extensions(architecture, folder)
+    if not extensions:
+        say(f"linux/{architecture}: functions compute with NumPy, which is slow: {_missing(architecture)}")
+    code = layer(_sources(extensions))
     layers = [*base.layers, packages, code, *blocks, _manifest_layer(spec.partition)]
     config = _config(base, spec.python, architecture, layers)
     image = json_blob(
@@ -157,15 +171,18 @@ def _manifest_layer(partition: Path) -> Blob:
     return layer({f"{HOME}/partition/{MANIFEST_FILE}": partition / MANIFEST_FILE})
 
 
-def _sources(kernel: Path | None) -> dict[str, Path | bytes]:
-    """The function's code by its paths in the image, with the kernel of one architecture."""
+def _sources(extensions: Mapping[str, Path]) -> dict[str, Path | bytes]:
+    """The function's code by its paths in the image, with one architecture's compiled extensions."""
     root = source_folder()
-    files: dict[str, Path | bytes] = {
-        f"{HOME}/{SOURCES}/{file.relative_to(root)}": file for file in root.rglob("*.py")
-    }
-    if kernel is not None:
-        files[f"{HOME}/{SOURCES}/kernels/{kernel.name}"] = kernel
-    return files
+    files = {str(file.relative_to(root)): file for file in root.rglob("*.py")}
+    return {f"{HOME}/{SOURCES}/{name}": file for name, file in {**files, **extensions}.items()}
+
+
+def _missing(architecture: str) -> str:
+    """Why there are no compiled extensions for an architecture."""
+    if architecture == own_architecture():
+        return "no compiler was found when faasmoe was installed"
+    return f"there is no {cross_compiler(architecture)} here"
 
 
 def _check_python(base: Base, spec: ImageSpec, work: Path) -> None:

@@ -28,8 +28,3 @@ def block_layers(manifest: Manifest) -> list[list[str]]:
 def source_folder() -> Path:
     """The installed `functions` package."""
     return Path(functions.__path__[0])
-
-
-def built_kernel() -> Path | None:
-    """This machine's compiled kernel, if there is one. It needs a C library at least as new as this one's."""
-    return next(iter(sorted(source_folder().glob("kernels/_gated_ffn*.so"))), None)

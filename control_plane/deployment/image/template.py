@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from control_plane.deployment.image.contents import SOURCES, block_layers, source_folder
+from control_plane.deployment.image.extensions import HEADERS, OPTIONS, extension_sources, module_of
 from control_plane.deployment.image.packages import requirements
 from control_plane.errors import PartitionError
 from control_plane.partition.manifest import Manifest
@@ -33,12 +34,10 @@ _DOCKERFILE = """\
 # syntax=docker/dockerfile:1
 # Written by `faasmoe stack`: the image of all functions of one partition.
 
-FROM python:3.11-slim AS kernel
+FROM python:3.11-slim AS compiled
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
-WORKDIR /kernel
-COPY function/functions/kernels/csrc/ ./
-RUN gcc -O3 -std=c11 -pthread -fPIC -shared $(python3-config --includes) gated_ffn.c \\
-    -o _gated_ffn$(python3-config --extension-suffix) -lm
+{sources}
+{extensions}
 
 FROM python:3.11-slim
 RUN pip install --no-cache-dir {requirements}
@@ -51,7 +50,7 @@ WORKDIR /home/app
 {blocks}
 COPY --link --chown=10001 function/manifest.json partition/
 COPY --link --chown=10001 function/functions/ functions/
-COPY --link --chown=10001 --from=kernel /kernel/_gated_ffn*.so functions/kernels/
+COPY --link --chown=10001 --from=compiled /compiled/ ./
 
 # No watchdog: the function is an HTTP server itself, and logs to its standard output.
 ENV {host}=0.0.0.0 {partition}=/home/app/partition PYTHONUNBUFFERED=1
@@ -60,13 +59,25 @@ CMD ["python", "-m", "functions.expert"]
 """
 
 
+_SOURCE = "COPY function/functions/{folder}/ /functions/{folder}/"
+_EXTENSION = """\
+RUN mkdir -p /compiled/functions/{module.parent} && gcc {options} \\
+    -I/functions/{headers} $(python3-config --includes) /functions/{source} \\
+    -o /compiled/functions/{module}$(python3-config --extension-suffix) -lm"""
+
+
 def dockerfile(manifest: Manifest) -> str:
     """The Dockerfile, with one COPY, and so one layer, per block."""
     blocks = "\n".join(
         f"COPY --link --chown=10001 {' '.join(f'function/{file}' for file in files)} partition/blocks/"
         for files in block_layers(manifest)
     )
+    sources = extension_sources()
+    options = {"options": " ".join(OPTIONS), "headers": HEADERS}
+    extensions = [_EXTENSION.format(source=source, module=module_of(source), **options) for source in sources]
     return _DOCKERFILE.format(
+        sources="\n".join(_SOURCE.format(folder=source.parent) for source in sources),
+        extensions="\n".join(extensions),
         requirements=" ".join(f'"{each}"' for each in requirements()),
         blocks=blocks,
         host=HOST_VARIABLE,

@@ -1,6 +1,6 @@
 """Sends the rows of one MoE layer to the functions that hold their experts, and adds up the results."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from control_plane.errors import GatewayError
 from control_plane.faas.invocation import ExpertInvoker, PendingInvocations, ResidentLimits
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation, Prefetch
+
+RoutingObserver = Callable[[int, NDArray[Any], NDArray[np.int64]], None]
+"""Gets the layer, the hidden states [T, H] and the experts [T, K] of all rows, before they are sent."""
 
 
 class RowsFailed(Exception):
@@ -79,6 +82,8 @@ class Dispatcher:
         stopwatch: Stopwatch,
         prefetcher: Prefetcher | None,
     ) -> None:
+        self.observers: list[RoutingObserver] = []
+        """Called by the engine's thread."""
         self._invoker = invoker
         self._resident_limits = resident_limits
         self._interruption = interruption
@@ -90,6 +95,10 @@ class Dispatcher:
         for number, block in enumerate(manifest.blocks):
             for layer, experts in block.experts.items():
                 self._owner[layer][list(experts)] = number
+        self._sole = {
+            layer: int(owner[0]) for layer, owner in self._owner.items() if (owner == owner[0]).all()
+        }
+        """The function of each layer that has only one."""
 
     def begin(
         self, layer: int, hidden_states: NDArray[Any], index: NDArray[Any], weights: NDArray[np.float32]
@@ -103,6 +112,8 @@ class Dispatcher:
         self._interruption.check()
         lap, prefetcher = self._stopwatch.lap, self._prefetcher
         lap(StepPart.DENSE)
+        for observe in self.observers:
+            observe(layer, hidden_states, index)
         hints = prefetcher.predict(layer, hidden_states, index) if prefetcher is not None else {}
         lap(StepPart.PREFETCH)
         batch = Batch(
@@ -110,7 +121,7 @@ class Dispatcher:
             np.ascontiguousarray(index, np.int16),
             np.ascontiguousarray(weights, np.float32),
         )
-        groups = group_rows(self._owner[layer], batch)
+        groups = self._groups(layer, batch)
         invocations = dict(self._invocation(layer, group, hints) for group in groups)
         pending = self._invoker.begin(invocations)
         lap(StepPart.SEND)
@@ -119,6 +130,12 @@ class Dispatcher:
             lap(StepPart.PREFETCH)
         rows = dict(zip(invocations, (group.rows for group in groups), strict=True))
         return PendingExperts(rows, batch.hidden_states, pending, prefetcher, self._stopwatch)
+
+    def _groups(self, layer: int, batch: Batch) -> Sequence[RowGroup]:
+        if layer not in self._sole or not batch.index.size:
+            return group_rows(self._owner[layer], batch)
+        # One function has all experts of the layer, and so all rows.
+        return [RowGroup(self._sole[layer], None, batch.hidden_states, batch.index, batch.weights)]
 
     def _invocation(
         self, layer: int, group: RowGroup, hints: Mapping[str, Prefetch]

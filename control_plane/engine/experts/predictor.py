@@ -1,17 +1,14 @@
 """Predicts which experts the next layer will call, while the current layer is computed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.partition.manifest import Manifest
-from functions.kernels.bfloat16 import bf16_to_f32
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from functions.kernels.activations import as_f32
 
 RECENT_DECAY = 0.9
 """The factor by which a tenant's past use of an expert loses weight with each step."""
@@ -23,6 +20,15 @@ ACCURACY_STEP = 0.1
 """The weight of the newest prediction in the running accuracy."""
 MAX_TENANTS = 256
 """The most tenants whose recent use is remembered; the one without rows for the longest time goes first."""
+
+
+class RouterWeights(NamedTuple):
+    """The router of a layer, and the norm of its inputs: float32, or the bits of bfloat16."""
+
+    weight: NDArray[Any]
+    """[experts, H]"""
+    norm: NDArray[Any]
+    """[H]: the factors that the norm before the experts multiplies its output with."""
 
 
 class ExpertPredictor:
@@ -47,22 +53,12 @@ class ExpertPredictor:
         """Running share (0 to 1) of predicted experts that were called, by layer."""
 
     @classmethod
-    def of(cls, model: "PreTrainedModel", manifest: Manifest) -> "ExpertPredictor":
-        """A predictor that uses the model's own routers and norms."""
-        layers = model.model.layers
-        routers = {
-            after: fitted_router(
-                *(
-                    weight.detach().float().numpy()
-                    for weight in (
-                        layers[after].mlp.gate.weight,
-                        layers[before].post_attention_layernorm.weight,
-                        layers[after].post_attention_layernorm.weight,
-                    )
-                )
-            )
-            for before, after in pairwise(manifest.moe_layers)
-        }
+    def of(cls, router: Callable[[int], RouterWeights], manifest: Manifest) -> "ExpertPredictor":
+        """A predictor that uses the model's own routers and norms: `router` is `DenseModel.router`."""
+        routers = {}
+        for before, after in pairwise(manifest.moe_layers):
+            weight, norm = (as_f32(array) for array in router(after))
+            routers[after] = fitted_router(weight, as_f32(router(before).norm), norm)
         return cls(routers, manifest.num_experts, manifest.num_experts_per_tok)
 
     def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
@@ -100,8 +96,7 @@ class ExpertPredictor:
         """
         scores = self._by_recent_use(layer)
         if layer in self._routers:
-            rows = bf16_to_f32(hidden_states) if hidden_states.dtype == np.uint16 else hidden_states
-            logits = rows @ self._routers[layer].T
+            logits = as_f32(hidden_states) @ self._routers[layer].T
             exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
             probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
             chosen = np.argpartition(-probabilities, self._top_k - 1, axis=1)[:, : self._top_k]

@@ -4,8 +4,9 @@ The C extension `_row_groups` does it; without that, NumPy does the same, to the
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,8 @@ Rows = NDArray[np.int64] | None
 """Numbers of rows in a batch, each once and ascending; None for all of them."""
 
 
-class RowGroup(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RowGroup:
     """The rows of a batch that need experts of one function."""
 
     function: int
@@ -34,7 +36,8 @@ class RowGroup(NamedTuple):
     weights: NDArray[np.float32]
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Batch:
     """The contiguous inputs of a layer's routed experts."""
 
     hidden_states: NDArray[Any]
@@ -69,7 +72,7 @@ def add_up(parts: Sequence[tuple[Rows, NDArray[Any]]], like: NDArray[Any]) -> ND
 
 
 def _group_in_c(extension: ModuleType, owner: NDArray[np.int32], batch: Batch) -> list[RowGroup]:
-    hidden_states, index, weights = batch
+    hidden_states, index, weights = batch.hidden_states, batch.index, batch.weights
     count, top_k = index.shape
     places = count * top_k
     # A row needs as many functions as it has experts, at most. What is not written takes no memory.
@@ -93,7 +96,7 @@ def _group_in_c(extension: ModuleType, owner: NDArray[np.int32], batch: Batch) -
 
 
 def _group_in_numpy(owner: NDArray[np.int32], batch: Batch) -> list[RowGroup]:
-    hidden_states, index, weights = batch
+    hidden_states, index, weights = batch.hidden_states, batch.index, batch.weights
     if index.size and not 0 <= index.min() <= index.max() < len(owner):
         raise ValueError("index has an expert that no function has")
     owners = owner[index]

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
 
 from control_plane.engine.grammar.compiler import Vocabulary
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 
 _FALLBACK_BYTE = re.compile("<0x([0-9A-F]{2})>")
 """The name of a one-byte token in SentencePiece's vocabularies."""
@@ -17,9 +16,9 @@ _SPACE = "\u2581"
 """A space in the names of SentencePiece's tokens."""
 
 
-def byte_alphabet(tokenizer: "PreTrainedTokenizerBase") -> Mapping[str, int]:
+def byte_alphabet(tokenizer: Tokenizer) -> Mapping[str, int]:
     """The characters that stand for bytes, as in GPT-2's encoder; empty without a byte-level vocabulary."""
-    if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
+    if "ByteLevel" not in str(tokenizer.decoder):
         return {}
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -35,12 +34,12 @@ def named_bytes(name: str, alphabet: Mapping[str, int]) -> bytes | None:
     return bytes([int(fallback[1], 16)]) if fallback else None
 
 
-def vocabulary_of(tokenizer: "PreTrainedTokenizerBase", size: int, end_ids: frozenset[int]) -> Vocabulary:
+def vocabulary_of(tokenizer: ModelTokenizer, size: int, end_ids: frozenset[int]) -> Vocabulary:
     """The vocabulary of a model that knows `size` tokens. The tokenizer may know more, or fewer."""
-    alphabet = byte_alphabet(tokenizer)
-    added = tokenizer.added_tokens_decoder
+    alphabet = byte_alphabet(tokenizer.backend)
+    added = tokenizer.added_tokens
     tokens = [b""] * size
-    for name, token_id in tokenizer.get_vocab().items():
+    for name, token_id in tokenizer.vocabulary().items():
         if 0 <= token_id < size:
             token = name.encode(errors="replace") if token_id in added else _bytes(name, alphabet)
             tokens[token_id] = b"" if token.startswith(_MARK) else token

@@ -5,6 +5,8 @@ without it, the only kernel is "numpy". It is built from the headers in function
 there says how to add an instruction set.
 """
 
+from functions.kernels.selection import selected
+
 from .c_dense import CDenseKernel, compiled_isas
 from .dense import DenseKernel, LinearLayer
 from .numpy_dense import NumpyDenseKernel
@@ -18,9 +20,9 @@ def available_dense_isas() -> tuple[str, ...]:
 
 
 def load_dense_kernel(isa: str | None = None) -> DenseKernel:
-    """The kernel of that name, or the fastest. Raises ValueError for one that this machine does not run."""
-    isas = available_dense_isas()
-    if isa is not None and isa not in isas:
-        raise ValueError(f"no kernel {isa!r} here, only {', '.join(isas)}")
-    name = isa or isas[0]
+    """The kernel of that name, or of FAASMOE_KERNEL, or the fastest.
+
+    Raises ValueError for one that this machine does not run.
+    """
+    name = selected(available_dense_isas(), isa)
     return NumpyDenseKernel() if name == NumpyDenseKernel.name else CDenseKernel(name)

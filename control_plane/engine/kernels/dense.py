@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from functions.kernels.arguments import c_array, check_activations, check_shape
 from functions.kernels.bfloat16 import Float32
-from functions.kernels.packed_matrix import Bytes, LinearShape
+from functions.kernels.packed_matrix import LinearShape
+from functions.kernels.packed_tiles import Bytes
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class DenseKernel(ABC):
     ) -> list[NDArray[Any]]:
         """x W^T + bias for each of 1 to 8 layers, which must have the same inputs and weight dtype.
 
-        x:        [T, K], float32 for f32 weights, the uint16 bits of bfloat16 for bf16, either for int8
+        x:        [T, K], float32 for f32 weights, the uint16 bits of bfloat16 for bf16, else either
         threads:  the most threads, 1 to 64; the result does not depend on it
 
         Returns [T, N] for each layer, in the dtype of x. In C, a row's result does not depend on the other

@@ -1,7 +1,7 @@
 """The dense kernels in NumPy: slow, but they run everywhere and specify those in C.
 
 Both read the same packed bytes and round at the same places: activations are converted for the weights' dtype
-before a product (`as_operand`), sums are float32, and the output is rounded once, to the activations' dtype.
+before a product, sums are float32, and the output is rounded once, to the activations' dtype.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from functions.kernels.activations import as_f32, as_operand
+from functions.kernels.activations import as_f32
 from functions.kernels.bfloat16 import Float32, bf16_to_f32, f32_to_bf16
-from functions.kernels.packed_matrix import unpack_matrix
+from functions.kernels.products import product
 
 from .dense import AttentionInputs, DenseKernel, LinearLayer
 
@@ -25,10 +25,9 @@ class NumpyDenseKernel(DenseKernel):
     name: str = "numpy"
 
     def _linear(self, layers: Sequence[LinearLayer], x: NDArray[Any], threads: int) -> list[NDArray[Any]]:
-        rows = as_operand(layers[0].shape.dtype, as_f32(x))
         outs = []
         for layer in layers:
-            out = rows @ unpack_matrix(layer.shape, layer.weights).T
+            out = product(layer.shape, layer.weights, as_f32(x))
             if layer.bias is not None:
                 out += layer.bias
             outs.append(_like(x, out))
@@ -80,11 +79,16 @@ def _check_indices(layer: int, inputs: AttentionInputs) -> None:
 
 
 def _rotated(heads: NDArray[Any], cosine: NDArray[Any], sine: NDArray[Any]) -> Float32:
-    """Heads [T, heads, head_dim] with their rotary embedding."""
+    """Heads [T, heads, head_dim] with their rotary embedding.
+
+    With bfloat16, both products and their sum are rounded, as transformers does.
+    """
     values = as_f32(heads)
     first, second = np.split(values, 2, axis=2)
     turned = np.concatenate([-second, first], axis=2)
-    return np.asarray(values * as_f32(cosine)[:, None] + turned * as_f32(sine)[:, None], np.float32)
+    products = values * as_f32(cosine)[:, None], turned * as_f32(sine)[:, None]
+    kept, turned = (as_f32(_like(heads, product)) for product in products)
+    return as_f32(_like(heads, kept + turned))
 
 
 def _like(activations: NDArray[Any], values: Float32) -> NDArray[Any]:

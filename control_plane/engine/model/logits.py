@@ -1,15 +1,17 @@
 """Changes the logits of a sequence's next token as its request asks, before temperature and the like apply.
 
-The order is vLLM's: biases, the repetition penalty, the frequency and the presence penalty. Every function
-changes the logits [vocabulary], which are float32, in place.
+The order is vLLM's: biases, the repetition penalty, the frequency and the presence penalty. These functions
+change the logits [vocabulary], which are float32, in place.
 """
 
 from collections.abc import Collection, Mapping
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from control_plane.engine.state.sequence import SamplingParams, Sequence
+
+Logits = NDArray[np.float32]
 
 
 class TokenCounts:
@@ -27,14 +29,14 @@ class TokenCounts:
         self._ids = np.zeros(64, np.int64)
         self._counts = np.zeros(64, np.float32)
 
-    def current(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def current(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The tokens [n], and their counts in the answer [n]: views, until the next call."""
         token_ids = self._sequence.token_ids
         for position in range(self._num_read, len(token_ids)):
             self._add(token_ids[position], position >= self._sequence.num_prompt_tokens)
         self._num_read = len(token_ids)
         number = len(self._places)
-        return torch.from_numpy(self._ids[:number]), torch.from_numpy(self._counts[:number])
+        return self._ids[:number], self._counts[:number]
 
     def _add(self, token_id: int, is_output: bool) -> None:
         place = self._places.setdefault(token_id, len(self._places))
@@ -45,15 +47,14 @@ class TokenCounts:
         self._counts[place] += is_output
 
 
-def add_bias(logits: torch.Tensor, bias: Mapping[int, float]) -> None:
+def add_bias(logits: Logits, bias: Mapping[int, float]) -> None:
     """Add a number to the logit of each token that `bias` names."""
     if bias:
-        values = torch.tensor(list(bias.values()), dtype=logits.dtype)
-        logits.index_add_(0, torch.tensor(list(bias)), values)
+        logits[list(bias)] += np.array(list(bias.values()), np.float32)
 
 
 def penalise(
-    logits: torch.Tensor, token_ids: torch.Tensor, counts: torch.Tensor, params: SamplingParams
+    logits: Logits, token_ids: NDArray[np.int64], counts: NDArray[np.float32], params: SamplingParams
 ) -> None:
     """Make tokens less likely that the sequence already has: see `TokenCounts` for them.
 
@@ -61,17 +62,24 @@ def penalise(
     concern the answer alone.
     """
     scores = logits[token_ids]
-    repetition = params.repetition_penalty
-    scores = torch.where(scores < 0, scores * repetition, scores / repetition)
-    scores -= params.frequency_penalty * counts
-    scores -= params.presence_penalty * (counts > 0)
-    logits.index_copy_(0, token_ids, scores)
+    repetition = np.float32(params.repetition_penalty)
+    scores = np.where(scores < 0, scores * repetition, scores / repetition)
+    scores -= np.float32(params.frequency_penalty) * counts
+    scores -= np.float32(params.presence_penalty) * (counts > 0)
+    logits[token_ids] = scores
 
 
-def exclude(logits: torch.Tensor, token_ids: Collection[int]) -> None:
+def exclude(logits: Logits, token_ids: Collection[int]) -> None:
     """Make tokens impossible, unless no other token is possible."""
-    places = torch.tensor(list(token_ids), dtype=torch.long)
+    places = np.array(list(token_ids), np.int64)
     before = logits[places]
-    logits[places] = -torch.inf
-    if not logits.max() > -torch.inf:
+    logits[places] = -np.inf
+    if not logits.max() > -np.inf:
         logits[places] = before
+
+
+def log_softmax(logits: Logits) -> Logits:
+    """The logarithms of the softmax of each row [n, vocabulary]."""
+    shifted: Logits = logits - logits.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted

@@ -4,28 +4,32 @@ import json
 import os
 import struct
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
 
-from control_plane.errors import EngineError
+from control_plane.errors import EngineError, PartitionError
 
-_TORCH_DTYPE = {"F32": torch.float32, "BF16": torch.bfloat16}
+EMBEDDING = "model.embed_tokens.weight"
+_DTYPE = {"F32": np.float32, "BF16": np.uint16}
 
 
-class StoredEmbedding(nn.Module):
-    """Replaces an nn.Embedding [vocabulary, H] whose weight lies in a file and is used by no other module."""
+class StoredEmbedding:
+    """The rows of a tensor [vocabulary, H] in a safetensors file, bfloat16 as uint16."""
 
     def __init__(self, path: Path, name: str) -> None:
-        """Read rows of the tensor `name` in a safetensors file. Raises `OSError`."""
-        super().__init__()
+        """Read rows of the tensor `name`. Raises `OSError`, and `PartitionError` if there is none."""
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            entry = json.loads(file.read(length))[name]
+            entry = json.loads(file.read(length)).get(name)
+        if entry is None:
+            raise PartitionError(f"{path} lacks {name}")
         shape: tuple[int, int] = tuple(entry["shape"])
-        self._vocabulary, self._size = shape
-        self._dtype = _TORCH_DTYPE[entry["dtype"]]
+        self.shape = self._vocabulary, self._size = shape
+        self._dtype = np.dtype(_DTYPE[entry["dtype"]])
         self._offset = 8 + length + entry["data_offsets"][0]
         self._path = path
         self._file = os.open(path, os.O_RDONLY)
@@ -36,12 +40,11 @@ class StoredEmbedding(nn.Module):
         """Bytes that the embeddings would take in memory."""
         return self._vocabulary * self._size * self._dtype.itemsize
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The rows [..., H] of tokens [...]. Raises `EngineError` if they cannot be read."""
-        rows = torch.empty((input_ids.numel(), self._size), dtype=self._dtype)
-        places = rows.view(torch.uint8).numpy()
+    def rows(self, token_ids: Sequence[int]) -> NDArray[Any]:
+        """The rows [T, H] of tokens. Raises `EngineError` if they cannot be read."""
+        rows = np.empty((len(token_ids), self._size), self._dtype)
         try:
-            for place, token in zip(places, input_ids.ravel().tolist(), strict=True):
+            for place, token in zip(rows.view(np.uint8), token_ids, strict=True):
                 if not 0 <= token < self._vocabulary:
                     raise EngineError(f"token {token} is not in the vocabulary of {self._vocabulary}")
                 # Common tokens' rows come from the operating system's page cache while there is memory.
@@ -49,4 +52,4 @@ class StoredEmbedding(nn.Module):
                     raise EngineError(f"{self._path} ends within the embedding of token {token}")
         except OSError as error:
             raise EngineError(f"cannot read embeddings from {self._path}: {error.strerror}") from error
-        return rows.view(*input_ids.shape, self._size)
+        return rows

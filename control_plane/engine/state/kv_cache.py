@@ -10,16 +10,15 @@ another's.
 import math
 import mmap
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from control_plane.engine.kernels import DenseKernel
 from control_plane.engine.state.kv_pages import KVPages
 from control_plane.engine.state.sequence import Sequence
-from control_plane.engine.state.tensor_views import to_numpy, to_torch
 from control_plane.errors import OutOfCache
-from functions.kernels import MAX_THREADS
 
 _MAP_NORESERVE = 0x4000
 """Linux's value; Python's mmap module names it from 3.13 on."""
@@ -33,7 +32,8 @@ class KVCacheShape:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-    dtype: torch.dtype
+    dtype: np.dtype[Any]
+    """float32, or uint16 for the bits of bfloat16."""
 
     @property
     def page_size(self) -> int:
@@ -80,13 +80,12 @@ class KVCache:
     max_length: int
     """Tokens of the longest sequence."""
     kernel: DenseKernel
-    threads: int = field(default_factory=lambda: min(torch.get_num_threads(), MAX_THREADS))
+    threads: int
+    """The most threads of attention."""
     pages: KVPages = field(init=False)
     _memory: mmap.mmap = field(init=False)
-    _lanes: torch.Tensor = field(init=False)
-    """[lanes, layers, keys and values, kv_heads, tokens, head_dim]"""
-    _array: np.ndarray = field(init=False)
-    """NumPy array over the same memory."""
+    array: NDArray[Any] = field(init=False)
+    """The lanes [lanes, layers, keys and values, kv_heads, tokens, head_dim]: see `DenseKernel.attention`."""
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
@@ -99,8 +98,7 @@ class KVCache:
         self._memory = mmap.mmap(-1, math.prod(size) * shape.dtype.itemsize, flags=flags)
         # A huge page would take memory for many tokens that `pages` does not count.
         self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self._lanes = torch.frombuffer(self._memory, dtype=shape.dtype).view(size)
-        self._array = to_numpy(self._lanes)
+        self.array = np.frombuffer(self._memory, shape.dtype).reshape(size)
 
     @property
     def nbytes(self) -> int:
@@ -118,25 +116,25 @@ class KVCache:
         """Free the sequence's lane and memory. Does nothing for a sequence that holds none."""
         lane = self.pages.free(sequence)
         if lane is not None:
-            nbytes = self._lanes[lane].nbytes
+            nbytes = self.array[lane].nbytes
             self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
 
     def copy(self, source: Sequence, target: Sequence, length: int) -> None:
         """Copy the keys and values of the first tokens to another sequence, which must have room for them."""
-        lanes = self._lanes[:, :, :, :, :length]
+        lanes = self.array[:, :, :, :, :length]
         lanes[self.pages.lane(target)] = lanes[self.pages.lane(source)]
 
     def attend(
         self,
         layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
+        query: NDArray[Any],
+        key: NDArray[Any],
+        value: NDArray[Any],
+        rotation: tuple[NDArray[Any], NDArray[Any]],
         rows: CacheRows,
         scaling: float,
         window: int | None = None,
-    ) -> torch.Tensor:
+    ) -> NDArray[Any]:
         """Store keys and values [T, kv_heads, head_dim] of all rows, and compute attention of some rows.
 
         Of the queries [T, heads, head_dim], the N rows in `rows.attending` attend to their past and
@@ -144,13 +142,13 @@ class KVCache:
         embedding, which is applied to queries and keys. `window` is the most tokens that a row sees, its own
         included.
         """
-        out = self.kernel.attention(
-            self._array,
+        return self.kernel.attention(
+            self.array,
             layer,
-            to_numpy(query),
-            to_numpy(key),
-            to_numpy(value),
-            (to_numpy(rotation[0]), to_numpy(rotation[1])),
+            query,
+            key,
+            value,
+            rotation,
             rows.lanes,
             rows.positions,
             rows.attending,
@@ -158,9 +156,8 @@ class KVCache:
             window=window,
             threads=self.threads,
         )
-        return to_torch(out)
 
-    def read(self, layer: int, lane: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, layer: int, lane: int, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Views of the keys and values [kv_heads, length, head_dim] of the lane's first tokens."""
-        keys, values = self._lanes[lane, layer, :, :, :length].unbind()
+        keys, values = self.array[lane, layer, :, :, :length]
         return keys, values

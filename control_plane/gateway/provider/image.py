@@ -26,6 +26,8 @@ class LocalImage:
     settings: Collection[str]
     """The variables that a deployment may set."""
     verify: Callable[[str], None]
+    title: str = "function"
+    """What lists of processes show of one that was forked, before the function's name."""
     needs_secret: bool = False
     """Whether a deployment has to use the functions' secret, unless it is declared open to everybody."""
 

@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
@@ -14,12 +14,15 @@ import aiohttp
 import psutil
 
 from control_plane.faas.types import FunctionUsage
+from control_plane.gateway.provider.fork_server import ForkedProcess
 from control_plane.gateway.provider.liveness import until_it_hangs
 from control_plane.gateway.provider.log import FunctionLog
 from functions.contract.process import LISTEN_FD_VARIABLE, READY_PATH
 
 _BACKLOG = 1024
+_FIRST_READY_POLL_S = 0.001
 _READY_POLL_S = 0.02
+"""Pauses between probes grow up to this: a forked process is ready after milliseconds."""
 _LAST_LINES_S = 1.0
 _MAX_LINE_BYTES = 16384
 _MAX_LINES_PER_CHUNK = 256
@@ -44,6 +47,9 @@ class Timeouts:
 
 DEFAULT_TIMEOUTS = Timeouts()
 
+Child = asyncio.subprocess.Process | ForkedProcess
+"""A process in a process group of its own, with a pipe to its stdin and one from its stdout and stderr."""
+
 
 class FunctionProcess:
     """A function's process, from its start to its end.
@@ -53,7 +59,7 @@ class FunctionProcess:
     exits when its stdin reaches EOF, which happens however the gateway ends, even when it is killed.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str, port: int, log: FunctionLog) -> None:
+    def __init__(self, process: Child, name: str, port: int, log: FunctionLog) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.last_used = asyncio.get_running_loop().time()
         self.calls = 0
@@ -70,21 +76,11 @@ class FunctionProcess:
 
     @classmethod
     async def spawn(
-        cls, command: Sequence[str], environment: Mapping[str, str], name: str, log: FunctionLog
+        cls, start: Callable[[socket.socket], Awaitable[Child]], name: str, log: FunctionLog
     ) -> Self:
-        """Start `command`. Raises OSError if there is no such program, or a process cannot be created."""
+        """Have `start` start a process that inherits the listening socket. Raises what `start` raises."""
         with socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                env={**environment, LISTEN_FD_VARIABLE: str(listener.fileno())},
-                pass_fds=(listener.fileno(),),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                # Ctrl-C must reach the gateway alone, which then ends its functions in order.
-                start_new_session=True,
-            )
-            return cls(process, name, listener.getsockname()[1], log)
+            return cls(await start(listener), name, listener.getsockname()[1], log)
 
     @property
     def pid(self) -> int:
@@ -103,15 +99,17 @@ class FunctionProcess:
 
     async def wait_ready(self, session: aiohttp.ClientSession) -> bool:
         """Wait until it answers `/_/ready` with 200; False if it exits before."""
+        pause = _FIRST_READY_POLL_S
         while self.alive:
             try:
                 async with session.get(self.url + READY_PATH) as answer:
                     if answer.status == 200:
                         self.last_used = asyncio.get_running_loop().time()
                         return True
-                await asyncio.sleep(_READY_POLL_S)
+                await asyncio.sleep(pause)
             except aiohttp.ClientError:
-                await asyncio.wait({self._ended}, timeout=_READY_POLL_S)
+                await asyncio.wait({self._ended}, timeout=pause)
+            pause = min(1.5 * pause, _READY_POLL_S)
         await self.wait_ended(_LAST_LINES_S)
         return False
 
@@ -213,3 +211,22 @@ class FunctionProcess:
 
     def _write_log(self, line: bytes) -> None:
         self._log.append(self._instance, line[:_MAX_LINE_BYTES].decode(errors="replace").rstrip("\r"))
+
+
+async def start_program(
+    command: Sequence[str], environment: Mapping[str, str], listener: socket.socket
+) -> Child:
+    """Start a program, which inherits `listener`.
+
+    Raises OSError if there is no such program, or a process cannot be created.
+    """
+    return await asyncio.create_subprocess_exec(
+        *command,
+        env={**environment, LISTEN_FD_VARIABLE: str(listener.fileno())},
+        pass_fds=(listener.fileno(),),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        # Ctrl-C must reach the gateway alone, which then ends its functions in order.
+        start_new_session=True,
+    )

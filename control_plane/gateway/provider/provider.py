@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from control_plane.errors import ConfigError, FaaSMoEError, FunctionNotFound, FunctionUnavailable
 from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
+from control_plane.gateway.provider.fork_server import ForkServers
 from control_plane.gateway.provider.function import LocalFunction
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.log import FunctionLog
@@ -43,6 +44,7 @@ class LocalProvider:
         behaviour: the gateway to emulate.
         remember: stores all functions, for `restore`. It is called in a thread after each change that a
             client has asked for; not when a call wakes a function, or idleness puts it to sleep.
+        fork_servers: start processes faster than the image's program, which they have imported.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class LocalProvider:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         behaviour: EmulatedBehaviour = OWN,
         remember: Callable[[Sequence[FunctionStatus]], None] | None = None,
+        fork_servers: ForkServers | None = None,
     ) -> None:
         self.secrets = secrets
         self.timeouts = timeouts
@@ -62,7 +65,8 @@ class LocalProvider:
         self._image = image
         self._idle_after = idle_after
         self._vanished = VanishedSockets() if behaviour.vanishes else None
-        self._starter = FunctionStarter(image, secrets, timeouts, self._vanished)
+        self._fork_servers = fork_servers
+        self._starter = FunctionStarter(image, secrets, timeouts, fork_servers, self._vanished)
         self._functions: dict[str, LocalFunction] = {}
         self._deploying = asyncio.Lock()
         self._remember = remember
@@ -76,6 +80,8 @@ class LocalProvider:
             self._remember = None
         await asyncio.gather(*(function.close() for function in self._functions.values()))
         self._functions.clear()
+        if self._fork_servers is not None:
+            await self._fork_servers.close()
         if self._vanished is not None:
             self._vanished.close()
 

@@ -2,33 +2,39 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import aiohttp
 
 from control_plane.errors import FunctionUnavailable
 from control_plane.faas.types import FunctionDeployment
+from control_plane.gateway.provider.fork_server import ForkServerError, ForkServers
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.log import FunctionLog
-from control_plane.gateway.provider.process import FunctionProcess, Timeouts
+from control_plane.gateway.provider.process import Child, FunctionProcess, Timeouts, start_program
 from control_plane.gateway.provider.secret_store import SecretStore
 from control_plane.gateway.provider.vanishing import VanishedSockets
 from functions.contract.secret import SECRETS_VARIABLE
 
 START_TRIES = 3
 
-_INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH")
+_INHERITED = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "FAASMOE_KERNEL")
 _FIRST_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True)
 class FunctionStarter:
-    """Runs the image's program, for any function."""
+    """Starts a process of the image for any function: by fork where that is possible, or else its program."""
 
     image: LocalImage
     secrets: SecretStore
     timeouts: Timeouts
+    fork_servers: ForkServers | None = None
+    """Start processes faster; None starts programs only."""
     vanished: VanishedSockets | None = None
     """Where processes leave their connections when they end; None if they finish their calls instead."""
 
@@ -65,8 +71,8 @@ class FunctionStarter:
         for attempt in range(START_TRIES):
             if attempt:
                 await asyncio.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
-            environment = self._environment(deployment)
-            process = await FunctionProcess.spawn(self.image.command, environment, deployment.service, log)
+            start = partial(self._start_child, deployment)
+            process = await FunctionProcess.spawn(start, deployment.service, log)
             spawned(process)
             if await self._becomes_ready(process):
                 return process
@@ -75,13 +81,20 @@ class FunctionStarter:
             f"function {deployment.service} crashed at each of {START_TRIES} starts, {last_words}"
         )
 
-    def _environment(self, deployment: FunctionDeployment) -> dict[str, str]:
-        inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        secrets = {SECRETS_VARIABLE: str(self.secrets.folder.resolve())} if deployment.secrets else {}
+    async def _start_child(self, deployment: FunctionDeployment, listener: socket.socket) -> Child:
         # Lines reach the log as soon as they are written.
-        unbuffered = {"PYTHONUNBUFFERED": "1"}
+        own = {
+            "PYTHONUNBUFFERED": "1",
+            **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+        }
+        secrets = {SECRETS_VARIABLE: str(self.secrets.folder.resolve())} if deployment.secrets else {}
         # The image's variables override the deployment's: a stack file has paths inside a container.
-        return {**inherited, **unbuffered, **deployment.env_vars, **self.image.environment, **secrets}
+        environment = {**own, **deployment.env_vars, **self.image.environment, **secrets}
+        if self.fork_servers is not None:
+            with suppress(ForkServerError):
+                title = f"{self.image.title} {deployment.service}"
+                return await self.fork_servers.fork(own, title, environment, listener)
+        return await start_program(self.image.command, environment, listener)
 
     async def _becomes_ready(self, process: FunctionProcess) -> bool:
         try:

@@ -107,22 +107,24 @@ static int use_guards(FastPath *self) {
     return 0;
 }
 
-PyDoc_STRVAR(fast_path_doc,
-             "FastPath(isa, weight_dtype, activation_dtype, hidden_size, intermediate_size, threads, top_k,\n"
-             "    model, instance, max_body_nbytes, report_seconds, weights, layers, positions,\n"
-             "    function, proofs, connections, residency, uses)\n\n"
-             "Answers plain calls of one block. functions/expert/fast_calls.py describes the arguments.\n"
-             "Raises ValueError for arguments that do not fit together.");
+PyDoc_STRVAR(
+    fast_path_doc,
+    "FastPath(isa, gate_up_dtype, down_dtype, activation_dtype, hidden_size, intermediate_size, threads,\n"
+    "    top_k, model, instance, max_body_nbytes, report_seconds, weights, layers, positions,\n"
+    "    function, proofs, connections, residency, uses)\n\n"
+    "Answers plain calls of one block. functions/expert/fast_calls.py describes the arguments.\n"
+    "Raises ValueError for arguments that do not fit together.");
 
 static PyTypeObject *condition_type;
 
 static int parse_sizes(struct server *s, const char *const *names, long long hidden, long long intermediate) {
-    enum dtype weights;
-    if (parse_isa(names[0], &s->isa) || parse_dtype(names[1], &weights) ||
-        parse_dtype(names[2], &s->hidden_dtype) || check_dtypes(weights, s->hidden_dtype, s->hidden_dtype) ||
-        check_size(hidden, 1) || check_size(intermediate, 1) || check_threads(s->threads))
+    enum dtype gate_up, down;
+    if (parse_isa(names[0], &s->isa) || parse_dtype(names[1], &gate_up) || parse_dtype(names[2], &down) ||
+        parse_dtype(names[3], &s->hidden_dtype) || check_dtypes(gate_up, s->hidden_dtype, s->hidden_dtype) ||
+        check_dtypes(down, s->hidden_dtype, s->hidden_dtype) || check_size(hidden, 1) ||
+        check_size(intermediate, 1) || check_threads(s->threads))
         return -1;
-    s->shape = shape_of(weights, hidden, intermediate);
+    s->shape = shape_of(gate_up, down, hidden, intermediate);
     return 0;
 }
 
@@ -130,15 +132,15 @@ static int fast_path_parse(FastPath *self, PyObject *args) {
     struct server *s = &self->server;
     Py_buffer *b = self->buffers;
     PyObject **g = self->guards;
-    const char *names[3], *model, *instance;
+    const char *names[4], *model, *instance;
     long long hidden, intermediate, top_k, max_body;
     if (!PyArg_ParseTuple(
-            args, "sssLLiLssLdy*y*y*(O!w*)(O!w*)(O!w*)(O!w*w*w*)(w*w*w*w*y*y*dd):FastPath", &names[0],
-            &names[1], &names[2], &hidden, &intermediate, &s->threads, &top_k, &model, &instance, &max_body,
-            &s->report_seconds, &b[WEIGHTS], &b[LAYERS], &b[POSITIONS], condition_type, &g[0], &b[FUNCTION],
-            condition_type, &g[1], &b[PROOFS], condition_type, &g[2], &b[CONNECTIONS], condition_type, &g[3],
-            &b[RESIDENCY], &b[READY], &b[HELD], &b[USES_STATE], &b[USES], &b[ROUNDS], &b[LAST_USED], &b[KEPT],
-            &b[BOUNDS], &s->residency.scaled_rows, &s->residency.least)) {
+            args, "ssssLLiLssLdy*y*y*(O!w*)(O!w*)(O!w*)(O!w*w*w*)(w*w*w*w*y*y*dd):FastPath", &names[0],
+            &names[1], &names[2], &names[3], &hidden, &intermediate, &s->threads, &top_k, &model, &instance,
+            &max_body, &s->report_seconds, &b[WEIGHTS], &b[LAYERS], &b[POSITIONS], condition_type, &g[0],
+            &b[FUNCTION], condition_type, &g[1], &b[PROOFS], condition_type, &g[2], &b[CONNECTIONS],
+            condition_type, &g[3], &b[RESIDENCY], &b[READY], &b[HELD], &b[USES_STATE], &b[USES], &b[ROUNDS],
+            &b[LAST_USED], &b[KEPT], &b[BOUNDS], &s->residency.scaled_rows, &s->residency.least)) {
         memset(b, 0, sizeof self->buffers);
         memset(g, 0, sizeof self->guards);
         return -1;

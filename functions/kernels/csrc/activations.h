@@ -25,6 +25,13 @@ ALWAYS_INLINE float bits_float(uint32_t bits) {
 
 ALWAYS_INLINE float bf16_to_float(uint16_t bits) { return bits_float((uint32_t)bits << 16); }
 
+/* A float16 as a float. Scaled up as a float, the exponent of a normal value is right, and what was denormal
+ * becomes normal. There are no infinities: no scale is. */
+ALWAYS_INLINE float half_to_float(uint16_t bits) {
+    const float magnitude = bits_float((uint32_t)(bits & 0x7FFF) << 13) * 0x1p112f;
+    return bits_float(float_bits(magnitude) | (uint32_t)(bits & 0x8000) << 16);
+}
+
 /* Value i of an array of float32 or bfloat16. */
 ALWAYS_INLINE float stored_value(const enum dtype dtype, const void *values, int64_t i) {
     return dtype == BF16 ? bf16_to_float(((const uint16_t *)values)[i]) : ((const float *)values)[i];
@@ -89,50 +96,53 @@ ALWAYS_INLINE void swiglu_tile(int rows, const float *product, float *out, int64
             out[i] = product[i] / (1.0f + exp_clamped(-product[i])) * product[HALF_TILE + i];
 }
 
+/* A row of activations, encoded for products with weights of one dtype. The members are as in `struct panel`,
+ * but for one row. */
+struct encoded_row {
+    uint32_t *dwords;
+    float *scales;
+    int32_t *corrections;
+    float *sums;
+};
+
 /* Symmetric int8 with the scale absmax / 127. A value that is not finite makes the scale not finite, so the
  * row's result is not finite either. */
-ALWAYS_INLINE void quantize_group(const float *x, uint32_t *dwords, float *scale, int32_t *correction) {
+ALWAYS_INLINE void quantise_group(enum dtype dtype, const float *x, int64_t group, struct encoded_row *row) {
     /* Without the sign, the bits of floats compare as integers like their values, and NaN is the largest. */
     uint32_t absmax = 0;
     for (int i = 0; i < GROUP_VALUES; i++) {
         const uint32_t bits = float_bits(x[i]) & 0x7FFFFFFF;
         absmax = bits > absmax ? bits : absmax;
     }
-    *scale = bits_float(absmax) / 127.0f;
-    if (*scale < FLT_MIN) *scale = 0.0f;
-    const float divisor = *scale == 0.0f ? INFINITY : *scale;
+    float scale = bits_float(absmax) / 127.0f;
+    if (scale < FLT_MIN) scale = 0.0f;
+    const float divisor = scale == 0.0f ? INFINITY : scale;
+    int8_t values[GROUP_VALUES];
     int32_t sum = 0;
-    for (int i = 0; i < GROUP_STEPS; i++) {
-        dwords[i] = 0;
-        for (int j = 0; j < 4; j++) {
-            const int8_t value = (int8_t)round_to_int(x[4 * i + j] / divisor);
-            sum += value;
-            dwords[i] |= (uint32_t)(uint8_t)value << (8 * j);
-        }
+    for (int i = 0; i < GROUP_VALUES; i++) {
+        const int32_t value = round_to_int(x[i] / divisor);
+        sum += value;
+        values[i] = (int8_t)value;
     }
-    *correction = -128 * sum;
+    memcpy(row->dwords + group * GROUP_STEPS, values, sizeof values);
+    row->scales[group] = scale;
+    row->corrections[group] = -zero_of(dtype) * sum;
+    row->sums[group] = scale * (float)sum;
 }
 
-/* A row of activations, encoded for products with weights of one dtype. */
-struct encoded_row {
-    uint32_t *dwords;
-    float *scales; /* [groups], int8 only */
-    int32_t
-        *corrections; /* [groups], int8 only: -128 * the group's sum, as weights are stored with 128 added */
-};
-
-/* `count` is a multiple of GROUP_VALUES. */
-ALWAYS_INLINE void encode_row(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row) {
-    if (dtype == F32) {
+/* `count` is a multiple of GROUP_VALUES. `bf16_pairs`: whether two bfloat16 values share a dword. */
+ALWAYS_INLINE void encode_row(enum dtype dtype, const int bf16_pairs, int64_t count, const float *x,
+                              struct encoded_row *row) {
+    if (is_quantised(dtype))
+        for (int64_t g = 0; g < count / GROUP_VALUES; g++)
+            quantise_group(dtype, x + g * GROUP_VALUES, g, row);
+    else if (dtype == F32)
         memcpy(row->dwords, x, (size_t)count * sizeof *x);
-    } else if (dtype == BF16) {
+    else if (bf16_pairs)
         for (int64_t i = 0; i < count / 2; i++)
             row->dwords[i] = float_to_bf16(x[2 * i]) | (uint32_t)float_to_bf16(x[2 * i + 1]) << 16;
-    } else {
-        for (int64_t g = 0; g < count / GROUP_VALUES; g++)
-            quantize_group(x + g * GROUP_VALUES, row->dwords + g * GROUP_STEPS, row->scales + g,
-                           row->corrections + g);
-    }
+    else
+        for (int64_t i = 0; i < count; i++) row->dwords[i] = (uint32_t)float_to_bf16(x[i]) << 16;
 }
 
 #endif

@@ -15,8 +15,10 @@
 #define LARGEST_SIZE (1 << 24) /* keeps products of two sizes far from overflow */
 
 static int parse_dtype(const char *name, enum dtype *dtype) {
-    static const char *const names[] = {[F32] = "f32", [BF16] = "bf16", [INT8] = "int8"};
-    for (int i = 0; i < 3; i++)
+    static const char *const names[DTYPES] = {
+        [F32] = "f32",         [BF16] = "bf16",   [INT8] = "int8",        [INT4] = "int4",
+        [INT4_NL] = "int4_nl", [MXFP4] = "mxfp4", [INT4_MIN] = "int4_min"};
+    for (int i = 0; i < DTYPES; i++)
         if (strcmp(name, names[i]) == 0) {
             *dtype = (enum dtype)i;
             return 0;
@@ -36,10 +38,12 @@ static int parse_isa(const char *name, const struct isa **isa) {
 }
 
 static int check_dtypes(enum dtype weights, enum dtype hidden, enum dtype out) {
-    if (hidden != INT8 && (weights == INT8 || weights == hidden) && (out == F32 || out == hidden)) return 0;
+    if (!is_quantised(hidden) && (is_quantised(weights) || weights == hidden) &&
+        (out == F32 || out == hidden))
+        return 0;
     PyErr_SetString(PyExc_ValueError,
-                    "activations must have the weights' dtype, or be f32 or bf16 for int8 weights; the "
-                    "output has theirs, or f32");
+                    "activations must have the weights' dtype, or be f32 or bf16 for quantised weights; "
+                    "the output has theirs, or f32");
     return -1;
 }
 

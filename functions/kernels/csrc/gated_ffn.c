@@ -52,7 +52,7 @@ static int run_checked(struct ffn_arguments *a, const Py_buffer *buffers) {
 }
 
 PyDoc_STRVAR(gated_ffn_doc,
-             "gated_ffn(isa, weight_dtype, hidden_dtype, out_dtype, rows, top_k, hidden_size,\n"
+             "gated_ffn(isa, gate_up_dtype, down_dtype, hidden_dtype, out_dtype, rows, top_k, hidden_size,\n"
              "    intermediate_size, threads, block, offsets, hidden_states, expert_index, expert_weight, "
              "carry, out)\n\n"
              "Writes the weighted sum of each row's experts, plus carry unless it is None, to out.\n"
@@ -62,13 +62,13 @@ PyDoc_STRVAR(gated_ffn_doc,
 
 static PyObject *gated_ffn_call(PyObject *module, PyObject *args) {
     (void)module;
-    const char *isa, *weight_dtype, *hidden_dtype, *out_dtype;
+    const char *isa, *gate_up_dtype, *down_dtype, *hidden_dtype, *out_dtype;
     long long rows, top_k, hidden_size, intermediate_size;
     int threads;
     Py_buffer b[BUFFER_COUNT] = {0};
-    if (!PyArg_ParseTuple(args, "ssssLLLLiy*y*y*y*y*z*w*:gated_ffn", &isa, &weight_dtype, &hidden_dtype,
-                          &out_dtype, &rows, &top_k, &hidden_size, &intermediate_size, &threads, &b[0], &b[1],
-                          &b[2], &b[3], &b[4], &b[5], &b[6]))
+    if (!PyArg_ParseTuple(args, "sssssLLLLiy*y*y*y*y*z*w*:gated_ffn", &isa, &gate_up_dtype, &down_dtype,
+                          &hidden_dtype, &out_dtype, &rows, &top_k, &hidden_size, &intermediate_size,
+                          &threads, &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6]))
         return NULL;
     struct ffn_arguments a = {
         .rows = rows,
@@ -83,14 +83,14 @@ static PyObject *gated_ffn_call(PyObject *module, PyObject *args) {
         .carry = b[CARRY].buf,
         .out = b[OUT].buf,
     };
-    enum dtype dtype;
-    int failed = parse_isa(isa, &a.isa) || parse_dtype(weight_dtype, &dtype) ||
-                 parse_dtype(hidden_dtype, &a.hidden_dtype) || parse_dtype(out_dtype, &a.out_dtype) ||
-                 check_dtypes(dtype, a.hidden_dtype, a.out_dtype) || check_size(rows, 0) ||
-                 check_size(top_k, 0) || check_size(hidden_size, 1) || check_size(intermediate_size, 1) ||
-                 check_threads(threads);
+    enum dtype gate_up, down;
+    int failed = parse_isa(isa, &a.isa) || parse_dtype(gate_up_dtype, &gate_up) ||
+                 parse_dtype(down_dtype, &down) || parse_dtype(hidden_dtype, &a.hidden_dtype) ||
+                 parse_dtype(out_dtype, &a.out_dtype) || check_dtypes(gate_up, a.hidden_dtype, a.out_dtype) ||
+                 check_size(rows, 0) || check_size(top_k, 0) || check_size(hidden_size, 1) ||
+                 check_size(intermediate_size, 1) || check_threads(threads);
     if (!failed) {
-        a.shape = shape_of(dtype, hidden_size, intermediate_size);
+        a.shape = shape_of(gate_up, down, hidden_size, intermediate_size);
         failed = run_checked(&a, b);
     }
     release_buffers(b, BUFFER_COUNT);

@@ -79,20 +79,22 @@ static void encode_intermediate(void *member, int64_t item) {
 
 static void gate_up_tile(void *member, int64_t item) {
     const struct ffn *f = ((struct ffn_member *)member)->ffn;
+    const struct isa *isa = f->args.isa;
     const struct matrix *matrix = &f->args.shape.gate_up;
     const struct routed_expert *expert = &f->routing.expert[item / matrix->tiles];
     const int64_t tile = item % matrix->tiles;
-    float product[MAX_PANEL_ROWS * TILE_ROWS];
-    for (int64_t i = 0; i < expert->panels; i++) {
-        const struct panel_routes *panel = &f->routing.panel[expert->first_panel + i];
-        multiply(f->args.isa, matrix, &f->hidden, expert, tile, i, product);
-        f->args.isa->swiglu(panel->rows, product, f->activated + panel->first * f->stride + tile * HALF_TILE,
-                            f->stride);
+    _Alignas(64) float product[ROWS_AT_ONCE * TILE_ROWS];
+    for (int64_t i = 0, panels; i < expert->panels; i += panels) {
+        const struct panel_routes *routes = &f->routing.panel[expert->first_panel + i];
+        panels = panels_at_once(isa, expert, i);
+        multiply(isa, matrix, &f->hidden, expert, tile, i, panels, product);
+        isa->swiglu((int)rows_of(routes, panels), product,
+                    f->activated + routes->first * f->stride + tile * HALF_TILE, f->stride);
     }
 }
 
-static void add_weighted(const struct route *routes, int count, const float *product, float *sums) {
-    for (int r = 0; r < count; r++)
+static void add_weighted(const struct route *routes, int64_t count, const float *product, float *sums) {
+    for (int64_t r = 0; r < count; r++)
         for (int i = 0; i < TILE_ROWS; i++)
             sums[routes[r].row * TILE_ROWS + i] += routes[r].weight * product[r * TILE_ROWS + i];
 }
@@ -115,14 +117,16 @@ static void write_tile(const struct ffn_arguments *a, int64_t tile, const float 
 static void down_tile(void *member, int64_t tile) {
     struct ffn_member *m = member;
     const struct ffn *f = m->ffn;
-    float product[MAX_PANEL_ROWS * TILE_ROWS];
+    const struct isa *isa = f->args.isa;
+    _Alignas(64) float product[ROWS_AT_ONCE * TILE_ROWS];
     begin_tile(&f->args, tile, m->sums);
     for (int64_t e = 0; e < f->routing.experts; e++) {
         const struct routed_expert *expert = &f->routing.expert[e];
-        for (int64_t i = 0; i < expert->panels; i++) {
-            const struct panel_routes *panel = &f->routing.panel[expert->first_panel + i];
-            multiply(f->args.isa, &f->args.shape.down, &f->intermediate, expert, tile, i, product);
-            add_weighted(f->routing.route + panel->first, panel->rows, product, m->sums);
+        for (int64_t i = 0, panels; i < expert->panels; i += panels) {
+            const struct panel_routes *routes = &f->routing.panel[expert->first_panel + i];
+            panels = panels_at_once(isa, expert, i);
+            multiply(isa, &f->args.shape.down, &f->intermediate, expert, tile, i, panels, product);
+            add_weighted(f->routing.route + routes->first, rows_of(routes, panels), product, m->sums);
         }
     }
     write_tile(&f->args, tile, m->sums);
@@ -158,7 +162,7 @@ static int ffn_member_alloc(struct ffn_member *m, struct ffn *f) {
     const int64_t longest = hidden > intermediate ? hidden : intermediate;
     m->ffn = f;
     m->sums = malloc((size_t)(a->rows * TILE_ROWS + 1) * sizeof *m->sums);
-    return encoder_alloc(&m->encoder, a->isa, a->shape.down.dtype, longest) || !m->sums ? -1 : 0;
+    return encoder_alloc(&m->encoder, a->isa, longest) || !m->sums ? -1 : 0;
 }
 
 static int ffn_alloc(struct ffn *f) {
@@ -169,8 +173,8 @@ static int ffn_alloc(struct ffn *f) {
     const int64_t routes = f->routing.routes;
     f->stride = a->shape.gate_up.tiles * HALF_TILE;
     f->activated = malloc((size_t)(routes * f->stride + 1) * sizeof *f->activated);
-    const int failed = operand_alloc(&f->hidden, &f->routing, &a->shape.gate_up) ||
-                       operand_alloc(&f->intermediate, &f->routing, &a->shape.down);
+    const int failed = operand_alloc(&f->hidden, a->isa, &f->routing, &a->shape.gate_up) ||
+                       operand_alloc(&f->intermediate, a->isa, &f->routing, &a->shape.down);
     return failed || !f->activated ? -1 : 0;
 }
 

@@ -11,20 +11,20 @@
 #include "layout.h"
 #include "routing.h"
 
-/* The activations of all routes. The panel of routes [first, first + rows) begins at dword first * steps. */
+/* The activations of all routes. The panel of routes [first, first + rows) begins at dword first * dwords. */
 struct operand {
     const struct routing *routing;
-    int64_t length; /* values in a row */
-    int64_t steps, groups;
+    enum dtype dtype;       /* of the weights */
+    int64_t length;         /* values in a row */
+    int64_t dwords, groups; /* in a row */
     uint32_t *values;
-    float *scales;
+    float *scales, *sums;
     int32_t *corrections;
 };
 
 /* One thread's buffers for one row, padded to whole groups. */
 struct encoder {
     const struct isa *isa;
-    enum dtype dtype;
     float *row;
     struct encoded_row encoded;
 };
@@ -33,33 +33,39 @@ static int64_t whole_groups(int64_t values) { return ceil_div(values, GROUP_VALU
 
 /* operand_alloc and encoder_alloc return 0, or -1 when out of memory. Either way the caller must call the
  * matching free function. */
-static int operand_alloc(struct operand *x, const struct routing *routing, const struct matrix *m) {
+static int operand_alloc(struct operand *x, const struct isa *isa, const struct routing *routing,
+                         const struct matrix *m) {
     const int64_t routes = routing->routes;
     x->routing = routing;
+    x->dtype = m->dtype;
     x->length = m->inputs;
-    x->steps = m->steps;
-    x->groups = m->dtype == INT8 ? ceil_div(m->steps, GROUP_STEPS) : 0;
-    x->values = malloc((size_t)(routes * x->steps + 1) * sizeof *x->values);
-    x->scales = malloc((size_t)(routes * x->groups + 1) * sizeof *x->scales);
-    x->corrections = malloc((size_t)(routes * x->groups + 1) * sizeof *x->corrections);
-    return x->values && x->scales && x->corrections ? 0 : -1;
+    x->dwords = m->dtype == BF16 && !isa->bf16_pairs ? 2 * m->steps : m->steps;
+    x->groups = is_quantised(m->dtype) ? m->steps / GROUP_STEPS : 0;
+    const size_t groups = (size_t)(routes * x->groups + 1);
+    x->values = malloc((size_t)(routes * x->dwords + 1) * sizeof *x->values);
+    x->scales = malloc(groups * sizeof *x->scales);
+    x->corrections = malloc(groups * sizeof *x->corrections);
+    x->sums = malloc(groups * sizeof *x->sums);
+    return x->values && x->scales && x->corrections && x->sums ? 0 : -1;
 }
 
 static void operand_free(struct operand *x) {
     free(x->values);
     free(x->scales);
     free(x->corrections);
+    free(x->sums);
 }
 
-static int encoder_alloc(struct encoder *e, const struct isa *isa, enum dtype dtype, int64_t longest_row) {
-    const size_t length = (size_t)whole_groups(longest_row);
+static int encoder_alloc(struct encoder *e, const struct isa *isa, int64_t longest_row) {
+    const size_t length = (size_t)whole_groups(longest_row), groups = length / GROUP_VALUES;
+    struct encoded_row *encoded = &e->encoded;
     e->isa = isa;
-    e->dtype = dtype;
     e->row = malloc(length * sizeof *e->row);
-    e->encoded.dwords = malloc(length * sizeof *e->encoded.dwords);
-    e->encoded.scales = malloc(length / GROUP_VALUES * sizeof *e->encoded.scales);
-    e->encoded.corrections = malloc(length / GROUP_VALUES * sizeof *e->encoded.corrections);
-    return e->row && e->encoded.dwords && e->encoded.scales && e->encoded.corrections ? 0 : -1;
+    encoded->dwords = malloc(length * sizeof *encoded->dwords);
+    encoded->scales = malloc(groups * sizeof *encoded->scales);
+    encoded->corrections = malloc(groups * sizeof *encoded->corrections);
+    encoded->sums = malloc(groups * sizeof *encoded->sums);
+    return e->row && encoded->dwords && encoded->scales && encoded->corrections && encoded->sums ? 0 : -1;
 }
 
 static void encoder_free(struct encoder *e) {
@@ -67,6 +73,7 @@ static void encoder_free(struct encoder *e) {
     free(e->encoded.dwords);
     free(e->encoded.scales);
     free(e->encoded.corrections);
+    free(e->encoded.sums);
 }
 
 /* Copies row `row` of x [rows][length], float32 or bfloat16, to the encoder. */
@@ -83,25 +90,28 @@ static void operand_put(struct operand *x, int64_t p, int r, struct encoder *e) 
     const struct panel_routes *panel = &x->routing->panel[p];
     const int64_t padded = whole_groups(x->length);
     memset(e->row + x->length, 0, (size_t)(padded - x->length) * sizeof *e->row);
-    e->isa->encode(e->dtype, padded, e->row, &e->encoded);
-    uint32_t *values = x->values + panel->first * x->steps + r;
-    for (int64_t s = 0; s < x->steps; s++) values[s * panel->rows] = e->encoded.dwords[s];
-    const int64_t group = panel->first * x->groups + r;
+    e->isa->encode(x->dtype, padded, e->row, &e->encoded);
+    uint32_t *values = x->values + panel->first * x->dwords + r;
+    for (int64_t i = 0; i < x->dwords; i++) values[i * panel->rows] = e->encoded.dwords[i];
+    const int64_t first = panel->first * x->groups + r;
     for (int64_t g = 0; g < x->groups; g++) {
-        x->scales[group + g * panel->rows] = e->encoded.scales[g];
-        x->corrections[group + g * panel->rows] = e->encoded.corrections[g];
+        const int64_t group = first + g * panel->rows;
+        x->scales[group] = e->encoded.scales[g];
+        x->corrections[group] = e->encoded.corrections[g];
+        x->sums[group] = e->encoded.sums[g];
     }
 }
 
-static struct panel operand_panel(const struct operand *x, int64_t p) {
+/* Panel p from step `step` of `steps` on. */
+static struct panel operand_panel(const struct operand *x, int64_t p, int64_t step, int64_t steps) {
     const struct panel_routes *panel = &x->routing->panel[p];
-    const int64_t group = panel->first * x->groups;
+    const int64_t group = panel->first * x->groups + (x->groups ? step / GROUP_STEPS * panel->rows : 0);
     return (struct panel){
         .rows = panel->rows,
-        .steps = x->steps,
-        .values = x->values + panel->first * x->steps,
+        .values = x->values + panel->first * x->dwords + step * (x->dwords / steps) * panel->rows,
         .scales = x->scales + group,
         .corrections = x->corrections + group,
+        .sums = x->sums + group,
     };
 }
 

@@ -13,11 +13,12 @@ from control_plane.api.text.choice import LEAST_LOGPROB, Choice, Piece, TokenEnt
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.request import SamplingDefaults
 from control_plane.engine.state.sequence import FinishReason, Generated, Sequence, TokenLogprob
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from tests.api.text.test_codec import FALLBACK
 from tests.support.paths import DEMO_MODEL
 
 DEMO: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
-CODEC = TextCodec(DEMO, len(DEMO))
+CODEC = TextCodec(ModelTokenizer.of(DEMO), len(DEMO))
 END = DEMO.convert_tokens_to_ids("<|im_end|>")
 OHM = DEMO.encode("\N{OHM SIGN}")
 """The tokens of a character with three bytes: one per byte."""
@@ -193,7 +194,7 @@ def test_alternatives_are_texts() -> None:
 
 @pytest.mark.parametrize(("is_chat", "text"), [(False, " cat"), (True, "cat")])
 def test_a_completion_continues_a_text_and_a_chat_begins_one(is_chat: bool, text: str) -> None:
-    the, cat = map(FALLBACK.tokenizer.get_vocab().__getitem__, ("▁the", "▁cat"))
+    the, cat = map(FALLBACK.tokenizer.vocabulary().__getitem__, ("▁the", "▁cat"))
     request = (
         parse_chat({"messages": [{"role": "user", "content": "the"}]})
         if is_chat

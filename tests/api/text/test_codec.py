@@ -11,11 +11,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from control_plane.api.text.codec import TextCodec
 from control_plane.errors import BadRequest, TokenizerError
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from tests.support.paths import DEMO_MODEL
 
 DEMO: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
 """A tokenizer with a byte-level vocabulary."""
-CODEC = TextCodec(DEMO, len(DEMO))
+CODEC = TextCodec(ModelTokenizer.of(DEMO), len(DEMO))
 END = DEMO.convert_tokens_to_ids("<|im_end|>")
 OHM = DEMO.encode("\N{OHM SIGN}")
 """The tokens of a character with three bytes: one per byte."""
@@ -35,7 +36,7 @@ def fallback_codec() -> TextCodec:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     fast: Any = PreTrainedTokenizerFast
-    return TextCodec(fast(tokenizer_object=tokenizer, eos_token="</s>"), len(words))
+    return TextCodec(ModelTokenizer.of(fast(tokenizer_object=tokenizer, eos_token="</s>")), len(words))
 
 
 FALLBACK = fallback_codec()
@@ -100,7 +101,7 @@ def test_special_tokens_by_name() -> None:
 
 
 def test_a_continued_text_keeps_its_space() -> None:
-    the, cat = map(FALLBACK.tokenizer.get_vocab().__getitem__, ("▁the", "▁cat"))
+    the, cat = map(FALLBACK.tokenizer.vocabulary().__getitem__, ("▁the", "▁cat"))
     assert pieces(FALLBACK, [cat]) == ["cat", ""]
     assert pieces(FALLBACK, [cat], [the]) == [" cat", ""]
 
@@ -151,6 +152,6 @@ def test_a_tokenizer_that_panics(decode: Callable[[TextCodec], str]) -> None:
     strip: Any = decoders.Strip
     panicking.decoder = strip("a", 3, 9)
     fast: Any = PreTrainedTokenizerFast
-    codec = TextCodec(fast(tokenizer_object=panicking), 3)
+    codec = TextCodec(ModelTokenizer.of(fast(tokenizer_object=panicking)), 3)
     with pytest.raises(TokenizerError, match="the tokenizer has failed: PanicException: index out of"):
         decode(codec)

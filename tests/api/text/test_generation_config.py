@@ -13,6 +13,7 @@ from control_plane.api.text.generation_config import end_tokens, named_end_token
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Sampling, SamplingDefaults
 from control_plane.errors import PartitionError
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from tests.support.gateways.echo_gateway import asynchronous
 from tests.support.paths import DEMO_MODEL
 
@@ -56,7 +57,7 @@ async def test_end_tokens_of_the_tokenizer_and_of_the_template(
     tokenizer: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
     end, other = (tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|im_start|>"))
     tokenizer.eos_token = "<|im_start|>"
-    codec = TextCodec(tokenizer, len(tokenizer))
+    codec = TextCodec(ModelTokenizer.of(tokenizer), len(tokenizer))
     write(tmp_path, generation_config={"eos_token_id": 1 << 30})
     async with PromptEncoder.running(codec, workers=1) as prompts:
         assert end_tokens(tmp_path, codec, prompts) == {end, other}

@@ -13,6 +13,7 @@ from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Structure
 from control_plane.api.text.worker.grammars import Grammars
 from control_plane.errors import BadRequest
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from tests.support.models.tool_models import QWEN3, tool_tokenizer
 from tests.support.paths import DEMO_MODEL
 
@@ -79,7 +80,8 @@ def test_processes_make_grammars_and_end_when_one_takes_too_long(monkeypatch: py
     slow = Structure("choice", "field", [f"choice {number}" for number in range(100_000)])
 
     async def run() -> None:
-        async with PromptEncoder.running(TextCodec(tokenizer, len(tokenizer)), workers=1) as encoder:
+        codec = TextCodec(ModelTokenizer.of(tokenizer), len(tokenizer))
+        async with PromptEncoder.running(codec, workers=1) as encoder:
             with pytest.raises(BadRequest, match=r"field: compiling it did not finish within 0\.5 s"):
                 await encoder.grammar(slow)
             with pytest.raises(BadRequest, match="unclosed group") as refused:

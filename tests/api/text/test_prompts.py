@@ -22,6 +22,7 @@ from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Chat
 from control_plane.errors import BadRequest, PartitionError, TokenizerError
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from tests.support.gateways.echo_gateway import asynchronous
 from tests.support.paths import DEMO_MODEL, ROOT
 
@@ -36,10 +37,11 @@ import asyncio, sys
 from transformers import AutoTokenizer
 from control_plane.api.text.codec import TextCodec
 from control_plane.api.text.prompts import PromptEncoder
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 
 async def main():
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-    async with PromptEncoder.running(TextCodec(tokenizer, 1 << 20)) as encoder:
+    async with PromptEncoder.running(TextCodec(ModelTokenizer.of(tokenizer), 1 << 20)) as encoder:
         print(*(worker.pid for worker in encoder._all), flush=True)
         await asyncio.Event().wait()
 
@@ -64,7 +66,8 @@ def panicking() -> Any:
 
 @asynccontextmanager
 async def running(tokenizer: Any, workers: int = 1, seconds: float = 30.0) -> AsyncIterator[PromptEncoder]:
-    async with PromptEncoder.running(TextCodec(tokenizer, len(tokenizer)), workers, seconds) as encoder:
+    codec = TextCodec(ModelTokenizer.of(tokenizer), len(tokenizer))
+    async with PromptEncoder.running(codec, workers, seconds) as encoder:
         yield encoder
 
 

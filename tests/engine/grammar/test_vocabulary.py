@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from control_plane.engine.grammar.vocabulary import vocabulary_of
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from tests.support.paths import DEMO_MODEL
 
 fast: Any = PreTrainedTokenizerFast
@@ -31,7 +32,7 @@ def sentencepiece() -> Any:
 def test_bytes_are_those_of_llguidance(kind: str) -> None:
     tokenizer: Any = sentencepiece() if kind == "pieces" else AutoTokenizer.from_pretrained(DEMO_MODEL)
     size, end = len(tokenizer) + 3, tokenizer.eos_token_id
-    vocabulary = vocabulary_of(tokenizer, size, frozenset({end}))
+    vocabulary = vocabulary_of(ModelTokenizer.of(tokenizer), size, frozenset({end}))
     reference = LLTokenizer(tokenizer.backend_tokenizer.to_str(), n_vocab=size, eos_token=end)
     plain = [token for token in range(len(tokenizer)) if token not in vocabulary.special_ids]
     assert [vocabulary.tokens[each] for each in plain] == [reference.decode_bytes([each]) for each in plain]
@@ -41,6 +42,6 @@ def test_bytes_are_those_of_llguidance(kind: str) -> None:
 
 def test_a_model_may_know_fewer_tokens_than_its_tokenizer() -> None:
     tokenizer = sentencepiece()
-    vocabulary = vocabulary_of(tokenizer, 100, frozenset({2, 5000}))
+    vocabulary = vocabulary_of(ModelTokenizer.of(tokenizer), 100, frozenset({2, 5000}))
     assert len(vocabulary.tokens) == 100
     assert vocabulary.end_ids == {2}

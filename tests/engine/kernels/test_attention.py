@@ -39,13 +39,14 @@ class Call:
         return out, arguments["cache"]
 
     def rotated(self, heads: NDArray[Any]) -> NDArray[np.float64]:
-        """Pairs of values as complex numbers, rotated by the angles of each position."""
-        values, (cosine, sine) = as_f64(heads), map(as_f64, self.rotation)
-        half = values.shape[2] // 2
-        # Both halves of cosines and sines are the same, as transformers has them.
-        vectors = values[:, :, :half] + 1j * values[:, :, half:]
-        vectors *= (cosine + 1j * sine)[:, None, :half]
-        return np.concatenate([vectors.real, vectors.imag], axis=2)
+        """transformers' rotary embedding: in bfloat16, it rounds both products and their sum."""
+        first, second = np.split(as_f64(heads), 2, axis=2)
+        parts = [as_f64(heads), np.concatenate([-second, first], axis=2)]
+        products = [
+            as_f64(stored(part * as_f64(factor)[:, None], heads.dtype))
+            for part, factor in zip(parts, self.rotation, strict=True)
+        ]
+        return as_f64(stored(products[0] + products[1], heads.dtype))
 
     def reference(self) -> tuple[NDArray[np.float64], NDArray[Any]]:
         cache = self.cache.copy()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from control_plane.engine.model.reference.layers import EmbeddingModule
 from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import EngineError
 
@@ -23,7 +24,7 @@ def test_rows_are_those_of_an_embedding_in_memory(
 ) -> None:
     weight = torch.randn(50, 24).to(dtype)
     ids = torch.randint(50, shape)
-    found = stored(tmp_path / "file", weight)(ids)
+    found = EmbeddingModule(stored(tmp_path / "file", weight))(ids)
     assert torch.equal(found, torch.nn.functional.embedding(ids, weight))
     assert found.dtype == dtype
 
@@ -31,11 +32,11 @@ def test_rows_are_those_of_an_embedding_in_memory(
 @pytest.mark.parametrize("token", [-1, 50])
 def test_a_token_outside_the_vocabulary_is_an_error(tmp_path: Path, token: int) -> None:
     with pytest.raises(EngineError, match="vocabulary"):
-        stored(tmp_path / "file", torch.randn(50, 24))(torch.tensor([[0, token]]))
+        stored(tmp_path / "file", torch.randn(50, 24)).rows([0, token])
 
 
 def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
     embedding = stored(tmp_path / "file", torch.randn(50, 24))
     os.truncate(tmp_path / "file", 300)
     with pytest.raises(EngineError, match="ends"):
-        embedding(torch.tensor([[49]]))
+        embedding.rows([49])

@@ -211,7 +211,7 @@ def test_every_answer_ends_and_reads_only_its_own_prompt(
         assert batch or not here
         cache = scheduler.kv_cache
         for chunk in batch:
-            lane = cache._lanes[cache.pages.lane(chunk.sequence), 0, 0, 0, :, 0]
+            lane = cache.array[cache.pages.lane(chunk.sequence), 0, 0, 0, :, 0]
             own = float(chunk.sequence.request_id)
             assert lane[: chunk.start].tolist() == [own] * chunk.start
             lane[chunk.start : chunk.end] = own

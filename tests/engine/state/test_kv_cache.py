@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from numpy.typing import NDArray
 
 from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.state.kv_cache import CacheRows, KVCache, KVCacheShape
@@ -16,40 +16,45 @@ from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import OutOfCache
 from tests.support.scheduling import make_sequence
 
-SHAPE = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=96, dtype=torch.float32)
+SHAPE = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=96, dtype=np.dtype(np.float32))
 """A row of 384 bytes, of which a page of memory is no multiple."""
 LANES = 3
 LONGEST = 40
 
 
 def make_cache(num_pages: int = 12, num_lanes: int = LANES, max_length: int = LONGEST) -> KVCache:
-    return KVCache(SHAPE, num_pages, num_lanes, max_length, load_dense_kernel())
+    return KVCache(SHAPE, num_pages, num_lanes, max_length, load_dense_kernel(), threads=1)
 
 
-def random_tokens(length: int) -> torch.Tensor:
-    """Random keys and values [layers, 2, length, heads, head_dim]."""
-    return torch.randn(SHAPE.num_layers, 2, length, SHAPE.num_kv_heads, SHAPE.head_dim)
+Tokens = NDArray[np.float32]
+_random = np.random.default_rng(0)
 
 
-def unturned(length: int, head_dim: int = SHAPE.head_dim) -> tuple[torch.Tensor, torch.Tensor]:
+def random_tokens(length: int) -> Tokens:
+    """Keys and values [layers, 2, length, heads, head_dim], of which no two are equal."""
+    size = SHAPE.num_layers, 2, length, SHAPE.num_kv_heads, SHAPE.head_dim
+    return _random.standard_normal(size, np.float32)
+
+
+def unturned(length: int, head_dim: int = SHAPE.head_dim) -> tuple[Tokens, Tokens]:
     """The rotation by an angle of zero, which does not change keys."""
-    return torch.ones(length, head_dim), torch.zeros(length, head_dim)
+    return np.ones((length, head_dim), np.float32), np.zeros((length, head_dim), np.float32)
 
 
-def write(cache: KVCache, rows: list[tuple[int, int, torch.Tensor]]) -> None:
+def write(cache: KVCache, rows: list[tuple[int, int, Tokens]]) -> None:
     """Write several sequences' tokens at once, each given by lane, first position and tokens."""
     lanes = [lane for lane, _, tokens in rows for _ in range(tokens.shape[2])]
     positions = [start + offset for _, start, tokens in rows for offset in range(tokens.shape[2])]
     places = CacheRows(np.array(lanes, int), np.array(positions, int), attending=np.array([], int))
     for layer in range(SHAPE.num_layers):
-        keys, values = torch.cat([tokens[layer] for _, _, tokens in rows], dim=1)
+        keys, values = np.concatenate([tokens[layer] for _, _, tokens in rows], axis=1)
         cache.attend(layer, keys, keys, values, unturned(len(keys)), places, scaling=1.0)
 
 
-def read(cache: KVCache, lane: int, length: int) -> torch.Tensor:
+def read(cache: KVCache, lane: int, length: int) -> Tokens:
     """Keys and values [layers, 2, length, heads, head_dim] of the lane's first tokens."""
-    layers = [torch.stack(cache.read(layer, lane, length)) for layer in range(SHAPE.num_layers)]
-    return torch.stack(layers).transpose(2, 3)
+    layers = [np.stack(cache.read(layer, lane, length)) for layer in range(SHAPE.num_layers)]
+    return np.stack(layers).swapaxes(2, 3)
 
 
 class Cache(RuleBasedStateMachine):
@@ -57,9 +62,8 @@ class Cache(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        torch.manual_seed(0)
         self.cache = make_cache()
-        self.written: dict[Sequence, torch.Tensor] = {}
+        self.written: dict[Sequence, Tokens] = {}
 
     @precondition(lambda self: self.cache.pages.num_free_lanes)
     @rule()
@@ -77,7 +81,7 @@ class Cache(RuleBasedStateMachine):
         for (sequence, past), length in zip(list(self.written.items()), lengths, strict=False):
             tokens = random_tokens(min(length, LONGEST - past.shape[2]))
             rows.append((self.cache.pages.lane(sequence), past.shape[2], tokens))
-            self.written[sequence] = torch.cat([past, tokens], dim=2)
+            self.written[sequence] = np.concatenate([past, tokens], axis=2)
         write(self.cache, rows)
 
     @precondition(lambda self: self.written and self.cache.pages.num_free_lanes)
@@ -113,7 +117,7 @@ class Cache(RuleBasedStateMachine):
         for sequence, tokens in self.written.items():
             for length in (tokens.shape[2] // 2, tokens.shape[2]):
                 expected = tokens[:, :, :length]
-                assert torch.equal(read(self.cache, self.cache.pages.lane(sequence), length), expected)
+                assert np.array_equal(read(self.cache, self.cache.pages.lane(sequence), length), expected)
 
 
 TestCache = Cache.TestCase
@@ -128,9 +132,9 @@ def resident_nbytes() -> int:
 
 def test_memory_is_taken_by_writing_and_returned_by_freeing() -> None:
     """64 MB of a cache of a terabyte; the bounds leave room for the process's other allocations."""
-    shape = KVCacheShape(num_layers=8, num_kv_heads=8, head_dim=128, dtype=torch.float32)
+    shape = KVCacheShape(num_layers=8, num_kv_heads=8, head_dim=128, dtype=np.dtype(np.float32))
     length = (64 << 20) // shape.page_nbytes * shape.page_size
-    keys = torch.ones(length, shape.num_kv_heads, shape.head_dim)
+    keys = np.ones((length, shape.num_kv_heads, shape.head_dim), np.float32)
     before = resident_nbytes()
     cache = KVCache(
         shape,
@@ -138,6 +142,7 @@ def test_memory_is_taken_by_writing_and_returned_by_freeing() -> None:
         num_lanes=64,
         max_length=1 << 15,
         kernel=load_dense_kernel(),
+        threads=1,
     )
     sequence = make_sequence(length)
     cache.pages.allocate(sequence, length)
@@ -162,8 +167,8 @@ def test_freeing_a_lane_does_not_change_its_neighbours() -> None:
     middle = lanes.index(1)
     cache.free(sequences[middle])
     for lane in lanes:
-        expected = torch.zeros_like(tokens) if lane == 1 else tokens
-        assert torch.equal(read(cache, lane, LONGEST), expected)
+        expected = np.zeros_like(tokens) if lane == 1 else tokens
+        assert np.array_equal(read(cache, lane, LONGEST), expected)
 
 
 SHAPES = st.builds(
@@ -171,7 +176,7 @@ SHAPES = st.builds(
     num_layers=st.integers(1, 3),
     num_kv_heads=st.integers(1, 3),
     head_dim=st.integers(1, 1100),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from([np.dtype(np.float32), np.dtype(np.uint16)]),
 )
 
 
@@ -191,13 +196,13 @@ def test_sizes(shape: KVCacheShape, num_tokens: int) -> None:
     assert touched <= pages * shape.page_nbytes * 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_page_nbytes(dtype: torch.dtype) -> None:
-    shape = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=64, dtype=dtype)
-    cache = KVCache(shape, num_pages=1, num_lanes=1, max_length=1000, kernel=load_dense_kernel())
-    tensors = [tensor for layer in range(2) for tensor in cache.read(layer, 0, shape.page_size)]
-    assert shape.page_nbytes == sum(tensor.nbytes for tensor in tensors)
-    assert {tensor.dtype for tensor in tensors} == {dtype}
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_page_nbytes(dtype: type[np.generic]) -> None:
+    shape = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=64, dtype=np.dtype(dtype))
+    cache = KVCache(shape, num_pages=1, num_lanes=1, max_length=1000, kernel=load_dense_kernel(), threads=1)
+    arrays = [array for layer in range(2) for array in cache.read(layer, 0, shape.page_size)]
+    assert shape.page_nbytes == sum(array.nbytes for array in arrays)
+    assert {array.dtype for array in arrays} == {np.dtype(dtype)}
 
 
 @pytest.mark.parametrize(
@@ -234,4 +239,5 @@ def test_a_cache_larger_than_the_address_space(num_lanes: int, max_length: int) 
             num_lanes=num_lanes,
             max_length=max_length,
             kernel=load_dense_kernel(),
+            threads=1,
         )

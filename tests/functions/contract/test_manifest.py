@@ -17,8 +17,9 @@ def test_it_equals_the_control_planes_manifest(tiny: TinyPartition) -> None:
     manifest = Manifest.load(tiny.folder)
     for block in manifest.blocks:
         read = FunctionManifest.read(tiny.folder, block.function)
-        for name in ("fingerprint", "dtype", "expert_dtype", "hidden_size", "num_experts", "expert_nbytes"):
+        for name in ("fingerprint", "dtype", "hidden_size", "num_experts", "expert_nbytes"):
             assert getattr(read, name) == getattr(manifest, name)
+        assert (read.gate_up_dtype, read.down_dtype) == (manifest.gate_up_dtype, manifest.down_dtype)
         assert (read.file, read.nbytes, read.offset) == (block.file, block.nbytes, block.offset)
         assert read.experts == [
             (layer, expert, checksum)
@@ -43,8 +44,8 @@ def test_a_malformed_manifest_is_an_error(tmp_path: Path, text: str) -> None:
 
 def test_an_earlier_format_is_refused_with_its_remedy(tiny: TinyPartition, tmp_path: Path) -> None:
     document = json.loads((tiny.folder / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**document, "format": 1}))
-    with pytest.raises(ManifestError, match=r"format '1' is not 2: split .* again with `faasmoe partition`"):
+    (tmp_path / "manifest.json").write_text(json.dumps({**document, "format": 2}))
+    with pytest.raises(ManifestError, match=r"format '2' is not 3: split .* again with `faasmoe partition`"):
         FunctionManifest.read(tmp_path, tiny.functions[0])
 
 
@@ -58,8 +59,10 @@ HOSTILE: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda document, block: document.update(expert_nbytes=1 << 40), "do not fill"),
     (lambda document, block: document.update(expert_nbytes=0), "do not fill"),
     (lambda document, block: document.update(dtype=["f32"]), "dtype is"),
-    (lambda document, block: document.update(dtype="9" * 5000), "dtypes are '99999999999999999999'"),
-    (lambda document, block: document.update(expert_dtype="bf16"), "dtypes are 'f32' and 'bf16'"),
+    (lambda document, block: document.update(dtype="9" * 5000), "dtype is '99999999999999999999'"),
+    (lambda document, block: document.update(gate_up_dtype="bf16"), "'bf16' weights do not fit f32"),
+    (lambda document, block: document.update(down_dtype="9" * 5000), "'99999999999999999999' weights do"),
+    (lambda document, block: document.update(down_dtype=[]), "down_dtype is '[]'"),
     (lambda document, block: document.update(fingerprint=7), "fingerprint is '7'"),
     (lambda document, block: document.update(dense=[]), "TypeError"),
     (lambda document, block: block.update(nbytes="1" * 10**6), "TypeError"),

@@ -29,7 +29,7 @@ from tests.support.models.tiny_partition import TinyPartition
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "int4"])
 def test_every_layer_answers_as_the_model_does(
     partitions: Mapping[str, TinyPartition], start_function: StartFunction, dtype: str
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_damaged_partition_gives_one_clear_line(
         ("FAASMOE_PORT", "65536"),
         ("FAASMOE_THREADS", "0"),
         ("FAASMOE_THREADS", "65"),
+        ("FAASMOE_KERNEL", "sse9"),
         ("FAASMOE_LISTEN_FD", "-1"),
         ("FAASMOE_HOST", "192.0.2.1"),
     ],

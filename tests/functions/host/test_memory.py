@@ -86,3 +86,27 @@ def test_the_smallest_limit_counts(
 
 def test_this_machine_has_a_limit() -> None:
     assert 64 << 20 < memory_limit().nbytes < 1 << 50
+
+
+FORK = """
+import os
+from functions.host.memory import ProcessMemory, memory_sizes
+
+shared = bytearray(64 << 20)
+if os.fork():
+    os.wait()
+else:
+    memory = ProcessMemory()
+    before = memory.nbytes()
+    print(before, memory_sizes()["Pss"])
+    own = bytearray(b"x") * (16 << 20)
+    print(memory.nbytes() - before)
+"""
+
+
+def test_memory_that_forked_processes_share_counts_in_part() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    measured, size, grown = map(int, done.stdout.split())
+    assert measured == pytest.approx(size, abs=1 << 20)
+    assert 32 << 20 < measured < 60 << 20
+    assert grown == pytest.approx(16 << 20, abs=1 << 20)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import functions
+from control_plane.engine.kernels import load_dense_kernel
 from functions.kernels import ExpertShape, _gated_ffn, available_isas, load_kernel
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert, unpack_expert
@@ -54,14 +55,20 @@ class Call:
 
 
 def random_call(
-    pair: tuple[str, str], hidden_size: int, intermediate_size: int, rows: int, top_k: int = 2, seed: int = 0
+    pair: tuple[str, str],
+    hidden_size: int,
+    intermediate_size: int,
+    rows: int,
+    top_k: int = 2,
+    seed: int = 0,
+    down_dtype: str | None = None,
 ) -> Call:
     """Four experts in the block, out of order, with gaps and not aligned, and a fifth that is absent.
 
     About one route in five has no expert.
     """
     random = np.random.default_rng(seed)
-    shape = ExpertShape(hidden_size, intermediate_size, pair[0])
+    shape = ExpertShape(hidden_size, intermediate_size, pair[0], down_dtype or pair[0])
     pitch = shape.nbytes + 37
     offsets = np.array([2 * pitch, 0, 3 * pitch, pitch, -1])
     block = np.full(4 * pitch, 255, np.uint8)
@@ -83,8 +90,8 @@ def random_call(
 def torch_reference(call: Call, round_activations: bool = True) -> NDArray[np.float64]:
     """The definition, route by route in float64, with the weights of the packed bytes."""
 
-    def operand(row: torch.Tensor) -> torch.Tensor:
-        return rounded(row[None], call.shape.dtype)[0] if round_activations else row
+    def operand(row: torch.Tensor, dtype: str) -> torch.Tensor:
+        return rounded(row[None], dtype)[0] if round_activations else row
 
     experts = [
         [torch.from_numpy(w).double() for w in unpack_expert(call.shape, call.block[start:].copy())]
@@ -94,9 +101,9 @@ def torch_reference(call: Call, round_activations: bool = True) -> NDArray[np.fl
     out = torch.zeros_like(hidden)
     for t, k in np.argwhere(call.expert_index >= 0):
         gate, up, down = experts[call.expert_index[t, k]]
-        x = operand(hidden[t])
+        x = operand(hidden[t], call.shape.gate_up_dtype)
         intermediate = torch.nn.functional.silu(gate @ x) * (up @ x)
-        out[t] += float(call.expert_weight[t, k]) * (down @ operand(intermediate))
+        out[t] += float(call.expert_weight[t, k]) * (down @ operand(intermediate, call.shape.down_dtype))
     reference: NDArray[np.float64] = out.numpy()
     return reference
 
@@ -124,6 +131,24 @@ def test_any_size_matches_torch_and_the_twin(
     found = call.values(isa)
     assert_close(found, torch_reference(call), ERROR_TO_TORCH[pair[0]])
     assert_close(found, call.values("numpy"), ERROR_TO_TWIN[pair[0]])
+
+
+@pytest.mark.parametrize(
+    ("pair", "down_dtype"),
+    [
+        (("int4_min", "bf16"), "int8"),
+        (("int4", "f32"), "f32"),
+        (("bf16", "bf16"), "mxfp4"),
+        (("f32", "f32"), "bf16"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("isa", available_isas())
+def test_down_may_have_another_type(isa: str, pair: tuple[str, str], down_dtype: str) -> None:
+    call = random_call(pair, 200, 150, rows=9, down_dtype=down_dtype)
+    found = call.values(isa)
+    assert_close(found, torch_reference(call), ERROR_TO_TORCH["int8"])
+    assert_close(found, call.values("numpy"), ERROR_TO_TWIN["int8"])
 
 
 @pytest.mark.parametrize("pair", PAIRS[1:], ids="/".join)
@@ -241,7 +266,7 @@ def test_a_value_that_is_not_finite_affects_only_its_row(
 
 @pytest.mark.parametrize("isa", available_isas())
 def test_silu_is_accurate_over_its_whole_range(isa: str) -> None:
-    shape = ExpertShape(2, 1, "f32")
+    shape = ExpertShape(2, 1, "f32", "f32")
     gate, up, down = np.array([[1, 0]]), np.array([[0, 1]]), np.array([[1], [0]])
     packed = pack_expert(shape, *(matrix.astype(np.float32) for matrix in (gate, up, down)))
     gates = np.concatenate([np.linspace(-80, 80, 4001), [-1e30, -1e4, -90, 90, 1e4, 1e30]]).astype(np.float32)
@@ -291,13 +316,13 @@ def test_arguments_that_do_not_fit_are_refused(isa: str, changes: dict[str, Any]
 @pytest.mark.parametrize("isa", COMPILED)
 @pytest.mark.parametrize("buffer", range(1, 7))
 def test_the_c_function_refuses_a_buffer_that_is_not_aligned(isa: str, buffer: int) -> None:
-    shape = ExpertShape(2, 2, "f32")
+    shape = ExpertShape(2, 2, "f32", "f32")
     offsets, index = np.zeros(1, np.int64), np.zeros((3, 1), np.int16)
     rows, weight = np.zeros((3, 2), np.float32), np.zeros((3, 1), np.float32)
     buffers: list[Any] = [np.zeros(shape.nbytes, np.uint8), offsets, rows, index, weight, rows, rows.copy()]
     buffers[buffer] = misaligned(buffers[buffer])
     with pytest.raises(ValueError, match="not aligned"):
-        _gated_ffn.gated_ffn(isa, "f32", "f32", "f32", 3, 1, 2, 2, 1, *buffers)
+        _gated_ffn.gated_ffn(isa, "f32", "f32", "f32", "f32", 3, 1, 2, 2, 1, *buffers)
 
 
 @pytest.mark.parametrize("isa", COMPILED)
@@ -311,6 +336,15 @@ def test_the_first_kernel_is_the_default_and_an_unknown_one_is_refused() -> None
     assert load_kernel().name == available_isas()[0]
     with pytest.raises(ValueError, match="sse9"):
         load_kernel("sse9")
+
+
+def test_the_environment_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAASMOE_KERNEL", "numpy")
+    assert load_kernel().name == load_dense_kernel().name == "numpy"
+    assert load_kernel(available_isas()[0]).name == available_isas()[0]
+    monkeypatch.setenv("FAASMOE_KERNEL", "sse9")
+    with pytest.raises(ValueError, match="no kernel 'sse9' here, only"):
+        load_kernel()
 
 
 def test_numpy_is_used_without_the_extension(tmp_path: Path) -> None:

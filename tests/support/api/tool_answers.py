@@ -19,6 +19,7 @@ from control_plane.api.tools.model_format import ModelFormat
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
 from control_plane.engine.state.sequence import FinishReason, Generated, Sequence
+from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from tests.support.models.tool_models import tool_tokenizer
 
 SCHEMA: Any = {
@@ -44,7 +45,7 @@ class Answers:
 
     def __init__(self, template: str, *, all_special: bool = False, **variables: Any) -> None:
         self.tokenizer: Any = tool_tokenizer(template, all_special=all_special)
-        self.codec = TextCodec(self.tokenizer, len(self.tokenizer))
+        self.codec = TextCodec(ModelTokenizer.of(self.tokenizer), len(self.tokenizer))
         self.format = ModelFormat.of(self.codec)
         self.grammars = Grammars(self.tokenizer.backend_tokenizer)
         prompt = self.tokenizer.apply_chat_template(
@@ -100,7 +101,7 @@ class Answers:
     def random_text(self, use: ToolUse, structure: Structure, seed: int, begin: str = "") -> str:
         """What a model that knows nothing writes after `begin`, held to the grammar by the masks."""
         end_id = self.tokenizer.eos_token_id
-        vocabulary = vocabulary_of(self.tokenizer, len(self.tokenizer), frozenset({end_id}))
+        vocabulary = vocabulary_of(self.codec.tokenizer, len(self.tokenizer), frozenset({end_id}))
         matcher = GrammarCompiler(vocabulary).compile(self.grammar(use, structure), "field")
         matcher.begin()
         first, choices = self.tokenizer.encode(begin), Random(seed)

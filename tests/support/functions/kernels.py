@@ -8,21 +8,33 @@ from numpy.typing import NDArray
 
 from functions.kernels import available_isas
 from functions.kernels.bfloat16 import bf16_to_f32
+from functions.kernels.packed_types import PACKED_TYPES
 
-PAIRS = [("f32", "f32"), ("bf16", "bf16"), ("int8", "f32"), ("int8", "bf16")]
-"""The supported pairs of dtypes: of weights, and of activations."""
+QUANTISED = [name for name, each in PACKED_TYPES.items() if each.is_quantised]
+PAIRS = [
+    ("f32", "f32"),
+    ("bf16", "bf16"),
+    ("int8", "f32"),
+    ("int8", "bf16"),
+    ("int4", "f32"),
+    ("int4_nl", "f32"),
+    ("mxfp4", "f32"),
+    ("int4_min", "f32"),
+    ("int4_min", "bf16"),
+]
+"""Pairs of dtypes: of weights, and of activations."""
 COMPILED = [isa for isa in available_isas() if isa != "numpy"]
 
-ERROR_TO_TORCH = {"f32": 1e-5, "bf16": 1e-2, "int8": 1e-2}
+ERROR_TO_TORCH = {"f32": 1e-5, "bf16": 1e-2, **dict.fromkeys(QUANTISED, 1e-2)}
 """Largest allowed error by weight dtype, as a share of the largest output, against torch in float64 on packed
 weights and rounded activations. Sums in another order may round an activation to the neighbouring value."""
-ERROR_TO_TWIN = {"f32": 1e-5, "bf16": 5e-3, "int8": 1e-2}
+ERROR_TO_TWIN = {"f32": 1e-5, "bf16": 5e-3, **dict.fromkeys(QUANTISED, 1e-2)}
 """Largest allowed error by weight dtype, as a share of the largest output, against the NumPy twin."""
-ERROR_OF_ROUNDING = {"bf16": 1e-2, "int8": 5e-2}
+ERROR_OF_ROUNDING = {"bf16": 1e-2, **dict.fromkeys(QUANTISED, 3e-2)}
 """Largest allowed error by weight dtype, as a share of the largest output, against unrounded activations.
 
-bf16 rounds them to 8 bits, int8 to 1/127 of the largest in their group. The bound holds for sums of many
-products only: other outputs may be arbitrarily close to 0.
+bf16 rounds them to 8 bits, quantised types to 1/127 of the largest of 32. The bound holds for sums of
+many products only: other outputs may be arbitrarily close to 0.
 """
 
 
@@ -33,7 +45,7 @@ def as_f32(states: NDArray[Any]) -> NDArray[np.float32]:
 def rounded(activations: torch.Tensor, weight_dtype: str) -> torch.Tensor:
     """float64 activations [T, K] as products with weights of this dtype use them, in float64.
 
-    bf16 weights have bfloat16 activations, int8 weights multiples of absmax / 127 of 128 neighbours. Scales
+    bf16 weights have bfloat16 activations, quantised ones multiples of absmax / 127 of 32 neighbours. Scales
     and quotients are float32, as bfloat16 activations often lie exactly between two multiples.
     """
     if weight_dtype == "f32":
@@ -41,8 +53,8 @@ def rounded(activations: torch.Tensor, weight_dtype: str) -> torch.Tensor:
     if weight_dtype == "bf16":
         return activations.bfloat16().double()
     groups = []
-    for start in range(0, activations.shape[1], 128):
-        group = activations[:, start : start + 128].float()
+    for start in range(0, activations.shape[1], 32):
+        group = activations[:, start : start + 32].float()
         scale = group.abs().amax(dim=1, keepdim=True) / 127
         divisor = torch.where(scale > 0, scale, 1)
         groups.append((group / divisor).round().double() * scale.double())

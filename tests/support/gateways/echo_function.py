@@ -152,10 +152,11 @@ def exit_with_stdin() -> None:
     os._exit(0)
 
 
-def main() -> None:
+def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if os.environ.get("ECHO_CRASH"):
-        sys.exit("there is no block here")
+        print("there is no block here")
+        return 1
     if os.environ.get("ECHO_STUBBORN"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=exit_with_stdin, daemon=True).start()
@@ -164,7 +165,8 @@ def main() -> None:
         print(banner)
     print("serving", flush=True)
     server.serve_forever()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

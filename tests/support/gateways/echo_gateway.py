@@ -5,7 +5,7 @@ import functools
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ParamSpec
@@ -18,6 +18,7 @@ from control_plane.errors import PartitionError
 from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.app import MAX_BODY_BYTES, create_app
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
+from control_plane.gateway.provider.fork_server import ForkServers
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider
@@ -33,6 +34,7 @@ SETTINGS = (
     *("ECHO_CRASH", "ECHO_READY_FILE", "ECHO_BANNER", "ECHO_STUBBORN"),
 )
 _ECHO_FUNCTION = Path(__file__).with_name("echo_function.py")
+FORK_SERVER = (sys.executable, "-m", "functions.host.fork_server", "tests.support.gateways.echo_function")
 
 
 def asynchronous(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
@@ -59,12 +61,14 @@ async def echo_gateway(
     max_body_bytes: int = MAX_BODY_BYTES,
     behaviour: EmulatedBehaviour = OWN,
     host: str = "127.0.0.1",
+    fork_server: Sequence[str] = FORK_SERVER,
 ) -> AsyncIterator[EchoClient]:
     """Run a gateway on a free port, with its secrets in `folder`; yields a client.
 
-    It listens on loopback, also if it is told that its `host` is another one.
+    It listens on loopback, also if it is told that its `host` is another one. Without a command that runs a
+    `fork_server`, functions are started as programs.
     """
-    provider = _echo_provider(folder, timeouts, idle_after, behaviour)
+    provider = _echo_provider(folder, timeouts, idle_after, behaviour, fork_server)
     runner = web.AppRunner(create_app(provider, credentials, max_body_bytes, host), handler_cancellation=True)
     await runner.setup()
     try:
@@ -93,7 +97,11 @@ async def wait_for_end(pid: int) -> None:
 
 
 def _echo_provider(
-    folder: Path, timeouts: Timeouts, idle_after: float, behaviour: EmulatedBehaviour = OWN
+    folder: Path,
+    timeouts: Timeouts = TIMEOUTS,
+    idle_after: float = 900,
+    behaviour: EmulatedBehaviour = OWN,
+    fork_server: Sequence[str] = FORK_SERVER,
 ) -> LocalProvider:
     image = LocalImage(
         name=IMAGE,
@@ -103,7 +111,9 @@ def _echo_provider(
         functions=("block-0", "damaged"),
         verify=_verify,
     )
-    return LocalProvider(image, SecretStore(folder / "secrets"), idle_after, timeouts, behaviour)
+    servers = ForkServers(fork_server) if fork_server else None
+    secrets = SecretStore(folder / "secrets")
+    return LocalProvider(image, secrets, idle_after, timeouts, behaviour, fork_servers=servers)
 
 
 def _verify(function: str) -> None:
@@ -115,7 +125,7 @@ def main() -> None:
     """Print the address and serve until a signal arrives, with secrets in the folder of the argument."""
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    provider = _echo_provider(Path(sys.argv[1]), TIMEOUTS, idle_after=900)
+    provider = _echo_provider(Path(sys.argv[1]))
     web.run_app(create_app(provider, credentials=None), sock=listener, print=None)
 
 

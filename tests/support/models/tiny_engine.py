@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from yarl import URL
 
@@ -17,7 +20,9 @@ from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.kernels import load_dense_kernel
-from control_plane.engine.model.loader import attach_experts, load_model
+from control_plane.engine.model.dense_model import DenseModel
+from control_plane.engine.model.loader import load_model
+from control_plane.engine.model.program_model import ProgramModel
 from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import FairAcrossTenants
@@ -121,11 +126,12 @@ async def engine_behind(
     invoker = build_invoker(lambda _: address, lambda _: True, config)
     stopwatch = Stopwatch()
     dispatcher = make_dispatcher(reference.manifest, invoker, interruption=interruption, stopwatch=stopwatch)
-    model = load_model(reference.folder, reference.manifest)
-    attach_experts(model, reference.manifest, dispatcher)
-    cache = KVCache(kv_cache_shape(model), num_pages, 2 * max_sequences, CONTEXT_LENGTH, load_dense_kernel())
+    model = load_model(reference.folder, reference.manifest, threads=1)
+    model.attach(dispatcher)
+    shape = kv_cache_shape(model.config, reference.manifest.dtype)
+    cache = KVCache(shape, num_pages, 2 * max_sequences, CONTEXT_LENGTH, load_dense_kernel(), threads=1)
     scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
-    runner = ModelRunner(model, cache, interruption, stopwatch, prefetcher=None)
+    runner = ModelRunner(model, cache, dispatcher, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
     async with engine.running():
         yield engine
@@ -138,21 +144,21 @@ def token_apart_from(*tokens: int) -> int:
 
 @contextmanager
 def embedded_as(
-    model: PreTrainedModel, token: int, change: Callable[[torch.Tensor], torch.Tensor]
+    model: DenseModel, token: int, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]
 ) -> Iterator[None]:
     """Until the context ends, `change` replaces the token's embeddings [n, H]."""
+    assert isinstance(model, ProgramModel)
+    stored = model.embedding.rows
 
-    def changed(_: object, inputs: tuple[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-        chosen = inputs[0] == token
+    def changed(token_ids: list[int]) -> NDArray[Any]:
+        rows, chosen = stored(token_ids), np.array(token_ids) == token
         if chosen.any():
             rows[chosen] = change(rows[chosen])
         return rows
 
-    hook = model.model.embed_tokens.register_forward_hook(changed)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.embedding, "rows", changed)
         yield
-    finally:
-        hook.remove()
 
 
 def idle(engine: Engine) -> bool:

@@ -11,7 +11,7 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 
 CHECKPOINT = "checkpoint"
-DTYPES = ("bf16", "int8")
+DTYPES = ("bf16", "int8", "int4")
 """The partitions, which are folders of these names: by the dtype of their experts."""
 _CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 _CONTEXT = 96

@@ -8,11 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.robustness.fuzz.support.target import Target
+from functions.kernels.packed_types import PACKED_TYPES, fits_activations
 
 SIZES = (1, 2, 3, 4, 7, 15, 16, 17, 31, 32, 33, 64, 65, 127, 128, 129, 130)
 ROWS = (0, 1, 2, 5, 6, 7, 8, 9, 17)
-PAIRS = (("f32", np.float32), ("bf16", np.uint16), ("int8", np.float32), ("int8", np.uint16))
-"""Dtypes of weights, each with one of activations that fits."""
+PAIRS = tuple(
+    (name, dtype)
+    for name in PACKED_TYPES
+    for dtype, activations in ((np.float32, "f32"), (np.uint16, "bf16"))
+    if fits_activations(name, activations)
+)
+"""Types of weights, each with a dtype of activations that fits."""
 _DTYPES: Sequence[Any] = (np.float32, np.uint16, np.uint8, np.int16, np.int64, np.float64, ">f4", bool)
 _REFUSALS = (ValueError, TypeError, BufferError, MemoryError, OverflowError)
 

@@ -39,10 +39,10 @@ def raw_kernels(folder: Path) -> Iterator[Target]:
 def _gated_ffn_arguments(arguments: Arguments) -> Iterator[Any]:
     choice = arguments.choice
     dtype, hidden_dtype = choice(PAIRS)
-    shape = ExpertShape(choice(SIZES), choice(SIZES), dtype)
+    shape = ExpertShape(choice(SIZES), choice(SIZES), dtype, choice(PAIRS)[0])
     rows, top_k, experts, hidden = choice(ROWS), choice((0, 1, 2)), choice((1, 3)), shape.hidden_size
     name = _NAMES[hidden_dtype]
-    yield from (choice(available_isas()), dtype, name, name)
+    yield from (choice(available_isas()), dtype, shape.down_dtype, name, name)
     yield from (rows, top_k, hidden, shape.intermediate_size, arguments.threads())
     yield arguments.array((experts * shape.nbytes,), np.uint8)
     yield np.arange(experts, dtype=np.int64) * shape.nbytes

@@ -44,7 +44,7 @@ struct attention_arguments {
 struct attention_member {
     struct attention *attention;
     float *query, *out; /* [heads that share keys][head_dim] */
-    float *scores;      /* [heads that share keys][longest] */
+    float *scores;      /* [ATTEND_QUERIES][longest] */
 };
 
 struct attention {
@@ -63,27 +63,32 @@ static char *kv_place(const struct kv_cache *c, int64_t lane, int64_t layer, int
     return c->memory + index * c->head_dim * nbytes_of(c->dtype);
 }
 
-/* Stores the rows' rotated keys and their values in the cache. `rotated` is scratch for one row's keys. */
-static void kv_store(const struct attention_arguments *a, float *rotated) {
-    const struct kv_cache *c = &a->cache;
-    const int64_t row_values = c->heads * c->head_dim, nbytes = c->head_dim * nbytes_of(c->dtype);
-    for (int64_t row = 0; row < a->rows; row++) {
-        const int64_t lane = a->lanes[row], to = a->positions[row];
-        a->isa->rotate(c->dtype, c->heads, c->head_dim, a->key, row * row_values, a->cosine, a->sine,
-                       row * c->head_dim, rotated);
-        for (int64_t h = 0; h < c->heads; h++) {
-            write_values(kv_place(c, lane, a->layer, KEYS, h, to), c->dtype, 0, rotated + h * c->head_dim,
-                         c->head_dim);
-            memcpy(kv_place(c, lane, a->layer, VALUES, h, to), a->value + (row * c->heads + h) * nbytes,
-                   (size_t)nbytes);
-        }
+/* Stores a token's keys [heads][head_dim] and its values, which have the cache's dtype. */
+static void kv_put(const struct kv_cache *c, int64_t lane, int64_t layer, int64_t token, const float *keys,
+                   const char *values) {
+    const int64_t nbytes = c->head_dim * nbytes_of(c->dtype);
+    for (int64_t h = 0; h < c->heads; h++) {
+        write_values(kv_place(c, lane, layer, KEYS, h, token), c->dtype, 0, keys + h * c->head_dim,
+                     c->head_dim);
+        memcpy(kv_place(c, lane, layer, VALUES, h, token), values + h * nbytes, (size_t)nbytes);
     }
 }
 
 /* The number of tokens that a row sees. */
-static int64_t kv_seen(const struct attention_arguments *a, int64_t row) {
-    const int64_t length = a->positions[row] + 1;
-    return length < a->window ? length : a->window;
+static int64_t kv_seen(int64_t position, int64_t window) {
+    return position + 1 < window ? position + 1 : window;
+}
+
+/* Stores the rows' rotated keys and their values in the cache. `rotated` is scratch for one row's keys. */
+static void kv_store(const struct attention_arguments *a, float *rotated) {
+    const struct kv_cache *c = &a->cache;
+    const int64_t row_values = c->heads * c->head_dim;
+    for (int64_t row = 0; row < a->rows; row++) {
+        a->isa->rotate(c->dtype, c->heads, c->head_dim, a->key, row * row_values, a->cosine, a->sine,
+                       row * c->head_dim, rotated);
+        kv_put(c, a->lanes[row], a->layer, a->positions[row], rotated,
+               a->value + row * row_values * nbytes_of(c->dtype));
+    }
 }
 
 static void attention_item(void *member, int64_t item) {
@@ -92,22 +97,26 @@ static void attention_item(void *member, int64_t item) {
     const struct kv_cache *c = &a->cache;
     const int64_t number = item / c->heads, head = item % c->heads, row = a->attending[number];
     const int64_t shared = a->heads / c->heads, values = shared * c->head_dim;
-    const int64_t tokens = kv_seen(a, row), first = a->positions[row] + 1 - tokens;
+    const int64_t tokens = kv_seen(a->positions[row], a->window), first = a->positions[row] + 1 - tokens;
     const int64_t start = (row * a->heads + head * shared) * c->head_dim;
     a->isa->rotate(c->dtype, shared, c->head_dim, a->query, start, a->cosine, a->sine, row * c->head_dim,
                    m->query);
     for (int64_t i = 0; i < values; i++) m->query[i] *= a->scaling;
-    const struct attend work = {
-        .heads = shared,
+    struct attend work = {
         .head_dim = c->head_dim,
-        .tokens = tokens,
-        .query = m->query,
         .keys = kv_place(c, a->lanes[row], a->layer, KEYS, head, first),
         .values = kv_place(c, a->lanes[row], a->layer, VALUES, head, first),
+        .tokens = tokens,
         .scores = m->scores,
         .out = m->out,
     };
-    a->isa->attend(c->dtype, &work);
+    for (int64_t h = 0; h < shared; h++) {
+        attend_to(&work, m->query + h * c->head_dim, 0, tokens);
+        if (work.queries < ATTEND_QUERIES && h + 1 < shared) continue;
+        a->isa->attend(c->dtype, &work);
+        work.out += work.queries * c->head_dim;
+        work.queries = 0;
+    }
     write_values(a->out, c->dtype, (number * a->heads + head * shared) * c->head_dim, m->out, values);
 }
 
@@ -131,7 +140,7 @@ static int attention_member_alloc(struct attention_member *m, struct attention *
     m->attention = t;
     m->query = malloc((size_t)(shared * head_dim) * sizeof *m->query);
     m->out = malloc((size_t)(shared * head_dim) * sizeof *m->out);
-    m->scores = malloc((size_t)(shared * longest) * sizeof *m->scores);
+    m->scores = malloc((size_t)(ATTEND_QUERIES * longest) * sizeof *m->scores);
     return m->query && m->out && m->scores ? 0 : -1;
 }
 
@@ -148,7 +157,7 @@ static int attention(const struct attention_arguments *args) {
     t->args = *args;
     int64_t longest = 1, seen = 0;
     for (int64_t i = 0; i < args->count; i++) {
-        const int64_t tokens = kv_seen(args, args->attending[i]);
+        const int64_t tokens = kv_seen(args->positions[args->attending[i]], args->window);
         longest = tokens > longest ? tokens : longest;
         seen += tokens;
     }

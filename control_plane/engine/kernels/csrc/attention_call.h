@@ -27,12 +27,16 @@ static int64_t times(int64_t a, int64_t b) {
     return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
 }
 
+static int64_t kv_nbytes(const struct kv_cache *c) {
+    const int64_t token = 2 * c->layers * c->head_dim * nbytes_of(c->dtype);
+    return times(c->lanes, times(times(c->heads, c->tokens), token));
+}
+
 static int attention_check_buffers(const struct attention_arguments *a, const Py_buffer *b) {
     const struct kv_cache *c = &a->cache;
     const int64_t size = nbytes_of(c->dtype), row = c->head_dim * size;
-    const int64_t lane = times(times(times(2 * c->layers, c->heads), c->tokens), row);
     const int64_t own = times(a->rows, times(c->heads, row));
-    return check_buffer("cache", &b[A_CACHE], times(c->lanes, lane), size) ||
+    return check_buffer("cache", &b[A_CACHE], kv_nbytes(c), size) ||
            check_buffer("query", &b[A_QUERY], times(a->rows, times(a->heads, row)), size) ||
            check_buffer("key", &b[A_KEY], own, size) || check_buffer("value", &b[A_VALUE], own, size) ||
            check_buffer("cosine", &b[A_COSINE], a->rows * row, size) ||
@@ -66,11 +70,14 @@ static int attention_run(struct attention_arguments *a, const Py_buffer *buffers
     return result;
 }
 
+static int kv_check_sizes(const struct kv_cache *c) {
+    return check_size(c->lanes, 1) || check_size(c->layers, 1) || check_size(c->heads, 1) ||
+           check_size(c->tokens, 1) || check_size(c->head_dim, 1);
+}
+
 static int attention_check_sizes(const struct attention_arguments *a) {
     const struct kv_cache *c = &a->cache;
-    if (check_size(a->rows, 0) || check_size(a->heads, 1) || check_size(c->lanes, 1) ||
-        check_size(c->layers, 1) || check_size(c->heads, 1) || check_size(c->tokens, 1) ||
-        check_size(c->head_dim, 1) || check_size(a->window, 1))
+    if (check_size(a->rows, 0) || check_size(a->heads, 1) || kv_check_sizes(c) || check_size(a->window, 1))
         return -1;
     if (c->head_dim % 2) {
         PyErr_SetString(PyExc_ValueError, "a head has two halves, and an even size");

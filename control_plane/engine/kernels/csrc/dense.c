@@ -5,6 +5,7 @@
  * thread pool come from functions/kernels/csrc. */
 
 #include "attention_call.h"
+#include "layer_call.h"
 #include "linear_call.h"
 #include "rms_norm_call.h"
 
@@ -12,6 +13,10 @@ static PyMethodDef methods[] = {
     {"linear", linear_call, METH_VARARGS, linear_doc},
     {"attention", attention_call, METH_VARARGS, attention_doc},
     {"rms_norm", rms_norm_call, METH_VARARGS, rms_norm_doc},
+    {"layer_program", layer_program_call, METH_VARARGS, layer_program_doc},
+    {"layer_begin", layer_begin_call, METH_VARARGS, layer_begin_doc},
+    {"layer_shared", layer_shared_call, METH_VARARGS, layer_shared_doc},
+    {"layer_end", layer_end_call, METH_VARARGS, layer_end_doc},
     {"isas", isas_call, METH_NOARGS, isas_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -1,11 +1,14 @@
-/* Attention and normalisation for each instruction set in isa.h: plain C that is compiled once for each. */
+/* Attention, normalisation and routing for each instruction set in isa.h: plain C that is compiled once for
+ * each. */
 
 #ifndef FAASMOE_DENSE_ISA_H
 #define FAASMOE_DENSE_ISA_H
 
 #include "attend.h"
+#include "elementwise.h"
 #include "isa/isa.h"
 #include "rms_norm.h"
+#include "router.h"
 
 struct dense_isa {
     void (*rotate)(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
@@ -13,21 +16,41 @@ struct dense_isa {
     void (*attend)(enum dtype dtype, const struct attend *a);
     void (*rms_norm)(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
                      float epsilon, char *out);
+    void (*choose_experts)(const struct router *r, float *scores, struct candidate *candidates,
+                           int64_t *index, float *weights);
+    void (*gate_rows)(enum dtype dtype, int64_t rows, int64_t size, const void *gate, const void *x,
+                      void *out);
+    void (*add_experts)(enum dtype dtype, enum dtype routed_dtype, int64_t count, void *hidden,
+                        const void *routed, const void *shared);
 };
 
-#define DEFINE_DENSE(isa)                                                                                 \
-    TARGET_##isa static void isa##_rotate(enum dtype dtype, int64_t heads, int64_t size, const void *x,   \
-                                          int64_t start, const void *cosine, const void *sine,            \
-                                          int64_t angles, float *out) {                                   \
-        rotate(dtype, heads, size, x, start, cosine, sine, angles, out);                                  \
-    }                                                                                                     \
-    TARGET_##isa static void isa##_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); } \
-    TARGET_##isa static void isa##_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x,  \
-                                            const void *weight, float epsilon, char *out) {               \
-        rms_norm(dtype, rows, size, x, weight, epsilon, out);                                             \
+#define DEFINE_DENSE(isa)                                                                                    \
+    TARGET_##isa static void isa##_rotate(enum dtype dtype, int64_t heads, int64_t size, const void *x,      \
+                                          int64_t start, const void *cosine, const void *sine,               \
+                                          int64_t angles, float *out) {                                      \
+        rotate(dtype, heads, size, x, start, cosine, sine, angles, out);                                     \
+    }                                                                                                        \
+    TARGET_##isa static void isa##_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }    \
+    TARGET_##isa static void isa##_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x,     \
+                                            const void *weight, float epsilon, char *out) {                  \
+        rms_norm(dtype, rows, size, x, weight, epsilon, out);                                                \
+    }                                                                                                        \
+    TARGET_##isa static void isa##_choose_experts(const struct router *r, float *scores,                     \
+                                                  struct candidate *candidates, int64_t *index,              \
+                                                  float *weights) {                                          \
+        choose_experts(r, scores, candidates, index, weights);                                               \
+    }                                                                                                        \
+    TARGET_##isa static void isa##_gate_rows(enum dtype dtype, int64_t rows, int64_t size, const void *gate, \
+                                             const void *x, void *out) {                                     \
+        gate_rows(dtype, rows, size, gate, x, out);                                                          \
+    }                                                                                                        \
+    TARGET_##isa static void isa##_add_experts(enum dtype dtype, enum dtype routed_dtype, int64_t count,     \
+                                               void *hidden, const void *routed, const void *shared) {       \
+        add_experts(dtype, routed_dtype, count, hidden, routed, shared);                                     \
     }
 
-#define DENSE_ENTRY(isa) {isa##_rotate, isa##_attend, isa##_rms_norm},
+#define DENSE_ENTRY(isa) \
+    {isa##_rotate, isa##_attend, isa##_rms_norm, isa##_choose_experts, isa##_gate_rows, isa##_add_experts},
 
 FOR_EACH_ISA(DEFINE_DENSE)
 

@@ -66,6 +66,16 @@ static void linear_encode(void *member, int64_t item) {
     }
 }
 
+/* Writes the product [rows][TILE_ROWS] of a tile, plus the bias, to rows from `first` on. */
+static void linear_write(const struct linear_arguments *a, const struct linear_layer *layer, int64_t tile,
+                         int64_t first, int64_t rows, float *product) {
+    const int64_t width = tile_width(layer->outputs, tile), column = tile * TILE_ROWS;
+    for (int64_t r = 0; r < rows; r++, product += TILE_ROWS) {
+        for (int64_t i = 0; layer->bias && i < width; i++) product[i] += layer->bias[column + i];
+        write_values(layer->out, a->dtype, (first + r) * layer->outputs + column, product, width);
+    }
+}
+
 /* Items number the tiles of all layers, one layer after the other. */
 static void linear_tile(void *member, int64_t tile) {
     const struct linear *l = ((struct linear_member *)member)->linear;
@@ -73,16 +83,12 @@ static void linear_tile(void *member, int64_t tile) {
     const struct linear_layer *layer = a->layer;
     for (; tile >= layer->matrix.tiles; layer++) tile -= layer->matrix.tiles;
     const struct routed_expert weights = {layer->weights, 0, l->routing.panels};
-    const int64_t width = tile_width(layer->outputs, tile), column = tile * TILE_ROWS;
-    float product[MAX_PANEL_ROWS * TILE_ROWS];
-    for (int64_t p = 0; p < l->routing.panels; p++) {
-        const struct panel_routes *panel = &l->routing.panel[p];
-        multiply(a->isa, &layer->matrix, &l->operand, &weights, tile, p, product);
-        for (int r = 0; r < panel->rows; r++) {
-            float *values = product + r * TILE_ROWS;
-            for (int64_t i = 0; layer->bias && i < width; i++) values[i] += layer->bias[column + i];
-            write_values(layer->out, a->dtype, (panel->first + r) * layer->outputs + column, values, width);
-        }
+    _Alignas(64) float product[ROWS_AT_ONCE * TILE_ROWS];
+    for (int64_t p = 0, panels; p < l->routing.panels; p += panels) {
+        const struct panel_routes *routes = &l->routing.panel[p];
+        panels = panels_at_once(a->isa, &weights, p);
+        multiply(a->isa, &layer->matrix, &l->operand, &weights, tile, p, panels, product);
+        linear_write(a, layer, tile, routes->first, rows_of(routes, panels), product);
     }
 }
 
@@ -109,13 +115,13 @@ static int linear(const struct linear_arguments *args) {
     l->args = *args;
     const struct matrix *first = &args->layer[0].matrix;
     int failed = route_rows(&l->routing, args->rows, args->isa->max_rows) ||
-                 operand_alloc(&l->operand, &l->routing, first);
+                 operand_alloc(&l->operand, args->isa, &l->routing, first);
     int64_t nbytes = 0;
     for (int i = 0; i < args->layers; i++) nbytes += args->layer[i].matrix.end;
     const int threads = team_size(args->rows * nbytes, args->threads);
     for (int i = 0; i < threads && !failed; i++) {
         l->members[i].linear = l;
-        failed = encoder_alloc(&l->members[i].encoder, args->isa, first->dtype, first->inputs);
+        failed = encoder_alloc(&l->members[i].encoder, args->isa, first->inputs);
     }
     if (failed) {
         linear_free(l);

@@ -3,62 +3,103 @@
 #ifndef FAASMOE_ISA_C_H
 #define FAASMOE_ISA_C_H
 
-#include <string.h>
-
 #include "../activations.h"
 #include "../layout.h"
 
 #define TARGET_c /* what the compiler assumes of every machine */
 
-enum { c_MAX_ROWS = 8 };
+enum { c_MAX_ROWS = 8, c_BF16_PAIRS = 0 };
 
-static void c_f32(const struct panel *x, const uint8_t *weights, const packed_float *scales, float *out) {
-    (void)scales;
-    for (int r = 0; r < x->rows; r++, out += TILE_ROWS) {
-        float sum[TILE_ROWS] = {0};
-        for (int64_t s = 0; s < x->steps; s++) {
+static void c_f32(const struct panel *x, const uint8_t *weights, int64_t steps, float *product) {
+    for (int r = 0; r < x->rows; r++, product += TILE_ROWS)
+        for (int64_t s = 0; s < steps; s++) {
             const packed_float *w = (const packed_float *)(weights + s * STEP_BYTES);
             const float v = bits_float(x->values[s * x->rows + r]);
-            for (int i = 0; i < TILE_ROWS; i++) sum[i] += w[i] * v;
+            for (int i = 0; i < TILE_ROWS; i++) product[i] += w[i] * v;
         }
-        memcpy(out, sum, sizeof sum);
-    }
 }
 
-static void c_bf16(const struct panel *x, const uint8_t *weights, const packed_float *scales, float *out) {
-    (void)scales;
-    for (int r = 0; r < x->rows; r++, out += TILE_ROWS) {
-        float sum[TILE_ROWS] = {0};
-        for (int64_t s = 0; s < x->steps; s++) {
+static void c_bf16(const struct panel *x, const uint8_t *weights, int64_t steps, float *product) {
+    for (int r = 0; r < x->rows; r++, product += TILE_ROWS)
+        for (int64_t s = 0; s < steps; s++) {
             const packed_dword *w = (const packed_dword *)(weights + s * STEP_BYTES);
-            const uint32_t pair = x->values[s * x->rows + r];
-            const float v0 = bits_float(pair << 16), v1 = bits_float(pair & 0xFFFF0000);
-            for (int i = 0; i < TILE_ROWS; i++)
-                sum[i] += bits_float(w[i] << 16) * v0 + bits_float(w[i] & 0xFFFF0000) * v1;
+            const uint32_t *v = x->values + 2 * s * x->rows + r;
+            const float first = bits_float(v[0]), second = bits_float(v[x->rows]);
+            for (int i = 0; i < TILE_ROWS; i++) {
+                product[i] += bits_float(w[i] << 16) * first;
+                product[i] += bits_float(w[i] & 0xFFFF0000) * second;
+            }
         }
-        memcpy(out, sum, sizeof sum);
+}
+
+/* A group of a quantised tile. */
+struct c_group {
+    int16_t values[GROUP_VALUES][TILE_ROWS];
+    float scales[TILE_ROWS];
+    float minima[TILE_ROWS]; /* int4_min only */
+};
+
+/* The signed value of code number `place` of a tile's row. Codes of int4_min are not signed. */
+ALWAYS_INLINE int16_t c_value(const enum dtype dtype, const uint8_t *codes, int place, int row) {
+    const int step = place / 4, byte = 4 * row + place % 4;
+    if (dtype == INT8) return (int16_t)(codes[step * STEP_BYTES + byte] - 128);
+    const int code = codes[step / 2 * STEP_BYTES + byte] >> (step % 2 * 4) & 15;
+    if (dtype == INT4 || dtype == INT4_MIN) return (int16_t)(code - zero_of(dtype));
+    return CODE_VALUES[dtype][code];
+}
+
+/* Reads the group at `codes`. `factors` are those of its super group, int4_min only. */
+ALWAYS_INLINE void c_read_group(const enum dtype dtype, const uint8_t *codes, const packed_half *factors,
+                                struct c_group *group) {
+    const uint8_t *scales = codes + group_bytes(dtype) - 2 * TILE_ROWS;
+    const packed_half *halves = (const packed_half *)scales;
+    for (int place = 0; place < GROUP_VALUES; place++)
+        for (int i = 0; i < TILE_ROWS; i++) group->values[place][i] = c_value(dtype, codes, place, i);
+    for (int i = 0; i < TILE_ROWS; i++)
+        if (dtype == INT4_MIN) {
+            group->scales[i] = half_to_float(factors[i]) * scales[i];
+            group->minima[i] = half_to_float(factors[TILE_ROWS + i]) * scales[TILE_ROWS + i];
+        } else {
+            group->scales[i] = dtype == MXFP4 ? bf16_to_float(halves[i]) : half_to_float(halves[i]);
+        }
+}
+
+/* product += row r of a group of the panel x a group of the tile. */
+ALWAYS_INLINE void c_add_group(const enum dtype dtype, const struct panel *x, int64_t number, int r,
+                               const struct c_group *group, float *product) {
+    const int64_t place = number * x->rows + r;
+    int32_t dot[TILE_ROWS] = {0};
+    for (int s = 0; s < GROUP_STEPS; s++) {
+        const uint32_t quad = x->values[(number * GROUP_STEPS + s) * x->rows + r];
+        for (int j = 0; j < 4; j++)
+            for (int i = 0; i < TILE_ROWS; i++)
+                dot[i] += group->values[4 * s + j][i] * (int8_t)(quad >> (8 * j));
+    }
+    for (int i = 0; i < TILE_ROWS; i++) product[i] += (float)dot[i] * (group->scales[i] * x->scales[place]);
+    if (dtype == INT4_MIN)
+        for (int i = 0; i < TILE_ROWS; i++) product[i] -= group->minima[i] * x->sums[place];
+}
+
+ALWAYS_INLINE void c_quantised(const enum dtype dtype, const struct panel *x, const uint8_t *weights,
+                               int64_t steps, float *product) {
+    const packed_half *factors = NULL;
+    struct c_group group;
+    for (int64_t g = 0; g < steps / GROUP_STEPS; g++, weights += group_bytes(dtype)) {
+        if (dtype == INT4_MIN && g % SUPER_GROUP == 0) {
+            factors = (const packed_half *)weights;
+            weights += 4 * TILE_ROWS;
+        }
+        c_read_group(dtype, weights, factors, &group);
+        for (int r = 0; r < x->rows; r++) c_add_group(dtype, x, g, r, &group, product + r * TILE_ROWS);
     }
 }
 
-static void c_int8(const struct panel *x, const uint8_t *weights, const packed_float *scales, float *out) {
-    for (int r = 0; r < x->rows; r++, out += TILE_ROWS) {
-        float sum[TILE_ROWS] = {0};
-        for (int64_t s = 0, group = r; s < x->steps; group += x->rows) {
-            const int64_t end = x->steps - s < GROUP_STEPS ? x->steps : s + GROUP_STEPS;
-            int32_t dot[TILE_ROWS];
-            for (int i = 0; i < TILE_ROWS; i++) dot[i] = x->corrections[group];
-            for (; s < end; s++) {
-                const packed_dword *w = (const packed_dword *)(weights + s * STEP_BYTES);
-                const uint32_t quad = x->values[s * x->rows + r];
-                for (int shift = 0; shift < 32; shift += 8)
-                    for (int i = 0; i < TILE_ROWS; i++)
-                        dot[i] += (int)(w[i] >> shift & 0xFF) * (int8_t)(quad >> shift);
-            }
-            for (int i = 0; i < TILE_ROWS; i++) sum[i] += (float)dot[i] * x->scales[group];
-        }
-        for (int i = 0; i < TILE_ROWS; i++) out[i] = sum[i] * scales[i];
+#define C_QUANTISED(name, dtype)                                                                         \
+    static void c_##name(const struct panel *x, const uint8_t *weights, int64_t steps, float *product) { \
+        c_quantised(dtype, x, weights, steps, product);                                                  \
     }
-}
+
+FOR_EACH_QUANTISED(C_QUANTISED)
 
 static int c_runs_here(void) { return 1; }
 

@@ -14,25 +14,42 @@ from numpy.typing import NDArray
 from torch import nn
 
 from control_plane.engine.kernels import DenseKernel, LinearLayer, load_dense_kernel
-from control_plane.engine.state.tensor_views import to_numpy, to_torch
+from control_plane.engine.model.reference.tensor_views import to_numpy, to_torch
+from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import PartitionError
+from control_plane.partition.dense import PackedMatrix
 from functions.kernels import MAX_THREADS, ExpertShape, GatedFFNKernel, LinearShape, load_kernel
+
+
+class EmbeddingModule(nn.Module):
+    """Replaces an nn.Embedding [vocabulary, H] whose weight is used by no other module."""
+
+    def __init__(self, stored: StoredEmbedding) -> None:
+        super().__init__()
+        self.stored = stored
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The rows [..., H] of tokens [...]. Raises `EngineError` if they cannot be read."""
+        rows = to_torch(self.stored.rows(input_ids.ravel().tolist()))
+        return rows.view(*input_ids.shape, rows.shape[1])
 
 
 class PackedLinear(nn.Module):
     """A linear layer with packed weights: [..., K] to [..., N], in float32 or bfloat16."""
 
-    def __init__(self, linear: nn.Linear, kernel: DenseKernel) -> None:
+    def __init__(self, linear: nn.Linear, dtype: str, kernel: DenseKernel) -> None:
+        """`dtype` is the type of the packed weights."""
         super().__init__()
         self.kernel = kernel
         self.threads = _threads()
-        self._shape = LinearShape(linear.out_features, linear.in_features, "int8")
+        self._shape = LinearShape(linear.out_features, linear.in_features, dtype)
         self.packed = _packed_parameter(self._shape.nbytes)
         self.bias = linear.bias
 
-    def sources(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights that are packed here, as the replaced module had them."""
-        return {"weight": (self._shape.outputs, self._shape.inputs)}
+    def sources(self) -> dict[str, PackedMatrix]:
+        """The weights that are packed here, by the names that they had in the replaced module."""
+        shape = self._shape
+        return {"weight": PackedMatrix((shape.outputs, shape.inputs), shape.dtype)}
 
     @cached_property
     def layer(self) -> LinearLayer:
@@ -46,9 +63,9 @@ class PackedLinear(nn.Module):
 
 
 def apply_all(modules: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
-    """Each module's output for x [..., K]. If all modules are packed, one kernel call computes them."""
+    """Each module's output for x [..., K]. If all are packed in one type, one kernel call computes them."""
     packed = [module for module in modules if isinstance(module, PackedLinear)]
-    if len(packed) < len(modules):
+    if len(packed) < len(modules) or len({module.layer.shape.dtype for module in packed}) > 1:
         return [module(x) for module in modules]
     first = packed[0]
     outs = first.kernel.linear([module.layer for module in packed], _as_rows(x), threads=first.threads)
@@ -61,18 +78,23 @@ class PackedGatedFFN(nn.Module):
     The kernel is the one that computes experts: here it has one expert, which all rows are routed to.
     """
 
-    def __init__(self, module: nn.Module, kernel: GatedFFNKernel) -> None:
+    def __init__(
+        self, module: nn.Module, gate_up_dtype: str, down_dtype: str, kernel: GatedFFNKernel
+    ) -> None:
+        """The dtypes are the types of the packed weights."""
         super().__init__()
         self._kernel = kernel
         self._threads = _threads()
         down: Any = module.down_proj
-        self._shape = ExpertShape(down.out_features, down.in_features, "int8")
+        self._shape = ExpertShape(down.out_features, down.in_features, gate_up_dtype, down_dtype)
         self.packed = _packed_parameter(self._shape.nbytes)
 
-    def sources(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights that are packed here, as the replaced module had them."""
-        inward = self._shape.intermediate_size, self._shape.hidden_size
-        return {"gate_proj.weight": inward, "up_proj.weight": inward, "down_proj.weight": inward[::-1]}
+    def sources(self) -> dict[str, PackedMatrix]:
+        """The weights that are packed here, by the names that they had in the replaced module."""
+        shape = self._shape
+        inward = PackedMatrix((shape.intermediate_size, shape.hidden_size), shape.gate_up_dtype)
+        outward = PackedMatrix((shape.hidden_size, shape.intermediate_size), shape.down_dtype)
+        return {"gate_proj.weight": inward, "up_proj.weight": inward, "down_proj.weight": outward}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = _as_rows(x)
@@ -83,36 +105,45 @@ class PackedGatedFFN(nn.Module):
         return _as_tensor(out, x)
 
 
-def replace_packed(model: nn.Module, modules: Iterable[str]) -> None:
-    """Put our modules in the place of those of these names, before anything is loaded; others stay."""
+def replace_packed(model: nn.Module, modules: Iterable[str], matrices: Mapping[str, PackedMatrix]) -> None:
+    """Put our modules in the place of those of these names, before anything is loaded; others stay.
+
+    `matrices` are the packed weights, by name. A module whose weights are not among them stays, too.
+    """
     dense_kernel, ffn_kernel = load_dense_kernel(), load_kernel()
     own = dict(model.named_modules())
     for name in modules:
         parent, _, attribute = name.rpartition(".")
-        match own.get(name):
-            case nn.Linear() as linear:
-                setattr(own[parent], attribute, PackedLinear(linear, dense_kernel))
-            case nn.Module() as gated:
-                setattr(own[parent], attribute, PackedGatedFFN(gated, ffn_kernel))
+        names = (f"{name}.{part}weight" for part in ("", "gate_proj.", "down_proj."))
+        match own.get(name), *map(matrices.get, names):
+            case nn.Linear() as linear, PackedMatrix() as weight, _, _:
+                setattr(own[parent], attribute, PackedLinear(linear, weight.dtype, dense_kernel))
+            case nn.Module() as gated, None, PackedMatrix() as gate, PackedMatrix() as down:
+                setattr(own[parent], attribute, PackedGatedFFN(gated, gate.dtype, down.dtype, ffn_kernel))
 
 
-def check_packed(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_packed(model: nn.Module, matrices: Mapping[str, PackedMatrix]) -> None:
     """Raise `PartitionError` unless the packed weights have the shapes that the model needs.
 
-    `shapes` are those that the partition states, by name. The packed bytes alone do not show a mismatch:
+    `matrices` are what the partition states, by name. The packed bytes alone do not show a mismatch:
     different shapes can take the same number of bytes.
     """
     wanted = {
-        f"{name}.{source}": shape
+        f"{name}.{source}": matrix
         for name, module in model.named_modules()
         if isinstance(module, PackedLinear | PackedGatedFFN)
-        for source, shape in module.sources().items()
+        for source, matrix in module.sources().items()
     }
-    for name in sorted(wanted.keys() | shapes.keys()):
-        if wanted.get(name) != shapes.get(name):
+    for name in sorted(wanted.keys() | matrices.keys()):
+        if wanted.get(name) != matrices.get(name):
             raise PartitionError(
-                f"{name} was packed as {shapes.get(name)}, the model's is {wanted.get(name)}"
+                f"{name} was packed as {_in_words(matrices.get(name))}, the model's is "
+                f"{_in_words(wanted.get(name))}"
             )
+
+
+def _in_words(matrix: PackedMatrix | None) -> str:
+    return "nothing" if matrix is None else f"{matrix.dtype} {list(matrix.shape)}"
 
 
 def _packed_parameter(nbytes: int) -> nn.Parameter:

@@ -1,34 +1,20 @@
-"""Runs prompts through a partition, and records which experts they use."""
+"""Runs prompts through a partition, and records which experts they use, and with what inputs."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from control_plane.api.text.codec import TextCodec
-from control_plane.api.text.generation_config import end_tokens
 from control_plane.api.text.prompts import PromptEncoder
 from control_plane.api.text.request import Chat, Prompt
-from control_plane.app import build_invoker
-from control_plane.config import ServeConfig
-from control_plane.deployment.deploy import deploy_all
-from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.routing_recorder import RoutingRecorder
-from control_plane.engine.model.loader import load_tokenizer
-from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.state import sequence
 from control_plane.errors import ConfigError, FaaSMoEError
-from control_plane.faas.client import Gateway
-from control_plane.faas.invocation import ResidentLimits
 from control_plane.files import read_lines
-from control_plane.gateway import embedded_gateway
+from control_plane.offline.engine import offline_engine
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.profile import Profile
-
-IDLE_AFTER = 900.0
-"""Seconds without a call before a function is put to sleep: longer than any pause between prompts."""
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -51,35 +37,15 @@ async def profile(partition: Path, prompts: Sequence[str], max_tokens: int) -> P
     `PartitionError`, `GatewayError`, and `ConfigError` for a prompt that cannot run.
     """
     manifest = Manifest.load(partition)
-    async with _engine(partition, manifest) as (runner, encoder, engine):
+    async with offline_engine(partition, manifest) as (runner, encoder, engine):
         sequences = [
             await _sequence(encoder, engine, prompt, number, max_tokens)
             for number, prompt in enumerate(prompts, 1)
         ]
-        recorder = RoutingRecorder(runner.model, manifest.moe_layers, manifest.num_experts)
+        recorder = RoutingRecorder(manifest.moe_layers, manifest.num_experts, manifest.hidden_size)
+        runner.dispatcher.observers.append(recorder)
         await asyncio.gather(*(_answered(engine, each) for each in sequences))
-    return Profile(manifest.name, recorder.use, recorder.together)
-
-
-@asynccontextmanager
-async def _engine(
-    partition: Path, manifest: Manifest
-) -> AsyncIterator[tuple[ModelRunner, PromptEncoder, Engine]]:
-    """A running engine and its prompts' encoder, with the functions behind an embedded gateway."""
-    config = ServeConfig(prefetch=False)
-    async with embedded_gateway(partition, "127.0.0.1", 0, None, IDLE_AFTER) as url:
-        async with Gateway.connect(url, None) as gateway:
-            address = gateway.address
-            async for _ in deploy_all(manifest, [gateway]):
-                pass
-        # This gateway is a part of this process: what it does not find is not there.
-        invoker = build_invoker(lambda _: address, lambda _: True, config)
-        runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
-        codec = TextCodec(load_tokenizer(partition), runner.model.config.vocab_size)
-        async with PromptEncoder.running(codec, workers=1) as encoder:
-            engine = build_engine(runner, invoker, end_tokens(partition, codec, encoder), config)
-            async with engine.running():
-                yield runner, encoder, engine
+    return Profile(manifest.name, recorder.use, recorder.together, recorder.input_squares)
 
 
 async def _sequence(

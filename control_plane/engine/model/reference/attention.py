@@ -8,7 +8,6 @@ torch, one after the other.
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,7 +17,9 @@ from transformers.models.olmoe.modeling_olmoe import OlmoeAttention
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeAttention
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeAttention
 
-from control_plane.engine.model.layers import apply_all
+from control_plane.engine.model.ragged_batch import Span, cache_rows, spans_of
+from control_plane.engine.model.reference.layers import apply_all
+from control_plane.engine.model.reference.tensor_views import to_numpy, to_torch
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import CacheRows, KVCache
 
@@ -27,26 +28,6 @@ NO_MASK = "faasmoe_ragged"
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines [N, head_dim] of the rotary embedding of each row's position."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """The place of one chunk: its rows in the flat batch, and its sequence's past in the cache."""
-
-    first_row: int
-    lane: int
-    start: int
-    end: int
-
-    @property
-    def length(self) -> int:
-        """Number of rows."""
-        return self.end - self.start
-
-    @property
-    def rows(self) -> slice:
-        """The chunk's rows in the batch."""
-        return slice(self.first_row, self.first_row + self.length)
 
 
 @dataclass(frozen=True)
@@ -62,17 +43,8 @@ class RaggedBatch:
     @classmethod
     def of_chunks(cls, chunks: list[Chunk], kv_cache: KVCache) -> "RaggedBatch":
         """The batch of these chunks. Each sequence must hold memory for its chunk."""
-        spans = []
-        row = 0
-        for chunk in chunks:
-            spans.append(Span(row, kv_cache.pages.lane(chunk.sequence), chunk.start, chunk.end))
-            row += chunk.length
-        rows = CacheRows(
-            lanes=np.repeat([span.lane for span in spans], [span.length for span in spans]),
-            positions=np.concatenate([np.arange(span.start, span.end) for span in spans]),
-            attending=np.array([span.first_row for span in spans if span.length == 1], np.int64),
-        )
-        return cls(kv_cache, spans, rows)
+        spans = spans_of(chunks, kv_cache.pages)
+        return cls(kv_cache, spans, cache_rows(spans))
 
     @property
     def positions(self) -> torch.Tensor:
@@ -127,7 +99,9 @@ class RaggedAttention(nn.Module):
     ) -> torch.Tensor:
         """Causal attention of each chunk over its own sequence: [N, heads, head_dim]."""
         cache, window = batch.kv_cache, self.sliding_window
-        attended = cache.attend(self.layer_idx, query, key, value, rotation, batch.rows, self.scaling, window)
+        rows = to_numpy(query), to_numpy(key), to_numpy(value)
+        angles = to_numpy(rotation[0]), to_numpy(rotation[1])
+        attended = to_torch(cache.attend(self.layer_idx, *rows, angles, batch.rows, self.scaling, window))
         if len(attended) == len(query):
             # Every row decodes: the usual step of a batch without prompts.
             return attended
@@ -135,7 +109,7 @@ class RaggedAttention(nn.Module):
         output[batch.rows.attending] = attended
         for span in batch.spans:
             if span.length > 1:
-                keys, values = cache.read(self.layer_idx, span.lane, span.end)
+                keys, values = map(to_torch, cache.read(self.layer_idx, span.lane, span.end))
                 rotated = _rotated(query[span.rows], rotation[0][span.rows], rotation[1][span.rows])
                 output[span.rows] = _prefill(rotated, keys, values, self.scaling, batch.mask(span, window))
         return output

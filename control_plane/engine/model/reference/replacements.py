@@ -2,14 +2,14 @@
 
 from torch import nn
 
-from control_plane.engine.experts.remote_experts import OverlappedQwen2MoeBlock, RemoteExperts
-from control_plane.engine.model.attention import (
+from control_plane.engine.model.reference.attention import (
     RaggedMixtralAttention,
     RaggedOlmoeAttention,
     RaggedQwen2MoeAttention,
     RaggedQwen3MoeAttention,
 )
-from control_plane.engine.model.layers import KernelRMSNorm
+from control_plane.engine.model.reference.layers import KernelRMSNorm
+from control_plane.engine.model.reference.remote_experts import OverlappedQwen2MoeBlock, RemoteExperts
 
 REPLACEMENTS: dict[str, dict[str, type[nn.Module]]] = {
     "qwen2_moe": {

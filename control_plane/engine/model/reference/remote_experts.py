@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 
 from control_plane.engine.experts.dispatcher import Dispatcher, PendingExperts
-from control_plane.engine.state.tensor_views import to_numpy, to_torch
+from control_plane.engine.model.reference.tensor_views import to_numpy, to_torch
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,93 @@
+/* A router's choice of experts, from the scores of its linear layer. Plain C that dense_isa.h compiles for
+ * each instruction set. */
+
+#ifndef FAASMOE_ROUTER_H
+#define FAASMOE_ROUTER_H
+
+#include <stdint.h>
+
+#include "attend.h"
+#include "elementwise.h"
+
+struct router {
+    enum dtype dtype; /* to which the weights are rounded */
+    int64_t experts, top_k;
+    int sigmoid;    /* the scores' function: softmax over all experts, or each expert's sigmoid */
+    int normalised; /* whether the chosen experts' weights add up to 1 */
+};
+
+struct candidate {
+    float score;
+    int32_t expert;
+};
+
+ALWAYS_INLINE int is_better(const struct candidate *a, const struct candidate *b) {
+    return a->score > b->score;
+}
+
+ALWAYS_INLINE void swap_candidates(struct candidate *a, struct candidate *b) {
+    const struct candidate kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* Puts the median of three candidates in the place of `first`. */
+ALWAYS_INLINE void median_first(struct candidate *first, struct candidate *a, struct candidate *b,
+                                struct candidate *c) {
+    struct candidate *low = is_better(a, b) ? b : a, *high = is_better(a, b) ? a : b;
+    swap_candidates(first, is_better(low, c) ? low : is_better(high, c) ? c : high);
+}
+
+/* Sorts candidates [first, end), the best first. Equal ones keep their order. */
+ALWAYS_INLINE void sort_candidates(struct candidate *c, int64_t first, int64_t end) {
+    for (int64_t i = first + 1; i < end; i++)
+        for (int64_t j = i; j > first && is_better(&c[j], &c[j - 1]); j--) swap_candidates(&c[j], &c[j - 1]);
+}
+
+/* Moves the best `count` candidates of `all` to the front, the best first.
+ *
+ * Equal scores are common in bfloat16, and then it matters which of them stay. This is quickselect with the
+ * pivots of the C++ library's nth_element, so that the choice is that of torch.topk for up to 64 * count
+ * experts. */
+ALWAYS_INLINE void select_candidates(struct candidate *c, int64_t all, int64_t count) {
+    int64_t first = 0, end = all;
+    while (end - first > 3) {
+        median_first(&c[first], &c[first + 1], &c[first + (end - first) / 2], &c[end - 1]);
+        const struct candidate pivot = c[first];
+        int64_t left = first + 1, right = end;
+        for (;; left++) {
+            /* Scores that are not numbers have no order, so the bounds must be checked. */
+            while (left < end - 1 && is_better(&c[left], &pivot)) left++;
+            do right--;
+            while (right > first && is_better(&pivot, &c[right]));
+            if (left >= right) break;
+            swap_candidates(&c[left], &c[right]);
+        }
+        if (left <= count - 1)
+            first = left;
+        else
+            end = left;
+    }
+    sort_candidates(c, first, end);
+    sort_candidates(c, 0, count);
+}
+
+/* Chooses the experts index [top_k] of a row with these scores [experts], and their weights [top_k]. The
+ * scores change; `candidates` [experts] is scratch. */
+ALWAYS_INLINE void choose_experts(const struct router *r, float *scores, struct candidate *candidates,
+                                  int64_t *index, float *weights) {
+    if (r->sigmoid)
+        for (int64_t e = 0; e < r->experts; e++) scores[e] = sigmoid(scores[e]);
+    else
+        attend_softmax(scores, r->experts);
+    for (int64_t e = 0; e < r->experts; e++) candidates[e] = (struct candidate){scores[e], (int32_t)e};
+    select_candidates(candidates, r->experts, r->top_k);
+    float sum = 0;
+    for (int64_t k = 0; k < r->top_k; k++) sum += candidates[k].score;
+    for (int64_t k = 0; k < r->top_k; k++) {
+        index[k] = candidates[k].expert;
+        weights[k] = rounded(r->dtype, r->normalised ? candidates[k].score / sum : candidates[k].score);
+    }
+}
+
+#endif

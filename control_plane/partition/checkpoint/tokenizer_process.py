@@ -1,0 +1,31 @@
+"""Writes a checkpoint's tokenizer to standard output, in the form in which a partition stores it.
+
+    python -m control_plane.partition.checkpoint.tokenizer_process CHECKPOINT
+
+It is a process of its own because transformers knows all forms of tokenizers, but takes much memory, and
+because a tokenizer's files may hang or crash the library. An error is one line on standard error.
+"""
+
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Read the tokenizer in the folder that is the only argument."""
+    # Tokenizers need no torch, whose import takes a second and 150 MB.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    from transformers import AutoTokenizer
+    from transformers.utils.logging import set_verbosity_error
+
+    from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
+
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        stored = ModelTokenizer.of(AutoTokenizer.from_pretrained(Path(sys.argv[1]))).json()
+    except BaseException as error:  # The library's panics are not Exceptions.
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    sys.stdout.buffer.write(stored)
+
+
+if __name__ == "__main__":
+    main()
