@@ -8,7 +8,7 @@ C_SOURCES := $(wildcard functions/*/csrc/*.[ch] functions/*/csrc/*/*.h control_p
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
-	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-memory bench-packing bench-quality bench-residency \
+	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-layer bench-memory bench-packing bench-quality bench-residency \
 	chaos clients fuzz soak
 
 help:  ## list the targets
@@ -77,7 +77,7 @@ bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
 	$(BIN)/python -m bench.micro.batch
 
 bench-budget: setup  ## whether a memory budget is held in ten minutes of mixed traffic
-	$(BIN)/python -m bench.micro.budget $(ARGS)
+	$(BIN)/python -m bench.micro.memory.budget $(ARGS)
 
 bench-fairness: setup  ## tenants who flood beside a modest one: service, times to first token, refusals
 	$(BIN)/python -m bench.micro.fairness.shares
@@ -93,6 +93,9 @@ bench-kernels: setup  ## the expert kernel against torch and the memory bus, and
 	$(BIN)/python -m bench.micro.kernels
 	$(BIN)/python -m bench.micro.cold_start
 
+bench-layer: setup  ## what a layer costs beyond reading its bytes, by part
+	$(BIN)/python -m bench.micro.layer $(ARGS)
+
 bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--help" lists the options
 	$(BIN)/python -m bench.memory_limit.run $(PARTITION) $(ARGS)
 
@@ -103,7 +106,7 @@ bench-quality: setup  ## what types of weights cost on a real model; ARGS="MODEL
 	$(BIN)/python -m bench.micro.quality.run $(ARGS)
 
 bench-residency: setup  ## mapped pages against an arena: the cost of bringing an expert into memory
-	$(BIN)/python -m bench.micro.residency
+	$(BIN)/python -m bench.micro.memory.residency
 
 chaos: setup  ## ten minutes of faults under streams with known answers; ARGS="--help" lists the options
 	$(BIN)/python -m bench.robustness.chaos.run $(ARGS)

@@ -52,9 +52,10 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What remains of a partition that has read a text."""
+class Reading:
+    """What remains of a partition that has read a text: `read` returns it."""
 
+    partition: Path
     runner: ModelRunner
     windows: list[list[int]]
     hidden_states: list[NDArray[Any]]
@@ -95,18 +96,14 @@ async def quality(partition: Path, text: str, max_tokens: int, against: Path | N
     One partition runs after the other. Raises `PartitionError` and `GatewayError`, and `ConfigError` for a
     text of fewer than two tokens, or partitions that read it as different tokens.
     """
-    run = await _run(partition, text, max_tokens)
+    reading = await read(partition, text, max_tokens)
     if against is None:
-        return await asyncio.to_thread(_alone, run)
-    other = await _run(against, text, max_tokens)
-    if other.windows != run.windows or _vocabulary(other) != _vocabulary(run):
-        raise ConfigError(
-            f"{against} reads the text as other tokens than {partition}: compare partitions of one model"
-        )
-    return await asyncio.to_thread(_compared, run, other)
+        return await asyncio.to_thread(_alone, reading)
+    return await asyncio.to_thread(compare, reading, await read(against, text, max_tokens))
 
 
-async def _run(partition: Path, text: str, max_tokens: int) -> _Run:
+async def read(partition: Path, text: str, max_tokens: int) -> Reading:
+    """Have a partition read the first `max_tokens` of a text. Raises what `quality` raises."""
     manifest = Manifest.load(partition)
     async with offline_engine(partition, manifest) as (runner, encoder, engine):
         try:
@@ -120,10 +117,10 @@ async def _run(partition: Path, text: str, max_tokens: int) -> _Run:
         if not windows:
             raise ConfigError("the text has fewer than two tokens: there is nothing to predict")
         hidden_states = [await asyncio.to_thread(_hidden_states, runner, window) for window in windows]
-    return _Run(runner, windows, hidden_states)
+    return Reading(partition, runner, windows, hidden_states)
 
 
-def _hidden_states(runner: ModelRunner, window: list[int]) -> torch.Tensor:
+def _hidden_states(runner: ModelRunner, window: list[int]) -> NDArray[Any]:
     """The final hidden states [tokens, hidden] of a window. Raises `GatewayError`."""
     text = sequence.Sequence("quality", "quality", window, sequence.SamplingParams(max_tokens=0))
     runner.kv_cache.pages.allocate(text, len(window))
@@ -135,25 +132,34 @@ def _hidden_states(runner: ModelRunner, window: list[int]) -> torch.Tensor:
         runner.kv_cache.free(text)
 
 
-def _vocabulary(run: _Run) -> int:
-    return int(run.runner.model.config.vocab_size)
+def _vocabulary(reading: Reading) -> int:
+    return int(reading.runner.model.config.vocab_size)
 
 
-def _alone(run: _Run) -> Quality:
-    losses = [_loss(tokens, logs) for tokens, logs in run.log_probabilities()]
-    num_tokens = _num_tokens(run.windows)
+def _alone(reading: Reading) -> Quality:
+    losses = [_loss(tokens, logs) for tokens, logs in reading.log_probabilities()]
+    num_tokens = _num_tokens(reading.windows)
     return Quality(num_tokens, math.exp(sum(losses) / num_tokens))
 
 
-def _compared(run: _Run, reference: _Run) -> Quality:
+def compare(reading: Reading, reference: Reading) -> Quality:
+    """How far one partition is from another that has read the same text.
+
+    Raises `ConfigError` if it was other tokens to them.
+    """
+    if reading.windows != reference.windows or _vocabulary(reading) != _vocabulary(reference):
+        raise ConfigError(
+            f"{reference.partition} reads the text as other tokens than {reading.partition}: compare "
+            "partitions of one model"
+        )
     loss = reference_loss = divergence = 0.0
     for (tokens, logs), (_, wanted) in zip(
-        run.log_probabilities(), reference.log_probabilities(), strict=True
+        reading.log_probabilities(), reference.log_probabilities(), strict=True
     ):
         loss += _loss(tokens, logs)
         reference_loss += _loss(tokens, wanted)
         divergence += float((np.exp(wanted) * (wanted - logs)).sum(dtype=np.float64))
-    num_tokens = _num_tokens(run.windows)
+    num_tokens = _num_tokens(reading.windows)
     perplexities = math.exp(loss / num_tokens), math.exp(reference_loss / num_tokens)
     return Quality(num_tokens, *perplexities, divergence / num_tokens)
 

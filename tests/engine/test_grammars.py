@@ -130,11 +130,11 @@ def test_answers_without_a_grammar_are_as_before(
 
 
 def test_a_sequence_that_gave_up_its_memory_goes_on_by_its_grammar(
-    chat_partition: Path, serving: Served, compiler: GrammarCompiler, tokenizer: Any
+    chat_partition: Path, serving: Served, compiler: GrammarCompiler, tokenizer: Any, unsplit: Any
 ) -> None:
     page_size = serving.runner.kv_cache.pages.page_size
     schema = {"type": "string", "minLength": 40, "maxLength": 50}
-    reference = Reference(chat_partition, Manifest.load(chat_partition), serving.runner.model)
+    reference = Reference(chat_partition, Manifest.load(chat_partition), unsplit)
 
     torch.set_num_threads(1)
 

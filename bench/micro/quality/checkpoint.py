@@ -54,7 +54,7 @@ def _config(reader: Any) -> MixtralConfig:
         num_key_value_heads=value("attention.head_count_kv"),
         max_position_embeddings=value("context_length"),
         rms_norm_eps=value("attention.layer_norm_rms_epsilon"),
-        rope_theta=value("rope.freq_base"),
+        rope_parameters={"rope_type": "default", "rope_theta": value("rope.freq_base")},
         sliding_window=None,
         num_local_experts=EXPERTS,
         num_experts_per_tok=EXPERTS,

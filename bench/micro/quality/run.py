@@ -5,6 +5,7 @@ Each type is a partition that runs through the whole system, compared with the p
 """
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,8 @@ import click
 from bench.micro.quality.checkpoint import EXPERTS, save_checkpoint
 from bench.micro.quality.ggml import Q4KM
 from control_plane.cli.options import FILE
-from control_plane.formatting import table
 from control_plane.offline.profiling import profile
-from control_plane.offline.quality import Quality, quality
+from control_plane.offline.quality import Quality, compare, read
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 
@@ -58,9 +58,9 @@ VARIANTS = [
 def main(model: Path, texts: Sequence[Path], prompts: Path, tokens: int, ggml: Path | None) -> None:
     text = "\n".join(_start(each, 5 * tokens // len(texts)) for each in texts)
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(_measure(Path(folder), model, text, _start(prompts, 20000), tokens, ggml))
-    for line in table(["weights", "bits", "perplexity", "change", "KL divergence"], rows):
-        click.echo(line)
+        click.echo("| weights | bits | perplexity | change | KL divergence |\n|---|---|---|---|---|")
+        for row in _measure(Path(folder), model, text, _start(prompts, 6000), tokens, ggml):
+            click.echo("| " + " | ".join(row) + " |")
 
 
 def _measure(
@@ -69,6 +69,7 @@ def _measure(
     checkpoint, reference = folder / "model", folder / "f32"
     save_checkpoint(model, checkpoint)
     num_weights = _nbytes(partition(checkpoint, reference)) / 4
+    expected = asyncio.run(read(reference, text, tokens))
     chunks = [prompts[start : start + 2000] for start in range(0, len(prompts), 2000)]
     recorded = asyncio.run(profile(reference, chunks, max_tokens=1))
     for number, variant in enumerate(VARIANTS):
@@ -78,12 +79,14 @@ def _measure(
             checkpoint, out, dtype=variant.dtype, dense_dtype=variant.dense_dtype, profile=given
         )
         bits = 8 * _nbytes(manifest) / num_weights
-        yield _row(variant.label, bits, asyncio.run(quality(out, text, tokens, reference)))
+        measured = compare(asyncio.run(read(out, text, tokens)), expected)
+        yield _row(variant.label, bits, measured)
+        shutil.rmtree(out)
     if ggml is not None:
         convert = Q4KM(ggml, NUM_LAYERS)
         save_checkpoint(model, folder / "ggml model", convert)
         partition(folder / "ggml model", folder / "ggml")
-        measured = asyncio.run(quality(folder / "ggml", text, tokens, reference))
+        measured = compare(asyncio.run(read(folder / "ggml", text, tokens)), expected)
         yield _row("Q4_K_M", 8 * convert.nbytes / num_weights, measured)
 
 

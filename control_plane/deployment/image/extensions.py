@@ -48,6 +48,22 @@ def compiled_extensions(architecture: str, work: Path) -> Mapping[str, Path]:
     return {} if compiler is None else _cross_compiled(compiler, architecture, work)
 
 
+def include_options(architecture: str, work: Path) -> list[str]:
+    """The compiler's options for finding the headers of all extensions, and Python's for the architecture.
+
+    Python.h of Debian looks for another machine's pyconfig.h in a folder of its own. There is none, so `work`
+    gets one with a copy of this machine's.
+    """
+    python = Path(sysconfig.get_path("include"))
+    own, other = MACHINES[own_architecture() or architecture], MACHINES[architecture]
+    settings = python.parent / f"{own}-linux-gnu" / python.name / "pyconfig.h"
+    if settings.exists():
+        copy = work / f"{other}-linux-gnu" / python.name / "pyconfig.h"
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(settings, copy)
+    return [f"-I{folder}" for folder in (source_folder() / HEADERS, python, work)]
+
+
 def _built_extensions() -> Mapping[str, Path]:
     """They need a C library at least as new as this machine's."""
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
@@ -57,29 +73,16 @@ def _built_extensions() -> Mapping[str, Path]:
 
 def _cross_compiled(compiler: str, architecture: str, work: Path) -> Mapping[str, Path]:
     """They need a C library at least as new as the compiler's."""
-    own, other = MACHINES[own_architecture() or architecture], MACHINES[architecture]
-    suffix = str(sysconfig.get_config_var("EXT_SUFFIX")).replace(own, other)
-    includes = [source_folder() / HEADERS, sysconfig.get_path("include"), _python_settings(own, other, work)]
+    own = MACHINES[own_architecture() or architecture]
+    suffix = str(sysconfig.get_config_var("EXT_SUFFIX")).replace(own, MACHINES[architecture])
+    # -s: symbols would add the names of temporary files, and the same input shall give the same image.
+    command = [compiler, *OPTIONS, "-s", *include_options(architecture, work)]
     compiled = {}
     for source in extension_sources():
         name = f"{module_of(source)}{suffix}"
         file = compiled[name] = work / Path(name).name
-        # -s: symbols would add the names of temporary files, and the same input shall give the same image.
-        command = [compiler, *OPTIONS, "-s", *(f"-I{folder}" for folder in includes)]
         _compile([*command, str(source_folder() / source), "-o", str(file), "-lm"], source, architecture)
     return compiled
-
-
-def _python_settings(own: str, other: str, work: Path) -> Path:
-    """A folder with a copy of this machine's pyconfig.h, where Debian's Python.h looks for the other's."""
-    python = Path(sysconfig.get_path("include"))
-    settings = python.parent / f"{own}-linux-gnu" / python.name / "pyconfig.h"
-    folder = work / "include"
-    if settings.exists():
-        copy = folder / f"{other}-linux-gnu" / python.name / "pyconfig.h"
-        copy.parent.mkdir(parents=True)
-        shutil.copyfile(settings, copy)
-    return folder
 
 
 def _compile(command: list[str], source: Path, architecture: str) -> None:

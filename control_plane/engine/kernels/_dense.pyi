@@ -53,3 +53,41 @@ def rms_norm(
     out: NDArray[Any],
     /,
 ) -> None: ...
+def layer_program(
+    isa: str,
+    dtype: str,
+    sizes: tuple[int, int, int, int, int],
+    factors: tuple[float, float, float],
+    choice: tuple[bool, int, bool, bool],
+    norms: tuple[NDArray[Any] | None, ...],
+    matrices: tuple[tuple[object, ...] | None, ...],
+    ffn: tuple[object, ...] | None,
+    /,
+) -> object: ...
+def layer_begin(
+    program: object,
+    layer: int,
+    threads: int,
+    cache_sizes: tuple[int, int, int, int, int],
+    cache: NDArray[Any],
+    hidden: NDArray[Any],
+    cosine: NDArray[Any],
+    sine: NDArray[Any],
+    lanes: NDArray[Any],
+    positions: NDArray[Any],
+    normalised: NDArray[Any],
+    index: NDArray[Any],
+    weights: NDArray[Any],
+    /,
+) -> None: ...
+def layer_shared(
+    program: object, threads: int, rows: int, normalised: NDArray[Any], out: NDArray[Any], /
+) -> None: ...
+def layer_end(
+    program: object,
+    hidden: NDArray[Any],
+    routed_dtype: str,
+    routed: NDArray[Any] | None,
+    shared: NDArray[Any] | None,
+    /,
+) -> None: ...

@@ -87,7 +87,8 @@ class BatchRows(NamedTuple):
     sine: NDArray[Any]
 
 
-class Routed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Routed:
     """The rows that go to a layer's experts."""
 
     hidden_states: NDArray[Any]
@@ -124,7 +125,7 @@ class LayerProgram:
                 bool(router and router.normalised),
             ),
             (w.input_norm, w.post_attention_norm, w.query_norm, w.key_norm),
-            tuple(map(_matrix, (w.query, w.key, w.value, w.output, router and router.linear))),
+            tuple(map(_matrix, (w.query, w.key, w.value, w.output, router.linear if router else None))),
             None if w.shared is None else _shared(w.shared),
         )
 
@@ -156,7 +157,9 @@ class LayerProgram:
             rows.sine,
             rows.lanes,
             rows.positions,
-            *routed,
+            routed.hidden_states,
+            routed.index,
+            routed.weights,
         )
         return routed
 

@@ -32,6 +32,11 @@ class DenseFile:
         self._data = 8 + length
         self._matrices = packed_matrices(self._entries.pop("__metadata__", {}), dtype)
 
+    def release(self) -> None:
+        """Take the pages that were read out of this process's memory. They are mapped again when they are
+        used."""
+        self._bytes.madvise(mmap.MADV_DONTNEED)
+
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 

@@ -44,6 +44,8 @@ class ProgramModel:
         self._head = linear(file, "model.embed_tokens" if config.tie_word_embeddings else "lm_head")
         self._rotation = Rotation.of(config, manifest.dtype)
         self._check_sizes(manifest)
+        # What was read to be packed is not read again.
+        file.release()
 
     @property
     def stored_embedding_bytes(self) -> int:
@@ -101,6 +103,6 @@ class ProgramModel:
         if number not in self._moe_layers:
             program.end(hidden, None, program.shared(routed.hidden_states, self._threads))
             return
-        pending = self._dispatcher.begin(number, *routed)
+        pending = self._dispatcher.begin(number, routed.hidden_states, routed.index, routed.weights)
         shared = program.shared(routed.hidden_states, self._threads)
         program.end(hidden, pending.wait(), shared)

@@ -14,7 +14,7 @@ from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_expert import Importance
 
 _POINTS, _SHARES = np.polynomial.hermite_e.hermegauss(15)
-_ROWS = 256
+_ROWS = 32
 """Rows of gate and up that are squared at a time, which bounds temporary memory."""
 
 

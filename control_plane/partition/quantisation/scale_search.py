@@ -47,8 +47,8 @@ class ScaleSearch(ABC):
         importance = importance + np.float32(1e-6) * importance.max(initial=0) + np.finfo(np.float32).tiny
         scale, low = self.search(kind, weights, importance)
         if not kind.has_minima:
-            scales = scale.astype(np.float16)
-            return Quantised(self.codes(kind, weights, scales.astype(np.float32), low), scales)
+            halves = scale.astype(np.float16)
+            return Quantised(self.codes(kind, weights, halves.astype(np.float32), low), halves)
         unit_scales, scales = in_units(scale)
         unit_minima, minima = in_units(-low)
         scale = scales * by_group(unit_scales, scales)
@@ -123,10 +123,11 @@ class _Group:
     @classmethod
     def of(cls, weights: Float32, importance: Float32) -> "_Group":
         inputs = list(zip(np.moveaxis(weights, 2, 0), importance.T, strict=True))
-        total, linear, squares = (np.float32(0) for _ in range(3))
+        total = np.zeros(weights.shape[1], np.float32)
+        linear, squares = (np.zeros(weights.shape[:2], np.float32) for _ in range(2))
         for weight, counts in inputs:
-            total, linear = total + counts, linear + counts * weight
-            squares = squares + counts * weight * weight
+            counted = counts * weight
+            total, linear, squares = total + counts, linear + counted, squares + counted * weight
         return cls(inputs, total, linear, squares)
 
 
@@ -148,7 +149,7 @@ def _fitted(
 
     A lowest value is not above zero: where it would be, the line goes through zero.
     """
-    codes, squares, products = (np.float32(0) for _ in range(3))
+    codes, squares, products = (np.zeros_like(scale) for _ in range(3))
     for weight, counts in group.inputs:
         code = _nearest(kind, weight, scale, low)
         counted = counts * code
@@ -168,7 +169,8 @@ def _nearest(kind: PackedType, weights: Float32, scale: Float32, low: Float32) -
     """The integers that are nearest to (weights - low) / scale. Adding 1.5 * 2**23 rounds to an integer."""
     by = _divided(np.ones_like(scale), scale)
     quotients = np.clip((weights - low) * by, np.float32(kind.values[0]), np.float32(kind.values[-1]))
-    return (quotients + _ROUNDING) - _ROUNDING
+    nearest: Float32 = (quotients + _ROUNDING) - _ROUNDING
+    return nearest
 
 
 def _divided(above: Float32, below: Float32) -> Float32:

@@ -286,14 +286,14 @@ static enum outcome answer_call(struct connection *c, struct call *call) {
     const int64_t values = call->invocation.rows * call->invocation.hidden_size;
     if (answer_alloc(&call->answer, values * nbytes_of(server->hidden_dtype)) || !function_enter(server))
         return HANDED_OVER;
-    if (!residency_begin(server, c->client, &call->called, call->offsets)) {
-        function_leave(server, 0, 0);
-        return HANDED_OVER;
-    }
     if (!note_computing(c)) {
-        residency_finish(&server->residency, &call->called);
         function_leave(server, 0, 0);
         return CLOSED;
+    }
+    if (!residency_begin(server, c->client, &call->called, call->offsets)) {
+        function_leave(server, 0, 0);
+        note_waiting(c);
+        return HANDED_OVER;
     }
     if (!compute_taken(c, call)) return HANDED_OVER;
     const int64_t deadline = deadline_in(c->send_seconds);

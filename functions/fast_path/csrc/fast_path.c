@@ -1,9 +1,9 @@
 /* _fast_path: a function's own loop for plain calls, without the interpreter lock, as a Python module.
  *
  * connection.h has the loop. A plain call is `POST /` with a body of known length, an invocation without a
- * prefetch and a limit, for experts that are in memory, with a row at least, while no other call computes.
- * Everything else goes back to Python with the bytes that have arrived (functions/http/server.py), which
- * answers it, or refuses it: no call is refused here. */
+ * prefetch and a limit, with a row at least, for experts that are in memory. Everything else goes back to
+ * Python with the bytes that have arrived (functions/http/server.py), which answers it, or refuses it: no
+ * call is refused here. */
 
 #include "arguments.h" /* first, since it includes Python.h */
 

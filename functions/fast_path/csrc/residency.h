@@ -6,6 +6,8 @@
 
 #include "server.h"
 
+#define CALL_WAIT_SECONDS 1.0 /* for the call before: whoever has to wait longer does so in Python */
+
 /* The experts of a call, ascending. */
 struct called_experts {
     int64_t layer; /* counted from the block's first */
@@ -20,13 +22,23 @@ static int is_reported(const struct residency_state *state, const struct client_
     return client->reported == state->version && monotonic() - client->reported_at < seconds;
 }
 
-/* Begins a call if no other is running and nothing but its use has to be accounted: returns 1, and sets
- * offsets[i] for expert i. Returns 0 otherwise. Until residency_finish, no expert of the call is dropped. */
+/* Waits for the end of the running call, if that comes soon. */
+static void await_end(const struct residency *r) {
+    const struct timespec end = time_after(CALL_WAIT_SECONDS);
+    while (r->state->in_call && r->state->is_plain) {
+        r->state->wanted = 1;
+        if (pthread_cond_timedwait(&r->guard->changed, &r->guard->mutex, &end) == ETIMEDOUT) return;
+    }
+}
+
+/* Begins a call if no other is running any more and nothing but its use has to be accounted: returns 1, and
+ * sets offsets[i] for expert i. Returns 0 otherwise. Until residency_finish, no expert of it is dropped. */
 static int residency_begin(const struct server *server, const struct client_state *client,
                            const struct called_experts *called, int64_t *offsets) {
     const struct residency *r = &server->residency;
     int begun = 0;
     GUARDED(r->guard) {
+        if (r->state->in_call) await_end(r);
         begun =
             r->state->is_plain && !r->state->in_call && is_reported(r->state, client, server->report_seconds);
         for (int64_t i = 0; begun && i < called->count; i++) {

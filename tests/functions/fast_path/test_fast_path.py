@@ -256,6 +256,24 @@ def test_a_running_call_in_c_keeps_its_experts(
     assert residency.report().resident_experts < resident
 
 
+def test_a_call_in_c_waits_for_the_one_before(
+    server: FunctionServer, caller: Caller, tiny: TinyPartition
+) -> None:
+    residency = server.block.residency
+    with residency.changed:
+        residency.state.in_call = 1
+    answers: list[InvocationResult] = []
+    waiting = Thread(target=lambda: answers.append(caller.invoke(whole(tiny))))
+    waiting.start()
+    while not residency.state.wanted:
+        time.sleep(0.001)
+    with residency.changed:
+        residency.state.in_call = residency.state.wanted = 0
+        residency.changed.notify_all()
+    waiting.join(SECONDS)
+    assert was_in_c(answers[0])
+
+
 def test_callers_at_once_get_their_own_answers_while_experts_come_and_go(
     server: FunctionServer, tiny: TinyPartition
 ) -> None:

@@ -1,6 +1,7 @@
 """The expert kernel's ARM instruction sets, on emulated processors, against the NumPy twin and themselves."""
 
 import functools
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from control_plane.deployment.image.extensions import include_options
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert
 from tests.functions.kernels.test_gated_ffn import Call, random_call
 from tests.support.functions.emulation import (
+    COMPILER,
     PROCESSORS,
     EmulatedGatedFFN,
     compile_program,
@@ -20,12 +23,14 @@ from tests.support.functions.emulation import (
     missing_tool,
 )
 from tests.support.functions.kernels import ERROR_TO_TWIN, PAIRS, as_f32, assert_close
+from tests.support.paths import ROOT
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing_tool() is not None, reason=f"there is no {missing_tool()} to emulate ARM"),
 ]
 
+EXTENSIONS = sorted([*ROOT.glob("functions/*/csrc/*.c"), *ROOT.glob("control_plane/**/csrc/*.c")])
 SIZES = [(64, 32, 1), (1, 1, 2), (33, 17, 4), (266, 130, 9), (300, 300, 23)]
 """Hidden size, intermediate size and rows: panels of every number of rows, and steps and tiles in part."""
 
@@ -56,6 +61,13 @@ def test_a_processor_has_its_instruction_sets(program: Path) -> None:
     names = [*reversed(PROCESSORS), "c"]
     for name, processor in PROCESSORS.items():
         assert emulated_isas(program, processor) == names[names.index(name) :]
+
+
+@pytest.mark.parametrize("source", EXTENSIONS, ids=lambda source: source.stem)
+def test_every_extension_compiles(source: Path, tmp_path: Path) -> None:
+    """The control plane's, too: they are not run here."""
+    command = [COMPILER, "-c", "-O1", "-std=c11", "-pthread", "-Werror", *include_options("arm64", tmp_path)]
+    subprocess.run([*command, str(source), "-o", str(tmp_path / "compiled.o")], check=True)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="/".join)

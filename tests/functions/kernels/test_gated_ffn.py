@@ -267,8 +267,8 @@ def test_a_value_that_is_not_finite_affects_only_its_row(
 @pytest.mark.parametrize("isa", available_isas())
 def test_silu_is_accurate_over_its_whole_range(isa: str) -> None:
     shape = ExpertShape(2, 1, "f32", "f32")
-    gate, up, down = np.array([[1, 0]]), np.array([[0, 1]]), np.array([[1], [0]])
-    packed = pack_expert(shape, *(matrix.astype(np.float32) for matrix in (gate, up, down)))
+    gate, up, down = (np.array(rows, np.float32) for rows in ([[1, 0]], [[0, 1]], [[1], [0]]))
+    packed = pack_expert(shape, gate, up, down)
     gates = np.concatenate([np.linspace(-80, 80, 4001), [-1e30, -1e4, -90, 90, 1e4, 1e30]]).astype(np.float32)
     hidden_states = np.stack([gates, np.ones_like(gates)], axis=1)
     index, weight = np.zeros((len(gates), 1), np.int16), np.ones((len(gates), 1), np.float32)

@@ -48,7 +48,8 @@ def test_gate_up_and_down_may_have_different_types(types: tuple[str, str]) -> No
     matrices = random_matrices(130, 33)
     found = round_trip(ExpertShape(130, 33, *types), matrices)
     for matrix, expected, dtype in zip(found, matrices, (types[0], *types), strict=True):
-        alone = LinearShape(*expected.shape, dtype)
+        outputs, inputs = expected.shape
+        alone = LinearShape(outputs, inputs, dtype)
         np.testing.assert_array_equal(matrix, unpack_matrix(alone, pack_matrix(alone, expected)))
 
 
@@ -56,8 +57,9 @@ def test_gate_up_and_down_may_have_different_types(types: tuple[str, str]) -> No
 def test_bf16_bits_pack_like_their_floats(dtype: str) -> None:
     bits = [f32_to_bf16(matrix) for matrix in random_matrices(24, 20)]
     shape = ExpertShape(24, 20, dtype, dtype)
-    packed = pack_expert(shape, *(bf16_to_f32(matrix) for matrix in bits))
-    np.testing.assert_array_equal(pack_expert(shape, *bits), packed)
+    gate, up, down = bits
+    packed = pack_expert(shape, bf16_to_f32(gate), bf16_to_f32(up), bf16_to_f32(down))
+    np.testing.assert_array_equal(pack_expert(shape, gate, up, down), packed)
 
 
 def test_a_step_holds_four_bytes_of_sixteen_gate_rows_then_of_the_same_up_rows() -> None:

@@ -19,7 +19,8 @@ def random_matrix(outputs: int, inputs: int) -> NDArray[np.float32]:
 
 
 def round_trip(matrix: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
-    shape = LinearShape(*matrix.shape, dtype)
+    outputs, inputs = matrix.shape
+    shape = LinearShape(outputs, inputs, dtype)
     packed = pack_matrix(shape, matrix)
     assert packed.shape == (shape.nbytes,)
     return unpack_matrix(shape, packed)

@@ -89,6 +89,6 @@ def test_the_extension_is_built() -> None:
 def error(kind: str, weights: Float32, importance: Float32, quantiser: Quantiser) -> float:
     """The weighted squared error of packed weights, as a share of the weighted squares."""
     matrix: NDArray[np.float32] = weights.reshape(len(weights), -1)
-    shape = LinearShape(*matrix.shape, kind)
+    shape = LinearShape(len(matrix), matrix.shape[1], kind)
     back = unpack_matrix(shape, pack_matrix(shape, matrix, importance.ravel(), quantiser))
     return float(((back - matrix) ** 2 * importance.ravel()).sum() / (matrix**2 * importance.ravel()).sum())

@@ -27,7 +27,8 @@ def dense_weights(path: Path, dtype: str) -> dict[str, torch.Tensor]:
             unpacked = {"": unpack_matrix(LinearShape(outputs, inputs, whole.dtype), packed)}
         else:
             gate, down = (matrices[f"{module}.{part}_proj.weight"] for part in ("gate", "down"))
-            shape = ExpertShape(*down.shape, gate.dtype, down.dtype)
+            hidden_size, intermediate_size = down.shape
+            shape = ExpertShape(hidden_size, intermediate_size, gate.dtype, down.dtype)
             parts = ("gate_proj.", "up_proj.", "down_proj.")
             unpacked = dict(zip(parts, unpack_expert(shape, packed), strict=True))
         for part, matrix in unpacked.items():

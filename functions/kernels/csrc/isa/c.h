@@ -32,20 +32,27 @@ static void c_bf16(const struct panel *x, const uint8_t *weights, int64_t steps,
         }
 }
 
-/* A group of a quantised tile. */
+/* A group of a quantised tile. Its values are integers, and sums of their products with int8 are exact as
+ * floats, which GCC vectorises for any machine. */
 struct c_group {
-    int16_t values[GROUP_VALUES][TILE_ROWS];
+    float values[GROUP_VALUES][TILE_ROWS];
     float scales[TILE_ROWS];
     float minima[TILE_ROWS]; /* int4_min only */
 };
 
-/* The signed value of code number `place` of a tile's row. Codes of int4_min are not signed. */
-ALWAYS_INLINE int16_t c_value(const enum dtype dtype, const uint8_t *codes, int place, int row) {
-    const int step = place / 4, byte = 4 * row + place % 4;
-    if (dtype == INT8) return (int16_t)(codes[step * STEP_BYTES + byte] - 128);
-    const int code = codes[step / 2 * STEP_BYTES + byte] >> (step % 2 * 4) & 15;
-    if (dtype == INT4 || dtype == INT4_MIN) return (int16_t)(code - zero_of(dtype));
-    return CODE_VALUES[dtype][code];
+/* The signed values of one step of a group. Codes of int4_min have no sign. */
+ALWAYS_INLINE void c_read_step(const enum dtype dtype, const uint8_t *codes, int step,
+                               float values[4][TILE_ROWS]) {
+    const int index = dtype == INT8 ? step : step / 2, half = dtype == INT8 ? 0 : step % 2 * 4;
+    const packed_dword *dwords = (const packed_dword *)(codes + index * STEP_BYTES);
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < TILE_ROWS; i++) {
+            const uint32_t code = dwords[i] >> (8 * j + half) & (dtype == INT8 ? 255 : 15);
+            if (dtype == INT4_NL || dtype == MXFP4)
+                values[j][i] = CODE_VALUES[dtype][code];
+            else
+                values[j][i] = (float)((int32_t)code - zero_of(dtype));
+        }
 }
 
 /* Reads the group at `codes`. `factors` are those of its super group, int4_min only. */
@@ -53,8 +60,7 @@ ALWAYS_INLINE void c_read_group(const enum dtype dtype, const uint8_t *codes, co
                                 struct c_group *group) {
     const uint8_t *scales = codes + group_bytes(dtype) - 2 * TILE_ROWS;
     const packed_half *halves = (const packed_half *)scales;
-    for (int place = 0; place < GROUP_VALUES; place++)
-        for (int i = 0; i < TILE_ROWS; i++) group->values[place][i] = c_value(dtype, codes, place, i);
+    for (int s = 0; s < GROUP_STEPS; s++) c_read_step(dtype, codes, s, group->values + 4 * s);
     for (int i = 0; i < TILE_ROWS; i++)
         if (dtype == INT4_MIN) {
             group->scales[i] = half_to_float(factors[i]) * scales[i];
@@ -68,14 +74,13 @@ ALWAYS_INLINE void c_read_group(const enum dtype dtype, const uint8_t *codes, co
 ALWAYS_INLINE void c_add_group(const enum dtype dtype, const struct panel *x, int64_t number, int r,
                                const struct c_group *group, float *product) {
     const int64_t place = number * x->rows + r;
-    int32_t dot[TILE_ROWS] = {0};
-    for (int s = 0; s < GROUP_STEPS; s++) {
-        const uint32_t quad = x->values[(number * GROUP_STEPS + s) * x->rows + r];
-        for (int j = 0; j < 4; j++)
-            for (int i = 0; i < TILE_ROWS; i++)
-                dot[i] += group->values[4 * s + j][i] * (int8_t)(quad >> (8 * j));
+    float dot[TILE_ROWS] = {0};
+    for (int v = 0; v < GROUP_VALUES; v++) {
+        const uint32_t quad = x->values[(number * GROUP_STEPS + v / 4) * x->rows + r];
+        const float activation = (int8_t)(quad >> (8 * (v % 4)));
+        for (int i = 0; i < TILE_ROWS; i++) dot[i] += group->values[v][i] * activation;
     }
-    for (int i = 0; i < TILE_ROWS; i++) product[i] += (float)dot[i] * (group->scales[i] * x->scales[place]);
+    for (int i = 0; i < TILE_ROWS; i++) product[i] += dot[i] * (group->scales[i] * x->scales[place]);
     if (dtype == INT4_MIN)
         for (int i = 0; i < TILE_ROWS; i++) product[i] -= group->minima[i] * x->sums[place];
 }

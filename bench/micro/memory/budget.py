@@ -15,7 +15,7 @@ from statistics import mean, median
 
 import click
 
-from bench.micro.mixed_load import MixedLoad
+from bench.micro.memory.mixed_load import MixedLoad
 from bench.support import requests
 from bench.support.open_server import OpenServer
 from bench.support.process_tree import ProcessTree, Sample, sampled
@@ -27,7 +27,7 @@ from control_plane.partition.partitioner import partition as write_partition
 from control_plane.quantities import parse_bytes
 from functions.contract.manifest import MANIFEST_FILE
 
-MODEL = Path(__file__).parents[2] / "models" / "demo"
+MODEL = Path(__file__).parents[3] / "models" / "demo"
 SAMPLE_SECONDS = 0.5
 BUSY_SECONDS = 60.0
 IDLE_SECONDS = 8.0
