@@ -45,6 +45,7 @@ from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.faas.invoker import Invoker
 from control_plane.http import check_open_files, serving
+from control_plane.observability.logs import log_kernel
 from control_plane.observability.metrics import Metrics
 from control_plane.observability.status import StatusReporter
 from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
@@ -143,6 +144,7 @@ async def _loaded(
     invoker = build_invoker(gateways.address_of, gateways.is_absent, config, secret)
     limits = ResidentLimits()
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, limits, config)
+    log_kernel(runner.kv_cache.kernel.name)
     tokenizer = await asyncio.to_thread(ModelTokenizer.load, partition)
     codec = TextCodec(tokenizer, runner.model.config.vocab_size)
     by_model = config.sampling_defaults == "model"
@@ -203,8 +205,15 @@ def _api(
     models = ServedModels(config.served_model_names or (manifest.name,))
     origins = Origins(config.cors_origins)
     authentication = Authentication(tenancy.store, config.open, origins)
+    kernel = backend.runner.kv_cache.kernel.name
     metrics = Metrics(
-        models.default, engine.status, statistics, autoscaler.memory, autoscaler.actions, tenancy.ledger
+        models.default,
+        engine.status,
+        statistics,
+        autoscaler.memory,
+        autoscaler.actions,
+        tenancy.ledger,
+        kernel,
     )
     service = CompletionService(
         engine=engine,
@@ -229,7 +238,7 @@ def _api(
         generation=Generation(models, manifest.fingerprint, authentication, service, drain),
         service=service,
         drain=drain,
-        status=StatusReporter(manifest, engine, backend.gateways, statistics, autoscaler.memory),
+        status=StatusReporter(manifest, engine, backend.gateways, statistics, autoscaler.memory, kernel),
         metrics=metrics,
     )
 

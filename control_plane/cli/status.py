@@ -45,16 +45,38 @@ def status_lines(report: dict[str, Any]) -> Iterator[str]:
     engine = report["engine"]
     yield f"model {report['model']}, fingerprint {report['fingerprint'][:12]}"
     yield (
-        f"control plane: {format_bytes(report['memory_bytes'])}, {engine['running']} running, "
-        f"{engine['waiting']} waiting, KV cache {engine['kv_cache_used']:.0%} used"
+        f"control plane: {format_bytes(report['memory_bytes'])}, {report['kernel']} kernel, "
+        f"{engine['running']} running, {engine['waiting']} waiting, "
+        f"KV cache {engine['kv_cache_used']:.0%} used"
     )
+    yield from _slow_kernels(report)
     for gateway in report["gateways"]:
         yield f"gateway: {gateway['error'] or gateway['url'] or 'its address is for operators only'}"
     yield _memory_line(report["memory"])
     yield ""
-    header = ["function", "replicas", "resident", "limit", "memory", "calls", "cold starts", "cold experts"]
+    header = [
+        "function",
+        "replicas",
+        "kernel",
+        "resident",
+        "limit",
+        "memory",
+        "calls",
+        "cold starts",
+        "cold experts",
+    ]
     header += ["read", "prefetch hits", "wasted", "evicted", "last call"]
     yield from table(header, [_function_row(function) for function in report["functions"]])
+
+
+def _slow_kernels(report: dict[str, Any]) -> Iterator[str]:
+    """Warn of processes that compute with NumPy."""
+    kernels = {function["function"]: function["kernel"] for function in report["functions"]}
+    slow = [name for name, kernel in kernels.items() if kernel == "numpy"]
+    if report["kernel"] == "numpy":
+        slow.insert(0, "the control plane")
+    if slow:
+        yield f"warning: slow, since they compute with NumPy, not with code in C: {', '.join(slow)}"
 
 
 def _memory_line(memory: dict[str, Any]) -> str:
@@ -73,6 +95,7 @@ def _function_row(function: dict[str, Any]) -> list[str]:
     return [
         function["function"],
         replicas if function["deployed"] else "not deployed",
+        function["kernel"] or "-",
         f"{function['resident_experts']}/{function['experts']}",
         format_bytes(function["limit_bytes"]) if function["limit_bytes"] else "-",
         format_bytes(function["memory_bytes"]),

@@ -145,6 +145,8 @@ class FunctionStatistics:
     residency: ReportedResidency = field(default_factory=ReportedResidency)
     instance: str = ""
     """Identifies the process that answered last."""
+    kernel: str | None = None
+    """The kernel of that process, once it has named it."""
     layers: dict[int, LayerStatistics] = field(default_factory=dict)
 
     def record(self, layer: int, sent: int, received: int, result: InvocationResult) -> bool:
@@ -161,6 +163,8 @@ class FunctionStatistics:
         self.bytes_received += received
         self.cold_starts += cold_start
         self.instance = result.instance
+        if cold_start or result.kernel is not None:
+            self.kernel = result.kernel
         self.cold_experts += result.cold_experts
         self.residency.record(result.residency, cold_start)
         self.seconds += result.seconds

@@ -61,10 +61,13 @@ class LiveCollector(Collector):
         model_name: str,
         engine_status: Callable[[], EngineStatus],
         functions: Mapping[str, FunctionStatistics],
+        kernel: str,
     ) -> None:
+        """`kernel` is the control plane's own."""
         self._model = model_name
         self._engine_status = engine_status
         self._functions = functions
+        self._kernel = kernel
 
     def collect(self) -> Iterator[Metric]:
         engine = self._engine_status()
@@ -77,6 +80,9 @@ class LiveCollector(Collector):
         yield from _families(
             self._model, _FUNCTION, [((name,), counts) for name, counts in functions.items()]
         )
+        kernels = {name: counts.kernel for name, counts in functions.items() if counts.kernel}
+        in_use = [("control_plane", self._kernel), *kernels.items()]
+        yield _family(self._model, "kernel_info", dict.fromkeys(in_use, 1))
         totals = [((name,), counts.residency.totals) for name, counts in functions.items()]
         yield from _families(self._model, _RESIDENCY, totals)
         evicted = {

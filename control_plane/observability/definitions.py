@@ -133,6 +133,9 @@ _DEFINITIONS = (
     Definition("counter", "function_invocations", "Answered invocations.", _LAYER),
     Definition("counter", "function_rows", "Rows of answered invocations.", _LAYER),
     Definition("counter", "function_seconds", "Seconds of compute time in the function.", _LAYER),
+    Definition(
+        "gauge", "kernel_info", "1 for the kernel that each process computes with.", ("process", "kernel")
+    ),
     # Memory and scaling.
     Definition("counter", "scale_actions", "Actions of the autoscaler.", ("action",)),
     Definition("gauge", "memory_used_bytes", "Bytes of memory in use, by what uses them.", ("part",)),

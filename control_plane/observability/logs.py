@@ -53,5 +53,13 @@ def log_request(record: RequestRecord, prompt: str | None) -> None:
     _logger.info("request ended", extra=fields)
 
 
+def log_kernel(name: str) -> None:
+    """Log the name of the control plane's kernel, as a warning if it is NumPy's."""
+    if name == "numpy":
+        _logger.warning("computing with NumPy, which is many times slower than with the code in C")
+    else:
+        _logger.info("computing with the %s kernel", name)
+
+
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)

@@ -38,12 +38,14 @@ class Metrics:
         memory: Callable[[], MemoryUse],
         scale_actions: Mapping[str, int],
         bookings: Bookings,
+        kernel: str,
     ) -> None:
+        """`kernel` is the control plane's own."""
         self._registry = CollectorRegistry()
         self._tenant_registry = CollectorRegistry()
         self._requests = _RequestMetrics(self._registry, model_name)
         self._tenants = _TenantMetrics(self._tenant_registry, model_name)
-        self._registry.register(LiveCollector(model_name, engine_status, functions))
+        self._registry.register(LiveCollector(model_name, engine_status, functions, kernel))
         self._registry.register(ScalingCollector(model_name, memory, scale_actions))
         self._registry.register(LedgerCollector(model_name, bookings))
         ProcessCollector(registry=self._registry)

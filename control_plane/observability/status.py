@@ -30,6 +30,8 @@ class StatusReporter:
     statistics: Mapping[str, FunctionStatistics]
     memory: Callable[[Collection[str] | None], MemoryUse]
     """Measures memory, given the names of the functions that take calls, or None if unknown."""
+    kernel: str
+    """The control plane's own kernel."""
     _reporting: asyncio.Task[dict[str, Any]] | None = None
 
     async def report(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class StatusReporter:
                 for gateway in self.gateways.all
             ],
             "engine": asdict(self.engine.status()),
+            "kernel": self.kernel,
             "memory_bytes": used_bytes(),
             "memory": {**asdict(memory), "total": memory.total},
             "open": await _open_counts(),

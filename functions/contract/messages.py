@@ -32,6 +32,7 @@ MAX_SECONDS = 1e6
 """The longest computing time that a result may report: a larger one would spoil tenants' accounts."""
 
 _NUMBER = re.compile("[0-9]{1,18}")
+_KERNEL = re.compile("[a-z0-9_]{1,32}")
 _PREFETCH = re.compile("[0-9]{1,9}:[0-9]{1,5}(,[0-9]{1,5})*(;[0-9]{1,9}:[0-9]{1,5}(,[0-9]{1,5})*)*")
 
 Prefetch = Mapping[int, Sequence[int]]
@@ -157,6 +158,8 @@ class InvocationResult:
     """Experts of this call that were not in memory when it began."""
     residency: ResidencyReport | None = None
     """None if nothing has changed since the last report that the caller got from this process."""
+    kernel: str | None = None
+    """The function's kernel. It is sent with a report; older functions do not name it."""
 
     def encode(self) -> list[bytes | memoryview]:
         """The response's body, as buffers to be sent one after the other."""
@@ -168,6 +171,7 @@ class InvocationResult:
                 "seconds": f"{self.seconds:.6f}",
                 "cold_experts": str(self.cold_experts),
                 **({} if self.residency is None else self.residency.to_metadata()),
+                **({} if self.residency is None or self.kernel is None else {"kernel": self.kernel}),
             },
         )
 
@@ -187,6 +191,7 @@ class InvocationResult:
                 residency=(
                     None if metadata.keys().isdisjoint(REPORTED) else ResidencyReport.from_metadata(metadata)
                 ),
+                kernel=_kernel(metadata),
             )
         except (KeyError, ValueError) as error:
             raise WireError(f"metadata of the answer: {error}") from None
@@ -209,6 +214,13 @@ def _number(metadata: Mapping[str, str], name: str) -> int:
     if not _NUMBER.fullmatch(text):
         raise WireError(f"metadata {name!r} is {text!r}, not a number")
     return int(text)
+
+
+def _kernel(metadata: Mapping[str, str]) -> str | None:
+    name = metadata.get("kernel")
+    if name is not None and not _KERNEL.fullmatch(name):
+        raise WireError(f"metadata 'kernel' is {name[:80]!r}, not a name")
+    return name
 
 
 def _prefetch_text(prefetch: Prefetch) -> str:

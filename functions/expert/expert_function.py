@@ -90,7 +90,8 @@ class ExpertFunction:
             residency.drop_idle()
         elif request.method != "GET":
             return FunctionResponse.error(405, "method_not_allowed", "use GET, PUT or DELETE")
-        body = json.dumps(asdict(residency.report())).encode()
+        report = {**asdict(residency.report()), "kernel": self.block.kernel.name}
+        body = json.dumps(report).encode()
         return FunctionResponse(body=[body], content_type="application/json")
 
     def _invoke(self, request: FunctionRequest) -> FunctionResponse:
@@ -142,6 +143,7 @@ class ExpertFunction:
             seconds=seconds,
             cold_experts=cold,
             residency=block.residency.report(),
+            kernel=block.kernel.name,
         )
         return result, version
 
@@ -183,6 +185,9 @@ class ExpertFunction:
             kind = "counter" if name.endswith("_total") else "gauge"
             lines.append(f"# TYPE faasmoe_function_{name} {kind}")
             lines.append(f"faasmoe_function_{name} {value}")
+        if self.block:
+            lines.append("# TYPE faasmoe_function_kernel_info gauge")
+            lines.append(f'faasmoe_function_kernel_info{{kernel="{self.block.kernel.name}"}} 1')
         return "\n".join(lines) + "\n"
 
 

@@ -63,6 +63,8 @@ def run() -> int:
         f"{block.threads} threads, {block.num_experts} experts",
         flush=True,
     )
+    if block.kernel.name == "numpy":
+        print("warning: computing with NumPy, which is many times slower than with the code in C", flush=True)
     if settings.idle_exit is not None:
         arguments = (function, server, settings.idle_exit)
         threading.Thread(target=_end_when_idle, args=arguments, daemon=True).start()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
+from functions.kernels import load_kernel
 from tests.support.api.api_server import IDLE, ApiClient, eventually
 from tests.support.models.tiny_chat_model import CONTEXT_LENGTH, END, EXPERTS, NAME
 
@@ -172,11 +173,13 @@ def test_status_reports_engine_and_functions(api: ApiClient) -> None:
     assert engine == {**IDLE, "preemptions": 0}
     assert set(report["open"]) == {"tasks", "connections", "file_descriptors"}
     assert all(count > 0 for count in report["open"].values())
+    assert report["kernel"] == load_kernel().name
     assert report["memory_bytes"] > 0
     assert [function["experts"] for function in report["functions"]] == EXPERTS
     for function in report["functions"]:
         assert (function["deployed"], function["replicas"], function["available_replicas"]) == (True, 1, 1)
         assert function["memory_bytes"] > 0
+        assert function["kernel"] == load_kernel().name
         assert function["invocations"] > 0
         assert function["resident_experts"] > 0
 

@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from control_plane.cli.main import main
+from control_plane.cli.status import status_lines
+from functions.kernels import load_kernel
 from tests.support.api.api_server import ApiClient, add_tenant, closed_port
 from tests.support.command_line import error_line, faasmoe, usage_error
 from tests.support.models.tiny_chat_model import CONTEXT_LENGTH, EXPERTS, NAME
@@ -186,7 +188,7 @@ def test_status_as_a_table(api: ApiClient) -> None:
     api.post("/v1/completions", prompt="the cat", max_tokens=2)
     lines = faasmoe("status", "--server", api.url).output.splitlines()
     assert lines[0].startswith(f"model {NAME}, fingerprint ")
-    assert "0 running, 0 waiting, KV cache 0% used" in lines[1]
+    assert f", {load_kernel().name} kernel, 0 running, 0 waiting, KV cache 0% used" in lines[1]
     assert lines[2].startswith("gateway: http://127.0.0.1:")
     assert lines[3].startswith("memory: ")
     assert " used of no budget (least " in lines[3]
@@ -195,8 +197,17 @@ def test_status_as_a_table(api: ApiClient) -> None:
     for line, experts in zip(lines[6:], EXPERTS, strict=True):
         assert line.startswith(f"{NAME}-l")
         assert line.split()[1] == "1/1"
-        assert line.split()[2].endswith(f"/{experts}")
+        assert line.split()[2] == load_kernel().name
+        assert line.split()[3].endswith(f"/{experts}")
         assert line.endswith(" s ago")
+
+
+def test_status_warns_of_numpy(api: ApiClient) -> None:
+    report = api.status()
+    assert not [line for line in status_lines(report) if line.startswith("warning")]
+    report["kernel"] = report["functions"][1]["kernel"] = "numpy"
+    (warning,) = (line for line in status_lines(report) if line.startswith("warning"))
+    assert warning.endswith(f": the control plane, {report['functions'][1]['function']}")
 
 
 def test_status_as_json(api: ApiClient) -> None:

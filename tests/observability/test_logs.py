@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.observability.logs import configure, log_request
+from control_plane.observability.logs import configure, log_kernel, log_request
 from control_plane.observability.request_record import RequestRecord
 
 RECORD = RequestRecord(
@@ -162,3 +162,13 @@ def test_warnings_of_libraries_are_logged(read_log: ReadLog) -> None:
     (line,) = read_log()
     assert line["level"] == "WARNING"
     assert "old\nways" in line["message"]
+
+
+def test_the_kernel_is_named_and_numpy_is_warned_of(read_log: ReadLog) -> None:
+    configure("info")
+    log_kernel("avx2")
+    log_kernel("numpy")
+    named, warned = read_log()
+    assert (named["level"], named["message"]) == ("INFO", "computing with the avx2 kernel")
+    assert warned["level"] == "WARNING"
+    assert "NumPy" in warned["message"]

@@ -88,7 +88,13 @@ class Scraped:
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(
-            "demo", lambda: self.status, self.functions, lambda: self.memory, self.actions, bookings=self
+            "demo",
+            lambda: self.status,
+            self.functions,
+            lambda: self.memory,
+            self.actions,
+            bookings=self,
+            kernel="avx2",
         )
 
     def value(self, name: str, with_tenants: bool = False, **labels: str) -> float | None:
@@ -372,3 +378,20 @@ def test_bookings_that_wait_and_were_spooled() -> None:
     scraped = Scraped()
     assert scraped.value("faasmoe:bookings_waiting") == 3
     assert scraped.value("faasmoe:bookings_spooled_total") == 8
+
+
+def test_the_kernel_of_each_process() -> None:
+    scraped = Scraped()
+    statistics = scraped.functions["experts-0"] = FunctionStatistics()
+    own = {"model_name": "demo", "process": "control_plane", "kernel": "avx2"}
+    statistics.record(0, 1, 1, answer(1, 0.1))
+    assert scraped.labels("faasmoe:kernel_info") == [own]
+    statistics.record(0, 1, 1, replace(answer(1, 0.1), kernel="neon"))
+    # Answers without a report do not name it.
+    statistics.record(0, 1, 1, answer(1, 0.1))
+    named = {"model_name": "demo", "process": "experts-0", "kernel": "neon"}
+    assert scraped.labels("faasmoe:kernel_info") == [own, named]
+    assert scraped.value("faasmoe:kernel_info", process="experts-0", kernel="neon") == 1
+    # A new process may have moved to another machine.
+    statistics.record(0, 1, 1, replace(answer(1, 0.1, "two"), kernel="numpy"))
+    assert scraped.labels("faasmoe:kernel_info")[1]["kernel"] == "numpy"

@@ -29,6 +29,7 @@ RESULT = InvocationResult(
     residency=ResidencyReport(
         **{report_field.name: number for number, report_field in enumerate(fields(ResidencyReport))}
     ),
+    kernel="avx2",
 )
 
 
@@ -41,6 +42,18 @@ def test_invocations_and_results_survive_encoding_and_decoding() -> None:
     result = InvocationResult.decode(joined(RESULT.encode()))
     assert same(result.output, RESULT.output)
     assert replace(result, output=RESULT.output) == RESULT
+
+
+def test_a_result_may_lack_the_name_of_the_kernel() -> None:
+    assert InvocationResult.decode(joined(replace(RESULT, kernel=None).encode())).kernel is None
+    # It comes with a report only.
+    assert InvocationResult.decode(joined(replace(RESULT, residency=None).encode())).kernel is None
+
+
+@pytest.mark.parametrize("name", ["", "x" * 33, "avx 2", "\x1b[2J", "AVX"])
+def test_the_name_of_the_kernel_is_checked(name: str) -> None:
+    with pytest.raises(WireError, match="kernel"):
+        InvocationResult.decode(joined(replace(RESULT, kernel=name).encode()))
 
 
 def test_a_result_may_lack_its_report_but_no_part_of_it() -> None:

@@ -140,7 +140,9 @@ def test_results_and_metrics_report_cold_experts_and_memory(
         assert result.residency is not None
         return result.cold_experts, result.residency.resident_experts, result.residency.resident_bytes
 
-    assert memory(function.invoke(first)) == (1, 1, size)
+    result = function.invoke(first)
+    assert memory(result) == (1, 1, size)
+    assert result.kernel == load_kernel().name
     assert memory(function.invoke(first)) == (0, 1, size)
     assert memory(function.invoke(second)) == (2, 3, 3 * size)
     assert memory(function.invoke(again)) == (1, 4, 4 * size)
@@ -164,6 +166,7 @@ def test_results_and_metrics_report_cold_experts_and_memory(
         "evicted_for_room_total": 0,
         "evicted_for_limit_total": 0,
         "evicted_for_idleness_total": 0,
+        f'kernel_info{{kernel="{load_kernel().name}"}}': 1,
     }
 
 

@@ -115,6 +115,7 @@ def example_answers() -> list[bytes]:
                 seconds=0.25,
                 cold_experts=rows,
                 residency=ResidencyReport(limit_bytes=1 << 40, read_bytes=12345),
+                kernel="avx2",
             ).encode()
         )
         for dtype in (np.float32, np.uint16)
