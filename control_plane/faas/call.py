@@ -130,6 +130,7 @@ class Call:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
+            self.is_plain = False
 
     def is_lost(self, now: float) -> bool:
         """Whether its time is over, or it has failed and there is no time for another attempt."""
