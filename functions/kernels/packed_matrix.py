@@ -17,7 +17,7 @@ from .packed_tiles import Bytes, plain_to_tiles, quantised_to_tiles, tiles_to_pl
 from .packed_types import GROUP_VALUES, TILE_ROWS, PackedType, packed_type
 from .quantisation import LARGEST_WEIGHT, Quantiser, by_group, quantise
 
-ROWS_AT_ONCE = 16 * TILE_ROWS
+ROWS_AT_ONCE = 4 * TILE_ROWS
 """The number of rows that are converted at a time, which bounds temporary memory."""
 
 _BF16_INF = 0x7F80
@@ -160,8 +160,9 @@ def _tiles(shape: LinearShape, rows: NDArray[Any], importance: Float32 | None, q
 
 def _in_groups(rows: Float32) -> Float32:
     """Rows [N, K] as [N, groups, 32]; zeros fill the last group."""
-    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % GROUP_VALUES)))
-    return padded.reshape(len(rows), -1, GROUP_VALUES)
+    if missing := -rows.shape[1] % GROUP_VALUES:
+        rows = np.pad(rows, ((0, 0), (0, missing)))
+    return rows.reshape(len(rows), -1, GROUP_VALUES)
 
 
 def _cast(matrix: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -146,5 +146,6 @@ def _nearest(values: Sequence[int], quotients: Float32) -> NDArray[np.uint8]:
 
 def _quotients(weights: Float32, scales: Float32) -> Float32:
     """Weights [rows, groups, values] by scales [rows, groups]; 0 where the scale is."""
-    divisor = scales[:, :, None]
-    return np.divide(weights, divisor, out=np.zeros_like(weights), where=divisor != 0)
+    divisor = np.where(scales == 0, np.float32(np.inf), scales)
+    quotients: Float32 = weights / divisor[:, :, None]
+    return quotients
