@@ -1,8 +1,8 @@
-/* _dense: linear layers, attention and normalisation as a Python module, for the engine.
+/* _dense: linear layers, attention, normalisation and layer programs as a Python module, for the engine.
  *
  * dense.py is its public interface, and numpy_dense.py specifies what it computes. The *_call.h files check
- * arguments; linear.h, attention.h and rms_norm.h compute. Products, the table of instruction sets and the
- * thread pool come from functions/kernels/csrc. */
+ * arguments; linear.h, attention.h, rms_norm.h and layer.h compute. Products, the table of instruction sets
+ * and the thread pool come from functions/kernels/csrc. */
 
 #include "attention_call.h"
 #include "layer_call.h"
