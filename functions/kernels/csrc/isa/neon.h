@@ -144,7 +144,7 @@ ALWAYS_INLINE int32x4_t neon_dot(int32x4_t dot, int8x16_t w, int8x16_t v) {
                                                int32x4_t dot[][NEON_PARTS]) {                           \
         UNROLLED (r, rows)                                                                              \
             UNROLLED (p, parts) dot[r][p] = vdupq_n_s32(0);                                             \
-        ROLLED(pair, PAIR_STEPS) {                                                                      \
+        ROLLED (pair, PAIR_STEPS) {                                                                     \
             UNROLLED (half, 2) {                                                                        \
                 UNROLLED (p, parts) {                                                                   \
                     const int8x16_t w = neon_codes(dtype, codes + 16 * p, pair, half);                  \

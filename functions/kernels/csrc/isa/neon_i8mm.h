@@ -52,7 +52,7 @@ TARGET_neon_i8mm ALWAYS_INLINE void neon_i8mm_dots(const int rows, const int par
     int32x4_t sum[NEON_I8MM_PAIRS][NEON_PARTS][2];
     UNROLLED (q, (rows + 1) / 2)
         UNROLLED (p, parts) sum[q][p][0] = sum[q][p][1] = vdupq_n_s32(0);
-    ROLLED(pair, PAIR_STEPS) neon_i8mm_pair(rows, parts, dtype, values, codes, pair, sum);
+    ROLLED (pair, PAIR_STEPS) neon_i8mm_pair(rows, parts, dtype, values, codes, pair, sum);
     UNROLLED (r, rows)
         UNROLLED (p, parts) {
             const int32x4_t *both = sum[r / 2][p];
