@@ -271,7 +271,7 @@ def build_footprint(
         runner.model.config,
         rows=config.max_batch_tokens,
         logits_rows=max(LOGITS_ROWS, config.max_sequences),
-        context=runner.kv_cache.max_length,
+        masked=runner.kv_cache.max_length if runner.model.has_masks else 0,
     )
     footprint = Footprint.measure(
         manifest,

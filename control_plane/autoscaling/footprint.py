@@ -38,11 +38,12 @@ class StepShape:
     experts_per_row: int
     logits_rows: int
     vocabulary: int
-    context: int
+    masked: int
+    """Tokens in the mask of a row; 0 without masks."""
 
     @classmethod
     def of(
-        cls, manifest: Manifest, model: DenseConfig, *, rows: int, logits_rows: int, context: int
+        cls, manifest: Manifest, model: DenseConfig, *, rows: int, logits_rows: int, masked: int
     ) -> "StepShape":
         """The shape of the largest step: `rows` rows, `logits_rows` of which get logits."""
         return cls(
@@ -52,7 +53,7 @@ class StepShape:
             experts_per_row=manifest.num_experts_per_tok,
             logits_rows=logits_rows,
             vocabulary=model.vocab_size,
-            context=context,
+            masked=masked,
         )
 
     @property
@@ -63,7 +64,7 @@ class StepShape:
             _ROW_COPIES * hidden
             + _CALL_COPIES * self.experts_per_row * hidden
             + 3 * 4 * self.rows * self.intermediate_size
-            + 5 * self.rows * self.context  # the mask of attention, as booleans and as numbers
+            + 5 * self.rows * self.masked  # the mask of attention, as booleans and as numbers
             + _LOGIT_BYTES * self.logits_rows * self.vocabulary
         )
 

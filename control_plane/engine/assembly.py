@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-from control_plane.autoscaling.process_memory import bound_product_caches
 from control_plane.config import ServeConfig
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
@@ -46,7 +45,6 @@ def build_runner(
     run the kernel that the environment names.
     """
     kernel = _dense_kernel()
-    bound_product_caches()
     threads = min(config.threads or _default_threads(manifest), MAX_THREADS)
     model = load_model(partition, manifest, threads, kernel)
     kv_cache = _kv_cache(model, manifest, config, kernel, threads)

@@ -23,6 +23,10 @@ class DenseModel(Protocol):
     def stored_embedding_bytes(self) -> int:
         """Bytes of token embeddings that stay on disk instead of in memory."""
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether a step holds a mask of attention [rows, context], as torch needs it."""
+
     def attach(self, dispatcher: Dispatcher) -> None:
         """Have layers send their rows through the dispatcher. To be called once, before anything runs.
 

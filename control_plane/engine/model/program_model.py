@@ -51,6 +51,10 @@ class ProgramModel:
     def stored_embedding_bytes(self) -> int:
         return self.embedding.nbytes
 
+    @property
+    def has_masks(self) -> bool:
+        return False
+
     def attach(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
 

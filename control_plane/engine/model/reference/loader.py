@@ -12,6 +12,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConf
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from control_plane.autoscaling.process_memory import bound_product_caches
 from control_plane.engine.model.reference import attention
 from control_plane.engine.model.reference.layers import EmbeddingModule, check_packed, replace_packed
 from control_plane.engine.model.reference.remote_experts import RemoteExperts
@@ -31,6 +32,7 @@ def load_transformers(partition: Path, manifest: Manifest) -> PreTrainedModel:
     The weights are mapped from the file: they are read when they are used, and shared between processes.
     The experts have to be attached before the model can run.
     """
+    bound_product_caches()
     attention.register()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -40,6 +40,10 @@ class TransformersModel:
         embedding = self.model.model.embed_tokens
         return embedding.stored.nbytes if isinstance(embedding, EmbeddingModule) else 0
 
+    @property
+    def has_masks(self) -> bool:
+        return True
+
     def attach(self, dispatcher: Dispatcher) -> None:
         for layer in self._moe_layers:
             self.model.model.layers[layer].mlp.experts.attach(layer, dispatcher)
