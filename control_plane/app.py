@@ -109,11 +109,11 @@ async def control_plane(
         _loaded(partition, manifest, gateways, config, secret) as backend,
         _tenancy(database, config) as tenancy,
     ):
-        # Measured last: the budget has to cover everything that was loaded before.
 
         def helpers_bytes() -> int:
             return backend.prompts.memory_bytes() + gateway_bytes()
 
+        # Measured last: the budget has to cover everything that was loaded before.
         footprint = build_footprint(partition, manifest, backend.runner, helpers_bytes(), config)
         autoscaler = _autoscaler(backend, footprint, helpers_bytes, config)
         drain = Drain(config.max_queued_per_tenant)

@@ -83,6 +83,11 @@ class Call:
     _deaths: int = 0
     """How many attempts the function has broken off."""
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether a part of the request is still to be sent."""
+        return self.connection is not None and self.connection.sending
+
     def start(self, address: Address, direct: bool, now: float) -> None:
         """Begin an attempt."""
         self.address, self.direct, self.sent_at = address, direct, now

@@ -95,7 +95,8 @@ class Invoker:
         for call in calls:
             if call.connection is None:
                 self._send(call)
-        while sending := [call for call in calls if call.connection is not None and call.connection.sending]:
+        # An abort that came before the connections were known has not woken them.
+        while not self._aborted.is_set() and (sending := [call for call in calls if call.is_sending]):
             self._wait(sending)
         return _PendingCalls(self, calls)
 
@@ -226,8 +227,7 @@ class Invoker:
             return
         poll = select.poll()
         for number, call in in_flight.items():
-            sending = call.connection is not None and call.connection.sending
-            poll.register(number, select.POLLOUT if sending else select.POLLIN)
+            poll.register(number, select.POLLOUT if call.is_sending else select.POLLIN)
         while in_flight:
             events = poll.poll(max(due - time.monotonic(), 0) * 1000)
             for number, _ in events:

@@ -5,7 +5,6 @@ and default values of its own.
 """
 
 import logging
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +23,12 @@ logger = logging.getLogger(__name__)
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
-_Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a number above 0")]
+_LARGEST = 3.4e38
+"""Tokens are sampled in float32; larger numbers, and factors below 1e-6, can leave its range."""
+_Factor = Annotated[float, Meta(ge=1e-6, le=_LARGEST, description="a number from 1e-06 to 3.4e+38")]
 _Share = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 1")]
 _TopP = Annotated[float, Meta(gt=0, le=1, description="a number above 0, up to 1")]
-_Temperature = Annotated[float, Meta(ge=0, le=sys.float_info.max, description="a number, 0 or more")]
+_Temperature = Annotated[float, Meta(ge=0, le=_LARGEST, description="a number from 0 to 3.4e+38")]
 _Offset = Annotated[float, Meta(ge=-2, le=2, description="a number from -2 to 2")]
 _TopK = Annotated[int, Meta(ge=-1, le=2**31, description="a whole number; 0 or -1 for all tokens")]
 
@@ -46,7 +47,7 @@ class _Sampling(Struct, omit_defaults=True):
     top_p: _TopP | None = None
     top_k: _TopK | None = None
     min_p: _Share | None = None
-    repetition_penalty: _Positive | None = None
+    repetition_penalty: _Factor | None = None
     frequency_penalty: _Offset | None = None
     presence_penalty: _Offset | None = None
 

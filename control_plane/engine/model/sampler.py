@@ -115,7 +115,7 @@ def token_probabilities(logits: Logits, params: SamplingParams) -> Logits:
         order = possible[np.argsort(-probabilities[possible])]
         ordered = probabilities[order]
         # A token stays if the sum of those before it is below top_p, so the likeliest one always stays.
-        probabilities[order[ordered.cumsum() - ordered >= params.top_p]] = 0
+        probabilities[order[ordered.cumsum(dtype=np.float64) - ordered >= params.top_p]] = 0
     if params.min_p > 0:
         probabilities[probabilities < np.float32(params.min_p) * probabilities.max()] = 0
     probabilities /= probabilities.sum()

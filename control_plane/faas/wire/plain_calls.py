@@ -51,7 +51,6 @@ def receive(seconds: float, calls: Sequence[tuple[int, bytes, NDArray[Any]]]) ->
     A call is (socket, proof, output): what the function has to send to prove itself, empty if it has no
     secret, and the array [T, H] of float32, or uint16 for bfloat16, that its output is written to. The result
     has the bytes that have arrived, perhaps none, for each call whose answer is not complete or not plain.
-
     """
     assert _extension is not None
     return [

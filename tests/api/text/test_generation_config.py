@@ -97,17 +97,19 @@ def test_all_tokens_have_two_spellings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("named", "problem"),
     [
-        ({"temperature": -1}, "temperature: must be a number, 0 or more"),
-        ({"temperature": "1"}, "temperature: must be a number, 0 or more"),
+        ({"temperature": -1}, "temperature: must be a number from 0 to 3.4e"),
+        ({"temperature": "1"}, "temperature: must be a number from 0 to 3.4e"),
         ({"top_p": 0}, "top_p: must be a number above 0, up to 1"),
         ({"top_k": 1.5}, "top_k: must be a whole number; 0 or -1 for all tokens"),
         ({"min_p": 2}, "min_p: must be a number from 0 to 1"),
-        ({"repetition_penalty": 0}, "repetition_penalty: must be a number above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty: must be a number from 1e-06 to 3.4e"),
+        ({"repetition_penalty": 1e-38}, "repetition_penalty: must be a number from 1e-06 to 3.4e"),
+        ({"temperature": 1e39}, "temperature: must be a number from 0 to 3.4e"),
         ({"frequency_penalty": 3}, "frequency_penalty: must be a number from -2 to 2"),
         ([], "is not a JSON object"),
-        ({"temperature": float("nan")}, "temperature: must be a number, 0 or more"),
+        ({"temperature": float("nan")}, "temperature: must be a number from 0 to 3.4e"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_sampling_that_makes_no_sense(named: Any, problem: str, tmp_path: Path) -> None:
     with pytest.raises(PartitionError, match=problem) as caught:

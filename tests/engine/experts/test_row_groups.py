@@ -102,3 +102,11 @@ def test_a_sum_is_rounded_once() -> None:
 def test_the_output_of_one_function_is_the_sum() -> None:
     output = np.ones((2, HIDDEN), np.float32)
     assert add_up([(None, output)], output) is output
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_batch_may_have_more_than_16_million_values() -> None:
+    size = (1 << 23) + 1
+    output = np.full((1, size), 0x3F80, np.uint16)
+    total = add_up([(np.array([0]), output), (np.array([1]), output)], np.empty((2, size), np.uint16))
+    assert (total == output).all()

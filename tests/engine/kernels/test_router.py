@@ -31,7 +31,7 @@ def linear(matrix: NDArray[Any]) -> LinearLayer:
 
 
 def route(isa: str, weight: NDArray[Any], hidden: NDArray[Any], **choice: Any) -> Routed:
-    """What a layer makes of rows whose attention adds nothing."""
+    """What a layer makes of rows of as many sequences, whose attention adds nothing."""
     ones = f32_to_bf16(np.ones(HIDDEN, np.float32))
     narrow = linear(np.zeros((HEAD_DIM, HIDDEN), np.uint16))
     weights = LayerWeights(
@@ -44,9 +44,9 @@ def route(isa: str, weight: NDArray[Any], hidden: NDArray[Any], **choice: Any) -
         router=Router(linear(weight), **choice),
     )
     program = LayerProgram(isa, LayerShape(HIDDEN, 1, 1, HEAD_DIM, epsilon=1e-6), weights)
-    cache = np.zeros((1, 1, 2, 1, len(hidden), HEAD_DIM), np.uint16)
+    cache = np.zeros((len(hidden), 1, 2, 1, 1, HEAD_DIM), np.uint16)
     angles = np.zeros((len(hidden), HEAD_DIM), np.uint16)
-    rows = BatchRows(np.zeros(len(hidden), np.int64), np.arange(len(hidden)), angles, angles)
+    rows = BatchRows(np.arange(len(hidden)), np.zeros(len(hidden), np.int64), angles, angles)
     return program.begin(cache, 0, hidden.copy(), rows, threads=1)
 
 
@@ -71,3 +71,21 @@ def test_the_choice_is_torchs(experts: int, top_k: int, sigmoid: bool, normalise
     assert (np.sort(routed.index) == np.sort(index.numpy())).all()
     values = values / values.sum(dim=-1, keepdim=True) if normalised else values
     np.testing.assert_allclose(routed.weights, values.bfloat16().float().numpy(), rtol=2**-7)
+
+
+@pytest.mark.parametrize("isa", compiled_isas())
+@pytest.mark.parametrize("sigmoid", [True, False])
+def test_a_row_of_nan_has_experts_too_and_does_not_change_those_of_others(sigmoid: bool, isa: str) -> None:
+    random = np.random.default_rng(0)
+    hidden = f32_to_bf16(random.standard_normal((ROWS, HIDDEN), np.float32))
+    weight = f32_to_bf16(random.standard_normal((60, HIDDEN), np.float32))
+    alone = route(isa, weight, hidden, top_k=4, sigmoid=sigmoid, normalised=True)
+    hidden[7] = f32_to_bf16(np.array([np.nan], np.float32))
+    routed = route(isa, weight, hidden, top_k=4, sigmoid=sigmoid, normalised=True)
+    assert len(set(routed.index[7].tolist())) == 4
+    assert (routed.index[7] >= 0).all()
+    assert (routed.index[7] < 60).all()
+    assert np.isnan(routed.weights[7]).all()
+    others = np.arange(ROWS) != 7
+    assert np.array_equal(routed.index[others], alone.index[others])
+    assert np.array_equal(routed.weights[others], alone.weights[others])

@@ -152,8 +152,8 @@ static PyObject *add_up_call(PyObject *module, PyObject *args) {
     Py_buffer out = {0};
     if (!PyArg_ParseTuple(args, "LLpO!w*:add_up", &rows, &size, &is_bf16, &PyTuple_Type, &parts, &out))
         return NULL;
-    int failed = check_size(rows) || check_size(size) || check_size(rows * size) ||
-                 check_buffer("out", &out, rows * size, is_bf16 ? 2 : 4, 1);
+    int failed =
+        check_size(rows) || check_size(size) || check_buffer("out", &out, rows * size, is_bf16 ? 2 : 4, 1);
     if (!failed) {
         const int64_t count = rows * size;
         float *total = is_bf16 ? PyMem_Calloc((size_t)count, sizeof *total) : out.buf;

@@ -129,7 +129,8 @@ ALWAYS_INLINE void attend_softmax(float *scores, int64_t count) {
     for (i = 0; i < count; i++) scores[i] /= sum;
 }
 
-/* The weights of a query's tokens: 0 for those that it does not see. */
+/* The weights of a query's tokens: 0 for those that it does not see. These are tokens of its own sequence,
+ * whose rows attend together; if their values are not finite, its sum is not either. */
 ALWAYS_INLINE void attend_weights(const struct attend *a, int64_t q) {
     float *scores = a->scores + q * a->tokens;
     const int64_t end = a->first[q] + a->seen[q];

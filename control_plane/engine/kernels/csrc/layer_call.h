@@ -159,9 +159,8 @@ PyDoc_STRVAR(
     "    clip), (norms_heads, top_k, sigmoid, normalised), norms, matrices, ffn) -> capsule\n\n"
     "norms are those of the input, after attention, of queries and of keys; matrices those of\n"
     "queries, keys, values, output and router, each (dtype, outputs, inputs, weights, bias); ffn is\n"
-    "(gate_up dtype, down dtype, intermediate_size, weights, gate). What a layer does not have is None. The "
-    "capsule\n"
-    "keeps the buffers.\n"
+    "(gate_up dtype, down dtype, intermediate_size, weights, gate). What a layer does not have is None.\n"
+    "The capsule keeps the buffers.\n"
     "Raises ValueError for arguments that do not fit together.");
 
 static PyObject *layer_program_call(PyObject *module, PyObject *args) {
