@@ -157,7 +157,10 @@ class InvocationResult:
     cold_experts: int
     """Experts of this call that were not in memory when it began."""
     residency: ResidencyReport | None = None
-    """None if nothing has changed since the last report that the caller got from this process."""
+    """None if nothing has changed since the last report over the same connection.
+
+    A gateway's connections have several callers, of which each gets a part of the reports.
+    """
     kernel: str | None = None
     """The function's kernel. It is sent with a report; older functions do not name it."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,6 +122,26 @@ async def test_a_server_with_old_code_is_replaced_and_ends_with_its_last_functio
             assert (await process(gateway, "one")).ppid() == (await process(gateway, "two")).ppid()
     finally:
         del os.environ["PYTHONPATH"]
+
+
+@asynchronous
+async def test_a_server_is_retired_after_the_fork_in_progress() -> None:
+    server = await fork_server.ForkServer.start(FORK_SERVER, {"PYTHONPATH": os.getcwd()})
+    (process,) = servers()
+    process.suspend()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        forking = asyncio.create_task(server.fork("function", {}, listener))
+        await asyncio.sleep(0.05)
+        retiring = asyncio.create_task(server.retire())
+        await asyncio.sleep(0.05)
+        process.resume()
+        async with asyncio.timeout(fork_server.ANSWER_SECONDS / 2):
+            function = await forking
+            await retiring
+            assert function is not None
+            function.send_signal(signal.SIGKILL)
+            await function.wait()
+    assert not server.alive
 
 
 @asynchronous

@@ -142,19 +142,33 @@ class ForkServer:
             code = int((await self._ask({"wait": pid}))["returncode"])
         except ForkServerError:
             code = -signal.SIGKILL
-        if self._retired and not self._running:
-            await self.close()
+        await self._close_if_unused()
         return code
 
     async def retire(self) -> None:
         """Fork no more, and end with the last process."""
         self._retired = True
-        if not self._running:
-            await self.close()
+        await self._close_if_unused()
 
     async def close(self) -> None:
         """End the server, and with it its processes."""
-        self._channel.close()
+        # A request that waits for its answer would not see that the channel is closed.
+        async with self._one_request:
+            self._channel.close()
+        await self._end()
+
+    async def _close_if_unused(self) -> None:
+        if not self._retired:
+            return
+        # Not in the midst of a request, either: it may fork another process.
+        async with self._one_request:
+            if self._running:
+                return
+            self._channel.close()
+        await self._end()
+
+    async def _end(self) -> None:
+        """Wait for the end of the server, whose channel is closed."""
         try:
             async with asyncio.timeout(END_SECONDS):
                 await self._process.wait()

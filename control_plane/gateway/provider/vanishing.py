@@ -11,6 +11,8 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
+from functions.host.c_library import C_LIBRARY
+
 SILENT_SECONDS = 30.0
 """How long callers of a process that has vanished get neither an answer nor a reset."""
 
@@ -38,7 +40,7 @@ class VanishedSockets:
         self._held: set[socket.socket] = set()
 
     def take(self, pid: int) -> None:
-        """Cut all connections of a child process, and stop it; it is then to be killed."""
+        """Cut all connections of a function's process, and stop it; it is then to be killed."""
         try:
             # A process that runs could accept further connections meanwhile.
             os.killpg(pid, signal.SIGSTOP)
@@ -65,7 +67,7 @@ class VanishedSockets:
 
 
 def _sockets(pid: int) -> list[socket.socket]:
-    """Duplicates of all TCP sockets of a child process. Raises OSError."""
+    """Duplicates of all TCP sockets of a descendant. Raises OSError."""
     pidfd = os.pidfd_open(pid)
     try:
         folder = Path(f"/proc/{pid}/fd")
@@ -76,9 +78,8 @@ def _sockets(pid: int) -> list[socket.socket]:
 
 
 def _duplicate(pidfd: int, number: int) -> int:
-    """pidfd_getfd(2), which a process may use on its children."""
-    library = ctypes.CDLL(None, use_errno=True)
-    duplicate: int = library.syscall(_PIDFD_GETFD, pidfd, number, 0)
+    """pidfd_getfd(2), which a process may use on its descendants."""
+    duplicate: int = C_LIBRARY.syscall(_PIDFD_GETFD, pidfd, number, 0)
     if duplicate < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

@@ -1,7 +1,8 @@
 /* Condition: what threading.Condition is in Python, with a mutex that C takes without the interpreter lock.
  *
- * Whoever waits for the mutex or for a notification in Python releases the interpreter lock meanwhile, and C
- * never waits for the interpreter lock while it holds a mutex. So neither waits for the other for ever. */
+ * Whoever waits for the mutex or for a notification in Python releases the interpreter lock meanwhile, so
+ * nobody who has that lock waits for a mutex. Calls in C do not need it while they hold a mutex. So neither
+ * waits for the other for ever. */
 
 #ifndef FAASMOE_CONDITION_H
 #define FAASMOE_CONDITION_H

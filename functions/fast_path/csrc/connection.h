@@ -19,7 +19,7 @@ struct connection {
     int leaves_client_core;
     double idle_seconds, receive_seconds, send_seconds;
     uint8_t first[FIRST_BYTES];
-    int64_t first_nbytes; /* received; 0 once they are a head and the body's beginning */
+    int64_t first_nbytes; /* received; only those of the head once the body has memory of its own */
     struct request_head head;
     uint8_t *body;
     int64_t body_nbytes; /* received */

@@ -43,8 +43,7 @@ struct server {
     struct proofs_state *proofs; /* an empty proof of the caller: everybody may call */
     struct connections_state *connections;
     struct residency residency;
-    double
-        report_seconds; /* after which a connection gets a report, even if nothing that it has was changed */
+    double report_seconds; /* after which a connection gets a report, even if nothing has changed */
 };
 
 #define GUARDED(condition)                                                              \
