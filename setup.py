@@ -3,6 +3,7 @@
 They are optional: without a compiler the package installs, and Python and NumPy do their work.
 """
 
+import os
 from glob import glob
 
 from setuptools import Extension, setup
@@ -12,6 +13,8 @@ FAST_PATH = "functions/fast_path"
 ENGINE = "control_plane/engine/kernels"
 WIRE = "control_plane/faas/wire"
 EXPERTS = "control_plane/engine/experts"
+OPTIMISED = "-O1" if "-fsanitize" in os.environ.get("CFLAGS", "") else "-O3"
+"""With sanitizers, the compiler takes minutes to optimise one file, and nobody times the result."""
 
 
 def extension(package: str, name: str, source: str) -> Extension:
@@ -22,7 +25,7 @@ def extension(package: str, name: str, source: str) -> Extension:
         sources=[f"{own}/{source}"],
         include_dirs=[f"{FUNCTION}/csrc"],
         depends=sorted(glob(f"{FUNCTION}/csrc/**/*.h", recursive=True) + glob(f"{own}/*.h")),
-        extra_compile_args=["-O3", "-std=c11", "-pthread"],
+        extra_compile_args=[OPTIMISED, "-std=c11", "-pthread"],
         extra_link_args=["-pthread"],
         optional=True,
     )
@@ -39,7 +42,7 @@ setup(
             "control_plane.partition.quantisation._scale_search",
             sources=["control_plane/partition/quantisation/csrc/scale_search.c"],
             # A fused product and sum would round otherwise than NumPy does.
-            extra_compile_args=["-O3", "-std=c11", "-ffp-contract=off"],
+            extra_compile_args=[OPTIMISED, "-std=c11", "-ffp-contract=off"],
             optional=True,
         ),
     ]
