@@ -23,6 +23,8 @@ from control_plane.partition.partitioner import partition
 
 MODEL = Path(__file__).parent.parent / "models" / "demo"
 LINE_WIDTH = 72
+FUNCTION_PROGRAM = "functions.expert"
+"""The module in the command line of a function's process."""
 
 
 @click.command()
@@ -130,13 +132,16 @@ def tenant_table(questions: list[Question], answers: list[PromptAnswer]) -> Iter
 
 def memory_table(server: int, gateway: int, report: dict[str, Any]) -> Iterator[str]:
     """Private memory of each kind of process, and the number of experts in memory."""
-    functions = [child.pid for child in psutil.Process(gateway).children()]
+    children = psutil.Process(gateway).children(recursive=True)
+    functions = [child.pid for child in children if FUNCTION_PROGRAM in child.cmdline()]
+    servers = [child.pid for child in children if child.pid not in functions]
     private = [_private(pid) for pid in functions]
     resident = sum(function["resident_experts"] for function in report["functions"])
     experts = sum(function["experts"] for function in report["functions"])
     rows = [
         ["control plane", "1", format_bytes(_private(server)), ""],
         ["gateway", "1", format_bytes(_private(gateway)), ""],
+        ["fork server", str(len(servers)), format_bytes(sum(map(_private, servers))), ""],
     ]
     rows.append(
         ["functions", str(len(functions)), f"{format_bytes(sum(private))}", f"{resident} of {experts}"]

@@ -34,6 +34,8 @@ ROUNDS = 15
 WARM_CALLS = 20
 MAX_MB = 5
 MAX_COLD_SECONDS = 0.03
+MAX_START_SECONDS = 60
+"""The longest wait for functions to start."""
 
 
 def main() -> None:
@@ -79,20 +81,25 @@ def measure_program(partition: Path) -> None:
         }
         started = time.perf_counter()
         with subprocess.Popen([sys.executable, "-m", PROGRAM], env={**os.environ, **settings}) as process:
-            answered(f"http://127.0.0.1:{settings[PORT_VARIABLE]}", invocation(manifest, block.function))
-            cold.append(time.perf_counter() - started)
-            memory.append(megabytes(psutil.Process(process.pid)))
-            process.kill()
+            try:
+                answered(f"http://127.0.0.1:{settings[PORT_VARIABLE]}", invocation(manifest, block.function))
+                cold.append(time.perf_counter() - started)
+                memory.append(megabytes(psutil.Process(process.pid)))
+            finally:
+                process.kill()
     print(f"started as a program: first answer after {statistics.median(cold):.4f} s")
     print(f"  PSS with one expert, alone on the machine: {statistics.median(memory):.1f} MB")
 
 
 def answered(url: str, body: bytes) -> None:
-    """Call again and again until there is an answer."""
+    """Call again and again until there is an answer. Raises OSError if there is none in time."""
+    deadline = time.monotonic() + MAX_START_SECONDS
     while True:
         try:
             post(url, body)
         except OSError:
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.001)
         else:
             return
@@ -115,10 +122,12 @@ def megabytes(process: psutil.Process) -> float:
 
 def until_ready(url: str, manifest: Manifest) -> None:
     """Wait until the gateway lists each function as available."""
-    available = 0
+    available, deadline = 0, time.monotonic() + MAX_START_SECONDS
     while available < len(manifest.blocks):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{available} of {len(manifest.blocks)} functions have started")
         time.sleep(0.01)
-        with urllib.request.urlopen(f"{url}/system/functions") as answer:
+        with urllib.request.urlopen(f"{url}/system/functions", timeout=60) as answer:
             available = sum(function["availableReplicas"] for function in json.load(answer))
 
 

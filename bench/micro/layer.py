@@ -10,29 +10,24 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
 
 import click
 import numpy as np
+from safetensors import safe_open
 
-from control_plane.app import build_invoker
-from control_plane.config import ServeConfig
-from control_plane.deployment.deploy import deploy_all
-from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.engine.state.stopwatch import StepPart
-from control_plane.faas.client import Gateway
-from control_plane.faas.invocation import ResidentLimits
 from control_plane.formatting import table
-from control_plane.gateway import embedded_gateway
+from control_plane.offline.engine import offline_engine
 from control_plane.partition.checkpoint.families import ModelConfig
+from control_plane.partition.dense import PACKED
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
+from control_plane.partition.recipes import DENSE_DTYPES
 
 MODEL = Path(__file__).parents[2] / "models" / "demo"
 SEQUENCES = (1, 6, 32)
@@ -45,7 +40,13 @@ Microseconds = dict[StepPart, float]
 
 @click.command()
 @click.option("--model", type=click.Path(exists=True, path_type=Path), default=MODEL, help="A checkpoint.")
-@click.option("--dtype", default="int8", show_default=True, help="Of experts and dense part.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DENSE_DTYPES),
+    default="int8",
+    show_default=True,
+    help="Of experts and dense part.",
+)
 @click.option("--tokens", type=click.IntRange(2), default=128, show_default=True, help="Of each answer.")
 @click.option(
     "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds; medians are shown."
@@ -57,13 +58,15 @@ def main(model: Path, dtype: str, tokens: int, rounds: int) -> None:
         experts = ModelConfig.from_json(json.loads((model / "config.json").read_text())).num_experts
         manifest = partition(model, out, granularity=Granularity(experts, 1), dtype=dtype, dense_dtype=dtype)
         found = asyncio.run(bench(out, manifest, tokens, rounds))
+        dense = _dense_nbytes(out / manifest.dense.file) / len(manifest.moe_layers)
     speed = _read_speed()
     click.echo(f"{model.name}, {dtype}: microseconds of a layer, medians of {rounds}")
     click.echo(f"A plain read takes in {speed / 1e9:.0f} GB/s.")
     rows = []
     for number, measured in found.items():
         parts = [median(one[part] for one in measured) for part in PARTS]
-        read = _layer_bytes(manifest, number) / speed * 1e6
+        experts = min(number * manifest.num_experts_per_tok, manifest.num_experts)
+        read = (dense + experts * manifest.expert_nbytes) / speed * 1e6
         rows.append([str(number), *(f"{part:.0f}" for part in (*parts, read, sum(parts) - read))])
     for line in table(["sequences", *PARTS, "bytes", "beyond"], rows):
         click.echo(line)
@@ -72,7 +75,7 @@ def main(model: Path, dtype: str, tokens: int, rounds: int) -> None:
 async def bench(folder: Path, manifest: Manifest, tokens: int, rounds: int) -> dict[int, list[Microseconds]]:
     """For each number of sequences, a layer's microseconds by part in each round."""
     found: dict[int, list[Microseconds]] = {number: [] for number in SEQUENCES}
-    async with _engine(folder, manifest) as engine:
+    async with offline_engine(folder, manifest) as (_, _, engine):
         await _decode(engine, 1, tokens)
         for _ in range(rounds):
             for number in SEQUENCES:
@@ -84,21 +87,6 @@ async def bench(folder: Path, manifest: Manifest, tokens: int, rounds: int) -> d
                     {part: (after.step_seconds[part] - before[part]) * scale for part in PARTS}
                 )
     return found
-
-
-@asynccontextmanager
-async def _engine(folder: Path, manifest: Manifest) -> AsyncIterator[Engine]:
-    config = ServeConfig(prefetch=False, max_sequences=max(SEQUENCES))
-    async with embedded_gateway(folder, "127.0.0.1", 0, None, idle_after=900.0) as url:
-        async with Gateway.connect(url, None) as gateway:
-            address = gateway.address
-            async for _ in deploy_all(manifest, [gateway]):
-                pass
-        invoker = build_invoker(lambda _: address, lambda _: True, config)
-        runner = await asyncio.to_thread(build_runner, folder, manifest, invoker, ResidentLimits(), config)
-        engine = build_engine(runner, invoker, frozenset(), config)
-        async with engine.running():
-            yield engine
 
 
 async def _decode(engine: Engine, number: int, tokens: int) -> None:
@@ -116,10 +104,12 @@ async def _decode(engine: Engine, number: int, tokens: int) -> None:
     )
 
 
-def _layer_bytes(manifest: Manifest, rows: int) -> float:
-    """Bytes that a layer reads: its share of the dense part, and the experts of so many rows."""
-    experts = min(rows * manifest.num_experts_per_tok, manifest.num_experts)
-    return manifest.dense.nbytes / len(manifest.moe_layers) + experts * manifest.expert_nbytes
+def _dense_nbytes(path: Path) -> int:
+    """Bytes of the packed matrices of all layers. Embeddings and head are in none, the rest is small."""
+    with safe_open(path, framework="numpy") as file:
+        names: list[str] = list(file.keys())
+        packed = [name for name in names if ".layers." in name and name.endswith(PACKED)]
+        return sum(file.get_slice(name).get_shape()[0] for name in packed)
 
 
 def _read_speed() -> float:

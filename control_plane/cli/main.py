@@ -1,6 +1,6 @@
 """The `faasmoe` command, with all its subcommands.
 
-Each command imports what it needs when it runs: importing torch would make even `--help` slow.
+Each command imports what it needs when it runs: importing all of it would make even `--help` slow.
 """
 
 import os

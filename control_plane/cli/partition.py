@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from control_plane.cli.options import COUNT, FILE, FOLDER, other_option
+from control_plane.partition.recipes import DENSE_DTYPES, DTYPES
 from control_plane.signals import sigterm_exits
 
 
@@ -33,14 +34,14 @@ from control_plane.signals import sigterm_exits
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["auto", "f32", "bf16", "int8", "int4"]),
+    type=click.Choice(DTYPES),
     default="auto",
     show_default=True,
     help="Type of the weights; auto keeps the checkpoint's; int8 and int4 quantise the routed experts.",
 )
 @click.option(
     "--dense-dtype",
-    type=click.Choice(["auto", "int8", "int4"]),
+    type=click.Choice(DENSE_DTYPES),
     default="auto",
     show_default=True,
     help="Type of the dense part's weights; auto does not quantise it; int8 and int4 quantise attention, "
@@ -55,7 +56,8 @@ from control_plane.signals import sigterm_exits
     type=FILE,
     metavar="FILE",
     help="File that `faasmoe profile` wrote: experts that are used together are packed into the same "
-    "functions.  [default: experts stay in their order]",
+    "functions, and weights of large inputs are quantised with more care.  "
+    "[default: experts stay in their order]",
 )
 @click.option(
     "--update",

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from control_plane.cli.options import COUNT, FILE, FOLDER, OUTPUT_FILE
+from control_plane.errors import ConfigError
 from control_plane.signals import sigterm_exits
 
 
@@ -34,7 +35,7 @@ def profile(partition: Path, prompts_file: Path, max_tokens: int, output: Path) 
     """Record which experts prompts use, and which ones together.
 
     The functions of the PARTITION folder run on this machine meanwhile. `faasmoe partition --profile` packs
-    experts by the result.
+    experts and quantises weights by the result.
 
     \b
       faasmoe profile OUT_DIR --prompts prompts.txt
@@ -42,6 +43,9 @@ def profile(partition: Path, prompts_file: Path, max_tokens: int, output: Path) 
     """
     from control_plane.offline import profiling
 
+    if not output.absolute().parent.is_dir():
+        # Before the prompts run, which may take long.
+        raise ConfigError(f"cannot write {output}: {output.parent} is not a folder")
     prompts = profiling.read_prompts(prompts_file)
     with sigterm_exits():
         made = asyncio.run(profiling.profile(partition, prompts, max_tokens))

@@ -1,7 +1,8 @@
 """How well a partition predicts a text: its perplexity, and how far it is from another partition.
 
 The text is read in windows, each on its own, so that memory does not grow with the text. Of a partition that
-has run, only the final hidden states stay, from which its head computes logits a few rows at a time.
+has run, the dense part and the final hidden states stay, from which its head computes logits a few rows at a
+time.
 """
 
 import asyncio

@@ -56,6 +56,7 @@ VARIANTS = [
 @click.option("--tokens", default=2500, show_default=True, help="Tokens to predict, of all texts together.")
 @click.option("--ggml", type=FILE, help="llama.cpp's libggml-base.so: adds a row for its Q4_K_M.")
 def main(model: Path, texts: Sequence[Path], prompts: Path, tokens: int, ggml: Path | None) -> None:
+    """Print how well partitions of MODEL, a GGUF file of SmolLM2, predict the TEXTS."""
     text = "\n".join(_start(each, 5 * tokens // len(texts)) for each in texts)
     with tempfile.TemporaryDirectory() as folder:
         click.echo("| weights | bits | perplexity | change | KL divergence |\n|---|---|---|---|---|")

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from control_plane.errors import PartitionError
 from control_plane.files import regular_size
+from control_plane.partition.checkpoint.untrusted import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,13 +72,9 @@ class ModelTokenizer:
             raise PartitionError(f"{partition} has no tokenizer: the checkpoint had none")
         if regular_size(path) > MAX_STORED_NBYTES:
             raise PartitionError(f"{path} has more than {MAX_STORED_NBYTES} bytes")
-        try:
+        with loading(str(path)):
             stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
             backend = Tokenizer.from_str(bytes(stored.tokenizer).decode())
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # The library's panics are not Exceptions.
-            raise PartitionError(f"cannot load {path}: {type(error).__name__}: {str(error)[:300]}") from error
         return cls(
             backend,
             stored.eos_token_id,

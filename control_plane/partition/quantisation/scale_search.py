@@ -39,7 +39,7 @@ class ScaleSearch(ABC):
         """Quantise weights [rows, groups, 32]; each input's error counts by its importance [groups, 32].
 
         The weights are at most `LARGEST_WEIGHT`. Types whose integers are not evenly spaced, and int8, which
-        has enough of them, are left to `functions.kernels.quantisation`.
+        has enough of them, are rounded plainly (`functions.kernels.quantisation`).
         """
         if kind.bits != 4 or not isinstance(kind.values, range):
             return quantise(kind, weights, importance)

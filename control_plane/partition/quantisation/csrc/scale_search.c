@@ -1,8 +1,8 @@
 /* _scale_search: the search for the scales and minima of quantised weights as a Python module.
  *
- * scale_search.py is its public interface, and specifies what it computes (NumpySearch), to the last bit:
- * each row is a lane of its own, whose float32 operations happen in one order on every processor. So the
- * compiler must not contract products and sums (-ffp-contract=off). */
+ * scale_search.py is its public interface, and specifies what it computes (NumpyScaleSearch), to the last
+ * bit: each row is a lane of its own, whose float32 operations happen in one order on every processor. So
+ * the compiler must not contract products and sums (-ffp-contract=off). */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
