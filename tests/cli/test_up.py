@@ -163,7 +163,7 @@ def test_small_files_that_have_changed_are_taken_over(chat_checkpoint: Path, tmp
     os.utime(checkpoint / "chat_template.jinja", (later, later))
     said: list[str] = []
     assert partition_of(checkpoint, said.append) == partition_of(checkpoint, said.append) == folder
-    assert said == [f"updated chat_template.jinja in {folder}"]
+    assert said == [f"updated chat_template.jinja, stored_tokenizer.json in {folder}"]
     assert (folder / "chat_template.jinja").read_text() == "changed"
     Manifest.load(folder).verify(folder)
 

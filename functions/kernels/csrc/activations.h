@@ -120,9 +120,8 @@ ALWAYS_INLINE void quantise_group(enum dtype dtype, const float *x, int64_t grou
     int8_t values[GROUP_VALUES];
     int32_t sum = 0;
     for (int i = 0; i < GROUP_VALUES; i++) {
-        const int32_t value = round_to_int(x[i] / divisor);
-        sum += value;
-        values[i] = (int8_t)value;
+        values[i] = (int8_t)round_to_int(x[i] / divisor);
+        sum += values[i]; /* of a scale that is not finite, too, a number that fits */
     }
     memcpy(row->dwords + group * GROUP_STEPS, values, sizeof values);
     row->scales[group] = scale;

@@ -18,7 +18,7 @@ from functions.contract.messages import Invocation, ResidencyReport
 from functions.expert.block_file import BlockFile
 from functions.expert.expert_block import ExpertBlock
 from functions.expert.residency import Residency
-from functions.kernels import load_kernel
+from functions.kernels import available_isas, load_kernel
 from tests.conftest import StartFunction
 from tests.support.api.api_server import eventually
 from tests.support.functions.expert_process import ExpertProcess
@@ -116,7 +116,9 @@ def report(function: ExpertProcess, method: str = "GET", body: Any = None) -> Re
         method, "/_/residency", None if body is None else json.dumps(body).encode()
     )
     assert status == 200, answer
-    return ResidencyReport(**json.loads(answer))
+    found = json.loads(answer)
+    assert found.pop("kernel") in available_isas()
+    return ResidencyReport(**found)
 
 
 def test_the_residency_endpoint_sets_the_limit(start_function: StartFunction, tiny: TinyPartition) -> None:
