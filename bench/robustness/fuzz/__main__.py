@@ -37,8 +37,7 @@ DAY = 86400.0
 @click.option(
     "--inputs",
     type=click.IntRange(1),
-    help="Inputs of each target.  "
-    "[default: 100,000 invocations, fast calls and plain answers, 10,000 others]",
+    help="Inputs of each target.  [default: 100,000 for three of them, 10,000 for the others]",
 )
 @click.option(
     "--seconds", type=float, default=DAY, help="The most time for each target.  [default: no limit]"

@@ -38,7 +38,7 @@ def response_tool(name: str, parameters: Any) -> Any:
 def test_answers_with_tools_and_a_structure_are_calls_or_the_structure(api: ApiClient) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "age", "schema": AGE}}
     body = {"messages": ASK, "tools": [chat_tool("weather", CITY)], "response_format": form}
-    choices = api.post(CHAT, **body, n=16, temperature=2, seed=7, max_tokens=200)["choices"]
+    choices = api.post(CHAT, **body, n=64, temperature=2, seed=1, max_tokens=200)["choices"]
     for choice in choices:
         message = choice["message"]
         if choice["finish_reason"] == "tool_calls":
