@@ -15,6 +15,7 @@ import yaml
 from bench.support.cgroup import Cgroup
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.partitioner import partition
+from control_plane.signals import sigterm_exits
 
 FAASMOE = "control_plane"
 START_SECONDS = 120.0
@@ -112,17 +113,18 @@ async def running(
     start_seconds: float = START_SECONDS,
     module: str = FAASMOE,
 ) -> AsyncIterator[tuple[int, str]]:
-    """Run a server until the end of the context. Yields its process id and its address.
+    """Run a server until the end of the context, or of this process. Yields its process id and its address.
 
     `arguments` are those of a faasmoe command, or of another `module`. Raises `FaaSMoEError` if the server
     ends before it serves, or takes too long.
     """
     command = command_of(arguments, module)
-    process, url = await start(group.command(command) if group else command, start_seconds)
-    try:
-        yield process.pid, url
-    finally:
-        await stop(process)
+    with sigterm_exits():
+        process, url = await start(group.command(command) if group else command, start_seconds)
+        try:
+            yield process.pid, url
+        finally:
+            await stop(process)
 
 
 async def start(
