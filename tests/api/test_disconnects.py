@@ -191,8 +191,9 @@ def test_disconnect_within_a_request(api: ApiClient, part: bytes) -> None:
 def test_other_clients_get_their_whole_answers(
     api: ApiClient, tokenizer: Any, expected: Callable[[list[int], int], str]
 ) -> None:
-    asked = {"prompt": "the cat", "max_tokens": 60, "temperature": 0, "ignore_eos": True}
-    text = expected(tokenizer("the cat")["input_ids"], 60)
+    # Long enough for some clients to come and go meanwhile.
+    asked = {"prompt": "the cat", "max_tokens": 400, "temperature": 0, "ignore_eos": True}
+    text = expected(tokenizer("the cat")["input_ids"], 400)
     with nothing_is_left(api), ThreadPoolExecutor(1) as thread:
         answer = thread.submit(api.stream, COMPLETION, **asked)
         gone = 0
