@@ -45,6 +45,7 @@ struct attention_member {
     struct attention *attention;
     float *query, *out; /* [heads that share keys][head_dim] */
     float *scores;      /* [ATTEND_QUERIES][longest] */
+    float *part;        /* [PART_TOKENS][head_dim] */
 };
 
 struct attention {
@@ -108,6 +109,7 @@ static void attention_item(void *member, int64_t item) {
         .values = kv_place(c, a->lanes[row], a->layer, VALUES, head, first),
         .tokens = tokens,
         .scores = m->scores,
+        .part = m->part,
         .out = m->out,
     };
     for (int64_t h = 0; h < shared; h++) {
@@ -125,6 +127,7 @@ static void attention_free(struct attention *t) {
         free(t->members[i].query);
         free(t->members[i].out);
         free(t->members[i].scores);
+        free(t->members[i].part);
     }
     free(t);
 }
@@ -141,7 +144,8 @@ static int attention_member_alloc(struct attention_member *m, struct attention *
     m->query = malloc((size_t)(shared * head_dim) * sizeof *m->query);
     m->out = malloc((size_t)(shared * head_dim) * sizeof *m->out);
     m->scores = malloc((size_t)(ATTEND_QUERIES * longest) * sizeof *m->scores);
-    return m->query && m->out && m->scores ? 0 : -1;
+    m->part = malloc((size_t)(PART_TOKENS * head_dim) * sizeof *m->part);
+    return m->query && m->out && m->scores && m->part ? 0 : -1;
 }
 
 /* The arguments must be valid. Returns 0, or -1 when out of memory, with the cache unchanged. */

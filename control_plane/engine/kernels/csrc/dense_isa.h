@@ -8,7 +8,17 @@
 #include "elementwise.h"
 #include "isa/isa.h"
 #include "rms_norm.h"
+#include "rotate.h"
 #include "router.h"
+
+/* The floats in a vector register. */
+#define LANES_avx512 16
+#define LANES_avx_vnni 8
+#define LANES_avx2 8
+#define LANES_neon_i8mm 4
+#define LANES_neon_dotprod 4
+#define LANES_neon 4
+#define LANES_c 4
 
 struct dense_isa {
     void (*rotate)(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
@@ -30,7 +40,12 @@ struct dense_isa {
                                           int64_t angles, float *out) {                                      \
         rotate(dtype, heads, size, x, start, cosine, sine, angles, out);                                     \
     }                                                                                                        \
-    TARGET_##isa static void isa##_attend(enum dtype dtype, const struct attend *a) { attend(dtype, a); }    \
+    TARGET_##isa static void isa##_attend(enum dtype dtype, const struct attend *a) {                        \
+        if (dtype == BF16)                                                                                   \
+            ATTEND_NAME(all, LANES_##isa)(BF16, a);                                                          \
+        else                                                                                                 \
+            ATTEND_NAME(all, LANES_##isa)(F32, a);                                                           \
+    }                                                                                                        \
     TARGET_##isa static void isa##_rms_norm(enum dtype dtype, int64_t rows, int64_t size, const char *x,     \
                                             const void *weight, float epsilon, char *out) {                  \
         rms_norm(dtype, rows, size, x, weight, epsilon, out);                                                \

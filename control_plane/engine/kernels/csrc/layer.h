@@ -71,6 +71,7 @@ struct layer_member {
     struct encoder encoder;
     float *row;    /* a row's keys, or the output of ATTEND_QUERIES */
     float *scores; /* attention's: [ATTEND_QUERIES][tokens that a block sees] */
+    float *part;   /* attention's: [PART_TOKENS][head_dim] */
     struct candidate *candidates;
 };
 
@@ -216,12 +217,13 @@ static void layer_attend_heads(struct layer_member *m, const struct row_block *b
         .values = kv_place(&a->cache, lane, a->layer, VALUES, from, first),
         .tokens = position + block->rows - first,
         .scores = m->scores,
+        .part = m->part,
         .out = m->row,
     };
     for (int64_t r = 0; r < block->rows; r++) {
         const int64_t seen = kv_seen(position + r, p->window), begin = position + r + 1 - seen - first;
         const float *query = c->query + ((block->first + r) * p->heads + head) * size;
-        for (int64_t h = 0; h < heads; h++) attend_to(&work, query + h * size, begin, seen);
+        for (int64_t h = 0; h < heads; h++) attend_to(&work, query + h * size, begin, begin + seen);
     }
     p->dense->attend(p->dtype, &work);
     for (int64_t r = 0; r < block->rows; r++)
@@ -295,6 +297,7 @@ static void layer_free(struct layer_call *c) {
         encoder_free(&m->encoder);
         free(m->row);
         free(m->scores);
+        free(m->part);
         free(m->candidates);
     }
     for (int i = 0; i < LAYER_OPERANDS; i++) operand_free(&c->operands[i]);
@@ -341,11 +344,12 @@ static int layer_member_alloc(struct layer_member *m, struct layer_call *c, int6
     m->call = c;
     m->row = floats((p->kv_heads > ATTEND_QUERIES ? p->kv_heads : ATTEND_QUERIES) * p->head_dim);
     m->scores = floats(ATTEND_QUERIES * (longest + ATTEND_QUERIES));
+    m->part = floats(PART_TOKENS * p->head_dim);
     m->candidates = malloc((size_t)(p->router.experts + 1) * sizeof *m->candidates);
     const int64_t values = p->heads * p->head_dim,
                   longest_row = values > p->hidden_size ? values : p->hidden_size;
-    return encoder_alloc(&m->encoder, p->isa, longest_row) || !m->row || !m->scores || !m->candidates ? -1
-                                                                                                      : 0;
+    const int failed = encoder_alloc(&m->encoder, p->isa, longest_row);
+    return failed || !m->row || !m->scores || !m->part || !m->candidates ? -1 : 0;
 }
 
 static int layer_alloc(struct layer_call *c) {

@@ -6,8 +6,8 @@
 
 #include <stdint.h>
 
-#include "attend.h"
 #include "elementwise.h"
+#include "softmax.h"
 
 struct router {
     enum dtype dtype; /* to which the weights are rounded */
@@ -79,7 +79,7 @@ ALWAYS_INLINE void choose_experts(const struct router *r, float *scores, struct 
     if (r->sigmoid)
         for (int64_t e = 0; e < r->experts; e++) scores[e] = sigmoid(scores[e]);
     else
-        attend_softmax(scores, r->experts);
+        softmax(scores, r->experts);
     for (int64_t e = 0; e < r->experts; e++) candidates[e] = (struct candidate){scores[e], (int32_t)e};
     select_candidates(candidates, r->experts, r->top_k);
     float sum = 0;
