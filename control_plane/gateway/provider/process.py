@@ -14,7 +14,7 @@ import aiohttp
 import psutil
 
 from control_plane.faas.types import FunctionUsage
-from control_plane.gateway.provider.fork_server import ForkedProcess
+from control_plane.gateway.provider.forking.forked_process import ForkedProcess
 from control_plane.gateway.provider.liveness import until_it_hangs
 from control_plane.gateway.provider.log import FunctionLog
 from functions.contract.process import LISTEN_FD_VARIABLE, READY_PATH
