@@ -160,8 +160,8 @@ def test_a_tokenizer_that_is_stored_as_more_than_it_was_read_from(
 ) -> None:
     folder = shutil.copytree(chat_checkpoint, tmp_path / NAME)
     tokenizer_file = folder / "tokenizer.json"
-    compact = {"ensure_ascii": False, "separators": (",", ":")}
-    tokenizer_file.write_text(json.dumps(json.loads(tokenizer_file.read_text()), **compact))
+    content = json.loads(tokenizer_file.read_text())
+    tokenizer_file.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")))
     # The chat template comes from another file.
     largest = tokenizer_file.stat().st_size
     monkeypatch.setattr(checkpoint_tokenizer, "MAX_TOKENIZER_BYTES", largest)
