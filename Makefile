@@ -86,6 +86,9 @@ bench-fairness: setup  ## tenants who flood beside a modest one: service, times 
 bench-grammars: setup  ## tokens/s of 8 sequences at once, free and held to a JSON schema
 	$(BIN)/python -m bench.micro.grammars
 
+bench-granularity: setup  ## memory, starts and speed by the number of experts in a function, up to one
+	$(BIN)/python -m bench.micro.granularity $(ARGS)
+
 bench-invoke: setup  ## the cost of a call: direct, through the embedded gateway, and a bare aiohttp echo
 	$(BIN)/python -m bench.micro.invoke
 

@@ -43,7 +43,7 @@ from control_plane.faas.connection import Address
 from control_plane.faas.gateway_access import GatewayAccess
 from control_plane.faas.gateways import Gateways
 from control_plane.faas.invocation import ResidentLimits
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from control_plane.http import check_open_files, serving
 from control_plane.observability.logs import log_kernel
 from control_plane.observability.metrics import Metrics

@@ -28,7 +28,7 @@ from yarl import URL
 from bench.support import processes
 from control_plane.faas.connection import Address, Connection, ready
 from control_plane.faas.gateway_access import default_secret_file, make_function_secret
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from control_plane.formatting import table
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest

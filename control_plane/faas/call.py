@@ -78,6 +78,8 @@ class Call:
     """When to look after the call although its connection is silent, or to repeat it after a failure."""
     _ends: float = 0.0
     """The end of the attempt."""
+    _listened_at: float = 0.0
+    """Since when the attempt's answer is waited for."""
     _questions: int = 0
     _gateway_failures: int = 0
     _deaths: int = 0
@@ -91,10 +93,15 @@ class Call:
     def start(self, address: Address, direct: bool, now: float) -> None:
         """Begin an attempt."""
         self.address, self.direct, self.sent_at = address, direct, now
+        self._listened_at = now
         self._ends = min(self.deadline, now + self.policy.attempt(direct, self._gateway_failures))
         self._questions = 0
         patience = min(self.policy.loss_patience, self.policy.patience(0))
         self.due = min(self._ends, now + patience) if direct else self._ends
+
+    def listen(self, now: float) -> None:
+        """Begin to wait for the answer: until now, that there was none did not mean that it is silent."""
+        self._listened_at = now
 
     def is_over(self, now: float) -> bool:
         """Whether the attempt has taken too long."""
@@ -102,7 +109,7 @@ class Call:
 
     def put_off(self, now: float) -> bool:
         """Whether it is too early to check the function's health. If so, sets the time of the next look."""
-        patience_ends = min(self._ends, self.sent_at + self.policy.patience(0))
+        patience_ends = min(self._ends, self._listened_at + self.policy.patience(0))
         early = now < patience_ends and self.connection is not None and not self.connection.is_losing
         if early:
             self.due = patience_ends

@@ -14,7 +14,7 @@ from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.app import create_app
 from control_plane.gateway.deployment_file import DeploymentFile
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
-from control_plane.gateway.provider.fork_server import ForkServers
+from control_plane.gateway.provider.forking.fork_servers import ForkServers
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.provider import LocalProvider
 from control_plane.gateway.provider.secret_store import SecretStore

@@ -21,6 +21,8 @@ MAX_MANIFEST_NBYTES = 16 << 20
 MAX_EXPERTS = 1 << 15
 """Experts of a layer: an invocation has their numbers as int16."""
 
+MAX_FINGERPRINT = 64
+"""Characters of a fingerprint: the hex digits of SHA-256."""
 MAX_PATH_LENGTH = 400
 MAX_PROBLEM = 200
 """The most characters of an error that quotes the manifest."""
@@ -146,6 +148,8 @@ class FunctionManifest:
                 raise ValueError(f"{field.name} is {str(value)[:20]!r}")
             if field.type is int and not 0 <= value <= _LARGEST:
                 raise ValueError(f"{field.name} is out of range")
+        if len(self.fingerprint) > MAX_FINGERPRINT:
+            raise ValueError(f"fingerprint has {len(self.fingerprint)} characters")
         if self.dtype not in ("f32", "bf16"):
             raise ValueError(f"dtype is {self.dtype[:20]!r}")
         for name in (self.gate_up_dtype, self.down_dtype):

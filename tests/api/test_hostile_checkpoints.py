@@ -153,3 +153,17 @@ def test_a_tokenizer_s_file_that_is_huge(chat_checkpoint: Path, monkeypatch: pyt
     monkeypatch.setattr(checkpoint_tokenizer, "MAX_TOKENIZER_BYTES", 1000)
     with pytest.raises(PartitionError, match=r"tokenizer\.json has more than 1000 bytes"):
         read_tokenizer(chat_checkpoint)
+
+
+def test_a_tokenizer_that_is_stored_as_more_than_it_was_read_from(
+    chat_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(chat_checkpoint, tmp_path / NAME)
+    tokenizer_file = folder / "tokenizer.json"
+    content = json.loads(tokenizer_file.read_text())
+    tokenizer_file.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")))
+    # The chat template comes from another file.
+    largest = tokenizer_file.stat().st_size
+    monkeypatch.setattr(checkpoint_tokenizer, "MAX_TOKENIZER_BYTES", largest)
+    with pytest.raises(PartitionError, match=f"cannot load the tokenizer in .*: it has more than {largest}"):
+        read_tokenizer(folder)

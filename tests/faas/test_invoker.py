@@ -11,7 +11,7 @@ import pytest
 
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from functions.contract.messages import Invocation
 from tests.conftest import StartFunction
 from tests.support.functions.expert_process import ExpertProcess, expert_process

@@ -20,7 +20,7 @@ from control_plane.errors import (
 )
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from functions.contract.messages import Invocation, InvocationResult
 from functions.http.messages import FunctionResponse
 from tests.support.functions.expert_process import ExpertProcess

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from control_plane.errors import FunctionUnavailable
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from control_plane.faas.wire import plain_calls
 from functions.contract.messages import InvocationResult, ResidencyReport
 from functions.contract.safetensors_codec import CONTENT_TYPE

@@ -18,7 +18,7 @@ from control_plane.faas.gateway_access import (
     random_function_secret,
     read_function_secret,
 )
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from control_plane.gateway import embedded_gateway
 from control_plane.partition.granularity import Granularity
 from functions.contract.secret import FunctionSecret

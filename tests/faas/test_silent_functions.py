@@ -90,6 +90,26 @@ def test_a_slow_function_is_called_once() -> None:
         assert invoker.statistics["f"].retries == 0
 
 
+def test_a_function_is_not_silent_while_nobody_listens() -> None:
+    """The control plane computes for longer than a function may be silent; the function for longer still."""
+
+    def slow(call: Call) -> None:
+        assert not call.wait_for_hang_up(0.8)
+        answers()(call)
+
+    with ExitStack() as stack:
+        function = stack.enter_context(loopback_server(slow))
+        server = stack.enter_context(loopback_server(never, answers(function.address)))
+        policy = replace(PATIENT, loss_patience=0.05, first_patience=0.5)
+        invoker = stack.enter_context(invoker_of(server.address, policy))
+        invoker.begin({"f": invocation()}).wait()
+        pending = invoker.begin({"f": invocation()})
+        time.sleep(0.6)
+        pending.wait()
+        assert function.questions == 0
+        assert len(server.paths) == 1
+
+
 def test_an_answer_counts_that_arrives_while_the_function_is_asked() -> None:
     """The function is too busy to answer for its health, but not to answer the call."""
 

@@ -33,7 +33,7 @@ from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
 from control_plane.faas.gateway_access import Credentials, GatewayAccess, read_credentials
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from control_plane.gateway import embedded_gateway
 from control_plane.gateway.provider.emulation import FAASD, OWN
 from control_plane.partition.partitioner import partition

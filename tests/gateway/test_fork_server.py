@@ -1,6 +1,7 @@
 """Functions that are forked from a server which has imported their code."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from control_plane.gateway.provider import fork_server
+from control_plane.gateway.provider.forking import fork_server
 from functions.host.fork_server import ROOM_VARIABLE
 from tests.support.gateways import echo_function
 from tests.support.gateways.echo_client import EchoClient, deployment
@@ -39,6 +40,10 @@ def files(process: psutil.Process) -> dict[str, str]:
     """What is open in a process: paths, sockets and pipes by number."""
     folder = Path(f"/proc/{process.pid}/fd")
     return {path.name: os.readlink(path).split(":")[0] for path in folder.iterdir()}
+
+
+def no_files_left(pid: int) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 @asynchronous
@@ -198,17 +203,55 @@ async def test_when_the_server_is_killed_its_functions_are_started_again(tmp_pat
 
 
 @asynchronous
-async def test_a_server_that_does_not_answer_is_replaced(
+async def test_a_server_that_hangs_is_replaced_and_its_functions_run_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fork_server, "ANSWER_SECONDS", 0.3)
     async with echo_gateway(tmp_path) as gateway:
         await gateway.deploy(deployment("one"))
-        await process(gateway, "one")
+        one = await process(gateway, "one")
         (server,) = servers()
         server.suspend()
         await gateway.deploy(deployment("two"))
-        assert (await process(gateway, "two")).ppid() == servers()[0].pid != server.pid
+        two = await process(gateway, "two")
+        assert two.ppid() != server.pid
+        assert await process(gateway, "one") == one
+        one.kill()
+        await wait_for_end(server.pid)
+        assert (await process(gateway, "one")).ppid() == two.ppid()
+
+
+@asynchronous
+async def test_an_answer_that_comes_too_late_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_server, "ANSWER_SECONDS", 0.3)
+    async with echo_gateway(tmp_path) as gateway:
+        await gateway.deploy(deployment("one"))
+        one = await process(gateway, "one")
+        (server,) = servers()
+        server.suspend()
+        await gateway.deploy(deployment("two"))
+        await process(gateway, "two")
+        server.resume()
+        while [child for child in server.children() if child.status() != psutil.STATUS_ZOMBIE] != [one]:
+            await asyncio.sleep(0.01)
+        assert await process(gateway, "one") == one
+
+
+@asynchronous
+async def test_a_function_that_cannot_be_watched_is_started_as_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pidfd_open", no_files_left)
+            await gateway.deploy(deployment("one"))
+            assert (await process(gateway, "one")).ppid() == os.getpid()
+        (server,) = servers()
+        assert server.children() == []
+        await gateway.deploy(deployment("two"))
+        assert (await process(gateway, "two")).ppid() == server.pid
 
 
 @asynchronous

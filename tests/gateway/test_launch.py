@@ -9,7 +9,7 @@ from yarl import URL
 from control_plane.deployment.deploy import deploy_all
 from control_plane.faas.client import Gateway
 from control_plane.faas.connection import Address
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from control_plane.gateway import embedded_gateway
 from tests.support.api.api_server import in_thread
 from tests.support.models.tiny_partition import TinyPartition

@@ -3,11 +3,15 @@
 import asyncio
 import os
 import signal
+import socket
 import time
 from pathlib import Path
+from threading import Event, Thread
 
+import psutil
 import pytest
 
+from control_plane.gateway.provider.health_probe import HealthProbe
 from control_plane.gateway.provider.liveness import Activity, Liveness, LivenessLimits
 from tests.support.gateways.echo_client import EchoClient, deployment
 from tests.support.gateways.echo_gateway import asynchronous, echo_gateway, wait_for_end
@@ -46,6 +50,54 @@ def test_the_activity_of_a_process_is_seen() -> None:
     assert now.seconds > before.seconds > 0
     assert now.working
     assert Activity.read(2**22 + 1) == Activity(0.0, False)
+
+
+@asynchronous
+async def test_an_answer_counts_that_this_process_was_too_busy_to_read() -> None:
+    """As when hundreds of probes are due at once."""
+    loop, seen = asyncio.get_running_loop(), Event()
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            time.sleep(0.2)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+            seen.wait(5)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, HealthProbe(listener.getsockname()[1]) as probe:
+        function = Thread(target=answer)
+        function.start()
+        # The answer comes before the time is up, and is seen after that.
+        loop.call_later(0.1, time.sleep, 0.5)
+        answered = await probe.ask(0.3)
+        assert answered or probe.has_arrived()
+        seen.set()
+        function.join()
+
+
+@asynchronous
+async def test_a_process_that_does_not_answer_is_told_from_one_that_is_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, HealthProbe(listener.getsockname()[1]) as probe:
+        assert not await probe.ask(0.05)
+        assert not probe.has_arrived()
+        listener.close()
+        probe.hang_up()
+        with pytest.raises(ConnectionRefusedError):
+            await probe.ask(5)
+
+
+@asynchronous
+async def test_probes_share_one_connection(tmp_path: Path) -> None:
+    async with echo_gateway(tmp_path) as gateway:
+        function = psutil.Process(await warm_pid(gateway))
+        (listening,) = (each for each in function.net_connections() if each.status == "LISTEN")
+        with HealthProbe(listening.laddr.port) as probe:
+            assert await probe.ask(5)
+            before = {each.raddr for each in function.net_connections()}
+            for _ in range(5):
+                assert await probe.ask(5)
+            assert {each.raddr for each in function.net_connections()} <= before
 
 
 async def warm_pid(gateway: EchoClient) -> int:

@@ -48,6 +48,8 @@ def send(requests: Sequence[tuple[Any, ...]]) -> list[int]:
 def receive(seconds: float, calls: Sequence[tuple[int, bytes, NDArray[Any]]]) -> list[PlainAnswer | bytes]:
     """Wait until all calls are answered, one answer is not plain or breaks off, or for so many seconds.
 
+    It takes what has arrived in any case, also if `seconds` are negative.
+
     A call is (socket, proof, output): what the function has to send to prove itself, empty if it has no
     secret, and the array [T, H] of float32, or uint16 for bfloat16, that its output is written to. The result
     has the bytes that have arrived, perhaps none, for each call whose answer is not complete or not plain.

@@ -7,9 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-
-from functions.contract.process import HEALTH_PATH
+from control_plane.gateway.provider.health_probe import HealthProbe
 
 _SECONDS_PER_TICK = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -23,6 +21,8 @@ class LivenessLimits:
     """
 
     interval: float = 1.0
+    idle_interval: float = 4.0
+    """How much later than that a process is probed that is not called: there may be hundreds of them."""
     deadline: float = 0.5
     failures: int = 2
     busy: float = 30.0
@@ -79,26 +79,40 @@ class Liveness:
         return self.failures >= self._limits.failures or now - self._answered_at >= self._limits.busy
 
 
-async def until_it_hangs(pid: int, url: str, limits: LivenessLimits = DEFAULT_LIMITS) -> None:
-    """Probe a process again and again; returns when it hangs. To be cancelled when it has ended."""
+async def until_it_hangs(
+    pid: int, port: int, called: asyncio.Event, limits: LivenessLimits = DEFAULT_LIMITS
+) -> None:
+    """Probe a process again and again; returns when it hangs. To be cancelled when it has ended.
+
+    `called` is set while calls are in flight: one that is not called has more time between probes.
+    """
     loop = asyncio.get_running_loop()
     liveness = Liveness(limits, loop.time())
-    timeout = aiohttp.ClientTimeout(total=limits.deadline)
-    # A connection of its own, which stays open: others cannot keep the probes out by taking all connections.
-    async with aiohttp.ClientSession(url, timeout=timeout) as session:
+    with HealthProbe(port) as probe:
         while not liveness.hangs(loop.time()):
-            # The second probe of a process that seems to hang comes at once. The others are spread in time.
-            jitter = random.SystemRandom().uniform(0.8, 1.0)
-            await asyncio.sleep(0 if liveness.failures else limits.interval * jitter)
-            began = loop.time()
+            # The second probe of a process that seems to hang comes at once.
+            if not liveness.failures:
+                await _pause(called, limits)
             try:
-                async with session.get(HEALTH_PATH) as answer:
-                    await answer.read()
-                liveness.answered(loop.time())
-            except TimeoutError:
-                # If this process itself was stopped or starved, the answer may have come in time.
-                if loop.time() - began < 2 * limits.deadline:
-                    liveness.failed(Activity.read(pid))
-            except aiohttp.ClientError:
+                if await probe.ask(limits.deadline):
+                    liveness.answered(loop.time())
+                    continue
+                activity = Activity.read(pid)
+                # After that look: what is idle and has not answered by now does not answer.
+                if probe.has_arrived():
+                    liveness.answered(loop.time())
+                else:
+                    liveness.failed(activity)
+                probe.hang_up()
+            except OSError:
                 # A process that hangs closes no connection and refuses none: this one is about to end.
                 liveness.failed(Activity(0.0, working=True))
+
+
+async def _pause(called: asyncio.Event, limits: LivenessLimits) -> None:
+    """Wait until the next probe. Those of all processes are spread in time."""
+    jitter = random.SystemRandom().uniform(0.8, 1.0)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limits.idle_interval * jitter):
+            await called.wait()
+    await asyncio.sleep(limits.interval * jitter)

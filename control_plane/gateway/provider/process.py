@@ -14,7 +14,7 @@ import aiohttp
 import psutil
 
 from control_plane.faas.types import FunctionUsage
-from control_plane.gateway.provider.fork_server import ForkedProcess
+from control_plane.gateway.provider.forking.forked_process import ForkedProcess
 from control_plane.gateway.provider.liveness import until_it_hangs
 from control_plane.gateway.provider.log import FunctionLog
 from functions.contract.process import LISTEN_FD_VARIABLE, READY_PATH
@@ -61,6 +61,7 @@ class FunctionProcess:
 
     def __init__(self, process: Child, name: str, port: int, log: FunctionLog) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self._port = port
         self.last_used = asyncio.get_running_loop().time()
         self.calls = 0
         self._process = process
@@ -68,6 +69,7 @@ class FunctionProcess:
         self._log = log
         self._no_calls = asyncio.Event()
         self._no_calls.set()
+        self._called = asyncio.Event()
         self._meter: psutil.Process | None = None
         self.hangs = False
         """Whether it was killed because it did not answer."""
@@ -122,6 +124,7 @@ class FunctionProcess:
         """Count a call: the process is in use, and `stop` waits until the call has ended."""
         self.calls += 1
         self._no_calls.clear()
+        self._called.set()
         try:
             yield
         finally:
@@ -129,6 +132,7 @@ class FunctionProcess:
             self.last_used = asyncio.get_running_loop().time()
             if not self.calls:
                 self._no_calls.set()
+                self._called.clear()
 
     async def stop(self, timeouts: Timeouts) -> None:
         """Wait for the calls in flight, then send SIGTERM, then SIGKILL; returns when it has exited."""
@@ -171,7 +175,7 @@ class FunctionProcess:
 
     async def _watch(self) -> None:
         """End the process if it hangs. SIGTERM would have no effect on one that is stopped."""
-        hangs = asyncio.create_task(until_it_hangs(self.pid, self.url))
+        hangs = asyncio.create_task(until_it_hangs(self.pid, self._port, self._called))
         try:
             await asyncio.wait({hangs, self._ended}, return_when=asyncio.FIRST_COMPLETED)
             if hangs.done() and not self._ended.done():

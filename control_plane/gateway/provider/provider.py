@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from control_plane.errors import ConfigError, FaaSMoEError, FunctionNotFound, FunctionUnavailable
 from control_plane.faas.types import DEFAULT_NAMESPACE, FunctionDeployment, FunctionStatus
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
-from control_plane.gateway.provider.fork_server import ForkServers
+from control_plane.gateway.provider.forking.fork_servers import ForkServers
 from control_plane.gateway.provider.function import LocalFunction
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.log import FunctionLog

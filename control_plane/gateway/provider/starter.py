@@ -12,7 +12,8 @@ import aiohttp
 
 from control_plane.errors import FunctionUnavailable
 from control_plane.faas.types import FunctionDeployment
-from control_plane.gateway.provider.fork_server import ForkServerError, ForkServers
+from control_plane.gateway.provider.forking.fork_server import ForkServerError
+from control_plane.gateway.provider.forking.fork_servers import ForkServers
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.log import FunctionLog
 from control_plane.gateway.provider.process import Child, FunctionProcess, Timeouts, start_program

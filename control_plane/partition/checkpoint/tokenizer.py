@@ -3,18 +3,21 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import IO
 
 from control_plane.errors import PartitionError
 from control_plane.files import regular_size
 
 MAX_TOKENIZER_BYTES = 256 << 20
-"""The largest file of a tokenizer. Vocabularies of 256,000 tokens take 35 MB."""
+"""The largest file of a tokenizer, read or stored. Vocabularies of 256,000 tokens take 35 MB."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 READ_SECONDS = 120.0
 """The longest that reading may take. A vocabulary of 150,000 tokens takes two seconds."""
 _OTHERS = ("merges.txt", "added_tokens.json", "special_tokens_map.json")
 _MAX_ERROR = 300
+_READ_OF_ERRORS = 4096
 _PACKAGES = str(Path(__file__).parents[3])
 
 
@@ -31,19 +34,28 @@ def read_tokenizer(checkpoint: Path) -> bytes | None:
         if path.exists() and regular_size(path) > MAX_TOKENIZER_BYTES:
             raise PartitionError(f"{path} has more than {MAX_TOKENIZER_BYTES} bytes")
     command = (sys.executable, "-P", "-m", "control_plane.partition.checkpoint.tokenizer_process")
-    try:
-        result = subprocess.run(
-            [*command, checkpoint.absolute()],
-            env={**os.environ, "PYTHONPATH": _PACKAGES},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=READ_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        problem = f"it took more than {READ_SECONDS:g} s"
-        raise PartitionError(f"cannot load the tokenizer in {checkpoint}: {problem}") from error
-    if result.returncode:
-        lines = result.stderr.decode(errors="replace").strip().splitlines()
-        problem = lines[-1][:_MAX_ERROR] if lines else f"its process ended with {result.returncode}"
-        raise PartitionError(f"cannot load the tokenizer in {checkpoint}: {problem}")
-    return result.stdout
+    # The process limits the size of both files.
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        try:
+            result = subprocess.run(
+                [*command, checkpoint.absolute(), str(MAX_TOKENIZER_BYTES)],
+                env={**os.environ, "PYTHONPATH": _PACKAGES},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                timeout=READ_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            problem = f"it took more than {READ_SECONDS:g} s"
+            raise PartitionError(f"cannot load the tokenizer in {checkpoint}: {problem}") from error
+        if result.returncode:
+            problem = _last_line(errors) or f"its process ended with {result.returncode}"
+            raise PartitionError(f"cannot load the tokenizer in {checkpoint}: {problem}")
+        output.seek(0)
+        return output.read()
+
+
+def _last_line(file: IO[bytes]) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _READ_OF_ERRORS))
+    lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1][:_MAX_ERROR] if lines else ""

@@ -39,10 +39,12 @@ static inline int text_header(struct text *text, struct span *name, struct span 
     return text_takes(text, "\r\n");
 }
 
-/* Headers that change how the rest is read or answered. */
+/* Headers that change how the rest is read or answered. A call that a gateway forwards shares its connection
+ * with those of other callers: each of them needs a report of its own. */
 static inline int is_special(struct span name) {
     static const char *const names[] = {"transfer-encoding", "expect",  "upgrade", "proxy-connection",
-                                        "keep-alive",        "trailer", "te",      "content-encoding"};
+                                        "keep-alive",        "trailer", "te",      "content-encoding",
+                                        "x-forwarded-for"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (is_name(name, names[i])) return 1;
     return 0;

@@ -13,7 +13,7 @@ from control_plane.engine.experts.prefetcher import MOST_ROWS, PATIENCE, Prefetc
 from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS
 from control_plane.engine.model.reference.transformers_model import TransformersModel
 from control_plane.faas.invocation import ExpertUsage
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.granularity import Granularity
 from functions.contract.messages import Invocation, InvocationResult, ResidencyReport

@@ -93,6 +93,15 @@ def test_an_answer_may_come_in_pieces(pairs: Callable[[], Pair]) -> None:
     np.testing.assert_array_equal(got, VALUES)
 
 
+def test_an_answer_that_has_arrived_is_read_when_time_is_up(pairs: Callable[[], Pair]) -> None:
+    ours, theirs = pairs()
+    output = np.ones((500, 24), np.float32)
+    theirs.sendall(encoded(replace(GOOD, output=output)))
+    answer, got = receive(ours, output, seconds=-1)
+    assert isinstance(answer, plain_calls.PlainAnswer)
+    np.testing.assert_array_equal(got, output)
+
+
 PLAIN = encoded(GOOD)
 SPECIAL = {
     "a report": encoded(replace(GOOD, residency=ResidencyReport(read_bytes=1))),

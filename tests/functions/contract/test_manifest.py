@@ -64,6 +64,7 @@ HOSTILE: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda document, block: document.update(down_dtype="9" * 5000), "'99999999999999999999' weights do"),
     (lambda document, block: document.update(down_dtype=[]), "down_dtype is '[]'"),
     (lambda document, block: document.update(fingerprint=7), "fingerprint is '7'"),
+    (lambda document, block: document.update(fingerprint="0" * 65), "fingerprint has 65 characters"),
     (lambda document, block: document.update(dense=[]), "TypeError"),
     (lambda document, block: block.update(nbytes="1" * 10**6), "TypeError"),
     (lambda document, block: block.update(offset=100), "not whole pages"),

@@ -142,6 +142,13 @@ def test_a_report_comes_after_a_while(tiny: TinyPartition, monkeypatch: pytest.M
         assert not was_in_c(caller.invoke(whole(tiny)))
 
 
+def test_each_caller_behind_a_gateway_gets_reports(caller: Caller, tiny: TinyPartition) -> None:
+    """A gateway forwards the calls of all its callers over the same connections."""
+    for address in ("10.0.0.1:2000", "10.0.0.2:2000"):
+        result = caller.invoke(whole(tiny), **{"X-Forwarded-For": address})
+        assert result.residency is not None
+
+
 def without_the_last(invocation: Invocation) -> Invocation:
     index = invocation.expert_index.copy()
     index[:, -1] = -1

@@ -9,7 +9,7 @@ import numpy as np
 
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
-from control_plane.faas.invoker import Invoker
+from control_plane.faas.invoking.invoker import Invoker
 from functions.contract.messages import Invocation, InvocationResult
 from tests.support.functions.loopback_server import Call, Responder
 

@@ -18,7 +18,7 @@ from control_plane.errors import PartitionError
 from control_plane.faas.gateway_access import Credentials
 from control_plane.gateway.app import MAX_BODY_BYTES, create_app
 from control_plane.gateway.provider.emulation import OWN, EmulatedBehaviour
-from control_plane.gateway.provider.fork_server import ForkServers
+from control_plane.gateway.provider.forking.fork_servers import ForkServers
 from control_plane.gateway.provider.image import LocalImage
 from control_plane.gateway.provider.process import Timeouts
 from control_plane.gateway.provider.provider import LocalProvider

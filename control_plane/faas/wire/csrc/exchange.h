@@ -93,8 +93,8 @@ static int64_t now_ns(void) {
 }
 
 /* Waits for those that have not been answered, up to `deadline`. Returns how many there are, or 0 when the
- * wait is over: when none is left, one is not plain, or time is up. `polled` and `which` have room for all.
- */
+ * wait is over: when none is left, one is not plain, or time is up and nothing more has arrived. `polled` and
+ * `which` have room for all. */
 static size_t wait_for_some(struct reception *receptions, size_t count, int64_t deadline,
                             struct pollfd *polled, size_t *which) {
     size_t waiting = 0;
@@ -106,13 +106,14 @@ static size_t wait_for_some(struct reception *receptions, size_t count, int64_t 
     }
     if (waiting == 0) return 0;
     int64_t wait = deadline - now_ns();
-    if (wait <= 0) return 0;
+    /* The caller may have done other work until after the deadline. */
+    if (wait < 0) wait = 0;
     struct timespec time = {wait / 1000000000, wait % 1000000000};
     int ready = ppoll(polled, waiting, &time, NULL);
     /* Interrupted by a signal: nothing has been received, and the next round waits again. */
     if (ready < 0)
         for (size_t i = 0; i < waiting; i++) polled[i].revents = 0;
-    return ready < 0 && errno != EINTR ? 0 : waiting;
+    return ready == 0 || (ready < 0 && errno != EINTR) ? 0 : waiting;
 }
 
 /* Receives until all are answered, one answer is not plain, or the time is up. Whatever is not answered then

@@ -9,7 +9,7 @@ from functools import cache
 from control_plane.faas.addresses import AddressBook, Networks, direct_address
 from control_plane.faas.call import Call
 from control_plane.faas.connection import Address, Connection, last_bytes, request
-from control_plane.faas.connection_pool import ConnectionPool, PrefetchConnections
+from control_plane.faas.invoking.connection_pool import ConnectionPool, PrefetchConnections
 from control_plane.faas.wire import plain_calls
 from control_plane.faas.wire.results import max_answer_bytes
 from functions.contract.messages import Invocation

@@ -9,27 +9,19 @@ import logging
 import select
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
-from control_plane.errors import (
-    FunctionUnavailable,
-    GatewayError,
-    ProtocolError,
-)
 from control_plane.faas.addresses import Networks
 from control_plane.faas.call import Call, InvocationPolicy, error_of
-from control_plane.faas.connection import Address, Connection, ConnectionLost
-from control_plane.faas.function_connections import FunctionConnections
+from control_plane.faas.connection import Address, ConnectionLost
 from control_plane.faas.invocation import ExpertUsage
-from control_plane.faas.statistics import FunctionStatistics, UsageCounter
+from control_plane.faas.invoking.call_outcomes import CallOutcomes
+from control_plane.faas.invoking.function_connections import FunctionConnections
+from control_plane.faas.statistics import FunctionStatistics
 from control_plane.faas.wire import plain_calls
 from control_plane.faas.wire.health import healthy
-from control_plane.faas.wire.refusal import Refusal
-from control_plane.faas.wire.response_reader import HttpResponse
-from control_plane.faas.wire.results import max_answer_bytes, output_for, plain_result, read_result
+from control_plane.faas.wire.results import max_answer_bytes, output_for, plain_result
 from functions.contract.messages import Invocation, InvocationResult
 from functions.contract.safetensors_codec import CONTENT_TYPE
 from functions.contract.secret import FunctionSecret
@@ -58,28 +50,30 @@ class Invoker:
     gateway_of: Callable[[str], Address]
     """Returns the address of the gateway that currently has a function."""
     is_absent: Callable[[str], bool]
-    """Whether the gateways' lists say that there is no such function. A gateway's 404 alone does not."""
+    """Whether the gateways' lists say that there is no such function: see `CallOutcomes`."""
     policy: InvocationPolicy = field(default_factory=InvocationPolicy)
     networks: Networks = ()
     """Where functions may be called directly; on loopback they may, if their gateway is there, too."""
     secret: FunctionSecret | None = None
     """What functions share with the control plane; only those that prove to have it are believed."""
-    statistics: defaultdict[str, FunctionStatistics] = field(init=False)
-    _usage: UsageCounter = field(default_factory=UsageCounter)
     _connections: FunctionConnections = field(init=False)
+    _outcomes: CallOutcomes = field(init=False)
     _in_flight: Sequence[Call] = ()
-    _broken: set[str] = field(default_factory=set)
-    """Functions that have failed for a whole deadline, and have not answered since."""
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        self.statistics = defaultdict(FunctionStatistics)
         self._connections = FunctionConnections(self.gateway_of, self.networks, self.secret)
+        self._outcomes = CallOutcomes(self._connections, self.is_absent)
+
+    @property
+    def statistics(self) -> Mapping[str, FunctionStatistics]:
+        """What each function has answered."""
+        return self._outcomes.statistics
 
     @property
     def usage(self) -> ExpertUsage:
         """The cost of all answered invocations."""
-        return self._usage.total
+        return self._outcomes.usage.total
 
     def begin(self, invocations: Mapping[str, Invocation]) -> _PendingCalls:
         """Send one invocation to each function. The functions compute while the caller does other work.
@@ -123,6 +117,9 @@ class Invoker:
 
     def _finish(self, calls: Sequence[Call]) -> dict[str, InvocationResult]:
         """Read all answers, repeating what failed until the deadline."""
+        now = time.monotonic()
+        for call in calls:
+            call.listen(now)
         try:
             if plain := [call for call in calls if call.is_plain]:
                 self._receive_plain(plain)
@@ -131,7 +128,7 @@ class Invoker:
                 hopeful = self._hopeful(pending, now)
                 failed = [call for call in hopeful if call.connection is None and call.due <= now]
                 for call in failed:
-                    self.statistics[call.function].retries += 1
+                    self._outcomes.statistics[call.function].retries += 1
                     self._send(call)
                 # One that has failed again at once may be the last for which there is time.
                 if not failed:
@@ -161,7 +158,7 @@ class Invoker:
             else:
                 connection.answered()
                 result = plain_result(call.invocation, answer, output, now - call.sent_at)
-                self._answered(call, connection, result, answer.body_nbytes)
+                self._outcomes.answered(call, connection, result, answer.body_nbytes)
         for call in calls:
             if call.result is None:
                 self._move(call)
@@ -181,14 +178,14 @@ class Invoker:
             raise error_of(pending, now, aborted=True)
         if hopeful := [call for call in pending if not call.is_lost(now)]:
             return hopeful
-        self._broken |= {call.function for call in pending}
+        self._outcomes.broken |= {call.function for call in pending}
         error = error_of(pending, now, aborted=False)
         # Clients may read the error, and only the log tells where a function or a gateway is.
         _logger.warning("%s (called at %s)", error, pending[0].address)
         raise error
 
     def _seconds_for(self, function: str) -> float:
-        return self.policy.broken_deadline if function in self._broken else self.policy.deadline
+        return self.policy.broken_deadline if function in self._outcomes.broken else self.policy.deadline
 
     def _new_call(self, function: str, invocation: Invocation) -> Call:
         now = time.monotonic()
@@ -212,7 +209,7 @@ class Invoker:
             proof = self._connections.caller_proof(call.function)
             call.connection.send(target, CONTENT_TYPE, call.body, max_answer_bytes(call.invocation), proof)
         except ConnectionLost as error:
-            self._lost(call, error, died=False)
+            self._outcomes.lost(call, error, died=False)
 
     def _check_abort(self) -> None:
         if self._aborted.is_set():
@@ -252,9 +249,9 @@ class Invoker:
                 # It may have turned to another of the host's addresses.
                 return connection.sending and connection.fileno() == number
             if response := connection.read():
-                self._accept(call, connection, response)
+                self._outcomes.accept(call, connection, response)
         except ConnectionLost as error:
-            self._lost(call, error, died=call.direct and not connection.sending)
+            self._outcomes.lost(call, error, died=call.direct and not connection.sending)
         return call.connection is connection or call.result is not None
 
     def _look_after(self, silent: Iterable[Call]) -> None:
@@ -277,69 +274,5 @@ class Invoker:
             if not call.is_over(now) and (arrived or call.address in alive):
                 call.wait_on(now)
             else:
-                self._avoid(call, silent=True)
+                self._outcomes.avoid(call, silent=True)
                 call.time_out(now)
-
-    def _accept(self, call: Call, connection: Connection, response: HttpResponse) -> None:
-        """Take a good answer, note a failure that a retry may mend, or raise one that it cannot mend."""
-        if response.status != 200:
-            self._refused(call, response)
-            return
-        if not self._connections.is_proven(call.function, response.proof):
-            text = f"function {call.function} does not prove that it has the control plane's secret"
-            self._not_trusted(call, ProtocolError(f"{text}: deploy it with that"))
-            return
-        try:
-            if response.truncated:
-                raise ValueError(f"more than {max_answer_bytes(call.invocation)} bytes")
-            result = read_result(call.invocation, response.body, time.monotonic() - call.sent_at)
-        except ValueError as error:
-            self._failed(call, ProtocolError(f"function {call.function} answered garbage: {error}"))
-            return
-        self._answered(call, connection, result, len(response.body))
-
-    def _answered(self, call: Call, connection: Connection, result: InvocationResult, received: int) -> None:
-        """Count a good answer, whose body has `received` bytes."""
-        call.result = result
-        self._broken.discard(call.function)
-        if call.direct:
-            self._connections.confirm(connection.address)
-        else:
-            self._connections.learn(call.function, result.address)
-        sent = sum(map(len, call.body))
-        counted = self.statistics[call.function]
-        cold_start = counted.record(call.invocation.layer, sent, received, result)
-        self._usage.add(result, sent + received, cold_start)
-        call.connection = None
-        self._connections.release(connection)
-
-    def _refused(self, call: Call, response: HttpResponse) -> None:
-        """Note an error answer that a retry may mend, or raise the error that it stands for."""
-        refusal = Refusal.read(call.function, response, call.direct)
-        if refusal.is_final or (refusal.not_found and self.is_absent(call.function)):
-            self._give_up(call, refusal.error)
-        self._failed(call, refusal.error, refusal.is_death)
-
-    def _not_trusted(self, call: Call, failure: ProtocolError) -> None:
-        """A function and the control plane do not have the same secret; another one may have its address."""
-        if not call.direct:
-            self._give_up(call, failure)
-        self._failed(call, failure)
-
-    @staticmethod
-    def _give_up(call: Call, failure: GatewayError) -> NoReturn:
-        failure.functions = frozenset({call.function})
-        raise failure
-
-    def _lost(self, call: Call, error: ConnectionLost, died: bool) -> None:
-        peer = "function" if call.direct else "the gateway of function"
-        self._failed(call, FunctionUnavailable(f"{peer} {call.function} {error}"), died)
-
-    def _failed(self, call: Call, failure: GatewayError, died: bool = False) -> None:
-        """End an attempt, so that the next one goes through the gateway."""
-        self._avoid(call)
-        call.fail(failure, time.monotonic(), died)
-
-    def _avoid(self, call: Call, silent: bool = False) -> None:
-        if call.direct and call.address is not None:
-            self._connections.avoid(call.address, silent)
