@@ -11,7 +11,7 @@ import pytest
 
 from bench.memory_limit.scenarios import NO_LIMIT
 from bench.peers.batched_bench import IK_LLAMA_CPP, LLAMA_CPP, BatchedBench, Dialect, read_table
-from control_plane.errors import FaaSMoEError
+from control_plane.errors import ConfigError, FaaSMoEError
 
 PRINTED = """
 llama_batched_bench: n_kv_max = 96, n_batch = 2048, n_ubatch = 512, flash_attn = -1, is_pp_shared = 0
@@ -71,6 +71,16 @@ def test_without_a_limit_all_rows_come_from_repacked_weights(
     }
     used = (tmp_path / "q8_0.gguf.options").read_text().splitlines()
     assert used == [str(options), str([*options, "-pps"])]
+
+
+def test_under_a_limit_weights_are_mapped(tmp_path: Path) -> None:
+    try:
+        speeds = asyncio.run(bench(tmp_path, BENCH, LLAMA_CPP).speeds("1GB"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    assert {row: speed.value for row, speed in speeds.items()} == {"decode within 1GB, 1 sequence": 6401}
+    used = (tmp_path / "q8_0.gguf.options").read_text().splitlines()
+    assert used == [str(["--load-mode", "mmap", "--no-repack"])]
 
 
 def test_the_reason_of_a_failure_is_reported(tmp_path: Path) -> None:
