@@ -8,7 +8,7 @@ C_SOURCES := $(wildcard functions/*/csrc/*.[ch] functions/*/csrc/*/*.h control_p
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
-	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-layer bench-memory bench-packing bench-quality bench-residency \
+	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-layer bench-memory bench-packing bench-peers bench-quality bench-residency \
 	chaos clients fuzz soak
 
 help:  ## list the targets
@@ -99,11 +99,14 @@ bench-kernels: setup  ## the expert kernel against torch and the memory bus, and
 bench-layer: setup  ## what a layer costs beyond reading its bytes, by part
 	$(BIN)/python -m bench.micro.layer $(ARGS)
 
-bench-memory: setup  ## a model larger than memory, beside llama.cpp; ARGS="--help" lists the options
+bench-memory: setup  ## a model larger than memory; ARGS="--help" lists the options
 	$(BIN)/python -m bench.memory_limit.run $(PARTITION) $(ARGS)
 
 bench-packing: setup  ## calls per token and memory, with experts packed by a profile and without
 	$(BIN)/python -m bench.micro.packing $(ARGS)
+
+bench-peers: setup  ## beside llama.cpp and ik_llama.cpp at their best; ARGS="--llama-cpp PROGRAM --gguf FILE"
+	$(BIN)/python -m bench.peers.run $(PARTITION) $(ARGS)
 
 bench-quality: setup  ## what types of weights cost on a real model; ARGS="MODEL.gguf TEXT... --prompts FILE"
 	$(BIN)/python -m bench.micro.quality.run $(ARGS)

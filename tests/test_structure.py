@@ -31,7 +31,7 @@ LAYERS = (
     ("bench.support",),
     ("bench.comparison",),
     ("control_plane.cli", "control_plane.__main__"),
-    ("bench.micro", "bench.memory_limit", "bench.robustness"),
+    ("bench.micro", "bench.memory_limit", "bench.peers", "bench.robustness"),
 )
 """The parts of the program. Each may import itself and the parts above it."""
 

@@ -1,13 +1,13 @@
 """Measures speed and memory of a model that is larger than its memory limit: `make bench-memory`.
 
-FaaSMoE serves the partition in a control group under each limit, with and without prefetch, and llama.cpp
-runs a model of the same shape. A scenario can be measured again, which replaces its earlier results.
+FaaSMoE serves the partition in a control group under each limit, with and without prefetch. A scenario can
+be measured again, which replaces its earlier results. `make bench-peers` has other programs beside it.
 """
 
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,14 @@ import click
 from bench.memory_limit import scenarios
 from bench.memory_limit.bandwidth import disk_bandwidth, memory_bandwidth
 from bench.memory_limit.faasmoe import DecodeLoad, LimitedFaaSMoE
-from bench.memory_limit.llama_cpp import LimitedLlamaCpp
-from bench.memory_limit.results import Machine, Result, Results
-from bench.memory_limit.scenarios import LLAMA, TITLES, Scenario
+from bench.memory_limit.results import Machine, Results
+from bench.memory_limit.scenarios import TITLES, Scenario
 from bench.memory_limit.step_weights import StepWeights
 from bench.support.requests import FAILURES, reasons
 from control_plane.cli.options import Listed
 from control_plane.errors import FaaSMoEError
 from control_plane.signals import sigterm_exits
 
-ROOT = Path(__file__).parents[2]
 LIMITS = f"{scenarios.NO_LIMIT},16GB,8GB,5GB"
 SHAPE = ["--shape", "qwen1.5-moe-a2.7b", "--router-skew", "1.0", "--dtype", "int8", "--dense-dtype", "int8"]
 GRANULARITY = ["--experts-per-function", "60", "--layers-per-function", "2"]
@@ -39,7 +37,6 @@ class Bench:
 
     partition: Path
     weights: StepWeights
-    llama: LimitedLlamaCpp
     load: DecodeLoad
 
     async def run(self, to_measure: Sequence[Scenario], results: Results) -> None:
@@ -54,7 +51,8 @@ class Bench:
             )
             missing = list(scenario.sequences)
             try:
-                async with aclosing(self._measure(scenario, machine)) as measured:
+                served = LimitedFaaSMoE(self.partition, scenario)
+                async with aclosing(served.measure(self.load, self.weights, machine)) as measured:
                     async for result in measured:
                         missing.remove(result.sequences)
                         results.add([result])
@@ -63,11 +61,6 @@ class Bench:
                 problem = reasons(failed)
                 click.echo(f"  {problem}", err=True)
                 results.add(scenario.result(count, problem=problem) for count in missing)
-
-    def _measure(self, scenario: Scenario, machine: Machine) -> AsyncGenerator[Result, None]:
-        if scenario.system == LLAMA:
-            return self.llama.measure(scenario, self.load.output_tokens)
-        return LimitedFaaSMoE(self.partition, scenario).measure(self.load, self.weights, machine)
 
 
 def make_partition(folder: Path) -> None:
@@ -117,16 +110,6 @@ def make_partition(folder: Path) -> None:
     "[default: uniform use]",
 )
 @click.option(
-    "--gguf",
-    type=click.Path(path_type=Path),
-    help="Model of the same shape for llama.cpp, written by bench.support.gguf.",
-)
-@click.option(
-    "--llama-python",
-    default=sys.executable,
-    help="Python interpreter with llama-cpp-python.  [default: this one]",
-)
-@click.option(
     "--results",
     "file",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -142,8 +125,6 @@ def main(
     rounds: int,
     output_tokens: int,
     profile: Path | None,
-    gguf: Path | None,
-    llama_python: str,
     file: Path,
 ) -> None:
     """Measure speed, memory and disk reads of the PARTITION under several memory limits.
@@ -151,16 +132,12 @@ def main(
     If PARTITION does not exist, it is written first: 16 GB of random int8 weights with the shape of
     Qwen1.5-MoE-A2.7B and a skewed router.
     """
-    llama = LimitedLlamaCpp(llama_python, gguf)
     to_measure = scenarios.plan(limits, only, sequences)
-    if LLAMA in only and (absence := llama.absence()):
-        click.echo(f"without llama.cpp: {absence}")
-        to_measure = [scenario for scenario in to_measure if scenario.system != LLAMA]
     try:
         results = Results(file)
         if not partition.exists():
             make_partition(partition)
-        bench = Bench(partition, StepWeights.of(partition, profile), llama, DecodeLoad(rounds, output_tokens))
+        bench = Bench(partition, StepWeights.of(partition, profile), DecodeLoad(rounds, output_tokens))
         with sigterm_exits():
             asyncio.run(bench.run(to_measure, results))
     except FaaSMoEError as error:

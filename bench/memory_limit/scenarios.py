@@ -9,8 +9,8 @@ from control_plane.errors import ConfigError
 from control_plane.quantities import parse_bytes
 
 NO_LIMIT = "none"
-FAASMOE, NO_PREFETCH, LLAMA = "faasmoe", "no-prefetch", "llama.cpp"
-TITLES = {FAASMOE: "FaaSMoE", NO_PREFETCH: "FaaSMoE, no prefetch", LLAMA: "llama.cpp"}
+FAASMOE, NO_PREFETCH = "faasmoe", "no-prefetch"
+TITLES = {FAASMOE: "FaaSMoE", NO_PREFETCH: "FaaSMoE, no prefetch"}
 """Names of the systems in the table, by their names on the command line."""
 SEQUENCES = (1, 6)
 SEQUENCES_WITHOUT_LIMIT = (1, 6, 32)

@@ -42,7 +42,7 @@ def test_the_parts_of_a_step_are_a_second_table(tmp_path: Path) -> None:
     measured = Result(
         "8GB", "FaaSMoE", 1, decode=7.0, step_ms={"dense": 30.0, "wait": 12.5}, cold_experts=3.25
     )
-    results.add([measured, Result("8GB", "llama.cpp", 1, decode=2.0)])
+    results.add([measured, Result("8GB", "FaaSMoE", 6, problem="out of memory")])
     _, table = Results(tmp_path / "results.json").markdown().split("\n\n")
     header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert header == ["limit", "system", "sequences", "a step, ms", "dense", "wait", "cold experts/token"]

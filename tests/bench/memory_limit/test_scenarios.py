@@ -15,10 +15,10 @@ def test_limits_are_measured_without_prefetch_for_one_sequence() -> None:
 
 
 def test_given_numbers_of_sequences_replace_the_defaults() -> None:
-    assert plan(["none", "5GB"], ["no-prefetch", "llama.cpp"], (6,)) == [
-        Scenario("llama.cpp", "none", (6,)),
+    assert plan(["none", "5GB"], ["no-prefetch", "faasmoe"], (6,)) == [
+        Scenario("faasmoe", "none", (6,)),
         Scenario("no-prefetch", "5GB", (6,)),
-        Scenario("llama.cpp", "5GB", (6,)),
+        Scenario("faasmoe", "5GB", (6,)),
     ]
 
 
