@@ -1,7 +1,5 @@
 """Bytes of weights that a decode step of a model uses."""
 
-import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +8,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from control_plane.errors import ConfigError
+from control_plane.partition.checkpoint.tensor_file import load_header
+from control_plane.partition.dense import EMBEDDING
 from control_plane.partition.manifest import Manifest
 
 
@@ -42,18 +42,9 @@ class StepWeights:
 
 
 def used_dense_bytes(file: Path) -> int:
-    """Bytes of a dense part without the embeddings, of which a token uses only one row.
-
-    Tied embeddings count, because the head uses all of them.
-    """
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    has_head = any(name.startswith("lm_head") for name in header)
-    used = [
-        entry for name, entry in header.items() if not (has_head and name.endswith("embed_tokens.weight"))
-    ]
+    """Bytes of a dense part without the embeddings, of which a token uses only one row."""
+    header, _ = load_header(file)
+    used = [entry for name, entry in header.items() if name not in ("__metadata__", EMBEDDING)]
     return sum(end - begin for begin, end in (entry["data_offsets"] for entry in used))
 
 

@@ -4,7 +4,8 @@
 that every token reads in full are packed: those of attention, of shared experts, of layers without experts,
 and the head. The matrix of a linear layer is stored as `<module>.packed`; the three matrices of a gated FFN
 are stored under one such name, in the layout of an expert. Router, norms, biases and embeddings are not
-packed.
+packed. A head that shares the embeddings' weights is packed, too, and the embeddings stay beside it: every
+token reads all of the head, but only one row of the embeddings.
 """
 
 import json
@@ -35,7 +36,12 @@ from functions.kernels.quantisation import Quantiser
 PACKED = ".packed"
 """The suffix of a packed tensor's name, after the name of its module."""
 
-_LINEAR = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkvo]_proj|(?P<head>lm_head))\.weight")
+EMBEDDING = "model.embed_tokens.weight"
+"""The name of the token embeddings [vocabulary, H]."""
+HEAD = "lm_head"
+"""The module of the head."""
+
+_LINEAR = re.compile(rf"(model\.layers\.\d+\.self_attn\.[qkvo]_proj|{HEAD})\.weight")
 _GATED = re.compile(r"(?P<module>model\.layers\.\d+\.mlp(\.shared_expert)?)\.gate_proj\.weight")
 
 
@@ -80,7 +86,7 @@ class PackedLinearPlan:
     @property
     def matrices(self) -> dict[str, PackedMatrix]:
         """The packed matrices by the names of their tensors."""
-        return {self.weight.name: PackedMatrix(self.weight.shape, self.dtype)}
+        return {f"{self.module}.weight": PackedMatrix(self.weight.shape, self.dtype)}
 
     @property
     def entry(self) -> TensorEntry:
@@ -144,10 +150,14 @@ def dense_tensors(
 ) -> list[DenseTensor]:
     """The tensors of the dense file, in its order.
 
-    The large matrices are packed, except the head if `tied_head`: then it is also the embeddings. Raises
-    PartitionError for shapes that do not fit together.
+    With `tied_head`, the head has the embeddings' weights, whatever the checkpoint has under its name. Raises
+    PartitionError for shapes that do not fit together, or a tied head without embeddings.
     """
-    packed = list(_packed(tensors, types.dense, tied_head, importance))
+    if tied_head:
+        if EMBEDDING not in tensors:
+            raise PartitionError(f"the head shares the embeddings' weights, but there is no {EMBEDDING}")
+        tensors = {**tensors, f"{HEAD}.weight": tensors[EMBEDDING]}
+    packed = list(_packed(tensors, types.dense, importance))
     replaced = {name for tensor in packed for name in tensor.matrices}
     # Sorted by name, so that the result does not depend on the checkpoint's shards. Packed tensors come
     # first: their sizes are multiples of 64 bytes, so the tensors behind them are aligned as well.
@@ -184,14 +194,13 @@ def packed_matrices(metadata: Mapping[str, str], dtype: str) -> dict[str, Packed
 
 
 def _packed(
-    tensors: Mapping[str, Tensor], types: DenseTypes, tied_head: bool, importance: DenseImportance | None
+    tensors: Mapping[str, Tensor], types: DenseTypes, importance: DenseImportance | None
 ) -> Iterator[PackedLinearPlan | PackedGatedPlan]:
     for name, tensor in sorted(tensors.items()):
         if linear := _LINEAR.fullmatch(name):
-            if not (tied_head and linear["head"]):
-                _check_matrix(tensor)
-                dtype = types.head if linear["head"] else types.attention
-                yield PackedLinearPlan(linear[1], tensor, dtype, importance)
+            _check_matrix(tensor)
+            dtype = types.head if linear[1] == HEAD else types.attention
+            yield PackedLinearPlan(linear[1], tensor, dtype, importance)
         elif gated := _GATED.fullmatch(name):
             yield _gated(gated["module"], tensors, types, importance)
 

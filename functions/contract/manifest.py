@@ -11,7 +11,7 @@ from xxhash import xxh3_64
 from functions.kernels.packed_types import fits_activations
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 """The version of the partition format."""
 PAGE_NBYTES = 4096
 """Experts in a block file start at multiples of this, so that direct reads can fetch each of them alone."""

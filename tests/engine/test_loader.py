@@ -17,9 +17,8 @@ from transformers.monkey_patching import get_patch_mapping
 
 from control_plane.engine.loader import load_model
 from control_plane.engine.model.reference.loader import load_transformers
-from control_plane.engine.model.stored_embedding import EMBEDDING
 from control_plane.errors import PartitionError
-from control_plane.partition.dense import PACKED, packed_matrices
+from control_plane.partition.dense import EMBEDDING, PACKED, packed_matrices
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition

@@ -22,7 +22,6 @@ SAME = (
     "num_key_value_heads",
     "rms_norm_eps",
     "max_position_embeddings",
-    "tie_word_embeddings",
     "num_experts_per_tok",
 )
 OPTIONAL = (
@@ -32,7 +31,6 @@ OPTIONAL = (
     "attention_bias",
     "norm_topk_prob",
     "shared_expert_intermediate_size",
-    "tie_word_embeddings",
     "clip_qkv",
     "sliding_window",
     "use_sliding_window",
@@ -100,7 +98,6 @@ def test_a_missing_key_has_transformers_default(tmp_path: Path, family: str, key
         {"sliding_window": 7, "use_sliding_window": True, "layer_types": ...},
         {"sliding_window": 7, "use_sliding_window": True, "layer_types": ..., "max_window_layers": 1},
         {"head_dim": 6},
-        {"tie_word_embeddings": True},
     ],
     ids=str,
 )

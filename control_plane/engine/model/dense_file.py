@@ -1,18 +1,31 @@
 """The tensors of a partition's dense file, as NumPy arrays that are mapped from it."""
 
-import json
 import mmap
-import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
+from control_plane.partition.checkpoint.tensor_file import load_header
 from control_plane.partition.dense import PACKED, PackedMatrix, packed_matrices
 
-_DTYPE = {"F32": np.float32, "BF16": np.uint16, "U8": np.uint8}
+_DTYPE: Mapping[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+}
+
+
+class StoredArray(NamedTuple):
+    """Where an array is in a file, in row-major order from byte `offset` on. bfloat16 is uint16."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
 
 
 class DenseFile:
@@ -24,13 +37,11 @@ class DenseFile:
     def __init__(self, path: Path, dtype: str) -> None:
         """`dtype` is that of the activations. Raises `OSError`, and `PartitionError` for packed matrices that
         make no sense."""
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            self._entries: dict[str, Any] = json.loads(file.read(length))
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._path = path
-        self._data = 8 + length
+        self._entries, self._data = load_header(path)
         self._matrices = packed_matrices(self._entries.pop("__metadata__", {}), dtype)
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.path = path
 
     def release(self) -> None:
         """Take the pages that were read out of this process's memory. They are mapped again when they are
@@ -40,14 +51,19 @@ class DenseFile:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def array(self, name: str) -> NDArray[Any]:
-        """A tensor, bfloat16 as uint16: a read-only view of the file. Raises `PartitionError`."""
+    def stored(self, name: str) -> StoredArray:
+        """Where a tensor is. Raises `PartitionError`."""
         if name not in self._entries:
-            raise PartitionError(f"{self._path} lacks {name}")
+            raise PartitionError(f"{self.path} lacks {name}")
         entry = self._entries[name]
         begin, end = entry["data_offsets"]
-        values = np.frombuffer(self._bytes, np.uint8, end - begin, self._data + begin)
-        return values.view(_DTYPE[entry["dtype"]]).reshape(entry["shape"])
+        return StoredArray(_DTYPE[entry["dtype"]], tuple(entry["shape"]), self._data + begin, end - begin)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A tensor: a read-only view of the file. Raises `PartitionError`."""
+        stored = self.stored(name)
+        values = np.frombuffer(self._bytes, np.uint8, stored.nbytes, stored.offset)
+        return values.view(stored.dtype).reshape(stored.shape)
 
     def is_packed(self, module: str) -> bool:
         """Whether the weights of a module are stored packed."""
@@ -60,5 +76,5 @@ class DenseFile:
     def packed_matrix(self, name: str) -> PackedMatrix:
         """What is packed of a matrix, by the name that it had. Raises `PartitionError`."""
         if name not in self._matrices:
-            raise PartitionError(f"{self._path} lacks {name}")
+            raise PartitionError(f"{self.path} lacks {name}")
         return self._matrices[name]

@@ -71,7 +71,7 @@ def layer_program(
 
 
 def linear(file: DenseFile, module: str, has_bias: bool = False) -> LinearLayer:
-    """A linear layer. Routers and tied heads are not stored packed: they are packed here, as they are."""
+    """A linear layer. Routers are not stored packed: they are packed here, as they are."""
     bias = as_f32(vector(file, f"{module}.bias")) if has_bias else None
     if file.is_packed(module):
         packed = file.packed_matrix(f"{module}.weight")

@@ -13,11 +13,12 @@ from control_plane.engine.model.dense_file import DenseFile
 from control_plane.engine.model.program_layers import layer_program, linear, router_module, vector
 from control_plane.engine.model.ragged_batch import cache_rows, spans_of, token_ids
 from control_plane.engine.model.rotation import Rotation
-from control_plane.engine.model.stored_embedding import EMBEDDING, StoredEmbedding
+from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import KVCache
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.dense import HEAD
 from control_plane.partition.manifest import Manifest
 
 
@@ -28,10 +29,9 @@ class ProgramModel:
         self, partition: Path, manifest: Manifest, config: DenseConfig, kernel: DenseKernel, threads: int
     ) -> None:
         """Raises `PartitionError` or ValueError for a dense file that does not fit to the config."""
-        path = partition / manifest.dense.file
-        file = self._file = DenseFile(path, manifest.dtype)
+        file = self._file = DenseFile(partition / manifest.dense.file, manifest.dtype)
         self.config = config
-        self.embedding = StoredEmbedding(path, EMBEDDING)
+        self.embedding = StoredEmbedding(file)
         self._kernel = kernel
         self._path = partition
         self._threads = threads
@@ -41,7 +41,7 @@ class ProgramModel:
             for layer in range(config.num_hidden_layers)
         ]
         self._norm = vector(file, "model.norm.weight")
-        self._head = linear(file, "model.embed_tokens" if config.tie_word_embeddings else "lm_head")
+        self._head = linear(file, HEAD)
         self._rotation = Rotation.of(config, manifest.dtype)
         self._check_sizes(manifest)
         # What was read to be packed is not read again.

@@ -53,7 +53,6 @@ class _Config(Struct, frozen=True):
     num_key_value_heads: _Size | None = None
     head_dim: _Size | None = None
     shared_expert_intermediate_size: _Size | None = None
-    tie_word_embeddings: bool = False
     attention_bias: bool = False
     qkv_bias: bool = False
     clip_qkv: _Positive | None = None
@@ -78,7 +77,6 @@ class DenseConfig(Struct, frozen=True):
     max_position_embeddings: int
     rope_parameters: Mapping[str, Any]
     """With `rope_type` and `rope_theta`."""
-    tie_word_embeddings: bool
     biased: str
     """Which of the projections q, k, v and o have a bias."""
     clip_qkv: float | None
@@ -124,7 +122,6 @@ class DenseConfig(Struct, frozen=True):
             rms_norm_eps=read.rms_norm_eps,
             max_position_embeddings=read.max_position_embeddings,
             rope_parameters=_rope(config, read),
-            tie_word_embeddings=read.tie_word_embeddings,
             biased="qkvo" if read.attention_bias else "qkv" if read.qkv_bias else "",
             clip_qkv=read.clip_qkv,
             windows=_windows(read),

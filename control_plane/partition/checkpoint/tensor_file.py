@@ -83,7 +83,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises PartitionError for a file that is truncated or malformed, UnsupportedModel for a dtype other than
     F32, F16 and BF16.
     """
-    header, data_offset = _load_header(path)
+    header, data_offset = load_header(path)
     header.pop("__metadata__", None)
     tensors = [_tensor(path, name, entry, data_offset) for name, entry in header.items()]
     end = data_offset
@@ -98,8 +98,11 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _load_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header's JSON object, and the byte at which the data starts."""
+def load_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header's JSON object, whose entries are not checked, and the byte at which the data starts.
+
+    Raises PartitionError for a file without one.
+    """
     size = regular_size(path)
     try:
         with path.open("rb") as file:

@@ -20,6 +20,7 @@ from control_plane.cli.main import main
 from control_plane.engine.model.reference.layers import PackedGatedFFN, PackedLinear
 from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.errors import ConfigError, PartitionError
+from control_plane.partition.dense import EMBEDDING
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import PartitionFile
@@ -80,6 +81,8 @@ def test_large_matrices_are_packed_and_the_rest_stays(
     stored = load_file(tmp_path / "partition" / DENSE)
     kinds = ("_proj.weight", "lm_head.weight")
     dense = {name: tensor for name, tensor in source.items() if ".experts." not in name}
+    if model.config.tie_word_embeddings:
+        dense["lm_head.weight"] = dense[EMBEDDING]
     large = {name for name in dense if name.endswith(kinds)}
     assert {name for name in stored if not name.endswith(".packed")} == dense.keys() - large
     for name in dense.keys() - large:
@@ -130,7 +133,7 @@ def test_modules_are_close_to_the_models_own(
     loaded = load(tmp_path, packed_partition(tmp_path, model, dtype, dense_dtype))
     modules = packed_modules(loaded)
     gated = [name for name, module in modules.items() if isinstance(module, PackedGatedFFN)]
-    assert len(modules) == 3 * 4 + (not model.config.tie_word_embeddings) + len(gated)
+    assert len(modules) == 3 * 4 + 1 + len(gated)
     for name, module in modules.items():
         own: Any = model.get_submodule(name)
         width = own.down_proj.out_features if name in gated else own.in_features
@@ -203,6 +206,22 @@ def test_the_command_takes_the_dtype(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert Manifest.load(tmp_path / "out").dense_dtypes.attention == "int4_min"
+
+
+def test_a_tied_head_has_the_embeddings_weights(tmp_path: Path) -> None:
+    """Some checkpoints also have the weights under the head's name, which transformers does not read then."""
+    folder = save_checkpoint(tiny_model("olmoe", tie_word_embeddings=True), tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    with_tensors({**tensors, "lm_head.weight": torch.zeros(64, 24)}, folder)
+    partition(folder, tmp_path / "out", dense_dtype="int4")
+    stored = load_file(tmp_path / "out" / DENSE)
+    assert torch.equal(stored[EMBEDDING], tensors[EMBEDDING])
+    head = packed_as_a_whole("lm_head", {"lm_head.weight": tensors[EMBEDDING]})
+    np.testing.assert_array_equal(stored["lm_head.packed"].numpy(), head)
+    del tensors[EMBEDDING]
+    with_tensors(tensors, folder)
+    with pytest.raises(PartitionError, match="the head shares the embeddings' weights, but there is no"):
+        partition(folder, tmp_path / "none")
 
 
 def test_another_dtype_is_refused(tmp_path: Path) -> None:

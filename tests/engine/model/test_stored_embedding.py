@@ -7,14 +7,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from control_plane.engine.model.dense_file import DenseFile
 from control_plane.engine.model.reference.layers import EmbeddingModule
 from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import EngineError
+from control_plane.partition.dense import EMBEDDING
 
 
 def stored(path: Path, weight: torch.Tensor) -> StoredEmbedding:
-    save_file({"before": torch.zeros(3), "embed": weight}, path)
-    return StoredEmbedding(path, "embed")
+    save_file({"before": torch.zeros(3), EMBEDDING: weight}, path)
+    return StoredEmbedding(DenseFile(path, "f32"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -44,8 +44,8 @@ def test_a_malformed_manifest_is_an_error(tmp_path: Path, text: str) -> None:
 
 def test_an_earlier_format_is_refused_with_its_remedy(tiny: TinyPartition, tmp_path: Path) -> None:
     document = json.loads((tiny.folder / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**document, "format": 2}))
-    with pytest.raises(ManifestError, match=r"format '2' is not 3: split .* again with `faasmoe partition`"):
+    (tmp_path / "manifest.json").write_text(json.dumps({**document, "format": 3}))
+    with pytest.raises(ManifestError, match=r"format '3' is not 4: split .* again with `faasmoe partition`"):
         FunctionManifest.read(tmp_path, tiny.functions[0])
 
 

@@ -13,11 +13,12 @@ from transformers.monkey_patching import register_patch_mapping, unregister_patc
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from control_plane.autoscaling.process_memory import bound_product_caches
+from control_plane.engine.model.dense_file import DenseFile
 from control_plane.engine.model.reference import attention
 from control_plane.engine.model.reference.layers import EmbeddingModule, check_packed, replace_packed
 from control_plane.engine.model.reference.remote_experts import RemoteExperts
 from control_plane.engine.model.reference.replacements import REPLACEMENTS
-from control_plane.engine.model.stored_embedding import EMBEDDING, StoredEmbedding
+from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.checkpoint.untrusted import loading
 from control_plane.partition.dense import PACKED, PackedMatrix, packed_matrices
@@ -51,9 +52,8 @@ def load_transformers(partition: Path, manifest: Manifest) -> PreTrainedModel:
     if missing := sorted(report["missing_keys"]):
         raise PartitionError(f"{partition / manifest.dense.file} lacks {', '.join(missing)}")
     check_packed(model, matrices)
-    if not model.config.tie_word_embeddings:
-        stored = StoredEmbedding(partition / manifest.dense.file, EMBEDDING)
-        model.model.embed_tokens = EmbeddingModule(stored)
+    stored = StoredEmbedding(DenseFile(partition / manifest.dense.file, manifest.dtype))
+    model.model.embed_tokens = EmbeddingModule(stored)
     for layer in manifest.moe_layers:
         if not isinstance(model.model.layers[layer].mlp.experts, RemoteExperts):
             raise UnsupportedModel(f"layer {layer} of {manifest.model_type} kept its experts")
@@ -63,6 +63,8 @@ def load_transformers(partition: Path, manifest: Manifest) -> PreTrainedModel:
 
 def _load_config(partition: Path) -> PretrainedConfig:
     config: PretrainedConfig = AutoConfig.from_pretrained(partition)
+    # A partition's head has weights of its own.
+    config.tie_word_embeddings = False
     if getattr(config, "head_dim", 0) is None:
         # It may be null for Mixtral, and transformers needs a number for scaled rotary embeddings.
         config.head_dim = config.hidden_size // config.num_attention_heads

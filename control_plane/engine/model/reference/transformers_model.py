@@ -37,8 +37,8 @@ class TransformersModel:
 
     @property
     def stored_embedding_bytes(self) -> int:
-        embedding = self.model.model.embed_tokens
-        return embedding.stored.nbytes if isinstance(embedding, EmbeddingModule) else 0
+        embedding: EmbeddingModule = self.model.model.embed_tokens
+        return embedding.stored.nbytes
 
     @property
     def has_masks(self) -> bool:
