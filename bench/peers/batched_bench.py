@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,17 +71,21 @@ class BatchedBench:
     ) -> Mapping[tuple[int, int], "Measured"]:
         """Speeds by prompt tokens and sequences at once, from a process that starts cold."""
         context = max(sequences) * (max(prompts) + self.output_tokens)
-        command = [str(self.program), "-m", str(self.gguf), "-t", str(self.threads), "-c", str(context)]
-        command += ["-npp", _listed(prompts), "-ntg", str(self.output_tokens), "-npl", _listed(sequences)]
+        command = [str(self.program.absolute()), "-m", str(self.gguf.absolute())]
+        command += ["-t", str(self.threads), "-c", str(context)]
+        command += ["-npp", _listed(prompts), "-ntg", str(self.output_tokens)]
+        command += ["-npl", _listed(sequences), *options]
         # The limit counts the file's pages only if this process is the first to read them.
         forget([self.gguf])
-        with cgroup(None if limit == NO_LIMIT else parse_bytes(limit)) as group:
-            command += options
+        limit_bytes = None if limit == NO_LIMIT else parse_bytes(limit)
+        # ik_llama.cpp writes a log to its working directory.
+        with cgroup(limit_bytes) as group, tempfile.TemporaryDirectory() as folder:
             process = await asyncio.create_subprocess_exec(
                 *(group.command(command) if group else command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                cwd=folder,
             )
             try:
                 printed, _ = await asyncio.wait_for(process.communicate(), RUN_SECONDS)
