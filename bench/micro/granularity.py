@@ -1,6 +1,6 @@
 """Measures what a finer or coarser granularity costs, up to one expert a function: `make bench-granularity`.
 
-The models are the bundled one, and one of random int8 weights whose 8 layers have 60 experts each. Their
+The models are the bundled one, and one of random weights whose 8 layers have 60 experts each. Their
 functions run on the embedded gateway; a control plane decodes one sequence, and six of as many tenants.
 """
 
@@ -71,7 +71,7 @@ class Decoding:
 
 
 @click.command()
-@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Of each answer.")
+@click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Of each answer.")
 @click.option(
     "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds; medians are shown."
 )
@@ -102,9 +102,7 @@ def _models(folder: Path) -> Iterator[tuple[str, Path | Checkpoint]]:
 async def _row(
     name: str, checkpoint: Path | Checkpoint, folder: Path, experts: int, tokens: int, rounds: int
 ) -> list[str]:
-    manifest = partition(
-        checkpoint, folder, granularity=Granularity(experts, 1), dtype="int8", dense_dtype="int8"
-    )
+    manifest = partition(checkpoint, folder, granularity=Granularity(experts, 1))
     started = time.perf_counter()
     async with processes.gateway(folder) as (gateway_pid, gateway_url):
         gateway = psutil.Process(gateway_pid)

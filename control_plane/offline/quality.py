@@ -1,8 +1,8 @@
 """How well a partition predicts a text: its perplexity, and how far it is from another partition.
 
 The text is read in windows, each on its own, so that memory does not grow with the text. Of a partition that
-has run, the dense part and the final hidden states stay, from which its head computes logits a few rows at a
-time.
+has run, the dense model and the final hidden states stay, from which its head computes logits a few rows at a
+time. The model's weights are mapped from its file: but for the head, they leave memory when it is short.
 """
 
 import asyncio
@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.engine.experts.dispatcher import RowsFailed
+from control_plane.engine.model.dense_model import DenseModel
 from control_plane.engine.model.logits import Logits, log_softmax
-from control_plane.engine.model.runner import ModelRunner
+from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state import sequence
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.offline.engine import offline_engine
 from control_plane.partition.manifest import Manifest
+from functions.kernels.activations import as_f32
 
 WINDOW = 512
 """Tokens that are read at once, without those before them."""
@@ -57,7 +59,7 @@ class Reading:
     """What remains of a partition that has read a text: `read` returns it."""
 
     partition: Path
-    runner: ModelRunner
+    model: DenseModel
     windows: list[list[int]]
     hidden_states: list[NDArray[Any]]
     """For each window [tokens, hidden]."""
@@ -69,10 +71,10 @@ class Reading:
         """
         for window, hidden_states in zip(self.windows, self.hidden_states, strict=True):
             start = 1
-            for logits in self.runner.all_logits(hidden_states[:-1]):
-                tokens = np.array(window[start : start + len(logits)], np.int64)
-                start += len(logits)
-                yield tokens, log_softmax(logits)
+            for rows in np.split(hidden_states[:-1], range(LOGITS_ROWS, len(window) - 1, LOGITS_ROWS)):
+                tokens = np.array(window[start : start + len(rows)], np.int64)
+                start += len(rows)
+                yield tokens, log_softmax(as_f32(self.model.logits(rows)))
 
 
 def read_text(path: Path) -> str:
@@ -118,7 +120,7 @@ async def read(partition: Path, text: str, max_tokens: int) -> Reading:
         if not windows:
             raise ConfigError("the text has fewer than two tokens: there is nothing to predict")
         hidden_states = [await asyncio.to_thread(_hidden_states, runner, window) for window in windows]
-    return Reading(partition, runner, windows, hidden_states)
+    return Reading(partition, runner.model, windows, hidden_states)
 
 
 def _hidden_states(runner: ModelRunner, window: list[int]) -> NDArray[Any]:
@@ -134,7 +136,7 @@ def _hidden_states(runner: ModelRunner, window: list[int]) -> NDArray[Any]:
 
 
 def _vocabulary(reading: Reading) -> int:
-    return int(reading.runner.model.config.vocab_size)
+    return int(reading.model.config.vocab_size)
 
 
 def _alone(reading: Reading) -> Quality:
