@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from bench.support.processes import free_port
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import Invocation
 from functions.contract.process import FUNCTION_VARIABLE, PARTITION_VARIABLE, PORT_VARIABLE
@@ -73,16 +74,17 @@ def measure_program(partition: Path) -> None:
     """Print the figures of functions that are started as programs, one at a time."""
     manifest = Manifest.load(partition)
     cold, memory = [], []
+    port = free_port()
     for block in manifest.blocks:
         settings = {
             FUNCTION_VARIABLE: block.function,
             PARTITION_VARIABLE: str(partition),
-            PORT_VARIABLE: "8099",
+            PORT_VARIABLE: str(port),
         }
         started = time.perf_counter()
         with subprocess.Popen([sys.executable, "-m", PROGRAM], env={**os.environ, **settings}) as process:
             try:
-                answered(f"http://127.0.0.1:{settings[PORT_VARIABLE]}", invocation(manifest, block.function))
+                answered(f"http://127.0.0.1:{port}", invocation(manifest, block.function))
                 cold.append(time.perf_counter() - started)
                 memory.append(megabytes(psutil.Process(process.pid)))
             finally:

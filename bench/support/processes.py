@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -175,6 +176,14 @@ async def stop(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
+
+
+def free_port() -> int:
+    """A free port on loopback, for programs that cannot choose one themselves and say so."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def command_of(arguments: Sequence[object], module: str = FAASMOE) -> list[str]:

@@ -1,7 +1,6 @@
 """Runs llama.cpp's server with a checkpoint's weights in bf16."""
 
 import asyncio
-import socket
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,7 +29,8 @@ async def llama_cpp_server(
     the package gguf.
     """
     await asyncio.to_thread(write, Qwen2Moe.of_checkpoint(checkpoint), gguf)
-    port = _free_port()
+    # llama.cpp would report a port of its choice only in its log.
+    port = processes.free_port()
     options = {
         "--model": gguf,
         "--host": "127.0.0.1",
@@ -93,11 +93,3 @@ def _reason(log: bytes) -> str:
     lines = log.decode(errors="replace").strip().splitlines() or ["nothing logged"]
     errors = [line for line in lines if " E " in line or "GGML_ASSERT" in line or line.startswith("error")]
     return (errors or lines)[-1]
-
-
-def _free_port() -> int:
-    """A free port. llama.cpp would report a port of its choice only in its log."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import available_dense_isas, load_dense_kernel
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
-from tests.support.functions.kernels import misaligned
+from tests.support.functions.kernels import misaligned, worth_a_team
 
 ISAS = available_dense_isas()
 LANES, LAYERS, LAYER, TOKENS = 4, 3, 1, 70
@@ -116,12 +116,12 @@ def test_a_row_sees_earlier_tokens_and_its_own(
     assert np.abs(as_f64(out) - expected).max() <= ERROR[dtype] * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_threads_and_other_rows_do_not_change_a_row(isa: str) -> None:
-    long = replace(random_call(heads=16, kv_heads=16, head_dim=128), attending=np.arange(4))
+def test_threads_and_other_rows_do_not_change_a_row(isa: str, dtype: str) -> None:
+    long = replace(random_call(dtype, heads=64, kv_heads=16, head_dim=128), attending=np.arange(4))
+    assert worth_a_team(2 * int(long.positions.sum()) * 64 * 128 * long.query.itemsize)
     out, _ = long.run(isa)
-    # Enough of the past for several threads to be worth it.
-    assert 2 * long.positions.sum() * 16 * 128 * 4 > 1 << 20
     several, _ = long.run(isa, threads=5)
     assert np.array_equal(out, several)
     alone, _ = replace(long, attending=np.array([2])).run(isa)

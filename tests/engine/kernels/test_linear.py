@@ -25,6 +25,7 @@ from tests.support.functions.kernels import (
     as_f32,
     assert_close,
     rounded,
+    worth_a_team,
 )
 
 pytestmark = pytest.mark.slow
@@ -96,6 +97,7 @@ def test_rounding_activations_changes_little(
 @pytest.mark.parametrize("isa", COMPILED)
 def test_threads_and_other_rows_do_not_change_a_row(isa: str, pair: tuple[str, str]) -> None:
     layer = Layer(pair, 1000, 520, rows=30, bias=True)
+    assert worth_a_team(30 * layer.shape.nbytes)
     together = layer.run(isa, threads=4)
     np.testing.assert_array_equal(layer.run(isa), together)
     for t in range(30):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.loader import load_model
+from control_plane.engine.model.dense_file import DenseFile
 from control_plane.engine.model.dense_model import DenseModel
 from control_plane.engine.model.program_model import ProgramModel
 from control_plane.engine.model.reference.loader import load_transformers
@@ -23,6 +24,7 @@ from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from functions.kernels.activations import as_f32
 from functions.kernels.bfloat16 import f32_to_bf16
+from tests.support.functions.kernels import worth_a_team
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -55,9 +57,9 @@ class Experts:
 
 
 def partitioned(
-    folder: Path, family: str, dtype: str, dense_dtype: str, **overrides: Any
+    folder: Path, family: str, dtype: str, dense_dtype: str, hidden_size: int = 64, **overrides: Any
 ) -> tuple[Path, Manifest]:
-    model = tiny_model(family, hidden_size=64, initializer_range=0.2, **overrides)
+    model = tiny_model(family, hidden_size=hidden_size, initializer_range=0.2, **overrides)
     save_checkpoint(model, folder / "model")
     manifest = partition(folder / "model", folder / "partition", dtype=dtype, dense_dtype=dense_dtype)
     return folder / "partition", manifest
@@ -102,19 +104,33 @@ def test_hidden_states_are_those_of_transformers_modules(
 
 @pytest.mark.parametrize(("dtype", "dense_dtype"), TYPES)
 @pytest.mark.parametrize(("family", "overrides"), CASES, ids=str)
-def test_a_row_depends_neither_on_other_rows_nor_on_chunks_and_threads(
+def test_a_row_depends_neither_on_other_rows_nor_on_chunks(
     family: str, overrides: dict[str, Any], dtype: str, dense_dtype: str, tmp_path: Path
 ) -> None:
     folder, manifest = partitioned(tmp_path, family, dtype, dense_dtype, **overrides)
-    alone = load_model(folder, manifest, threads=1)
-    several = load_model(folder, manifest, threads=3)
+    model = load_model(folder, manifest, threads=1)
     batch = [whole(each) for each in sequences()]
-    (together,) = computed(several, manifest, [batch])
+    (together,) = computed(model, manifest, [batch])
     row = 0
     for each in sequences():
         length = len(each.token_ids)
         cuts = [0, *range(1, length, 7), length] if length > 1 else [0, 1]
         chunks = [[Chunk(each, start, end - start)] for start, end in pairwise(cuts)]
-        rows = np.concatenate(list(computed(alone, manifest, chunks)))
+        rows = np.concatenate(list(computed(model, manifest, chunks)))
         assert np.array_equal(rows, together[row : row + length])
         row += length
+
+
+@pytest.mark.parametrize(("dtype", "dense_dtype"), TYPES)
+def test_threads_do_not_change_a_bit(dtype: str, dense_dtype: str, tmp_path: Path) -> None:
+    """Of a layer with a shared expert, and of one without experts."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "shared_expert_intermediate_size": 256}
+    folder, manifest = partitioned(tmp_path, "qwen2_moe", dtype, dense_dtype, mlp_only_layers=[1], **sizes)
+    stored = DenseFile(folder / manifest.dense.file, manifest.dtype)
+    for modules in ([f"self_attn.{part}_proj" for part in "qkvo"], ["mlp"]):
+        nbytes = sum(stored.packed(f"model.layers.1.{module}").nbytes for module in modules)
+        assert worth_a_team(sum(LENGTHS) * nbytes)
+    batch = [whole(each) for each in sequences()]
+    one, three = (load_model(folder, manifest, threads=threads) for threads in (1, 3))
+    (expected,), (found,) = (computed(model, manifest, [batch]) for model in (one, three))
+    assert np.array_equal(found, expected)

@@ -1,5 +1,6 @@
 """Shared by the tests of kernels: dtypes, bounds of errors, and the rounding of activations."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from functions.kernels import available_isas
 from functions.kernels.bfloat16 import bf16_to_f32
 from functions.kernels.packed_types import PACKED_TYPES
+from tests.support.paths import ROOT
 
 QUANTISED = [name for name, each in PACKED_TYPES.items() if each.is_quantised]
 PAIRS = [
@@ -36,6 +38,14 @@ ERROR_OF_ROUNDING = {"bf16": 1e-2, **dict.fromkeys(QUANTISED, 3e-2)}
 bf16 rounds them to 8 bits, quantised types to 1/127 of the largest of 32. The bound holds for sums of
 many products only: other outputs may be arbitrarily close to 0.
 """
+
+
+def worth_a_team(nbytes: int) -> bool:
+    """Whether several threads compute a call that reads so many bytes, each as often as rows use it."""
+    source = (ROOT / "functions/kernels/csrc/team.h").read_text()
+    found = re.search(r"#define WORTH_A_TEAM \((\d+) << (\d+)\)", source)
+    assert found
+    return nbytes >= int(found[1]) << int(found[2])
 
 
 def as_f32(states: NDArray[Any]) -> NDArray[np.float32]:
