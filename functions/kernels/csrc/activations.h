@@ -129,15 +129,15 @@ ALWAYS_INLINE void quantise_group(enum dtype dtype, const float *x, int64_t grou
     row->sums[group] = scale * (float)sum;
 }
 
-/* `count` is a multiple of GROUP_VALUES. `bf16_pairs`: whether two bfloat16 values share a dword. */
-ALWAYS_INLINE void encode_row(enum dtype dtype, const int bf16_pairs, int64_t count, const float *x,
+/* `count` is a multiple of GROUP_VALUES. */
+ALWAYS_INLINE void encode_row(enum dtype dtype, const enum bf16_panel bf16, int64_t count, const float *x,
                               struct encoded_row *row) {
     if (is_quantised(dtype))
         for (int64_t g = 0; g < count / GROUP_VALUES; g++)
             quantise_group(dtype, x + g * GROUP_VALUES, g, row);
     else if (dtype == F32)
         memcpy(row->dwords, x, (size_t)count * sizeof *x);
-    else if (bf16_pairs)
+    else if (bf16 != BF16_FLOATS)
         for (int64_t i = 0; i < count / 2; i++)
             row->dwords[i] = float_to_bf16(x[2 * i]) | (uint32_t)float_to_bf16(x[2 * i + 1]) << 16;
     else

@@ -20,9 +20,11 @@
  * inputs. */
 #define GROUP_VALUES 32
 #define GROUP_STEPS (GROUP_VALUES / 4)
-#define PAIR_STEPS (GROUP_STEPS / 2) /* 4-bit codes: a dword of packed weights has those of two steps */
-#define SUPER_GROUP 8                /* groups of int4_min that share float16 factors */
-#define CHUNK_STEPS 128              /* of a tile, at most 17 KiB: they stay in the first-level cache */
+#define GROUP_PAIRS (GROUP_VALUES / 2) /* of bfloat16 */
+#define PAIR_STEPS (GROUP_STEPS / 2)   /* 4-bit codes: a dword of packed weights has those of two steps */
+#define SUPER_GROUP 8                  /* groups of int4_min that share float16 factors */
+#define CHUNK_STEPS 64 /* of a tile: they stay in the first-level cache, and what they are decoded to */
+#define CHUNK_GROUPS (CHUNK_STEPS / GROUP_STEPS)
 
 /* From INT8 on, the types are quantised. */
 enum dtype { F32, BF16, INT8, INT4, INT4_NL, MXFP4, INT4_MIN };
@@ -118,16 +120,35 @@ static inline int64_t tile_width(int64_t outputs, int64_t tile) {
     return rest < TILE_ROWS ? rest : TILE_ROWS;
 }
 
+/* How panels have the activations of bfloat16 weights. */
+enum bf16_panel { BF16_FLOATS, BF16_PAIRS, BF16_GROUPS };
+
+/* A group of a quantised tile, decoded. */
+struct decoded_group {
+    _Alignas(64) int8_t values[GROUP_STEPS][TILE_ROWS][4];
+    float scales[TILE_ROWS], minima[TILE_ROWS];
+};
+
+/* What the products of a tile share: chunk by chunk, each with one panel after the other. */
+struct tile_work {
+    int rows;              /* of the first panel; no other has more */
+    int is_first, is_last; /* whether a product is the first or the last of all */
+    int is_decoded;        /* whether another panel has decoded the chunk */
+    struct decoded_group decoded[CHUNK_GROUPS];
+};
+
 /* The activations of a few rows, interleaved in the order in which a tile product reads them. A dword holds
  * as many values as one of weights: one float32, two bfloat16 (the first in the low half) or four int8
- * values. An instruction set without products of bfloat16 has them as two dwords of float32 instead. int8
- * values have a scale for each group. */
+ * values. Those of quantised weights are [groups][rows][GROUP_STEPS]; int8 values have a scale for each
+ * group. Those of float weights are [steps][rows]; of bfloat16, an instruction set without products has two
+ * dwords of float32 for a step, and one with products of matrices has [groups][rows][GROUP_PAIRS]. */
 struct panel {
     int rows;
-    const uint32_t *values;     /* [dwords][rows] */
+    const uint32_t *values;
     const float *scales;        /* [groups][rows], quantised weights only */
     const int32_t *corrections; /* [groups][rows]: what takes zero_of(dtype) out of the sum of a group */
-    const float *sums;       /* [groups][rows]: the group's sum times its scale, for the minima of int4_min */
+    const float *sums; /* [groups][rows]: the group's sum times its scale, for the minima of int4_min */
+    struct tile_work *work;
     const uint8_t *prefetch; /* weights to prefetch during the product, prefetch_bytes per 8 steps */
     int64_t prefetch_bytes;
 };
@@ -139,8 +160,8 @@ ALWAYS_INLINE void panel_prefetch(const struct panel *x, int64_t group) {
     for (int64_t i = 0; i < x->prefetch_bytes; i += 64) __builtin_prefetch(lines + i, 0, 2);
 }
 
-/* product[rows][TILE_ROWS] += panel x `steps` steps of one tile of weights, which begin at `weights`: all of
- * them, or a multiple of CHUNK_STEPS. Each sum runs over the steps or groups in order, so the result of a row
+/* product[rows][TILE_ROWS] += panel x a chunk of one tile of weights, which begins at `weights`: CHUNK_STEPS
+ * steps, or the last of the tile. Each sum runs over the steps or groups in order, so the result of a row
  * depends neither on the panel's other rows nor on the cuts of a tile. An implementation handles every number
  * of rows from 1 to its NAME_MAX_ROWS, reads weights unaligned, and calls `panel_prefetch` for every 8 steps.
  */

@@ -34,12 +34,18 @@ static void multiply(const struct isa *isa, const struct matrix *matrix, const s
                      float *product) {
     const struct panel_routes *routes = &x->routing->panel[expert->first_panel + i];
     const uint8_t *weights = expert->weights + matrix->weights + tile * matrix->tile_bytes;
+    struct tile_work work;
+    work.rows = routes[0].rows;
     memset(product, 0, (size_t)(rows_of(routes, panels) * TILE_ROWS) * sizeof *product);
     for (int64_t step = 0; step < matrix->steps; step += CHUNK_STEPS) {
         const int64_t rest = matrix->steps - step, steps = rest < CHUNK_STEPS ? rest : CHUNK_STEPS;
         const int64_t nbytes = bytes_of_steps(matrix->dtype, steps);
         for (int64_t p = 0; p < panels; p++) {
-            struct panel panel = operand_panel(x, expert->first_panel + i + p, step, matrix->steps);
+            struct panel panel = operand_panel(x, expert->first_panel + i + p, step);
+            panel.work = &work;
+            work.is_first = step == 0 && p == 0;
+            work.is_last = rest <= CHUNK_STEPS && p == panels - 1;
+            work.is_decoded = p > 0;
             panel.prefetch = weights + (panels == 1 ? PREFETCH_AHEAD : nbytes + nbytes * p / panels);
             panel.prefetch_bytes = nbytes / ceil_div(steps, GROUP_STEPS) / panels;
             isa->product[matrix->dtype](&panel, weights, steps,

@@ -11,12 +11,15 @@
 #include "layout.h"
 #include "routing.h"
 
-/* The activations of all routes. The panel of routes [first, first + rows) begins at dword first * dwords. */
+/* The activations of all routes. The panel of routes [first, first + rows) begins at dword first * dwords. In
+ * a panel, `run` dwords of a row lie together, before those of the next row. */
 struct operand {
     const struct routing *routing;
     enum dtype dtype;       /* of the weights */
     int64_t length;         /* values in a row */
     int64_t dwords, groups; /* in a row */
+    int64_t step_dwords;    /* in a step of a row */
+    int64_t run;
     uint32_t *values;
     float *scales, *sums;
     int32_t *corrections;
@@ -39,10 +42,14 @@ static int operand_alloc(struct operand *x, const struct isa *isa, const struct 
     x->routing = routing;
     x->dtype = m->dtype;
     x->length = m->inputs;
-    x->dwords = m->dtype == BF16 && !isa->bf16_pairs ? 2 * m->steps : m->steps;
+    x->step_dwords = m->dtype == BF16 && isa->bf16 == BF16_FLOATS ? 2 : 1;
+    x->run = is_quantised(m->dtype)                         ? GROUP_STEPS
+             : m->dtype == BF16 && isa->bf16 == BF16_GROUPS ? GROUP_PAIRS
+                                                            : 1;
+    x->dwords = ceil_div(m->steps * x->step_dwords, x->run) * x->run;
     x->groups = is_quantised(m->dtype) ? m->steps / GROUP_STEPS : 0;
     const size_t groups = (size_t)(routes * x->groups + 1);
-    x->values = malloc((size_t)(routes * x->dwords + 1) * sizeof *x->values);
+    x->values = aligned_alloc(64, ((size_t)(routes * x->dwords + 16) * sizeof *x->values + 63) / 64 * 64);
     x->scales = malloc(groups * sizeof *x->scales);
     x->corrections = malloc(groups * sizeof *x->corrections);
     x->sums = malloc(groups * sizeof *x->sums);
@@ -91,8 +98,9 @@ static void operand_put(struct operand *x, int64_t p, int r, struct encoder *e) 
     const int64_t padded = whole_groups(x->length);
     memset(e->row + x->length, 0, (size_t)(padded - x->length) * sizeof *e->row);
     e->isa->encode(x->dtype, padded, e->row, &e->encoded);
-    uint32_t *values = x->values + panel->first * x->dwords + r;
-    for (int64_t i = 0; i < x->dwords; i++) values[i * panel->rows] = e->encoded.dwords[i];
+    uint32_t *values = x->values + panel->first * x->dwords + r * x->run;
+    for (int64_t i = 0; i < x->dwords; i += x->run, values += panel->rows * x->run)
+        for (int64_t j = 0; j < x->run; j++) values[j] = e->encoded.dwords[i + j];
     const int64_t first = panel->first * x->groups + r;
     for (int64_t g = 0; g < x->groups; g++) {
         const int64_t group = first + g * panel->rows;
@@ -102,13 +110,13 @@ static void operand_put(struct operand *x, int64_t p, int r, struct encoder *e) 
     }
 }
 
-/* Panel p from step `step` of `steps` on. */
-static struct panel operand_panel(const struct operand *x, int64_t p, int64_t step, int64_t steps) {
+/* Panel p from step `step` on. */
+static struct panel operand_panel(const struct operand *x, int64_t p, int64_t step) {
     const struct panel_routes *panel = &x->routing->panel[p];
     const int64_t group = panel->first * x->groups + (x->groups ? step / GROUP_STEPS * panel->rows : 0);
     return (struct panel){
         .rows = panel->rows,
-        .values = x->values + panel->first * x->dwords + step * (x->dwords / steps) * panel->rows,
+        .values = x->values + panel->first * x->dwords + step * x->step_dwords * panel->rows,
         .scales = x->scales + group,
         .corrections = x->corrections + group,
         .sums = x->sums + group,

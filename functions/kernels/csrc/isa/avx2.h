@@ -14,7 +14,7 @@
 
 /* The registers hold the float sums of 6 rows for one half of a tile. A panel has float32 instead of
  * bfloat16, since it would be widened again for every tile. */
-enum { avx2_MAX_ROWS = 6, avx2_BF16_PAIRS = 0 };
+enum { avx2_MAX_ROWS = 6, avx2_BF16 = BF16_FLOATS };
 
 /* Calls body(rows, ...) with `rows` as a constant: only then can the compiler unroll the loops over rows and
  * keep the sums in registers. An array with a variable index would live in memory. */
@@ -156,13 +156,13 @@ AVX2_INLINE void avx2_dot_small(const int rows, const int parts, const enum dtyp
                 UNROLLED (p, parts) {
                     const __m256i w = avx2_codes(dtype, 0, codes + 32 * p, s);
                     UNROLLED (r, rows) {
-                        const __m256i v = _mm256_set1_epi32((int)values[s * rows + r]);
+                        const __m256i v = _mm256_set1_epi32((int)values[r * GROUP_STEPS + s]);
                         sum[r][p] = _mm256_add_epi16(sum[r][p], _mm256_maddubs_epi16(w, v));
                     }
                 }
             }
             codes += STEP_BYTES;
-            values += 2 * rows;
+            values += 2;
         }
         UNROLLED (r, rows)
             UNROLLED (p, parts) {
@@ -186,7 +186,7 @@ AVX2_INLINE void avx2_dot_signed(const int rows, const int parts, const enum dty
             UNROLLED (p, parts) {
                 const __m256i w = avx2_codes(dtype, 1, codes + 32 * p, s), magnitude = _mm256_abs_epi8(w);
                 UNROLLED (r, rows) {
-                    const __m256i v = _mm256_set1_epi32((int)values[s * rows + r]);
+                    const __m256i v = _mm256_set1_epi32((int)values[r * GROUP_STEPS + s]);
                     const __m256i products = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(v, w));
                     const __m256i wide = _mm256_madd_epi16(products, _mm256_set1_epi16(1));
                     dot[r][p] = _mm256_add_epi32(dot[r][p], wide);
@@ -194,7 +194,7 @@ AVX2_INLINE void avx2_dot_signed(const int rows, const int parts, const enum dty
             }
         }
         codes += pair_bytes;
-        values += 2 * rows;
+        values += 2;
     }
 }
 

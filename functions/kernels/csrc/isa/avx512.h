@@ -14,7 +14,7 @@
 
 /* A step is two vectors, so a panel of 8 rows takes 16 of the 32 registers for its sums. Quantised types take
  * 8 for the integer sums of one half of a group. */
-enum { avx512_MAX_ROWS = 8, avx512_BF16_PAIRS = 1 };
+enum { avx512_MAX_ROWS = 8, avx512_BF16 = BF16_PAIRS };
 
 /* Calls body(rows, ...) with `rows` as a constant: only then can the compiler unroll the loops over rows and
  * keep the sums in registers. An array with a variable index would live in memory. */
@@ -53,7 +53,7 @@ AVX512_INLINE void avx512_float_rows(const int rows, const enum dtype dtype, con
     __m512 sum[avx512_MAX_ROWS][2];
     avx512_load(rows, product, sum);
     const uint32_t *values = x->values;
-    for (int64_t s = 0; s < steps; s++, weights += STEP_BYTES, values += rows) {
+    for (int64_t s = 0; s < steps; s++, weights += STEP_BYTES, values += x->rows) {
         if (s % GROUP_STEPS == 0) panel_prefetch(x, s / GROUP_STEPS);
         const __m512i w0 = _mm512_loadu_si512(weights), w1 = _mm512_loadu_si512(weights + 64);
         UNROLLED (r, rows) {
@@ -94,6 +94,12 @@ AVX512_INLINE __m512 avx512_scales(const enum dtype dtype, const uint8_t *scales
     return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
 }
 
+/* The minima of 16 rows of a group of int4_min. */
+AVX512_INLINE __m512 avx512_minima(const uint8_t *scales, const uint8_t *factors, int half) {
+    return _mm512_mul_ps(avx512_halves(factors + 2 * TILE_ROWS + 32 * half),
+                         avx512_bytes(scales + TILE_ROWS + 16 * half));
+}
+
 /* dot = the exact integer sums of a group. They begin with the correction, which takes out what makes the
  * codes unsigned. */
 AVX512_INLINE void avx512_dot(const int rows, const enum dtype dtype, const struct panel *x, int64_t group,
@@ -109,11 +115,12 @@ AVX512_INLINE void avx512_dot(const int rows, const enum dtype dtype, const stru
         UNROLLED (s, 2) {
             const __m512i w0 = avx512_codes(dtype, both, s), w1 = avx512_codes(dtype, both + 64, s);
             UNROLLED (r, rows) {
-                const __m512i v = _mm512_set1_epi32((int)*values++);
+                const __m512i v = _mm512_set1_epi32((int)values[r * GROUP_STEPS + s]);
                 dot[r][0] = _mm512_dpbusd_epi32(dot[r][0], w0, v);
                 dot[r][1] = _mm512_dpbusd_epi32(dot[r][1], w1, v);
             }
         }
+        values += 2;
     }
 }
 
@@ -129,8 +136,7 @@ AVX512_INLINE void avx512_add_group(const int rows, const enum dtype dtype, cons
         sum[r][half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][half]), both, sum[r][half]);
     }
     if (dtype != INT4_MIN) return;
-    const __m512 minimum = _mm512_mul_ps(avx512_halves(factors + 2 * TILE_ROWS + 32 * half),
-                                         avx512_bytes(scales + TILE_ROWS + 16 * half));
+    const __m512 minimum = avx512_minima(scales, factors, half);
     UNROLLED (r, rows)
         sum[r][half] = _mm512_fnmadd_ps(minimum, _mm512_set1_ps(x->sums[first + r]), sum[r][half]);
 }

@@ -12,7 +12,7 @@
 #define TARGET_avx_vnni __attribute__((target("avx2,fma,f16c,avxvnni")))
 #define AVX_VNNI_INLINE TARGET_avx_vnni ALWAYS_INLINE
 
-enum { avx_vnni_MAX_ROWS = avx2_MAX_ROWS, avx_vnni_BF16_PAIRS = avx2_BF16_PAIRS };
+enum { avx_vnni_MAX_ROWS = avx2_MAX_ROWS, avx_vnni_BF16 = avx2_BF16 };
 
 /* The integer sums of a group. They begin with the correction, which takes out what makes the codes unsigned.
  */
@@ -28,13 +28,13 @@ AVX_VNNI_INLINE void avx_vnni_dot(const int rows, const int parts, const enum dt
             UNROLLED (p, parts) {
                 const __m256i w = avx2_codes(dtype, 0, codes + 32 * p, s);
                 UNROLLED (r, rows) {
-                    const __m256i v = _mm256_set1_epi32((int)values[s * rows + r]);
+                    const __m256i v = _mm256_set1_epi32((int)values[r * GROUP_STEPS + s]);
                     dot[r][p] = _mm256_dpbusd_avx_epi32(dot[r][p], w, v);
                 }
             }
         }
         codes += pair_bytes;
-        values += 2 * rows;
+        values += 2;
     }
 }
 

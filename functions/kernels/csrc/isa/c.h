@@ -8,7 +8,7 @@
 
 #define TARGET_c /* what the compiler assumes of every machine */
 
-enum { c_MAX_ROWS = 8, c_BF16_PAIRS = 0 };
+enum { c_MAX_ROWS = 8, c_BF16 = BF16_FLOATS };
 
 static void c_f32(const struct panel *x, const uint8_t *weights, int64_t steps, float *product) {
     for (int r = 0; r < x->rows; r++, product += TILE_ROWS)
@@ -76,7 +76,7 @@ ALWAYS_INLINE void c_add_group(const enum dtype dtype, const struct panel *x, in
     const int64_t place = number * x->rows + r;
     float dot[TILE_ROWS] = {0};
     for (int v = 0; v < GROUP_VALUES; v++) {
-        const uint32_t quad = x->values[(number * GROUP_STEPS + v / 4) * x->rows + r];
+        const uint32_t quad = x->values[place * GROUP_STEPS + v / 4];
         const float activation = (int8_t)(quad >> (8 * (v % 4)));
         for (int i = 0; i < TILE_ROWS; i++) dot[i] += group->values[v][i] * activation;
     }

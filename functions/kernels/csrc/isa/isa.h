@@ -3,9 +3,8 @@
  * To add one, choose a NAME (a C identifier) and write isa/NAME.h, with avx2.h as the example. It defines:
  *
  * - TARGET_NAME: the attribute that makes the compiler use the instruction set,
- * - enum { NAME_MAX_ROWS = ..., NAME_BF16_PAIRS = ... }: the most rows of a panel, as many as keep their sums
- * in registers (with narrow vectors, compute a tile in parts), and whether a panel has two bfloat16 values in
- * a dword, or floats,
+ * - enum { NAME_MAX_ROWS = ..., NAME_BF16 = ... }: the most rows of a panel, as many as keep their sums in
+ *   registers (with narrow vectors, compute a tile in parts), and how a panel has bfloat16 values,
  * - NAME_runs_here(): whether this machine has the instruction set,
  * - NAME_f32(), NAME_bf16() and NAME_TYPE() of FOR_EACH_QUANTISED: the tile products, as `tile_product` in
  *   layout.h requires.
@@ -23,6 +22,7 @@
 #include "../layout.h"
 #include "c.h"
 #if defined(__x86_64__)
+#include "amx.h"
 #include "avx2.h"
 #include "avx512.h"
 #include "avx_vnni.h"
@@ -34,20 +34,20 @@
 
 /* DO(NAME) for each instruction set, fastest first. */
 #if defined(__x86_64__)
-#define FOR_EACH_ISA(DO) DO(avx512) DO(avx_vnni) DO(avx2) DO(c)
+#define FOR_EACH_ISA(DO) DO(amx) DO(avx512) DO(avx_vnni) DO(avx2) DO(c)
 #elif defined(__aarch64__)
 #define FOR_EACH_ISA(DO) DO(neon_i8mm) DO(neon_dotprod) DO(neon) DO(c)
 #else
 #define FOR_EACH_ISA(DO) DO(c)
 #endif
 
-#define MAX_PANEL_ROWS 8 /* the size of buffers for one product */
+#define MAX_PANEL_ROWS 16 /* the size of buffers for one product */
 
 struct isa {
     const char *name;
     int (*runs_here)(void);
-    int max_rows;                 /* of a panel */
-    int bf16_pairs;               /* whether a dword of a panel has two bfloat16 values */
+    int max_rows; /* of a panel */
+    enum bf16_panel bf16;
     tile_product product[DTYPES]; /* by enum dtype */
     void (*swiglu)(int rows, const float *product, float *out, int64_t stride);
     void (*encode)(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row);
@@ -62,14 +62,14 @@ struct isa {
     }                                                                                                   \
     TARGET_##isa static void isa##_encode(enum dtype dtype, int64_t count, const float *x,              \
                                           struct encoded_row *row) {                                    \
-        encode_row(dtype, isa##_BF16_PAIRS, count, x, row);                                             \
+        encode_row(dtype, (enum bf16_panel)isa##_BF16, count, x, row);                                  \
     }
 
 #define ISA_ENTRY(isa)                                                                            \
     {#isa,                                                                                        \
      isa##_runs_here,                                                                             \
      isa##_MAX_ROWS,                                                                              \
-     isa##_BF16_PAIRS,                                                                            \
+     isa##_BF16,                                                                                  \
      {isa##_f32, isa##_bf16, isa##_int8, isa##_int4, isa##_int4_nl, isa##_mxfp4, isa##_int4_min}, \
      isa##_swiglu,                                                                                \
      isa##_encode},

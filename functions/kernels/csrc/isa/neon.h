@@ -14,7 +14,7 @@
 #define NEON_PARTS (TILE_ROWS / 4) /* vectors per step */
 
 /* The registers hold the sums of 3 rows for a tile, or of 6 rows for one half of it. */
-enum { NEON_MAX_ROWS = 6, neon_MAX_ROWS = NEON_MAX_ROWS, neon_BF16_PAIRS = 0 };
+enum { NEON_MAX_ROWS = 6, neon_MAX_ROWS = NEON_MAX_ROWS, neon_BF16 = BF16_FLOATS };
 
 /* Calls body(rows, ...) with `rows` as a constant: only then can the compiler unroll the loops over rows and
  * keep the sums in registers. An array with a variable index would live in memory. */
@@ -149,11 +149,11 @@ ALWAYS_INLINE int32x4_t neon_dot(int32x4_t dot, int8x16_t w, int8x16_t v) {
                 UNROLLED (p, parts) {                                                                   \
                     const int8x16_t w = neon_codes(dtype, codes + 16 * p, pair, half);                  \
                     UNROLLED (r, rows) {                                                                \
-                        const uint32x4_t v = vdupq_n_u32(values[r]);                                    \
+                        const uint32x4_t v = vdupq_n_u32(values[r * GROUP_STEPS]);                      \
                         dot[r][p] = isa##_dot(dot[r][p], w, vreinterpretq_s8_u32(v));                   \
                     }                                                                                   \
                 }                                                                                       \
-                values += rows;                                                                         \
+                values++;                                                                               \
             }                                                                                           \
         }                                                                                               \
     }

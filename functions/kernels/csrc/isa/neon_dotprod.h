@@ -11,7 +11,7 @@
 
 #define TARGET_neon_dotprod __attribute__((target("arch=armv8.2-a+dotprod")))
 
-enum { neon_dotprod_MAX_ROWS = NEON_MAX_ROWS, neon_dotprod_BF16_PAIRS = 0 };
+enum { neon_dotprod_MAX_ROWS = NEON_MAX_ROWS, neon_dotprod_BF16 = BF16_FLOATS };
 
 /* As neon_dot(), in one instruction. */
 TARGET_neon_dotprod ALWAYS_INLINE int32x4_t neon_dotprod_dot(int32x4_t dot, int8x16_t w, int8x16_t v) {

@@ -12,15 +12,13 @@
 #define TARGET_neon_i8mm __attribute__((target("arch=armv8.2-a+dotprod+i8mm")))
 #define NEON_I8MM_PAIRS (NEON_MAX_ROWS / 2)
 
-enum { neon_i8mm_MAX_ROWS = NEON_MAX_ROWS, neon_i8mm_BF16_PAIRS = 0 };
+enum { neon_i8mm_MAX_ROWS = NEON_MAX_ROWS, neon_i8mm_BF16 = BF16_FLOATS };
 
 /* 8 values of row `row` and of the next one, which is the same again at the end of the panel. */
 ALWAYS_INLINE int8x16_t neon_i8mm_activations(const int rows, const int row, const uint32_t *values) {
-    const uint32_t *next = values + rows;
-    const int is_last = row == rows - 1;
-    const uint32x2_t first = is_last ? vld1_dup_u32(values + row) : vld1_u32(values + row);
-    const uint32x2_t second = is_last ? vld1_dup_u32(next + row) : vld1_u32(next + row);
-    return vreinterpretq_s8_u32(vcombine_u32(vzip1_u32(first, second), vzip2_u32(first, second)));
+    const int next = row == rows - 1 ? row : row + 1;
+    return vreinterpretq_s8_u32(
+        vcombine_u32(vld1_u32(values + row * GROUP_STEPS), vld1_u32(values + next * GROUP_STEPS)));
 }
 
 /* A pair of steps. A sum is 2 rows of weights x 2 rows of activations; there are two for a vector. */
@@ -28,7 +26,7 @@ TARGET_neon_i8mm ALWAYS_INLINE void neon_i8mm_pair(const int rows, const int par
                                                    const uint32_t *values, const uint8_t *codes, int pair,
                                                    int32x4_t sum[][NEON_PARTS][2]) {
     int8x16_t v[NEON_I8MM_PAIRS];
-    UNROLLED (q, (rows + 1) / 2) v[q] = neon_i8mm_activations(rows, 2 * q, values + 2 * pair * rows);
+    UNROLLED (q, (rows + 1) / 2) v[q] = neon_i8mm_activations(rows, 2 * q, values + 2 * pair);
     UNROLLED (p, parts) {
         const int32x4_t first = vreinterpretq_s32_s8(neon_codes(dtype, codes + 16 * p, pair, 0));
         const int32x4_t second = vreinterpretq_s32_s8(neon_codes(dtype, codes + 16 * p, pair, 1));
