@@ -8,7 +8,8 @@ C_SOURCES := $(wildcard functions/*/csrc/*.[ch] functions/*/csrc/*/*.h control_p
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
-	bench bench-batch bench-budget bench-fairness bench-grammars bench-invoke bench-kernels bench-layer bench-memory bench-packing bench-peers bench-quality bench-residency \
+	bench bench-batch bench-budget bench-fairness bench-grammars bench-granularity bench-invoke bench-kernels bench-layer bench-memory \
+	bench-packing bench-peers bench-quality bench-residency \
 	chaos clients fuzz soak
 
 help:  ## list the targets

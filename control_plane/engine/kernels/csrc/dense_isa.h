@@ -12,6 +12,7 @@
 #include "router.h"
 
 /* The floats in a vector register. */
+#define LANES_amx 16
 #define LANES_avx512 16
 #define LANES_avx_vnni 8
 #define LANES_avx2 8
