@@ -334,7 +334,10 @@ def test_an_invalid_number_of_threads_is_refused(isa: str, threads: int) -> None
         random_call(("f32", "f32"), 96, 64, rows=3).run(isa, threads=threads)
 
 
-def test_the_first_kernel_is_the_default_and_an_unknown_one_is_refused() -> None:
+def test_the_first_kernel_is_the_default_and_an_unknown_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FAASMOE_KERNEL", raising=False)
     assert load_kernel().name == available_isas()[0]
     with pytest.raises(ValueError, match="sse9"):
         load_kernel("sse9")
