@@ -48,7 +48,7 @@ _LEAST_FILES = 512
 """Without these, a server does not start. They are for its least connections, those that are not counted yet,
 and everything else."""
 _FILES_OF_A_FUNCTION = 5
-"""Connections for calls and for probes, the pipes of its process, and what tells of its end."""
+"""A connection for calls, one for probes, the two pipes of its process, and its pidfd."""
 _BACKLOG = 128
 """Connections that wait to be accepted."""
 

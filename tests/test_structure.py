@@ -18,7 +18,7 @@ LAYERS = (
     ("control_plane.errors",),
     ("control_plane.http", "control_plane.quantities", "control_plane.formatting", "control_plane.files"),
     ("control_plane.validation",),
-    ("control_plane.signals",),
+    ("control_plane.signals", "control_plane.readable"),
     ("control_plane.tenancy", "control_plane.config", "control_plane.faas.gateway_access"),
     ("control_plane.partition", "control_plane.faas"),
     ("control_plane.deployment",),

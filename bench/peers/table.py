@@ -61,7 +61,7 @@ class Table:
             self._speeds.setdefault((row, column), []).append(speed)
 
     def markdown(self, named: Sequence[str]) -> str:
-        """A table with these rows. The ratio is to the fastest peer, `-` stands for what was not measured."""
+        """A table with these rows. Ratios are to the fastest peer; `-` means that nothing was measured."""
         header = ["tokens/s", self.ours, *self.peers, "x the best", "of what the machine allows"]
         lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         for row in named:

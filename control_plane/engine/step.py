@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from control_plane.engine.model.runner import ModelRunner
+from control_plane.engine.model.runner import ModelRunner, all_logits
 from control_plane.engine.model.sampler import Sampler, token_logprobs
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.sequence import Sequence, TokenLogprob
@@ -79,6 +79,6 @@ class Step:
         start = max(chunk.start, len(sequence.prompt_logprobs))
         token_ids = sequence.token_ids[start + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)]
         first = start - chunk.start
-        for logits in self.runner.all_logits(rows[first : first + len(token_ids)]) if token_ids else ():
+        for logits in all_logits(self.runner.model, rows[first : first + len(token_ids)]):
             yield from token_logprobs(logits, token_ids[: len(logits)], sequence.params.logprobs or 0)
             token_ids = token_ids[len(logits) :]

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from control_plane.engine.experts.dispatcher import RowsFailed
 from control_plane.engine.model.dense_model import DenseModel
 from control_plane.engine.model.logits import Logits, log_softmax
-from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
+from control_plane.engine.model.runner import ModelRunner, all_logits
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state import sequence
 from control_plane.errors import ConfigError, FaaSMoEError
 from control_plane.offline.engine import offline_engine
 from control_plane.partition.manifest import Manifest
-from functions.kernels.activations import as_f32
 
 WINDOW = 512
 """Tokens that are read at once, without those before them."""
@@ -71,10 +70,10 @@ class Reading:
         """
         for window, hidden_states in zip(self.windows, self.hidden_states, strict=True):
             start = 1
-            for rows in np.split(hidden_states[:-1], range(LOGITS_ROWS, len(window) - 1, LOGITS_ROWS)):
-                tokens = np.array(window[start : start + len(rows)], np.int64)
-                start += len(rows)
-                yield tokens, log_softmax(as_f32(self.model.logits(rows)))
+            for logits in all_logits(self.model, hidden_states[:-1]):
+                tokens = np.array(window[start : start + len(logits)], np.int64)
+                start += len(logits)
+                yield tokens, log_softmax(logits)
 
 
 def read_text(path: Path) -> str:

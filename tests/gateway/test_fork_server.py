@@ -202,16 +202,22 @@ async def test_when_the_server_is_killed_its_functions_are_started_again(tmp_pat
         assert (await process(gateway)).ppid() == servers()[0].pid != server.pid
 
 
+async def fork_one_and_hang(gateway: EchoClient) -> tuple[psutil.Process, psutil.Process]:
+    """The process of the function "one", and the suspended server that has forked it."""
+    await gateway.deploy(deployment("one"))
+    one = await process(gateway, "one")
+    (server,) = servers()
+    server.suspend()
+    return one, server
+
+
 @asynchronous
 async def test_a_server_that_hangs_is_replaced_and_its_functions_run_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fork_server, "ANSWER_SECONDS", 0.3)
     async with echo_gateway(tmp_path) as gateway:
-        await gateway.deploy(deployment("one"))
-        one = await process(gateway, "one")
-        (server,) = servers()
-        server.suspend()
+        one, server = await fork_one_and_hang(gateway)
         await gateway.deploy(deployment("two"))
         two = await process(gateway, "two")
         assert two.ppid() != server.pid
@@ -227,10 +233,7 @@ async def test_an_answer_that_comes_too_late_leaves_no_process(
 ) -> None:
     monkeypatch.setattr(fork_server, "ANSWER_SECONDS", 0.3)
     async with echo_gateway(tmp_path) as gateway:
-        await gateway.deploy(deployment("one"))
-        one = await process(gateway, "one")
-        (server,) = servers()
-        server.suspend()
+        one, server = await fork_one_and_hang(gateway)
         await gateway.deploy(deployment("two"))
         await process(gateway, "two")
         server.resume()

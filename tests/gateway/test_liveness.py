@@ -55,22 +55,28 @@ def test_the_activity_of_a_process_is_seen() -> None:
 @asynchronous
 async def test_an_answer_counts_that_this_process_was_too_busy_to_read() -> None:
     """As when hundreds of probes are due at once."""
-    loop, seen = asyncio.get_running_loop(), Event()
+    busy, sent, seen, seconds = Event(), Event(), Event(), 0.3
 
     def answer() -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(4096)
-            time.sleep(0.2)
+            busy.wait(5)
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+            sent.set()
             seen.wait(5)
+
+    def be_busy() -> None:
+        busy.set()
+        sent.wait(5)
+        time.sleep(seconds)
 
     with socket.create_server(("127.0.0.1", 0)) as listener, HealthProbe(listener.getsockname()[1]) as probe:
         function = Thread(target=answer)
         function.start()
         # The answer comes before the time is up, and is seen after that.
-        loop.call_later(0.1, time.sleep, 0.5)
-        answered = await probe.ask(0.3)
+        asyncio.get_running_loop().call_later(seconds / 3, be_busy)
+        answered = await probe.ask(seconds)
         assert answered or probe.has_arrived()
         seen.set()
         function.join()

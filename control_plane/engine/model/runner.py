@@ -58,10 +58,11 @@ class ModelRunner:
         self.stopwatch.lap(StepPart.HEAD)
         return logits
 
-    def all_logits(self, hidden_states: NDArray[Any]) -> Iterator[Logits]:
-        """Logits [at most LOGITS_ROWS, vocabulary] of rows [n, hidden], part by part to bound the memory."""
-        for first in range(0, len(hidden_states), LOGITS_ROWS):
-            yield as_f32(self.model.logits(hidden_states[first : first + LOGITS_ROWS]))
+
+def all_logits(model: DenseModel, hidden_states: NDArray[Any]) -> Iterator[Logits]:
+    """Logits [at most LOGITS_ROWS, vocabulary] of rows [n, hidden], part by part to bound the memory."""
+    for first in range(0, len(hidden_states), LOGITS_ROWS):
+        yield as_f32(model.logits(hidden_states[first : first + LOGITS_ROWS]))
 
 
 def kv_cache_shape(config: DenseConfig, dtype: str) -> KVCacheShape:

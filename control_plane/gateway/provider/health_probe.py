@@ -1,4 +1,4 @@
-"""Asks a function for its health, and tells an answer that came late from one that was read late."""
+"""Asks a function for its health. An answer that came in time counts, even if this process read it late."""
 
 import asyncio
 import socket
@@ -8,6 +8,7 @@ from typing import Self
 import httptools
 
 from control_plane.faas.wire.response_reader import HeaderTooLarge, ResponseReader
+from control_plane.readable import until_readable
 from functions.contract.process import HEALTH_PATH
 
 _REQUEST = f"GET {HEALTH_PATH} HTTP/1.1\r\nHost: function\r\n\r\n".encode()
@@ -67,7 +68,7 @@ class HealthProbe:
         try:
             while reader.response is None:
                 # Not `sock_recv`: bytes that it has received are lost if the time is up in the same moment.
-                await _until_readable(self._socket)
+                await until_readable(self._socket.fileno())
                 place = reader.place(buffer)
                 nbytes = self._socket.recv_into(place)
                 if nbytes == 0:
@@ -79,12 +80,3 @@ class HealthProbe:
             reader.close()
         if not reader.keep_alive:
             self.hang_up()
-
-
-async def _until_readable(connection: socket.socket) -> None:
-    loop, readable = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(connection, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(connection)

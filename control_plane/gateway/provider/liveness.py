@@ -98,7 +98,7 @@ async def until_it_hangs(
                     liveness.answered(loop.time())
                     continue
                 activity = Activity.read(pid)
-                # After that look: what is idle and has not answered by now does not answer.
+                # Only now: what was idle at that look and has sent nothing since then does not answer.
                 if probe.has_arrived():
                     liveness.answered(loop.time())
                 else:

@@ -26,6 +26,7 @@ from tests.support.functions.kernels import (
     ERROR_TO_TORCH,
     ERROR_TO_TWIN,
     PAIRS,
+    QUANTISED,
     as_f32,
     assert_close,
     misaligned,
@@ -325,6 +326,14 @@ def test_the_c_function_refuses_a_buffer_that_is_not_aligned(isa: str, buffer: i
     buffers[buffer] = misaligned(buffers[buffer])
     with pytest.raises(ValueError, match="not aligned"):
         _gated_ffn.gated_ffn(isa, "f32", "f32", "f32", "f32", 3, 1, 2, 2, 1, *buffers)
+
+
+@pytest.mark.skipif("amx" not in available_isas(), reason="the processor has no AMX, or Linux refuses it")
+@pytest.mark.parametrize("rows", [1, 8, 17, 40, 130])
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_amx_gives_the_bits_of_avx512(dtype: str, rows: int) -> None:
+    call = random_call((dtype, "bf16"), 300, 200, rows=rows)
+    np.testing.assert_array_equal(call.run("amx"), call.run("avx512"))
 
 
 @pytest.mark.parametrize("isa", COMPILED)

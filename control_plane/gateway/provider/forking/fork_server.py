@@ -170,7 +170,7 @@ class ForkServer:
         return ForkedProcess(answer["pid"], pidfd, stdin, await _reader(stdout), self.wait)
 
     async def _pidfd(self, pid: int) -> int:
-        """What tells of the end of a process. One that cannot be watched is ended: raises ForkServerError."""
+        """A file that can be read when the process has ended. Without one, it is killed: ForkServerError."""
         try:
             return os.pidfd_open(pid)
         except OSError as error:

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from control_plane.readable import until_readable
+
 
 class ForkedProcess:
     """A process that a server has forked. It is used as an `asyncio.subprocess.Process` is."""
@@ -33,7 +35,7 @@ class ForkedProcess:
     def send_signal(self, number: int) -> None:
         """Send a signal, if the process has not ended."""
         if self.returncode is None:
-            # Its id is not used again before the server was told to wait for it.
+            # The kernel gives the id to no other process before the server has reaped this one.
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
@@ -43,19 +45,11 @@ class ForkedProcess:
 
     async def _observe(self, pidfd: int, stdin: int, reap: Callable[[int], Awaitable[int]]) -> int:
         try:
-            await _until_end(pidfd)
+            try:
+                await until_readable(pidfd)
+            finally:
+                os.close(pidfd)
             self.returncode = await reap(self.pid)
         finally:
             os.close(stdin)
         return self.returncode
-
-
-async def _until_end(pidfd: int) -> None:
-    """Wait until a process has ended, and close its file. It may be a zombie then."""
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
