@@ -12,7 +12,7 @@
 #include "routing.h"
 
 #define PREFETCH_AHEAD \
-    (2 << 10)           /* bytes, of one panel: hardware prefetchers do not cross the end of a page */
+    (4 << 10)           /* bytes, of one panel: hardware prefetchers do not cross the end of a page */
 #define ROWS_AT_ONCE 64 /* the most rows of one product */
 
 /* How many of an expert's panels one product takes, from the i-th on. */

@@ -21,6 +21,7 @@
 
 #include "pool.h"
 
+#define CLAIMS 4 /* shares of a loop: a member claims 1 / CLAIMS of what would be its part of the rest */
 #define WORTH_A_TEAM (2 << 20) /* bytes of weights times rows: below this, waking a thread takes longer */
 
 struct loop {
@@ -51,12 +52,24 @@ static void team_start(struct team *team, int count, void (*work)(void *member),
     if (count > 0) pool_offer(&team->offer);
 }
 
+/* How many of the `left` items a member claims. Neighbours, since their weights follow each other in memory:
+ * alone, every item would begin with a wait for it. Ever fewer, so that all members finish at the same time. */
+static int64_t claim_of(int64_t left, int members) {
+    const int64_t share = left / (CLAIMS * members);
+    return share > 1 ? share : 1;
+}
+
 /* Every member calls this for the same loops in the same order. Each item is computed once, by the first
  * member that is free. Returns when all items are finished. */
 static void team_for(struct team *team, struct loop *loop, int64_t items,
                      void (*body)(void *member, int64_t item), void *member) {
-    int64_t item, mine = 0;
-    for (; (item = atomic_fetch_add(&loop->begun, 1)) < items; mine++) body(member, item);
+    const int members = team->offer.places + 1;
+    int64_t mine = 0;
+    for (int64_t begun; (begun = atomic_load(&loop->begun)) < items;) {
+        const int64_t count = claim_of(items - begun, members);
+        const int64_t first = atomic_fetch_add(&loop->begun, count);
+        for (int64_t item = first; item < first + count && item < items; item++, mine++) body(member, item);
+    }
     /* One addition per member, not per item, keeps the counter's cache line from moving between cores. */
     if (atomic_fetch_add(&loop->finished, mine) + mine == items) {
         /* Under the mutex, so that no member can miss the signal between its check and its wait. */
