@@ -44,6 +44,8 @@ class Task:
     """Experts of one layer in each function."""
     memory_budget: int | None = None
     """Memory budget of FaaSMoE in bytes; None is no budget."""
+    dtype: str | None = None
+    """Type of FaaSMoE's weights, those of the dense part too; None is the checkpoint's own."""
 
     @property
     def title(self) -> str:
@@ -53,7 +55,14 @@ class Task:
             self.strategy.title
             + (f", {size} experts a function" if size else "")
             + (f", within {budget / 1e9:g} GB" if budget else "")
+            + (f", {self.dtype}" if self.dtype else "")
         )
+
+    def partition(self, model: Path, target: Path) -> None:
+        """Partition the checkpoint, as this task differs from the default."""
+        size, dtype = self.experts_per_function, self.dtype or "auto"
+        granularity = Granularity(size, 1) if size else None
+        partition(model, target, granularity=granularity, dtype=dtype, dense_dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Comparison:
         """Measure the tasks that the recording has no result of. A failure is recorded as a result."""
         for task in tasks:
             blank = StrategyResult(
-                task.strategy.name, task.title, task.experts_per_function, task.memory_budget
+                task.strategy.name, task.title, task.experts_per_function, task.memory_budget, task.dtype
             )
             if (earlier := recording.results.get(blank.key)) and not earlier.problem:
                 listener.line(f"{task.title}: measured already")
@@ -86,10 +95,9 @@ class Comparison:
     async def _measure(self, task: Task, blank: StrategyResult, listener: ProgressListener) -> StrategyResult:
         with tempfile.TemporaryDirectory(prefix="faasmoe-", dir=self.setup.partition.parent) as folder:
             setup = replace(self.setup, memory_budget=task.memory_budget)
-            if task.experts_per_function:
-                granularity = Granularity(task.experts_per_function, 1)
+            if task.experts_per_function or task.dtype:
                 target = Path(folder) / "partition"
-                await asyncio.to_thread(partition, setup.checkpoint, target, granularity=granularity)
+                await asyncio.to_thread(task.partition, setup.checkpoint, target)
                 setup = replace(setup, partition=target)
             size = ModelSize.of(Manifest.load(setup.partition))
             needs = task.strategy.needs(size, len(setup.tenants))
@@ -115,7 +123,8 @@ class Comparison:
         listener: ProgressListener,
     ) -> StrategyResult:
         """Check the answers, replay the workload, and then let the deployment go idle."""
-        shortfall = await self._check(client, setup, deployment)
+        accepted = greedy.MAX_SHORTFALL_INT4 if blank.dtype == "int4" else greedy.MAX_SHORTFALL
+        shortfall = await self._check(client, setup, deployment, accepted)
         before = await _calls(client, deployment)
         with metered(deployment.roots) as moments:
             outcomes = await replay(
@@ -135,11 +144,11 @@ class Comparison:
         )
 
     async def _check(
-        self, client: aiohttp.ClientSession, setup: ServingSetup, deployment: Deployment
+        self, client: aiohttp.ClientSession, setup: ServingSetup, deployment: Deployment, accepted: float
     ) -> float:
         """The shortfall of one answer for each tenant, see greedy.py.
 
-        Raises `FaaSMoEError` if it is larger than rounding explains.
+        Raises `FaaSMoEError` if it is larger than accepted.
         """
         answers = []
         for number, (tenant, endpoint) in enumerate(deployment.endpoints.items()):
@@ -156,10 +165,10 @@ class Comparison:
             answers.append(GreedyAnswer(prompt, timing.token_ids))
         shortfall = await greedy.shortfall(setup.checkpoint, answers, setup.threads)
         # Written so that a shortfall that is not a number fails, too.
-        if not shortfall <= greedy.MAX_SHORTFALL:
+        if not shortfall <= accepted:
             raise FaaSMoEError(
                 f"answers wrongly: a token is {shortfall:.2f} standard deviations less likely than the "
-                f"model's own, more than the {greedy.MAX_SHORTFALL} that rounding may make"
+                f"model's own, more than the {accepted} that rounding may make"
             )
         return shortfall
 

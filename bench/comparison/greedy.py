@@ -20,6 +20,8 @@ from control_plane.errors import FaaSMoEError
 
 MAX_SHORTFALL = 0.25
 """Largest accepted shortfall, in standard deviations. A wrong expert causes over 1, rounding about 0.05."""
+MAX_SHORTFALL_INT4 = 1.0
+"""The same with weights of four bits. Rounded, random weights cause up to 0.75."""
 CHECK_SECONDS = 600.0
 """Time limit for one check."""
 

@@ -9,6 +9,10 @@ from bench.comparison.strategies.strategies import read_strategies
 from bench.comparison.workload import generators, workload
 from bench.comparison.workload.workload import WorkloadRequest
 from control_plane.errors import ConfigError
+from control_plane.partition.recipes import DENSE_DTYPES
+
+QUANTISED = [dtype for dtype in DENSE_DTYPES if dtype != "auto"]
+"""Types that experts and dense part may have."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class RunSettings:
     """Seconds without a call before a function is scaled to zero."""
     memory_budget: int | None
     """Bytes; if set, FaaSMoE-Shared is also measured within this budget."""
+    dtypes: Sequence[str]
+    """Some of `QUANTISED`, to measure FaaSMoE-Shared with besides the checkpoint's own type."""
     llama_server: str | None
     """llama.cpp's server program; None if it is not installed."""
     seed: int
@@ -81,13 +87,16 @@ class RunSettings:
         }.get(self.workload, f"the workload of {Path(self.workload).name}")
 
     def tasks_to_measure(self) -> list[Task]:
-        """The strategies, then FaaSMoE-Shared within the memory budget and with each function size.
+        """The strategies, then FaaSMoE-Shared within the memory budget, and with each type and function size.
 
-        Raises `ConfigError` for an unknown strategy.
+        Raises `ConfigError` for an unknown strategy or type.
         """
+        if unknown := [dtype for dtype in self.dtypes if dtype not in QUANTISED]:
+            raise ConfigError(f"no type {unknown[0]!r} to measure; there are {', '.join(QUANTISED)}")
         (shared,) = read_strategies(["faasmoe-shared"])
         return [
             *(Task(strategy) for strategy in read_strategies(self.strategies, self.llama_server)),
             *([Task(shared, memory_budget=self.memory_budget)] if self.memory_budget else []),
+            *(Task(shared, dtype=dtype) for dtype in self.dtypes),
             *(Task(shared, size) for size in self.experts_per_function),
         ]

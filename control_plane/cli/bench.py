@@ -124,6 +124,12 @@ def bench() -> None:
     help="Memory budget, such as 6GB, with which FaaSMoE-Shared is measured in addition.",
 )
 @click.option(
+    "--dtypes",
+    type=Listed(str),
+    default="",
+    help="Types of weights, such as int4, with which FaaSMoE-Shared is measured in addition.",
+)
+@click.option(
     "--llama-server",
     type=click.Path(exists=True, dir_okay=False),
     help="llama.cpp's server program, for the strategy llama-cpp.  [default: the one on the PATH, if any]",

@@ -67,6 +67,8 @@ class StrategyResult:
     """Experts in each function; None for a strategy without functions, and for the default granularity."""
     memory_budget: int | None = None
     """Memory budget in bytes; None is no budget."""
+    dtype: str | None = None
+    """Type of FaaSMoE's weights; None is the checkpoint's own."""
     functions: int = 0
     problem: str = ""
     """Why the strategy was not measured; empty if it was."""
@@ -90,7 +92,8 @@ class StrategyResult:
         """The name of the result's file, without the suffix."""
         size = "" if self.experts_per_function is None else f"-{self.experts_per_function}"
         budget = "" if self.memory_budget is None else f"-within-{self.memory_budget // 1_000_000}MB"
-        return self.strategy + size + budget
+        dtype = "" if self.dtype is None else f"-{self.dtype}"
+        return self.strategy + size + budget + dtype
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def figures_by_size(recording: Recording) -> list[Figures]:
 
 
 def in_order(recording: Recording) -> list[StrategyResult]:
-    """All results in the order of STRATEGIES, then by function size and memory budget."""
+    """All results in the order of STRATEGIES, then by function size, memory budget and type of weights."""
     names = list(STRATEGIES)
     return sorted(
         recording.results.values(),
@@ -113,6 +113,7 @@ def in_order(recording: Recording) -> list[StrategyResult]:
             names.index(result.strategy),
             result.experts_per_function or 0,
             result.memory_budget or 0,
+            result.dtype or "",
         ),
     )
 

@@ -38,6 +38,7 @@ SETTINGS = RunSettings(
     threads=1,
     idle_timeout=60.0,
     memory_budget=None,
+    dtypes=[],
     llama_server=None,
     seed=0,
 )
@@ -149,28 +150,35 @@ def test_a_resumed_run_measures_missing_strategies(
     assert not again["local"].problem
 
 
-def test_function_sizes_and_budgets_have_their_own_titles_and_keys() -> None:
+def test_function_sizes_budgets_and_types_have_their_own_titles_and_keys() -> None:
     settings = replace(
-        SETTINGS, strategies=["faasmoe-shared"], memory_budget=1_600_000_000, experts_per_function=[6]
+        SETTINGS,
+        strategies=["faasmoe-shared"],
+        memory_budget=1_600_000_000,
+        experts_per_function=[6],
+        dtypes=["int4"],
     )
     titles = [task.title for task in settings.tasks_to_measure()]
     assert titles == [
         "FaaSMoE-Shared",
         "FaaSMoE-Shared, within 1.6 GB",
+        "FaaSMoE-Shared, int4",
         "FaaSMoE-Shared, 6 experts a function",
     ]
     keys = [
         StrategyResult("s").key,
         StrategyResult("s", memory_budget=1_600_000_000).key,
+        StrategyResult("s", dtype="int4").key,
         StrategyResult("s", "", 6).key,
     ]
-    assert keys == ["s", "s-within-1600MB", "s-6"]
+    assert keys == ["s", "s-within-1600MB", "s-int4", "s-6"]
 
 
 def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path) -> None:
     for wrong, message in [
         (replace(SETTINGS, workload="bursty", duration=1.0), "nobody asks for anything within 1 s"),
         (replace(SETTINGS, strategies=["vllm"]), "no strategy 'vllm'; there are all, baseline"),
+        (replace(SETTINGS, dtypes=["int2"]), "no type 'int2' to measure; there are int8, int4"),
         (replace(SETTINGS, workload="rush-hour"), "no workload 'rush-hour'"),
         (replace(SETTINGS, tasks=str(tmp_path)), "has no tasks"),
         (replace(SETTINGS, shape="gpt-9", model=None), "no shape 'gpt-9'; there are "),
