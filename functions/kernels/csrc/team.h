@@ -53,7 +53,8 @@ static void team_start(struct team *team, int count, void (*work)(void *member),
 }
 
 /* How many of the `left` items a member claims. Neighbours, since their weights follow each other in memory:
- * alone, every item would begin with a wait for it. Ever fewer, so that all members finish at the same time. */
+ * alone, every item would begin with a wait for it. Ever fewer, so that all members finish at the same time.
+ */
 static int64_t claim_of(int64_t left, int members) {
     const int64_t share = left / (CLAIMS * members);
     return share > 1 ? share : 1;
