@@ -92,7 +92,9 @@ def partition(
       faasmoe partition MODEL_DIR OUT_DIR --update
     """
     from control_plane.partition import commands, partitioner
+    from control_plane.partition.checkpoint.reader import Checkpoint
     from control_plane.partition.companions import update_companions
+    from control_plane.partition.model.inspection import inspect
     from control_plane.partition.profile import Profile
 
     if update:
@@ -101,14 +103,17 @@ def partition(
         for name in update_companions(model_dir, out_dir):
             click.echo(f"updated {out_dir / name}")
         return
+    checkpoint = Checkpoint.open(model_dir.absolute())
+    architecture = inspect(checkpoint)
     granularity = commands.choose_granularity(
-        model_dir, experts_per_function, layers_per_function, max_functions
+        architecture, experts_per_function, layers_per_function, max_functions
     )
     profile = None if profile_file is None else Profile.load(profile_file)
     with sigterm_exits(), _progress_bar() as progress:
         manifest = partitioner.partition(
-            model_dir,
+            checkpoint,
             out_dir,
+            architecture=architecture,
             granularity=granularity,
             dtype=dtype,
             dense_dtype=dense_dtype,

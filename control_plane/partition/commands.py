@@ -4,25 +4,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from control_plane.errors import ConfigError
-from control_plane.partition.checkpoint.families import ModelConfig
-from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.granularity import Granularity, finest_within
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.architecture import Architecture
 
 
 def choose_granularity(
-    model_dir: Path, experts: int | None, layers: str | None, max_functions: int | None
+    architecture: Architecture, experts: int | None, layers: str | None, max_functions: int | None
 ) -> Granularity | None:
     """The granularity that the options choose; None for the default.
 
     Without `layers`, a function has experts of one layer; without `experts`, all experts of its layers.
-    Raises `ConfigError` for options that contradict each other, and `PartitionError` for a checkpoint whose
-    sizes cannot be read.
+    Raises `ConfigError` for options that contradict each other.
     """
     if experts is None and layers is None and max_functions is None:
         return None
-    config = ModelConfig.from_json(Checkpoint.open(model_dir).config)
-    num_experts, num_layers = config.num_experts, len(config.moe_layers)
+    num_experts, num_layers = architecture.num_experts, len(architecture.layers)
     if max_functions is None:
         return Granularity(num_experts if experts is None else experts, _layers(layers, num_layers))
     if experts is not None or layers is not None:

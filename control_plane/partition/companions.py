@@ -12,10 +12,11 @@ from msgspec.structs import replace
 
 from control_plane.errors import PartitionError
 from control_plane.files import regular_size, write_atomically
-from control_plane.partition.checkpoint.reader import CONFIG_FILE, INDEX_FILE
+from control_plane.partition.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
 from control_plane.partition.checkpoint.stored_tokenizer import STORED_TOKENIZER
 from control_plane.partition.checkpoint.tokenizer import read_tokenizer
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.inspection import inspect
 from control_plane.partition.partition_files import check_inside
 from functions.contract.manifest import MANIFEST_FILE
 
@@ -74,12 +75,31 @@ def update_companions(checkpoint: Path, folder: Path) -> Sequence[str]:
     files = _checksums(found)
     changed = sorted({name for name, _ in files.items() ^ manifest.files.items()})
     if changed:
-        manifest.verify_config(checkpoint / CONFIG_FILE)
+        if CONFIG_FILE in changed:
+            _check_config(checkpoint, manifest)
         try:
             _replace(folder, {name: found.get(name) for name in changed}, replace(manifest, files=files))
         except OSError as error:
             raise PartitionError(f"cannot write to {folder}: {error.strerror}") from error
     return changed
+
+
+def _check_config(checkpoint: Path, manifest: Manifest) -> None:
+    """Raise PartitionError if the model of the checkpoint's config.json is not that of the partition."""
+    opened = Checkpoint.open(checkpoint.absolute())
+    found = inspect(opened)
+    numbers = {
+        "model_type": found.model_type,
+        "hidden_size": found.hidden_size,
+        "intermediate_size": found.intermediate_size,
+        "num_experts": found.num_experts,
+        "num_experts_per_tok": found.num_experts_per_tok,
+        "moe_layers": tuple(layer.number for layer in found.layers),
+        "way": found.way,
+    }
+    for field, value in numbers.items():
+        if value != getattr(manifest, field):
+            raise PartitionError(f"{opened.folder / CONFIG_FILE} and the manifest differ in {field}")
 
 
 def _replace(folder: Path, changed: Mapping[str, bytes | None], manifest: Manifest) -> None:

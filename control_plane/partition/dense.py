@@ -1,15 +1,14 @@
 """The dense part of a partition: which of its tensors are stored packed, and the bytes of each.
 
-*Packed* weights are stored in the order in which a kernel reads them (see `functions.kernels`). The matrices
-that every token reads in full are packed: those of attention, of shared experts, of layers without experts,
-and the head. The matrix of a linear layer is stored as `<module>.packed`; the three matrices of a gated FFN
-are stored under one such name, in the layout of an expert. Router, norms, biases and embeddings are not
+Tensors have the names of transformers' model. *Packed* weights are stored in the order in which a kernel reads
+them (see `functions.kernels`): the matrices that every token reads in full, those of linear layers and gated
+FFNs, and the head. The matrix of a linear layer is stored as `<module>.packed`; the three matrices of a gated
+FFN are stored under one such name, in the layout of an expert. Routers, norms, biases and embeddings are not
 packed. A head that shares the embeddings' weights is packed, too, and the embeddings stay beside it: every
 token reads all of the head, but only one row of the embeddings.
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from control_plane.errors import PartitionError
 from control_plane.files import parse_json_object
 from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.model.architecture import Architecture
 from control_plane.partition.quantisation.dense_importance import DenseImportance
 from control_plane.partition.recipes import DenseTypes, WeightTypes
 from control_plane.partition.tensor_writer import TensorEntry
@@ -37,12 +37,9 @@ PACKED = ".packed"
 """The suffix of a packed tensor's name, after the name of its module."""
 
 EMBEDDING = "model.embed_tokens.weight"
-"""The name of the token embeddings [vocabulary, H]."""
+"""The name of the token embeddings [vocabulary, H] in most families."""
 HEAD = "lm_head"
-"""The module of the head."""
-
-_LINEAR = re.compile(rf"(model\.layers\.\d+\.self_attn\.[qkvo]_proj|{HEAD})\.weight")
-_GATED = re.compile(r"(?P<module>model\.layers\.\d+\.mlp(\.shared_expert)?)\.gate_proj\.weight")
+"""The module of the head in most families."""
 
 
 class PackedMatrix(Struct, frozen=True):
@@ -143,26 +140,23 @@ DenseTensor = KeptTensor | PackedLinearPlan | PackedGatedPlan
 
 
 def dense_tensors(
+    architecture: Architecture,
     tensors: Mapping[str, Tensor],
     types: WeightTypes,
-    tied_head: bool,
     importance: DenseImportance | None = None,
 ) -> list[DenseTensor]:
-    """The tensors of the dense file, in its order.
+    """The tensors of the dense file, in its order; `tensors` are the model's.
 
-    With `tied_head`, the head has the embeddings' weights, whatever the checkpoint has under its name. Raises
-    PartitionError for shapes that do not fit together, or a tied head without embeddings.
+    Raises PartitionError for shapes that do not fit together.
     """
-    if tied_head:
-        if EMBEDDING not in tensors:
-            raise PartitionError(f"the head shares the embeddings' weights, but there is no {EMBEDDING}")
-        tensors = {**tensors, f"{HEAD}.weight": tensors[EMBEDDING]}
-    packed = list(_packed(tensors, types.dense, importance))
+    packed = list(_packed(architecture, tensors, types.dense, importance))
     replaced = {name for tensor in packed for name in tensor.matrices}
     # Sorted by name, so that the result does not depend on the checkpoint's shards. Packed tensors come
     # first: their sizes are multiples of 64 bytes, so the tensors behind them are aligned as well.
     kept = [
-        KeptTensor(tensor, types.dtype) for name, tensor in sorted(tensors.items()) if name not in replaced
+        KeptTensor(tensor, "f32" if architecture.dense[name].keeps_f32 else types.dtype)
+        for name, tensor in sorted(tensors.items())
+        if name not in replaced
     ]
     return [*packed, *kept]
 
@@ -194,15 +188,23 @@ def packed_matrices(metadata: Mapping[str, str], dtype: str) -> dict[str, Packed
 
 
 def _packed(
-    tensors: Mapping[str, Tensor], types: DenseTypes, importance: DenseImportance | None
+    architecture: Architecture,
+    tensors: Mapping[str, Tensor],
+    types: DenseTypes,
+    importance: DenseImportance | None,
 ) -> Iterator[PackedLinearPlan | PackedGatedPlan]:
-    for name, tensor in sorted(tensors.items()):
-        if linear := _LINEAR.fullmatch(name):
-            _check_matrix(tensor)
-            dtype = types.head if linear[1] == HEAD else types.attention
-            yield PackedLinearPlan(linear[1], tensor, dtype, importance)
-        elif gated := _GATED.fullmatch(name):
-            yield _gated(gated["module"], tensors, types, importance)
+    within = {
+        f"{module}.{part}_proj" for module in architecture.gated_ffns for part in ("gate", "up", "down")
+    }
+    plain = sorted(set(architecture.linears) - within)
+    for module in sorted([*plain, *architecture.gated_ffns]):
+        if module in architecture.gated_ffns:
+            yield _gated(module, tensors, types, importance)
+        else:
+            weight = tensors[f"{module}.weight"]
+            _check_matrix(weight)
+            dtype = types.head if module == HEAD else types.attention
+            yield PackedLinearPlan(module, weight, dtype, importance)
 
 
 def _gated(

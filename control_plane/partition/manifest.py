@@ -17,8 +17,7 @@ from msgspec.structs import asdict
 
 from control_plane.errors import PartitionError
 from control_plane.files import read_json_object
-from control_plane.partition.checkpoint.families import ModelConfig
-from control_plane.partition.checkpoint.reader import CONFIG_FILE, MAX_CONFIG_NBYTES
+from control_plane.partition.model.architecture import Way
 from control_plane.partition.partition_files import (
     Block,
     ExpertCount,
@@ -42,6 +41,7 @@ from functions.contract.manifest import (
 from functions.kernels.packed_expert import ExpertShape
 from functions.kernels.packed_types import fits_activations
 
+ModuleName = Annotated[str, Meta(max_length=200)]
 FloatDtype = Annotated[str, Meta(pattern=r"^(f32|bf16)\Z", description="f32 or bf16")]
 
 
@@ -67,6 +67,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     experts_per_function: Size
     layers_per_function: Size
     moe_layers: tuple[Number, ...]
+    experts: tuple[ModuleName, ...]
+    """The names of the experts' modules in transformers' model, one for each of `moe_layers`."""
+    way: Way
     expert_nbytes: PagesNbytes
     dense: PartitionFile
     files: Mapping[str, str]
@@ -142,17 +145,6 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         for name, sha256 in self.files.items():
             verify_checksum(folder / name, sha256)
         self.dense.verify(folder)
-        self.verify_config(folder / CONFIG_FILE)
-
-    def verify_config(self, path: Path) -> None:
-        """The model is built from config.json, whose numbers must be this partition's.
-
-        Raises PartitionError if they differ, or if the model cannot be served.
-        """
-        config = ModelConfig.from_json(read_json_object(path, MAX_CONFIG_NBYTES))
-        for field in ("hidden_size", "intermediate_size", "num_experts", "num_experts_per_tok", "moe_layers"):
-            if getattr(config, field) != getattr(self, field):
-                raise PartitionError(f"{path} and the manifest differ in {field}")
 
     def _content(self) -> dict[str, Any]:
         return {"format": FORMAT, **to_builtins(self, str_keys=True)}
@@ -170,6 +162,8 @@ def _check(manifest: Manifest) -> None:
     _check_expert_nbytes(manifest)
     if not is_ascending(manifest.moe_layers):
         raise Invalid("moe_layers", "are not ascending layer numbers")
+    if len(manifest.experts) != len(manifest.moe_layers):
+        raise Invalid("experts", f"are {len(manifest.experts)} modules for {len(manifest.moe_layers)} layers")
     manifest.dense.check("dense")
     for name, sha256 in manifest.files.items():
         PartitionFile(name, 0, sha256).check(f"files.{name}")

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
 from control_plane.files import partial_folder
-from control_plane.partition.checkpoint.expert_tensors import ExpertKey
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.companions import copy_companions
 from control_plane.partition.dense import dense_metadata
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.architecture import Architecture
+from control_plane.partition.model.expert_tensors import ExpertKey
+from control_plane.partition.model.inspection import inspect
 from control_plane.partition.partition_files import Block, PartitionFile
 from control_plane.partition.plan import BlockPlan, Plan
 from control_plane.partition.profile import Profile
@@ -47,6 +49,7 @@ def partition(
     name: str | None = None,
     profile: Profile | None = None,
     progress: Progress = lambda done, total: None,
+    architecture: Architecture | None = None,
 ) -> Manifest:
     """Write the partition of a checkpoint, or of the checkpoint in a folder, to the new folder `out_dir`.
 
@@ -67,7 +70,10 @@ def partition(
     """
     out_dir = out_dir.absolute()
     checkpoint = Checkpoint.open(model.absolute()) if isinstance(model, Path) else model
-    plan = Plan.make(checkpoint, granularity, dtype, dense_dtype, name or checkpoint.folder.name, profile)
+    architecture = architecture or inspect(checkpoint)
+    plan = Plan.make(
+        checkpoint, architecture, granularity, dtype, dense_dtype, name or checkpoint.folder.name, profile
+    )
     with partial_folder(out_dir) as folder:
         _check_space(folder, plan.nbytes)
         files = copy_companions(checkpoint.folder, folder)
@@ -164,21 +170,23 @@ def _check_space(folder: Path, nbytes: int) -> None:
 
 
 def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files: dict[str, str]) -> Manifest:
-    config, granularity = plan.config, plan.granularity
+    architecture, granularity = plan.architecture, plan.granularity
     return Manifest(
         name=plan.name,
-        model_type=config.family.model_type,
+        model_type=architecture.model_type,
         dtype=plan.types.dtype,
         dense_dtypes=plan.types.dense,
         gate_up_dtype=plan.types.experts.gate_up,
         down_dtype=plan.types.experts.down,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_experts=config.num_experts,
-        num_experts_per_tok=config.num_experts_per_tok,
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.intermediate_size,
+        num_experts=architecture.num_experts,
+        num_experts_per_tok=architecture.num_experts_per_tok,
         experts_per_function=granularity.experts_per_function,
         layers_per_function=granularity.layers_per_function,
-        moe_layers=config.moe_layers,
+        moe_layers=plan.moe_layers,
+        experts=tuple(layer.module for layer in architecture.layers),
+        way=architecture.way,
         expert_nbytes=plan.expert_nbytes,
         dense=dense,
         files=files,

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from control_plane.partition.checkpoint.expert_tensors import ExpertKey, ExpertTensors, split_tensors
-from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import DenseTensor, dense_tensors
 from control_plane.partition.granularity import Granularity, default_granularity
+from control_plane.partition.model.architecture import Architecture
+from control_plane.partition.model.expert_tensors import ExpertKey, ExpertTensors, expert_tensors
+from control_plane.partition.model.made_tensor import made_tensor
 from control_plane.partition.packing import pack
 from control_plane.partition.profile import Profile
 from control_plane.partition.quantisation.dense_importance import DenseImportance
@@ -37,7 +38,7 @@ class Plan:
     """How a checkpoint will be split, and in which dtypes it will be stored."""
 
     name: str
-    config: ModelConfig
+    architecture: Architecture
     granularity: Granularity
     types: WeightTypes
     shape: ExpertShape
@@ -51,6 +52,7 @@ class Plan:
     def make(
         cls,
         checkpoint: Checkpoint,
+        architecture: Architecture,
         granularity: Granularity | None,
         dtype: str,
         dense_dtype: str,
@@ -62,29 +64,36 @@ class Plan:
         Raises ConfigError for a wrong dtype or granularity, PartitionError for a checkpoint that does not
         match its config.json, or a profile of another model.
         """
-        config = ModelConfig.from_json(checkpoint.config)
-        sizes = (config.num_experts, len(config.moe_layers))
+        layers = [layer.number for layer in architecture.layers]
+        sizes = (architecture.num_experts, len(layers))
         granularity = granularity or default_granularity(*sizes, packed=profile is not None)
         granularity.check(*sizes)
         if profile is not None:
-            profile.check(len(config.moe_layers), config.num_experts, config.hidden_size)
-        experts, tensors = split_tensors(config, checkpoint)
-        source = "bf16" if next(iter(experts.values())).gate.tensor.dtype == "BF16" else "f32"
+            profile.check(len(layers), architecture.num_experts, architecture.hidden_size)
+        experts = expert_tensors(architecture, checkpoint.tensors)
+        tensors = {
+            name: made_tensor(name, entry, checkpoint.tensors) for name, entry in architecture.dense.items()
+        }
+        source = "bf16" if next(iter(experts.values())).up.tensor.dtype == "BF16" else "f32"
         types = choose_types(dtype, dense_dtype, source)
-        squares = dict(zip(config.moe_layers, profile.input_squares, strict=True)) if profile else {}
+        squares = dict(zip(layers, profile.input_squares, strict=True)) if profile else {}
         importance = DenseImportance(tensors, squares) if squares else None
-        tied_head = checkpoint.config.get("tie_word_embeddings") is True
         return cls(
             name=model_slug(name),
-            config=config,
+            architecture=architecture,
             granularity=granularity,
             types=types,
-            shape=ExpertShape(config.hidden_size, config.intermediate_size, *types.experts),
+            shape=ExpertShape(architecture.hidden_size, architecture.intermediate_size, *types.experts),
             experts=experts,
-            dense=dense_tensors(tensors, types, tied_head, importance),
+            dense=dense_tensors(architecture, tensors, types, importance),
             profile=profile,
             input_squares=squares,
         )
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers with experts, in ascending order."""
+        return tuple(layer.number for layer in self.architecture.layers)
 
     @property
     def expert_nbytes(self) -> int:
@@ -99,15 +108,15 @@ class Plan:
     def blocks(self) -> list[BlockPlan]:
         """The functions, in the order of their names."""
         # All numbers have the same number of digits, so that names sort by layer, then by expert or group.
-        layer_width = max(2, len(str(self.config.moe_layers[-1])))
-        expert_width = max(2, len(str(self.config.num_experts - 1)))
+        layer_width = max(2, len(str(self.moe_layers[-1])))
+        expert_width = max(2, len(str(self.architecture.num_experts - 1)))
         if self.profile is None:
             return [
                 BlockPlan(
                     f"{self.name}-l{_span(layers, layer_width)}-e{_span(experts, expert_width)}",
                     dict.fromkeys(layers, experts),
                 )
-                for layers, experts in self.granularity.cut(self.config.num_experts, self.config.moe_layers)
+                for layers, experts in self.granularity.cut(self.architecture.num_experts, self.moe_layers)
             ]
         return [
             BlockPlan(f"{self.name}-l{_span(list(experts), layer_width)}-g{group:0{expert_width}}", experts)
@@ -116,14 +125,14 @@ class Plan:
 
     def _packed(self, profile: Profile) -> Iterator[tuple[int, dict[int, Sequence[int]]]]:
         """Yields each function's group number within its layers, and its experts by layer."""
-        config, granularity = self.config, self.granularity
+        granularity = self.granularity
         groups = [
             pack(use, together, granularity.experts_per_function)
             for use, together in zip(profile.use, profile.together, strict=True)
         ]
         for start in range(0, len(groups), granularity.layers_per_function):
             stop = start + granularity.layers_per_function
-            layers = config.moe_layers[start:stop]
+            layers = self.moe_layers[start:stop]
             for number, parts in enumerate(zip(*groups[start:stop], strict=True)):
                 yield number, dict(zip(layers, parts, strict=True))
 

@@ -11,9 +11,9 @@ from msgspec import Meta, Struct
 
 from control_plane.errors import PartitionError
 from control_plane.files import read_json_object
-from control_plane.partition.checkpoint.families import MAX_LAYERS, MAX_WIDTH
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, MAX_CONFIG_NBYTES
 from control_plane.partition.checkpoint.rope import check_rope
+from control_plane.partition.model.architecture import MAX_LAYERS, MAX_WIDTH
 from control_plane.validation import Invalid, convert
 
 _Size = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from control_plane.partition.checkpoint.expert_tensors import split_tensors
+from control_plane.partition.model.expert_tensors import split_tensors
 from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.quantisation.dense_importance import DenseImportance

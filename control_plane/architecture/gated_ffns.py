@@ -1,0 +1,62 @@
+"""Finds the gated FFNs of a model's dense part, which the experts' kernel can compute."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from control_plane.architecture.experts import computed
+from control_plane.partition.model.architecture import ActivationEntry, DenseEntry
+
+_PARTS = ("gate_proj", "up_proj", "down_proj")
+_ACTIVATIONS = tuple(ActivationEntry(function) for function in ("silu", "gelu_tanh", "gelu", "relu2", "relu"))
+_ROWS, _TOLERANCE = 4, 1e-5
+
+
+def gated_ffns(model: nn.Module, entries: Mapping[str, DenseEntry]) -> dict[str, ActivationEntry]:
+    """Modules that are down(f(gate(x)) * up(x)) without biases, and their f. Each class is tried once."""
+    found: dict[str, ActivationEntry] = {}
+    tried: dict[tuple[type[nn.Module], type[nn.Module]], ActivationEntry | None] = {}
+    for name, module in model.named_modules():
+        if not _has_parts(module) or any(entries[f"{name}.{part}.weight"].keeps_f32 for part in _PARTS):
+            continue
+        kind = type(module), type(getattr(module, "act_fn", None))
+        if kind not in tried:
+            tried[kind] = _activation(module)
+        if activation := tried[kind]:
+            found[name] = activation
+    return found
+
+
+def _has_parts(module: nn.Module) -> bool:
+    parts = [getattr(module, part, None) for part in _PARTS]
+    return all(type(part) is nn.Linear and part.bias is None for part in parts)
+
+
+def _activation(module: Any) -> ActivationEntry | None:
+    """That of a module on the meta device, whose matrices are replaced by small random ones meanwhile."""
+    random = torch.Generator().manual_seed(0)
+    own = {part: getattr(module, part) for part in _PARTS}
+    hidden, width = 6, 4
+    sizes = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
+    weights = {part: torch.randn(size, generator=random) for part, size in sizes.items()}
+    x = torch.randn(_ROWS, hidden, generator=random)
+    try:
+        for part, weight in weights.items():
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight = nn.Parameter(weight)
+            setattr(module, part, linear)
+        with torch.no_grad():
+            wanted = module(x)
+    except Exception:  # A forward of another signature, or other parameters: it is no plain gated FFN.
+        return None
+    finally:
+        for part, linear in own.items():
+            setattr(module, part, linear)
+    gate, up = x @ weights["gate_proj"].T, x @ weights["up_proj"].T
+    for activation in _ACTIVATIONS:
+        made = computed(activation, gate, up) @ weights["down_proj"].T
+        if wanted.shape == made.shape and torch.allclose(made, wanted, atol=_TOLERANCE, rtol=_TOLERANCE):
+            return activation
+    return None

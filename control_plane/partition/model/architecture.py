@@ -1,0 +1,106 @@
+"""What transformers knows of a checkpoint's model, as data: which tensors and modules it has, and how they compute.
+
+`control_plane.architecture` finds it out in a process of its own, which imports torch and transformers;
+everything else of a partition needs neither.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from functions.contract.manifest import MAX_EXPERTS
+
+MAX_LAYERS = 10_000
+MAX_WIDTH = 1 << 20
+"""The largest hidden size, and the largest width of an expert."""
+
+Size = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
+Index = Annotated[int, Meta(ge=0, le=1 << 48)]
+Way = Literal["program", "ragged", "lockstep"]
+"""How the engine computes the dense part: by layer programs in C; by transformers' modules, all sequences'
+rows together; or by transformers' modules, one sequence at a time."""
+
+
+class RowRange(Struct, frozen=True, array_like=True):
+    """Rows `first`, `first + step`, ... of a tensor, seen as a matrix of rows as long as its last dimension."""
+
+    tensor: str
+    first: Index
+    step: Annotated[int, Meta(ge=1, le=1 << 48)]
+    count: Index
+
+
+class DenseEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor of the dense part, made of the checkpoint's."""
+
+    shape: tuple[Index, ...]
+    rows: tuple[RowRange, ...]
+    keeps_f32: bool = False
+    """Whether the family computes with it in float32, whatever the model's dtype."""
+
+
+class MatrixEntry(Struct, frozen=True, array_like=True):
+    """Where a matrix [N, K] of one expert is, in a tensor seen as a matrix of rows.
+
+    Without a `column`, row i is the tensor's row `row + i * step`. With one, the matrix is stored transposed:
+    row i is column `column + i * step` of the K rows from `row` on. A bias is a matrix of one column.
+    """
+
+    tensor: str
+    row: Index
+    step: Annotated[int, Meta(ge=1, le=1 << 48)]
+    column: Index | None = None
+
+
+class ExpertEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """The matrices of one expert: up [I, H], down [H, I], gate [I, H] if it has one, and their biases."""
+
+    up: MatrixEntry
+    down: MatrixEntry
+    gate: MatrixEntry | None = None
+    up_bias: MatrixEntry | None = None
+    down_bias: MatrixEntry | None = None
+    gate_bias: MatrixEntry | None = None
+
+
+class ExpertLayer(Struct, frozen=True, forbid_unknown_fields=True):
+    """A layer's experts."""
+
+    number: Annotated[int, Meta(ge=0, le=MAX_LAYERS)]
+    module: str
+    """The name of their module in transformers' model."""
+    experts: Annotated[tuple[ExpertEntry, ...], Meta(min_length=1, max_length=MAX_EXPERTS)]
+
+
+class ActivationEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an expert computes between its products; see `functions.kernels.activation.Activation`."""
+
+    function: str = "silu"
+    gated: bool = True
+    limit: float | None = None
+    alpha: float = 1.0
+    up_offset: float = 0.0
+
+
+class Architecture(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model of transformers, as far as partitioning and serving need to know it."""
+
+    model_type: str
+    hidden_size: Size
+    intermediate_size: Size
+    num_experts: Annotated[int, Meta(ge=1, le=MAX_EXPERTS)]
+    num_experts_per_tok: Annotated[int, Meta(ge=1, le=MAX_EXPERTS)]
+    activation: ActivationEntry
+    has_bias: bool
+    layers: Annotated[tuple[ExpertLayer, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
+    """In ascending order."""
+    dense: Mapping[str, DenseEntry]
+    """By the name in transformers' model."""
+    linears: tuple[str, ...]
+    """Modules that are linear layers which every token reads in full."""
+    gated_ffns: Mapping[str, ActivationEntry]
+    """Modules that are gated FFNs without biases, of linear layers gate_proj, up_proj and down_proj."""
+    unused: Sequence[str]
+    """Tensors of the checkpoint that the model has no place for."""
+    way: Way
