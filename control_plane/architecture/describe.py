@@ -1,4 +1,4 @@
-"""Describes a checkpoint's model: an `Architecture`, from its config and the names and shapes of its tensors."""
+"""Describes a checkpoint's model from its config and the names and shapes of its tensors."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -166,13 +166,7 @@ def _matrix(origin: Origin, start: int, count: int, part: slice, shapes: Shapes,
     if (sources != sources[0]).any() or step < 1 or (np.diff(rows) != step).any():
         raise UnsupportedModel(f"the rows of an expert are scattered in {origin.sources[sources[0]]}")
     name, first = origin.sources[sources[0]], int(rows[0])
-    stored = (
-        shapes[name][-1]
-        if origin.form is Form.ROWS
-        else shapes[name][-2]
-        if origin.form is Form.COLUMNS
-        else 1
-    )
+    stored = {Form.ROWS: shapes[name][-1], Form.COLUMNS: shapes[name][-2:][0], Form.VALUES: 1}[origin.form]
     if stored != columns:
         raise PartitionError(f"{name} is {list(shapes[name])}, config.json says {columns} columns")
     if origin.form is not Form.COLUMNS:

@@ -29,6 +29,8 @@ from transformers.core_model_loading import (
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.model.architecture import RowRange
 
+_MAX_ERROR = 200
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the checkpoint's tensors, by name."""
 
@@ -137,14 +139,11 @@ class _Group:
         try:
             made: dict[str, Any] = converter.convert(self.target, model=model, config=model.config)
         except Exception as error:  # transformers' operations raise anything.
-            raise PartitionError(
-                f"{self.target} cannot be made of the checkpoint's tensors: {' '.join(str(error).split())[:200]}"
-            ) from error
+            problem = " ".join(str(error).split())[:_MAX_ERROR]
+            raise PartitionError(f"the checkpoint's tensors do not make {self.target}: {problem}") from error
         tensors = {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
         if any(tensor.dtype != torch.int64 for tensor in tensors.values()):
-            raise UnsupportedModel(
-                f"{self.target} is computed from the checkpoint's tensors, not made of them"
-            )
+            raise UnsupportedModel(f"{self.target} is computed from tensors of the checkpoint")
         return tensors
 
 

@@ -1,4 +1,4 @@
-"""What transformers knows of a checkpoint's model, as data: which tensors and modules it has, and how they compute.
+"""What transformers knows of a checkpoint's model, as data: its tensors and modules, and what they compute.
 
 `control_plane.architecture` finds it out in a process of its own, which imports torch and transformers;
 everything else of a partition needs neither.
@@ -23,7 +23,7 @@ rows together; or by transformers' modules, one sequence at a time."""
 
 
 class RowRange(Struct, frozen=True, array_like=True):
-    """Rows `first`, `first + step`, ... of a tensor, seen as a matrix of rows as long as its last dimension."""
+    """Rows `first`, `first + step`, ... of a tensor, seen as a matrix with rows of its last dimension."""
 
     tensor: str
     first: Index
