@@ -158,6 +158,24 @@ async def test_a_file_overwritten_while_its_log_has_changes(path: Path) -> None:
     assert integrity(path) == "ok"
 
 
+@asynchronous
+async def test_a_log_that_another_process_merges_for_long(path: Path) -> None:
+    """Its first writes to the file must not be taken for another file: the log would lose its changes."""
+    key = add(path, "acme")
+    async with serving(path) as (thread, _):
+        with closing(sqlite3.connect(path, isolation_level=None)) as merging:
+            merging.execute("UPDATE tenants SET rpm = 77")
+            # A process that merges has this lock. The log has its pages until the file has all of them.
+            merging.execute("BEGIN IMMEDIATE")
+            os.utime(path)
+            with pytest.raises(DatabaseUnavailable):
+                await tenant_of(thread, key)
+            merging.execute("ROLLBACK")
+            merging.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            assert (await tenant_of(thread, key)).limits.rpm == 77
+    assert integrity(path) == "ok"
+
+
 def damage(path: Path) -> None:
     path.write_bytes(b"no database " * 1000)
 

@@ -7,6 +7,7 @@ copy over the file. A write-ahead log that the former database left behind would
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 SETTLED_SECONDS = 0.05
@@ -47,14 +48,24 @@ class FileState:
         """Let the file count as changed."""
         self._known = None
 
-    def abandon_log(self, close: Callable[[], None]) -> None:
-        """Call `close`, which closes the database, so that no log is left to merge into another database."""
+    def abandon_log(
+        self, close: Callable[[], None], write_lock: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """Call `close`, which closes the database, so that no log is left to merge into another database.
+
+        `write_lock` takes the database's lock for writing. What it raises while another process has that, is
+        raised, and the database stays open.
+        """
         place, log = _seen(self._path), _seen(self._log)
         is_ours = log is not None and log[:2] == self._log_place
         replaced = self._place is not None and (place is None or place[:2] != self._place)
         if is_ours and not replaced and self._known is not None and self._log_has_pages():
-            # The file was overwritten. Whoever did it wants its content, not the former one's last changes.
-            os.truncate(self._log, 0)
+            with write_lock():
+                # On a slow disk, another process may have been merging the log until now.
+                if self._log_has_pages():
+                    # The file was overwritten. Whoever did it wants its content, not the former one's last
+                    # changes.
+                    os.truncate(self._log, 0)
         # While the database is open, no other file can have the number of its log.
         close()
         if is_ours and replaced:

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class SqliteDatabase:
         """See `Database.refresh`. Creates no file: one that is gone is a fault until it is there again."""
         if self._connection and not self._file.has_changed():
             return self._others_have_written()
-        self._file.abandon_log(self.close)
+        self._file.abandon_log(self.close, self._write_lock)
         if not self.path.exists():
             raise DatabaseFault(f"the database {self.path} is gone")
         try:
@@ -108,6 +108,21 @@ class SqliteDatabase:
     def transaction(self) -> Iterator[None]:
         """See `Database.transaction`."""
         with self._translated_errors(), _transaction(self._usable):
+            yield
+
+    @contextmanager
+    def _write_lock(self) -> Iterator[None]:
+        """Keep other processes from writing, if the file is open. Raises `DatabaseFault` while one does.
+
+        SQLite locks no file that it takes for damaged: there, it does nothing.
+        """
+        with ExitStack() as stack:
+            if self._connection:
+                try:
+                    stack.enter_context(_transaction(self._connection))
+                except sqlite3.Error as error:
+                    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                        raise DatabaseFault(f"the database {self.path}: {error}") from error
             yield
 
     def _others_have_written(self) -> bool:
