@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from control_plane.architecture.choice import architecture_of
+from control_plane.errors import FaaSMoEError
+from control_plane.partition import companions, partitioner
+from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.granularity import Granularity
+from control_plane.partition.model.architecture import Architecture
 from tests.support.functions.expert_process import ExpertProcess, expert_process
 from tests.support.models.tiny_partition import TinyPartition
 
@@ -41,6 +46,24 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("FAASMOE_DATABASE", str(tmp_path_factory.mktemp("tenants") / "faasmoe.db"))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def inspections() -> Iterator[None]:
+    """Checkpoints are inspected in this process: one of its own takes seconds to import torch."""
+
+    def inspect(checkpoint: Checkpoint) -> Architecture:
+        try:
+            return architecture_of(
+                checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+            )
+        except FaaSMoEError as error:
+            raise type(error)(f"{checkpoint.folder}: {error}") from error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partitioner, "inspect", inspect)
+        patch.setattr(companions, "inspect", inspect)
         yield
 
 

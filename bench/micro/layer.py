@@ -7,7 +7,6 @@ different ones.
 """
 
 import asyncio
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -22,10 +21,11 @@ from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.engine.state.stopwatch import StepPart
 from control_plane.formatting import table
 from control_plane.offline.engine import offline_engine
-from control_plane.partition.checkpoint.families import ModelConfig
+from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.dense import PACKED
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.inspection import inspect
 from control_plane.partition.partitioner import partition
 from control_plane.partition.recipes import DENSE_DTYPES
 
@@ -55,8 +55,16 @@ def main(model: Path, dtype: str, tokens: int, rounds: int) -> None:
     """Print the microseconds of a layer for 1 to 32 sequences at once."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "partition"
-        experts = ModelConfig.from_json(json.loads((model / "config.json").read_text())).num_experts
-        manifest = partition(model, out, granularity=Granularity(experts, 1), dtype=dtype, dense_dtype=dtype)
+        checkpoint = Checkpoint.open(model)
+        architecture = inspect(checkpoint)
+        manifest = partition(
+            checkpoint,
+            out,
+            granularity=Granularity(architecture.num_experts, 1),
+            dtype=dtype,
+            dense_dtype=dtype,
+            architecture=architecture,
+        )
         found = asyncio.run(bench(out, manifest, tokens, rounds))
         dense = _dense_nbytes(out / manifest.dense.file) / len(manifest.moe_layers)
     speed = _read_speed()

@@ -12,28 +12,24 @@ token.
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.core_model_loading import revert_weight_conversion
 
 from bench.support.random_weights import RandomWeights
 from bench.support.shapes import SHAPES
+from control_plane.architecture.model import empty_model
 from control_plane.errors import FaaSMoEError
 from control_plane.partition import commands
-from control_plane.partition.checkpoint.families import FAMILIES, Family, ModelConfig
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
 from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.granularity import Granularity
+from control_plane.partition.model.architecture import Architecture
+from control_plane.partition.model.inspection import inspect
 from control_plane.partition.partitioner import partition
 from control_plane.partition.recipes import DENSE_DTYPES, DTYPES
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
@@ -95,10 +91,12 @@ def main(
                 folder = Path(temporary, shape)
                 folder.mkdir()
                 checkpoint = random_checkpoint(config, folder, seed, router_skew)
+                architecture = inspect(checkpoint)
                 manifest = partition(
                     checkpoint,
                     target,
-                    granularity=_granularity(checkpoint, experts_per_function, layers_per_function),
+                    architecture=architecture,
+                    granularity=_granularity(architecture, experts_per_function, layers_per_function),
                     dtype=dtype,
                     dense_dtype=dense_dtype,
                     progress=_show_progress,
@@ -112,8 +110,7 @@ def random_checkpoint(
     config: PretrainedConfig, folder: Path, seed: int = 0, router_skew: float = 0.0
 ) -> Checkpoint:
     """A checkpoint whose weights are generated when read. Writes config and tokenizer to `folder`."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    model = empty_model(config)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -131,13 +128,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def random_tensors(model: PreTrainedModel, weights: RandomWeights) -> dict[str, Tensor]:
-    """The tensors of a published checkpoint of a model, in the model's order. The model may be on meta."""
-    family = next(family for family in FAMILIES if family.model_type == model.config.model_type)
-    return {
-        name: weights.tensor(name, shape)
-        for fused, tensor in model.state_dict().items()
-        for name, shape in _published(family, fused, tuple(tensor.shape))
-    }
+    """The tensors of a published checkpoint of a model. The model may be on meta."""
+    published = revert_weight_conversion(model, model.state_dict())
+    return {name: weights.tensor(name, tuple(tensor.shape)) for name, tensor in published.items()}
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -149,31 +142,17 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
                 file.write(values)
 
 
-def _granularity(checkpoint: Checkpoint, experts: int | None, layers: int | None) -> Granularity | None:
+def _granularity(architecture: Architecture, experts: int | None, layers: int | None) -> Granularity | None:
     """The granularity that the options ask for; None for the default."""
     if experts is None and layers is None:
         return None
-    return Granularity(experts or ModelConfig.from_json(checkpoint.config).num_experts, layers or 1)
+    return Granularity(experts or architecture.num_experts, layers or 1)
 
 
 def _show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
         end = "\n" if done == total else "\r"
         print(f"{done / 1e9:.1f} of {total / 1e9:.1f} GB", end=end, file=sys.stderr, flush=True)
-
-
-def _published(family: Family, name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors of a published checkpoint that make up one parameter of the model."""
-    name = name.replace(".mlp.", f".{family.modules[0]}.")
-    prefix, dot, last = name.rpartition(".")
-    if last not in ("gate_up_proj", "down_proj"):
-        yield name, shape
-        return
-    experts, rows, columns = shape
-    parts = [family.down] if last == "down_proj" else [family.gate, family.up]
-    for expert in range(experts):
-        for part in parts:
-            yield f"{prefix}{dot}{expert}.{part}.weight", (rows // len(parts), columns)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,6 @@ def main() -> None:
     except FaaSMoEError as error:
         print(error, file=sys.stderr)
         sys.exit(UNSUPPORTED if isinstance(error, UnsupportedModel) else 1)
-    except Exception as error:  # A config that its family's code does not expect raises anything.
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
     sys.stdout.buffer.write(msgspec.json.encode(answer))
 
 

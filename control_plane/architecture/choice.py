@@ -3,12 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec.structs import replace
+from transformers import PretrainedConfig
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from control_plane.architecture.describe import describe
 from control_plane.architecture.model import language_config
 from control_plane.architecture.tensors import Shapes
-from control_plane.partition.model.architecture import Architecture
+from control_plane.architecture.trial import TOLERANCE, differences
+from control_plane.errors import FaaSMoEError, PartitionError, UnsupportedModel
+from control_plane.partition.model.architecture import Architecture, Way
+
+WAYS: tuple[Way, ...] = ("program", "ragged", "lockstep")
+"""The fastest first."""
+_MAX_ERROR = 120
 
 
 def architecture_of(document: Mapping[str, Any], shapes: Shapes) -> Architecture:
@@ -18,5 +26,29 @@ def architecture_of(document: Mapping[str, Any], shapes: Shapes) -> Architecture
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
-    config = language_config(document)
-    return describe(config, shapes, "program")
+    try:
+        config = language_config(document)
+        # What is wrong with the checkpoint itself shall be said first.
+        described = describe(config, shapes, WAYS[0])
+        return replace(described, way=_way(config))
+    except FaaSMoEError:
+        raise
+    except Exception as error:  # A config that its family's code does not expect raises anything.
+        raise PartitionError(f"config.json makes no model: {_in_words(error)}") from error
+
+
+def _way(config: PretrainedConfig) -> Way:
+    problems = []
+    for way, found in differences(config, WAYS):
+        if isinstance(found, float) and found <= TOLERANCE:
+            return way
+        problems.append(f"{way}: {_in_words(found)}")
+    raise UnsupportedModel(
+        f"a small {config.model_type} model gave other logits than transformers: {'; '.join(problems)}"
+    )
+
+
+def _in_words(found: float | Exception) -> str:
+    if isinstance(found, float):
+        return f"logits differ by {found:.1e}"
+    return f"{type(found).__name__} {' '.join(str(found).split())}"[:_MAX_ERROR]

@@ -1,5 +1,6 @@
 """Describes a checkpoint's model from its config and the names and shapes of its tensors."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from control_plane.architecture.experts import ExpertModule, activation_of, expert_modules
 from control_plane.architecture.gated_ffns import gated_ffns
 from control_plane.architecture.model import empty_model
+from control_plane.architecture.sizes import experts_per_token
 from control_plane.architecture.tensors import Form, Origin, Origins, Shapes, find_origins
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.model.architecture import (
@@ -23,8 +25,9 @@ from control_plane.partition.model.architecture import (
     Way,
 )
 
-_TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k", "moe_router_topk")
-"""What configs call the number of experts that a token uses."""
+_IGNORED = (r"rotary_emb\.inv_freq", r"\.(k|v)_scale$")
+"""Tensors that published checkpoints have and transformers does not need."""
+_LAYER = re.compile(r"(\w+\.){1,2}\d+")
 _MIN_LINEAR = 8
 """A layer with fewer inputs or outputs, such as the gate of a shared expert, is not worth packing."""
 
@@ -41,6 +44,7 @@ def describe(config: PretrainedConfig, shapes: Shapes, way: Way) -> Architecture
     activation, alternate = activation_of(first.module)
     experts = _Experts(modules, alternate)
     origins = find_origins(model, shapes, experts.transposed, experts.biases)
+    _check_unused(model, origins.unused)
     own = experts.parameters
     dense = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
     entries = dict(_dense_entries(model, dense, origins, shapes))
@@ -49,14 +53,14 @@ def describe(config: PretrainedConfig, shapes: Shapes, way: Way) -> Architecture
         hidden_size=experts.hidden_size,
         intermediate_size=experts.intermediate_size,
         num_experts=experts.count,
-        num_experts_per_tok=_top_k(config),
+        num_experts_per_tok=experts_per_token(config.to_dict(), experts.count),
         activation=activation,
         has_bias=bool(first.module.has_bias),
         layers=tuple(experts.layers(origins, shapes)),
         dense=entries,
         linears=tuple(_linears(model, entries, modules)),
         gated_ffns=gated_ffns(model, entries),
-        unused=origins.unused,
+        unused=tuple(origins.unused),
         way=way,
     )
 
@@ -102,12 +106,12 @@ class _Experts:
 
     def layers(self, origins: Origins, shapes: Shapes) -> Iterator[ExpertLayer]:
         for each in self._modules:
-            gate_up = self._parameter(f"{each.name}.{each.gate_up}", each.module, origins)
-            down = self._parameter(f"{each.name}.down_proj", each.module, origins)
+            gate_up = self._parameter(f"{each.name}.{each.gate_up}", each.module, origins, shapes)
+            down = self._parameter(f"{each.name}.down_proj", each.module, origins, shapes)
             biases = None
             if each.module.has_bias:
                 biases = tuple(
-                    self._parameter(f"{each.name}.{part}_bias", each.module, origins)
+                    self._parameter(f"{each.name}.{part}_bias", each.module, origins, shapes)
                     for part in (each.gate_up, "down_proj")
                 )
             yield ExpertLayer(
@@ -119,10 +123,18 @@ class _Experts:
                 ),
             )
 
-    def _parameter(self, name: str, module: Any, origins: Origins) -> Origin:
+    def _parameter(self, name: str, module: Any, origins: Origins, shapes: Shapes) -> Origin:
+        """Raises PartitionError if the checkpoint has nothing or another number of rows for it."""
         if name not in origins.of:
-            raise PartitionError(f"the checkpoint has nothing for {name}")
-        return origins.of[name]
+            raise PartitionError(f"the checkpoint lacks {name}")
+        origin, wanted = origins.of[name], tuple(module.get_parameter(name.rpartition(".")[2]).shape)
+        dropped = {Form.ROWS: wanted[-1], Form.COLUMNS: wanted[-2], Form.VALUES: 1}[origin.form]
+        if len(origin.row) * dropped != math.prod(wanted):
+            source = origin.sources[0]
+            raise PartitionError(
+                f"{name} is {list(wanted)} by config.json, the checkpoint's {source} {list(shapes[source])}"
+            )
+        return origin
 
     def _expert(
         self,
@@ -200,6 +212,19 @@ def _dense_entries(
         yield name, DenseEntry(shape, ranges, is_f32)
 
 
+def _check_unused(model: PreTrainedModel, unused: Mapping[str, str]) -> None:
+    """Raise PartitionError for a tensor of a layer that the model has no place for.
+
+    Others belong to what is not served: layers that predict several tokens, or encoders of images. `unused`
+    maps names in the checkpoint to the nearest in the model.
+    """
+    layers = tuple(f"{name}." for name, _ in model.named_modules() if _LAYER.fullmatch(name))
+    ignored = [*_IGNORED, *(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())]
+    for name, target in unused.items():
+        if target.startswith(layers) and not any(re.search(pattern, target) for pattern in ignored):
+            raise PartitionError(f"by its config.json, a {model.config.model_type} model has no {name}")
+
+
 def _tied(model: PreTrainedModel) -> Mapping[str, str]:
     """The parameters that share another's weights, with that other's names."""
     if not getattr(model.config, "tie_word_embeddings", False):
@@ -229,11 +254,3 @@ def _linears(
         is_router = name.rpartition(".")[0] in beside and module.out_features == modules[0].module.num_experts
         if min(module.in_features, module.out_features) >= _MIN_LINEAR and not is_router:
             yield name
-
-
-def _top_k(config: PretrainedConfig) -> int:
-    for name in _TOP_K:
-        value = getattr(config, name, None)
-        if type(value) is int and value > 0:
-            return value
-    raise UnsupportedModel(f"the config of {config.model_type} does not say how many experts a token uses")

@@ -1,11 +1,13 @@
 """The class of a checkpoint's language model in transformers, and an instance without memory."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
+from control_plane.architecture.sizes import check_sizes
 from control_plane.errors import UnsupportedModel
 from control_plane.partition.checkpoint.rope import check_rope
 
@@ -18,14 +20,22 @@ def language_config(document: Mapping[str, Any]) -> PretrainedConfig:
     """
     model_type = document.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise UnsupportedModel(f"model type {str(model_type)[:40]!r} is not known to transformers")
-    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(document))
+        raise UnsupportedModel(f"model type {reprlib.repr(model_type)} is not known to transformers")
+    check_sizes(document)
+    inner = document.get("text_config")
+    for part in (document, inner if isinstance(inner, dict) else {}):
+        check_rope(part)
+    # Weights are dequantised as they are read.
+    own = {name: value for name, value in document.items() if name != "quantization_config"}
+    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(own)
     text = config.get_text_config(decoder=True)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModel(f"transformers has no causal language model of type {model_type!r}")
+        raise UnsupportedModel(f"transformers has no language model of type {model_type!r}")
     if text is not config and document.get("tie_word_embeddings") is not None:
         text.tie_word_embeddings = document["tie_word_embeddings"]
-    check_rope(text.to_dict())
+    if getattr(text, "head_dim", 0) is None:
+        # It may be null for Mixtral, and transformers needs a number for scaled rotary embeddings.
+        text.head_dim = text.hidden_size // text.num_attention_heads
     return text
 
 

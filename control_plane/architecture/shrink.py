@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from control_plane.architecture.sizes import EXPERTS, EXPERTS_PER_TOKEN
+
 HEADS, HEAD_DIM = 4, 8
 HIDDEN = HEADS * HEAD_DIM
 MAX_LAYERS = 12
@@ -78,8 +80,6 @@ _SIZES: Mapping[str, int] = {
     "hc_lowrank": 8,
     "block_size": 4,
 }
-_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
-_TOP_K = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "moe_router_topk")
 _NUM_EXPERTS, _MOST_TOP_K = 8, 2
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -107,8 +107,8 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
 def _sizes(own: Mapping[str, Any]) -> dict[str, Any]:
     """Small values for what a config has."""
     sizes: dict[str, Any] = {name: size for name, size in _SIZES.items() if _is_size(own.get(name))}
-    sizes |= {name: _NUM_EXPERTS for name in _EXPERTS if _is_size(own.get(name))}
-    sizes |= {name: min(own[name], _MOST_TOP_K) for name in _TOP_K if _is_size(own.get(name))}
+    sizes |= {name: _NUM_EXPERTS for name in EXPERTS if _is_size(own.get(name))}
+    sizes |= {name: min(own[name], _MOST_TOP_K) for name in EXPERTS_PER_TOKEN if _is_size(own.get(name))}
     heads = own.get("num_attention_heads")
     sizes |= {
         name: _kv_heads(value, heads) for name, value in own.items() if name.endswith("num_key_value_heads")

@@ -6,7 +6,8 @@ comes from.
 """
 
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -77,8 +78,8 @@ class Origins:
 
     of: Mapping[str, Origin]
     """By parameter."""
-    unused: list[str]
-    """Tensors of the checkpoint that no parameter is made of."""
+    unused: Mapping[str, str]
+    """Tensors of the checkpoint that no parameter is made of, with the names that they would have there."""
 
 
 def find_origins(
@@ -111,6 +112,12 @@ class _Group:
 
     def origins(self, model: PreTrainedModel, shapes: Shapes, form: Form) -> dict[str, Origin]:
         names = [name for names in self.sources.values() for name in names]
+        _check_numbers(self.sources)
+        for alike in self.sources.values():
+            common = Counter(shapes[name] for name in alike).most_common(1)[0][0]
+            for name in alike:
+                if shapes[name] != common:
+                    raise PartitionError(f"{name} is {list(shapes[name])}, others of its kind {list(common)}")
         numbers = {name: _numbers(shapes[name], form) for name in names}
         starts = np.cumsum([0, *(each.numel() for each in numbers.values())])
         for name, start in zip(names, starts.tolist(), strict=False):
@@ -149,7 +156,7 @@ class _Group:
 
 def _groups(
     model: PreTrainedModel, state: Mapping[str, Any], shapes: Shapes
-) -> tuple[list[_Group], list[str]]:
+) -> tuple[list[_Group], dict[str, str]]:
     """What transformers does at loading, up to the conversions themselves."""
     mapping = get_model_conversion_mapping(model)
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
@@ -157,13 +164,13 @@ def _groups(
     by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     prefix = model.base_model_prefix
     groups: dict[str, _Group] = {}
-    unused = []
+    unused = {}
     for name in sorted(shapes, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if target not in state and name in state:
             target, pattern = rename_source_key(name, [], [], prefix, state)
         if target not in state:
-            unused.append(name)
+            unused[name] = target
             continue
         converter = by_pattern[pattern] if pattern is not None else None
         group = groups.setdefault(target, _Group(target, converter, defaultdict(list)))
@@ -171,6 +178,24 @@ def _groups(
         if pattern is None and len(group.sources[""]) > 1:
             raise PartitionError(f"{name} and {group.sources[''][0]} are both {target}")
     return list(groups.values()), unused
+
+
+def _check_numbers(sources: Mapping[str, list[str]]) -> None:
+    """Raise PartitionError unless lists of experts' tensors have all numbers, and the same ones."""
+    lists = {pattern: names for pattern, names in sources.items() if "*" in pattern}
+    numbers = {
+        name: int(found[-1])
+        for names in lists.values()
+        for name in names
+        if (found := re.findall(r"(?<=\.)\d+(?=\.)", name))
+    }
+    count = max(numbers.values(), default=-1) + 1
+    for names in lists.values():
+        known = {numbers[name]: name for name in names if name in numbers}
+        for missing in sorted(set(range(count)) - known.keys()):
+            number, name = next(iter(known.items()))
+            before, _, after = name.rpartition(f".{number}.")
+            raise PartitionError(f"the checkpoint lacks {before}.{missing}.{after}")
 
 
 def _numbers(shape: tuple[int, ...], form: Form) -> torch.Tensor:

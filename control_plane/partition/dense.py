@@ -1,11 +1,11 @@
 """The dense part of a partition: which of its tensors are stored packed, and the bytes of each.
 
 Tensors have the names of transformers' model. *Packed* weights are stored in the order in which a kernel
-reads them (see `functions.kernels`): the matrices that every token reads in full, those of linear layers and
-gated FFNs, and the head. The matrix of a linear layer is stored as `<module>.packed`; the three matrices of a gated
-FFN are stored under one such name, in the layout of an expert. Routers, norms, biases and embeddings are not
-packed. A head that shares the embeddings' weights is packed, too, and the embeddings stay beside it: every
-token reads all of the head, but only one row of the embeddings.
+reads them (see `functions.kernels`): the matrices that every token reads in full, those of linear layers
+and gated FFNs, and the head. The matrix of a linear layer is stored as `<module>.packed`; the three matrices
+of a gated FFN are stored under one such name, in the layout of an expert. Routers, norms, biases and
+embeddings are not packed. A head that shares the embeddings' weights is packed, too, and the embeddings stay
+beside it: every token reads all of the head, but only one row of the embeddings.
 """
 
 import json

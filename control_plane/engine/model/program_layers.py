@@ -88,11 +88,9 @@ def vector(file: DenseFile, name: str) -> NDArray[Any]:
     return np.array(file.array(name)).reshape(-1)
 
 
-def router_module(file: DenseFile, layer: int) -> str:
-    """The name of a layer's router. Mixtral's checkpoints call the module that it is in by another name."""
-    name = f"model.layers.{layer}"
-    other = f"{name}.block_sparse_moe.gate"
-    return other if f"{other}.weight" in file else f"{name}.mlp.gate"
+def router_module(layer: int) -> str:
+    """The name of a layer's router."""
+    return f"model.layers.{layer}.mlp.gate"
 
 
 def _shape(config: DenseConfig, layer: int, query_norm: NDArray[Any] | None) -> LayerShape:
@@ -109,7 +107,7 @@ def _shape(config: DenseConfig, layer: int, query_norm: NDArray[Any] | None) -> 
 
 
 def _router(file: DenseFile, config: DenseConfig, layer: int) -> Router:
-    module = router_module(file, layer)
+    module = router_module(layer)
     return Router(linear(file, module), config.num_experts_per_tok, config.norm_topk_prob)
 
 

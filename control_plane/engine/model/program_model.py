@@ -60,7 +60,7 @@ class ProgramModel:
 
     def router(self, layer: int) -> RouterWeights:
         return RouterWeights(
-            self._file.array(f"{router_module(self._file, layer)}.weight"),
+            self._file.array(f"{router_module(layer)}.weight"),
             self._file.array(f"model.layers.{layer}.post_attention_layernorm.weight"),
         )
 

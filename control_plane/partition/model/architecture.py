@@ -4,7 +4,7 @@
 everything else of a partition needs neither.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -101,6 +101,6 @@ class Architecture(Struct, frozen=True, forbid_unknown_fields=True):
     """Modules that are linear layers which every token reads in full."""
     gated_ffns: Mapping[str, ActivationEntry]
     """Modules that are gated FFNs without biases, of linear layers gate_proj, up_proj and down_proj."""
-    unused: Sequence[str]
+    unused: tuple[str, ...]
     """Tensors of the checkpoint that the model has no place for."""
     way: Way

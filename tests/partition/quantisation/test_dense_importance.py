@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from control_plane.partition.model.expert_tensors import split_tensors
-from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.quantisation.dense_importance import DenseImportance
 from functions.kernels.bfloat16 import Float32
@@ -56,7 +54,7 @@ def importance(
 ) -> DenseImportance:
     folder: Path = save_checkpoint(model, tmp_path_factory.mktemp("importance") / "model")
     checkpoint = Checkpoint.open(folder)
-    _, tensors = split_tensors(ModelConfig.from_json(checkpoint.config), checkpoint)
+    tensors = checkpoint.tensors
     layers = range(LAYERS)
     return DenseImportance(tensors, {each: measured[f"model.layers.{each}.mlp.experts"] for each in layers})
 
