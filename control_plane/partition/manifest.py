@@ -39,10 +39,31 @@ from functions.contract.manifest import (
     PAGE_NBYTES,
     format_problem,
 )
+from functions.kernels.activation import Activation
 from functions.kernels.packed_expert import ExpertShape
 from functions.kernels.packed_types import fits_activations
 
 FloatDtype = Annotated[str, Meta(pattern=r"^(f32|bf16)\Z", description="f32 or bf16")]
+
+
+class ActivationEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an expert computes between its products: the fields of an `Activation`."""
+
+    function: str
+    gated: bool
+    limit: float | None
+    alpha: float
+    up_offset: float
+
+    @classmethod
+    def of(cls, activation: Activation) -> "ActivationEntry":
+        # What is read back has floats, and the fingerprint is that of what was written.
+        return convert(vars(activation), cls)
+
+    @property
+    def activation(self) -> Activation:
+        """Raises ValueError for a function or numbers that no activation has."""
+        return Activation(**asdict(self))
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -50,8 +71,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
     `dtype` ("f32" or "bf16") is the dtype of the activations on the wire, and of weights that are not packed.
     `dense_dtypes`, `gate_up_dtype` and `down_dtype` are the types of the packed matrices of the dense part
-    and of the experts: `dtype`, or a quantised type. `expert_nbytes` is the size of one packed expert,
-    rounded up to whole pages. `files` maps config and tokenizer files to their SHA-256.
+    and of the experts: `dtype`, or a quantised type. `has_bias` says whether experts have biases, which are
+    float32. `expert_nbytes` is the size of one packed expert, rounded up to whole pages. `files` maps config
+    and tokenizer files to their SHA-256.
     """
 
     name: str
@@ -62,6 +84,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     down_dtype: str
     hidden_size: Size
     intermediate_size: Size
+    activation: ActivationEntry
+    has_bias: bool
     num_experts: ExpertCount
     num_experts_per_tok: ExpertCount
     experts_per_function: Size
@@ -80,8 +104,15 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
     @property
     def expert_shape(self) -> ExpertShape:
-        """The sizes of an expert. Raises ValueError for a type that does not exist."""
-        return ExpertShape(self.hidden_size, self.intermediate_size, self.gate_up_dtype, self.down_dtype)
+        """The sizes of an expert. Raises ValueError for a type or an activation that does not exist."""
+        return ExpertShape(
+            self.hidden_size,
+            self.intermediate_size,
+            self.gate_up_dtype,
+            self.down_dtype,
+            self.activation.activation,
+            self.has_bias,
+        )
 
     @property
     def image(self) -> str:
@@ -184,7 +215,12 @@ def _check(manifest: Manifest) -> None:
 
 def _check_expert_nbytes(manifest: Manifest) -> None:
     """The kernel reads as many bytes as an expert's sizes need."""
-    needed = -(-manifest.expert_shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
+    try:
+        shape = manifest.expert_shape
+    except ValueError as error:
+        # The other fields have been checked.
+        raise Invalid("activation", str(error)) from error
+    needed = -(-shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
     if manifest.expert_nbytes != needed:
         raise Invalid(
             "expert_nbytes", f"is {manifest.expert_nbytes}, an expert of these sizes needs {needed}"

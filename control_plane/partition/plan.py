@@ -69,7 +69,7 @@ class Plan:
         if profile is not None:
             profile.check(len(config.moe_layers), config.num_experts, config.hidden_size)
         experts, tensors = split_tensors(config, checkpoint)
-        source = "bf16" if next(iter(experts.values())).gate.tensor.dtype == "BF16" else "f32"
+        source = "bf16" if next(iter(experts.values())).up.tensor.dtype == "BF16" else "f32"
         types = choose_types(dtype, dense_dtype, source)
         squares = dict(zip(config.moe_layers, profile.input_squares, strict=True)) if profile else {}
         importance = DenseImportance(tensors, squares) if squares else None

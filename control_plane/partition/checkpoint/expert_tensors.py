@@ -16,6 +16,7 @@ from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.families import Family, ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.checkpoint.tensor_file import Tensor
+from functions.kernels.packed_expert import Biases
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,22 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ExpertTensors:
-    """The matrices of one expert: gate and up [I, H], down [H, I]."""
+    """The matrices of one expert: gate and up [I, H], down [H, I]. A bias has one column, or one row."""
 
-    gate: Matrix
+    gate: Matrix | None
+    """None for an expert without a gate."""
     up: Matrix
     down: Matrix
+    gate_bias: Matrix | None = None
+    up_bias: Matrix | None = None
+    down_bias: Matrix | None = None
+
+    def read_biases(self) -> Biases | None:
+        """The biases; None for an expert without."""
+        if self.up_bias is None or self.down_bias is None:
+            return None
+        gate = None if self.gate_bias is None else self.gate_bias.read().reshape(-1)
+        return Biases(gate, self.up_bias.read().reshape(-1), self.down_bias.read().reshape(-1))
 
 
 ExpertKey = tuple[int, int]
