@@ -17,6 +17,7 @@ from control_plane.architecture.sizes import experts_per_token
 from control_plane.architecture.tensors import Form, Origin, Origins, Shapes, find_origins
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.model.architecture import (
+    ActivationEntry,
     Architecture,
     DenseEntry,
     ExpertEntry,
@@ -54,7 +55,7 @@ def describe(config: PretrainedConfig, shapes: Shapes, way: Way) -> Architecture
         intermediate_size=experts.intermediate_size,
         num_experts=experts.count,
         num_experts_per_tok=experts_per_token(config.to_dict(), experts.count),
-        activation=activation,
+        activation=ActivationEntry.of(activation),
         has_bias=bool(first.module.has_bias),
         layers=tuple(experts.layers(origins, shapes)),
         dense=entries,

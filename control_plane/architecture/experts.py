@@ -3,26 +3,20 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from control_plane.errors import UnsupportedModel
-from control_plane.partition.model.architecture import ActivationEntry
+from functions.kernels.activation import FUNCTIONS, Activation
 
 _MARK = "_is_expert_parallel"
 """An attribute that only modules of the interface have."""
 _ROWS, _COLUMNS = 64, 32
-_TOLERANCE = 1e-5
-_FUNCTIONS = {
-    "silu": F.silu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu2": lambda x: F.relu(x).square(),
-    "relu": F.relu,
-}
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ def expert_modules(model: nn.Module) -> list[ExpertModule]:
     return sorted(found, key=lambda each: each.layer)
 
 
-def activation_of(module: Any) -> tuple[ActivationEntry, bool]:
+def activation_of(module: Any) -> tuple[Activation, bool]:
     """What the experts of a module compute between their products, and whether gates and ups alternate in
     the rows of its first matrix.
 
@@ -66,39 +60,32 @@ def activation_of(module: Any) -> tuple[ActivationEntry, bool]:
     for activation in _candidates(module):
         for alternate in (False, True) if activation.gated else (False,):
             gate, up = (x[:, ::2], x[:, 1::2]) if alternate else x.chunk(2, dim=-1)
-            found = computed(activation, gate, up) if activation.gated else computed(activation, x, x)
-            if torch.allclose(found, wanted, atol=_TOLERANCE, rtol=_TOLERANCE):
+            if not activation.gated:
+                gate, up = None, x
+            if computes(activation, gate, up, wanted):
                 return activation, alternate
     raise UnsupportedModel(f"no kernel computes the activation of {type(module).__name__}")
 
 
-def computed(activation: ActivationEntry, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """The activation of gates and ups [T, I]; `gate` does not count for one without a gate."""
-    limit = activation.limit
-    argument = gate if activation.gated else up
-    if limit is not None:
-        argument = argument.clamp(max=limit)
-        up = up.clamp(-limit, limit)
-    scaled = activation.function == "silu"
-    function = _FUNCTIONS[activation.function]
-    value = function(activation.alpha * argument) / activation.alpha if scaled else function(argument)
-    return value * (up + activation.up_offset) if activation.gated else value
+def computes(
+    activation: Activation, gate: torch.Tensor | None, up: torch.Tensor, wanted: torch.Tensor
+) -> bool:
+    """Whether the activation of gates and ups [T, I] is what is wanted [T, I]."""
+    found = activation(None if gate is None else gate.numpy(), up.numpy())
+    return np.allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def _candidates(module: Any) -> Iterator[ActivationEntry]:
+def _candidates(module: Any) -> Iterator[Activation]:
     """Limits and factors are the module's own numbers, whatever it calls them."""
+    yield from (Activation(function, gated=bool(module.has_gate)) for function in FUNCTIONS)
     if not module.has_gate:
-        yield from (ActivationEntry(function, gated=False) for function in _FUNCTIONS)
         return
-    yield from (ActivationEntry(function) for function in _FUNCTIONS)
-    numbers = {name: value for name, value in vars(module).items() if type(value) in (int, float)}
-    limits = [float(value) for name, value in numbers.items() if "limit" in name and value > 0]
-    alphas = [1.0, *(float(value) for name, value in numbers.items() if "alpha" in name and value > 0)]
-    for limit in (*limits, None):
-        for function in _FUNCTIONS:
-            for offset in (0.0, 1.0):
-                for alpha in alphas if function == "silu" else (1.0,):
-                    yield ActivationEntry(function, True, limit, alpha, offset)
+    numbers = {name: float(value) for name, value in vars(module).items() if type(value) in (int, float)}
+    limits = [value for name, value in numbers.items() if "limit" in name and value > 0]
+    alphas = [1.0, *(value for name, value in numbers.items() if "alpha" in name and value > 0)]
+    for limit, function, offset in product((*limits, None), FUNCTIONS, (0.0, 1.0)):
+        for alpha in alphas if function == "silu" else (1.0,):
+            yield Activation(function, True, limit, alpha, offset)
 
 
 def _layer(name: str) -> int:

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from control_plane.architecture.experts import computed
+from control_plane.architecture.experts import TOLERANCE
 from control_plane.partition.model.architecture import ActivationEntry, DenseEntry
+from functions.kernels.activation import FUNCTIONS, Activation
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
-_ACTIVATIONS = tuple(ActivationEntry(function) for function in ("silu", "gelu_tanh", "gelu", "relu2", "relu"))
-_ROWS, _TOLERANCE = 4, 1e-5
+_ROWS = 4
 
 
 def gated_ffns(model: nn.Module, entries: Mapping[str, DenseEntry]) -> dict[str, ActivationEntry]:
     """Modules that are down(f(gate(x)) * up(x)) without biases, and their f. Each class is tried once."""
     found: dict[str, ActivationEntry] = {}
-    tried: dict[tuple[type[nn.Module], type[nn.Module]], ActivationEntry | None] = {}
+    tried: dict[tuple[type[nn.Module], type[nn.Module]], Activation | None] = {}
     for name, module in model.named_modules():
         if not _has_parts(module) or any(entries[f"{name}.{part}.weight"].keeps_f32 for part in _PARTS):
             continue
@@ -25,7 +25,7 @@ def gated_ffns(model: nn.Module, entries: Mapping[str, DenseEntry]) -> dict[str,
         if kind not in tried:
             tried[kind] = _activation(module)
         if activation := tried[kind]:
-            found[name] = activation
+            found[name] = ActivationEntry.of(activation)
     return found
 
 
@@ -34,7 +34,7 @@ def _has_parts(module: nn.Module) -> bool:
     return all(type(part) is nn.Linear and part.bias is None for part in parts)
 
 
-def _activation(module: Any) -> ActivationEntry | None:
+def _activation(module: Any) -> Activation | None:
     """That of a module on the meta device, whose matrices are replaced by small random ones meanwhile."""
     random = torch.Generator().manual_seed(0)
     own = {part: getattr(module, part) for part in _PARTS}
@@ -55,8 +55,9 @@ def _activation(module: Any) -> ActivationEntry | None:
         for part, linear in own.items():
             setattr(module, part, linear)
     gate, up = x @ weights["gate_proj"].T, x @ weights["up_proj"].T
-    for activation in _ACTIVATIONS:
-        made = computed(activation, gate, up) @ weights["down_proj"].T
-        if wanted.shape == made.shape and torch.allclose(made, wanted, atol=_TOLERANCE, rtol=_TOLERANCE):
+    for function in FUNCTIONS:
+        activation = Activation(function)
+        found = torch.from_numpy(activation(gate.numpy(), up.numpy())) @ weights["down_proj"].T
+        if wanted.shape == found.shape and torch.allclose(found, wanted, atol=TOLERANCE, rtol=TOLERANCE):
             return activation
     return None

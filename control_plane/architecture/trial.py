@@ -36,7 +36,7 @@ from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.model.architecture import Way
 from control_plane.partition.partitioner import partition
-from functions.kernels.activations import as_f32
+from functions.kernels.bfloat16 import as_f32
 
 TOLERANCE = 1e-4
 """The largest difference of a logit, as a share of the largest logit or of 1."""

@@ -17,7 +17,7 @@ from msgspec.structs import asdict
 
 from control_plane.errors import PartitionError
 from control_plane.files import read_json_object
-from control_plane.partition.model.architecture import Way
+from control_plane.partition.model.architecture import ActivationEntry, Way
 from control_plane.partition.partition_files import (
     Block,
     ExpertCount,
@@ -50,8 +50,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
     `dtype` ("f32" or "bf16") is the dtype of the activations on the wire, and of weights that are not packed.
     `dense_dtypes`, `gate_up_dtype` and `down_dtype` are the types of the packed matrices of the dense part
-    and of the experts: `dtype`, or a quantised type. `expert_nbytes` is the size of one packed expert,
-    rounded up to whole pages. `files` maps config and tokenizer files to their SHA-256.
+    and of the experts: `dtype`, or a quantised type. `has_bias` says whether experts have biases, which are
+    float32. `expert_nbytes` is the size of one packed expert, rounded up to whole pages. `files` maps config
+    and tokenizer files to their SHA-256.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     down_dtype: str
     hidden_size: Size
     intermediate_size: Size
+    activation: ActivationEntry
+    has_bias: bool
     num_experts: ExpertCount
     num_experts_per_tok: ExpertCount
     experts_per_function: Size
@@ -83,8 +86,15 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
     @property
     def expert_shape(self) -> ExpertShape:
-        """The sizes of an expert. Raises ValueError for a type that does not exist."""
-        return ExpertShape(self.hidden_size, self.intermediate_size, self.gate_up_dtype, self.down_dtype)
+        """The sizes of an expert. Raises ValueError for a type or an activation that does not exist."""
+        return ExpertShape(
+            self.hidden_size,
+            self.intermediate_size,
+            self.gate_up_dtype,
+            self.down_dtype,
+            self.activation.activation,
+            self.has_bias,
+        )
 
     @property
     def image(self) -> str:
@@ -178,7 +188,12 @@ def _check(manifest: Manifest) -> None:
 
 def _check_expert_nbytes(manifest: Manifest) -> None:
     """The kernel reads as many bytes as an expert's sizes need."""
-    needed = -(-manifest.expert_shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
+    try:
+        shape = manifest.expert_shape
+    except ValueError as error:
+        # The other fields have been checked.
+        raise Invalid("activation", str(error)) from error
+    needed = -(-shape.nbytes // PAGE_NBYTES) * PAGE_NBYTES
     if manifest.expert_nbytes != needed:
         raise Invalid(
             "expert_nbytes", f"is {manifest.expert_nbytes}, an expert of these sizes needs {needed}"

@@ -1,5 +1,6 @@
 """Splits a checkpoint into its dense part and blocks of experts, with one expert in memory at a time."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from control_plane.partition.companions import copy_companions
 from control_plane.partition.dense import dense_metadata
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
-from control_plane.partition.model.architecture import Architecture
+from control_plane.partition.model.architecture import ActivationEntry, Architecture
 from control_plane.partition.model.expert_tensors import ExpertKey
 from control_plane.partition.model.inspection import inspect
 from control_plane.partition.partition_files import Block, PartitionFile
@@ -29,7 +30,7 @@ from functions.kernels.packed_expert import pack_expert
 
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """The version of the byte layout of packed experts (`functions.kernels.packed_expert`)."""
 
 Progress = Callable[[int, int], None]
@@ -68,15 +69,25 @@ def partition(
     `out_dir` is complete or absent, however the call ends. Raises ConfigError for a wrong argument,
     PartitionError for a checkpoint that cannot be split or a disk without room.
     """
-    out_dir = out_dir.absolute()
     checkpoint = Checkpoint.open(model.absolute()) if isinstance(model, Path) else model
     architecture = architecture or inspect(checkpoint)
     plan = Plan.make(
         checkpoint, architecture, granularity, dtype, dense_dtype, name or checkpoint.folder.name, profile
     )
-    with partial_folder(out_dir) as folder:
+    return write_partition(plan, checkpoint.folder, out_dir, progress)
+
+
+def write_partition(
+    plan: Plan, source: Path, out_dir: Path, progress: Progress = lambda done, total: None
+) -> Manifest:
+    """Write what was planned, with the small files of the folder `source`, to the new folder `out_dir`.
+
+    `out_dir` is complete or absent, however the call ends. Raises PartitionError for a checkpoint that cannot
+    be split or a disk without room.
+    """
+    with partial_folder(out_dir.absolute()) as folder:
         _check_space(folder, plan.nbytes)
-        files = copy_companions(checkpoint.folder, folder)
+        files = copy_companions(source, folder)
         writer = _WeightsWriter(plan, folder, progress)
         manifest = _manifest(plan, writer.write_dense(), writer.write_blocks(), files)
         manifest.save(folder)
@@ -135,21 +146,24 @@ class _WeightsWriter:
             "down_dtype": shape.down_dtype,
             "hidden_size": str(shape.hidden_size),
             "intermediate_size": str(shape.intermediate_size),
+            "activation": json.dumps(vars(shape.activation)),
+            "has_bias": json.dumps(shape.has_bias),
         }
 
     def _packed(self, key: ExpertKey) -> NDArray[np.uint8]:
         """The packed bytes of an expert, filled up with zeros to whole pages, [expert_nbytes]."""
-        expert = self._plan.experts[key]
-        gate, up, down = expert.gate.read(), expert.up.read(), expert.down.read()
+        expert, shape = self._plan.experts[key], self._plan.shape
+        gate = None if expert.gate is None else expert.gate.read()
+        up, down, biases = expert.up.read(), expert.down.read(), expert.read_biases()
         squares, importance = self._plan.input_squares.get(key[0]), None
-        if squares is not None and self._plan.shape.is_quantised:
-            importance = expert_importance(squares, gate, up)
+        if squares is not None and shape.is_quantised:
+            importance = expert_importance(squares, gate, up, shape.activation, biases)
         try:
-            packed = pack_expert(self._plan.shape, gate, up, down, importance, self._search.quantise)
+            packed = pack_expert(shape, gate, up, down, importance, self._search.quantise, biases=biases)
         except ValueError as error:
             layer, index = key
             raise PartitionError(
-                f"{expert.gate.tensor.path}: expert {index} of layer {layer}: {error}"
+                f"{expert.up.tensor.path}: expert {index} of layer {layer}: {error}"
             ) from error
         # In place: a copy may need hundreds of megabytes, and there is no other reference to the bytes.
         packed.resize(self._plan.expert_nbytes, refcheck=False)
@@ -180,6 +194,8 @@ def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files
         down_dtype=plan.types.experts.down,
         hidden_size=architecture.hidden_size,
         intermediate_size=architecture.intermediate_size,
+        activation=ActivationEntry.of(plan.shape.activation),
+        has_bias=plan.shape.has_bias,
         num_experts=architecture.num_experts,
         num_experts_per_tok=architecture.num_experts_per_tok,
         experts_per_function=granularity.experts_per_function,

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_64
 
+from functions.kernels.activation import Activation
 from functions.kernels.packed_types import fits_activations
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 4
+FORMAT = 5
 """The version of the partition format."""
 PAGE_NBYTES = 4096
 """Experts in a block file start at multiples of this, so that direct reads can fetch each of them alone."""
@@ -70,6 +71,9 @@ class FunctionManifest:
     down_dtype: str
     hidden_size: int
     intermediate_size: int
+    activation: Activation
+    has_bias: bool
+    """Whether experts have biases."""
     num_experts: int
     """Experts of a layer, in all blocks."""
     num_experts_per_tok: int
@@ -124,6 +128,8 @@ class FunctionManifest:
             down_dtype=document["down_dtype"],
             hidden_size=document["hidden_size"],
             intermediate_size=document["intermediate_size"],
+            activation=_activation(document["activation"]),
+            has_bias=document["has_bias"],
             num_experts=document["num_experts"],
             num_experts_per_tok=document["num_experts_per_tok"],
             expert_nbytes=document["expert_nbytes"],
@@ -144,7 +150,7 @@ class FunctionManifest:
         """Raise ValueError for numbers that are none, that are absurd, or that contradict each other."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type in (int, str) and type(value) is not field.type:
+            if field.type in (int, str, bool) and type(value) is not field.type:
                 raise ValueError(f"{field.name} is {str(value)[:20]!r}")
             if field.type is int and not 0 <= value <= _LARGEST:
                 raise ValueError(f"{field.name} is out of range")
@@ -170,6 +176,17 @@ class FunctionManifest:
         path = Path(self.file)
         if path.is_absolute() or ".." in path.parts or len(self.file) > MAX_PATH_LENGTH:
             raise ValueError(f"{self.file[:80]!r} is not in the partition")
+
+
+def _activation(found: Mapping[str, Any]) -> Activation:
+    """Raises ValueError for what is no activation."""
+    if found.keys() != {field.name for field in fields(Activation)}:
+        raise ValueError("activation has other fields")
+    numbers = [found["alpha"], found["up_offset"], *([] if found["limit"] is None else [found["limit"]])]
+    kinds = {type(number) for number in numbers}
+    if type(found["function"]) is not str or type(found["gated"]) is not bool or kinds - {int, float}:
+        raise ValueError("activation has a field of another type")
+    return Activation(**found)
 
 
 def _read(path: Path) -> Any:

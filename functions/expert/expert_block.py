@@ -222,7 +222,12 @@ def _only(experts: NDArray[np.int64], index: NDArray[np.int16], num_experts: int
 def _shape(manifest: FunctionManifest) -> ExpertShape:
     """The sizes of an expert; raises ValueError if its place in the file is too small for them."""
     shape = ExpertShape(
-        manifest.hidden_size, manifest.intermediate_size, manifest.gate_up_dtype, manifest.down_dtype
+        manifest.hidden_size,
+        manifest.intermediate_size,
+        manifest.gate_up_dtype,
+        manifest.down_dtype,
+        manifest.activation,
+        manifest.has_bias,
     )
     if shape.nbytes > manifest.expert_nbytes:
         raise ValueError(f"an expert needs {shape.nbytes} bytes, its place has {manifest.expert_nbytes}")

@@ -26,11 +26,8 @@ def fast_path(function: ExpertFunction, block: ExpertBlock, connections: Connect
     layers = sorted(block.positions)
     return fast_path_of(
         block.kernel.name,
-        block.shape.gate_up_dtype,
-        block.shape.down_dtype,
+        block.shape.as_arguments(),
         manifest.dtype,
-        manifest.hidden_size,
-        manifest.intermediate_size,
         block.threads,
         manifest.num_experts_per_tok,
         manifest.fingerprint,

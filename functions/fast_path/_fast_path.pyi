@@ -25,11 +25,8 @@ class FastPath:
     def __new__(
         cls,
         isa: str,
-        gate_up_dtype: str,
-        down_dtype: str,
+        shape: tuple[object, ...],
         activation_dtype: str,
-        hidden_size: int,
-        intermediate_size: int,
         threads: int,
         top_k: int,
         model: str,

@@ -7,9 +7,18 @@ without it, the only kernel is "numpy". The engine's linear layers, attention an
 csrc/isa/isa.h says how to add an instruction set. Both extensions and all tests then use it.
 """
 
+from .activation import Activation
 from .arguments import MAX_THREADS
 from .gated_ffn import GatedFFNKernel, available_isas, load_kernel
 from .packed_expert import ExpertShape
 from .packed_matrix import LinearShape
 
-__all__ = ["MAX_THREADS", "ExpertShape", "GatedFFNKernel", "LinearShape", "available_isas", "load_kernel"]
+__all__ = [
+    "MAX_THREADS",
+    "Activation",
+    "ExpertShape",
+    "GatedFFNKernel",
+    "LinearShape",
+    "available_isas",
+    "load_kernel",
+]

@@ -7,14 +7,11 @@ from numpy.typing import NDArray
 def isas() -> tuple[str, ...]: ...
 def gated_ffn(
     isa: str,
-    gate_up_dtype: str,
-    down_dtype: str,
+    shape: tuple[object, ...],
     hidden_dtype: str,
     out_dtype: str,
     rows: int,
     top_k: int,
-    hidden_size: int,
-    intermediate_size: int,
     threads: int,
     block: NDArray[Any],
     offsets: NDArray[Any],

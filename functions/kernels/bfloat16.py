@@ -1,5 +1,7 @@
 """Converts bfloat16 numbers. NumPy has no such type, so arrays hold their bits as uint16."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,11 @@ def bf16_to_f32(bits: NDArray[np.uint16]) -> Float32:
     widened = bits.astype(np.uint32)
     widened <<= 16
     return widened.view(np.float32)
+
+
+def as_f32(values: NDArray[Any]) -> Float32:
+    """float32 values, or the bits of bfloat16 values, as float32."""
+    return bf16_to_f32(values) if values.dtype == np.uint16 else values
 
 
 def f32_to_bf16(values: Float32) -> NDArray[np.uint16]:

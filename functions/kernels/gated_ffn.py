@@ -1,8 +1,11 @@
 """The gated FFN of routed experts: its interface, and its implementations in C and NumPy.
 
+An FFN is called gated here even if its experts are without a gate (activation.py).
+
 The NumPy implementation is slow, runs everywhere, and specifies the C implementation. Both read the same
 packed bytes and round at the same three places: activations are converted for the weights' dtype before each
 product (products.py), sums are float32, and the output is rounded once, to the dtype of the hidden states.
+A bias is added to the finished sum of a product.
 """
 
 from abc import ABC, abstractmethod
@@ -12,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .activations import as_f32, silu
 from .arguments import activation_dtype, c_array, check_activations, check_shape
-from .bfloat16 import Float32, f32_to_bf16
+from .bfloat16 import Float32, as_f32, f32_to_bf16
 from .packed_expert import ExpertShape, split_expert, split_gate_up
 from .packed_tiles import Bytes
 from .products import product
@@ -56,7 +58,9 @@ class GatedFFNKernel(ABC):
         carry: Float32 | None = None,
         partial: bool = False,
     ) -> NDArray[Any]:
-        """out[t] = sum over k of weight[t, k] * down_e(silu(gate_e x_t) * up_e x_t), e = expert_index[t, k].
+        """out[t] = sum over k of weight[t, k] * down(activation(gate(x_t), up(x_t))).
+
+        gate, up and down are those of the expert expert_index[t, k], with its biases if it has some.
 
         block:          uint8, contains packed experts
         offsets:        int64 [E], the first byte of each expert in the block, -1 for an absent expert
@@ -107,10 +111,9 @@ class CGatedFFN(GatedFFNKernel):
         hidden_states = inputs.hidden_states
         hidden_dtype = activation_dtype(hidden_states)
         out = np.empty(hidden_states.shape, np.float32 if partial else hidden_states.dtype)
-        dtypes = (shape.gate_up_dtype, shape.down_dtype, hidden_dtype, "f32" if partial else hidden_dtype)
+        kernel = (self.name, shape.as_arguments(), hidden_dtype, "f32" if partial else hidden_dtype)
         rows, top_k = inputs.expert_index.shape
-        sizes = (rows, top_k, shape.hidden_size, shape.intermediate_size)
-        _gated_ffn.gated_ffn(self.name, *dtypes, *sizes, threads, *inputs, carry, out)
+        _gated_ffn.gated_ffn(*kernel, rows, top_k, threads, *inputs, carry, out)
         return out
 
 
@@ -128,9 +131,14 @@ class NumpyGatedFFN(GatedFFNKernel):
         out = np.zeros_like(hidden) if carry is None else carry.copy()
         for expert in np.unique(expert_index[expert_index >= 0]):
             rows, slots = np.nonzero(expert_index == expert)
-            gate_up, down = split_expert(shape, _packed(block, offsets, shape, int(expert)))
-            gate, up = split_gate_up(shape, product(shape.gate_up, gate_up, hidden[rows]))
-            outputs = product(shape.down, down, silu(gate) * up)
+            parts = split_expert(shape, _packed(block, offsets, shape, int(expert)))
+            gate_up = product(shape.gate_up, parts.gate_up, hidden[rows])
+            if parts.gate_up_bias is not None:
+                gate_up += parts.gate_up_bias
+            activated = shape.activation(*split_gate_up(shape, gate_up))
+            outputs = product(shape.down, parts.down, activated)
+            if parts.down_bias is not None:
+                outputs += parts.down_bias
             np.add.at(out, rows, outputs * expert_weight[rows, slots, None])
         return f32_to_bf16(out) if hidden_states.dtype == np.uint16 and not partial else out
 

@@ -2,30 +2,34 @@
 
 An expert is two matrices, each packed as in packed_matrix.py, which may be of different types: gate_up (gate
 [I, H] and up [I, H] interleaved) and down [H, I]. A tile of gate_up is 16 gate rows followed by the same 16
-up rows, so SwiGLU needs only the product of one tile.
+up rows, so that the activation needs only the product of one tile. For an expert without a gate, gate_up is
+up alone. Biases are float32, one for each row of each tile, in the order of the rows.
 
-    gate_up tiles | down tiles
+    gate_up tiles | down tiles | biases of gate_up | biases of down
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bfloat16 import Float32
+from .activation import SWIGLU, Activation
+from .bfloat16 import Float32, as_f32
 from .packed_matrix import LinearShape, Rows, check_matrix, packed_parts, unpack_matrix
 from .packed_tiles import Bytes
 from .packed_types import TILE_ROWS
 from .quantisation import Quantiser, quantise
 
 HALF_TILE = TILE_ROWS // 2
+_BIAS = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """The sizes of one expert, and of the matrices of its packed form.
+    """The sizes of one expert, what it computes, and the matrices of its packed form.
 
     The dtypes are names of `packed_types.PACKED_TYPES`.
     Raises ValueError for another dtype or a size below one.
@@ -35,6 +39,8 @@ class ExpertShape:
     intermediate_size: int
     gate_up_dtype: str
     down_dtype: str
+    activation: Activation = SWIGLU
+    has_bias: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden_size < 1 or self.intermediate_size < 1:
@@ -49,7 +55,9 @@ class ExpertShape:
 
     @property
     def gate_up(self) -> LinearShape:
-        outputs = -(-self.intermediate_size // HALF_TILE) * TILE_ROWS
+        outputs = self.intermediate_size
+        if self.activation.gated:
+            outputs = -(-outputs // HALF_TILE) * TILE_ROWS
         return LinearShape(outputs, self.hidden_size, self.gate_up_dtype)
 
     @property
@@ -59,7 +67,49 @@ class ExpertShape:
     @property
     def nbytes(self) -> int:
         """Bytes of one packed expert."""
-        return self.gate_up.nbytes + self.down.nbytes
+        biases = (self.gate_up.tiles + self.down.tiles) * TILE_ROWS if self.has_bias else 0
+        return self.gate_up.nbytes + self.down.nbytes + biases * _BIAS.itemsize
+
+    def as_arguments(self) -> tuple[str, str, int, int, bool, str, bool, float, float, float]:
+        """What the C extensions take in place of a shape. No limit is an infinite one."""
+        act = self.activation
+        return (
+            self.gate_up_dtype,
+            self.down_dtype,
+            self.hidden_size,
+            self.intermediate_size,
+            self.has_bias,
+            act.function,
+            act.gated,
+            math.inf if act.limit is None else act.limit,
+            act.alpha,
+            act.up_offset,
+        )
+
+
+class Biases(NamedTuple):
+    """What is added to an expert's products, float32 or the bits of bfloat16.
+
+    Those of gate and up are added before the activation, that of down before the router's weight.
+    """
+
+    gate: NDArray[Any] | None
+    """[I]; None for an expert without a gate."""
+    up: NDArray[Any]
+    """[I]"""
+    down: NDArray[Any]
+    """[H]"""
+
+
+class ExpertParts(NamedTuple):
+    """The parts of a packed expert."""
+
+    gate_up: Bytes
+    down: Bytes
+    gate_up_bias: Float32 | None
+    """[outputs of gate_up]; None for an expert without biases."""
+    down_bias: Float32 | None
+    """[H]"""
 
 
 @dataclass(frozen=True)
@@ -74,26 +124,30 @@ class Importance:
 
 def pack_expert(
     shape: ExpertShape,
-    gate: NDArray[Any],
+    gate: NDArray[Any] | None,
     up: NDArray[Any],
     down: NDArray[Any],
     importance: Importance | None = None,
     quantiser: Quantiser = quantise,
+    *,
+    biases: Biases | None = None,
 ) -> Bytes:
     """Pack gate and up [I, H] and down [H, I], each float32 or the uint16 bits of bfloat16.
 
-    Returns uint8 [shape.nbytes]. Without `importance`, all inputs count alike.
-    Raises ValueError for a wrong size or dtype, and for weights that are not finite or too large.
+    `gate` is None for an expert without one. Without `importance`, all inputs count alike.
+    Returns uint8 [shape.nbytes].
+    Raises ValueError for matrices and biases that are not the shape's, and for weights that are not finite
+    or too large.
     """
-    check_matrix("gate", gate, (shape.intermediate_size, shape.hidden_size))
-    check_matrix("up", up, (shape.intermediate_size, shape.hidden_size))
+    inward = (shape.intermediate_size, shape.hidden_size)
+    if gate is not None:
+        check_matrix("gate", gate, inward)
+    check_matrix("up", up, inward)
     check_matrix("down", down, (shape.hidden_size, shape.intermediate_size))
     packed = np.empty(shape.nbytes, np.uint8)
     start = 0
-    parts = packed_expert_parts(
-        shape, _reader(gate), _reader(up), _reader(down), importance=importance, quantiser=quantiser
-    )
-    for part in parts:
+    readers = None if gate is None else _reader(gate), _reader(up), _reader(down)
+    for part in packed_expert_parts(shape, *readers, importance, quantiser, biases=biases):
         packed[start : start + part.size] = part
         start += part.size
     return packed
@@ -101,53 +155,72 @@ def pack_expert(
 
 def packed_expert_parts(
     shape: ExpertShape,
-    gate: Rows,
+    gate: Rows | None,
     up: Rows,
     down: Rows,
     importance: Importance | None = None,
     quantiser: Quantiser = quantise,
+    *,
+    biases: Biases | None = None,
 ) -> Iterator[Bytes]:
     """Like `pack_expert`, for matrices that are read some tiles at a time: the packed bytes in their order.
 
-    Raises ValueError for weights that are not finite, or too large to quantise.
+    Raises ValueError for a gate or biases that the shape does not have or lacks, and for weights that are not
+    finite or too large to quantise.
     """
-
-    def gate_up(start: int, stop: int) -> NDArray[Any]:
-        first, end = start // 2, min(stop // 2, shape.intermediate_size)
-        return _interleaved(gate(first, end), up(first, end))
-
+    if (gate is not None) != shape.activation.gated or (biases is not None) != shape.has_bias:
+        raise ValueError("an expert has a gate and biases if its shape says so")
+    rows = up if gate is None else _interleaved_rows(gate, up, shape.intermediate_size)
     inward, outward = (importance.gate_up, importance.down) if importance else (None, None)
-    yield from packed_parts(shape.gate_up, gate_up, inward, quantiser)
+    yield from packed_parts(shape.gate_up, rows, inward, quantiser)
     yield from packed_parts(shape.down, down, outward, quantiser)
+    if biases is not None:
+        yield from _packed_biases(shape, biases)
 
 
-def split_expert(shape: ExpertShape, packed: Bytes) -> tuple[Bytes, Bytes]:
-    """The packed matrices gate_up and down. Raises ValueError for fewer bytes than the shape's."""
+def split_expert(shape: ExpertShape, packed: Bytes) -> ExpertParts:
+    """The parts of a packed expert. Raises ValueError for fewer bytes than the shape's."""
     if packed.size < shape.nbytes:
         raise ValueError(f"a packed expert has {shape.nbytes} bytes, not {packed.size}")
-    gate_up, down = np.split(packed[: shape.nbytes], [shape.gate_up.nbytes])
-    return gate_up, down
+    ends = np.cumsum([shape.gate_up.nbytes, shape.down.nbytes])
+    gate_up, down, rest = np.split(packed[: shape.nbytes], ends)
+    if not shape.has_bias:
+        return ExpertParts(gate_up, down, None, None)
+    inward, outward = np.split(rest.view(_BIAS), [shape.gate_up.tiles * TILE_ROWS])
+    return ExpertParts(gate_up, down, inward[: shape.gate_up.outputs], outward[: shape.hidden_size])
 
 
-def split_gate_up(shape: ExpertShape, gate_up: Float32) -> tuple[Float32, Float32]:
-    """Columns [T, outputs of gate_up] as those of gate and of up, each [T, I]."""
+def split_gate_up(shape: ExpertShape, gate_up: Float32) -> tuple[Float32 | None, Float32]:
+    """Columns [T, outputs of gate_up] as those of gate and of up, each [T, I]; gate may be None."""
+    if not shape.activation.gated:
+        return None, gate_up
     halves = gate_up.reshape(len(gate_up), -1, 2, HALF_TILE).swapaxes(1, 2)
     gate, up = halves.reshape(len(gate_up), 2, -1)[:, :, : shape.intermediate_size].swapaxes(0, 1)
     return gate, up
 
 
-def unpack_expert(shape: ExpertShape, packed: Bytes) -> tuple[Float32, Float32, Float32]:
-    """The weights of a packed expert: gate [I, H], up [I, H] and down [H, I] in float32.
+def unpack_expert(shape: ExpertShape, packed: Bytes) -> tuple[Float32, ...]:
+    """The matrices of a packed expert in float32: gate [I, H] if it has one, up [I, H] and down [H, I].
 
     Raises ValueError if `packed` is shorter than the shape's nbytes.
     """
-    gate_up, down = split_expert(shape, packed)
-    gate, up = split_gate_up(shape, unpack_matrix(shape.gate_up, gate_up).T)
-    return gate.T, up.T, unpack_matrix(shape.down, down)
+    parts = split_expert(shape, packed)
+    columns = split_gate_up(shape, unpack_matrix(shape.gate_up, parts.gate_up).T)
+    return (*(each.T for each in columns if each is not None), unpack_matrix(shape.down, parts.down))
 
 
 def _reader(matrix: NDArray[Any]) -> Rows:
     return lambda start, stop: matrix[start:stop]
+
+
+def _interleaved_rows(gate: Rows, up: Rows, intermediate_size: int) -> Rows:
+    """Reads the rows of gate_up, in whole tiles."""
+
+    def read(start: int, stop: int) -> NDArray[Any]:
+        first, end = start // 2, min(stop // 2, intermediate_size)
+        return _interleaved(gate(first, end), up(first, end))
+
+    return read
 
 
 def _interleaved(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
@@ -155,3 +228,19 @@ def _interleaved(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
     padding = ((0, -len(gate) % HALF_TILE), (0, 0))
     halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, half.shape[1]) for half in (gate, up)]
     return np.concatenate(halves, axis=1).reshape(-1, gate.shape[1])
+
+
+def _packed_biases(shape: ExpertShape, biases: Biases) -> Iterator[Bytes]:
+    """The biases of gate_up, then those of down; zeros fill the last tile of each."""
+    if (biases.gate is not None) != shape.activation.gated:
+        raise ValueError("an expert has a bias of gate if it has a gate")
+    sizes = (shape.intermediate_size, shape.intermediate_size, shape.hidden_size)
+    for name, bias, size in zip(biases._fields, biases, sizes, strict=True):
+        if bias is not None:
+            check_matrix(f"the bias of {name}", bias, (size,))
+    up, down = as_f32(biases.up)[:, None], as_f32(biases.down)[:, None]
+    inward = up if biases.gate is None else _interleaved(as_f32(biases.gate)[:, None], up)
+    for column in (inward, down):
+        if not np.isfinite(column).all():
+            raise ValueError("biases are not finite")
+        yield np.pad(column[:, 0], (0, -len(column) % TILE_ROWS)).astype(_BIAS).view(np.uint8)

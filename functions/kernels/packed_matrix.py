@@ -131,7 +131,7 @@ def quantised_matrix(shape: LinearShape, packed: Bytes) -> QuantisedMatrix:
     return QuantisedMatrix(codes, scales[:outputs], minima[:outputs])
 
 
-def check_matrix(name: str, matrix: NDArray[Any], size: tuple[int, int]) -> None:
+def check_matrix(name: str, matrix: NDArray[Any], size: tuple[int, ...]) -> None:
     """Raise ValueError unless the matrix has this size and a dtype that can be packed."""
     if matrix.shape != size:
         raise ValueError(f"{name} must have shape {size}, not {matrix.shape}")

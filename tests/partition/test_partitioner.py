@@ -16,6 +16,7 @@ from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import Block
 from control_plane.partition.partitioner import partition
+from functions.kernels.activation import Activation
 from functions.kernels.packed_expert import ExpertShape, unpack_expert
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, save_fused_checkpoint, tiny_model
 from tests.support.models.dense_part import dense_weights
@@ -240,6 +241,8 @@ def test_manifest_describes_the_model(qwen: Path, tmp_path: Path) -> None:
     assert document["name"] == "my-model-v1-5"
     assert document["model_type"] == "qwen2_moe"
     assert [document[key] for key in ("hidden_size", "intermediate_size")] == [HIDDEN, WIDTH]
+    assert document["activation"] == vars(Activation())
+    assert document["has_bias"] is False
     assert [document[key] for key in ("num_experts", "num_experts_per_tok")] == [EXPERTS, 2]
     assert [document[key] for key in ("experts_per_function", "layers_per_function")] == [2, 3]
     assert [block["function"] for block in document["blocks"]] == [

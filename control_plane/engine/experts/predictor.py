@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.partition.manifest import Manifest
-from functions.kernels.activations import as_f32
+from functions.kernels.bfloat16 import as_f32
 
 RECENT_DECAY = 0.9
 """The factor by which a tenant's past use of an expert loses weight with each step."""

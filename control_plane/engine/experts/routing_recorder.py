@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from functions.kernels.activations import as_f32
+from functions.kernels.bfloat16 import as_f32
 
 
 class RoutingRecorder:

@@ -194,5 +194,4 @@ def _matrix(layer: LinearLayer | None) -> tuple[object, ...] | None:
 
 
 def _shared(ffn: SharedExpert) -> tuple[object, ...]:
-    shape = ffn.shape
-    return shape.gate_up_dtype, shape.down_dtype, shape.intermediate_size, ffn.packed, ffn.gate
+    return ffn.shape.as_arguments(), ffn.packed, ffn.gate

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from functions.kernels.activations import as_f32
-from functions.kernels.bfloat16 import Float32, bf16_to_f32, f32_to_bf16
+from functions.kernels.bfloat16 import Float32, as_f32, bf16_to_f32, f32_to_bf16
 from functions.kernels.products import product
 
 from .dense import AttentionInputs, DenseKernel, LinearLayer

@@ -20,8 +20,8 @@ from control_plane.engine.kernels.layer_program import (
 )
 from control_plane.engine.model.dense_file import DenseFile
 from control_plane.partition.checkpoint.dense_config import DenseConfig
-from functions.kernels.activations import as_f32
 from functions.kernels.arguments import activation_dtype
+from functions.kernels.bfloat16 import as_f32
 from functions.kernels.packed_expert import ExpertShape
 from functions.kernels.packed_matrix import LinearShape, pack_matrix
 from functions.kernels.packed_tiles import Bytes

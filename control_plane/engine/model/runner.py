@@ -16,7 +16,7 @@ from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
 from control_plane.engine.state.stopwatch import StepPart, Stopwatch
 from control_plane.partition.checkpoint.dense_config import DenseConfig
-from functions.kernels.activations import as_f32
+from functions.kernels.bfloat16 import as_f32
 
 LOGITS_ROWS = 16
 """Prompt rows whose logits are computed at a time: a row of logits is as wide as the vocabulary."""

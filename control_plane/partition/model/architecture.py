@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
+from control_plane.validation import convert
 from functions.contract.manifest import MAX_EXPERTS
+from functions.kernels.activation import Activation
 
 MAX_LAYERS = 10_000
 MAX_WIDTH = 1 << 20
@@ -74,13 +77,23 @@ class ExpertLayer(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ActivationEntry(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an expert computes between its products; see `functions.kernels.activation.Activation`."""
+    """What an expert computes between its products: the fields of an `Activation`."""
 
-    function: str = "silu"
-    gated: bool = True
-    limit: float | None = None
-    alpha: float = 1.0
-    up_offset: float = 0.0
+    function: str
+    gated: bool
+    limit: float | None
+    alpha: float
+    up_offset: float
+
+    @classmethod
+    def of(cls, activation: Activation) -> "ActivationEntry":
+        # What is read back has floats, and the fingerprint is that of what was written.
+        return convert(vars(activation), cls)
+
+    @property
+    def activation(self) -> Activation:
+        """Raises ValueError for a function or numbers that no activation has."""
+        return Activation(**asdict(self))
 
 
 class Architecture(Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.model.architecture import Architecture, ExpertEntry, MatrixEntry
 from control_plane.partition.model.made_tensor import Matrix
+from functions.kernels.packed_expert import Biases
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,16 @@ class ExpertTensors:
     gate: Matrix | None
     up: Matrix
     down: Matrix
-    gate_bias: Matrix | None
-    up_bias: Matrix | None
-    down_bias: Matrix | None
+    gate_bias: Matrix | None = None
+    up_bias: Matrix | None = None
+    down_bias: Matrix | None = None
+
+    def read_biases(self) -> Biases | None:
+        """The biases; None for an expert without."""
+        if self.up_bias is None or self.down_bias is None:
+            return None
+        gate = None if self.gate_bias is None else self.gate_bias.read().reshape(-1)
+        return Biases(gate, self.up_bias.read().reshape(-1), self.down_bias.read().reshape(-1))
 
 
 ExpertKey = tuple[int, int]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.model.architecture import DenseEntry, MatrixEntry, RowRange
-from functions.kernels.activations import as_f32
+from functions.kernels.bfloat16 import as_f32
 
 
 @dataclass(frozen=True)

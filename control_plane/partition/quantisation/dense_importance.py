@@ -13,8 +13,7 @@ import numpy as np
 
 from control_plane.partition.checkpoint.tensor_file import Tensor
 from control_plane.partition.quantisation.importance import expert_importance
-from functions.kernels.activations import as_f32
-from functions.kernels.bfloat16 import Float32
+from functions.kernels.bfloat16 import Float32, as_f32
 from functions.kernels.packed_expert import Importance
 
 _MODULE = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?P<part>.+)")

@@ -109,45 +109,40 @@ static int use_guards(FastPath *self) {
 
 PyDoc_STRVAR(
     fast_path_doc,
-    "FastPath(isa, gate_up_dtype, down_dtype, activation_dtype, hidden_size, intermediate_size, threads,\n"
-    "    top_k, model, instance, max_body_nbytes, report_seconds, weights, layers, positions,\n"
-    "    function, proofs, connections, residency, uses)\n\n"
+    "FastPath(isa, shape, activation_dtype, threads, top_k, model, instance, max_body_nbytes,\n"
+    "    report_seconds, weights, layers, positions, function, proofs, connections, residency, uses)\n\n"
     "Answers plain calls of one block. functions/expert/fast_calls.py describes the arguments.\n"
     "Raises ValueError for arguments that do not fit together.");
 
 static PyTypeObject *condition_type;
 
-static int parse_sizes(struct server *s, const char *const *names, long long hidden, long long intermediate) {
-    enum dtype gate_up, down;
-    if (parse_isa(names[0], &s->isa) || parse_dtype(names[1], &gate_up) || parse_dtype(names[2], &down) ||
-        parse_dtype(names[3], &s->hidden_dtype) || check_dtypes(gate_up, s->hidden_dtype, s->hidden_dtype) ||
-        check_dtypes(down, s->hidden_dtype, s->hidden_dtype) || check_size(hidden, 1) ||
-        check_size(intermediate, 1) || check_threads(s->threads))
-        return -1;
-    s->shape = shape_of(gate_up, down, hidden, intermediate);
-    return 0;
+static int parse_kernel(struct server *s, const char *isa, PyObject *shape, const char *dtype) {
+    return parse_isa(isa, &s->isa) || parse_shape(shape, &s->shape) || parse_dtype(dtype, &s->hidden_dtype) ||
+           check_dtypes(s->shape.gate_up.dtype, s->hidden_dtype, s->hidden_dtype) ||
+           check_dtypes(s->shape.down.dtype, s->hidden_dtype, s->hidden_dtype) || check_threads(s->threads);
 }
 
 static int fast_path_parse(FastPath *self, PyObject *args) {
     struct server *s = &self->server;
     Py_buffer *b = self->buffers;
     PyObject **g = self->guards;
-    const char *names[4], *model, *instance;
-    long long hidden, intermediate, top_k, max_body;
-    if (!PyArg_ParseTuple(
-            args, "ssssLLiLssLdy*y*y*(O!w*)(O!w*)(O!w*)(O!w*w*w*)(w*w*w*w*y*y*dd):FastPath", &names[0],
-            &names[1], &names[2], &names[3], &hidden, &intermediate, &s->threads, &top_k, &model, &instance,
-            &max_body, &s->report_seconds, &b[WEIGHTS], &b[LAYERS], &b[POSITIONS], condition_type, &g[0],
-            &b[FUNCTION], condition_type, &g[1], &b[PROOFS], condition_type, &g[2], &b[CONNECTIONS],
-            condition_type, &g[3], &b[RESIDENCY], &b[READY], &b[HELD], &b[USES_STATE], &b[USES], &b[ROUNDS],
-            &b[LAST_USED], &b[KEPT], &b[BOUNDS], &s->residency.scaled_rows, &s->residency.least)) {
+    const char *isa, *dtype, *model, *instance;
+    PyObject *shape;
+    long long top_k, max_body;
+    if (!PyArg_ParseTuple(args, "sOsiLssLdy*y*y*(O!w*)(O!w*)(O!w*)(O!w*w*w*)(w*w*w*w*y*y*dd):FastPath", &isa,
+                          &shape, &dtype, &s->threads, &top_k, &model, &instance, &max_body,
+                          &s->report_seconds, &b[WEIGHTS], &b[LAYERS], &b[POSITIONS], condition_type, &g[0],
+                          &b[FUNCTION], condition_type, &g[1], &b[PROOFS], condition_type, &g[2],
+                          &b[CONNECTIONS], condition_type, &g[3], &b[RESIDENCY], &b[READY], &b[HELD],
+                          &b[USES_STATE], &b[USES], &b[ROUNDS], &b[LAST_USED], &b[KEPT], &b[BOUNDS],
+                          &s->residency.scaled_rows, &s->residency.least)) {
         memset(b, 0, sizeof self->buffers);
         memset(g, 0, sizeof self->guards);
         return -1;
     }
     s->top_k = top_k;
     s->max_body_nbytes = max_body;
-    return use_guards(self) || parse_sizes(s, names, hidden, intermediate) || copy_name(s->model, model) ||
+    return use_guards(self) || parse_kernel(s, isa, shape, dtype) || copy_name(s->model, model) ||
            copy_name(s->instance, instance) || use_buffers(s, b);
 }
 

@@ -1,4 +1,5 @@
-/* Activations before and after the tile products: conversion, quantisation, SwiGLU. Plain C that isa.h
+/* Activations before and after the tile products: conversion, quantisation, what is between an expert's
+ * products. Plain C that isa.h
  * compiles for each instruction set. */
 
 #ifndef FAASMOE_ACTIVATIONS_H
@@ -70,10 +71,18 @@ ALWAYS_INLINE int32_t round_to_int(float value) {
     return (int32_t)(float_bits(value + ROUNDING_MAGIC) - float_bits(ROUNDING_MAGIC));
 }
 
+/* condition ? a : b. GCC 12 makes branches of such an expression in a larger formula, for which it then finds
+ * no vectors but with AVX-512. */
+ALWAYS_INLINE float chosen(int condition, float a, float b) {
+    const uint32_t mask = -(uint32_t)condition;
+    return bits_float((float_bits(a) & mask) | (float_bits(b) & ~mask));
+}
+
 /* e^x with a relative error of at most 2e-7, with x clamped to +-87. e^x = 2^n * e^r with |r| <= ln(2) / 2;
  * e^r is a Taylor polynomial. */
 ALWAYS_INLINE float exp_clamped(float x) {
-    x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
+    x = chosen(x < -87.0f, -87.0f, x);
+    x = chosen(x > 87.0f, 87.0f, x);
     const float n = x * 1.44269504f + ROUNDING_MAGIC - ROUNDING_MAGIC;
     /* ln(2) in two parts: the first has few bits, so its product with n is exact, and r stays precise. */
     const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
@@ -88,12 +97,77 @@ ALWAYS_INLINE float exp_clamped(float x) {
     return p * bits_float((uint32_t)(round_to_int(n) + 127) << 23);
 }
 
-/* out = silu(gate) * up for a product [rows][16 gates, 16 ups]. `stride` is the distance of rows of out in
- * floats. */
+/* out = silu(gate) * up for a product [rows][16 gates, 16 ups]. */
 ALWAYS_INLINE void swiglu_tile(int rows, const float *product, float *out, int64_t stride) {
     for (int r = 0; r < rows; r++, product += TILE_ROWS, out += stride)
         for (int i = 0; i < HALF_TILE; i++)
             out[i] = product[i] / (1.0f + exp_clamped(-product[i])) * product[HALF_TILE + i];
+}
+
+/* The normal distribution function erfc(-x / sqrt(2)) / 2, with an error of at most 3e-7. erfc(z) is
+ * t * p(t) * e^(-z^2) with t = 1 / (1 + 0.33 z), where the polynomial p was fitted for z up to 9.4 so that
+ * its largest relative error is least: 8.2e-8. */
+ALWAYS_INLINE float normal_distribution(float x) {
+    const float z = fabsf(x) * 0.707106781f, t = 1.0f / (1.0f + 0.33f * z);
+    float p = -0.13592850f;
+    p = p * t + 0.46268693f;
+    p = p * t - 0.35543659f;
+    p = p * t + 0.41253936f;
+    p = p * t + 0.045011871f;
+    p = p * t + 0.20192344f;
+    p = p * t + 0.18283731f;
+    p = p * t + 0.18636611f;
+    const float upper = 0.5f * (p * t) * exp_clamped(-0.5f * x * x);
+    return chosen(x > 0.0f, 1.0f - upper, upper);
+}
+
+/* f(x), with an error of at most 3e-7 times the larger of |x| and f(x). NaN stays NaN. */
+ALWAYS_INLINE float activation_of(const enum activation_function function, float alpha, float x) {
+    switch (function) {
+        case SILU: return x / (1.0f + exp_clamped(-alpha * x));
+        /* x / 2 * (1 + tanh(u)), with u = sqrt(2 / pi) * (x + 0.044715 x^3). */
+        case GELU_TANH: return x / (1.0f + exp_clamped(-1.59576912f * (x + 0.044715f * x * x * x)));
+        case GELU: return x * normal_distribution(x);
+        case RELU: return chosen(x < 0.0f, 0.0f, x);
+        default: return chosen(x < 0.0f, 0.0f, x * x); /* RELU2 */
+    }
+}
+
+/* The activation of a product [rows][16 gates, 16 ups], or [rows][32 ups]. Comparisons with NaN are false, so
+ * a limit keeps it. */
+ALWAYS_INLINE void activate_rows(const enum activation_function function, const struct activation *a,
+                                 int rows, const float *product, float *out, int64_t stride) {
+    const float limit = a->limit, alpha = a->alpha, up_offset = a->up_offset;
+    if (!a->gated) {
+        for (int r = 0; r < rows; r++, product += TILE_ROWS, out += stride)
+            for (int i = 0; i < TILE_ROWS; i++) out[i] = activation_of(function, alpha, product[i]);
+        return;
+    }
+    for (int r = 0; r < rows; r++, product += TILE_ROWS, out += stride)
+        for (int i = 0; i < HALF_TILE; i++) {
+            const float gate = chosen(product[i] > limit, limit, product[i]);
+            float up = product[HALF_TILE + i];
+            up = chosen(up > limit, limit, up);
+            up = chosen(up < -limit, -limit, up);
+            out[i] = activation_of(function, alpha, gate) * (up + up_offset);
+        }
+}
+
+/* As activate_rows(), with the loops compiled for each function. `stride` is the distance of rows of out in
+ * floats. What most models have comes first, without what they do not need. */
+ALWAYS_INLINE void activate_tile(const struct activation *a, int rows, const float *product, float *out,
+                                 int64_t stride) {
+    if (a->function == SILU && a->gated && a->limit == INFINITY && a->alpha == 1.0f && a->up_offset == 0.0f) {
+        swiglu_tile(rows, product, out, stride);
+        return;
+    }
+    switch (a->function) {
+        case SILU: activate_rows(SILU, a, rows, product, out, stride); break;
+        case GELU_TANH: activate_rows(GELU_TANH, a, rows, product, out, stride); break;
+        case GELU: activate_rows(GELU, a, rows, product, out, stride); break;
+        case RELU: activate_rows(RELU, a, rows, product, out, stride); break;
+        case RELU2: activate_rows(RELU2, a, rows, product, out, stride); break;
+    }
 }
 
 /* A row of activations, encoded for products with weights of one dtype. The members are as in `struct panel`,

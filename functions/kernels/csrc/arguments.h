@@ -27,6 +27,18 @@ static int parse_dtype(const char *name, enum dtype *dtype) {
     return -1;
 }
 
+static inline int parse_function(const char *name, enum activation_function *function) {
+    static const char *const names[ACTIVATION_FUNCTIONS] = {
+        [SILU] = "silu", [GELU_TANH] = "gelu_tanh", [GELU] = "gelu", [RELU] = "relu", [RELU2] = "relu2"};
+    for (int i = 0; i < ACTIVATION_FUNCTIONS; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *function = (enum activation_function)i;
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "unknown activation %s", name);
+    return -1;
+}
+
 static int parse_isa(const char *name, const struct isa **isa) {
     for (size_t i = 0; i < ISA_COUNT; i++)
         if (strcmp(name, ISAS[i].name) == 0 && ISAS[i].runs_here()) {
@@ -51,6 +63,27 @@ static int check_size(int64_t size, int64_t least) {
     if (size >= least && size <= LARGEST_SIZE) return 0;
     PyErr_SetString(PyExc_ValueError, "a size is out of range");
     return -1;
+}
+
+/* Takes what ExpertShape.as_arguments() returns. */
+static inline int parse_shape(PyObject *argument, struct shape *shape) {
+    const char *gate_up_name, *down_name, *function;
+    long long hidden_size, intermediate_size;
+    int has_bias;
+    enum dtype gate_up, down;
+    struct activation a;
+    if (!PyTuple_Check(argument)) {
+        PyErr_SetString(PyExc_TypeError, "the shape of an expert is a tuple");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(argument, "ssLLpspfff", &gate_up_name, &down_name, &hidden_size, &intermediate_size,
+                          &has_bias, &function, &a.gated, &a.limit, &a.alpha, &a.up_offset) ||
+        parse_dtype(gate_up_name, &gate_up) || parse_dtype(down_name, &down) ||
+        parse_function(function, &a.function) || check_size(hidden_size, 1) ||
+        check_size(intermediate_size, 1))
+        return -1;
+    *shape = shape_of(gate_up, down, hidden_size, intermediate_size, a, has_bias);
+    return 0;
 }
 
 static int check_threads(int threads) {

@@ -52,9 +52,8 @@ static int run_checked(struct ffn_arguments *a, const Py_buffer *buffers) {
 }
 
 PyDoc_STRVAR(gated_ffn_doc,
-             "gated_ffn(isa, gate_up_dtype, down_dtype, hidden_dtype, out_dtype, rows, top_k, hidden_size,\n"
-             "    intermediate_size, threads, block, offsets, hidden_states, expert_index, expert_weight, "
-             "carry, out)\n\n"
+             "gated_ffn(isa, shape, hidden_dtype, out_dtype, rows, top_k, threads, block, offsets,\n"
+             "    hidden_states, expert_index, expert_weight, carry, out)\n\n"
              "Writes the weighted sum of each row's experts, plus carry unless it is None, to out.\n"
              "Buffers must be contiguous and aligned, and must not change during the call, which\n"
              "releases the interpreter lock.\n"
@@ -62,13 +61,13 @@ PyDoc_STRVAR(gated_ffn_doc,
 
 static PyObject *gated_ffn_call(PyObject *module, PyObject *args) {
     (void)module;
-    const char *isa, *gate_up_dtype, *down_dtype, *hidden_dtype, *out_dtype;
-    long long rows, top_k, hidden_size, intermediate_size;
+    const char *isa, *hidden_dtype, *out_dtype;
+    PyObject *shape;
+    long long rows, top_k;
     int threads;
     Py_buffer b[BUFFER_COUNT] = {0};
-    if (!PyArg_ParseTuple(args, "sssssLLLLiy*y*y*y*y*z*w*:gated_ffn", &isa, &gate_up_dtype, &down_dtype,
-                          &hidden_dtype, &out_dtype, &rows, &top_k, &hidden_size, &intermediate_size,
-                          &threads, &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6]))
+    if (!PyArg_ParseTuple(args, "sOssLLiy*y*y*y*y*z*w*:gated_ffn", &isa, &shape, &hidden_dtype, &out_dtype,
+                          &rows, &top_k, &threads, &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6]))
         return NULL;
     struct ffn_arguments a = {
         .rows = rows,
@@ -83,16 +82,11 @@ static PyObject *gated_ffn_call(PyObject *module, PyObject *args) {
         .carry = b[CARRY].buf,
         .out = b[OUT].buf,
     };
-    enum dtype gate_up, down;
-    int failed = parse_isa(isa, &a.isa) || parse_dtype(gate_up_dtype, &gate_up) ||
-                 parse_dtype(down_dtype, &down) || parse_dtype(hidden_dtype, &a.hidden_dtype) ||
-                 parse_dtype(out_dtype, &a.out_dtype) || check_dtypes(gate_up, a.hidden_dtype, a.out_dtype) ||
-                 check_size(rows, 0) || check_size(top_k, 0) || check_size(hidden_size, 1) ||
-                 check_size(intermediate_size, 1) || check_threads(threads);
-    if (!failed) {
-        a.shape = shape_of(gate_up, down, hidden_size, intermediate_size);
-        failed = run_checked(&a, b);
-    }
+    const int failed = parse_isa(isa, &a.isa) || parse_shape(shape, &a.shape) ||
+                       parse_dtype(hidden_dtype, &a.hidden_dtype) || parse_dtype(out_dtype, &a.out_dtype) ||
+                       check_dtypes(a.shape.gate_up.dtype, a.hidden_dtype, a.out_dtype) ||
+                       check_size(rows, 0) || check_size(top_k, 0) || check_threads(threads) ||
+                       run_checked(&a, b);
     release_buffers(b, BUFFER_COUNT);
     if (failed) return NULL;
     Py_RETURN_NONE;

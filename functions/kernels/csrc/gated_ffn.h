@@ -49,7 +49,7 @@ struct ffn {
     struct routing routing;
     struct operand hidden, intermediate;
     int64_t stride;
-    float *activated; /* [routes][stride]: silu(gate) * up */
+    float *activated; /* [routes][stride]: the inputs of down */
     struct team team;
     struct loop encoded_hidden, gate_up_done, encoded_intermediate, down_done;
     struct ffn_member members[TEAM_MAX];
@@ -77,9 +77,19 @@ static void encode_intermediate(void *member, int64_t item) {
     }
 }
 
+/* product[rows][TILE_ROWS] += the biases of a tile, if the matrix has some. */
+static void add_biases(const struct matrix *matrix, const struct routed_expert *expert, int64_t tile,
+                       int64_t rows, float *product) {
+    if (!matrix->biases) return;
+    const packed_float *biases = (const packed_float *)(expert->weights + matrix->biases) + tile * TILE_ROWS;
+    for (int64_t r = 0; r < rows; r++)
+        for (int i = 0; i < TILE_ROWS; i++) product[r * TILE_ROWS + i] += biases[i];
+}
+
 static void gate_up_tile(void *member, int64_t item) {
     const struct ffn *f = ((struct ffn_member *)member)->ffn;
     const struct isa *isa = f->args.isa;
+    const struct activation *activation = &f->args.shape.activation;
     const struct matrix *matrix = &f->args.shape.gate_up;
     const struct routed_expert *expert = &f->routing.expert[item / matrix->tiles];
     const int64_t tile = item % matrix->tiles;
@@ -88,8 +98,9 @@ static void gate_up_tile(void *member, int64_t item) {
         const struct panel_routes *routes = &f->routing.panel[expert->first_panel + i];
         panels = panels_at_once(isa, expert, i);
         multiply(isa, matrix, &f->hidden, expert, tile, i, panels, product);
-        isa->swiglu((int)rows_of(routes, panels), product,
-                    f->activated + routes->first * f->stride + tile * HALF_TILE, f->stride);
+        add_biases(matrix, expert, tile, rows_of(routes, panels), product);
+        float *out = f->activated + routes->first * f->stride + tile * activated_width(activation);
+        isa->activate(activation, (int)rows_of(routes, panels), product, out, f->stride);
     }
 }
 
@@ -118,6 +129,7 @@ static void down_tile(void *member, int64_t tile) {
     struct ffn_member *m = member;
     const struct ffn *f = m->ffn;
     const struct isa *isa = f->args.isa;
+    const struct matrix *matrix = &f->args.shape.down;
     _Alignas(64) float product[ROWS_AT_ONCE * TILE_ROWS];
     begin_tile(&f->args, tile, m->sums);
     for (int64_t e = 0; e < f->routing.experts; e++) {
@@ -125,7 +137,8 @@ static void down_tile(void *member, int64_t tile) {
         for (int64_t i = 0, panels; i < expert->panels; i += panels) {
             const struct panel_routes *routes = &f->routing.panel[expert->first_panel + i];
             panels = panels_at_once(isa, expert, i);
-            multiply(isa, &f->args.shape.down, &f->intermediate, expert, tile, i, panels, product);
+            multiply(isa, matrix, &f->intermediate, expert, tile, i, panels, product);
+            add_biases(matrix, expert, tile, rows_of(routes, panels), product);
             add_weighted(f->routing.route + routes->first, rows_of(routes, panels), product, m->sums);
         }
     }
@@ -171,7 +184,7 @@ static int ffn_alloc(struct ffn *f) {
                       a->experts, a->isa->max_rows))
         return -1;
     const int64_t routes = f->routing.routes;
-    f->stride = a->shape.gate_up.tiles * HALF_TILE;
+    f->stride = a->shape.gate_up.tiles * activated_width(&a->shape.activation);
     f->activated = malloc((size_t)(routes * f->stride + 1) * sizeof *f->activated);
     const int failed = operand_alloc(&f->hidden, a->isa, &f->routing, &a->shape.gate_up) ||
                        operand_alloc(&f->intermediate, a->isa, &f->routing, &a->shape.down);

@@ -51,6 +51,19 @@ static const int8_t CODE_VALUES[DTYPES][16] = {
     [MXFP4] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12},
 };
 
+/* What an expert computes between its products, as activation.py defines it: f(gate) * (up + up_offset), or
+ * f(up) without a gate. */
+enum activation_function { SILU, GELU_TANH, GELU, RELU, RELU2 };
+#define ACTIVATION_FUNCTIONS 5
+
+struct activation {
+    enum activation_function function;
+    int gated;
+    float limit; /* of gates, and of the absolute values of ups; INFINITY for none */
+    float alpha; /* of SILU only */
+    float up_offset;
+};
+
 /* An expert may begin at any byte of the caller's buffer. The same bytes are read as floats or as dwords. */
 typedef float __attribute__((aligned(1), may_alias)) packed_float;
 typedef uint32_t __attribute__((aligned(1), may_alias)) packed_dword;
@@ -72,11 +85,13 @@ struct matrix {
     enum dtype dtype;
     int64_t inputs, tiles, steps;
     int64_t weights, tile_bytes, end;
+    int64_t biases; /* float [tiles][TILE_ROWS]; 0: none */
 };
 
 struct shape {
     int64_t hidden_size;
-    struct matrix gate_up, down;
+    struct activation activation;
+    struct matrix gate_up, down; /* gate_up of an expert without a gate: up alone */
     int64_t nbytes;
 };
 
@@ -105,12 +120,22 @@ static inline struct matrix matrix_at(int64_t start, enum dtype dtype, int64_t i
     return m;
 }
 
+/* How many inputs of down a tile of gate_up gives. */
+static inline int64_t activated_width(const struct activation *a) { return a->gated ? HALF_TILE : TILE_ROWS; }
+
 static inline struct shape shape_of(enum dtype gate_up, enum dtype down, int64_t hidden_size,
-                                    int64_t intermediate_size) {
-    struct shape s = {.hidden_size = hidden_size};
-    s.gate_up = matrix_at(0, gate_up, hidden_size, ceil_div(intermediate_size, HALF_TILE));
+                                    int64_t intermediate_size, struct activation activation, int has_bias) {
+    struct shape s = {.hidden_size = hidden_size, .activation = activation};
+    const int64_t tiles = ceil_div(intermediate_size, activated_width(&activation));
+    s.gate_up = matrix_at(0, gate_up, hidden_size, tiles);
     s.down = matrix_at(s.gate_up.end, down, intermediate_size, ceil_div(hidden_size, TILE_ROWS));
     s.nbytes = s.down.end;
+    if (has_bias) {
+        const int64_t tile_bytes = TILE_ROWS * sizeof(float);
+        s.gate_up.biases = s.down.end;
+        s.down.biases = s.gate_up.biases + s.gate_up.tiles * tile_bytes;
+        s.nbytes = s.down.biases + s.down.tiles * tile_bytes;
+    }
     return s;
 }
 

@@ -22,8 +22,7 @@ from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
-from functions.kernels.activations import as_f32
-from functions.kernels.bfloat16 import f32_to_bf16
+from functions.kernels.bfloat16 import as_f32, f32_to_bf16
 from tests.support.functions.kernels import worth_a_team
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
 

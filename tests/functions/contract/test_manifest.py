@@ -20,6 +20,7 @@ def test_it_equals_the_control_planes_manifest(tiny: TinyPartition) -> None:
         for name in ("fingerprint", "dtype", "hidden_size", "num_experts", "expert_nbytes"):
             assert getattr(read, name) == getattr(manifest, name)
         assert (read.gate_up_dtype, read.down_dtype) == (manifest.gate_up_dtype, manifest.down_dtype)
+        assert (read.activation, read.has_bias) == (manifest.activation.activation, manifest.has_bias)
         assert (read.file, read.nbytes, read.offset) == (block.file, block.nbytes, block.offset)
         assert read.experts == [
             (layer, expert, checksum)
@@ -45,7 +46,7 @@ def test_a_malformed_manifest_is_an_error(tmp_path: Path, text: str) -> None:
 def test_an_earlier_format_is_refused_with_its_remedy(tiny: TinyPartition, tmp_path: Path) -> None:
     document = json.loads((tiny.folder / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**document, "format": 3}))
-    with pytest.raises(ManifestError, match=r"format '3' is not 4: split .* again with `faasmoe partition`"):
+    with pytest.raises(ManifestError, match=r"format '3' is not 5: split .* again with `faasmoe partition`"):
         FunctionManifest.read(tmp_path, tiny.functions[0])
 
 
@@ -63,6 +64,17 @@ HOSTILE: list[tuple[Callable[[Any, Any], Any], str]] = [
     (lambda document, block: document.update(gate_up_dtype="bf16"), "'bf16' weights do not fit f32"),
     (lambda document, block: document.update(down_dtype="9" * 5000), "'99999999999999999999' weights do"),
     (lambda document, block: document.update(down_dtype=[]), "down_dtype is '[]'"),
+    (lambda document, block: document.update(has_bias=1), "has_bias is '1'"),
+    (lambda document, block: document.update(activation=[]), "AttributeError"),
+    (lambda document, block: document["activation"].pop("alpha"), "activation has other fields"),
+    (lambda document, block: document["activation"].update(beta=1), "activation has other fields"),
+    (lambda document, block: document["activation"].update(function=["silu"]), "a field of another type"),
+    (lambda document, block: document["activation"].update(function="9" * 5000), "'99999999999999999999'"),
+    (lambda document, block: document["activation"].update(gated=None), "a field of another type"),
+    (lambda document, block: document["activation"].update(limit=True), "a field of another type"),
+    (lambda document, block: document["activation"].update(limit=0), "limit is 0, not above 0"),
+    (lambda document, block: document["activation"].update(alpha=float("nan")), "alpha is not a finite"),
+    (lambda document, block: document["activation"].update(up_offset=10**400), "up_offset is not a finite"),
     (lambda document, block: document.update(fingerprint=7), "fingerprint is '7'"),
     (lambda document, block: document.update(fingerprint="0" * 65), "fingerprint has 65 characters"),
     (lambda document, block: document.update(dense=[]), "TypeError"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from control_plane.deployment.image.extensions import include_options
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_expert import pack_expert
+from tests.functions.kernels.test_activations import ACTIVATIONS
 from tests.functions.kernels.test_gated_ffn import Call, random_call
 from tests.support.functions.emulation import (
     COMPILER,
@@ -89,6 +90,24 @@ def test_all_instruction_sets_give_the_same_bits(program: Path, pair: tuple[str,
 def test_gate_up_and_down_may_be_of_different_types(run: Run) -> None:
     call = random_call(("int4_min", "f32"), 266, 130, rows=7, down_dtype="int8")
     assert_close(run(call), call.values("numpy"), ERROR_TO_TWIN["int8"])
+
+
+@pytest.mark.parametrize("dtype", ["f32", "int4"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_with_biases_matches_the_twin(run: Run, name: str, dtype: str) -> None:
+    call = random_call((dtype, "f32"), 72, 50, rows=9, activation=ACTIVATIONS[name], has_bias=True)
+    assert_close(run(call), call.values("numpy"), ERROR_TO_TWIN[dtype])
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_nan_stays_nan_and_affects_only_its_row(run: Run, name: str) -> None:
+    call = random_call(("f32", "f32"), 72, 50, rows=9, activation=ACTIVATIONS[name], has_bias=True)
+    hidden_states, index = call.hidden_states.copy(), np.zeros_like(call.expert_index)
+    hidden_states[4, 40] = np.nan
+    found = run(call, expert_index=index, hidden_states=hidden_states)
+    assert np.isnan(found[4]).all()
+    others = np.arange(9) != 4
+    np.testing.assert_array_equal(found[others], run(call, expert_index=index)[others])
 
 
 def test_the_largest_products_do_not_overflow(run: Run) -> None:

@@ -1,17 +1,21 @@
 """The packed form of experts: its layout, and the loss of precision."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from functions.kernels.activation import SWIGLU, Activation
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
-from functions.kernels.packed_expert import ExpertShape, pack_expert, unpack_expert
+from functions.kernels.packed_expert import Biases, ExpertShape, pack_expert, unpack_expert
 from functions.kernels.packed_matrix import LinearShape, pack_matrix, unpack_matrix
 from functions.kernels.packed_types import PACKED_TYPES
 
 SIZES = [(1, 1), (24, 20), (130, 33), (64, 48)]
 DTYPES = list(PACKED_TYPES)
+UNGATED = Activation("relu2", gated=False)
 
 Matrices = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
@@ -23,7 +27,7 @@ def random_matrices(hidden_size: int, intermediate_size: int) -> Matrices:
     return gate, up, random.standard_normal((hidden_size, intermediate_size), np.float32)
 
 
-def round_trip(shape: ExpertShape, matrices: Matrices) -> Matrices:
+def round_trip(shape: ExpertShape, matrices: Matrices) -> tuple[NDArray[np.float32], ...]:
     packed = pack_expert(shape, *matrices)
     assert packed.shape == (shape.nbytes,)
     return unpack_expert(shape, packed)
@@ -74,11 +78,74 @@ def test_a_step_holds_four_bytes_of_sixteen_gate_rows_then_of_the_same_up_rows()
     assert not down_tiles[0, :, 6:].any()
 
 
+def test_without_a_gate_a_step_holds_thirty_two_up_rows() -> None:
+    shape = ExpertShape(6, 40, "bf16", "bf16", UNGATED)
+    _, up, down = random_matrices(6, 40)
+    packed = pack_expert(shape, None, up, down)
+    tiles = packed.view(np.uint16)[: 2 * 3 * 32 * 2].reshape(2, 3, 32, 2)
+    np.testing.assert_array_equal(tiles[1, 2, 5], f32_to_bf16(up)[32 + 5, 4:6])
+    assert not tiles[1, :, 8:].any()
+    found = unpack_expert(shape, packed)
+    for matrix, expected in zip(found, (up, down), strict=True):
+        np.testing.assert_array_equal(matrix, bf16_to_f32(f32_to_bf16(expected)))
+
+
+@pytest.mark.parametrize("activation", [SWIGLU, UNGATED], ids=["gated", "not gated"])
+@pytest.mark.parametrize("as_bits", [False, True])
+def test_biases_follow_the_matrices_in_the_order_of_the_rows_of_tiles(
+    activation: Activation, as_bits: bool
+) -> None:
+    shape = ExpertShape(40, 20, "int8", "int4_min", activation, has_bias=True)
+    gate, up, down = random_matrices(40, 20)
+    first, second, third = (np.arange(size, dtype=np.float32) + 1 for size in (20, 20, 40))
+    biases = [f32_to_bf16(each) if as_bits else each for each in (first, -second, third)]
+    if activation.gated:
+        packed = pack_expert(shape, gate, up, down, biases=Biases(*biases))
+    else:
+        packed = pack_expert(shape, None, up, down, biases=Biases(None, *biases[1:]))
+    without = replace(shape, has_bias=False)
+    np.testing.assert_array_equal(
+        packed[: without.nbytes], pack_expert(without, gate if activation.gated else None, up, down)
+    )
+    inward, outward = np.split(packed[without.nbytes :].view(np.float32), [shape.gate_up.tiles * 32])
+    if activation.gated:
+        inward = inward.reshape(2, 2, 16)
+        np.testing.assert_array_equal(inward[:, 0].ravel()[:20], first)
+        np.testing.assert_array_equal(inward[:, 1].ravel()[:20], -second)
+        assert not inward.swapaxes(0, 1).reshape(2, 32)[:, 20:].any()
+    else:
+        np.testing.assert_array_equal(inward, np.pad(-second, (0, 12)))
+    np.testing.assert_array_equal(outward, np.pad(third, (0, 24)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_tile_is_a_multiple_of_a_cache_line(dtype: str) -> None:
     shape = ExpertShape(130, 33, dtype, dtype)
     assert shape.gate_up.tile_nbytes % 64 == 0
     assert shape.down.tile_nbytes % 64 == 0
+    assert replace(shape, has_bias=True).nbytes % 64 == 0
+
+
+def test_an_expert_has_what_its_shape_says() -> None:
+    gate, up, down = random_matrices(24, 20)
+    inward, outward = np.ones(20, np.float32), np.ones(24, np.float32)
+    biased, ungated = (ExpertShape(24, 20, "f32", "f32", *more) for more in ((SWIGLU, True), (UNGATED, True)))
+    for shape, first, biases in (
+        (replace(biased, has_bias=False), None, None),
+        (replace(biased, has_bias=False), gate, Biases(inward, inward, outward)),
+        (biased, gate, None),
+        (biased, gate, Biases(None, inward, outward)),
+        (ungated, gate, Biases(None, inward, outward)),
+        (ungated, None, Biases(inward, inward, outward)),
+    ):
+        with pytest.raises(ValueError, match="an expert has a"):
+            pack_expert(shape, first, up, down, biases=biases)
+    with pytest.raises(ValueError, match="the bias of down must have shape"):
+        pack_expert(biased, gate, up, down, biases=Biases(inward, inward, inward))
+    with pytest.raises(ValueError, match="the bias of up must be float32"):
+        pack_expert(biased, gate, up, down, biases=Biases(inward, np.ones(20), outward))
+    with pytest.raises(ValueError, match="biases are not finite"):
+        pack_expert(biased, gate, up, down, biases=Biases(inward * np.nan, inward, outward))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

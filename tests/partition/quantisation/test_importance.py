@@ -10,8 +10,10 @@ from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from control_plane.partition.profile import Profile
 from control_plane.partition.quantisation.importance import down_importance
+from functions.kernels.activation import Activation
 from functions.kernels.bfloat16 import Float32, f32_to_bf16
-from functions.kernels.packed_expert import ExpertShape, unpack_expert
+from functions.kernels.packed_expert import Biases, ExpertShape, unpack_expert
+from tests.support.functions.kernels import torch_activation
 from tests.support.models.tiny_partition import TinyPartition
 
 LAYERS, EXPERTS, HIDDEN_SIZE = 3, 5, 24
@@ -34,6 +36,34 @@ def test_the_estimate_is_near_what_normal_inputs_give() -> None:
     # Gate and up of one input are not quite independent.
     np.testing.assert_allclose(estimate, measured, rtol=0.5)
     assert np.corrcoef(estimate, measured)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        Activation(limit=1.5, alpha=1.702, up_offset=1.0),
+        Activation("gelu"),
+        Activation("gelu_tanh"),
+        Activation("relu2", gated=False),
+    ],
+    ids=str,
+)
+def test_the_estimate_is_that_of_the_activation_and_the_biases(activation: Activation) -> None:
+    random = np.random.default_rng(0)
+    gate, up = random.normal(size=(2, 40, 64)).astype(np.float32) * np.float32(0.1)
+    gate[:, 32:] = up[:, :32] = 0  # so that they are independent
+    gate_bias, up_bias = random.normal(size=(2, 40)).astype(np.float32)
+    squares = np.exp(random.normal(size=64)).astype(np.float32)
+    rows = random.normal(size=(50000, 64)).astype(np.float32) * np.sqrt(squares)
+    columns = [rows @ up.T + up_bias]
+    if activation.gated:
+        columns.insert(0, rows @ gate.T + gate_bias)
+    inputs = torch_activation(activation, *map(torch.from_numpy, columns)).numpy()
+    measured = np.square(inputs).mean(axis=0)
+    biases = Biases(gate_bias, up_bias, np.zeros(64, np.float32))
+    estimate = down_importance(squares, gate if activation.gated else None, up, activation, biases)
+    assert estimate.dtype == np.float32
+    np.testing.assert_allclose(estimate, measured, rtol=0.1, atol=1e-3 * measured.max())
 
 
 def test_the_estimate_reads_bf16() -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import functions
 from functions.kernels import ExpertShape, GatedFFNKernel
+from functions.kernels.activation import FUNCTIONS
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import Float32
 from functions.kernels.gated_ffn import Inputs
@@ -60,12 +61,14 @@ class EmulatedGatedFFN(GatedFFNKernel):
         hidden_states = inputs.hidden_states
         hidden_dtype = DTYPES.index(activation_dtype(hidden_states))
         out_dtype = 0 if partial else hidden_dtype
+        gate_up, down, hidden_size, intermediate_size, has_bias, function, *numbers = shape.as_arguments()
         call = struct.pack(
-            "=12q",
-            *(DTYPES.index(shape.gate_up_dtype), DTYPES.index(shape.down_dtype), hidden_dtype, out_dtype),
+            "=15q3d",
+            *(DTYPES.index(gate_up), DTYPES.index(down), hidden_dtype, out_dtype),
             *inputs.expert_index.shape,
-            *(shape.hidden_size, shape.intermediate_size, threads),
+            *(hidden_size, intermediate_size, threads),
             *(inputs.block.nbytes, len(inputs.offsets), carry is not None),
+            *(has_bias, FUNCTIONS.index(function), *numbers),
         )
         buffers = [array.tobytes() for array in (*inputs, carry) if array is not None]
         out = _run(self.program, self.processor, self.name, call=b"".join([call, *buffers]))

@@ -13,6 +13,8 @@ struct call {
     int64_t gate_up_dtype, down_dtype, hidden_dtype, out_dtype;
     int64_t rows, top_k, hidden_size, intermediate_size, threads;
     int64_t block_nbytes, experts, carries;
+    int64_t has_bias, function, gated;
+    double limit, alpha, up_offset;
 };
 
 /* A buffer of exactly this size, so that a memory checker sees what is read beyond it. */
@@ -30,10 +32,17 @@ static const struct isa *isa_named(const char *name) {
 
 static int run(const struct isa *isa) {
     const struct call *c = read_buffer(sizeof *c);
+    const struct activation activation = {
+        .function = (enum activation_function)c->function,
+        .gated = (int)c->gated,
+        .limit = (float)c->limit,
+        .alpha = (float)c->alpha,
+        .up_offset = (float)c->up_offset,
+    };
     struct ffn_arguments a = {
         .isa = isa,
         .shape = shape_of((enum dtype)c->gate_up_dtype, (enum dtype)c->down_dtype, c->hidden_size,
-                          c->intermediate_size),
+                          c->intermediate_size, activation, (int)c->has_bias),
         .rows = c->rows,
         .top_k = c->top_k,
         .experts = c->experts,

@@ -1,13 +1,14 @@
 """Shared by the tests of kernels: dtypes, bounds of errors, and the rounding of activations."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from functions.kernels import available_isas
+from functions.kernels import Activation, available_isas
 from functions.kernels.bfloat16 import bf16_to_f32
 from functions.kernels.packed_types import PACKED_TYPES
 from tests.support.paths import ROOT
@@ -69,6 +70,22 @@ def rounded(activations: torch.Tensor, weight_dtype: str) -> torch.Tensor:
         divisor = torch.where(scale > 0, scale, 1)
         groups.append((group / divisor).round().double() * scale.double())
     return torch.cat(groups, dim=1)
+
+
+def torch_activation(activation: Activation, *columns: torch.Tensor) -> torch.Tensor:
+    """What torch makes of gate and up, or of up alone, of any shape."""
+    first, up = columns[0], columns[-1]
+    if activation.limit is not None:
+        first, up = first.clamp(max=activation.limit), up.clamp(-activation.limit, activation.limit)
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "silu": lambda x: x * torch.sigmoid(activation.alpha * x),
+        "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+        "gelu": torch.nn.functional.gelu,
+        "relu": torch.relu,
+        "relu2": lambda x: torch.relu(x).square(),
+    }
+    result = functions[activation.function](first)
+    return result * (up + activation.up_offset) if activation.gated else result
 
 
 def assert_close(found: NDArray[Any], expected: NDArray[Any], bound: float) -> None:

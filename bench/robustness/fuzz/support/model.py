@@ -1,18 +1,24 @@
 """A tiny model for all targets: small enough that thousands of inputs take seconds."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from control_plane.partition.checkpoint.expert_tensors import Matrix
 from transformers import AutoConfig
 
 from bench.support.checkpoint import random_checkpoint, write_weights
-from control_plane.partition.checkpoint.reader import WEIGHTS_FILE
+from control_plane.partition.checkpoint.reader import WEIGHTS_FILE, Checkpoint
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
-from control_plane.partition.partitioner import partition
+from control_plane.partition.partitioner import write_partition
+from control_plane.partition.plan import Plan
+from functions.kernels import Activation
 
 CHECKPOINT = "checkpoint"
 DTYPES = ("bf16", "int8", "int4")
 """The partitions, which are folders of these names: by the dtype of their experts."""
+BIASED = "int8"
+"""The partition whose experts have biases, limits and all else that experts may have."""
 _CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 _CONTEXT = 96
 """Tokens: an answer that is to have more is refused, or ends early."""
@@ -40,8 +46,25 @@ def write(folder: Path) -> None:
     checkpoint = random_checkpoint(config, source)
     (source / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
     write_weights(checkpoint.tensors, source / WEIGHTS_FILE)
+    opened = Checkpoint.open(source)
     for dtype in DTYPES:
-        partition(source, folder / dtype, granularity=Granularity(2, 1), dtype=dtype, name="fuzz")
+        plan = Plan.make(opened, Granularity(2, 1), dtype, "auto", "fuzz")
+        write_partition(_biased(plan) if dtype == BIASED else plan, source, folder / dtype)
+
+
+def _biased(plan: Plan) -> Plan:
+    """The plan with experts that compute all that experts may; their first weights are their biases, too."""
+    activation = Activation(limit=0.5, alpha=1.702, up_offset=1.0)
+    experts = {
+        key: replace(
+            expert,
+            gate_bias=Matrix(expert.up.tensor, 0, 1, plan.shape.intermediate_size),
+            up_bias=Matrix(expert.up.tensor, 1, 1, plan.shape.intermediate_size),
+            down_bias=Matrix(expert.down.tensor, 0, 1, plan.shape.hidden_size),
+        )
+        for key, expert in plan.experts.items()
+    }
+    return replace(plan, shape=replace(plan.shape, activation=activation, has_bias=True), experts=experts)
 
 
 def manifest(folder: Path, dtype: str) -> Manifest:

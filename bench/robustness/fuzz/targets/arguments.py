@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.robustness.fuzz.support.target import Target
+from functions.kernels import Activation, ExpertShape
+from functions.kernels.activation import FUNCTIONS
 from functions.kernels.packed_types import PACKED_TYPES, fits_activations
 
 SIZES = (1, 2, 3, 4, 7, 15, 16, 17, 31, 32, 33, 64, 65, 127, 128, 129, 130)
@@ -39,6 +41,19 @@ class Arguments:
     def is_wrong(self) -> bool:
         """Whether the next argument is to be one that does not fit."""
         return self.random.random() < self._faults
+
+    def expert_shape(self, hidden_size: int, intermediate_size: int, *dtypes: str) -> ExpertShape:
+        """A shape of these sizes and types, with any activation, with biases or without."""
+        function, gated = self.choice(FUNCTIONS), self.choice((True, True, False))
+        limit = self.choice((None, 7.0, 0.5, 1e-30, 3e38)) if gated else None
+        alpha = self.choice((1.0, 1.702, -3e38)) if function == "silu" else 1.0
+        up_offset = self.choice((0.0, 1.0, -3e38)) if gated else 0.0
+        activation, has_bias = (
+            Activation(function, gated, limit, alpha, up_offset),
+            self.choice((False, True)),
+        )
+        gate_up, down = dtypes
+        return ExpertShape(hidden_size, intermediate_size, gate_up, down, activation, has_bias)
 
     def threads(self) -> int:
         return int(self.choice((0, 65, -1) if self.is_wrong() else (1, 1, 2, 64)))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bench.robustness.fuzz.support.target import Misbehaviour, Target
 from bench.robustness.fuzz.targets.arguments import PAIRS, ROWS, SIZES, Arguments, target_of
 from control_plane.engine.kernels import LinearLayer, available_dense_isas, load_dense_kernel
-from functions.kernels import ExpertShape, LinearShape, available_isas, load_kernel
+from functions.kernels import LinearShape, available_isas, load_kernel
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def gated_ffn(folder: Path) -> Iterator[Target]:
     def call(arguments: Arguments) -> None:
         choice = arguments.choice
         dtype, hidden_dtype = choice(PAIRS)
-        shape = ExpertShape(choice(SIZES), choice(SIZES), dtype, choice(PAIRS)[0])
+        shape = arguments.expert_shape(choice(SIZES), choice(SIZES), dtype, choice(PAIRS)[0])
         rows, top_k, experts = choice(ROWS), choice((0, 1, 2, 5)), choice((0, 1, 3, 9))
         first = choice((0, 0, 1, 2, 3, 64))
         offsets = first + np.arange(experts, dtype=np.int64) * shape.nbytes

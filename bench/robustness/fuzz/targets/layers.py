@@ -9,10 +9,12 @@ import numpy as np
 
 from bench.robustness.fuzz.support.target import Target
 from bench.robustness.fuzz.targets.arguments import PAIRS, ROWS, Arguments, target_of
-from bench.robustness.fuzz.targets.raw_kernels import odd
+from bench.robustness.fuzz.targets.raw_kernels import changed
 from control_plane.engine.kernels import _dense, available_dense_isas
-from functions.kernels import ExpertShape, LinearShape
+from functions.kernels import LinearShape
 
+ODD = (0, 0, 1, 2)
+"""How many arguments are odd ones."""
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, EXPERTS, TOP_K, TOKENS = 24, 4, 2, 6, 5, 2, 7
 
 
@@ -22,23 +24,13 @@ def layers(folder: Path) -> Iterator[Target]:
 
     def call(arguments: Arguments) -> None:
         dtype, rows_dtype = arguments.choice(PAIRS)
-        values = _changed(arguments, list(_program(arguments, dtype, rows_dtype)))
+        values = changed(arguments, list(_program(arguments, dtype, rows_dtype)), ODD)
         program = _dense.layer_program(*values)
         name = arguments.choice(list(_CALLS))
-        values = _changed(arguments, list(_CALLS[name](arguments, rows_dtype)))
+        values = changed(arguments, list(_CALLS[name](arguments, rows_dtype)), ODD)
         getattr(_dense, name)(program, *values)
 
     yield target_of(call, odd_layouts=0.02, faults=0.005)
-
-
-def _changed(arguments: Arguments, values: list[Any]) -> list[Any]:
-    for _ in range(arguments.choice((0, 0, 1, 2))):
-        position = arguments.random.randrange(len(values))
-        if isinstance(values[position], tuple) and values[position]:
-            values[position] = tuple(_changed(arguments, list(values[position])))
-        else:
-            values[position] = odd(arguments, values[position])
-    return values
 
 
 def _program(arguments: Arguments, dtype: str, rows_dtype: type) -> Iterator[Any]:
@@ -62,8 +54,9 @@ def _program(arguments: Arguments, dtype: str, rows_dtype: type) -> Iterator[Any
         matrix(HIDDEN, queries, dtype),
         arguments.choice((None, matrix(EXPERTS, HIDDEN, plain))),
     )
-    packed = arguments.array((ExpertShape(HIDDEN, 20, dtype, dtype).nbytes,), np.uint8)
-    yield arguments.choice((None, (dtype, dtype, 20, packed, arguments.array((HIDDEN,), rows_dtype))))
+    shape = arguments.expert_shape(HIDDEN, 20, dtype, dtype)
+    packed, gate = arguments.array((shape.nbytes,), np.uint8), arguments.array((HIDDEN,), rows_dtype)
+    yield arguments.choice((None, (shape.as_arguments(), packed, gate)))
 
 
 def _begin(arguments: Arguments, dtype: type) -> Iterator[Any]:

@@ -1,6 +1,6 @@
 """The C functions of the kernels without the checks in Python: arguments that nearly fit, or not at all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from bench.robustness.fuzz.support.target import Target
 from bench.robustness.fuzz.targets.arguments import PAIRS, ROWS, SIZES, Arguments, target_of
 from control_plane.engine.kernels import _dense, available_dense_isas
-from functions.kernels import ExpertShape, LinearShape, _gated_ffn, available_isas
+from functions.kernels import LinearShape, _gated_ffn, available_isas
 
 _NAMES = {np.float32: "f32", np.uint16: "bf16"}
 _EDGES = (2**24, 2**24 + 1, 2**31, 2**62, 2**63 - 1, 2**64, -(2**63))
@@ -24,10 +24,7 @@ def raw_kernels(folder: Path) -> Iterator[Target]:
 
     def call(arguments: Arguments) -> None:
         name = arguments.choice(list(functions))
-        values = list(_ARGUMENTS[name](arguments))
-        for _ in range(arguments.choice((0, 1, 1, 2))):
-            position = arguments.random.randrange(len(values))
-            values[position] = odd(arguments, values[position])
+        values = changed(arguments, list(_ARGUMENTS[name](arguments)), (0, 1, 1, 2))
         if arguments.random.random() < 0.02:
             del values[arguments.random.randrange(len(values))]
         functions[name](*values)
@@ -39,11 +36,11 @@ def raw_kernels(folder: Path) -> Iterator[Target]:
 def _gated_ffn_arguments(arguments: Arguments) -> Iterator[Any]:
     choice = arguments.choice
     dtype, hidden_dtype = choice(PAIRS)
-    shape = ExpertShape(choice(SIZES), choice(SIZES), dtype, choice(PAIRS)[0])
+    shape = arguments.expert_shape(choice(SIZES), choice(SIZES), dtype, choice(PAIRS)[0])
     rows, top_k, experts, hidden = choice(ROWS), choice((0, 1, 2)), choice((1, 3)), shape.hidden_size
     name = _NAMES[hidden_dtype]
-    yield from (choice(available_isas()), dtype, shape.down_dtype, name, name)
-    yield from (rows, top_k, hidden, shape.intermediate_size, arguments.threads())
+    yield from (choice(available_isas()), shape.as_arguments(), name, name)
+    yield from (rows, top_k, arguments.threads())
     yield arguments.array((experts * shape.nbytes,), np.uint8)
     yield np.arange(experts, dtype=np.int64) * shape.nbytes
     yield arguments.array((rows, hidden), hidden_dtype)
@@ -103,6 +100,17 @@ _ARGUMENTS: dict[str, Callable[[Arguments], Iterator[Any]]] = {
     "attention": _attention_arguments,
     "rms_norm": _rms_norm_arguments,
 }
+
+
+def changed(arguments: Arguments, values: list[Any], counts: Sequence[int]) -> list[Any]:
+    """The values with one of `counts` of them odd ones; those of tuples, too."""
+    for _ in range(arguments.choice(counts)):
+        position = arguments.random.randrange(len(values))
+        if isinstance(values[position], tuple) and values[position]:
+            values[position] = tuple(changed(arguments, list(values[position]), counts))
+        else:
+            values[position] = odd(arguments, values[position])
+    return values
 
 
 def odd(arguments: Arguments, value: Any) -> Any:

@@ -102,23 +102,22 @@ static int program_check(struct held_program *h) {
                                                : keys);
 }
 
-/* Takes (gate_up dtype, down dtype, intermediate_size, weights, gate or None), or None for a layer without a
- * gated FFN. */
+/* Takes (shape, weights, gate or None), or None for a layer without a gated FFN. */
 static int program_take_ffn(struct held_program *h, PyObject *argument) {
     if (argument == Py_None) return 0;
-    const char *names[2];
-    long long intermediate_size;
-    enum dtype gate_up, down;
+    PyObject *shape;
     Py_buffer *weights = &h->buffers[P_FFN], *gate = &h->buffers[P_FFN_GATE];
     if (!PyTuple_Check(argument)) {
         PyErr_SetString(PyExc_TypeError, "a gated FFN is a tuple");
         return -1;
     }
-    if (!PyArg_ParseTuple(argument, "ssLy*z*", &names[0], &names[1], &intermediate_size, weights, gate) ||
-        parse_dtype(names[0], &gate_up) || check_dtypes(gate_up, h->program.dtype, h->program.dtype) ||
-        parse_dtype(names[1], &down) || check_size(intermediate_size, 1))
+    if (!PyArg_ParseTuple(argument, "Oy*z*", &shape, weights, gate) || parse_shape(shape, &h->ffn) ||
+        check_dtypes(h->ffn.gate_up.dtype, h->program.dtype, h->program.dtype))
         return -1;
-    h->ffn = shape_of(gate_up, down, h->program.hidden_size, intermediate_size);
+    if (h->ffn.hidden_size != h->program.hidden_size) {
+        PyErr_SetString(PyExc_ValueError, "the gated FFN does not fit to the layer");
+        return -1;
+    }
     h->ffn_weights = weights->buf;
     h->ffn_gate = gate->buf;
     return check_buffer("weights", weights, h->ffn.nbytes, 1) ||
@@ -159,8 +158,7 @@ PyDoc_STRVAR(
     "    clip), (norms_heads, top_k, sigmoid, normalised), norms, matrices, ffn) -> capsule\n\n"
     "norms are those of the input, after attention, of queries and of keys; matrices those of\n"
     "queries, keys, values, output and router, each (dtype, outputs, inputs, weights, bias); ffn is\n"
-    "(gate_up dtype, down dtype, intermediate_size, weights, gate). What a layer does not have is None.\n"
-    "The capsule keeps the buffers.\n"
+    "(shape, weights, gate). What a layer does not have is None. The capsule keeps the buffers.\n"
     "Raises ValueError for arguments that do not fit together.");
 
 static PyObject *layer_program_call(PyObject *module, PyObject *args) {

@@ -49,7 +49,7 @@ struct isa {
     int max_rows; /* of a panel */
     enum bf16_panel bf16;
     tile_product product[DTYPES]; /* by enum dtype */
-    void (*swiglu)(int rows, const float *product, float *out, int64_t stride);
+    void (*activate)(const struct activation *a, int rows, const float *product, float *out, int64_t stride);
     void (*encode)(enum dtype dtype, int64_t count, const float *x, struct encoded_row *row);
 };
 
@@ -57,8 +57,9 @@ struct isa {
  * function that they are inlined into. */
 #define DEFINE_PLAIN_C(isa)                                                                             \
     _Static_assert(isa##_MAX_ROWS <= MAX_PANEL_ROWS, "raise MAX_PANEL_ROWS");                           \
-    TARGET_##isa static void isa##_swiglu(int rows, const float *product, float *out, int64_t stride) { \
-        swiglu_tile(rows, product, out, stride);                                                        \
+    TARGET_##isa static void isa##_activate(const struct activation *a, int rows, const float *product, \
+                                            float *out, int64_t stride) {                               \
+        activate_tile(a, rows, product, out, stride);                                                   \
     }                                                                                                   \
     TARGET_##isa static void isa##_encode(enum dtype dtype, int64_t count, const float *x,              \
                                           struct encoded_row *row) {                                    \
@@ -71,7 +72,7 @@ struct isa {
      isa##_MAX_ROWS,                                                                              \
      isa##_BF16,                                                                                  \
      {isa##_f32, isa##_bf16, isa##_int8, isa##_int4, isa##_int4_nl, isa##_mxfp4, isa##_int4_min}, \
-     isa##_swiglu,                                                                                \
+     isa##_activate,                                                                              \
      isa##_encode},
 
 FOR_EACH_ISA(DEFINE_PLAIN_C)
