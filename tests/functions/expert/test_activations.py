@@ -1,5 +1,6 @@
 """A function computes what the manifest says that its experts compute."""
 
+import json
 from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 
 from control_plane.partition.checkpoint.reader import Checkpoint
+from control_plane.partition.checkpoint.tensor_file import load_header
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import write_partition
 from control_plane.partition.plan import Plan
 from functions.contract.messages import InvocationResult
 from functions.fast_path.shared import fast_path_type
+from functions.kernels import Activation
 from tests.conftest import StartFunction
 from tests.support.functions.kernels import as_f32, assert_close
 from tests.support.models.expert_modules import FAMILIES, ExpertModule
@@ -40,6 +43,9 @@ def test_a_function_answers_as_the_familys_experts_do(
     out = tmp_path / "partition"
     other = replace(tiny, folder=out, manifest=write_partition(with_experts(plan, layers), model, out))
     Manifest.load(out).verify(out)
+    metadata = load_header(out / other.manifest.blocks[0].file)[0]["__metadata__"]
+    assert Activation(**json.loads(metadata["activation"])) == layers[0].activation
+    assert json.loads(metadata["has_bias"]) == layers[0].has_bias
     function = start_function(out, other.functions[0])
     for layer, experts in layers.items():
         invocation = other.invocation(function.name, layer, rows=7)
