@@ -60,18 +60,14 @@ def activation_of(module: Any) -> tuple[Activation, bool]:
     for activation in _candidates(module):
         for alternate in (False, True) if activation.gated else (False,):
             gate, up = (x[:, ::2], x[:, 1::2]) if alternate else x.chunk(2, dim=-1)
-            if not activation.gated:
-                gate, up = None, x
-            if computes(activation, gate, up, wanted):
+            if computes(activation, gate, up if activation.gated else x, wanted):
                 return activation, alternate
     raise UnsupportedModel(f"no kernel computes the activation of {type(module).__name__}")
 
 
-def computes(
-    activation: Activation, gate: torch.Tensor | None, up: torch.Tensor, wanted: torch.Tensor
-) -> bool:
-    """Whether the activation of gates and ups [T, I] is what is wanted [T, I]."""
-    found = activation(None if gate is None else gate.numpy(), up.numpy())
+def computes(activation: Activation, gate: torch.Tensor, up: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether the activation of gates and ups [T, I] is what is wanted [T, I]. Gates may not count."""
+    found = activation(gate.numpy() if activation.gated else None, up.numpy())
     return np.allclose(found, wanted.numpy(), atol=TOLERANCE, rtol=TOLERANCE)
 
 

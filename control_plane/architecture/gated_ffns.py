@@ -17,7 +17,7 @@ _ROWS = 4
 def gated_ffns(model: nn.Module, entries: Mapping[str, DenseEntry]) -> dict[str, ActivationEntry]:
     """Modules that are down(f(gate(x)) * up(x)) without biases, and their f. Each class is tried once."""
     found: dict[str, ActivationEntry] = {}
-    tried: dict[tuple[type[nn.Module], type[nn.Module]], Activation | None] = {}
+    tried: dict[tuple[type, type], Activation | None] = {}
     for name, module in model.named_modules():
         if not _has_parts(module) or any(entries[f"{name}.{part}.weight"].keeps_f32 for part in _PARTS):
             continue

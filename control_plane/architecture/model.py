@@ -53,7 +53,8 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = model_class(config)(config)
+            model: Any = model_class(config)(config)
     finally:
         torch.set_default_dtype(before)
-    return model.eval()
+    empty: PreTrainedModel = model.eval()
+    return empty

@@ -142,7 +142,9 @@ class _Group:
         self, converter: WeightConverter, model: PreTrainedModel, numbers: dict[str, list[torch.Tensor]]
     ) -> dict[str, torch.Tensor]:
         converter = deepcopy(converter)
-        converter.collected_tensors.update(numbers)
+        # It takes tensors as well as futures of them.
+        collected: dict[str, Any] = converter.collected_tensors
+        collected.update(numbers)
         try:
             made: dict[str, Any] = converter.convert(self.target, model=model, config=model.config)
         except Exception as error:  # transformers' operations raise anything.
@@ -155,7 +157,7 @@ class _Group:
 
 
 def _groups(
-    model: PreTrainedModel, state: Mapping[str, Any], shapes: Shapes
+    model: PreTrainedModel, state: dict[str, Any], shapes: Shapes
 ) -> tuple[list[_Group], dict[str, str]]:
     """What transformers does at loading, up to the conversions themselves."""
     mapping = get_model_conversion_mapping(model)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from control_plane.architecture.choice import architecture_of
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.checkpoint.tensor_file import load_header
 from control_plane.partition.granularity import Granularity
@@ -37,9 +38,13 @@ def test_a_function_answers_as_the_familys_experts_do(
     tiny: TinyPartition, start_function: StartFunction, tmp_path: Path, family: str, dtype: str
 ) -> None:
     model = tiny.folder.parent / "model"
-    plan = Plan.make(Checkpoint.open(model), Granularity(5, 3), dtype, "auto", "tiny")
-    sizes = plan.shape.hidden_size, plan.shape.intermediate_size, plan.config.num_experts
-    layers = {layer: ExpertModule.random(family, *sizes, seed=layer) for layer in plan.config.moe_layers}
+    checkpoint = Checkpoint.open(model)
+    architecture = architecture_of(
+        checkpoint.config, {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    )
+    plan = Plan.make(checkpoint, architecture, Granularity(5, 3), dtype, "auto", "tiny")
+    sizes = plan.shape.hidden_size, plan.shape.intermediate_size, architecture.num_experts
+    layers = {layer: ExpertModule.random(family, *sizes, seed=layer) for layer in plan.moe_layers}
     out = tmp_path / "partition"
     other = replace(tiny, folder=out, manifest=write_partition(with_experts(plan, layers), model, out))
     Manifest.load(out).verify(out)

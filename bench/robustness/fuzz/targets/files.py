@@ -79,6 +79,7 @@ def checkpoints(folder: Path) -> Iterator[Target]:
     config = json.loads((source / CONFIG_FILE).read_bytes())
     weights = (source / WEIGHTS_FILE).read_bytes()
     names = list(Checkpoint.open(source).tensors)
+    architecture = model.architecture(folder)
     index = {
         "metadata": {"total_size": 9},
         "weight_map": dict.fromkeys(names, "shard.safetensors"),
@@ -105,7 +106,8 @@ def checkpoints(folder: Path) -> Iterator[Target]:
             if name != INDEX_FILE.encode():
                 (scratch / WEIGHTS_FILE).write_bytes(content if name == WEIGHTS_FILE.encode() else weights)
             return _is_read(
-                lambda: Plan.make(Checkpoint.open(scratch), None, "auto", "auto", "fuzz", None), FaaSMoEError
+                lambda: Plan.make(Checkpoint.open(scratch), architecture, None, "auto", "auto", "fuzz"),
+                FaaSMoEError,
             )
 
         yield Target(make, run)
