@@ -32,7 +32,7 @@ from control_plane.errors import FaaSMoEError
 from control_plane.partition import commands
 from control_plane.partition.checkpoint.families import FAMILIES, Family, ModelConfig
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from control_plane.partition.recipes import DENSE_DTYPES, DTYPES

@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from control_plane.errors import PartitionError
-from control_plane.files import regular_size, write_atomically
+from control_plane.files import parse_json_object, regular_size, write_atomically
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, INDEX_FILE
 from control_plane.partition.checkpoint.stored_tokenizer import STORED_TOKENIZER
 from control_plane.partition.checkpoint.tokenizer import read_tokenizer
@@ -74,7 +74,8 @@ def update_companions(checkpoint: Path, folder: Path) -> Sequence[str]:
     files = _checksums(found)
     changed = sorted({name for name, _ in files.items() ^ manifest.files.items()})
     if changed:
-        manifest.verify_config(checkpoint / CONFIG_FILE)
+        config = parse_json_object(found.get(CONFIG_FILE, b""), str(checkpoint / CONFIG_FILE))
+        manifest.check_config(config, checkpoint / CONFIG_FILE)
         try:
             _replace(folder, {name: found.get(name) for name in changed}, replace(manifest, files=files))
         except OSError as error:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
 from control_plane.files import parse_json_object
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.quantisation.dense_importance import DenseImportance
-from control_plane.partition.recipes import DenseTypes, WeightTypes
+from control_plane.partition.recipes import DenseTypes, WeightTypes, common_type
 from control_plane.partition.tensor_writer import TensorEntry
 from control_plane.validation import MAX_QUOTED, Invalid, convert
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
@@ -97,7 +97,8 @@ class PackedLinearPlan:
         shape, inputs = self.shape, None
         if self.importance and shape.type.is_quantised:
             inputs = self.importance.of_linear(self.module)
-        yield from _checked(self.module, packed_parts(shape, _rows_of(self.weight), inputs, quantiser))
+        rows = _rows_of(self.weight, self.dtype)
+        yield from _checked(self.module, packed_parts(shape, rows, inputs, quantiser))
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class PackedGatedPlan:
 
     def chunks(self, quantiser: Quantiser) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
-        gate, up, down = (_rows_of(tensor) for tensor in (self.gate, self.up, self.down))
+        gate, up = (_rows_of(tensor, self.gate_up_dtype) for tensor in (self.gate, self.up))
+        down = _rows_of(self.down, self.down_dtype)
         shape, inputs = self.shape, None
         if self.importance and shape.is_quantised:
             inputs = self.importance.of_gated(self.module)
@@ -140,6 +142,24 @@ class PackedGatedPlan:
 
 
 DenseTensor = KeptTensor | PackedLinearPlan | PackedGatedPlan
+
+_Dense4 = tuple[str | None, str | None, str | None, str | None]
+
+
+def stored_dense_types(tensors: Mapping[str, Tensor], tied_head: bool) -> _Dense4:
+    """The types of packed weights that are nearest to the dense part's matrices, for `StoredTypes`."""
+    found: dict[str, list[str | None]] = {"attention": [], "gate_up": [], "down": [], "head": []}
+    for name, tensor in tensors.items():
+        if linear := _LINEAR.fullmatch(name):
+            found["head" if linear[1] == HEAD else "attention"].append(tensor.stored_type)
+        elif gated := _GATED.fullmatch(name):
+            for role, parts in (("gate_up", ("gate", "up")), ("down", ("down",))):
+                names = [f"{gated['module']}.{part}_proj.weight" for part in parts]
+                found[role] += [tensors[each].stored_type for each in names if each in tensors]
+    if tied_head:
+        found["head"] = [tensors[EMBEDDING].stored_type] if EMBEDDING in tensors else []
+    attention, gate_up, down, head = (common_type(types) for types in found.values())
+    return attention, gate_up, down, head
 
 
 def dense_tensors(
@@ -227,9 +247,8 @@ def _check_matrix(tensor: Tensor) -> None:
         raise PartitionError(f"{tensor.path}: {tensor.name} is {list(tensor.shape)}, not a matrix")
 
 
-def _rows_of(tensor: Tensor) -> Rows:
-    columns = tensor.shape[1]
-    return lambda start, stop: tensor.read(start * columns, (stop - start) * columns).reshape(-1, columns)
+def _rows_of(tensor: Tensor, dtype: str) -> Rows:
+    return lambda start, stop: tensor.packable_rows(start, stop - start, dtype)
 
 
 def _checked(module: str, parts: Iterator[Bytes]) -> Iterator[Bytes]:

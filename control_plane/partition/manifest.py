@@ -149,7 +149,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
 
         Raises PartitionError if they differ, or if the model cannot be served.
         """
-        config = ModelConfig.from_json(read_json_object(path, MAX_CONFIG_NBYTES))
+        self.check_config(read_json_object(path, MAX_CONFIG_NBYTES), path)
+
+    def check_config(self, found: Mapping[str, Any], path: Path) -> None:
+        """Like `verify_config`, for what is in that file, or will be."""
+        config = ModelConfig.from_json(found)
         for field in ("hidden_size", "intermediate_size", "num_experts", "num_experts_per_tok", "moe_layers"):
             if getattr(config, field) != getattr(self, field):
                 raise PartitionError(f"{path} and the manifest differ in {field}")

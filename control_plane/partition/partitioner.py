@@ -24,6 +24,7 @@ from control_plane.partition.quantisation.scale_search import load_scale_search
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
 from functions.contract.manifest import ExpertChecksum
 from functions.kernels.packed_expert import pack_expert
+from functions.kernels.packed_tiles import Quantised
 
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
@@ -53,10 +54,11 @@ def partition(
     Args:
         granularity: by default as `default_granularity` chooses.
         dtype: "auto" keeps the dtype of the checkpoint's experts, for the dense part as well (float16 becomes
-            f32, because bf16 would lose three of its bits and no kernel reads float16). "f32" and "bf16"
+            f32, because bf16 would lose three of its bits and no kernel reads float16), and the types of a
+            quantised checkpoint (see `recipes`). "f32" and "bf16"
             convert all weights. "int8" and "int4" quantise the experts, and treat the dense part like "auto".
         dense_dtype: "int8" and "int4" quantise the matrices of the dense part that every token reads in full;
-            "auto" does not. `recipes` has the types that these names stand for.
+            "auto" keeps their types. `recipes` has the types that these names stand for.
         name: the start of the functions' names; by default the name of the checkpoint's folder.
         profile: groups the experts of a layer by use (see `packing`), and says which errors count most when
             weights are quantised (see `importance`); without it, functions get consecutive experts, and all
@@ -133,13 +135,15 @@ class _WeightsWriter:
 
     def _packed(self, key: ExpertKey) -> NDArray[np.uint8]:
         """The packed bytes of an expert, filled up with zeros to whole pages, [expert_nbytes]."""
-        expert = self._plan.experts[key]
-        gate, up, down = expert.gate.read(), expert.up.read(), expert.down.read()
+        expert, shape = self._plan.experts[key], self._plan.shape
+        gate, up = (matrix.packable(shape.gate_up_dtype) for matrix in (expert.gate, expert.up))
+        down = expert.down.packable(shape.down_dtype)
         squares, importance = self._plan.input_squares.get(key[0]), None
-        if squares is not None and self._plan.shape.is_quantised:
-            importance = expert_importance(squares, gate, up)
+        keeps_codes = all(isinstance(matrix, Quantised) for matrix in (gate, up, down))
+        if squares is not None and shape.is_quantised and not keeps_codes:
+            importance = expert_importance(squares, expert.gate.read(), expert.up.read())
         try:
-            packed = pack_expert(self._plan.shape, gate, up, down, importance, self._search.quantise)
+            packed = pack_expert(shape, gate, up, down, importance, self._search.quantise)
         except ValueError as error:
             layer, index = key
             raise PartitionError(

@@ -1,18 +1,18 @@
 """Plans a partition: its functions, dtypes and tensors are decided before anything is written."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from control_plane.partition.checkpoint.expert_tensors import ExpertKey, ExpertTensors, split_tensors
 from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
-from control_plane.partition.dense import DenseTensor, dense_tensors
+from control_plane.partition.dense import DenseTensor, dense_tensors, stored_dense_types
 from control_plane.partition.granularity import Granularity, default_granularity
 from control_plane.partition.packing import pack
 from control_plane.partition.profile import Profile
 from control_plane.partition.quantisation.dense_importance import DenseImportance
-from control_plane.partition.recipes import WeightTypes, choose_types
+from control_plane.partition.recipes import StoredTypes, WeightTypes, choose_types, common_type
 from functions.contract.manifest import PAGE_NBYTES
 from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_expert import ExpertShape
@@ -70,10 +70,11 @@ class Plan:
             profile.check(len(config.moe_layers), config.num_experts, config.hidden_size)
         experts, tensors = split_tensors(config, checkpoint)
         source = "bf16" if next(iter(experts.values())).gate.tensor.dtype == "BF16" else "f32"
-        types = choose_types(dtype, dense_dtype, source)
+        tied_head = checkpoint.config.get("tie_word_embeddings") is True
+        stored = StoredTypes(_stored_types(experts.values()), stored_dense_types(tensors, tied_head))
+        types = choose_types(dtype, dense_dtype, source, stored)
         squares = dict(zip(config.moe_layers, profile.input_squares, strict=True)) if profile else {}
         importance = DenseImportance(tensors, squares) if squares else None
-        tied_head = checkpoint.config.get("tie_word_embeddings") is True
         return cls(
             name=model_slug(name),
             config=config,
@@ -126,6 +127,12 @@ class Plan:
             layers = config.moe_layers[start:stop]
             for number, parts in enumerate(zip(*groups[start:stop], strict=True)):
                 yield number, dict(zip(layers, parts, strict=True))
+
+
+def _stored_types(experts: Collection[ExpertTensors]) -> tuple[str | None, str | None]:
+    """The types that are nearest to the experts' matrices: to gate and up, and to down."""
+    inward = {matrix.tensor.stored_type for expert in experts for matrix in (expert.gate, expert.up)}
+    return common_type(inward), common_type(expert.down.tensor.stored_type for expert in experts)
 
 
 def model_slug(name: str) -> str:

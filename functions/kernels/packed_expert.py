@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bfloat16 import Float32
-from .packed_matrix import LinearShape, Rows, check_matrix, packed_parts, unpack_matrix
-from .packed_tiles import Bytes
+from .packed_matrix import LinearShape, Rows, check_matrix, packed_parts, plain_rows, unpack_matrix
+from .packed_tiles import Bytes, Quantised
 from .packed_types import TILE_ROWS
 from .quantisation import Quantiser, quantise
 
@@ -74,20 +74,22 @@ class Importance:
 
 def pack_expert(
     shape: ExpertShape,
-    gate: NDArray[Any],
-    up: NDArray[Any],
-    down: NDArray[Any],
+    gate: NDArray[Any] | Quantised,
+    up: NDArray[Any] | Quantised,
+    down: NDArray[Any] | Quantised,
     importance: Importance | None = None,
     quantiser: Quantiser = quantise,
 ) -> Bytes:
     """Pack gate and up [I, H] and down [H, I], each float32 or the uint16 bits of bfloat16.
 
-    Returns uint8 [shape.nbytes]. Without `importance`, all inputs count alike.
+    A matrix that is quantised to its type in `shape` already keeps its codes. Without `importance`, all
+    inputs count alike. Returns uint8 [shape.nbytes].
     Raises ValueError for a wrong size or dtype, and for weights that are not finite or too large.
     """
-    check_matrix("gate", gate, (shape.intermediate_size, shape.hidden_size))
-    check_matrix("up", up, (shape.intermediate_size, shape.hidden_size))
-    check_matrix("down", down, (shape.hidden_size, shape.intermediate_size))
+    inward = (shape.intermediate_size, shape.hidden_size)
+    for name, matrix, size in (("gate", gate, inward), ("up", up, inward), ("down", down, inward[::-1])):
+        if not isinstance(matrix, Quantised):
+            check_matrix(name, matrix, size)
     packed = np.empty(shape.nbytes, np.uint8)
     start = 0
     parts = packed_expert_parts(
@@ -112,9 +114,15 @@ def packed_expert_parts(
     Raises ValueError for weights that are not finite, or too large to quantise.
     """
 
-    def gate_up(start: int, stop: int) -> NDArray[Any]:
+    def gate_up(start: int, stop: int) -> NDArray[Any] | Quantised:
         first, end = start // 2, min(stop // 2, shape.intermediate_size)
-        return _interleaved(gate(first, end), up(first, end))
+        halves = gate(first, end), up(first, end)
+        if all(isinstance(half, Quantised) for half in halves):
+            fields = (pair for pair in zip(*halves, strict=True) if pair[0] is not None)
+            return Quantised(*(_interleaved(*pair) for pair in fields))
+        if any(isinstance(half, Quantised) or half.dtype == np.float32 for half in halves):
+            return _interleaved(*(plain_rows(shape.gate_up, half) for half in halves))
+        return _interleaved(*halves)
 
     inward, outward = (importance.gate_up, importance.down) if importance else (None, None)
     yield from packed_parts(shape.gate_up, gate_up, inward, quantiser)
@@ -146,12 +154,17 @@ def unpack_expert(shape: ExpertShape, packed: Bytes) -> tuple[Float32, Float32, 
     return gate.T, up.T, unpack_matrix(shape.down, down)
 
 
-def _reader(matrix: NDArray[Any]) -> Rows:
+def _reader(matrix: NDArray[Any] | Quantised) -> Rows:
+    if isinstance(matrix, Quantised):
+        return matrix.rows
     return lambda start, stop: matrix[start:stop]
 
 
 def _interleaved(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
-    """Rows of gate and up in alternating half tiles, as the kernel reads them; zeros fill the last one."""
-    padding = ((0, -len(gate) % HALF_TILE), (0, 0))
-    halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, half.shape[1]) for half in (gate, up)]
-    return np.concatenate(halves, axis=1).reshape(-1, gate.shape[1])
+    """Rows of gate and up in alternating half tiles, as the kernel reads them; zeros fill the last one.
+
+    (Of quantised rows, one of their fields.)
+    """
+    padding = ((0, -len(gate) % HALF_TILE), *((0, 0) for _ in gate.shape[1:]))
+    halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, *half.shape[1:]) for half in (gate, up)]
+    return np.concatenate(halves, axis=1).reshape(-1, *gate.shape[1:])

@@ -15,22 +15,25 @@ from numpy.typing import NDArray
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.families import Family, ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
+from functions.kernels.packed_tiles import Quantised
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Some rows of a tensor, seen as rows of `columns` values: `rows` of them, from `first_row` on."""
+    """Some rows of a tensor: `rows` of them, from `first_row` on."""
 
     tensor: Tensor
     first_row: int
     rows: int
-    columns: int
 
     def read(self) -> NDArray[Any]:
         """The values [rows, columns], as float32 or as uint16 with the bits of bf16."""
-        values = self.tensor.read(self.first_row * self.columns, self.rows * self.columns)
-        return values.reshape(self.rows, self.columns)
+        return self.tensor.rows(self.first_row, self.rows)
+
+    def packable(self, dtype: str) -> NDArray[Any] | Quantised:
+        """What is packed as that type: the values, or codes that the file has in it."""
+        return self.tensor.packable_rows(self.first_row, self.rows, dtype)
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,9 @@ class _Layer:
         down = self._take("down_proj", (count, hidden, width))
         return [
             ExpertTensors(
-                gate=Matrix(gate_up, 2 * expert * width, width, hidden),
-                up=Matrix(gate_up, (2 * expert + 1) * width, width, hidden),
-                down=Matrix(down, expert * hidden, hidden, width),
+                gate=Matrix(gate_up, 2 * expert * width, width),
+                up=Matrix(gate_up, (2 * expert + 1) * width, width),
+                down=Matrix(down, expert * hidden, hidden),
             )
             for expert in range(count)
         ]
@@ -110,7 +113,7 @@ class _Layer:
         family, hidden, width = config.family, config.hidden_size, config.intermediate_size
 
         def matrix(expert: int, name: str, rows: int, columns: int) -> Matrix:
-            return Matrix(self._take(f"{expert}.{name}.weight", (rows, columns)), 0, rows, columns)
+            return Matrix(self._take(f"{expert}.{name}.weight", (rows, columns)), 0, rows)
 
         return [
             ExpertTensors(

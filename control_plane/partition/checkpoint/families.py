@@ -93,13 +93,6 @@ def _family(model_type: object) -> Family:
 
 
 def _refuse_variants(config: Mapping[str, Any]) -> None:
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        method = method[:20] if isinstance(method, str) else "unknown"
-        raise UnsupportedModel(
-            f"the checkpoint is quantised ({method}); split the original one, if need be with dtype int8"
-        )
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         raise UnsupportedModel(f"hidden_act {reprlib.repr(activation)} is not supported, only silu")

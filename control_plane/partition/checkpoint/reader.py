@@ -1,4 +1,7 @@
-"""Reads checkpoint folders of transformers: config.json, and safetensors weights, in shards or not."""
+"""Reads checkpoint folders of transformers: config.json, and safetensors weights, in shards or not.
+
+What is quantised there is dequantised when it is read.
+"""
 
 import re
 import reprlib
@@ -9,7 +12,9 @@ from typing import Any
 
 from control_plane.errors import PartitionError
 from control_plane.files import read_json_object
-from control_plane.partition.checkpoint.tensor_file import StoredTensor, Tensor, read_header
+from control_plane.partition.checkpoint.quantised.formats import dequantised, without_quantisation
+from control_plane.partition.checkpoint.tensors.safetensors_file import StoredTensor, read_header
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -23,7 +28,10 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint with checked headers. The weights stay on disk until they are read."""
+    """A checkpoint with checked headers. The weights stay on disk until they are read.
+
+    Config and tensors are those of the unquantised checkpoint.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -37,7 +45,9 @@ class Checkpoint:
         """
         if not folder.is_dir():
             raise PartitionError(f"{folder} is not a folder")
-        return cls(folder, read_json_object(folder / CONFIG_FILE, MAX_CONFIG_NBYTES), _read_tensors(folder))
+        config = read_json_object(folder / CONFIG_FILE, MAX_CONFIG_NBYTES)
+        tensors = dequantised(_read_tensors(folder), config)
+        return cls(folder, without_quantisation(config), tensors)
 
 
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
