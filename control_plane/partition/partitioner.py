@@ -59,7 +59,7 @@ def partition(
             convert all weights. "int8" and "int4" quantise the experts, and treat the dense part like "auto".
         dense_dtype: "int8" and "int4" quantise the matrices of the dense part that every token reads in full;
             "auto" keeps their types. `recipes` has the types that these names stand for.
-        name: the start of the functions' names; by default the name of the checkpoint's folder.
+        name: the start of the functions' names; by default the name of the checkpoint's folder or file.
         profile: groups the experts of a layer by use (see `packing`), and says which errors count most when
             weights are quantised (see `importance`); without it, functions get consecutive experts, and all
             errors count alike.
@@ -69,7 +69,7 @@ def partition(
     """
     out_dir = out_dir.absolute()
     checkpoint = Checkpoint.open(model.absolute()) if isinstance(model, Path) else model
-    plan = Plan.make(checkpoint, granularity, dtype, dense_dtype, name or checkpoint.folder.name, profile)
+    plan = Plan.make(checkpoint, granularity, dtype, dense_dtype, name or checkpoint.name, profile)
     with partial_folder(out_dir) as folder:
         _check_space(folder, plan.nbytes)
         files = copy_companions(checkpoint.folder, folder)
