@@ -69,12 +69,7 @@ def read_model(files: Sequence[Path]) -> GgufModel:
         "eos_token_id": list(ends) or None,
         "pad_token_id": config["pad_token_id"],
     }
-    return GgufModel(_stated(config), _stated(generation), _by_module(architecture, config, stored))
-
-
-def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that have a value."""
-    return {key: value for key, value in config.items() if value is not None}
+    return GgufModel(config, generation, _by_module(architecture, config, stored))
 
 
 def _check_split(headers: Sequence[GgufHeader]) -> None:
@@ -100,6 +95,8 @@ def _by_module(
         if block is None:
             if name not in architecture.top:
                 raise PartitionError(f"{tensor.path}: {name[:80]!r} is no tensor that is known")
+            if change := architecture.change_top.get(name):
+                tensor = change(tensor)
             _add(made, renamed(tensor, architecture.top[name]))
         elif int(block["layer"]) in layers:
             layers[int(block["layer"])].left[block["name"]] = tensor

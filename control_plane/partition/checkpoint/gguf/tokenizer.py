@@ -11,6 +11,7 @@ from control_plane.partition.checkpoint.gguf.architectures.metadata import Metad
 from control_plane.partition.checkpoint.gguf.container import read_header
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 _LISTS = {
@@ -21,8 +22,31 @@ _LISTS = {
 }
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _TEMPLATE = "tokenizer.chat_template"
-_GPT2_SPLITS = ("default", "gpt-2", "olmo", "dolphin", "phi-2", "jina-en", "mpt", "granite-docling")
-"""llama.cpp's names of ways to split text into words that are those of GPT-2."""
+_GPT2 = ("default", "gpt-2", "olmo", "dolphin", "phi-2", "mpt", "granite-docling")
+"""llama.cpp's names of ways to split text into words that are GPT-2's, which is the library's default."""
+_DIGITS_AND_GPT2 = ("refact", "starcoder", "command-r", "smollm", "codeshell", "exaone")
+"""Those that make a word of each digit before."""
+_LIKE = {"glm4": "llama-bpe", "chatglm-bpe": "llama-bpe"}
+"""Those that transformers knows by another name."""
+_DEEPSEEK_V3 = (
+    r"\p{N}{1,3}",
+    r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_PATTERNS = {
+    "deepseek-llm": (
+        r"[\r\n]",
+        r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
+        r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+        r"\s+$",
+        r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+        r"\p{N}+",
+    ),
+    "deepseek-v3": _DEEPSEEK_V3,
+    "hunyuan-dense": _DEEPSEEK_V3,
+}
+"""Those of models' own tokenizers that transformers does not know: patterns that are applied in order."""
 
 
 def gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
@@ -33,6 +57,8 @@ def gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     metadata = Metadata(path, read_header(path).metadata)
     stored = _stored(metadata)
     backend, options = convert_gguf_tokenizer(metadata.architecture, stored)  # type: ignore[no-untyped-call]
+    if stored["tokenizer_type"] == "gpt2":
+        _set_split(backend, stored["pre_tokenizer_type"], metadata)
     tokens = stored["tokens"]
     special = {f"{name}_token": _token(metadata, tokens, key) for name, key in _SPECIAL.items()}
     is_sentencepiece = stored["tokenizer_type"] == "llama"
@@ -55,24 +81,39 @@ def has_tokenizer(path: Path) -> bool:
 
 def _stored(metadata: Metadata) -> dict[str, Any]:
     """The vocabulary by the names that transformers has for its parts."""
-    kind, split = metadata.text("tokenizer.ggml.model"), metadata.text("tokenizer.ggml.pre")
-    stored: dict[str, Any] = {"tokenizer_type": kind, "pre_tokenizer_type": split}
+    split = metadata.text("tokenizer.ggml.pre")
+    stored: dict[str, Any] = {
+        "tokenizer_type": metadata.text("tokenizer.ggml.model"),
+        "pre_tokenizer_type": _LIKE.get(split or "", split),
+    }
     for name, key in _LISTS.items():
         if (values := metadata.entries.get(f"tokenizer.ggml.{key}")) is not None:
             stored[name] = values if isinstance(values, list) else values.tolist()
-    if kind == "gpt2":
-        _check_split(metadata, split)
     return stored
 
 
-def _check_split(metadata: Metadata, split: str | None) -> None:
-    """Refuse a way to split text that is not known: with another, prompts would have other tokens."""
+def _set_split(backend: "Tokenizer", split: str | None, metadata: Metadata) -> None:
+    """Let text be split into words as the model's own tokenizer does it.
+
+    Raises PartitionError for a way that is not known: with another, prompts would have other tokens.
+    """
+    from tokenizers import Regex, pre_tokenizers
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    if split is not None and split not in GGUF_PRE_TOKENIZER_SPLITS and split not in _GPT2_SPLITS:
-        raise PartitionError(
-            f"{metadata.path}: the tokenizer's way to split text, {split[:40]!r}, is not known"
-        )
+    if split is None or split in GGUF_PRE_TOKENIZER_SPLITS or split in _GPT2:
+        return
+    if split in _DIGITS_AND_GPT2:
+        parts = [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    elif split in _PATTERNS:
+        parts = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in _PATTERNS[split]]
+        parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    else:
+        known = f"the tokenizer's way to split text, {split[:40]!r}, is not known"
+        raise PartitionError(f"{metadata.path}: {known}")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
 
 
 def _token(metadata: Metadata, tokens: list[str], name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,8 @@ class Architecture:
     """The tensors of a layer by their names in transformers."""
     top: Mapping[str, str]
     """The names of the other tensors."""
+    change_top: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})
+    """Changes of these, by GGUF's names."""
 
 
 def base_config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:

@@ -88,12 +88,15 @@ def _qwen35moe(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     }
 
 
-def _minus_one(rows: Float32) -> Float32:
-    return rows - np.float32(1)
+def _without_one(tensor: Tensor) -> Tensor:
+    def change(rows: Float32) -> Float32:
+        return rows - np.float32(1)
+
+    return changed(tensor, change)
 
 
 def _common_layer(layer: Layer) -> Iterator[Tensor]:
-    layer.change(_SHIFTED_NORMS, lambda tensor: changed(tensor, _minus_one))
+    layer.change(_SHIFTED_NORMS, _without_one)
     layer.change(["ssm_a"], lambda tensor: changed(tensor, lambda row: np.log(-row)))
     layer.change(
         ["ssm_conv1d.weight"],
@@ -146,7 +149,8 @@ def _value_heads(config: Config) -> Indices:
     return np.arange(values).reshape(-1, keys).T.reshape(-1)
 
 
+_CHANGE_TOP = {"output_norm.weight": _without_one}
 ARCHITECTURES = {
-    "qwen3next": Architecture(_qwen3next, _qwen3next_layer, TOP),
-    "qwen35moe": Architecture(_qwen35moe, _qwen35moe_layer, TOP),
+    "qwen3next": Architecture(_qwen3next, _qwen3next_layer, TOP, _CHANGE_TOP),
+    "qwen35moe": Architecture(_qwen35moe, _qwen35moe_layer, TOP, _CHANGE_TOP),
 }
