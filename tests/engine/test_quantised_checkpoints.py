@@ -26,12 +26,14 @@ pytestmark = pytest.mark.slow
 
 MAX_TOKENS = 16
 PROMPTS = [torch.tensor([[5]]), torch.tensor([[7, 60, 33, 12, 9, 41, 28]])]
+NOISE = 0.08
+"""The most that rounded activations, in bf16 and in groups of int8, may change the logits."""
 STORED_TYPES = {"Q8_0": "int8", "Q4_0": "int4", "Q4_K": "int4_min", "IQ4_NL": "int4_nl", "MXFP4": "mxfp4"}
 
 
 def quantised_checkpoint(folder: Path, method: str) -> tuple[Path, PreTrainedModel]:
     """A checkpoint of Qwen3-MoE with quantised matrices, and the model of its dequantised weights."""
-    config = {"hidden_size": 64, "moe_intermediate_size": 32, "initializer_range": 0.2}
+    config = {"hidden_size": 64, "moe_intermediate_size": 32, "head_dim": 32, "initializer_range": 0.2}
     model = tiny_model("qwen3_moe", **config)
     plain_folder = save_checkpoint(model, folder / "plain")
     tensors, random = load_file(plain_folder / "model.safetensors"), np.random.default_rng(0)
@@ -145,7 +147,7 @@ def test_gptq_keeps_its_codes(tmp_path: Path) -> None:
     assert (manifest.gate_up_dtype, manifest.down_dtype) == ("int4", "int4")
     assert manifest.dense_dtypes.attention == "int4"
     check_experts(tmp_path / "partition", manifest, model)
-    assert relative_error(tmp_path / "partition", model) < 0.03
+    assert relative_error(tmp_path / "partition", model) < NOISE
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K"])
@@ -168,7 +170,7 @@ def test_gguf_keeps_its_codes(kind: str, dtype: str, tmp_path: Path) -> None:
     weights = dense_weights(tmp_path / "partition" / "dense.safetensors", manifest.dtype)
     for name in ("model.layers.1.self_attn.q_proj.weight", "lm_head.weight"):
         assert torch.equal(weights[name], model.state_dict()[name])
-    assert relative_error(tmp_path / "partition", model) < 0.03
+    assert relative_error(tmp_path / "partition", model) < NOISE
 
 
 def test_a_model_that_is_split_into_files(tmp_path: Path) -> None:

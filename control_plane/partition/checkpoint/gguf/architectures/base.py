@@ -1,8 +1,7 @@
 """What most architectures have in common."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ class Architecture:
     """The tensors of a layer by their names in transformers."""
     top: Mapping[str, str]
     """The names of the other tensors."""
-    change_top: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})
+    change_top: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     """Changes of these, by GGUF's names."""
 
 
