@@ -172,10 +172,11 @@ def _tiles(
 ) -> Bytes:
     """Rows [N, K] in packed form."""
     kind = shape.type
+    numbers = (rows.scales, rows.unit_scales, rows.unit_minima) if isinstance(rows, Quantised) else (rows,)
+    if not all(_are_finite(each) for each in numbers if each is not None):
+        raise ValueError("weights are not finite")
     if isinstance(rows, Quantised):
         return quantised_to_tiles(kind, rows)
-    if not (np.isfinite(rows) if rows.dtype == np.float32 else (rows & _BF16_INF) != _BF16_INF).all():
-        raise ValueError("weights are not finite")
     if not kind.is_quantised:
         return plain_to_tiles(kind, _cast(rows, shape.dtype))
     values = _cast(rows, "f32")
@@ -183,6 +184,13 @@ def _tiles(
         raise ValueError(f"weights above {LARGEST_WEIGHT} cannot be quantised")
     weight = np.ones(shape.inputs, np.float32) if importance is None else importance
     return quantised_to_tiles(kind, quantiser(kind, _in_groups(values), _in_groups(weight[None])[0]))
+
+
+def _are_finite(numbers: NDArray[Any]) -> bool:
+    """Whether floats, the bits of bfloat16, or bytes are."""
+    if numbers.dtype == np.uint16:
+        return bool(((numbers & _BF16_INF) != _BF16_INF).all())
+    return bool(np.isfinite(numbers).all())
 
 
 def _in_groups(rows: Float32) -> Float32:

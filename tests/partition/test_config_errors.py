@@ -56,8 +56,7 @@ def test_other_families_are_refused_by_name(checkpoint: Path, model_type: Any) -
     ("change", "problem"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, only silu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised (gptq)"),
-        ({"quantization_config": {"bits": 4}}, "quantised (unknown)"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "of quant_method 'hqq' are not supported"),
         ({"mlp_only_layers": [0, 1, 2]}, "no layer with experts"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary embeddings of type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rotary embeddings of type 'longrope'"),

@@ -100,3 +100,13 @@ def test_rows_of_the_other_types_are_near(kind: str, stored: Stored, tmp_path: P
     assert (
         np.abs(found - wanted).reshape(63, -1, 32).max(axis=2) <= worst * groups.max(axis=1)[:, None]
     ).all()
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "Q4_K", "IQ4_NL"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_scales_that_are_not_finite(kind: str, value: float, tmp_path: Path) -> None:
+    stored = random_blocks(kind, (32, 256), np.random.default_rng(0))
+    stored.data[7, :2] = np.array([value], np.float16).view(np.uint8)
+    tensor, shape = written(tmp_path, stored), LinearShape(32, 256, LOSSLESS[kind])
+    with pytest.raises(ValueError, match="weights are not finite"):
+        list(packed_parts(shape, lambda start, stop: tensor.packable_rows(start, stop - start, shape.dtype)))

@@ -238,6 +238,12 @@ def test_gptq(
         assert tensor.read_quantised(0, 4) is None
 
 
+def test_a_module_of_gptq_with_other_bits(random: np.random.Generator, tmp_path: Path) -> None:
+    stored, wanted = gptq(SHAPE, random, bits=8)
+    tensor = opened(tmp_path, named(Q, stored), quant_method="gptq", bits=4).tensors[f"{Q}.weight"]
+    check_values(tensor, wanted)
+
+
 def test_zeros_are_checked_where_config_json_says_symmetric(
     random: np.random.Generator, tmp_path: Path
 ) -> None:

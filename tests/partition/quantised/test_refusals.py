@@ -100,7 +100,8 @@ def replaced(name: str, value: torch.Tensor) -> Edit:
         ("awq", cut("qzeros"), "qzeros is"),
         ("awq", with_dtype("qweight", torch.int64), "qweight has dtype I64, not I32"),
         ("gptq", without("scales"), "has no"),
-        ("gptq", cut("g_idx"), "g_idx is [95]"),
+        ("gptq", cut("g_idx"), "not"),
+        ("gptq", replaced("g_idx", torch.zeros(7, dtype=torch.int32)), "not 7 inputs of 4 or 8 bits"),
         ("gptq", cut("scales"), "not"),
     ],
 )

@@ -44,12 +44,17 @@ class Quantisation(Struct, frozen=True):
 
     quant_method: str
     weight_block_size: tuple[_Block, _Block] | None = None
-    bits: int = 4
+    bits: int | None = None
     sym: bool = True
-    version: str = "gemm"
+    version: str | None = None
     format: str | None = None
     checkpoint_format: str | None = None
     zero_point: bool = True
+
+    @property
+    def integer_bits(self) -> int:
+        """The bits of AWQ's and GPTQ's weights."""
+        return 4 if self.bits is None else self.bits
 
 
 def quantisation_of(config: Mapping[str, Any]) -> Quantisation | None:
@@ -177,7 +182,8 @@ def _compressed_fp4(module: str, parts: Parts, dtype: str) -> Tensor:
 
 
 def _awq(name: str, parts: Parts, dtype: str, quantisation: Quantisation) -> Tensor | None:
-    if quantisation.version.lower() != "gemm" or quantisation.bits != 4 or not quantisation.zero_point:
+    version = (quantisation.version or "gemm").lower()
+    if version != "gemm" or quantisation.integer_bits != 4 or not quantisation.zero_point:
         raise UnsupportedModel(
             "of AWQ checkpoints, only those of version gemm, with zero points and 4 bits, are supported"
         )
@@ -187,14 +193,14 @@ def _awq(name: str, parts: Parts, dtype: str, quantisation: Quantisation) -> Ten
 
 def _gptq(name: str, parts: Parts, dtype: str, quantisation: Quantisation) -> Tensor | None:
     version = (quantisation.checkpoint_format or quantisation.format or "gptq").lower()
-    if version not in _GPTQ_OFFSETS or quantisation.bits not in BITS:
+    if version not in _GPTQ_OFFSETS or quantisation.integer_bits not in BITS:
         raise UnsupportedModel(
             "of GPTQ checkpoints, only the formats gptq and gptq_v2 with 4 or 8 bits are supported"
         )
     module = name.removesuffix(".qweight")
     if module == name:
         return None
-    variant = GptqVariant(quantisation.bits, quantisation.sym, _GPTQ_OFFSETS[version])
+    variant = GptqVariant(quantisation.integer_bits, quantisation.sym, _GPTQ_OFFSETS[version])
     return gptq(f"{module}.weight", dtype, module, parts, variant)
 
 

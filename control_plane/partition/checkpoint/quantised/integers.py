@@ -172,10 +172,10 @@ class GptqVariant:
 
 def gptq(name: str, dtype: str, module: str, parts: Parts, variant: GptqVariant) -> IntegerTensor:
     """The matrix of a module of a GPTQ checkpoint of 4 or 8 bits. Raises PartitionError."""
-    bits = variant.bits
     packed = parts.take(f"{module}.qweight", ("I32",))
     check_matrix(packed)
-    inputs, outputs = packed.shape[0] * 32 // bits, packed.shape[1]
+    bits, outputs = _gptq_bits(packed, module, parts, variant.bits), packed.shape[1]
+    inputs = packed.shape[0] * 32 // bits
     scales = parts.take(f"{module}.scales", SCALES)
     groups = _groups(scales, scales.shape[0] if len(scales.shape) == 2 else 0, inputs)
     if scales.shape[1] != outputs:
@@ -189,22 +189,33 @@ def gptq(name: str, dtype: str, module: str, parts: Parts, variant: GptqVariant)
         bits,
         lambda first, count: _unpacked(np.ascontiguousarray(stored_columns(packed, first, count).T), bits),
         lambda first, count: numbers(scales, stored_columns(scales, first, count)).T,
-        _gptq_zeros(stored_zeros, variant),
+        _gptq_zeros(stored_zeros, bits, variant.zero_offset),
         groups,
         variant.is_symmetric,
         _order(f"{module}.g_idx", parts, inputs, groups),
     )
 
 
-def _gptq_zeros(stored: StoredTensor, variant: GptqVariant) -> ReadCodes:
+def _gptq_bits(packed: StoredTensor, module: str, parts: Parts, stated: int) -> int:
+    """The bits of a module's codes: `g_idx` shows the number of inputs, so others than stated are seen."""
+    order = parts.left.get(f"{module}.g_idx")
+    if order is None or not order.size:
+        return stated
+    bits = packed.shape[0] * 32 // order.size
+    if bits not in BITS:
+        raise misfit(packed, f"{order.size} inputs of 4 or 8 bits")
+    return bits
+
+
+def _gptq_zeros(stored: StoredTensor, bits: int, offset: int) -> ReadCodes:
     """Reads the zeros [count, G] of rows, of [G, N * bits / 32]."""
-    codes, mask = 32 // variant.bits, np.uint8((1 << variant.bits) - 1)
+    codes, mask = 32 // bits, np.uint8((1 << bits) - 1)
 
     def read(first: int, count: int) -> Codes:
         low, high = first // codes, -(-(first + count) // codes)
         words = np.ascontiguousarray(stored_columns(stored, low, high - low))
-        zeros = _unpacked(words, variant.bits).T[first - low * codes :][:count]
-        return zeros + np.uint8(variant.zero_offset) & mask
+        zeros = _unpacked(words, bits).T[first - low * codes :][:count]
+        return zeros + np.uint8(offset) & mask
 
     return read
 
