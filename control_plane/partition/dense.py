@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
 from control_plane.files import parse_json_object
-from control_plane.partition.checkpoint.tensors.tensor import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor, common_type
 from control_plane.partition.quantisation.dense_importance import DenseImportance
-from control_plane.partition.recipes import DenseTypes, WeightTypes, common_type
+from control_plane.partition.recipes import DenseTypes, WeightTypes
 from control_plane.partition.tensor_writer import TensorEntry
 from control_plane.validation import MAX_QUOTED, Invalid, convert
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16

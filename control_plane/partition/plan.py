@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from control_plane.partition.checkpoint.expert_tensors import ExpertKey, ExpertTensors, split_tensors
 from control_plane.partition.checkpoint.families import ModelConfig
 from control_plane.partition.checkpoint.reader import Checkpoint
+from control_plane.partition.checkpoint.tensors.tensor import common_type
 from control_plane.partition.dense import DenseTensor, dense_tensors, stored_dense_types
 from control_plane.partition.granularity import Granularity, default_granularity
 from control_plane.partition.packing import pack
 from control_plane.partition.profile import Profile
 from control_plane.partition.quantisation.dense_importance import DenseImportance
-from control_plane.partition.recipes import StoredTypes, WeightTypes, choose_types, common_type
+from control_plane.partition.recipes import StoredTypes, WeightTypes, choose_types
 from functions.contract.manifest import PAGE_NBYTES
 from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_expert import ExpertShape

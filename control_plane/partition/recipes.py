@@ -7,7 +7,6 @@ Few bits do not serve all matrices alike. What a matrix writes back into the hid
 what decides the next token, keeps more of them.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -60,15 +59,6 @@ _DENSE = {
 }
 DTYPES = ("auto", "f32", "bf16", *_EXPERTS)
 DENSE_DTYPES = ("auto", *_DENSE)
-
-
-def common_type(types: Iterable[str | None]) -> str | None:
-    """The type for matrices that are near to these; None if one of them is plain, or there is none."""
-    found = set(types)
-    if None in found or not found:
-        return None
-    # Eight bits hold codes of any type with little loss.
-    return found.pop() if len(found) == 1 else "int8"
 
 
 def choose_types(dtype: str, dense_dtype: str, source: str, stored: StoredTypes = PLAIN) -> WeightTypes:

@@ -116,13 +116,13 @@ def packed_expert_parts(
 
     def gate_up(start: int, stop: int) -> NDArray[Any] | Quantised:
         first, end = start // 2, min(stop // 2, shape.intermediate_size)
-        halves = gate(first, end), up(first, end)
-        if all(isinstance(half, Quantised) for half in halves):
-            fields = (pair for pair in zip(*halves, strict=True) if pair[0] is not None)
-            return Quantised(*(_interleaved(*pair) for pair in fields))
-        if any(isinstance(half, Quantised) or half.dtype == np.float32 for half in halves):
-            return _interleaved(*(plain_rows(shape.gate_up, half) for half in halves))
-        return _interleaved(*halves)
+        one, other = gate(first, end), up(first, end)
+        if isinstance(one, Quantised) and isinstance(other, Quantised):
+            pairs = zip(one, other, strict=True)
+            return Quantised(*(_interleaved(*pair) for pair in pairs if pair[0] is not None))
+        if isinstance(one, Quantised) or isinstance(other, Quantised) or one.dtype != other.dtype:
+            one, other = plain_rows(shape.gate_up, one), plain_rows(shape.gate_up, other)
+        return _interleaved(one, other)
 
     inward, outward = (importance.gate_up, importance.down) if importance else (None, None)
     yield from packed_parts(shape.gate_up, gate_up, inward, quantiser)

@@ -88,8 +88,8 @@ def test_fp8_blocks(
 def test_fp8_is_dequantised_like_transformers_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     stored, _ = fp8(torch.randn(256, 384), (128, 128))
-    dequantise: Any = Fp8Dequantize(None)
-    wanted = dequantise._dequantize_one(stored["weight"], stored["weight_scale_inv"], torch.float32)
+    theirs: Any = Fp8Dequantize
+    wanted = theirs(None)._dequantize_one(stored["weight"], stored["weight_scale_inv"], torch.float32)
     checkpoint = opened(tmp_path, named(Q, stored), quant_method="fp8", weight_block_size=[128, 128])
     check_values(checkpoint.tensors[f"{Q}.weight"], wanted.numpy())
 

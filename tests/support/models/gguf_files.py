@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = gguf.GGMLQuantizationType
+Kind: Any = gguf.GGMLQuantizationType
 Float32 = NDArray[np.float32]
 
 _HALVES = {"Q8_0": (0, 2), "Q4_0": (0, 2), "Q4_1": (0, 4), "Q5_0": (0, 2), "Q5_1": (0, 4), "Q2_K": (80, 84)}

@@ -70,7 +70,7 @@ def _bits(stored: Bytes, bits: int, run: int) -> Bytes:
 
 def _fifth_bits(stored: Bytes) -> Bytes:
     """The fifth bits of 32 values, [n, 4 bytes] as [n, 32]."""
-    return np.unpackbits(stored, axis=1, bitorder="little") << 4
+    return np.unpackbits(stored, axis=1, bitorder="little") << np.uint8(4)
 
 
 def _one_group(integers: NDArray[np.integer], scales: Float32, minima: Float32 | None = None) -> Groups:
@@ -132,7 +132,9 @@ def _q4_k(blocks: Bytes) -> Groups:
 
 
 def _q5_k(blocks: Bytes) -> Groups:
-    return _with_scales_of_k(blocks, _bits(blocks[:, 48:], 4, 32) | _bits(blocks[:, 16:48], 1, 32) << 4)
+    return _with_scales_of_k(
+        blocks, _bits(blocks[:, 48:], 4, 32) | _bits(blocks[:, 16:48], 1, 32) << np.uint8(4)
+    )
 
 
 def _q6_k(blocks: Bytes) -> Groups:

@@ -56,13 +56,13 @@ def gguf_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
     metadata = Metadata(path, read_header(path).metadata)
     stored = _stored(metadata)
-    backend, options = convert_gguf_tokenizer(metadata.architecture, stored)  # type: ignore[no-untyped-call]
+    backend, options = convert_gguf_tokenizer(metadata.architecture, stored)
     if stored["tokenizer_type"] == "gpt2":
         _set_split(backend, stored["pre_tokenizer_type"], metadata)
     tokens = stored["tokens"]
     special = {f"{name}_token": _token(metadata, tokens, key) for name, key in _SPECIAL.items()}
     is_sentencepiece = stored["tokenizer_type"] == "llama"
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         chat_template=_templates(metadata),
         # Older files of this kind do not say so, but expect it.

@@ -127,9 +127,9 @@ def _fp8(name: str, parts: Parts, dtype: str, quantisation: Quantisation) -> Ten
     if tensor.dtype not in ("F8_E4M3", "I8"):
         return None
     module = name.rpartition(".")[0]
-    beside = (f"{name}_scale_inv", f"{name}_scale")
+    beside = [f"{name}_scale_inv", f"{name}_scale"]
     if name.endswith(".weight"):
-        beside += (f"{module}.scale", f"{module}.qscale_weight")
+        beside += [f"{module}.scale", f"{module}.qscale_weight"]
     scales = _scales(name, parts, *beside)
     codes = parts.take(name, ("F8_E4M3", "I8"))
     parts.drop(*(f"{module}.{each}" for each in _ACTIVATION_SCALES), f"{module}.qscale_act")

@@ -75,7 +75,7 @@ class Fp4Tensor(RowTensor):
         if self.stored_type is None:
             return None
         # The integers of packed weights are twice these floats.
-        scales = self._scales(first, count) / 2
+        scales = self._scales(first, count) / np.float32(2)
         if not np.isfinite(scales).all():
             return None
         codes = self._codes(first, count).reshape(count, -1, GROUP_VALUES)
@@ -90,6 +90,5 @@ class Fp4Tensor(RowTensor):
     def _scales(self, first: int, count: int) -> Float32:
         """[count, K / group size]"""
         groups = self.scales.shape[-1]
-        return numbers(self.scales, self.scales.read_stored(first * groups, count * groups)).reshape(
-            count, -1
-        )
+        stored = self.scales.read_stored(first * groups, count * groups)
+        return numbers(self.scales, stored).reshape(count, groups)

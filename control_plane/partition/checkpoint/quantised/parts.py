@@ -83,8 +83,7 @@ def stored_columns(tensor: StoredTensor, first: int, count: int) -> NDArray[np.g
 
 def numbers(tensor: StoredTensor, stored: NDArray[np.generic]) -> Float32:
     """What a tensor's stored numbers stand for. Bytes are exponents, as in E8M0."""
-    if tensor.dtype in ("F8_E8M0", "U8"):
-        return E8M0[stored]
-    if tensor.dtype == "F8_E4M3":
-        return E4M3[stored]
+    if tensor.dtype in ("F8_E8M0", "U8", "F8_E4M3"):
+        values: Float32 = (E4M3 if tensor.dtype == "F8_E4M3" else E8M0)[stored]
+        return values
     return as_f32(stored) if tensor.dtype == "BF16" else stored.astype(np.float32)

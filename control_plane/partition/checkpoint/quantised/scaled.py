@@ -77,7 +77,8 @@ class ScaledTensor(RowTensor):
             places[:] = 0
         low, high = int(places[0]), int(places[-1]) + 1
         stored = self.scales.read_stored(low * columns, (high - low) * columns)
-        return numbers(self.scales, stored).reshape(-1, columns)[places - low]
+        scales: Float32 = numbers(self.scales, stored).reshape(-1, columns)[places - low]
+        return scales
 
 
 def _grid(codes: StoredTensor, scales: StoredTensor) -> tuple[int, int]:

@@ -24,7 +24,7 @@ MAX_NAME_LENGTH = 500
 MAX_DIMENSIONS = 8
 
 _LARGEST = 1 << 62
-_PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _STORED: dict[str, np.dtype[Any]] = {
     **_PLAIN,
     # Of quantised checkpoints: codes, scales, zero points and sizes.

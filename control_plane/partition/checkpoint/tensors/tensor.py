@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,15 @@ class RowTensor(Tensor):
         last = -(-(start + count) // self.columns)
         skipped = start - first * self.columns
         return self.rows(first, last - first).reshape(-1)[skipped : skipped + count]
+
+
+def common_type(types: Iterable[str | None]) -> str | None:
+    """The type for matrices that are near to these; None if one of them is plain, or there is none."""
+    found = set(types)
+    if None in found or not found:
+        return None
+    # Eight bits hold codes of any type with little loss.
+    return found.pop() if len(found) == 1 else "int8"
 
 
 def joined(parts: list[NDArray[Any]], columns: int) -> NDArray[Any]:

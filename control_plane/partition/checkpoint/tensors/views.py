@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
-from control_plane.partition.checkpoint.tensors.tensor import RowTensor, Tensor, joined
+from control_plane.partition.checkpoint.tensors.tensor import RowTensor, Tensor, common_type, joined
 from functions.kernels.activations import as_f32
 from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_tiles import Quantised
@@ -30,8 +30,7 @@ class GatheredRows(RowTensor):
 
     @property
     def stored_type(self) -> str | None:
-        types = {source.stored_type for source in self.sources}
-        return types.pop() if len(types) == 1 else None
+        return common_type(source.stored_type for source in self.sources)
 
     def _read_rows(self, first: int, count: int) -> NDArray[Any]:
         pieces = list(self._pieces(first, count))
@@ -41,6 +40,8 @@ class GatheredRows(RowTensor):
         return rows[_order(pieces)]
 
     def read_quantised(self, first: int, count: int) -> Quantised | None:
+        if any(source.stored_type != self.stored_type for source in self.sources):
+            return None
         pieces = list(self._pieces(first, count))
         parts = []
         for source, low, high, kept, _ in pieces:

@@ -42,7 +42,7 @@ class Metadata:
         Raises PartitionError for another value, and if there is neither a value nor a default.
         """
         found = self._found(key, default)
-        values = found.tolist() if isinstance(found, np.ndarray) else [found]
+        values: list[int] = found.tolist() if isinstance(found, np.ndarray) else [found]
         if not values or not all(type(value) is int and 0 <= value < _LARGEST for value in values):
             raise self._wrong(self._key(key), found, "a whole number")
         return max(values)

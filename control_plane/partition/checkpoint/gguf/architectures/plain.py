@@ -4,6 +4,7 @@ llama with experts is Mixtral.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from control_plane.partition.checkpoint.gguf.architectures.base import (
     ATTENTION,
@@ -99,7 +100,7 @@ def undo_permutation(layer: Layer, config: Config) -> None:
     """Put the rows of queries and keys into transformers' order."""
     for part, heads in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
         names = [f"attn_{part}.weight", f"attn_{part}.bias"]
-        layer.change(names, lambda tensor, heads=heads: rotating_halves(tensor, config[heads]))
+        layer.change(names, partial(rotating_halves, heads=config[heads]))
 
 
 def _mixtral_layer(layer: Layer, config: Config) -> Iterator[Tensor]:
