@@ -118,8 +118,8 @@ def packed_expert_parts(
         first, end = start // 2, min(stop // 2, shape.intermediate_size)
         one, other = gate(first, end), up(first, end)
         if isinstance(one, Quantised) and isinstance(other, Quantised):
-            pairs = zip(one, other, strict=True)
-            return Quantised(*(_interleaved(*pair) for pair in pairs if pair[0] is not None))
+            fields = zip(one, other, strict=True)
+            return Quantised(*(_interleaved(a, b) for a, b in fields if a is not None and b is not None))
         if isinstance(one, Quantised) or isinstance(other, Quantised) or one.dtype != other.dtype:
             one, other = plain_rows(shape.gate_up, one), plain_rows(shape.gate_up, other)
         return _interleaved(one, other)

@@ -33,7 +33,12 @@ STORED_TYPES = {"Q8_0": "int8", "Q4_0": "int4", "Q4_K": "int4_min", "IQ4_NL": "i
 
 def quantised_checkpoint(folder: Path, method: str) -> tuple[Path, PreTrainedModel]:
     """A checkpoint of Qwen3-MoE with quantised matrices, and the model of its dequantised weights."""
-    config = {"hidden_size": 64, "moe_intermediate_size": 32, "head_dim": 32, "initializer_range": 0.2}
+    config: dict[str, Any] = {
+        "hidden_size": 64,
+        "moe_intermediate_size": 32,
+        "head_dim": 32,
+        "initializer_range": 0.2,
+    }
     model = tiny_model("qwen3_moe", **config)
     plain_folder = save_checkpoint(model, folder / "plain")
     tensors, random = load_file(plain_folder / "model.safetensors"), np.random.default_rng(0)
@@ -59,7 +64,8 @@ def quantised_checkpoint(folder: Path, method: str) -> tuple[Path, PreTrainedMod
 
 def gguf_model(folder: Path, kind: str) -> tuple[Path, PreTrainedModel]:
     """A Qwen2-MoE model in GGUF, all of whose matrices are of a type, and its dequantised weights."""
-    config = {"hidden_size": 256, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}
+    config: dict[str, Any] = {"hidden_size": 256, "moe_intermediate_size": 256}
+    config["shared_expert_intermediate_size"] = 256
     model = tiny_model("qwen2_moe", initializer_range=0.1, num_experts_per_tok=3, **config)
     random = np.random.default_rng(0)
     architecture, metadata, _ = converted(model)
@@ -98,7 +104,7 @@ def relative_error(folder: Path, model: PreTrainedModel) -> float:
     """The root mean square error of the logits, as a share of their own spread."""
     logits, _ = asyncio.run(answers(folder))
     wanted = [model(prompt).logits[0, -1] for prompt in PROMPTS]
-    errors = [
+    errors: list[float] = [
         ((ours.float() - theirs).square().mean().sqrt() / theirs.std()).item()
         for ours, theirs in zip(logits, wanted, strict=True)
     ]

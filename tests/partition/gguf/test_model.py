@@ -76,7 +76,7 @@ def write(path: Path, edit: Edit = lambda metadata, tensors: None, architecture:
 
 
 def test_partition_on_the_command_line(tmp_path: Path) -> None:
-    file = write(tmp_path / "Tiny-8x7B-Q8_0.gguf")
+    file = write(tmp_path / "Tiny-8x7B-Q8_0.gguf", put("general.sampling.temp", 0.6))
     faasmoe("partition", file, tmp_path / "out")
     manifest = Manifest.load(tmp_path / "out")
     manifest.verify(tmp_path / "out")
@@ -84,7 +84,7 @@ def test_partition_on_the_command_line(tmp_path: Path) -> None:
     assert (manifest.model_type, manifest.gate_up_dtype, manifest.dtype) == ("mixtral", "int8", "bf16")
     assert set(manifest.files) == {"config.json", "generation_config.json"}
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == [2, 3]
+    assert (generation["eos_token_id"], generation["temperature"]) == ([2, 3], 0.6)
 
 
 def test_small_files_are_compared_with_the_metadata(tmp_path: Path) -> None:

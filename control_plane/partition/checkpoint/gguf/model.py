@@ -34,6 +34,13 @@ _BLOCK = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<name>.+)")
 _IGNORED = re.compile(r"(blk\.\d+\.)?rope_(freqs|factors_long|factors_short)\.weight")
 """Numbers that follow from the config."""
 _END_TOKENS = ("eos", "eot", "eom")
+_SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,18 @@ def read_model(files: Sequence[Path]) -> GgufModel:
     own = architecture.config(metadata, stored)
     rope = config["rope_parameters"] | own.pop("rope_parameters", {})
     config |= own | {"rope_parameters": rope, "dtype": _DTYPES[plain_dtype(stored)]}
+    return GgufModel(config, _generation_config(metadata), _by_module(architecture, config, stored))
+
+
+def _generation_config(metadata: Metadata) -> dict[str, Any]:
     ends = dict.fromkeys(token for name in _END_TOKENS if (token := metadata.token(name)) is not None)
-    generation = {
-        "bos_token_id": config["bos_token_id"],
+    stated = {name: metadata.entries.get(f"general.sampling.{key}") for key, name in _SAMPLING.items()}
+    return {
+        "bos_token_id": metadata.token("bos"),
         "eos_token_id": list(ends) or None,
-        "pad_token_id": config["pad_token_id"],
+        "pad_token_id": metadata.token("padding"),
+        **{name: value for name, value in stated.items() if type(value) in (int, float)},
     }
-    return GgufModel(config, generation, _by_module(architecture, config, stored))
 
 
 def _check_split(headers: Sequence[GgufHeader]) -> None:
