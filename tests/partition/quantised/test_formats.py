@@ -85,6 +85,15 @@ def test_fp8_blocks(
     assert checkpoint.tensors[f"{Q}.weight"].stored_type is None
 
 
+def test_fp8_blocks_of_compressed_tensors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    stored, wanted = fp8(torch.randn(40, 96), (16, 32))
+    stored["weight_scale"] = stored.pop("weight_scale_inv")
+    groups = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "block_structure": [16, 32]}}}
+    checkpoint = opened(tmp_path, named(Q, stored), quant_method="compressed-tensors", config_groups=groups)
+    check_values(checkpoint.tensors[f"{Q}.weight"], wanted)
+
+
 def test_fp8_is_dequantised_like_transformers_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     stored, _ = fp8(torch.randn(256, 384), (128, 128))

@@ -39,6 +39,14 @@ _ACTIVATION_SCALES = (
 )
 
 
+class _Weights(Struct, frozen=True):
+    block_structure: tuple[_Block, _Block] | str | None = None
+
+
+class _Group(Struct, frozen=True):
+    weights: _Weights | None = None
+
+
 class Quantisation(Struct, frozen=True):
     """The keys of `quantization_config` that are read."""
 
@@ -50,6 +58,14 @@ class Quantisation(Struct, frozen=True):
     format: str | None = None
     checkpoint_format: str | None = None
     zero_point: bool = True
+    config_groups: dict[str, _Group] = {}
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """The rows and columns of codes that share a scale, where scales are in blocks."""
+        groups = (group.weights.block_structure for group in self.config_groups.values() if group.weights)
+        stated = [self.weight_block_size, *groups]
+        return next((block for block in stated if isinstance(block, tuple)), _BLOCK)
 
     @property
     def integer_bits(self) -> int:
@@ -136,7 +152,7 @@ def _fp8(name: str, parts: Parts, dtype: str, quantisation: Quantisation) -> Ten
     parts.drop(f"{name}_activation_scale")
     if codes.dtype == "I8":
         return Fp4Tensor.make(name, dtype, codes, scales, _MX_GROUP)
-    return ScaledTensor.make(name, dtype, codes, scales, quantisation.weight_block_size or _BLOCK)
+    return ScaledTensor.make(name, dtype, codes, scales, quantisation.block)
 
 
 def _mxfp4(name: str, parts: Parts, dtype: str, quantisation: Quantisation) -> Tensor | None:
@@ -164,7 +180,7 @@ def _compressed_tensors(name: str, parts: Parts, dtype: str, quantisation: Quant
             )
         scales = _scales(name, parts, f"{module}.weight_scale")
         parts.drop(*(f"{module}.{each}" for each in _ACTIVATION_SCALES))
-        return ScaledTensor.make(name, dtype, parts.take(name, (tensor.dtype,)), scales, _BLOCK)
+        return ScaledTensor.make(name, dtype, parts.take(name, (tensor.dtype,)), scales, quantisation.block)
     return None
 
 
