@@ -13,6 +13,7 @@ from control_plane.deployment.deploy import deploy_all
 from control_plane.faas.client import Gateway
 from control_plane.faas.gateway_access import GatewayAccess, random_function_secret
 from control_plane.gateway import embedded_gateway, fork_servers
+from control_plane.partition.checkpoint.gguf.files import model_name
 from control_plane.partition.companions import update_companions
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
@@ -53,7 +54,7 @@ def partition_of(model: Path, say: Callable[[str], object]) -> Path:
     """
     if (model / MANIFEST_FILE).exists():
         return model
-    folder = model.absolute().with_name(model.absolute().name + ".faasmoe")
+    folder = model.absolute().with_name(model_name(model.absolute()) + ".faasmoe")
     if not folder.exists():
         say(f"partitioning {model} into {folder}")
         partition(model, folder)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from control_plane.errors import ConfigError
-from control_plane.partition.checkpoint.tensor_file import load_header
+from control_plane.partition.checkpoint.tensors.safetensors_file import load_header
 from control_plane.partition.dense import EMBEDDING
 from control_plane.partition.manifest import Manifest
 

@@ -26,7 +26,7 @@ from control_plane.architecture.model import empty_model
 from control_plane.errors import FaaSMoEError
 from control_plane.partition import commands
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.model.architecture import Architecture
 from control_plane.partition.model.inspection import inspect

@@ -22,7 +22,7 @@ from bench.support.gguf_tensors import BF16, F32, Q8_0, GgufTensor
 from bench.support.random_weights import RandomWeights
 from control_plane.errors import ConfigError, FaaSMoEError, UnsupportedModel
 from control_plane.partition.checkpoint.reader import Checkpoint
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 
 NORMAL_TOKEN = 1
 """llama.cpp's type of a token that is neither special nor a byte."""

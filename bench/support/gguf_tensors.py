@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from functions.kernels.bfloat16 import bf16_to_f32, f32_to_bf16
 
 BLOCK_VALUES = 32

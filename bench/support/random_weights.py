@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.partition.checkpoint.tensor_file import CHUNK_VALUES, Tensor
+from control_plane.partition.checkpoint.tensors.tensor import CHUNK_VALUES, Tensor
 from functions.kernels.bfloat16 import f32_to_bf16
 
 CONSTANT = 16.0

@@ -32,7 +32,7 @@ from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.partition.checkpoint.reader import Checkpoint
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.model.architecture import Way
 from control_plane.partition.partitioner import partition

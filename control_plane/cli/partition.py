@@ -44,7 +44,7 @@ from control_plane.signals import sigterm_exits
     type=click.Choice(DENSE_DTYPES),
     default="auto",
     show_default=True,
-    help="Type of the dense part's weights; auto does not quantise it; int8 and int4 quantise attention, "
+    help="Type of the dense part's weights; auto keeps the checkpoint's; int8 and int4 quantise attention, "
     "shared experts and head (int4 keeps down projections and the head at 8 bits).",
 )
 @click.option(
@@ -82,9 +82,9 @@ def partition(
     """Split the checkpoint in MODEL_DIR for serving.
 
     The new folder OUT_DIR gets a dense part and blocks of experts. MODEL_DIR holds config.json, safetensors
-    files and the tokenizer, as transformers saves them. By default a function has all experts of one layer,
-    or of as many layers as keep the number of functions within 15, which every edition of OpenFaaS can
-    deploy. With --profile, the default is the finest split within 15.
+    files and the tokenizer, as transformers saves them, or is a model in GGUF. By default a function has all
+    experts of one layer, or of as many layers as keep the number of functions within 15, which every edition
+    of OpenFaaS can deploy. With --profile, the default is the finest split within 15.
 
     \b
       faasmoe partition MODEL_DIR OUT_DIR

@@ -116,7 +116,7 @@ def serve(
 
 
 @click.command()
-@click.argument("model", type=FOLDER)
+@click.argument("model", type=click.Path(exists=True, path_type=Path))
 @serve_options
 @click.option(
     "--gateway-port",
@@ -129,8 +129,8 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
     """Run everything for MODEL until Ctrl-C.
 
     That is the embedded gateway, the functions and the control plane. MODEL is the folder of a partition or
-    of a checkpoint. A checkpoint is first partitioned into the folder MODEL.faasmoe. On loopback, everyone on
-    this machine is served, with or without a key.
+    of a checkpoint, or a GGUF file. A checkpoint is first partitioned into the folder MODEL.faasmoe. On
+    loopback, everyone on this machine is served, with or without a key.
 
     \b
       faasmoe up models/demo

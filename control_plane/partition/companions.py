@@ -1,17 +1,25 @@
 """The small files of a checkpoint, of which a partition has copies: config, tokenizer and chat templates.
 
+Of a quantised checkpoint, they are those of the unquantised one; of a model in GGUF, they are made of its
+metadata.
+
 The tokenizer is stored a second time, in the one form in which it is served.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
 from control_plane.errors import PartitionError
-from control_plane.files import regular_size, write_atomically
+from control_plane.files import parse_json_object, regular_size, write_atomically
+from control_plane.partition.checkpoint.gguf.files import gguf_files
+from control_plane.partition.checkpoint.gguf.model import read_model
+from control_plane.partition.checkpoint.quantised.formats import without_quantisation
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, INDEX_FILE, Checkpoint
 from control_plane.partition.checkpoint.stored_tokenizer import STORED_TOKENIZER
 from control_plane.partition.checkpoint.tokenizer import read_tokenizer
@@ -25,10 +33,11 @@ MAX_COMPANION_NBYTES = 256 << 20
 MAX_TEMPLATES = 64
 """The most chat templates in a folder of their own."""
 
+GENERATION_FILE = "generation_config.json"
 _TEMPLATES = "additional_chat_templates/*.jinja"
 _PATTERNS = (
     CONFIG_FILE,
-    "generation_config.json",
+    GENERATION_FILE,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -122,12 +131,31 @@ def _replace(folder: Path, changed: Mapping[str, bytes | None], manifest: Manife
 
 def _companions(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the small files. Raises PartitionError."""
+    if files := gguf_files(checkpoint):
+        model = read_model(files)
+        yield CONFIG_FILE, _json(model.config)
+        yield GENERATION_FILE, _json(model.generation_config)
+        return
     found = {path for pattern in _PATTERNS for path in checkpoint.glob(pattern) if path.is_file()}
     if sum(path.parent != checkpoint for path in found) > MAX_TEMPLATES:
         raise PartitionError(f"{checkpoint / _TEMPLATES}: more than {MAX_TEMPLATES} chat templates")
     for path in sorted(found):
         if path.suffix not in _REFUSED_SUFFIXES:
-            yield path.relative_to(checkpoint).as_posix(), _read(path)
+            data = _read(path)
+            yield path.relative_to(checkpoint).as_posix(), _unquantised(path, data)
+
+
+def _unquantised(path: Path, data: bytes) -> bytes:
+    """The content of a file for a partition, whose weights are not quantised in the checkpoint's way."""
+    if path.name != CONFIG_FILE:
+        return data
+    config = parse_json_object(data, str(path))
+    plain = without_quantisation(config)
+    return data if plain == config else _json(plain)
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _made(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
@@ -142,7 +170,7 @@ def _checksums(files: Mapping[str, bytes]) -> dict[str, str]:
 
 def _newest_weights(checkpoint: Path) -> float:
     """Time of the last change to the weights. Seconds since 1970."""
-    paths = [*checkpoint.glob("*.safetensors"), checkpoint / INDEX_FILE]
+    paths = [*gguf_files(checkpoint), *checkpoint.glob("*.safetensors"), checkpoint / INDEX_FILE]
     return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
 
 

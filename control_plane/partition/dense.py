@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
 from control_plane.files import parse_json_object
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor, common_type
 from control_plane.partition.model.architecture import Architecture
 from control_plane.partition.quantisation.dense_importance import DenseImportance
 from control_plane.partition.recipes import DenseTypes, WeightTypes
@@ -94,7 +94,8 @@ class PackedLinearPlan:
         shape, inputs = self.shape, None
         if self.importance and shape.type.is_quantised:
             inputs = self.importance.of_linear(self.module)
-        yield from _checked(self.module, packed_parts(shape, _rows_of(self.weight), inputs, quantiser))
+        rows = _rows_of(self.weight, self.dtype)
+        yield from _checked(self.module, packed_parts(shape, rows, inputs, quantiser))
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class PackedGatedPlan:
 
     def chunks(self, quantiser: Quantiser) -> Iterator[Bytes]:
         """The packed bytes in the order of the file, some tiles at a time. Raises PartitionError."""
-        gate, up, down = (_rows_of(tensor) for tensor in (self.gate, self.up, self.down))
+        gate, up = (_rows_of(tensor, self.gate_up_dtype) for tensor in (self.gate, self.up))
+        down = _rows_of(self.down, self.down_dtype)
         shape, inputs = self.shape, None
         if self.importance and shape.is_quantised:
             inputs = self.importance.of_gated(self.module)
@@ -137,6 +139,21 @@ class PackedGatedPlan:
 
 
 DenseTensor = KeptTensor | PackedLinearPlan | PackedGatedPlan
+
+_Dense4 = tuple[str | None, str | None, str | None, str | None]
+
+
+def stored_dense_types(architecture: Architecture, tensors: Mapping[str, Tensor]) -> _Dense4:
+    """The types of packed weights that are nearest to the dense part's matrices, for `StoredTypes`."""
+    found: dict[str, list[str | None]] = {"attention": [], "gate_up": [], "down": [], "head": []}
+    for module in _plain_linears(architecture):
+        role = "head" if module == HEAD else "attention"
+        found[role].append(tensors[f"{module}.weight"].stored_type)
+    for module in architecture.gated_ffns:
+        for role, parts in (("gate_up", ("gate", "up")), ("down", ("down",))):
+            found[role] += [tensors[f"{module}.{part}_proj.weight"].stored_type for part in parts]
+    attention, gate_up, down, head = (common_type(types) for types in found.values())
+    return attention, gate_up, down, head
 
 
 def dense_tensors(
@@ -193,11 +210,7 @@ def _packed(
     types: DenseTypes,
     importance: DenseImportance | None,
 ) -> Iterator[PackedLinearPlan | PackedGatedPlan]:
-    within = {
-        f"{module}.{part}_proj" for module in architecture.gated_ffns for part in ("gate", "up", "down")
-    }
-    plain = sorted(set(architecture.linears) - within)
-    for module in sorted([*plain, *architecture.gated_ffns]):
+    for module in sorted([*_plain_linears(architecture), *architecture.gated_ffns]):
         if module in architecture.gated_ffns:
             yield _gated(module, tensors, types, importance)
         else:
@@ -205,6 +218,14 @@ def _packed(
             _check_matrix(weight)
             dtype = types.head if module == HEAD else types.attention
             yield PackedLinearPlan(module, weight, dtype, importance)
+
+
+def _plain_linears(architecture: Architecture) -> set[str]:
+    """Linear layers that are no part of a gated FFN."""
+    parts = ("gate_proj", "up_proj", "down_proj")
+    return set(architecture.linears) - {
+        f"{module}.{part}" for module in architecture.gated_ffns for part in parts
+    }
 
 
 def _gated(
@@ -229,9 +250,8 @@ def _check_matrix(tensor: Tensor) -> None:
         raise PartitionError(f"{tensor.path}: {tensor.name} is {list(tensor.shape)}, not a matrix")
 
 
-def _rows_of(tensor: Tensor) -> Rows:
-    columns = tensor.shape[1]
-    return lambda start, stop: tensor.read(start * columns, (stop - start) * columns).reshape(-1, columns)
+def _rows_of(tensor: Tensor, dtype: str) -> Rows:
+    return lambda start, stop: tensor.packable_rows(start, stop - start, dtype)
 
 
 def _checked(module: str, parts: Iterator[Bytes]) -> Iterator[Bytes]:

@@ -27,6 +27,7 @@ from control_plane.partition.quantisation.scale_search import load_scale_search
 from control_plane.partition.tensor_writer import TensorEntry, TensorWriter
 from functions.contract.manifest import ExpertChecksum
 from functions.kernels.packed_expert import pack_expert
+from functions.kernels.packed_tiles import Quantised
 
 DENSE_FILE = "dense.safetensors"
 BLOCKS_FOLDER = "blocks"
@@ -57,11 +58,12 @@ def partition(
     Args:
         granularity: by default as `default_granularity` chooses.
         dtype: "auto" keeps the dtype of the checkpoint's experts, for the dense part as well (float16 becomes
-            f32, because bf16 would lose three of its bits and no kernel reads float16). "f32" and "bf16"
+            f32, because bf16 would lose three of its bits and no kernel reads float16), and the types of a
+            quantised checkpoint (see `recipes`). "f32" and "bf16"
             convert all weights. "int8" and "int4" quantise the experts, and treat the dense part like "auto".
         dense_dtype: "int8" and "int4" quantise the matrices of the dense part that every token reads in full;
-            "auto" does not. `recipes` has the types that these names stand for.
-        name: the start of the functions' names; by default the name of the checkpoint's folder.
+            "auto" keeps their types. `recipes` has the types that these names stand for.
+        name: the start of the functions' names; by default the name of the checkpoint's folder or file.
         profile: groups the experts of a layer by use (see `packing`), and says which errors count most when
             weights are quantised (see `importance`); without it, functions get consecutive experts, and all
             errors count alike.
@@ -72,7 +74,7 @@ def partition(
     checkpoint = Checkpoint.open(model.absolute()) if isinstance(model, Path) else model
     architecture = architecture or inspect(checkpoint)
     plan = Plan.make(
-        checkpoint, architecture, granularity, dtype, dense_dtype, name or checkpoint.folder.name, profile
+        checkpoint, architecture, granularity, dtype, dense_dtype, name or checkpoint.name, profile
     )
     return write_partition(plan, checkpoint.folder, out_dir, progress)
 
@@ -153,11 +155,14 @@ class _WeightsWriter:
     def _packed(self, key: ExpertKey) -> NDArray[np.uint8]:
         """The packed bytes of an expert, filled up with zeros to whole pages, [expert_nbytes]."""
         expert, shape = self._plan.experts[key], self._plan.shape
-        gate = None if expert.gate is None else expert.gate.read()
-        up, down, biases = expert.up.read(), expert.down.read(), expert.read_biases()
+        gate = None if expert.gate is None else expert.gate.packable(shape.gate_up_dtype)
+        up, down = expert.up.packable(shape.gate_up_dtype), expert.down.packable(shape.down_dtype)
+        biases = expert.read_biases()
         squares, importance = self._plan.input_squares.get(key[0]), None
-        if squares is not None and shape.is_quantised:
-            importance = expert_importance(squares, gate, up, shape.activation, biases)
+        keeps_codes = all(isinstance(matrix, Quantised) for matrix in (gate, up, down) if matrix is not None)
+        if squares is not None and shape.is_quantised and not keeps_codes:
+            plain = None if expert.gate is None else expert.gate.read()
+            importance = expert_importance(squares, plain, expert.up.read(), shape.activation, biases)
         try:
             packed = pack_expert(shape, gate, up, down, importance, self._search.quantise, biases=biases)
         except ValueError as error:

@@ -1,11 +1,12 @@
 """Plans a partition: its functions, dtypes and tensors are decided before anything is written."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from control_plane.partition.checkpoint.reader import Checkpoint
-from control_plane.partition.dense import DenseTensor, dense_tensors
+from control_plane.partition.checkpoint.tensors.tensor import common_type
+from control_plane.partition.dense import DenseTensor, dense_tensors, stored_dense_types
 from control_plane.partition.granularity import Granularity, default_granularity
 from control_plane.partition.model.architecture import Architecture
 from control_plane.partition.model.expert_tensors import ExpertKey, ExpertTensors, expert_tensors
@@ -13,7 +14,7 @@ from control_plane.partition.model.made_tensor import made_tensor
 from control_plane.partition.packing import pack
 from control_plane.partition.profile import Profile
 from control_plane.partition.quantisation.dense_importance import DenseImportance
-from control_plane.partition.recipes import WeightTypes, choose_types
+from control_plane.partition.recipes import StoredTypes, WeightTypes, choose_types
 from functions.contract.manifest import PAGE_NBYTES
 from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_expert import ExpertShape
@@ -75,7 +76,8 @@ class Plan:
             name: made_tensor(name, entry, checkpoint.tensors) for name, entry in architecture.dense.items()
         }
         source = "bf16" if next(iter(experts.values())).up.tensor.dtype == "BF16" else "f32"
-        types = choose_types(dtype, dense_dtype, source)
+        stored = StoredTypes(_stored_types(experts.values()), stored_dense_types(architecture, tensors))
+        types = choose_types(dtype, dense_dtype, source, stored)
         squares = dict(zip(layers, profile.input_squares, strict=True)) if profile else {}
         importance = DenseImportance(tensors, squares) if squares else None
         return cls(
@@ -141,6 +143,14 @@ class Plan:
             layers = self.moe_layers[start:stop]
             for number, parts in enumerate(zip(*groups[start:stop], strict=True)):
                 yield number, dict(zip(layers, parts, strict=True))
+
+
+def _stored_types(experts: Collection[ExpertTensors]) -> tuple[str | None, str | None]:
+    """The types that are nearest to the experts' matrices: to gate and up, and to down."""
+    inward = {
+        matrix.tensor.stored_type for expert in experts for matrix in (expert.gate, expert.up) if matrix
+    }
+    return common_type(inward), common_type(expert.down.tensor.stored_type for expert in experts)
 
 
 def model_slug(name: str) -> str:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from .activation import SWIGLU, Activation
 from .bfloat16 import Float32, as_f32
-from .packed_matrix import LinearShape, Rows, check_matrix, packed_parts, unpack_matrix
-from .packed_tiles import Bytes
+from .packed_matrix import LinearShape, Rows, check_matrix, packed_parts, plain_rows, unpack_matrix
+from .packed_tiles import Bytes, Quantised
 from .packed_types import TILE_ROWS
 from .quantisation import Quantiser, quantise
 
@@ -124,9 +124,9 @@ class Importance:
 
 def pack_expert(
     shape: ExpertShape,
-    gate: NDArray[Any] | None,
-    up: NDArray[Any],
-    down: NDArray[Any],
+    gate: NDArray[Any] | Quantised | None,
+    up: NDArray[Any] | Quantised,
+    down: NDArray[Any] | Quantised,
     importance: Importance | None = None,
     quantiser: Quantiser = quantise,
     *,
@@ -134,16 +134,15 @@ def pack_expert(
 ) -> Bytes:
     """Pack gate and up [I, H] and down [H, I], each float32 or the uint16 bits of bfloat16.
 
-    `gate` is None for an expert without one. Without `importance`, all inputs count alike.
-    Returns uint8 [shape.nbytes].
+    `gate` is None for an expert without one. A matrix that is quantised to its type in `shape` already keeps
+    its codes. Without `importance`, all inputs count alike. Returns uint8 [shape.nbytes].
     Raises ValueError for matrices and biases that are not the shape's, and for weights that are not finite
     or too large.
     """
     inward = (shape.intermediate_size, shape.hidden_size)
-    if gate is not None:
-        check_matrix("gate", gate, inward)
-    check_matrix("up", up, inward)
-    check_matrix("down", down, (shape.hidden_size, shape.intermediate_size))
+    for name, matrix, size in (("gate", gate, inward), ("up", up, inward), ("down", down, inward[::-1])):
+        if matrix is not None and not isinstance(matrix, Quantised):
+            check_matrix(name, matrix, size)
     packed = np.empty(shape.nbytes, np.uint8)
     start = 0
     readers = None if gate is None else _reader(gate), _reader(up), _reader(down)
@@ -170,7 +169,7 @@ def packed_expert_parts(
     """
     if (gate is not None) != shape.activation.gated or (biases is not None) != shape.has_bias:
         raise ValueError("an expert has a gate and biases if its shape says so")
-    rows = up if gate is None else _interleaved_rows(gate, up, shape.intermediate_size)
+    rows = up if gate is None else _interleaved_rows(shape, gate, up)
     inward, outward = (importance.gate_up, importance.down) if importance else (None, None)
     yield from packed_parts(shape.gate_up, rows, inward, quantiser)
     yield from packed_parts(shape.down, down, outward, quantiser)
@@ -209,25 +208,36 @@ def unpack_expert(shape: ExpertShape, packed: Bytes) -> tuple[Float32, ...]:
     return (*(each.T for each in columns if each is not None), unpack_matrix(shape.down, parts.down))
 
 
-def _reader(matrix: NDArray[Any]) -> Rows:
+def _reader(matrix: NDArray[Any] | Quantised) -> Rows:
+    if isinstance(matrix, Quantised):
+        return matrix.rows
     return lambda start, stop: matrix[start:stop]
 
 
-def _interleaved_rows(gate: Rows, up: Rows, intermediate_size: int) -> Rows:
+def _interleaved_rows(shape: ExpertShape, gate: Rows, up: Rows) -> Rows:
     """Reads the rows of gate_up, in whole tiles."""
 
-    def read(start: int, stop: int) -> NDArray[Any]:
-        first, end = start // 2, min(stop // 2, intermediate_size)
-        return _interleaved(gate(first, end), up(first, end))
+    def read(start: int, stop: int) -> NDArray[Any] | Quantised:
+        first, end = start // 2, min(stop // 2, shape.intermediate_size)
+        one, other = gate(first, end), up(first, end)
+        if isinstance(one, Quantised) and isinstance(other, Quantised):
+            fields = zip(one, other, strict=True)
+            return Quantised(*(_interleaved(a, b) for a, b in fields if a is not None and b is not None))
+        if isinstance(one, Quantised) or isinstance(other, Quantised) or one.dtype != other.dtype:
+            one, other = plain_rows(shape.gate_up, one), plain_rows(shape.gate_up, other)
+        return _interleaved(one, other)
 
     return read
 
 
 def _interleaved(gate: NDArray[Any], up: NDArray[Any]) -> NDArray[Any]:
-    """Rows of gate and up in alternating half tiles, as the kernel reads them; zeros fill the last one."""
-    padding = ((0, -len(gate) % HALF_TILE), (0, 0))
-    halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, half.shape[1]) for half in (gate, up)]
-    return np.concatenate(halves, axis=1).reshape(-1, gate.shape[1])
+    """Rows of gate and up in alternating half tiles, as the kernel reads them; zeros fill the last one.
+
+    (Of quantised rows, one of their fields.)
+    """
+    padding = ((0, -len(gate) % HALF_TILE), *((0, 0) for _ in gate.shape[1:]))
+    halves = [np.pad(half, padding).reshape(-1, 1, HALF_TILE, *half.shape[1:]) for half in (gate, up)]
+    return np.concatenate(halves, axis=1).reshape(-1, *gate.shape[1:])
 
 
 def _packed_biases(shape: ExpertShape, biases: Biases) -> Iterator[Bytes]:

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bfloat16 import Float32, bf16_to_f32, f32_to_bf16
-from .packed_tiles import Bytes, plain_to_tiles, quantised_to_tiles, tiles_to_plain, tiles_to_quantised
+from .packed_tiles import (
+    Bytes,
+    Quantised,
+    plain_to_tiles,
+    quantised_to_tiles,
+    tiles_to_plain,
+    tiles_to_quantised,
+)
 from .packed_types import GROUP_VALUES, TILE_ROWS, PackedType, packed_type
 from .quantisation import LARGEST_WEIGHT, Quantiser, by_group, quantise
 
@@ -22,8 +29,11 @@ ROWS_AT_ONCE = 4 * TILE_ROWS
 
 _BF16_INF = 0x7F80
 
-Rows = Callable[[int, int], NDArray[Any]]
-"""Reads rows [start, stop) of a matrix: [stop - start, K], float32 or the bits of bf16."""
+Rows = Callable[[int, int], NDArray[Any] | Quantised]
+"""Reads rows [start, stop) of a matrix: [stop - start, K], float32 or the bits of bf16.
+
+Rows that are quantised already, to the type in which they will be stored, are packed as they are.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,11 +117,7 @@ def packed_parts(
 def unpack_matrix(shape: LinearShape, packed: Bytes) -> Float32:
     """Packed bytes to a float32 matrix [N, K]. Raises ValueError for a wrong number of bytes."""
     if shape.type.is_quantised:
-        matrix = quantised_matrix(shape, packed)
-        values: Float32 = matrix.codes * matrix.scales[:, :, None]
-        if matrix.minima is not None:
-            values -= matrix.minima[:, :, None]
-        return values.reshape(shape.outputs, -1)[:, : shape.inputs]
+        return _values(shape, quantised_matrix(shape, packed))
     _check_nbytes(shape, packed)
     stored = tiles_to_plain(shape.type, packed, shape.inputs)[: shape.outputs]
     return bf16_to_f32(stored) if shape.dtype == "bf16" else stored
@@ -120,15 +126,32 @@ def unpack_matrix(shape: LinearShape, packed: Bytes) -> Float32:
 def quantised_matrix(shape: LinearShape, packed: Bytes) -> QuantisedMatrix:
     """The codes and scales of a packed matrix of a quantised type. Raises ValueError for a wrong size."""
     _check_nbytes(shape, packed)
-    kind, outputs = shape.type, shape.outputs
-    stored = tiles_to_quantised(kind, packed, shape.inputs)
-    codes = np.array(kind.values, np.float32)[stored.codes[:outputs]]
+    stored = tiles_to_quantised(shape.type, packed, shape.inputs)
+    return _quantised_matrix(shape.type, stored.rows(0, shape.outputs))
+
+
+def plain_rows(shape: LinearShape, rows: NDArray[Any] | Quantised) -> Float32:
+    """Rows that a `Rows` has read, in float32, [rows, K]."""
+    if isinstance(rows, Quantised):
+        return _values(shape, _quantised_matrix(shape.type, rows))
+    return _cast(rows, "f32")
+
+
+def _quantised_matrix(kind: PackedType, stored: Quantised) -> QuantisedMatrix:
+    codes = np.array(kind.values, np.float32)[stored.codes]
     if stored.minima is None or stored.unit_scales is None or stored.unit_minima is None:
         scales = bf16_to_f32(stored.scales) if kind.name == "mxfp4" else stored.scales.astype(np.float32)
-        return QuantisedMatrix(codes, scales[:outputs], None)
+        return QuantisedMatrix(codes, scales, None)
     scales = stored.scales * by_group(stored.unit_scales, stored.scales)
     minima = stored.minima * by_group(stored.unit_minima, stored.minima)
-    return QuantisedMatrix(codes, scales[:outputs], minima[:outputs])
+    return QuantisedMatrix(codes, scales, minima)
+
+
+def _values(shape: LinearShape, matrix: QuantisedMatrix) -> Float32:
+    values: Float32 = matrix.codes * matrix.scales[:, :, None]
+    if matrix.minima is not None:
+        values -= matrix.minima[:, :, None]
+    return values.reshape(len(values), -1)[:, : shape.inputs]
 
 
 def check_matrix(name: str, matrix: NDArray[Any], size: tuple[int, ...]) -> None:
@@ -144,11 +167,16 @@ def _check_nbytes(shape: LinearShape, packed: Bytes) -> None:
         raise ValueError(f"the packed matrix has {shape.nbytes} bytes, not {packed.size}")
 
 
-def _tiles(shape: LinearShape, rows: NDArray[Any], importance: Float32 | None, quantiser: Quantiser) -> Bytes:
+def _tiles(
+    shape: LinearShape, rows: NDArray[Any] | Quantised, importance: Float32 | None, quantiser: Quantiser
+) -> Bytes:
     """Rows [N, K] in packed form."""
     kind = shape.type
-    if not (np.isfinite(rows) if rows.dtype == np.float32 else (rows & _BF16_INF) != _BF16_INF).all():
+    numbers = (rows.scales, rows.unit_scales, rows.unit_minima) if isinstance(rows, Quantised) else (rows,)
+    if not all(_are_finite(each) for each in numbers if each is not None):
         raise ValueError("weights are not finite")
+    if isinstance(rows, Quantised):
+        return quantised_to_tiles(kind, rows)
     if not kind.is_quantised:
         return plain_to_tiles(kind, _cast(rows, shape.dtype))
     values = _cast(rows, "f32")
@@ -156,6 +184,13 @@ def _tiles(shape: LinearShape, rows: NDArray[Any], importance: Float32 | None, q
         raise ValueError(f"weights above {LARGEST_WEIGHT} cannot be quantised")
     weight = np.ones(shape.inputs, np.float32) if importance is None else importance
     return quantised_to_tiles(kind, quantiser(kind, _in_groups(values), _in_groups(weight[None])[0]))
+
+
+def _are_finite(numbers: NDArray[Any]) -> bool:
+    """Whether floats, the bits of bfloat16, or bytes are."""
+    if numbers.dtype == np.uint16:
+        return bool(((numbers & _BF16_INF) != _BF16_INF).all())
+    return bool(np.isfinite(numbers).all())
 
 
 def _in_groups(rows: Float32) -> Float32:

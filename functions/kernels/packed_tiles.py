@@ -1,5 +1,6 @@
 """The bytes of tiles: brings codes and scales by row into the order of packed_types.py, and back."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,14 @@ class Quantised(NamedTuple):
     """The header's unit of scales: float16 [rows, headers]"""
     unit_minima: NDArray[Any] | None = None
     """The header's unit of minima: float16 [rows, headers]"""
+
+    def rows(self, start: int, stop: int) -> "Quantised":
+        """The rows [start, stop)."""
+        return self.map(lambda numbers: numbers[start:stop])
+
+    def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "Quantised":
+        """These rows in another order, or others: `change` gets and returns each field that there is."""
+        return Quantised(*(None if field is None else change(field) for field in self))  # type: ignore[arg-type]
 
 
 def plain_to_tiles(kind: PackedType, values: NDArray[Any]) -> Bytes:

@@ -214,7 +214,7 @@ def test_inconsistent_header(checkpoint: Path, edit: Callable[[dict[str, Any]], 
     assert len(message) < 600
 
 
-@pytest.mark.parametrize("dtype", ["F8_E4M3", "U8", "I8", "I64", "F64", "Q4_0"])
+@pytest.mark.parametrize("dtype", ["F64", "U16", "BOOL", "Q4_0"])
 def test_other_dtypes_are_refused_by_name(checkpoint: Path, dtype: str) -> None:
     edit_header(checkpoint, lambda header: header[UP].update(dtype=dtype))
     message = refusal(checkpoint, UnsupportedModel)

@@ -55,6 +55,7 @@ def test_families_that_transformers_does_not_know(checkpoint: Path, model_type: 
         ({"model_type": "llama"}, "LlamaForCausalLM has no experts that transformers' interface replaces"),
         ({"model_type": "vit"}, "transformers has no language model of type 'vit'"),
         ({"hidden_act": "tanh"}, "no kernel computes the activation of Qwen2MoeExperts"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "of quant_method 'hqq' are not supported"),
         ({"mlp_only_layers": [0, 1, 2]}, "has no experts"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary embeddings of type 'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rotary embeddings of type 'longrope'"),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
-from control_plane.partition.checkpoint.tensor_file import load_header
+from control_plane.partition.checkpoint.tensors.safetensors_file import load_header
 from control_plane.partition.dense import PACKED, PackedMatrix, packed_matrices
 
 _DTYPE: Mapping[str, np.dtype[Any]] = {

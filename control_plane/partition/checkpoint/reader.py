@@ -1,4 +1,8 @@
-"""Reads checkpoint folders of transformers: config.json, and safetensors weights, in shards or not."""
+"""Reads checkpoints: folders of transformers with config.json and safetensors weights, in shards or not, and
+models in GGUF.
+
+What is quantised there is dequantised when it is read.
+"""
 
 import re
 import reprlib
@@ -9,7 +13,11 @@ from typing import Any
 
 from control_plane.errors import PartitionError
 from control_plane.files import read_json_object
-from control_plane.partition.checkpoint.tensor_file import StoredTensor, Tensor, read_header
+from control_plane.partition.checkpoint.gguf.files import gguf_files, model_name
+from control_plane.partition.checkpoint.gguf.model import read_model
+from control_plane.partition.checkpoint.quantised.formats import dequantised, without_quantisation
+from control_plane.partition.checkpoint.tensors.safetensors_file import StoredTensor, read_header
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -23,21 +31,36 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint with checked headers. The weights stay on disk until they are read."""
+    """A checkpoint with checked headers. The weights stay on disk until they are read.
+
+    Config and tensors are those of the unquantised checkpoint.
+    """
 
     folder: Path
+    """The folder, or the GGUF file."""
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
-        """Read config.json and the headers of all weight files.
+        """Read config.json and the headers of all weight files, or those of a model in GGUF.
 
-        Raises PartitionError, which names the file, if one is missing, malformed or truncated.
+        `folder` may also be a GGUF file. Raises PartitionError, which names the file, if one is missing,
+        malformed or truncated.
         """
+        if files := gguf_files(folder):
+            model = read_model(files)
+            return cls(folder, model.config, model.tensors)
         if not folder.is_dir():
             raise PartitionError(f"{folder} is not a folder")
-        return cls(folder, read_json_object(folder / CONFIG_FILE, MAX_CONFIG_NBYTES), _read_tensors(folder))
+        config = read_json_object(folder / CONFIG_FILE, MAX_CONFIG_NBYTES)
+        tensors = dequantised(_read_tensors(folder), config)
+        return cls(folder, without_quantisation(config), tensors)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return model_name(self.folder)
 
 
 def _read_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Read the tokenizer in the folder that is the first argument."""
+    """Read the tokenizer in the folder or GGUF file that is the first argument."""
     checkpoint, max_bytes = Path(sys.argv[1]), int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
     # Tokenizers need no torch, whose import takes a second and 150 MB.
@@ -21,11 +21,15 @@ def main() -> None:
     from transformers import AutoTokenizer
     from transformers.utils.logging import set_verbosity_error
 
+    from control_plane.partition.checkpoint.gguf.files import SUFFIX
+    from control_plane.partition.checkpoint.gguf.tokenizer import gguf_tokenizer
     from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 
     set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        stored = ModelTokenizer.of(AutoTokenizer.from_pretrained(checkpoint)).json()
+        is_gguf = checkpoint.suffix == SUFFIX and checkpoint.is_file()
+        read = gguf_tokenizer if is_gguf else AutoTokenizer.from_pretrained
+        stored = ModelTokenizer.of(read(checkpoint)).json()
     except BaseException as error:  # The library's panics are not Exceptions.
         sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
     if len(stored) > max_bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.model.architecture import Architecture, ExpertEntry, MatrixEntry
 from control_plane.partition.model.made_tensor import Matrix
 from functions.kernels.packed_expert import Biases

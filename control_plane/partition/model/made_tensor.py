@@ -1,16 +1,22 @@
 """Tensors of a model, made of the rows of a checkpoint's tensors as an `Architecture` says."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor, joined
+from control_plane.partition.checkpoint.tensors.views import (
+    GatheredRows,
+    Indices,
+    TransposedTensor,
+    renamed,
+)
 from control_plane.partition.model.architecture import DenseEntry, MatrixEntry, RowRange
-from functions.kernels.bfloat16 import as_f32
+from functions.kernels.packed_tiles import Quantised
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,12 @@ class Matrix:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], entry: MatrixEntry, rows: int, columns: int) -> "Matrix":
         """Raises PartitionError for a matrix that reaches past the end of its tensor."""
-        tensor = tensors.get(entry.tensor)
-        if tensor is None:
-            raise PartitionError(f"the checkpoint has no {entry.tensor}")
+        tensor = _source(tensors, entry.tensor)
+        if entry.column is not None and isinstance(tensor, TransposedTensor):
+            # It is stored as the matrix is wanted.
+            stored = tensor.source
+            first = entry.row // columns * stored.shape[-2] + entry.column
+            tensor, entry = stored, MatrixEntry(entry.tensor, first, entry.step)
         matrix = cls(tensor, entry, rows, columns)
         if matrix._end > tensor.size:
             raise PartitionError(f"{tensor.path}: {tensor.name} is too small for its experts")
@@ -40,9 +49,16 @@ class Matrix:
             start = row * self.columns
             block = self.tensor.read(start, self._end - start).reshape(-1, self.columns)
             return block[::step]
-        width = self.tensor.shape[-1]
-        block = self.tensor.read(row * width, self.columns * width).reshape(self.columns, width)
+        block = self.tensor.rows(row, self.columns)
         return np.ascontiguousarray(block[:, column : column + self._span : step].T)
+
+    def packable(self, dtype: str) -> NDArray[Any] | Quantised:
+        """What is packed as that type: the values, or codes that the file has in it."""
+        if self.entry.column is None and self.tensor.stored_type == dtype:
+            found = self.tensor.read_quantised(self.entry.row, self._span)
+            if found is not None:
+                return found.map(lambda field: field[:: self.entry.step])
+        return self.read()
 
     @property
     def _span(self) -> int:
@@ -53,53 +69,56 @@ class Matrix:
         """The number of the tensor's values up to the last that belongs to the matrix."""
         if self.entry.column is None:
             return (self.entry.row + self._span) * self.columns
-        within = self.entry.column + self._span <= self.tensor.shape[-1]
-        return (self.entry.row + self.columns) * self.tensor.shape[-1] if within else self.tensor.size + 1
+        within = self.entry.column + self._span <= self.tensor.columns
+        return (self.entry.row + self.columns) * self.tensor.columns if within else self.tensor.size + 1
 
 
 @dataclass(frozen=True)
-class MadeTensor(Tensor):
-    """A tensor that has ranges of other tensors' rows, one after the other."""
+class MadeVector(Tensor):
+    """A tensor of one dimension that has ranges of others' values, one after the other."""
 
     pieces: tuple[tuple[Tensor, RowRange], ...]
-    columns: int
-    """Values of a row."""
 
     def read(self, start: int, count: int) -> NDArray[Any]:
-        first, last = start // self.columns, -(-(start + count) // self.columns)
-        rows = np.concatenate(list(self._read_rows(first, last)))
-        begin = start - first * self.columns
-        return rows.reshape(-1)[begin : begin + count]
+        return joined(list(self._parts(start, start + count)), 1)
 
-    def _read_rows(self, first: int, last: int) -> Iterator[NDArray[Any]]:
-        start = 0
+    def _parts(self, start: int, end: int) -> Iterator[NDArray[Any]]:
+        before = 0
         for tensor, part in self.pieces:
-            begin, end = max(first - start, 0), min(last - start, part.count)
-            if begin < end:
-                row = part.first + begin * part.step
-                count = (end - begin - 1) * part.step + 1
-                block = tensor.read(row * self.columns, count * self.columns)
-                rows = block.reshape(-1, self.columns)[:: part.step]
-                yield rows if self.dtype == "BF16" else as_f32(rows)
-            start += part.count
+            begin, stop = max(start - before, 0), min(end - before, part.count)
+            if begin < stop:
+                span = (stop - begin - 1) * part.step + 1
+                yield tensor.read(part.first + begin * part.step, span)[:: part.step]
+            before += part.count
 
 
 def made_tensor(name: str, entry: DenseEntry, tensors: Mapping[str, Tensor]) -> Tensor:
     """A tensor of the model by this name. Raises PartitionError if it does not fit to the checkpoint."""
     columns = entry.shape[-1] if len(entry.shape) > 1 else 1
-    pieces = []
-    for part in entry.rows:
-        tensor = tensors.get(part.tensor)
-        if tensor is None:
-            raise PartitionError(f"the checkpoint has no {part.tensor}")
+    pieces = [(_source(tensors, part.tensor), part) for part in entry.rows]
+    for tensor, part in pieces:
         if (part.first + (part.count - 1) * part.step + 1) * columns > tensor.size:
             raise PartitionError(f"{tensor.path}: {tensor.name} is too small for {name}")
-        pieces.append((tensor, part))
     if not pieces:
         raise PartitionError(f"nothing makes {name}")
     (first, part), *others = pieces
     if not others and part.first == 0 and part.step == 1 and part.count * columns == first.size:
-        return replace(first, name=name, shape=entry.shape)
-    dtypes = {tensor.dtype for tensor, _ in pieces}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
-    return MadeTensor(name, first.path, dtype, entry.shape, tuple(pieces), columns)
+        return renamed(first, name, entry.shape)
+    dtype = first.dtype if len({tensor.dtype for tensor, _ in pieces}) == 1 else "F32"
+    if len(entry.shape) < 2:
+        return MadeVector(name, first.path, dtype, entry.shape, tuple(pieces))
+    starts = np.cumsum([0, *(part.count for _, part in pieces)])
+    firsts, steps = (np.array([getattr(part, of) for _, part in pieces]) for of in ("first", "step"))
+
+    def row_map(rows: Indices) -> tuple[Indices, Indices]:
+        numbers = np.searchsorted(starts, rows, side="right") - 1
+        return numbers, firsts[numbers] + (rows - starts[numbers]) * steps[numbers]
+
+    sources = tuple(tensor for tensor, _ in pieces)
+    return GatheredRows(name, first.path, dtype, entry.shape, sources, row_map)
+
+
+def _source(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise PartitionError(f"the checkpoint has no {name}")
+    return tensors[name]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.quantisation.importance import expert_importance
 from functions.kernels.bfloat16 import Float32, as_f32
 from functions.kernels.packed_expert import Importance

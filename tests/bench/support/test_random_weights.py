@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.support.checkpoint import random_checkpoint, write_weights
 from bench.support.random_weights import RandomTensor, RandomWeights
-from control_plane.partition.checkpoint.tensor_file import CHUNK_VALUES
+from control_plane.partition.checkpoint.tensors.tensor import CHUNK_VALUES
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from tests.support.models.checkpoints import FAMILIES, tiny_config

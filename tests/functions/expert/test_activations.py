@@ -10,7 +10,7 @@ import pytest
 
 from control_plane.architecture.choice import architecture_of
 from control_plane.partition.checkpoint.reader import Checkpoint
-from control_plane.partition.checkpoint.tensor_file import load_header
+from control_plane.partition.checkpoint.tensors.safetensors_file import load_header
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import write_partition

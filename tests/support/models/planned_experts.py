@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.partition.checkpoint.tensor_file import Tensor
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.model.architecture import MatrixEntry
 from control_plane.partition.model.expert_tensors import ExpertTensors
 from control_plane.partition.model.made_tensor import Matrix

@@ -44,6 +44,7 @@ TARGETS: Mapping[str, Entry] = {
     "manifests": Entry(files.manifests),
     "blocks": Entry(files.blocks),
     "checkpoints": Entry(files.checkpoints),
+    "gguf": Entry(files.gguf),
     "config": Entry(files.config),
     "workloads": Entry(files.workloads),
 }

@@ -16,10 +16,14 @@ from bench.robustness.fuzz.support import model
 from bench.robustness.fuzz.support.json_mutation import mutated_json, mutated_message
 from bench.robustness.fuzz.support.mutation import mutated
 from bench.robustness.fuzz.support.target import Target
+from bench.support.gguf import Qwen2Moe
+from bench.support.gguf import write as write_gguf
 from control_plane.config import ServeConfig
 from control_plane.errors import FaaSMoEError
+from control_plane.partition.checkpoint.gguf.container import read_header
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, Checkpoint
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.inspection import inspect
 from control_plane.partition.plan import Plan
 from functions.contract.manifest import MANIFEST_FILE
 from functions.expert.expert_block import BlockError, ExpertBlock
@@ -111,6 +115,26 @@ def checkpoints(folder: Path) -> Iterator[Target]:
             )
 
         yield Target(make, run)
+
+
+@contextmanager
+def gguf(folder: Path) -> Iterator[Target]:
+    """The header of a model in GGUF."""
+    with _scratch() as scratch:
+        file = scratch / "model.gguf"
+        write_gguf(Qwen2Moe.of_checkpoint(folder / model.CHECKPOINT), file)
+        architecture = inspect(Checkpoint.open(file))
+        start = min(tensor.offset for tensor in read_header(file).tensors)
+        header, weights = file.read_bytes()[:start], file.read_bytes()[start:]
+
+        def run(data: bytes) -> bool:
+            file.write_bytes(data + weights)
+            return _is_read(
+                lambda: Plan.make(Checkpoint.open(file), architecture, None, "auto", "auto", "fuzz"),
+                FaaSMoEError,
+            )
+
+        yield Target(lambda random: mutated(header, random), run)
 
 
 @contextmanager

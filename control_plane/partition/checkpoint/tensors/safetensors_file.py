@@ -1,15 +1,12 @@
-"""Tensors that are read piece by piece, and those of safetensors files, which are read by offset.
+"""Tensors of safetensors files, which are read by offset.
 
 All numbers of a file's header are checked before any tensor is read. The format
 (https://huggingface.co/docs/safetensors) is 8 bytes of header length, the header as JSON, and the data.
 Files are not memory-mapped, because mapped pages count as this process's memory.
 """
 
-import math
 import os
 import reprlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,48 +16,41 @@ from numpy.typing import NDArray
 
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.files import parse_json_object, regular_size
+from control_plane.partition.checkpoint.tensors.tensor import Tensor
 
 MAX_HEADER_NBYTES = 32 << 20
 """Some 200,000 tensors. Parsing takes up to twenty times as much memory."""
 MAX_NAME_LENGTH = 500
 MAX_DIMENSIONS = 8
 
-CHUNK_VALUES = 1 << 20
-"""The most values that `Tensor.chunks` yields at a time."""
-
 _LARGEST = 1 << 62
-_STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-
-
-@dataclass(frozen=True)
-class Tensor(ABC):
-    """A tensor of a model. `dtype` is F32, F16 or BF16; `path` is its origin, for error messages."""
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """The number of values."""
-        return math.prod(self.shape)
-
-    @abstractmethod
-    def read(self, start: int, count: int) -> NDArray[Any]:
-        """The `count` values from `start` on, as float32 or as uint16 with the bits of bf16."""
-
-    def chunks(self) -> Iterator[NDArray[Any]]:
-        """All values in order, a few megabytes at a time, in the dtype that `read` returns."""
-        for start in range(0, self.size, CHUNK_VALUES):
-            yield self.read(start, min(CHUNK_VALUES, self.size - start))
+_PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_STORED: dict[str, np.dtype[Any]] = {
+    **_PLAIN,
+    # Of quantised checkpoints: codes, scales, zero points and sizes.
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E8M0": np.dtype("u1"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
 
 
 @dataclass(frozen=True)
 class StoredTensor(Tensor):
-    """A tensor in a file, whose values start at byte `offset` in row-major order."""
+    """A tensor in a file, whose values start at byte `offset` in row-major order.
+
+    In a quantised checkpoint, its dtype may be another one than a `Tensor`'s: then it has no values of its
+    own, only numbers, which `read_stored` returns.
+    """
 
     offset: int
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has values."""
+        return self.dtype in _PLAIN
 
     @property
     def nbytes(self) -> int:
@@ -72,16 +62,32 @@ class StoredTensor(Tensor):
         float16 becomes float32, since bf16 would lose three of its bits and no kernel reads float16.
         Raises PartitionError if the file cannot be read.
         """
-        values = np.empty(count, _STORED[self.dtype])
-        _read_into(self.path, self.offset + start * values.itemsize, values.view(np.uint8))
+        if not self.is_plain:
+            raise unsupported(self)
+        values = self.read_stored(start, count)
         return values.astype(np.float32) if self.dtype == "F16" else values
+
+    def read_stored(self, start: int, count: int) -> NDArray[Any]:
+        """Numbers in the file's own dtype; the bits of those that NumPy does not have.
+
+        Raises PartitionError if the file cannot be read.
+        """
+        numbers = np.empty(count, _STORED[self.dtype])
+        read_into(self.path, self.offset + start * numbers.itemsize, numbers.view(np.uint8))
+        return numbers
+
+
+def unsupported(tensor: Tensor) -> UnsupportedModel:
+    """The error for a tensor without values."""
+    found = f"{tensor.path}: {tensor.name} has dtype {tensor.dtype[:20]}"
+    return UnsupportedModel(f"{found}; only F32, F16 and BF16 can be split")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file, by name.
 
-    Raises PartitionError for a file that is truncated or malformed, UnsupportedModel for a dtype other than
-    F32, F16 and BF16.
+    Raises PartitionError for a file that is truncated or malformed, UnsupportedModel for a dtype that no
+    supported checkpoint has.
     """
     header, data_offset = load_header(path)
     header.pop("__metadata__", None)
@@ -123,22 +129,22 @@ def _tensor(path: Path, name: str, entry: object, data_offset: int) -> StoredTen
             pass
         case _:
             raise PartitionError(f"{path}: the header's entry of {name} is malformed")
-    if dtype not in _STORED:
-        found = dtype[:20]
-        raise UnsupportedModel(f"{path}: {name} has dtype {found}; only F32, F16 and BF16 can be split")
     # The product of thousands of large numbers would take hours.
     if len(shape) > MAX_DIMENSIONS or not all(
         type(length) is int and 0 <= length < _LARGEST for length in shape
     ):
         raise PartitionError(f"{path}: {name} has the shape {reprlib.repr(shape)}")
     tensor = StoredTensor(name, path, dtype, tuple(shape), data_offset + begin)
+    if dtype not in _STORED:
+        raise unsupported(tensor)
     if begin < 0 or end - begin != tensor.nbytes:
         where = f"{reprlib.repr(begin)} to {reprlib.repr(end)}"
         raise PartitionError(f"{path}: {name} {shape} {dtype} does not fit its bytes {where}")
     return tensor
 
 
-def _read_into(path: Path, offset: int, buffer: NDArray[np.uint8]) -> None:
+def read_into(path: Path, offset: int, buffer: NDArray[np.uint8]) -> None:
+    """Fill a buffer with the bytes of a file from `offset` on. Raises PartitionError."""
     filled = 0
     try:
         with path.open("rb", buffering=0) as file:
