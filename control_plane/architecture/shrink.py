@@ -87,12 +87,15 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 def shrunk(config: PretrainedConfig) -> PretrainedConfig:
     """A config of the same kinds of layers, and of few of them. Raises what the family's own checks raise."""
     own = config.to_dict()
-    layers = _num_layers(own)
-    document = {**own, **_sizes(own), "num_hidden_layers": layers}
+    total: int = config.num_hidden_layers
+    layers = _num_layers(own, total)
+    document = {**own, **_sizes(own)}
+    if "num_hidden_layers" in own:
+        document["num_hidden_layers"] = layers
     if "qk_rope_head_dim" in own:
         document.pop("head_dim", None)
     for name, value in own.items():
-        if isinstance(value, list) and len(value) == own["num_hidden_layers"]:
+        if isinstance(value, list) and len(value) == total:
             document[name] = value[:layers]
     by_layer = own.get("per_layer_config") or {}
     if by_layer:
@@ -117,9 +120,8 @@ def _sizes(own: Mapping[str, Any]) -> dict[str, Any]:
     return sizes
 
 
-def _num_layers(own: Mapping[str, Any]) -> int:
+def _num_layers(own: Mapping[str, Any], total: int) -> int:
     """As many layers as have each kind, and two at least."""
-    total: int = own["num_hidden_layers"]
     by_layer = own.get("per_layer_config") or {}
     kinds = [value for value in own.values() if isinstance(value, list) and len(value) == total and total > 1]
     kinds.append([by_layer.get(f"{number:02}") for number in range(total)])

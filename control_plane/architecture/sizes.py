@@ -10,7 +10,15 @@ from functions.contract.manifest import MAX_EXPERTS
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """What configs call the number of experts in a layer."""
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_k", "moe_router_topk")
+EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "moe_router_topk",
+)
 """What they call the number of experts that a token uses."""
 
 _MAX_TOKENS = 1 << 32
