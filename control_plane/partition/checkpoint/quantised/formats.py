@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.checkpoint.quantised.fp4 import Fp4Tensor
-from control_plane.partition.checkpoint.quantised.integers import (
+from control_plane.partition.checkpoint.quantised.packed_integers import (
     BITS,
     GptqVariant,
     awq,
