@@ -27,7 +27,7 @@ LAYERS = (
     ("control_plane.observability",),
     ("control_plane.api",),
     ("control_plane.app",),
-    ("control_plane.up", "control_plane.offline"),
+    ("control_plane.up", "control_plane.offline", "control_plane.architecture"),
     ("bench.support",),
     ("bench.comparison",),
     ("control_plane.cli", "control_plane.__main__"),

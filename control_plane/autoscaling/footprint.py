@@ -7,8 +7,8 @@ from pathlib import Path
 from control_plane.autoscaling.process_memory import unread_bytes, used_bytes
 from control_plane.errors import ConfigError
 from control_plane.formatting import format_bytes
-from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.dense_config import DenseConfig
 from functions.contract.messages import ResidencyReport
 from functions.host.memory import MemoryLimit
 

@@ -6,9 +6,9 @@ from control_plane.engine.kernels import DenseKernel, load_dense_kernel
 from control_plane.engine.model.dense_model import DenseModel
 from control_plane.engine.model.program_layers import has_program
 from control_plane.engine.model.program_model import ProgramModel
-from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.checkpoint.untrusted import loading
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.dense_config import DenseConfig
 
 
 def load_model(

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from control_plane.errors import PartitionError
-from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.model.dense_config import DenseConfig
 from tests.support.models.checkpoints import FAMILIES, tiny_config
 from tests.support.paths import DEMO_MODEL
 

@@ -11,7 +11,7 @@ from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import RouterWeights
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import KVCache
-from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.model.dense_config import DenseConfig
 
 
 class DenseModel(Protocol):

@@ -19,7 +19,7 @@ from control_plane.engine.kernels.layer_program import (
     SharedExpert,
 )
 from control_plane.engine.model.dense_file import DenseFile
-from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.model.dense_config import DenseConfig
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import as_f32
 from functions.kernels.packed_expert import ExpertShape

@@ -17,9 +17,9 @@ from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import KVCache
 from control_plane.errors import PartitionError
-from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.dense import HEAD
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.dense_config import DenseConfig
 
 
 class ProgramModel:

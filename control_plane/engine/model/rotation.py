@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.model.dense_config import DenseConfig
 from functions.kernels.bfloat16 import Float32, f32_to_bf16
 
 

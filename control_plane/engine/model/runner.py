@@ -15,7 +15,7 @@ from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
 from control_plane.engine.state.stopwatch import StepPart, Stopwatch
-from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.model.dense_config import DenseConfig
 from functions.kernels.bfloat16 import as_f32
 
 LOGITS_ROWS = 16

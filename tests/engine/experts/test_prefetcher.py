@@ -14,8 +14,8 @@ from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS
 from control_plane.engine.model.reference.transformers_model import TransformersModel
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.invoking.invoker import Invoker
-from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.granularity import Granularity
+from control_plane.partition.model.dense_config import DenseConfig
 from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
 from tests.conftest import StartFunction
 from tests.support.api.api_server import eventually

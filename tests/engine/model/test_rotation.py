@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from control_plane.engine.model.rotation import Rotation
-from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.model.dense_config import DenseConfig
 from functions.kernels.bfloat16 import bf16_to_f32
 from tests.support.models.checkpoints import tiny_model
 

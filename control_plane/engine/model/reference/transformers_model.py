@@ -16,7 +16,7 @@ from control_plane.engine.model.reference.layers import EmbeddingModule, PackedL
 from control_plane.engine.model.reference.tensor_views import to_numpy, to_torch
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import KVCache
-from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.model.dense_config import DenseConfig
 
 FEW_ROWS = 32
 """Up to this many rows, torch finishes its small products before a second thread has woken up."""
