@@ -32,7 +32,7 @@ def load_config(partition: Path) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(partition).get_text_config(decoder=True)
     # A partition's head has weights of its own.
     config.tie_word_embeddings = False
-    if getattr(config, "head_dim", 0) is None:
+    if vars(config).get("head_dim", 0) is None:
         # It may be null for Mixtral, and transformers needs a number for scaled rotary embeddings.
         config.head_dim = config.hidden_size // config.num_attention_heads
     return config
@@ -61,6 +61,9 @@ def load_module(
     bound_product_caches()
     with loading(f"the model in {partition}"):
         tensors, matrices = _read_dense(dense, dtype)
+        if config.model_type == "mixtral":
+            # Its partitions have the names of its checkpoints.
+            tensors = {name.replace(".block_sparse_moe.", ".mlp."): each for name, each in tensors.items()}
         modules = [name.removesuffix(PACKED) for name in tensors if name.endswith(PACKED)]
         model = _empty(config, TORCH_DTYPE[dtype], attention, modules, matrices)
         experts = experts_modules(model).values()
@@ -77,10 +80,7 @@ def load_module(
 def _read_dense(path: Path, dtype: str) -> tuple[dict[str, torch.Tensor], dict[str, PackedMatrix]]:
     """The tensors of the dense part, mapped from the file, and what its packed matrices are."""
     with safe_open(path, "pt") as file:
-        # Partitions of Mixtral have the names of its checkpoints.
-        tensors = {
-            name.replace(".block_sparse_moe.", ".mlp."): file.get_tensor(name) for name in list(file.keys())
-        }
+        tensors = {name: file.get_tensor(name) for name in list(file.keys())}
         return tensors, packed_matrices(file.metadata() or {}, dtype)
 
 

@@ -87,6 +87,6 @@ class LockstepModel(TransformersModel):
         before = working_copy(cache)
         continued = self._compute(tokens[short:], cache)[:short]
         whole = self._compute(tokens[: 2 * short], self._new_cache())[short:]
-        self._size = state_size(before, cache, _MEASURED)
+        self._size = state_size(before, cache, _MEASURED, self.sizes.context_length)
         difference = (continued - whole).abs().max() / whole.abs().max()
         self._chunks_prompts = bool(difference < _LARGEST_DIFFERENCE)

@@ -28,12 +28,14 @@ class StateSize(NamedTuple):
         return -(-2 * self.fixed // self.page_nbytes)
 
 
-def state_size(short: DynamicCache, long: DynamicCache, num_tokens: tuple[int, int]) -> StateSize:
+def state_size(
+    short: DynamicCache, long: DynamicCache, num_tokens: tuple[int, int], context_length: int
+) -> StateSize:
     """The size of states, from two of sequences with these numbers of tokens, in whole pages."""
     few, many = (_growing_nbytes(cache) for cache in (short, long))
     per_token = -(-(many - few) // (num_tokens[1] - num_tokens[0]))
     fixed = max(few - per_token * num_tokens[0], 0)
-    return StateSize(fixed + _windows_nbytes(short), per_token)
+    return StateSize(fixed + _windows_nbytes(short, context_length), per_token)
 
 
 def _growing_nbytes(cache: DynamicCache) -> int:
@@ -48,10 +50,12 @@ def _growing_nbytes(cache: DynamicCache) -> int:
     return sum(storages.values())
 
 
-def _windows_nbytes(cache: DynamicCache) -> int:
+def _windows_nbytes(cache: DynamicCache, context_length: int) -> int:
     """The bytes of full windows."""
     return sum(
-        tensor[:, :, :1].nbytes * layer.sliding_window for layer in cache.layers for tensor in _windows(layer)
+        tensor[:, :, :1].nbytes * min(layer.sliding_window, context_length)
+        for layer in cache.layers
+        for tensor in _windows(layer)
     )
 
 
