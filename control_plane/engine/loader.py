@@ -23,7 +23,7 @@ def load_model(
     manifest.verify_dense(partition)
     if not has_program(manifest.model_type, kernel):
         # They bring torch and transformers: two seconds, and 250 MB.
-        from control_plane.engine.model.transformers_model.load import load_transformers
+        from control_plane.engine.transformers_loader import load_transformers
 
         dense = partition / manifest.dense.file
         return load_transformers(partition, dense, manifest.dtype, manifest.moe_layers, threads, kernel)

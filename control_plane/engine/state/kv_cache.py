@@ -45,10 +45,12 @@ class _Block(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where the keys of a layer are, or its values: in an array of `LaneArray`s."""
+    """Where the keys of a layer are, or its values."""
 
     block: _Block
-    index: int
+    """The array's."""
+    number: int
+    """The layer's in the array."""
     part: int
 
 
@@ -177,10 +179,10 @@ class KVCache(SequenceMemory):
 
         Raises `ValueError` for a layer whose keys and values have different sizes.
         """
-        (block, index, _), _ = self._places[layer]
+        (block, number, _), _ = self._places[layer]
         if block.parts != 2:
             raise ValueError(f"keys and values of layer {layer} have different sizes")
-        return self._arrays[block].array, index
+        return self._arrays[block].array, number
 
     def attend(
         self,
@@ -228,7 +230,7 @@ class KVCache(SequenceMemory):
 
     def _array(self, place: _Place) -> NDArray[Any]:
         """[lanes, kv_heads, tokens, size]"""
-        return self._arrays[place.block].array[:, place.index, place.part]
+        return self._arrays[place.block].array[:, place.number, place.part]
 
 
 def _places(shape: KVCacheShape) -> tuple[list[tuple[_Place, _Place]], Counter[_Block]]:
@@ -244,8 +246,8 @@ def _places(shape: KVCacheShape) -> tuple[list[tuple[_Place, _Place]], Counter[_
     for heads, key_size, value_size in shape.layers:
         if key_size == value_size:
             block = _Block(2, heads, key_size)
-            (index,) = added([block])
-            places.append((_Place(block, index, 0), _Place(block, index, 1)))
+            (number,) = added([block])
+            places.append((_Place(block, number, 0), _Place(block, number, 1)))
         else:
             keys, values = blocks = [_Block(1, heads, key_size), _Block(1, heads, value_size)]
             of_keys, of_values = added(blocks)

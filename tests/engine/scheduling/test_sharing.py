@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
 from control_plane.engine.scheduling.scheduler import Scheduler
+from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import SamplingParams, Sequence, TokenLogprob
 from tests.engine.scheduling.test_scheduler import Step, check, run, shown
 from tests.support.scheduling import advance, assert_empty, complete, make_scheduler, make_sequence
@@ -266,6 +267,7 @@ def test_every_answer_ends_and_reads_only_its_own_prompt(
         check(scheduler, batch)
         assert batch or not here
         cache = scheduler.kv_cache
+        assert isinstance(cache, KVCache)
         for chunk in batch:
             lane = cache.read(0, cache.pages.lane(chunk.sequence), cache.max_length)[0][0, :, 0]
             own = float(chunk.sequence.request_id)

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 ANSWER = 12
 
 
-@pytest.fixture(scope="module", params=["gemma4", "qwen3_next", "jamba"])
+@pytest.fixture(scope="module", params=["gemma4", "qwen3_next", "deepseek_v4", "jamba"])
 def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
-    """A ragged model, one in lockstep, and one whose prompts are computed as a whole."""
+    """A ragged model, two in lockstep, and one whose prompts are computed as a whole."""
     return SplitModel.make(request.param, tmp_path_factory.mktemp(request.param))
 
 
@@ -74,12 +74,13 @@ def test_answers_are_those_of_the_unsplit_model(split: SplitModel) -> None:
 def test_preempted_sequences_are_computed_again(split: SplitModel) -> None:
     """Memory has room for one sequence and a half."""
     pages = split.memory().pages
-    scheduler = scheduler_of(split, num_pages=pages.pages_for(20 + ANSWER) + pages.pages_for(20))
-    sequences = answering(20, 19)
+    scheduler = scheduler_of(split, num_pages=pages.pages_for(160) + pages.pages_for(120))
+    sequences = [replace(sequence, params=SamplingParams(40)) for sequence in prompts(120, 119)]
     run(split, scheduler, sequences)
     for sequence in sequences:
         assert_right(split, sequence)
-    assert scheduler.kv_cache.pages.num_free_pages == scheduler.kv_cache.num_pages
+    assert scheduler.kv_cache.pages.num_free_pages == scheduler.kv_cache.pages.num_pages
+    assert scheduler.num_preemptions
 
 
 @pytest.mark.parametrize("max_batch_tokens", [16, 64])

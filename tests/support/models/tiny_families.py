@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from control_plane.engine.kernels import load_dense_kernel
-from control_plane.engine.model.dense_model import MemorySize
+from control_plane.engine.model.dense_model import DenseModel, MemorySize
 from control_plane.engine.model.transformers_model.experts import experts_modules
 from control_plane.engine.model.transformers_model.lockstep.model import LockstepModel
 from control_plane.engine.model.transformers_model.ragged.model import RaggedModel
@@ -172,8 +172,11 @@ def family_model(family: str, **overrides: Any) -> PreTrainedModel:
     return model
 
 
-def save_dense(model: PreTrainedModel, folder: Path) -> Path:
-    """Write config.json and the dense file, with the names of the model's own tensors; returns the file."""
+def save_dense(model: PreTrainedModel, folder: Path, dtype: str) -> Path:
+    """Write config.json and the dense file, with the names of the model's own tensors; returns the file.
+
+    With `dtype` "bf16", those that the family keeps in float32 stay so.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     experts = {
@@ -181,7 +184,12 @@ def save_dense(model: PreTrainedModel, folder: Path) -> Path:
         for module, each in experts_modules(model).items()
         for name, _ in each.named_parameters(recurse=False)
     }
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in experts}
+    strict: Any = model._keep_in_fp32_modules_strict if dtype == "bf16" else [""]
+    tensors = {
+        name: tensor.clone() if any(part in name for part in strict) else tensor.bfloat16()
+        for name, tensor in model.state_dict().items()
+        if name not in experts
+    }
     save_file(tensors, folder / "dense.safetensors", metadata={"format": "pt"})
     return folder / "dense.safetensors"
 
@@ -220,12 +228,14 @@ class SplitModel:
     experts: LocalExperts
 
     @classmethod
-    def make(cls, family: str, folder: Path, way: str | None = None, **overrides: Any) -> "SplitModel":
+    def make(
+        cls, family: str, folder: Path, way: str | None = None, dtype: str = "f32", **overrides: Any
+    ) -> "SplitModel":
         """The split model computes in `way`; without it, in the one that is chosen for the family."""
         reference = family_model(family, **overrides)
-        dense = save_dense(reference, folder)
+        dense = save_dense(reference, folder, dtype)
         layers = range(len(experts_modules(reference)))
-        model = load_transformers(folder, dense, "f32", layers, 1, load_dense_kernel(), way)
+        model = load_transformers(folder, dense, dtype, layers, 1, load_dense_kernel(), way)
         experts = LocalExperts(reference)
         model.attach(experts)  # type: ignore[arg-type]
         return cls(reference, model, experts)
@@ -238,9 +248,9 @@ class SplitModel:
         """The logits [n, vocabulary] of each chunk's rows. Gives the sequences room first."""
         for chunk in batch:
             memory.pages.allocate(chunk.sequence, chunk.end)
-        rows = self.model.logits(self.model.hidden_states(batch, memory))
-        lengths = [chunk.length for chunk in batch]
-        return list(to_torch(rows).split(lengths))
+        model: DenseModel = self.model
+        logits = to_torch(model.logits(model.hidden_states(batch, memory))).float()
+        return list(torch.split(logits, [chunk.length for chunk in batch]))
 
     def expected(self, chunk: Chunk) -> torch.Tensor:
         """The unsplit model's logits [n, vocabulary] for the rows of a chunk, without any cache."""

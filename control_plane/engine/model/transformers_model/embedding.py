@@ -20,8 +20,8 @@ class EmbeddingInFile(nn.Embedding):
         return rows.view(*input.shape, rows.shape[1])
 
 
-def keep_in_file(embedding: nn.Embedding, stored: StoredEmbedding) -> None:
-    """Have an embedding read its rows from the file.
+def keep_in_file(embedding: Any, stored: StoredEmbedding) -> None:
+    """Have an `nn.Embedding` read its rows from the file.
 
     A family's own kind of embedding changes what `nn.Embedding` returns, and then changes what is read.
     """

@@ -1,8 +1,8 @@
 """The hook in transformers' experts interface, which all families' MoE layers call."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,9 @@ INTERFACE = "faasmoe"
 """The name of our functions in transformers' interfaces."""
 
 
-class ComputeExperts(Protocol):
-    """Computes the routed experts of a layer."""
-
-    def __call__(
-        self, layer: int, hidden_states: NDArray[Any], index: NDArray[Any], weights: NDArray[Any]
-    ) -> NDArray[Any]:
-        """The sums [T, H] of the outputs of the experts `index` [T, K] for rows [T, H], times weights [T, K].
-
-        -1 is no expert. The rows have the partition's dtype, and so has the result.
-        """
+ComputeExperts = Callable[[int, NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[Any]]
+"""Computes the experts of a layer: for rows [T, H], the sums of the outputs of their experts [T, K] times
+weights [T, K]; -1 is no expert. The rows have the partition's dtype, and so has the result."""
 
 
 @dataclass

@@ -93,7 +93,8 @@ class TransformersModel:
         """The final hidden states [N, H] of tokens."""
         output = self._base(input_ids=torch.tensor([token_ids]), **options)
         self._output = type(output)
-        return output.last_hidden_state[0]
+        hidden_states: torch.Tensor = output.last_hidden_state[0]
+        return hidden_states
 
     @contextmanager
     def _few_threads(self, rows: int) -> Iterator[None]:
@@ -109,7 +110,7 @@ class TransformersModel:
 @contextmanager
 def _returning(module: nn.Module, output: object) -> Iterator[None]:
     """Until the context ends, the module returns this whatever it is called with."""
-    module.forward = lambda *_, **__: output  # type: ignore[method-assign]
+    module.forward = lambda *_, **__: output
     try:
         yield
     finally:

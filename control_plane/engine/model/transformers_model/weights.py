@@ -41,10 +41,11 @@ def load_config(partition: Path) -> PretrainedConfig:
 def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     """transformers' class for generating text. Raises `UnsupportedModel` for a family without one."""
     try:
-        own: type[PreTrainedModel] = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        own: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:
         raise UnsupportedModel(f"transformers generates no text with {config.model_type}") from None
-    return own
+    model: type[PreTrainedModel] = own
+    return model
 
 
 def load_module(
@@ -65,7 +66,7 @@ def load_module(
             # Its partitions have the names of its checkpoints.
             tensors = {name.replace(".block_sparse_moe.", ".mlp."): each for name, each in tensors.items()}
         modules = [name.removesuffix(PACKED) for name in tensors if name.endswith(PACKED)]
-        model = _empty(config, TORCH_DTYPE[dtype], attention, modules, matrices)
+        model: Any = _empty(config, TORCH_DTYPE[dtype], attention, modules, matrices)
         experts = experts_modules(model).values()
         _assign(model, tensors, experts, dense)
         check_packed(model, matrices)
@@ -115,7 +116,7 @@ def _assign(
     model.load_state_dict({name: tensors[name] for name in wanted}, strict=False, assign=True)
 
 
-def _compute_buffers(model: PreTrainedModel) -> None:
+def _compute_buffers(model: Any) -> None:
     """Compute the buffers that are in no file, such as rotary embeddings' frequencies: the family does it."""
     for name, buffer in list(model.named_non_persistent_buffers()):
         parent, _, attribute = name.rpartition(".")

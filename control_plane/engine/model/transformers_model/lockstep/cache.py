@@ -12,14 +12,14 @@ PAGE_SIZE = 16
 """Tokens in a page."""
 
 
-class GrowingLayer(DynamicLayer):
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values with room behind them, so that a token is added without copying those before it.
 
     Copies of a state share the room: what one of them writes there, the others do not count as theirs.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._buffers: list[torch.Tensor] = []
 
     def update(
@@ -41,11 +41,11 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _roomy(old: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:
+def _roomy(old: torch.Tensor | None, new: torch.Tensor, length: int) -> torch.Tensor:
     """A tensor [1, heads, whole pages, size] that begins with the old tokens."""
     pages = -(-length // PAGE_SIZE)
     buffer = new.new_empty(*new.shape[:2], pages * PAGE_SIZE, new.shape[3])
-    if old.numel():
+    if old is not None and old.numel():
         buffer[:, :, : old.shape[2]] = old
     return buffer
 
@@ -60,10 +60,26 @@ def new_cache(config: PretrainedConfig) -> DynamicCache:
 def working_copy(cache: DynamicCache) -> DynamicCache:
     """A copy that a step may change without changing the original.
 
-    It shares the tensors that are replaced and not changed, which are those that grow with each token.
+    It shares the tensors that are replaced and not changed, which are those that grow with each token. Of
+    others, it has no more than their values, though some are views of all that the last step computed.
     """
-    kept = [tensor for layer in cache.layers for tensor in _replaced(layer)]
-    return copy.deepcopy(cache, {id(tensor): tensor for tensor in kept})
+    copies = {id(tensor): tensor for layer in cache.layers for tensor in _replaced(layer)}
+    copies |= {id(tensor): tensor.clone() for tensor in tensors_of(cache) if id(tensor) not in copies}
+    return copy.deepcopy(cache, copies)
+
+
+def tensors_of(value: object) -> Iterator[torch.Tensor]:
+    """All tensors of a cache, or of a layer's attributes."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from tensors_of(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from tensors_of(each)
+    elif isinstance(value, DynamicCache):
+        yield from tensors_of([vars(layer) for layer in value.layers])
 
 
 def _replaced(layer: object) -> Iterator[torch.Tensor]:

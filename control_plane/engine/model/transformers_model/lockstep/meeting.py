@@ -23,7 +23,7 @@ class _Request(NamedTuple):
 
     layer: int
     hidden_states: NDArray[Any]
-    index: NDArray[Any]
+    experts: NDArray[Any]
     weights: NDArray[Any]
 
 

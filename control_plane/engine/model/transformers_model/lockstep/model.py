@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from control_plane.engine.model.transformers_model.tensor_views import to_numpy
 from control_plane.engine.model.transformers_model.weights import TORCH_DTYPE
 from control_plane.engine.scheduling.chunk import Chunk
 
-_MEASURED = PAGE_SIZE, 9 * PAGE_SIZE
-"""Tokens of the two states whose sizes are compared."""
+_MEASURED = PAGE_SIZE, 8 * PAGE_SIZE - 1, 9 * PAGE_SIZE
+"""Tokens of the states whose sizes are measured: see `state_size`."""
 _LARGEST_DIFFERENCE = 0.05
 """Between the rows of a prompt in parts and of the whole prompt, as a share of the largest value. A family
 that cannot continue a prompt is off by more than that, rounding in bfloat16 by less."""
@@ -79,14 +80,14 @@ class LockstepModel(TransformersModel):
     @torch.inference_mode()
     def _measure(self) -> None:
         """Find the sizes of states, and whether a prompt can be computed in parts."""
-        short, long = _MEASURED
-        tokens = [number % self.sizes.vocab_size for number in range(long)]
-        cache = self._new_cache()
+        tokens = [number % self.sizes.vocab_size for number in range(_MEASURED[-1])]
+        cache, states, rows = self._new_cache(), {}, []
         with self._routers.watching():
-            self._compute(tokens[:short], cache)
-        before = working_copy(cache)
-        continued = self._compute(tokens[short:], cache)[:short]
-        whole = self._compute(tokens[: 2 * short], self._new_cache())[short:]
-        self._size = state_size(before, cache, _MEASURED, self.sizes.context_length)
+            for start, end in pairwise((0, *_MEASURED)):
+                rows.append(self._compute(tokens[start:end], cache))
+                states[end] = working_copy(cache)
+        self._size = state_size(states, self.sizes.context_length)
+        continued = torch.cat(rows)[: 2 * PAGE_SIZE]
+        whole = self._compute(tokens[: 2 * PAGE_SIZE], self._new_cache())
         difference = (continued - whole).abs().max() / whole.abs().max()
         self._chunks_prompts = bool(difference < _LARGEST_DIFFERENCE)

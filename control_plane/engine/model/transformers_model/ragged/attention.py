@@ -127,7 +127,8 @@ class RaggedAttention:
                 self._layers[module] = number
                 return
         self._layers[module] = len(self.layers)
-        self.layers.append(KVLayer(*call.key.shape[1:], call.value.shape[2]))
+        _, heads, key_size = call.key.shape
+        self.layers.append(KVLayer(heads, key_size, call.value.shape[2]))
         self._keys.append(call.key)
 
 
@@ -164,8 +165,11 @@ def _attend(
         attention_mask = mask.causal(sliding_window)
     if not isinstance(attention_mask, TokenMask):
         raise NotImplementedError(f"{type(module).__name__} changes the mask")
+    rows, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
     call = AttentionCall(
-        *(states[0].transpose(0, 1) for states in (query, key, value)),
+        rows,
+        keys,
+        values,
         attention_mask,
         query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         softcap,
