@@ -60,7 +60,7 @@ def describe(config: PretrainedConfig, shapes: Shapes, way: Way) -> Architecture
         layers=tuple(experts.layers(origins, shapes)),
         dense=entries,
         linears=tuple(_linears(model, entries, modules)),
-        gated_ffns=gated_ffns(model, entries),
+        gated_ffns=tuple(gated_ffns(model, entries)),
         unused=tuple(origins.unused),
         way=way,
     )
@@ -247,11 +247,11 @@ def _linears(
     model: nn.Module, entries: Mapping[str, DenseEntry], modules: list[ExpertModule]
 ) -> Iterator[str]:
     """Linear layers that every token reads in full. Routers are no such layers, and are not quantised."""
-    beside = {each.name.rpartition(".")[0] for each in modules}
+    blocks = tuple(each.name.rpartition(".")[0] + "." for each in modules)
     for name, module in model.named_modules():
         entry = entries.get(f"{name}.weight")
         if type(module) is not nn.Linear or entry is None or entry.keeps_f32:
             continue
-        is_router = name.rpartition(".")[0] in beside and module.out_features == modules[0].module.num_experts
+        is_router = name.startswith(blocks) and module.out_features == modules[0].module.num_experts
         if min(module.in_features, module.out_features) >= _MIN_LINEAR and not is_router:
             yield name

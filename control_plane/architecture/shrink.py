@@ -59,6 +59,8 @@ _SIZES: Mapping[str, int] = {
     "mamba_dt_rank": 4,
     "ssm_state_size": 8,
     "n_groups": 2,
+    "n_group": 2,
+    "topk_group": 1,
     # Attention of several kinds
     "sliding_window": 8,
     "sliding_window_size": 8,
@@ -81,6 +83,10 @@ _SIZES: Mapping[str, int] = {
     "block_size": 4,
 }
 _NUM_EXPERTS, _MOST_TOP_K = 8, 2
+_ROTATED_PARTS = 8
+"""Of a head whose first part is rotated, DeepSeek-V4's, the length of which a factor in its config says."""
+_PERIODS = ("_period", "_interval", "_step")
+"""Ends of the names of numbers of layers after which their kinds repeat."""
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
@@ -92,8 +98,11 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
     document = {**own, **_sizes(own)}
     if "num_hidden_layers" in own:
         document["num_hidden_layers"] = layers
-    if "qk_rope_head_dim" in own:
+    if "kv_lora_rank" in own:
+        # Heads have two parts, whose sizes add up.
         document.pop("head_dim", None)
+    elif "qk_rope_head_dim" in own:
+        document["head_dim"] = _ROTATED_PARTS * HEAD_DIM
     for name, value in own.items():
         if isinstance(value, list) and len(value) == total:
             document[name] = value[:layers]
@@ -125,7 +134,8 @@ def _num_layers(own: Mapping[str, Any], total: int) -> int:
     by_layer = own.get("per_layer_config") or {}
     kinds = [value for value in own.values() if isinstance(value, list) and len(value) == total and total > 1]
     kinds.append([by_layer.get(f"{number:02}") for number in range(total)])
-    needed = 2
+    periods = [value for name, value in own.items() if name.endswith(_PERIODS) and _is_size(value)]
+    needed = max([2, *(period for period in periods if period < MAX_LAYERS)])
     for values in kinds:
         texts = [repr(value) for value in values]
         needed = max(needed, *(texts.index(text) + 1 for text in set(texts)))

@@ -72,7 +72,9 @@ def differences(config: PretrainedConfig, ways: tuple[Way, ...]) -> Iterator[tup
         manifest = partition(checkpoint, target, dtype="f32", architecture=architecture)
         for way in ways:
             try:
-                yield way, _difference(model, target, replace(manifest, way=way))
+                tried = replace(manifest, way=way)
+                tried.save(target)
+                yield way, _difference(model, target, tried)
             except Exception as error:  # A family that this way does not suit raises anything.
                 yield way, error
 

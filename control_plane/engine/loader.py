@@ -4,7 +4,7 @@ from pathlib import Path
 
 from control_plane.engine.kernels import DenseKernel, load_dense_kernel
 from control_plane.engine.model.dense_model import DenseModel
-from control_plane.engine.model.program_layers import has_program
+from control_plane.engine.model.program_layers import check_family, has_programs
 from control_plane.engine.model.program_model import ProgramModel
 from control_plane.partition.checkpoint.untrusted import loading
 from control_plane.partition.manifest import Manifest
@@ -17,15 +17,15 @@ def load_model(
     """The dense part, computed on up to so many threads, by the fastest kernel if none is given.
 
     The weights are mapped from the file: they are read when they are used, and shared between processes.
-    A family without layer programs is computed by transformers' modules. Raises `PartitionError`.
+    Without the C extension, transformers' modules compute what has layer programs. Raises `PartitionError`.
     """
     kernel = kernel or load_dense_kernel()
     manifest.verify_dense(partition)
-    if not has_program(manifest.model_type, kernel):
+    if manifest.way != "program" or not has_programs(kernel):
         # They bring torch and transformers: two seconds, and 250 MB.
         from control_plane.engine.transformers_loader import load_transformers
 
-        dense = partition / manifest.dense.file
-        return load_transformers(partition, dense, manifest.dtype, manifest.moe_layers, threads, kernel)
+        return load_transformers(partition, manifest, threads, kernel)
+    check_family(manifest.model_type)
     with loading(f"the model in {partition}"):
         return ProgramModel(partition, manifest, DenseConfig.load(partition), kernel, threads)

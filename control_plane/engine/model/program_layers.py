@@ -19,6 +19,7 @@ from control_plane.engine.kernels.layer_program import (
     SharedExpert,
 )
 from control_plane.engine.model.dense_file import DenseFile
+from control_plane.errors import UnsupportedModel
 from control_plane.partition.model.dense_config import DenseConfig
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import as_f32
@@ -32,9 +33,15 @@ _NORMS_QUERIES = frozenset({"qwen3_moe", "olmoe"})
 """Those that have norms of queries and keys."""
 
 
-def has_program(model_type: str, kernel: DenseKernel) -> bool:
-    """Whether the layers of a family can be layer programs, which only the kernels in C run."""
-    return model_type in _FAMILIES and isinstance(kernel, CDenseKernel)
+def has_programs(kernel: DenseKernel) -> bool:
+    """Whether a kernel runs layer programs, which only those in C do."""
+    return isinstance(kernel, CDenseKernel)
+
+
+def check_family(model_type: str) -> None:
+    """Raise `UnsupportedModel` for a family whose layers cannot be layer programs."""
+    if model_type not in _FAMILIES:
+        raise UnsupportedModel(f"there are no layer programs for {model_type}")
 
 
 def layer_program(

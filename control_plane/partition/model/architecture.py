@@ -112,8 +112,8 @@ class Architecture(Struct, frozen=True, forbid_unknown_fields=True):
     """By the name in transformers' model."""
     linears: tuple[str, ...]
     """Modules that are linear layers which every token reads in full."""
-    gated_ffns: Mapping[str, ActivationEntry]
-    """Modules that are gated FFNs without biases, of linear layers gate_proj, up_proj and down_proj."""
+    gated_ffns: tuple[str, ...]
+    """Modules that are down_proj(silu(gate_proj(x)) * up_proj(x)), of linear layers without biases."""
     unused: tuple[str, ...]
     """Tensors of the checkpoint that the model has no place for."""
     way: Way

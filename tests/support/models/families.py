@@ -23,6 +23,7 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
         "moe_intermediate_size": 704,
         "hidden_size_per_layer_input": 0,
     },
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 16},
     "hunyuan_v1_moe": {"num_experts": 16, "moe_topk": 2, "head_dim": 128},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
     "qwen4_exp_text": {
