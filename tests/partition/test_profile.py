@@ -73,6 +73,12 @@ def test_the_recorder_sees_what_the_experts_get(family: str) -> None:
     np.testing.assert_allclose(recorder.input_squares, squares, rtol=1e-5)
 
 
+def test_the_recorder_counts_no_expert_for_a_row_without() -> None:
+    recorder = RoutingRecorder([0], EXPERTS, HIDDEN_SIZE)
+    recorder(0, np.ones((2, HIDDEN_SIZE), np.float32), np.array([[1, -1], [-1, -1]]))
+    assert recorder.use[0].tolist() == [0, 1, *[0] * (EXPERTS - 2)]
+
+
 def test_load_returns_the_saved_profile(tmp_path: Path) -> None:
     profile = random_profile()
     profile.save(tmp_path / "p")

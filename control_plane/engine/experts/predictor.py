@@ -53,13 +53,26 @@ class ExpertPredictor:
         """Running share (0 to 1) of predicted experts that were called, by layer."""
 
     @classmethod
-    def of(cls, router: Callable[[int], RouterWeights], manifest: Manifest) -> "ExpertPredictor":
-        """A predictor that uses the model's own routers and norms: `router` is `DenseModel.router`."""
-        routers = {}
-        for before, after in pairwise(manifest.moe_layers):
-            weight, norm = (as_f32(array) for array in router(after))
-            routers[after] = fitted_router(weight, as_f32(router(before).norm), norm)
-        return cls(routers, manifest.num_experts, manifest.num_experts_per_tok)
+    def of(
+        cls, router: Callable[[int], RouterWeights | None], manifest: Manifest
+    ) -> "ExpertPredictor | None":
+        """A predictor that uses the model's own routers and norms: `router` is `DenseModel.router`.
+
+        None for a model with a layer whose router it cannot use.
+        """
+        found = {layer: router(layer) for layer in manifest.moe_layers}
+        routers = {
+            layer: RouterWeights(as_f32(weights.weight), as_f32(weights.norm))
+            for layer, weights in found.items()
+            if weights is not None
+        }
+        if len(routers) < len(found):
+            return None
+        fitted = {
+            after: fitted_router(routers[after].weight, routers[before].norm, routers[after].norm)
+            for before, after in pairwise(manifest.moe_layers)
+        }
+        return cls(fitted, manifest.num_experts, manifest.num_experts_per_tok)
 
     def begin_step(self, tenants: Iterable[tuple[str, int]]) -> None:
         """Start a step whose batch has these tenants' rows: (tenant, number of rows) in the batch's order."""
@@ -71,15 +84,18 @@ class ExpertPredictor:
             del self._recent[next(iter(self._recent))]
 
     def record(self, layer: int, index: NDArray[Any]) -> None:
-        """Record which experts [T, K] the batch's rows call in `layer`, and how good the prediction was."""
+        """Record which experts [T, K] the batch's rows call in `layer`, and how good the prediction was.
+
+        -1 is no expert.
+        """
         end = 0
         for tenant, rows in self._tenants:
             start, end = end, end + rows
-            used = np.bincount(index[start:end].ravel(), minlength=self._num_experts)
+            used = _uses(index[start:end], self._num_experts)
             recent = self._recent[tenant].get(layer)
             share = (used / rows).astype(np.float32)
             self._recent[tenant][layer] = share if recent is None else recent * RECENT_DECAY + share
-        called = np.unique(index)
+        called = np.unique(index[index >= 0])
         self._num_called[layer] = len(called)
         predicted = self._predicted.pop(layer, None)
         if predicted is not None and predicted.size:
@@ -119,6 +135,11 @@ class ExpertPredictor:
             if recent is not None:
                 scores += recent * (rows * RECENT_WEIGHT)
         return scores
+
+
+def _uses(index: NDArray[Any], num_experts: int) -> NDArray[np.int64]:
+    """How often each expert is in `index`."""
+    return np.bincount(index[index >= 0], minlength=num_experts)
 
 
 def fitted_router(

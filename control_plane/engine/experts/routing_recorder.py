@@ -19,10 +19,15 @@ class RoutingRecorder:
         self._squares = np.zeros((len(moe_layers), hidden_size))
 
     def __call__(self, layer: int, hidden_states: NDArray[Any], index: NDArray[np.int64]) -> None:
-        """Count the experts [T, K] of a layer's rows [T, H], and add up the squares of the rows' values."""
+        """Count the experts [T, K] of a layer's rows [T, H], and add up the squares of the rows' values.
+
+        -1 is no expert.
+        """
         number, rows = self._numbers[layer], as_f32(hidden_states)
-        chosen = np.zeros((len(index), self._counts.shape[1]), np.float32)
+        # The place of -1 is the last one, which is left out.
+        chosen = np.zeros((len(index), self._counts.shape[1] + 1), np.float32)
         np.put_along_axis(chosen, index, 1, axis=1)
+        chosen = chosen[:, :-1]
         # Row by row, the product counts each pair of chosen experts; the diagonal counts single experts.
         self._counts[number] += (chosen.T @ chosen).astype(np.int64)
         self._rows[number] += len(rows)

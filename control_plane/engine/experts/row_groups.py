@@ -32,7 +32,7 @@ class RowGroup:
     rows: Rows
     hidden_states: NDArray[Any]
     index: NDArray[np.int16]
-    """The rows' experts; -1 stands for an expert of another function, which gets the row, too."""
+    """The rows' experts; -1 stands for none, or for one of another function, which gets the row, too."""
     weights: NDArray[np.float32]
 
 
@@ -43,7 +43,7 @@ class Batch:
     hidden_states: NDArray[Any]
     """[T, H], float32 or the bits of bfloat16 as uint16."""
     index: NDArray[np.int16]
-    """[T, K]: the experts of each row."""
+    """[T, K]: the experts of each row; -1 for none."""
     weights: NDArray[np.float32]
     """[T, K]"""
 
@@ -97,13 +97,13 @@ def _group_in_c(extension: ModuleType, owner: NDArray[np.int32], batch: Batch) -
 
 def _group_in_numpy(owner: NDArray[np.int32], batch: Batch) -> list[RowGroup]:
     hidden_states, index, weights = batch.hidden_states, batch.index, batch.weights
-    if index.size and not 0 <= index.min() <= index.max() < len(owner):
+    if index.size and not -1 <= index.min() <= index.max() < len(owner):
         raise ValueError("index has an expert that no function has")
-    owners = owner[index]
-    if owners.size and owners.min() < 0:
+    owners = np.where(index < 0, -1, owner[index])
+    if (owners[index >= 0] < 0).any():
         raise ValueError("index has an expert that no function has")
     groups = []
-    for number in np.unique(owners).tolist():
+    for number in np.unique(owners[owners >= 0]).tolist():
         mine = owners == number
         rows = mine.any(axis=1).nonzero()[0]
         own_index = np.where(mine, index, np.int16(-1))

@@ -37,6 +37,15 @@ def test_the_predictions_of_a_router_that_is_right_early_are_used() -> None:
     assert all(set(predicted) == called for predicted, called in predictions[1:])
 
 
+def test_no_expert_counts_for_nothing() -> None:
+    predictor = ExpertPredictor({}, EXPERTS, TOP_K)
+    for _ in range(5):
+        predictor.begin_step([("a", 2)])
+        predicted = predictor.experts(0, np.zeros((2, HIDDEN), np.float32))
+        predictor.record(0, np.array([[3, -1], [-1, -1]]))
+    assert list(predicted) == [3]
+
+
 def test_wrong_predictions_are_not_used() -> None:
     random = np.random.default_rng(0)
     router = random.standard_normal((EXPERTS, HIDDEN), np.float32)

@@ -11,7 +11,7 @@
 struct batch {
     int64_t rows, top_k, row_nbytes, experts;
     const int32_t *owner; /* [experts]: the function of each expert */
-    const int16_t *index; /* [rows][top_k] */
+    const int16_t *index; /* [rows][top_k]; -1 for no expert */
     const float *weights; /* [rows][top_k] */
     const char *hidden;   /* [rows][row_nbytes] */
 };
@@ -19,7 +19,7 @@ struct batch {
 /* Where the rows of all groups go, one group after the other. There are rows * top_k places at most. */
 struct groups {
     int64_t *rows;  /* the rows' numbers */
-    int16_t *index; /* their experts; -1 for one of another function */
+    int16_t *index; /* their experts; -1 for none, or one of another function */
     float *weights;
     char *hidden;
 };
@@ -28,9 +28,15 @@ struct groups {
 static int is_routable(const struct batch *batch) {
     for (int64_t i = 0; i < batch->rows * batch->top_k; i++) {
         const int16_t expert = batch->index[i];
+        if (expert == -1) continue;
         if (expert < 0 || expert >= batch->experts || batch->owner[expert] < 0) return 0;
     }
     return 1;
+}
+
+/* The function of an expert; -1 for no expert. */
+static int32_t owner_of(const struct batch *batch, int16_t expert) {
+    return expert < 0 ? -1 : batch->owner[expert];
 }
 
 /* Writes the numbers of the functions that are needed, ascending; returns how many. There is room for as many
@@ -38,7 +44,8 @@ static int is_routable(const struct batch *batch) {
 static int64_t needed_functions(const struct batch *batch, int32_t *numbers) {
     int64_t count = 0;
     for (int64_t i = 0; i < batch->rows * batch->top_k; i++) {
-        const int32_t number = batch->owner[batch->index[i]];
+        const int32_t number = owner_of(batch, batch->index[i]);
+        if (number < 0) continue;
         int64_t place = count;
         while (place > 0 && numbers[place - 1] > number) place--;
         if (place > 0 && numbers[place - 1] == number) continue;
@@ -51,7 +58,7 @@ static int64_t needed_functions(const struct batch *batch, int32_t *numbers) {
 
 static int needs(const struct batch *batch, int64_t row, int32_t number) {
     for (int64_t k = 0; k < batch->top_k; k++)
-        if (batch->owner[batch->index[row * batch->top_k + k]] == number) return 1;
+        if (owner_of(batch, batch->index[row * batch->top_k + k]) == number) return 1;
     return 0;
 }
 
@@ -64,7 +71,7 @@ static int64_t write_group(const struct batch *batch, int32_t number, const stru
         if (!needs(batch, row, number)) continue;
         for (int64_t k = 0; k < top_k; k++) {
             const int16_t expert = batch->index[row * top_k + k];
-            groups->index[end * top_k + k] = batch->owner[expert] == number ? expert : -1;
+            groups->index[end * top_k + k] = owner_of(batch, expert) == number ? expert : -1;
         }
         groups->rows[end++] = row;
     }
