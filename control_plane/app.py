@@ -37,6 +37,7 @@ from control_plane.engine.assembly import build_engine, build_runner
 from control_plane.engine.engine import Engine
 from control_plane.engine.grammar.compiler import GrammarCompiler
 from control_plane.engine.grammar.vocabulary import vocabulary_of
+from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.model.runner import LOGITS_ROWS, ModelRunner
 from control_plane.faas.call import InvocationPolicy
 from control_plane.faas.connection import Address
@@ -144,9 +145,9 @@ async def _loaded(
     invoker = build_invoker(gateways.address_of, gateways.is_absent, config, secret)
     limits = ResidentLimits()
     runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, limits, config)
-    log_kernel(runner.kv_cache.kernel.name)
+    log_kernel(load_dense_kernel().name)
     tokenizer = await asyncio.to_thread(ModelTokenizer.load, partition)
-    codec = TextCodec(tokenizer, runner.model.config.vocab_size)
+    codec = TextCodec(tokenizer, runner.model.sizes.vocab_size)
     by_model = config.sampling_defaults == "model"
     defaults = sampling_defaults(partition) if by_model else SamplingDefaults()
     async with PromptEncoder.running(codec) as prompts:
@@ -205,7 +206,7 @@ def _api(
     models = ServedModels(config.served_model_names or (manifest.name,))
     origins = Origins(config.cors_origins)
     authentication = Authentication(tenancy.store, config.open, origins)
-    kernel = backend.runner.kv_cache.kernel.name
+    kernel = load_dense_kernel().name
     metrics = Metrics(
         models.default,
         engine.status,
@@ -266,19 +267,22 @@ def build_footprint(
     Raises `ConfigError` for a budget below it.
     """
     trim_heap()
+    model, longest = runner.model, runner.kv_cache.max_length
+    rows = config.max_batch_tokens
     step = StepShape.of(
         manifest,
-        runner.model.config,
-        rows=config.max_batch_tokens,
+        rows=rows if model.chunks_prompts else max(rows, longest),
+        dense_width=model.sizes.dense_width,
         logits_rows=max(LOGITS_ROWS, config.max_sequences),
-        masked=runner.kv_cache.max_length if runner.model.has_masks else 0,
+        vocabulary=model.sizes.vocab_size,
+        masked=longest if model.has_masks else 0,
     )
     footprint = Footprint.measure(
         manifest,
         partition / manifest.dense.file,
         step,
         kv_cache_bytes=runner.kv_cache.nbytes,
-        stored_embedding_bytes=runner.model.stored_embedding_bytes,
+        stored_embedding_bytes=model.stored_embedding_bytes,
     )
     footprint = replace(footprint, control_plane=footprint.control_plane + helpers_bytes)
     if config.memory_budget is not None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from control_plane.autoscaling.process_memory import unread_bytes, used_bytes
 from control_plane.errors import ConfigError
 from control_plane.formatting import format_bytes
-from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.manifest import Manifest
 from functions.contract.messages import ResidencyReport
 from functions.host.memory import MemoryLimit
@@ -43,16 +42,23 @@ class StepShape:
 
     @classmethod
     def of(
-        cls, manifest: Manifest, model: DenseConfig, *, rows: int, logits_rows: int, masked: int
+        cls,
+        manifest: Manifest,
+        *,
+        rows: int,
+        dense_width: int,
+        logits_rows: int,
+        vocabulary: int,
+        masked: int,
     ) -> "StepShape":
         """The shape of the largest step: `rows` rows, `logits_rows` of which get logits."""
         return cls(
             rows=rows,
             hidden_size=manifest.hidden_size,
-            intermediate_size=model.dense_width,
+            intermediate_size=dense_width,
             experts_per_row=manifest.num_experts_per_tok,
             logits_rows=logits_rows,
-            vocabulary=model.vocab_size,
+            vocabulary=vocabulary,
             masked=masked,
         )
 

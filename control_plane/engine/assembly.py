@@ -10,16 +10,15 @@ from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import Prefetcher
 from control_plane.engine.kernels import DenseKernel, load_dense_kernel
 from control_plane.engine.loader import load_model
-from control_plane.engine.model.dense_model import DenseModel
-from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
+from control_plane.engine.model.dense_model import DenseModel, MemorySize
+from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import POLICIES
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.sequence_memory import SequenceMemory
 from control_plane.engine.state.stopwatch import Stopwatch
 from control_plane.errors import ConfigError
 from control_plane.faas.invocation import ExpertInvoker, ResidentLimits
-from control_plane.partition.checkpoint.rope import context_length
 from control_plane.partition.manifest import Manifest
 from functions.kernels import MAX_THREADS
 from functions.kernels.selection import KERNEL_VARIABLE
@@ -47,7 +46,7 @@ def build_runner(
     kernel = _dense_kernel()
     threads = min(config.threads or _default_threads(manifest), MAX_THREADS)
     model = load_model(partition, manifest, threads, kernel)
-    kv_cache = _kv_cache(model, manifest, config, kernel, threads)
+    kv_cache = _kv_cache(model, config, threads)
     interruption, stopwatch = Interruption(), Stopwatch()
     predictor = ExpertPredictor.of(model.router, manifest) if config.prefetch else None
     prefetcher = Prefetcher(manifest, predictor, invoker) if predictor else None
@@ -61,12 +60,11 @@ def build_engine(
 ) -> Engine:
     """The engine around the runner; its thread is not started yet. `end_tokens` end an answer."""
     policy = POLICIES[config.scheduling]()
-    scheduler = Scheduler(runner.kv_cache, config.max_batch_tokens, config.max_sequences, policy)
-    return Engine(scheduler, runner, invoker, _context_length(runner.model), end_tokens)
-
-
-def _context_length(model: DenseModel) -> int:
-    return context_length(model.config.max_position_embeddings, model.config.rope_parameters)
+    model = runner.model
+    scheduler = Scheduler(
+        runner.kv_cache, config.max_batch_tokens, config.max_sequences, policy, model.chunks_prompts
+    )
+    return Engine(scheduler, runner, invoker, model.sizes.context_length, end_tokens)
 
 
 def _dense_kernel() -> DenseKernel:
@@ -76,22 +74,20 @@ def _dense_kernel() -> DenseKernel:
         raise ConfigError(f"{KERNEL_VARIABLE}: {error}") from None
 
 
-def _kv_cache(
-    model: DenseModel, manifest: Manifest, config: ServeConfig, kernel: DenseKernel, threads: int
-) -> KVCache:
+def _kv_cache(model: DenseModel, config: ServeConfig, threads: int) -> SequenceMemory:
     """Raises `ConfigError` for less than a page of memory, or more addresses than the machine has."""
-    shape = kv_cache_shape(model.config, manifest.dtype)
-    num_pages = (config.kv_cache_mb << 20) // shape.page_nbytes
+    num_pages = (config.kv_cache_mb << 20) // model.page_nbytes
     if num_pages == 0:
-        raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {shape.page_nbytes} bytes")
-    lanes = LANES_PER_SEQUENCE * config.max_sequences
-    max_length = _context_length(model)
+        raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {model.page_nbytes} bytes")
+    size = MemorySize(
+        num_pages, LANES_PER_SEQUENCE * config.max_sequences, model.sizes.context_length, threads
+    )
     try:
-        return KVCache(shape, num_pages, lanes, max_length, kernel, threads)
+        return model.new_memory(size)
     except (MemoryError, OSError, OverflowError, ValueError) as error:
         raise ConfigError(
-            f"max_sequences: this machine has no addresses for {lanes} sequences of "
-            f"{max_length} tokens: {error}"
+            f"max_sequences: this machine has no addresses for {size.num_lanes} sequences of "
+            f"{size.max_length} tokens: {error}"
         ) from error
 
 

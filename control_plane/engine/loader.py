@@ -21,12 +21,11 @@ def load_model(
     """
     kernel = kernel or load_dense_kernel()
     manifest.verify_dense(partition)
-    config = DenseConfig.load(partition)
     if not has_program(manifest.model_type, kernel):
         # They bring torch and transformers: two seconds, and 250 MB.
-        from control_plane.engine.model.reference.loader import load_transformers
-        from control_plane.engine.model.reference.transformers_model import TransformersModel
+        from control_plane.engine.transformers_loader import load_transformers
 
-        return TransformersModel(load_transformers(partition, manifest), config, manifest.moe_layers, threads)
+        dense = partition / manifest.dense.file
+        return load_transformers(partition, dense, manifest.dtype, manifest.moe_layers, threads, kernel)
     with loading(f"the model in {partition}"):
-        return ProgramModel(partition, manifest, config, kernel, threads)
+        return ProgramModel(partition, manifest, DenseConfig.load(partition), kernel, threads)

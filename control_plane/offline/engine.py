@@ -41,7 +41,7 @@ async def offline_engine(
         # This gateway is a part of this process: what it does not find is not there.
         invoker = build_invoker(lambda _: address, lambda _: True, config)
         runner = await asyncio.to_thread(build_runner, partition, manifest, invoker, ResidentLimits(), config)
-        codec = TextCodec(ModelTokenizer.load(partition), runner.model.config.vocab_size)
+        codec = TextCodec(ModelTokenizer.load(partition), runner.model.sizes.vocab_size)
         async with PromptEncoder.running(codec, workers=1) as encoder:
             engine = build_engine(runner, invoker, end_tokens(partition, codec, encoder), config)
             async with engine.running():

@@ -135,7 +135,7 @@ def _hidden_states(runner: ModelRunner, window: list[int]) -> NDArray[Any]:
 
 
 def _vocabulary(reading: Reading) -> int:
-    return int(reading.model.config.vocab_size)
+    return reading.model.sizes.vocab_size
 
 
 def _alone(reading: Reading) -> Quality:

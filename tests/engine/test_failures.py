@@ -19,8 +19,8 @@ from control_plane.engine.experts.dispatcher import PendingExperts
 from control_plane.engine.model.ragged_batch import token_ids
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import SamplingParams, Sequence
+from control_plane.engine.state.sequence_memory import SequenceMemory
 from control_plane.engine.stream import TokenStream
 from control_plane.errors import (
     EngineError,
@@ -154,9 +154,9 @@ def routed_apart(runner: ModelRunner, token: int) -> Iterator[None]:
     run, begin = runner.model.hidden_states, runner.dispatcher.begin
     tokens: list[int] = []
 
-    def remember(batch: list[Chunk], kv_cache: KVCache) -> NDArray[Any]:
+    def remember(batch: list[Chunk], memory: SequenceMemory) -> NDArray[Any]:
         tokens[:] = token_ids(batch)
-        return run(batch, kv_cache)
+        return run(batch, memory)
 
     def route(layer: int, rows: NDArray[Any], index: NDArray[Any], weights: NDArray[Any]) -> PendingExperts:
         apart = np.array(tokens)[:, None] == token

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from control_plane.engine.loader import load_model
+from control_plane.engine.model.program_model import ProgramModel
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
@@ -79,7 +80,9 @@ def test_scaled_rotary_embeddings_without_a_head_size(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "head_dim": None}))
     manifest = partition(folder, tmp_path / "partition")
-    assert load_model(tmp_path / "partition", manifest, threads=1).config.head_dim == 12
+    model = load_model(tmp_path / "partition", manifest, threads=1)
+    assert isinstance(model, ProgramModel)
+    assert model.config.head_dim == 12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

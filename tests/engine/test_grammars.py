@@ -54,7 +54,7 @@ def serving(chat_partition: Path) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def compiler(serving: Served, tokenizer: Any) -> GrammarCompiler:
-    size = serving.runner.model.config.vocab_size
+    size = serving.runner.model.sizes.vocab_size
     return GrammarCompiler(vocabulary_of(ModelTokenizer.of(tokenizer), size, serving.engine.eos_ids))
 
 

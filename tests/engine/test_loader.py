@@ -1,9 +1,9 @@
-"""Loading reads the whole dense part and no experts, and does not change transformers for others."""
+"""Loading reads the whole dense part and no experts."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +12,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeExperts, Qwen2MoeSparseMoeBlock
-from transformers.monkey_patching import get_patch_mapping
 
 from control_plane.engine.loader import load_model
-from control_plane.engine.model.reference.loader import load_transformers
 from control_plane.errors import PartitionError
 from control_plane.partition.dense import EMBEDDING, PACKED, packed_matrices
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
+from tests.support.models.modules import modules_of
 from tests.support.models.tiny_partition import TinyPartition
 
 pytestmark = pytest.mark.slow
 
 DENSE = "dense.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def transformers_is_left_as_it_was() -> Iterator[None]:
-    yield
-    assert not get_patch_mapping()
-    block = tiny_model("qwen2_moe").model.layers[0].mlp
-    assert type(block) is Qwen2MoeSparseMoeBlock
-    assert type(block.experts) is Qwen2MoeExperts
 
 
 @pytest.fixture
@@ -47,17 +36,17 @@ def folder(tiny: TinyPartition, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_memory_is_allocated_for_experts(family: str, tmp_path: Path) -> None:
-    """The parameters are exactly the dense file's tensors, except embeddings, which stay in the file."""
+    """The parameters are exactly the dense file's tensors. Those of embeddings are read from the file."""
     save_checkpoint(tiny_model(family), tmp_path / "model")
     manifest = partition(tmp_path / "model", tmp_path / "partition", dtype="bf16")
     folder = tmp_path / "partition"
-    model = load_transformers(folder, manifest)
+    model = modules_of(folder, manifest)
 
     # Published Mixtral checkpoints name its MoE block differently from transformers' class.
     tensors = load_file(tmp_path / "partition" / DENSE)
     stored = {name.replace(".block_sparse_moe.", ".mlp."): tensor for name, tensor in tensors.items()}
     parameters = dict(model.named_parameters())
-    embedding = stored.pop(EMBEDDING)
+    embedding = stored[EMBEDDING]
     assert torch.equal(model.model.embed_tokens(torch.arange(len(embedding))), embedding)
     assert parameters.keys() == stored.keys()
     for name, parameter in parameters.items():
@@ -68,7 +57,7 @@ def test_no_memory_is_allocated_for_experts(family: str, tmp_path: Path) -> None
 
 def test_weights_are_mapped_from_the_file(tiny: TinyPartition) -> None:
     """Processes that serve the same partition therefore share the weights' memory."""
-    model = load_transformers(tiny.folder, tiny.manifest)
+    model = modules_of(tiny.folder, tiny.manifest)
     maps = Path("/proc/self/maps").read_text().splitlines()
     path = str(tiny.folder / DENSE)
     ranges = [line.split()[0].split("-") for line in maps if line.endswith(path)]
@@ -188,7 +177,7 @@ def programs(folder: Path, manifest: Manifest) -> object:
 
 
 def reference(folder: Path, manifest: Manifest) -> object:
-    return load_transformers(folder, manifest)
+    return modules_of(folder, manifest)
 
 
 @pytest.mark.parametrize(

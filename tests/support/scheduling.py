@@ -9,12 +9,23 @@ from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
 from control_plane.engine.scheduling.policy import FairAcrossTenants, FirstComeFirstServed
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.kv_cache_shape import KVCacheShape
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 
 PAGE = 16
 """Tokens per page of the KV cache."""
-SHAPE = KVCacheShape(num_layers=1, num_kv_heads=1, head_dim=64, dtype=np.dtype(np.float32))
+SHAPE = KVCacheShape.uniform(1, 1, 64, np.dtype(np.float32))
+
+
+class StateOnly(KVCache):
+    """Memory that stands for states: what it has can be copied as a whole alone."""
+
+    keeps_prefixes = False
+
+    def copy(self, source: Sequence, target: Sequence, length: int) -> None:
+        assert length == source.num_computed
+        super().copy(source, target, length)
 
 
 def make_scheduler(
@@ -24,13 +35,16 @@ def make_scheduler(
     num_lanes: int = 16,
     *,
     fair: bool = True,
+    keeps_prefixes: bool = True,
+    chunks_prompts: bool = True,
 ) -> Scheduler:
     """A scheduler without sequences; fair across tenants, or first come, first served."""
-    cache = KVCache(
+    kind = KVCache if keeps_prefixes else StateOnly
+    cache = kind(
         SHAPE, num_pages, num_lanes, max_length=num_pages * PAGE, kernel=load_dense_kernel(), threads=1
     )
     policy = FairAcrossTenants() if fair else FirstComeFirstServed()
-    return Scheduler(cache, max_batch_tokens, max_sequences, policy)
+    return Scheduler(cache, max_batch_tokens, max_sequences, policy, chunks_prompts)
 
 
 def make_sequence(

@@ -10,14 +10,17 @@ from control_plane.engine.experts.predictor import RouterWeights
 from control_plane.engine.kernels import DenseKernel
 from control_plane.engine.kernels.layer_program import BatchRows, LayerProgram
 from control_plane.engine.model.dense_file import DenseFile
+from control_plane.engine.model.dense_model import ACTIVATIONS, MemorySize, ModelSizes
 from control_plane.engine.model.program_layers import layer_program, linear, router_module, vector
 from control_plane.engine.model.ragged_batch import cache_rows, spans_of, token_ids
 from control_plane.engine.model.rotation import Rotation
 from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.kv_cache_shape import KVCacheShape
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.dense_config import DenseConfig
+from control_plane.partition.checkpoint.rope import context_length
 from control_plane.partition.dense import HEAD
 from control_plane.partition.manifest import Manifest
 
@@ -31,6 +34,12 @@ class ProgramModel:
         """Raises `PartitionError` or ValueError for a dense file that does not fit to the config."""
         file = self._file = DenseFile(partition / manifest.dense.file, manifest.dtype)
         self.config = config
+        self._shape = KVCacheShape.uniform(
+            config.num_hidden_layers,
+            config.num_key_value_heads,
+            config.head_dim,
+            ACTIVATIONS[manifest.dtype],
+        )
         self.embedding = StoredEmbedding(file)
         self._kernel = kernel
         self._path = partition
@@ -48,12 +57,29 @@ class ProgramModel:
         file.release()
 
     @property
+    def sizes(self) -> ModelSizes:
+        config = self.config
+        context = context_length(config.max_position_embeddings, config.rope_parameters)
+        return ModelSizes(config.vocab_size, context, config.dense_width)
+
+    @property
     def stored_embedding_bytes(self) -> int:
         return self.embedding.nbytes
 
     @property
     def has_masks(self) -> bool:
         return False
+
+    @property
+    def chunks_prompts(self) -> bool:
+        return True
+
+    @property
+    def page_nbytes(self) -> int:
+        return self._shape.page_nbytes
+
+    def new_memory(self, size: MemorySize) -> KVCache:
+        return KVCache(self._shape, *size[:3], self._kernel, size.threads)
 
     def attach(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
@@ -64,12 +90,12 @@ class ProgramModel:
             self._file.array(f"model.layers.{layer}.post_attention_layernorm.weight"),
         )
 
-    def hidden_states(self, batch: list[Chunk], kv_cache: KVCache) -> NDArray[Any]:
-        cached = cache_rows(spans_of(batch, kv_cache.pages))
+    def hidden_states(self, batch: list[Chunk], memory: KVCache) -> NDArray[Any]:
+        cached = cache_rows(spans_of(batch, memory.pages))
         rows = BatchRows(cached.lanes, cached.positions, *self._rotation.at(cached.positions))
         hidden = self.embedding.rows(token_ids(batch))
         for number, program in enumerate(self._layers):
-            self._compute(number, program, hidden, rows, kv_cache.array)
+            self._compute(number, program, hidden, rows, memory)
         return self._kernel.rms_norm(hidden, self._norm, self.config.rms_norm_eps)
 
     def logits(self, hidden_states: NDArray[Any]) -> NDArray[Any]:
@@ -100,10 +126,10 @@ class ProgramModel:
                 )
 
     def _compute(
-        self, number: int, program: LayerProgram, hidden: NDArray[Any], rows: BatchRows, cache: NDArray[Any]
+        self, number: int, program: LayerProgram, hidden: NDArray[Any], rows: BatchRows, memory: KVCache
     ) -> None:
         """One layer, which changes the rows `hidden` [T, H]."""
-        routed = program.begin(cache, number, hidden, rows, self._threads)
+        routed = program.begin(*memory.kernel_layer(number), hidden, rows, self._threads)
         if number not in self._moe_layers:
             program.end(hidden, None, program.shared(routed.hidden_states, self._threads))
             return

@@ -1,10 +1,9 @@
 """Runs the dense model over a ragged batch."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.engine.experts.dispatcher import Dispatcher
@@ -13,23 +12,21 @@ from control_plane.engine.model.dense_model import DenseModel
 from control_plane.engine.model.logits import Logits
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.interruption import Interruption
-from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.state.sequence_memory import SequenceMemory
 from control_plane.engine.state.stopwatch import StepPart, Stopwatch
-from control_plane.partition.checkpoint.dense_config import DenseConfig
 from functions.kernels.activations import as_f32
 
 LOGITS_ROWS = 16
 """Prompt rows whose logits are computed at a time: a row of logits is as wide as the vocabulary."""
 
-_DTYPE: Mapping[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
-
 
 @dataclass(frozen=True)
 class ModelRunner:
-    """The dense model, and the KV cache of its attention."""
+    """The dense model, and the memory of its sequences."""
 
     model: DenseModel
-    kv_cache: KVCache
+    kv_cache: SequenceMemory
+    """What the model's `new_memory` made."""
     dispatcher: Dispatcher
     """The one that the model sends its rows through."""
     interruption: Interruption
@@ -63,8 +60,3 @@ def all_logits(model: DenseModel, hidden_states: NDArray[Any]) -> Iterator[Logit
     """Logits [at most LOGITS_ROWS, vocabulary] of rows [n, hidden], part by part to bound the memory."""
     for first in range(0, len(hidden_states), LOGITS_ROWS):
         yield as_f32(model.logits(hidden_states[first : first + LOGITS_ROWS]))
-
-
-def kv_cache_shape(config: DenseConfig, dtype: str) -> KVCacheShape:
-    """The shape of each token's keys and values; `dtype` is "f32" or "bf16"."""
-    return KVCacheShape(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, _DTYPE[dtype])

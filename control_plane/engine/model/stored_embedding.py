@@ -16,9 +16,9 @@ from control_plane.partition.dense import EMBEDDING
 class StoredEmbedding:
     """The rows of the embeddings [vocabulary, H] in a dense file, bfloat16 as uint16."""
 
-    def __init__(self, file: DenseFile) -> None:
-        """Raises `OSError`, and `PartitionError` for a file without embeddings."""
-        self._dtype, shape, self._offset, self.nbytes = file.stored(EMBEDDING)
+    def __init__(self, file: DenseFile, name: str = EMBEDDING) -> None:
+        """`name` is the tensor's. Raises `OSError`, and `PartitionError` for a file without it."""
+        self._dtype, shape, self._offset, self.nbytes = file.stored(name)
         self.shape = self._vocabulary, self._size = shape
         self._path = file.path
         self._file = os.open(file.path, os.O_RDONLY)

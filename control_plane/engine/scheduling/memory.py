@@ -12,15 +12,15 @@ from control_plane.engine.scheduling import sharing
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.preemption import victims_of_admission, victims_of_growth
 from control_plane.engine.scheduling.queues import Queues
-from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import Sequence
+from control_plane.engine.state.sequence_memory import SequenceMemory
 
 
 @dataclass
 class Memory:
     """Gives memory to sequences, and takes it from others. Their queues follow."""
 
-    kv_cache: KVCache
+    kv_cache: SequenceMemory
     queues: Queues
     num_preemptions: int = 0
     """Preemptions since the start."""
@@ -63,7 +63,8 @@ class Memory:
             return
         pages, queue = self.kv_cache.pages, self.queues.of(sequence)
         for heir in queue.waiting:
-            if heir.prompt_key is sequence.prompt_key and not pages.missing(sequence, len(heir.token_ids)):
+            inherits = self.queues.sharing.find_source(heir, [sequence]) is sequence
+            if inherits and not pages.missing(sequence, len(heir.token_ids)):
                 queue.begin(heir)
                 pages.hand_over(sequence, heir)
                 sharing.take_over(heir, sequence)

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from control_plane.engine.scheduling import sharing
 from control_plane.engine.scheduling.policy import SchedulingPolicy
 from control_plane.engine.scheduling.preemption import Holder
+from control_plane.engine.scheduling.sharing import Sharing
 from control_plane.engine.state.sequence import Sequence
 
 
@@ -51,6 +51,7 @@ class Queues:
     """
 
     policy: SchedulingPolicy
+    sharing: Sharing = field(default_factory=Sharing)
     foreground: dict[str, SequenceQueue] = field(default_factory=dict)
     background: dict[str, SequenceQueue] = field(default_factory=dict)
 
@@ -102,8 +103,8 @@ class Queues:
         del self._of_its_kind(sequence)[self.owner(sequence)]
 
     def source(self, sequence: Sequence) -> Sequence | None:
-        """The running sequence that has computed most of the same prompt, if there is one."""
-        return sharing.find_source(sequence, self.of(sequence).running)
+        """The running sequence that this one can copy most of the same prompt from, if there is one."""
+        return self.sharing.find_source(sequence, self.of(sequence).running)
 
     def giving_way(self) -> list[Sequence]:
         """The running sequences that give way to others, the newest of each owner first."""

@@ -18,20 +18,23 @@ from control_plane.engine.scheduling.memory import Memory
 from control_plane.engine.scheduling.policy import SchedulingPolicy
 from control_plane.engine.scheduling.preemption import victims_of_admission, victims_of_growth
 from control_plane.engine.scheduling.queues import Queues
-from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import Sequence
+from control_plane.engine.state.sequence_memory import SequenceMemory
 
 
 @dataclass
 class Scheduler:
     """Holds the sequences, and counts the service that their owners have had."""
 
-    kv_cache: KVCache
+    kv_cache: SequenceMemory
     max_batch_tokens: int
     """Most tokens of one step."""
     max_sequences: int
     """Most sequences of one step."""
     policy: SchedulingPolicy
+    chunks_prompts: bool = True
+    """Whether steps may compute parts of a prompt. A whole prompt may make a step larger than
+    `max_batch_tokens`."""
     _queues: Queues = field(init=False)
     _memory: Memory = field(init=False)
     _express: Express = field(init=False)
@@ -40,7 +43,8 @@ class Scheduler:
     """Owners with sequences that the last step did not serve."""
 
     def __post_init__(self) -> None:
-        self._queues = Queues(self.policy)
+        shared = sharing.Sharing(self.kv_cache.keeps_prefixes, self.chunks_prompts)
+        self._queues = Queues(self.policy, shared)
         self._memory = Memory(self.kv_cache, self._queues)
         self._express = Express(self._queues)
 
@@ -149,7 +153,7 @@ class Scheduler:
         full = False
         for sequence in self._prompts():
             left = self.max_batch_tokens - sum(chunk.length for chunk in batch.values())
-            if left == 0:
+            if left <= 0:
                 return
             if sequence in paused:
                 continue
@@ -162,8 +166,12 @@ class Scheduler:
                 full = full or not self._admit(sequence, batch, paused)
                 if full:
                     continue
-            length = min(sequence.num_uncomputed, left)
-            batch[sequence] = Chunk(sequence, sequence.num_computed, length)
+            batch[sequence] = Chunk(sequence, sequence.num_computed, self._chunk_length(sequence, left))
+
+    def _chunk_length(self, sequence: Sequence, most: int) -> int:
+        """Tokens of a prompt's next chunk, in a step that has room for so many."""
+        length = self._queues.sharing.length(sequence)
+        return min(length, most) if self.chunks_prompts else length
 
     def _prompts(self) -> Iterator[Sequence]:
         """Sequences with prompt tokens to compute, in the order of their owners' counters."""
@@ -186,7 +194,9 @@ class Scheduler:
             if not sharing.is_ready(source):
                 return 0.0
             start = sharing.shared(sequence, source)
-        length = min(len(sequence.token_ids) - start, self.max_batch_tokens)
+        length = len(sequence.token_ids) - start
+        if self.chunks_prompts:
+            length = min(length, self.max_batch_tokens)
         return Chunk(sequence, start, length).service / sequence.weight
 
     def _admit(self, sequence: Sequence, batch: dict[Sequence, Chunk], paused: set[Sequence]) -> bool:

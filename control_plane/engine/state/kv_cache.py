@@ -1,6 +1,6 @@
 """The memory for the keys and values of all running sequences.
 
-Each running sequence has a lane: a range of addresses for the longest possible sequence. Only the part that
+Each running sequence has a lane: ranges of addresses for the longest possible sequence. Only the part that
 has been written takes memory, so the operating system's page table does the paging, and a sequence's keys
 stay contiguous as it grows (as vAttention, arXiv 2405.04437, does on GPUs). `KVPages` counts the memory in
 use. A freed lane's memory is returned to the operating system, which zeroes it, so no sequence can read
@@ -16,46 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.engine.kernels import DenseKernel
+from control_plane.engine.state.kv_cache_shape import Block, KVCacheShape, Place, places_of
 from control_plane.engine.state.kv_pages import KVPages
 from control_plane.engine.state.sequence import Sequence
-from control_plane.errors import OutOfCache
+from control_plane.engine.state.sequence_memory import SequenceMemory
 
 _MAP_NORESERVE = 0x4000
 """Linux's value; Python's mmap module names it from 3.13 on."""
-_LEAST_PAGE_SIZE = 16
-
-
-@dataclass(frozen=True)
-class KVCacheShape:
-    """The size of one token's keys and values."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    dtype: np.dtype[Any]
-    """float32, or uint16 for the bits of bfloat16."""
-
-    @property
-    def page_size(self) -> int:
-        """Tokens in a page: as many as fill one page of the machine's memory with one head's values."""
-        return max(_LEAST_PAGE_SIZE, mmap.PAGESIZE // self._row_nbytes)
-
-    @property
-    def page_nbytes(self) -> int:
-        """Bytes of one page over all layers, keys and values."""
-        return 2 * self.num_layers * self.num_kv_heads * self._row_nbytes * self.page_size
-
-    def lane_length(self, num_tokens: int) -> int:
-        """Tokens of the shortest lane for `num_tokens` that ends at the end of a page of memory.
-
-        Lanes then share no page, and each can be returned to the operating system alone.
-        """
-        step = mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, self._row_nbytes)
-        return -(-num_tokens // step) * step
-
-    @property
-    def _row_nbytes(self) -> int:
-        return self.head_dim * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -70,8 +37,26 @@ class CacheRows:
     """int64 [N]: the numbers of the attending rows, in ascending order."""
 
 
+class _LaneArray:
+    """The lanes' ranges for layers of one size."""
+
+    def __init__(self, lanes: int, layers: int, block: Block, length: int, dtype: np.dtype[Any]) -> None:
+        """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
+        shape = (lanes, layers, block.parts, block.heads, length, block.size)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self._memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
+        # A huge page would take memory for many tokens that `pages` does not count.
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self.array = np.frombuffer(self._memory, dtype).reshape(shape)
+
+    def free(self, lane: int) -> None:
+        """Return a lane's memory to the operating system."""
+        nbytes = self.array[lane].nbytes
+        self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
+
+
 @dataclass
-class KVCache:
+class KVCache(SequenceMemory):
     """Lanes of memory: `num_pages` pages in all, and at most `max_length` tokens in each lane."""
 
     shape: KVCacheShape
@@ -83,46 +68,50 @@ class KVCache:
     threads: int
     """The most threads of attention."""
     pages: KVPages = field(init=False)
-    _memory: mmap.mmap = field(init=False)
-    array: NDArray[Any] = field(init=False)
-    """The lanes [lanes, layers, keys and values, kv_heads, tokens, head_dim]: see `DenseKernel.attention`."""
+    _arrays: dict[Block, _LaneArray] = field(init=False)
+    """Layers of one size share an array: that of most models is the only one."""
+    _places: list[tuple[Place, Place]] = field(init=False)
+    """Where the keys and the values of each layer are."""
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
         self.pages = KVPages(self.num_pages, self.shape.page_size, self.num_lanes)
         self.max_length = min(self.max_length, self.pages.num_tokens)
-        shape = self.shape
-        length = shape.lane_length(self.max_length)
-        size = (self.num_lanes, shape.num_layers, 2, shape.num_kv_heads, length, shape.head_dim)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._memory = mmap.mmap(-1, math.prod(size) * shape.dtype.itemsize, flags=flags)
-        # A huge page would take memory for many tokens that `pages` does not count.
-        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self.array = np.frombuffer(self._memory, shape.dtype).reshape(size)
+        self._places, layers = places_of(self.shape)
+        length = self.shape.lane_length(self.max_length)
+        self._arrays = {
+            block: _LaneArray(self.num_lanes, number, block, length, self.shape.dtype)
+            for block, number in layers.items()
+        }
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pages, which the cache takes when it is full."""
         return self.num_pages * self.shape.page_nbytes
 
-    def check_fits(self, sequence: Sequence) -> None:
-        """Raises `OutOfCache` if the sequence could not run even alone."""
-        if sequence.max_length > self.max_length:
-            raise OutOfCache(
-                f"{sequence.max_length} tokens do not fit into the KV cache of {self.pages.num_tokens}"
-            )
+    @property
+    def keeps_prefixes(self) -> bool:
+        return True
 
     def free(self, sequence: Sequence) -> None:
-        """Free the sequence's lane and memory. Does nothing for a sequence that holds none."""
         lane = self.pages.free(sequence)
         if lane is not None:
-            nbytes = self.array[lane].nbytes
-            self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
+            for array in self._arrays.values():
+                array.free(lane)
 
     def copy(self, source: Sequence, target: Sequence, length: int) -> None:
-        """Copy the keys and values of the first tokens to another sequence, which must have room for them."""
-        lanes = self.array[:, :, :, :, :length]
-        lanes[self.pages.lane(target)] = lanes[self.pages.lane(source)]
+        for lanes in self._arrays.values():
+            tokens = lanes.array[:, :, :, :, :length]
+            tokens[self.pages.lane(target)] = tokens[self.pages.lane(source)]
+
+    def kernel_layer(self, layer: int) -> tuple[NDArray[Any], int]:
+        """An array as `DenseKernel.attention` takes it, and the layer's number in it.
+
+        Raises `ValueError` for a layer whose keys and values have different sizes.
+        """
+        (block, number, _), _ = self._places[layer]
+        if block.parts != 2:
+            raise ValueError(f"keys and values of layer {layer} have different sizes")
+        return self._arrays[block].array, number
 
     def attend(
         self,
@@ -140,11 +129,12 @@ class KVCache:
         Of the queries [T, heads, head_dim], the N rows in `rows.attending` attend to their past and
         themselves: [N, heads, head_dim]. `rotation` holds the cosines and sines [T, head_dim] of the rotary
         embedding, which is applied to queries and keys. `window` is the most tokens that a row sees, its own
-        included.
+        included. Raises what `kernel_layer` raises.
         """
+        array, index = self.kernel_layer(layer)
         return self.kernel.attention(
-            self.array,
-            layer,
+            array,
+            index,
             query,
             key,
             value,
@@ -157,7 +147,16 @@ class KVCache:
             threads=self.threads,
         )
 
+    def write(self, layer: int, rows: CacheRows, key: NDArray[Any], value: NDArray[Any]) -> None:
+        """Store keys [T, kv_heads, key_size] and values [T, kv_heads, value_size] of all rows."""
+        for place, states in zip(self._places[layer], (key, value), strict=True):
+            self._array(place)[rows.lanes, :, rows.positions] = states
+
     def read(self, layer: int, lane: int, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Views of the keys and values [kv_heads, length, head_dim] of the lane's first tokens."""
-        keys, values = self.array[lane, layer, :, :, :length]
+        """Views of the keys and values [kv_heads, length, size] of the lane's first tokens."""
+        keys, values = (self._array(place)[lane, :, :length] for place in self._places[layer])
         return keys, values
+
+    def _array(self, place: Place) -> NDArray[Any]:
+        """[lanes, kv_heads, tokens, size]"""
+        return self._arrays[place.block].array[:, place.number, place.part]

@@ -1,4 +1,4 @@
-"""Counts the pages and lanes of the KV cache that sequences hold. It allocates no memory itself."""
+"""Counts the pages and lanes of memory that sequences hold. It allocates no memory itself."""
 
 from dataclasses import dataclass, field
 
@@ -21,6 +21,8 @@ class KVPages:
     page_size: int
     """Tokens in a page."""
     num_lanes: int
+    pages_per_sequence: int = 0
+    """Pages that a sequence needs besides those of its tokens."""
     _holdings: dict[Sequence, Holding] = field(init=False, default_factory=dict)
     _free_lanes: list[int] = field(init=False)
     _num_free: int = field(init=False)
@@ -41,12 +43,12 @@ class KVPages:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that fit into all pages."""
-        return self.num_pages * self.page_size
+        """Tokens of a sequence that has all pages."""
+        return max(self.num_pages - self.pages_per_sequence, 0) * self.page_size
 
     def pages_for(self, num_tokens: int) -> int:
-        """Pages that this many tokens need."""
-        return -(-num_tokens // self.page_size)
+        """Pages that a sequence of this many tokens needs."""
+        return self.pages_per_sequence - (-num_tokens // self.page_size)
 
     def holds(self, sequence: Sequence) -> bool:
         """Whether the sequence holds a lane."""

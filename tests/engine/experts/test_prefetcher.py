@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from control_plane.engine.experts.predictor import ExpertPredictor
 from control_plane.engine.experts.prefetcher import MOST_ROWS, PATIENCE, Prefetcher
 from control_plane.engine.experts.trial import KEPT_STEPS, TURN_STEPS, TURNS
-from control_plane.engine.model.reference.transformers_model import TransformersModel
+from control_plane.engine.loader import load_model
 from control_plane.faas.invocation import ExpertUsage
 from control_plane.faas.invoking.invoker import Invoker
-from control_plane.partition.checkpoint.dense_config import DenseConfig
 from control_plane.partition.granularity import Granularity
 from functions.contract.messages import Invocation, InvocationResult, ResidencyReport
 from tests.conftest import StartFunction
@@ -67,10 +66,9 @@ def fine(tmp_path_factory: pytest.TempPathFactory) -> TinyPartition:
 
 def sure(tiny: TinyPartition) -> ExpertPredictor:
     """A predictor of the real model that has seen its predictions come true."""
-    reference = TransformersModel(
-        tiny.model, DenseConfig.load(tiny.folder), tiny.manifest.moe_layers, threads=1
-    )
-    predictor = ExpertPredictor.of(reference.router, tiny.manifest)
+    model = load_model(tiny.folder, tiny.manifest, threads=1)
+    predictor = ExpertPredictor.of(model.router, tiny.manifest)
+    assert predictor is not None
     hidden_states = tiny.hidden_states(1)
     predictor.begin_step([("a", 1)])
     for layer in tiny.manifest.moe_layers:

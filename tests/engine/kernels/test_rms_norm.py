@@ -6,7 +6,7 @@ import torch
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeRMSNorm
 
 from control_plane.engine.kernels import available_dense_isas, load_dense_kernel
-from control_plane.engine.model.reference.tensor_views import to_numpy, to_torch
+from control_plane.engine.model.transformers_model.tensor_views import to_numpy, to_torch
 
 
 @pytest.mark.parametrize("isa", available_dense_isas())

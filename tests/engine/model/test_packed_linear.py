@@ -17,8 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from control_plane.cli.main import main
-from control_plane.engine.model.reference.layers import PackedGatedFFN, PackedLinear
-from control_plane.engine.model.reference.loader import load_transformers
+from control_plane.engine.model.transformers_model.layers import PackedGatedFFN, PackedLinear
 from control_plane.errors import ConfigError, PartitionError
 from control_plane.partition.dense import EMBEDDING
 from control_plane.partition.granularity import Granularity
@@ -29,6 +28,7 @@ from control_plane.partition.recipes import DenseTypes
 from functions.kernels.packed_expert import ExpertShape, pack_expert
 from functions.kernels.packed_matrix import LinearShape, pack_matrix
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
+from tests.support.models.modules import modules_of
 from tests.support.running import served
 
 pytestmark = pytest.mark.slow
@@ -59,8 +59,7 @@ def packed_partition(
 
 def load(folder: Path, manifest: Manifest) -> PreTrainedModel:
     """The model without a dispatcher."""
-    partition = folder / "partition"
-    return load_transformers(partition, manifest)
+    return modules_of(folder / "partition", manifest)
 
 
 def packed_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.loader import load_model
 from control_plane.engine.model.dense_file import DenseFile
-from control_plane.engine.model.dense_model import DenseModel
+from control_plane.engine.model.dense_model import DenseModel, MemorySize
 from control_plane.engine.model.program_model import ProgramModel
-from control_plane.engine.model.reference.loader import load_transformers
-from control_plane.engine.model.reference.transformers_model import TransformersModel
-from control_plane.engine.model.runner import kv_cache_shape
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
@@ -26,6 +21,7 @@ from functions.kernels.activations import as_f32
 from functions.kernels.bfloat16 import f32_to_bf16
 from tests.support.functions.kernels import worth_a_team
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
+from tests.support.models.modules import in_modules
 
 pytestmark = pytest.mark.slow
 
@@ -71,10 +67,10 @@ def sequences() -> list[Sequence]:
     return [Sequence("test", "tenant", token_ids, SamplingParams(1)) for token_ids in tokens]
 
 
-def computed(model: DenseModel, manifest: Manifest, batches: list[list[Chunk]]) -> Iterator[NDArray[Any]]:
+def computed(model: DenseModel, batches: list[list[Chunk]]) -> Iterator[NDArray[Any]]:
     """The hidden states of each batch, one after the other with the same cache."""
     model.attach(Experts())  # type: ignore[arg-type]
-    cache = KVCache(kv_cache_shape(model.config, manifest.dtype), 100, 8, 128, load_dense_kernel(), 1)
+    cache = model.new_memory(MemorySize(num_pages=100, num_lanes=8, max_length=128, threads=1))
     for batch in batches:
         for chunk in batch:
             cache.pages.allocate(chunk.sequence, chunk.end)
@@ -93,10 +89,9 @@ def test_hidden_states_are_those_of_transformers_modules(
     folder, manifest = partitioned(tmp_path, family, dtype, dense_dtype, **overrides)
     program = load_model(folder, manifest, threads=1)
     assert isinstance(program, ProgramModel)
-    transformers = load_transformers(folder, manifest)
-    reference = TransformersModel(transformers, program.config, manifest.moe_layers, threads=1)
+    reference = in_modules(folder, manifest)
     batch = [whole(each) for each in sequences()]
-    (found,), (expected,) = (computed(model, manifest, [batch]) for model in (program, reference))
+    (found,), (expected,) = (computed(model, [batch]) for model in (program, reference))
     # int8 rounds activations, and one that is rounded the other way makes a difference of 1 in 127.
     assert np.abs(found - expected).max() < (1e-4 if dense_dtype == "auto" else 0.05)
     np.testing.assert_allclose(program.logits(found), reference.logits(found), atol=1e-4)
@@ -110,13 +105,13 @@ def test_a_row_depends_neither_on_other_rows_nor_on_chunks(
     folder, manifest = partitioned(tmp_path, family, dtype, dense_dtype, **overrides)
     model = load_model(folder, manifest, threads=1)
     batch = [whole(each) for each in sequences()]
-    (together,) = computed(model, manifest, [batch])
+    (together,) = computed(model, [batch])
     row = 0
     for each in sequences():
         length = len(each.token_ids)
         cuts = [0, *range(1, length, 7), length] if length > 1 else [0, 1]
         chunks = [[Chunk(each, start, end - start)] for start, end in pairwise(cuts)]
-        rows = np.concatenate(list(computed(model, manifest, chunks)))
+        rows = np.concatenate(list(computed(model, chunks)))
         assert np.array_equal(rows, together[row : row + length])
         row += length
 
@@ -132,5 +127,5 @@ def test_threads_do_not_change_a_bit(dtype: str, dense_dtype: str, tmp_path: Pat
         assert worth_a_team(sum(LENGTHS) * nbytes)
     batch = [whole(each) for each in sequences()]
     one, three = (load_model(folder, manifest, threads=threads) for threads in (1, 3))
-    (expected,), (found,) = (computed(model, manifest, [batch]) for model in (one, three))
+    (expected,), (found,) = (computed(model, [batch]) for model in (one, three))
     assert np.array_equal(found, expected)

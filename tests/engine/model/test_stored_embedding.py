@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from control_plane.engine.model.dense_file import DenseFile
-from control_plane.engine.model.reference.layers import EmbeddingModule
 from control_plane.engine.model.stored_embedding import StoredEmbedding
+from control_plane.engine.model.transformers_model.embedding import keep_in_file
 from control_plane.errors import EngineError
 from control_plane.partition.dense import EMBEDDING
 
@@ -26,9 +26,26 @@ def test_rows_are_those_of_an_embedding_in_memory(
 ) -> None:
     weight = torch.randn(50, 24).to(dtype)
     ids = torch.randint(50, shape)
-    found = EmbeddingModule(stored(tmp_path / "file", weight))(ids)
+    embedding = torch.nn.Embedding(50, 24)
+    keep_in_file(embedding, stored(tmp_path / "file", weight))
+    found = embedding(ids)
     assert torch.equal(found, torch.nn.functional.embedding(ids, weight))
     assert found.dtype == dtype
+
+
+class Scaled(torch.nn.Embedding):
+    """As families have them that multiply embeddings with a number."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 3
+
+
+def test_a_family_s_own_embedding_changes_the_rows_of_the_file(tmp_path: Path) -> None:
+    weight, ids = torch.randn(50, 24), torch.tensor([4, 2])
+    embedding = Scaled(50, 24)
+    keep_in_file(embedding, stored(tmp_path / "file", weight))
+    assert torch.equal(embedding(ids), weight[ids] * 3)
+    assert isinstance(embedding, Scaled)
 
 
 @pytest.mark.parametrize("token", [-1, 50])

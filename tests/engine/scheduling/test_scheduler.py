@@ -255,7 +255,9 @@ def timetable(
 
 def check(scheduler: Scheduler, batch: list[Chunk]) -> None:
     """Fail unless the step is within its limits, and its chunks have memory."""
-    assert sum(chunk.length for chunk in batch) <= scheduler.max_batch_tokens
+    lengths = [chunk.length for chunk in batch]
+    largest = 0 if scheduler.chunks_prompts else max(lengths, default=0)
+    assert sum(lengths) - largest <= scheduler.max_batch_tokens
     assert len(batch) <= scheduler.max_sequences
     assert max(Counter(chunk.sequence for chunk in batch).values(), default=1) == 1
     pages = scheduler.kv_cache.pages

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
 from control_plane.engine.scheduling.scheduler import Scheduler
+from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import SamplingParams, Sequence, TokenLogprob
 from tests.engine.scheduling.test_scheduler import Step, check, run, shown
 from tests.support.scheduling import advance, assert_empty, complete, make_scheduler, make_sequence
@@ -76,6 +77,50 @@ def queued(scheduler: Scheduler, sequences: list[Sequence]) -> list[Sequence]:
 )
 def test_steps(limits: dict[str, Any], lengths: tuple[int, int, int], steps: list[Step]) -> None:
     scheduler = make_scheduler(**limits)
+    queued(scheduler, answers(*lengths))
+    assert run(scheduler) == steps
+    assert_empty(scheduler)
+
+
+@pytest.mark.parametrize(
+    ("limits", "lengths", "steps"),
+    [
+        pytest.param(
+            {},
+            (3, 10, 2),
+            [
+                [("a", 0, 8)],
+                [("a", 8, 1)],
+                [("a", 9, 1), ("b", 9, 1), ("c", 9, 1)],
+                [("a", 10, 1), ("b", 10, 1), ("c", 10, 1)],
+            ],
+            id="the last token of the prompt has a step of its own",
+        ),
+        pytest.param(
+            {"num_lanes": 2},
+            (3, 4, 2),
+            [
+                [("a", 0, 3)],
+                [("a", 3, 1), ("b", 3, 1)],
+                [("a", 4, 1), ("b", 4, 1)],
+                [("c", 0, 3)],
+                [("c", 3, 1)],
+                [("c", 4, 1)],
+            ],
+            id="those that come later compute it again",
+        ),
+        pytest.param(
+            {"chunks_prompts": False},
+            (2, 20, 1),
+            [[("a", 0, 19)], [("a", 19, 1), ("b", 19, 1)]],
+            id="prompts as a whole",
+        ),
+    ],
+)
+def test_steps_where_memory_has_no_prefixes(
+    limits: dict[str, Any], lengths: tuple[int, int, int], steps: list[Step]
+) -> None:
+    scheduler = make_scheduler(keeps_prefixes=False, **limits)
     queued(scheduler, answers(*lengths))
     assert run(scheduler) == steps
     assert_empty(scheduler)
@@ -171,6 +216,8 @@ GROUPS = st.lists(
     num_pages=st.integers(7, 16),
     num_lanes=st.integers(1, 8),
     fair=st.booleans(),
+    keeps_prefixes=st.booleans(),
+    chunks_prompts=st.booleans(),
 )
 def test_every_answer_ends_and_reads_only_its_own_prompt(
     groups: list[tuple[int, str, int, int, int]],
@@ -180,9 +227,19 @@ def test_every_answer_ends_and_reads_only_its_own_prompt(
     num_pages: int,
     num_lanes: int,
     fair: bool,
+    keeps_prefixes: bool,
+    chunks_prompts: bool,
 ) -> None:
     """The test writes what a step computes into the cache, and reads the past of each chunk before."""
-    scheduler = make_scheduler(max_batch_tokens, max_sequences, num_pages, num_lanes, fair=fair)
+    scheduler = make_scheduler(
+        max_batch_tokens,
+        max_sequences,
+        num_pages,
+        num_lanes,
+        fair=fair,
+        keeps_prefixes=keeps_prefixes,
+        chunks_prompts=chunks_prompts,
+    )
     coming: dict[int, list[Sequence]] = {}
     now = 0
     for number, (wait, tenant, choices, prompt, output) in enumerate(groups, start=1):
@@ -210,9 +267,11 @@ def test_every_answer_ends_and_reads_only_its_own_prompt(
         check(scheduler, batch)
         assert batch or not here
         cache = scheduler.kv_cache
+        assert isinstance(cache, KVCache)
         for chunk in batch:
-            lane = cache.array[cache.pages.lane(chunk.sequence), 0, 0, 0, :, 0]
+            lane = cache.read(0, cache.pages.lane(chunk.sequence), cache.max_length)[0][0, :, 0]
             own = float(chunk.sequence.request_id)
+            assert chunks_prompts or 0 in (chunk.start, chunk.length - 1)
             assert lane[: chunk.start].tolist() == [own] * chunk.start
             lane[chunk.start : chunk.end] = own
         complete(scheduler, batch)

@@ -11,58 +11,93 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from control_plane.engine.kernels import load_dense_kernel
-from control_plane.engine.state.kv_cache import CacheRows, KVCache, KVCacheShape
+from control_plane.engine.state.kv_cache import CacheRows, KVCache
+from control_plane.engine.state.kv_cache_shape import KVCacheShape, KVLayer
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import OutOfCache
 from tests.support.scheduling import make_sequence
 
-SHAPE = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=96, dtype=np.dtype(np.float32))
+F32 = np.dtype(np.float32)
+SHAPE = KVCacheShape.uniform(2, 2, 96, F32)
 """A row of 384 bytes, of which a page of memory is no multiple."""
+MIXED = KVCacheShape((KVLayer(2, 96, 96), KVLayer(1, 24, 16), KVLayer(2, 96, 96), KVLayer(3, 16, 24)), F32)
+"""Layers of several sizes, some of which have keys and values of different sizes."""
 LANES = 3
 LONGEST = 40
 
 
-def make_cache(num_pages: int = 12, num_lanes: int = LANES, max_length: int = LONGEST) -> KVCache:
-    return KVCache(SHAPE, num_pages, num_lanes, max_length, load_dense_kernel(), threads=1)
+def make_cache(
+    num_pages: int = 12, num_lanes: int = LANES, max_length: int = LONGEST, shape: KVCacheShape = SHAPE
+) -> KVCache:
+    return KVCache(shape, num_pages, num_lanes, max_length, load_dense_kernel(), threads=1)
 
 
-Tokens = NDArray[np.float32]
+Tokens = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Keys and values [length, heads, size] of each layer."""
 _random = np.random.default_rng(0)
 
 
-def random_tokens(length: int) -> Tokens:
-    """Keys and values [layers, 2, length, heads, head_dim], of which no two are equal."""
-    size = SHAPE.num_layers, 2, length, SHAPE.num_kv_heads, SHAPE.head_dim
-    return _random.standard_normal(size, np.float32)
+def random_tokens(length: int, shape: KVCacheShape = SHAPE) -> Tokens:
+    """Keys and values, of which no two are equal."""
+    return [
+        (
+            _random.standard_normal((length, heads, key_size), np.float32),
+            _random.standard_normal((length, heads, value_size), np.float32),
+        )
+        for heads, key_size, value_size in shape.layers
+    ]
 
 
-def unturned(length: int, head_dim: int = SHAPE.head_dim) -> tuple[Tokens, Tokens]:
+def length_of(tokens: Tokens) -> int:
+    return len(tokens[0][0])
+
+
+def first(tokens: Tokens, length: int) -> Tokens:
+    return [(keys[:length], values[:length]) for keys, values in tokens]
+
+
+def joined(*parts: Tokens) -> Tokens:
+    return [
+        (np.concatenate(keys), np.concatenate(values))
+        for keys, values in (zip(*layers, strict=True) for layers in zip(*parts, strict=True))
+    ]
+
+
+def are_equal(some: Tokens, other: Tokens) -> bool:
+    pairs = zip(some, other, strict=True)
+    return all(np.array_equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
+
+
+def unturned(length: int, head_dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The rotation by an angle of zero, which does not change keys."""
     return np.ones((length, head_dim), np.float32), np.zeros((length, head_dim), np.float32)
 
 
 def write(cache: KVCache, rows: list[tuple[int, int, Tokens]]) -> None:
     """Write several sequences' tokens at once, each given by lane, first position and tokens."""
-    lanes = [lane for lane, _, tokens in rows for _ in range(tokens.shape[2])]
-    positions = [start + offset for _, start, tokens in rows for offset in range(tokens.shape[2])]
+    lanes = [lane for lane, _, tokens in rows for _ in range(length_of(tokens))]
+    positions = [start + offset for _, start, tokens in rows for offset in range(length_of(tokens))]
     places = CacheRows(np.array(lanes, int), np.array(positions, int), attending=np.array([], int))
-    for layer in range(SHAPE.num_layers):
-        keys, values = np.concatenate([tokens[layer] for _, _, tokens in rows], axis=1)
-        cache.attend(layer, keys, keys, values, unturned(len(keys)), places, scaling=1.0)
+    for layer, (keys, values) in enumerate(joined(*(tokens for _, _, tokens in rows))):
+        if keys.shape == values.shape:
+            rotation = unturned(len(keys), keys.shape[2])
+            cache.attend(layer, keys, keys, values, rotation, places, scaling=1.0)
+        else:
+            cache.write(layer, places, keys, values)
 
 
 def read(cache: KVCache, lane: int, length: int) -> Tokens:
-    """Keys and values [layers, 2, length, heads, head_dim] of the lane's first tokens."""
-    layers = [np.stack(cache.read(layer, lane, length)) for layer in range(SHAPE.num_layers)]
-    return np.stack(layers).swapaxes(2, 3)
+    """Keys and values of the lane's first tokens."""
+    layers = (cache.read(layer, lane, length) for layer in range(len(cache.shape.layers)))
+    return [(keys.swapaxes(0, 1), values.swapaxes(0, 1)) for keys, values in layers]
 
 
 class Cache(RuleBasedStateMachine):
     """Sequences start, write some tokens at a time, and end. The test keeps a copy of what each wrote."""
 
-    @initialize()
-    def open(self) -> None:
-        self.cache = make_cache()
+    @initialize(shape=st.sampled_from([SHAPE, MIXED]))
+    def open(self, shape: KVCacheShape) -> None:
+        self.cache = make_cache(num_pages=LANES * LONGEST, shape=shape)
         self.written: dict[Sequence, Tokens] = {}
 
     @precondition(lambda self: self.cache.pages.num_free_lanes)
@@ -71,17 +106,18 @@ class Cache(RuleBasedStateMachine):
         """A new sequence's lane is empty, even if another sequence used it before."""
         sequence = make_sequence(1, LONGEST - 1)
         self.cache.pages.allocate(sequence, LONGEST)
-        self.written[sequence] = random_tokens(0)
-        assert not read(self.cache, self.cache.pages.lane(sequence), LONGEST).any()
+        self.written[sequence] = random_tokens(0, self.cache.shape)
+        found = read(self.cache, self.cache.pages.lane(sequence), LONGEST)
+        assert not any(array.any() for layer in found for array in layer)
 
     @precondition(lambda self: self.written)
     @rule(lengths=st.lists(st.integers(1, 16), min_size=LANES, max_size=LANES))
     def write(self, lengths: list[int]) -> None:
         rows = []
         for (sequence, past), length in zip(list(self.written.items()), lengths, strict=False):
-            tokens = random_tokens(min(length, LONGEST - past.shape[2]))
-            rows.append((self.cache.pages.lane(sequence), past.shape[2], tokens))
-            self.written[sequence] = np.concatenate([past, tokens], axis=2)
+            tokens = random_tokens(min(length, LONGEST - length_of(past)), self.cache.shape)
+            rows.append((self.cache.pages.lane(sequence), length_of(past), tokens))
+            self.written[sequence] = joined(past, tokens)
         write(self.cache, rows)
 
     @precondition(lambda self: self.written and self.cache.pages.num_free_lanes)
@@ -90,10 +126,10 @@ class Cache(RuleBasedStateMachine):
         """A new sequence has the first tokens of another, and room for more."""
         source = list(self.written)[number % len(self.written)]
         target = make_sequence(1, LONGEST - 1)
-        length = min(length, self.written[source].shape[2])
+        length = min(length, length_of(self.written[source]))
         self.cache.pages.allocate(target, LONGEST)
         self.cache.copy(source, target, length)
-        self.written[target] = self.written[source][:, :, :length]
+        self.written[target] = first(self.written[source], length)
 
     @precondition(lambda self: self.written)
     @rule(number=st.integers(0, LANES - 1))
@@ -115,9 +151,9 @@ class Cache(RuleBasedStateMachine):
     @invariant()
     def everything_written_is_read(self) -> None:
         for sequence, tokens in self.written.items():
-            for length in (tokens.shape[2] // 2, tokens.shape[2]):
-                expected = tokens[:, :, :length]
-                assert np.array_equal(read(self.cache, self.cache.pages.lane(sequence), length), expected)
+            for length in (length_of(tokens) // 2, length_of(tokens)):
+                found = read(self.cache, self.cache.pages.lane(sequence), length)
+                assert are_equal(found, first(tokens, length))
 
 
 TestCache = Cache.TestCase
@@ -132,9 +168,9 @@ def resident_nbytes() -> int:
 
 def test_memory_is_taken_by_writing_and_returned_by_freeing() -> None:
     """64 MB of a cache of a terabyte; the bounds leave room for the process's other allocations."""
-    shape = KVCacheShape(num_layers=8, num_kv_heads=8, head_dim=128, dtype=np.dtype(np.float32))
+    shape = KVCacheShape.uniform(8, 8, 128, F32)
     length = (64 << 20) // shape.page_nbytes * shape.page_size
-    keys = np.ones((length, shape.num_kv_heads, shape.head_dim), np.float32)
+    keys = np.ones((length, 8, 128), np.float32)
     before = resident_nbytes()
     cache = KVCache(
         shape,
@@ -147,10 +183,10 @@ def test_memory_is_taken_by_writing_and_returned_by_freeing() -> None:
     sequence = make_sequence(length)
     cache.pages.allocate(sequence, length)
     assert resident_nbytes() - before < 8 << 20
-    for layer in range(shape.num_layers):
+    for layer in range(8):
         lanes = np.full(length, cache.pages.lane(sequence))
         rows = CacheRows(lanes, np.arange(length), attending=np.array([], int))
-        cache.attend(layer, keys, keys, keys, unturned(length, shape.head_dim), rows, scaling=1.0)
+        cache.attend(layer, keys, keys, keys, unturned(length, 128), rows, scaling=1.0)
     assert 56 << 20 < resident_nbytes() - before < 72 << 20
     cache.free(sequence)
     assert resident_nbytes() - before < 8 << 20
@@ -167,38 +203,41 @@ def test_freeing_a_lane_does_not_change_its_neighbours() -> None:
     middle = lanes.index(1)
     cache.free(sequences[middle])
     for lane in lanes:
-        expected = np.zeros_like(tokens) if lane == 1 else tokens
-        assert np.array_equal(read(cache, lane, LONGEST), expected)
+        freed = [(np.zeros_like(keys), np.zeros_like(values)) for keys, values in tokens]
+        assert are_equal(read(cache, lane, LONGEST), freed if lane == 1 else tokens)
 
 
 SHAPES = st.builds(
     KVCacheShape,
-    num_layers=st.integers(1, 3),
-    num_kv_heads=st.integers(1, 3),
-    head_dim=st.integers(1, 1100),
-    dtype=st.sampled_from([np.dtype(np.float32), np.dtype(np.uint16)]),
+    st.lists(
+        st.builds(KVLayer, st.integers(1, 3), st.integers(1, 1100), st.integers(1, 1100)),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
+    st.sampled_from([np.dtype(np.float32), np.dtype(np.uint16)]),
 )
 
 
 @given(shape=SHAPES, num_tokens=st.integers(1, 5000))
 def test_sizes(shape: KVCacheShape, num_tokens: int) -> None:
     """Pages touch no more memory than is counted, except for rounding to pages of memory."""
-    row_nbytes = shape.head_dim * shape.dtype.itemsize
-    heads = 2 * shape.num_layers * shape.num_kv_heads
+    rows = [
+        size * shape.dtype.itemsize for heads, *sizes in shape.layers for size in sizes for _ in range(heads)
+    ]
     assert shape.page_size >= 16
-    assert shape.page_nbytes == heads * row_nbytes * shape.page_size
+    assert shape.page_nbytes == sum(rows) * shape.page_size
     length = shape.lane_length(num_tokens)
     assert num_tokens <= length < num_tokens + mmap.PAGESIZE
-    assert length * row_nbytes % mmap.PAGESIZE == 0
-    pages = -(-num_tokens // shape.page_size)
-    touched = heads * -(-pages * shape.page_size * row_nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    assert all(length * nbytes % mmap.PAGESIZE == 0 for nbytes in rows)
+    tokens = -(-num_tokens // shape.page_size) * shape.page_size
+    touched = sum(-(-tokens * nbytes // mmap.PAGESIZE) * mmap.PAGESIZE for nbytes in rows)
     # A page of few tokens that cannot fill a page of memory: at most half of it stays empty.
-    assert touched <= pages * shape.page_nbytes * 2
+    assert touched <= sum(rows) * tokens * 2
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
 def test_page_nbytes(dtype: type[np.generic]) -> None:
-    shape = KVCacheShape(num_layers=2, num_kv_heads=2, head_dim=64, dtype=np.dtype(dtype))
+    shape = KVCacheShape.uniform(2, 2, 64, np.dtype(dtype))
     cache = KVCache(shape, num_pages=1, num_lanes=1, max_length=1000, kernel=load_dense_kernel(), threads=1)
     arrays = [array for layer in range(2) for array in cache.read(layer, 0, shape.page_size)]
     assert shape.page_nbytes == sum(array.nbytes for array in arrays)
@@ -241,3 +280,11 @@ def test_a_cache_larger_than_the_address_space(num_lanes: int, max_length: int) 
             kernel=load_dense_kernel(),
             threads=1,
         )
+
+
+def test_only_layers_with_keys_and_values_of_one_size_are_the_kernel_s() -> None:
+    cache = make_cache(shape=MIXED)
+    assert [cache.kernel_layer(layer)[1] for layer in (0, 2)] == [0, 1]
+    for layer in (1, 3):
+        with pytest.raises(ValueError, match=f"keys and values of layer {layer} have different sizes"):
+            cache.kernel_layer(layer)

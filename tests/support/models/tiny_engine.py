@@ -19,15 +19,13 @@ from control_plane.config import ServeConfig
 from control_plane.engine.engine import Engine
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.prefetcher import Prefetcher
-from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.loader import load_model
-from control_plane.engine.model.dense_model import DenseModel
+from control_plane.engine.model.dense_model import DenseModel, MemorySize
 from control_plane.engine.model.program_model import ProgramModel
-from control_plane.engine.model.runner import ModelRunner, kv_cache_shape
+from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.scheduling.interruption import Interruption
 from control_plane.engine.scheduling.policy import FairAcrossTenants
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.engine.state.stopwatch import Stopwatch
 from control_plane.engine.stream import TokenStream
@@ -128,8 +126,7 @@ async def engine_behind(
     dispatcher = make_dispatcher(reference.manifest, invoker, interruption=interruption, stopwatch=stopwatch)
     model = load_model(reference.folder, reference.manifest, threads=1)
     model.attach(dispatcher)
-    shape = kv_cache_shape(model.config, reference.manifest.dtype)
-    cache = KVCache(shape, num_pages, 2 * max_sequences, CONTEXT_LENGTH, load_dense_kernel(), threads=1)
+    cache = model.new_memory(MemorySize(num_pages, 2 * max_sequences, CONTEXT_LENGTH, threads=1))
     scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
     runner = ModelRunner(model, cache, dispatcher, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)

@@ -1,10 +1,10 @@
-"""Modules that replace a model's own linear layers, gated FFNs and norms, and compute with our kernels.
+"""Modules that replace a model's own linear layers and gated FFNs, and compute with our kernels.
 
 Packed weights are the partition file's bytes, mapped into memory, and activations pass to the kernels without
 a copy: NumPy and torch share their memory.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,24 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from control_plane.engine.kernels import DenseKernel, LinearLayer, load_dense_kernel
-from control_plane.engine.model.reference.tensor_views import to_numpy, to_torch
-from control_plane.engine.model.stored_embedding import StoredEmbedding
+from control_plane.engine.model.transformers_model.tensor_views import to_numpy, to_torch
 from control_plane.errors import PartitionError
 from control_plane.partition.dense import PackedMatrix
 from functions.kernels import MAX_THREADS, ExpertShape, GatedFFNKernel, LinearShape, load_kernel
-
-
-class EmbeddingModule(nn.Module):
-    """Replaces an nn.Embedding [vocabulary, H] whose weight is used by no other module."""
-
-    def __init__(self, stored: StoredEmbedding) -> None:
-        super().__init__()
-        self.stored = stored
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The rows [..., H] of tokens [...]. Raises `EngineError` if they cannot be read."""
-        rows = to_torch(self.stored.rows(input_ids.ravel().tolist()))
-        return rows.view(*input_ids.shape, rows.shape[1])
 
 
 class PackedLinear(nn.Module):
@@ -60,16 +46,6 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         (out,) = self.kernel.linear([self.layer], _as_rows(x), threads=self.threads)
         return _as_tensor(out, x)
-
-
-def apply_all(modules: Sequence[nn.Module], x: torch.Tensor) -> list[torch.Tensor]:
-    """Each module's output for x [..., K]. If all are packed in one type, one kernel call computes them."""
-    packed = [module for module in modules if isinstance(module, PackedLinear)]
-    if len(packed) < len(modules) or len({module.layer.shape.dtype for module in packed}) > 1:
-        return [module(x) for module in modules]
-    first = packed[0]
-    outs = first.kernel.linear([module.layer for module in packed], _as_rows(x), threads=first.threads)
-    return [_as_tensor(out, x) for out in outs]
 
 
 class PackedGatedFFN(nn.Module):
@@ -163,19 +139,3 @@ def _as_rows(x: torch.Tensor) -> NDArray[Any]:
 def _as_tensor(rows: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
     """Rows [T, N] as a tensor [..., N] with the leading dimensions of `like`."""
     return to_torch(rows).view(*like.shape[:-1], rows.shape[1])
-
-
-class KernelRMSNorm(nn.Module):
-    """RMSNorm in one kernel call, where torch needs seven. All supported families compute it alike."""
-
-    def __init__(self, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self._epsilon = eps
-        self._kernel = load_dense_kernel()
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[..., H] to [..., H]; the dtype has to be the weight's."""
-        rows = to_numpy(hidden_states.reshape(-1, hidden_states.shape[-1]))
-        out = self._kernel.rms_norm(rows, to_numpy(self.weight.detach()), self._epsilon)
-        return to_torch(out).view(hidden_states.shape)

@@ -1,0 +1,71 @@
+"""The ragged way: one forward pass over the rows of all sequences, with attention over the KV cache."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from control_plane.engine.kernels import DenseKernel
+from control_plane.engine.model.dense_model import ACTIVATIONS, MemorySize
+from control_plane.engine.model.ragged_batch import token_ids
+from control_plane.engine.model.transformers_model.model import TransformersModel
+from control_plane.engine.model.transformers_model.ragged.attention import RaggedBatch, attach_attention
+from control_plane.engine.model.transformers_model.tensor_views import to_numpy
+from control_plane.engine.model.transformers_model.weights import TORCH_DTYPE
+from control_plane.engine.scheduling.chunk import Chunk
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.kv_cache_shape import KVCacheShape
+
+
+class RaggedModel(TransformersModel):
+    """A model that keeps nothing of a sequence but keys and values. It is a `DenseModel`.
+
+    Its attention must be `INTERFACE`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        experts: Mapping[str, int],
+        dtype: str,
+        threads: int,
+        kernel: DenseKernel,
+    ) -> None:
+        """`experts` are the names of the experts' modules and the numbers of their layers, `dtype` that of
+        keys, values and rows. Raises what the family's modules raise if they cannot attend this way."""
+        super().__init__(model, experts, TORCH_DTYPE[dtype], threads)
+        self._kernel = kernel
+        self._attention = attach_attention(model)
+        with torch.inference_mode(), self._routers.watching():
+            self._compute([0], torch.zeros(1, dtype=torch.int64))
+        self._shape = KVCacheShape(self._attention.found(), ACTIVATIONS[dtype])
+
+    @property
+    def chunks_prompts(self) -> bool:
+        return True
+
+    @property
+    def page_nbytes(self) -> int:
+        return self._shape.page_nbytes
+
+    def new_memory(self, size: MemorySize) -> KVCache:
+        return KVCache(self._shape, *size[:3], self._kernel, size.threads)
+
+    @torch.inference_mode()
+    def hidden_states(self, batch: list[Chunk], memory: KVCache) -> NDArray[Any]:
+        ragged_batch = self._attention.batch = RaggedBatch.of_chunks(batch, memory)
+        try:
+            with self._few_threads(len(ragged_batch.rows.positions)):
+                return self._compute(token_ids(batch), torch.from_numpy(ragged_batch.rows.positions))
+        finally:
+            self._attention.batch = None
+
+    def _compute(self, tokens: list[int], positions: torch.Tensor) -> NDArray[Any]:
+        """The final hidden states [N, H] of rows at these positions [N]."""
+        # A mask, though of ones alone: without one, transformers takes such positions for packed sequences.
+        options: dict[str, Any] = {"attention_mask": torch.ones(1, len(tokens), dtype=torch.int64)}
+        if "position_ids" in self._arguments:
+            options["position_ids"] = positions[None]
+        return to_numpy(self._forward(tokens, use_cache=False, **options))
