@@ -139,7 +139,8 @@ def _num_layers(own: Mapping[str, Any], total: int) -> int:
     for values in kinds:
         texts = [repr(value) for value in values]
         needed = max(needed, *(texts.index(text) + 1 for text in set(texts)))
-    return min(max(needed + 1, 4), total, MAX_LAYERS)
+    wanted: int = max(needed + 1, 4)
+    return min(wanted, total, MAX_LAYERS)
 
 
 def _kv_heads(own: Any, heads: Any) -> Any:

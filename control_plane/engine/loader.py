@@ -25,7 +25,8 @@ def load_model(
         # They bring torch and transformers: two seconds, and 250 MB.
         from control_plane.engine.transformers_loader import load_transformers
 
-        return load_transformers(partition, manifest, threads, kernel)
+        dense, layers = partition / manifest.dense.file, manifest.moe_layers
+        return load_transformers(partition, dense, manifest.dtype, layers, threads, kernel, manifest.way)
     check_family(manifest.model_type)
     with loading(f"the model in {partition}"):
         return ProgramModel(partition, manifest, DenseConfig.load(partition), kernel, threads)

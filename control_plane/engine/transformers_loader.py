@@ -1,5 +1,6 @@
 """Loads the dense part of a model into transformers' modules."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from control_plane.engine.kernels import DenseKernel
@@ -8,30 +9,38 @@ from control_plane.engine.model.transformers_model.lockstep.model import Lockste
 from control_plane.engine.model.transformers_model.ragged import attention
 from control_plane.engine.model.transformers_model.ragged.model import RaggedModel
 from control_plane.engine.model.transformers_model.weights import load_config, load_module
-from control_plane.errors import PartitionError
+from control_plane.errors import UnsupportedModel
 from control_plane.partition.checkpoint.untrusted import loading
-from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.architecture import Way
 
 
 def load_transformers(
-    partition: Path, manifest: Manifest, threads: int, kernel: DenseKernel
+    partition: Path,
+    dense: Path,
+    dtype: str,
+    moe_layers: Sequence[int],
+    threads: int,
+    kernel: DenseKernel,
+    way: Way,
 ) -> RaggedModel | LockstepModel:
-    """The model in a partition, whose dense file has the names of the model's own `state_dict`.
+    """The model in a partition, whose `dense` file has the names of the model's own `state_dict`.
 
-    Raises `PartitionError`.
+    `dtype` is that of the activations. Layers that could be programs are computed like those of a ragged
+    model. Raises `PartitionError`, `UnsupportedModel` for a family that cannot be computed in this way.
     """
     config = load_config(partition)
-    dense, experts = (
-        partition / manifest.dense.file,
-        dict(zip(manifest.experts, manifest.moe_layers, strict=True)),
-    )
-    is_ragged = manifest.way != "lockstep"
+    is_ragged = way != "lockstep"
     if is_ragged:
         attention.register()
-    model = load_module(partition, dense, config, manifest.dtype, INTERFACE if is_ragged else None)
-    if found := set(experts_modules(model)) ^ experts.keys():
-        raise PartitionError(f"{partition}: the model and the manifest differ in experts: {sorted(found)[0]}")
+    model = load_module(partition, dense, config, dtype, INTERFACE if is_ragged else None)
+    names = list(experts_modules(model))
+    if len(names) != len(moe_layers):
+        raise UnsupportedModel(
+            f"{config.model_type} has {len(names)} modules of transformers' experts interface, and "
+            f"{len(moe_layers)} layers with experts"
+        )
+    experts = dict(zip(names, moe_layers, strict=True))
     with loading(f"the model in {partition}"):
         if is_ragged:
-            return RaggedModel(model, experts, manifest.dtype, threads, kernel)
-        return LockstepModel(model, experts, manifest.dtype, threads)
+            return RaggedModel(model, experts, dtype, threads, kernel)
+        return LockstepModel(model, experts, dtype, threads)

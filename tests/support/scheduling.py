@@ -9,7 +9,8 @@ from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
 from control_plane.engine.scheduling.policy import FairAcrossTenants, FirstComeFirstServed
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.kv_cache_shape import KVCacheShape
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 
 PAGE = 16

@@ -16,7 +16,8 @@ from control_plane.engine.model.ragged_batch import cache_rows, spans_of, token_
 from control_plane.engine.model.rotation import Rotation
 from control_plane.engine.model.stored_embedding import StoredEmbedding
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.kv_cache_shape import KVCacheShape
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.rope import context_length
 from control_plane.partition.dense import HEAD

@@ -9,91 +9,20 @@ another's.
 
 import math
 import mmap
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.engine.kernels import DenseKernel
+from control_plane.engine.state.kv_cache_shape import Block, KVCacheShape, Place, places_of
 from control_plane.engine.state.kv_pages import KVPages
 from control_plane.engine.state.sequence import Sequence
 from control_plane.engine.state.sequence_memory import SequenceMemory
 
 _MAP_NORESERVE = 0x4000
 """Linux's value; Python's mmap module names it from 3.13 on."""
-_LEAST_PAGE_SIZE = 16
-
-
-class KVLayer(NamedTuple):
-    """What one layer keeps of a token."""
-
-    num_kv_heads: int
-    key_size: int
-    """Values in a head's key."""
-    value_size: int
-
-
-class _Block(NamedTuple):
-    """The size of what a layer keeps of a token in one place: keys and values (2 parts), or one of them."""
-
-    parts: int
-    heads: int
-    size: int
-
-
-class _Place(NamedTuple):
-    """Where the keys of a layer are, or its values."""
-
-    block: _Block
-    """The array's."""
-    number: int
-    """The layer's in the array."""
-    part: int
-
-
-@dataclass(frozen=True)
-class KVCacheShape:
-    """The size of one token's keys and values."""
-
-    layers: tuple[KVLayer, ...]
-    dtype: np.dtype[Any]
-    """float32, or uint16 for the bits of bfloat16."""
-
-    @classmethod
-    def uniform(
-        cls, num_layers: int, num_kv_heads: int, head_dim: int, dtype: np.dtype[Any]
-    ) -> "KVCacheShape":
-        """The shape of a model whose layers are alike."""
-        return cls((KVLayer(num_kv_heads, head_dim, head_dim),) * num_layers, dtype)
-
-    @property
-    def page_size(self) -> int:
-        """Tokens in a page: as many as fill one page of the machine's memory with one head's values."""
-        return max(_LEAST_PAGE_SIZE, mmap.PAGESIZE // min(self._row_nbytes))
-
-    @property
-    def page_nbytes(self) -> int:
-        """Bytes of one page over all layers, keys and values."""
-        values = sum(layer.num_kv_heads * (layer.key_size + layer.value_size) for layer in self.layers)
-        return values * self.dtype.itemsize * self.page_size
-
-    def lane_length(self, num_tokens: int) -> int:
-        """Tokens of the shortest lane for `num_tokens` that ends at the end of a page of memory.
-
-        Lanes then share no page, and each can be returned to the operating system alone.
-        """
-        # Each step is a power of two, so the longest is a multiple of the others.
-        step = max(mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, nbytes) for nbytes in self._row_nbytes)
-        return -(-num_tokens // step) * step
-
-    @property
-    def _row_nbytes(self) -> set[int]:
-        """Bytes of a head's key or value, for all layers."""
-        sizes = {size for layer in self.layers for size in (layer.key_size, layer.value_size)}
-        return {size * self.dtype.itemsize for size in sizes}
 
 
 @dataclass(frozen=True)
@@ -111,7 +40,7 @@ class CacheRows:
 class _LaneArray:
     """The lanes' ranges for layers of one size."""
 
-    def __init__(self, lanes: int, layers: int, block: _Block, length: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, lanes: int, layers: int, block: Block, length: int, dtype: np.dtype[Any]) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
         shape = (lanes, layers, block.parts, block.heads, length, block.size)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -139,16 +68,16 @@ class KVCache(SequenceMemory):
     threads: int
     """The most threads of attention."""
     pages: KVPages = field(init=False)
-    _arrays: dict[_Block, _LaneArray] = field(init=False)
+    _arrays: dict[Block, _LaneArray] = field(init=False)
     """Layers of one size share an array: that of most models is the only one."""
-    _places: list[tuple[_Place, _Place]] = field(init=False)
+    _places: list[tuple[Place, Place]] = field(init=False)
     """Where the keys and the values of each layer are."""
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
         self.pages = KVPages(self.num_pages, self.shape.page_size, self.num_lanes)
         self.max_length = min(self.max_length, self.pages.num_tokens)
-        self._places, layers = _places(self.shape)
+        self._places, layers = places_of(self.shape)
         length = self.shape.lane_length(self.max_length)
         self._arrays = {
             block: _LaneArray(self.num_lanes, number, block, length, self.shape.dtype)
@@ -228,28 +157,6 @@ class KVCache(SequenceMemory):
         keys, values = (self._array(place)[lane, :, :length] for place in self._places[layer])
         return keys, values
 
-    def _array(self, place: _Place) -> NDArray[Any]:
+    def _array(self, place: Place) -> NDArray[Any]:
         """[lanes, kv_heads, tokens, size]"""
         return self._arrays[place.block].array[:, place.number, place.part]
-
-
-def _places(shape: KVCacheShape) -> tuple[list[tuple[_Place, _Place]], Counter[_Block]]:
-    """Where the keys and values of each layer are, and the number of layers in each array."""
-    layers: Counter[_Block] = Counter()
-
-    def added(blocks: list[_Block]) -> Iterator[int]:
-        for block in blocks:
-            yield layers[block]
-            layers[block] += 1
-
-    places = []
-    for heads, key_size, value_size in shape.layers:
-        if key_size == value_size:
-            block = _Block(2, heads, key_size)
-            (number,) = added([block])
-            places.append((_Place(block, number, 0), _Place(block, number, 1)))
-        else:
-            keys, values = blocks = [_Block(1, heads, key_size), _Block(1, heads, value_size)]
-            of_keys, of_values = added(blocks)
-            places.append((_Place(keys, of_keys, 0), _Place(values, of_values, 0)))
-    return places, layers

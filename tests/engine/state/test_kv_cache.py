@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from control_plane.engine.kernels import load_dense_kernel
-from control_plane.engine.state.kv_cache import CacheRows, KVCache, KVCacheShape, KVLayer
+from control_plane.engine.state.kv_cache import CacheRows, KVCache
+from control_plane.engine.state.kv_cache_shape import KVCacheShape, KVLayer
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import OutOfCache
 from tests.support.scheduling import make_sequence

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 
-from control_plane.engine import loader, transformers_loader
 from control_plane.engine.model.transformers_model.lockstep.model import LockstepModel
 from control_plane.engine.model.transformers_model.ragged.model import RaggedModel
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from control_plane.partition.granularity import Granularity
+from control_plane.partition.model.architecture import Way
 from control_plane.partition.partitioner import partition
 from tests.support.models.checkpoints import save_checkpoint, tiny_model
 from tests.support.models.tiny_engine import all_tokens_of, greedy_answers
@@ -18,16 +19,15 @@ from tests.support.running import served
 
 pytestmark = pytest.mark.slow
 
-WAYS = {"ragged": RaggedModel, "lockstep": LockstepModel}
+WAYS: dict[Way, type] = {"ragged": RaggedModel, "lockstep": LockstepModel}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_answers_are_the_unsplit_model_s(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "has_program", lambda *_: False)
-    monkeypatch.setattr(transformers_loader, "way_of", lambda _: way)
+def test_answers_are_the_unsplit_model_s(way: Way, tmp_path: Path) -> None:
     model = tiny_model("qwen2_moe", initializer_range=0.2)
     save_checkpoint(model, tmp_path / "model")
-    partition(tmp_path / "model", tmp_path / "partition", granularity=Granularity(2, 2))
+    manifest = partition(tmp_path / "model", tmp_path / "partition", granularity=Granularity(2, 2))
+    replace(manifest, way=way).save(tmp_path / "partition")
     prompts = [torch.arange(3, 3 + length)[None] for length in (1, 30, 9)]
 
     async def answers() -> list[list[list[int]]]:

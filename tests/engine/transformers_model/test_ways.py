@@ -9,45 +9,25 @@ from safetensors.torch import load_file, save_file
 
 from control_plane.engine.kernels import load_dense_kernel
 from control_plane.engine.model.transformers_model.experts import experts_modules
-from control_plane.engine.transformers_loader import load_transformers, way_of
+from control_plane.engine.transformers_loader import load_transformers
 from control_plane.errors import PartitionError, UnsupportedModel
-from tests.support.models.tiny_families import (
-    SplitModel,
-    family_config,
-    family_model,
-    prompts,
-    rest,
-    save_dense,
-    steps,
-)
+from control_plane.partition.model.architecture import Way
+from tests.support.models.family_configs import LOCKSTEP, VOCABULARY
+from tests.support.models.tiny_families import SplitModel, family_model, prompts, rest, save_dense, steps
 
 pytestmark = pytest.mark.slow
 
 RAGGED = ("qwen2_moe", "gpt_oss", "gemma4", "deepseek_v3", "glm4_moe", "mixtral", "cohere2_moe")
-LOCKSTEP = (
-    "granitemoehybrid",
-    "qwen3_next",
-    "qwen3_5_moe",
-    "lfm2_moe",
-    "nemotron_h",
-    "deepseek_v4",
-    "jamba",
-)
-WAYS = {**dict.fromkeys(RAGGED, "ragged"), **dict.fromkeys(LOCKSTEP, "lockstep")}
+WAYS: dict[str, Way] = {**dict.fromkeys(RAGGED, "ragged"), **dict.fromkeys(LOCKSTEP, "lockstep")}
 
 BOUND = 1e-4
 """Of the difference of logits in float32; those above 1 count in relation to the largest."""
 
 
-@pytest.mark.parametrize("family", WAYS)
-def test_the_way_of_a_family(family: str) -> None:
-    assert way_of(family_config(family)) == WAYS[family]
-
-
 @pytest.mark.parametrize(
     ("family", "way"), [*WAYS.items(), *((family, "lockstep") for family in RAGGED)], ids=str
 )
-def test_logits_of_several_sequences_are_the_unsplit_model_s(family: str, way: str, tmp_path: Path) -> None:
+def test_logits_of_several_sequences_are_the_unsplit_model_s(family: str, way: Way, tmp_path: Path) -> None:
     """With a prompt in parts, and while decoding."""
     split = SplitModel.make(family, tmp_path, way)
     memory = split.memory()
@@ -95,14 +75,14 @@ def test_missing_tensors_are_named(family: str, tmp_path: Path) -> None:
     missing = sorted(name for name in tensors if "layers.1." in name and "norm" in name)
     save_file({name: tensor for name, tensor in tensors.items() if name not in missing}, dense)
     with pytest.raises(PartitionError) as caught:
-        load_transformers(tmp_path, dense, "f32", range(4), 1, load_dense_kernel())
+        load_transformers(tmp_path, dense, "f32", range(4), 1, load_dense_kernel(), "ragged")
     assert str(caught.value) == f"{dense} lacks {', '.join(missing)}"
 
 
 def test_a_family_without_the_interface_for_experts_is_refused(tmp_path: Path) -> None:
     dense = save_dense(family_model("jetmoe"), tmp_path, "f32")
     with pytest.raises(UnsupportedModel, match="jetmoe has 0 modules of transformers' experts interface"):
-        load_transformers(tmp_path, dense, "f32", range(4), 1, load_dense_kernel())
+        load_transformers(tmp_path, dense, "f32", range(4), 1, load_dense_kernel(), "ragged")
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_next"])
@@ -125,7 +105,7 @@ def test_a_family_whose_prompts_cannot_be_continued_says_so(tmp_path: Path) -> N
 )
 def test_embeddings_stay_in_the_file(family: str, overrides: dict[str, Any], tmp_path: Path) -> None:
     split = SplitModel.make(family, tmp_path, **overrides)
-    assert split.model.stored_embedding_bytes == 96 * 32 * 4
+    assert split.model.stored_embedding_bytes == VOCABULARY * 32 * 4
     (sequence,) = prompts(9)
     assert split.error([rest(sequence)], split.memory()) < BOUND
 

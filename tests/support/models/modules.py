@@ -14,7 +14,9 @@ from control_plane.partition.manifest import Manifest
 def in_modules(partition: Path, manifest: Manifest) -> RaggedModel | LockstepModel:
     """The model, computed by transformers' modules though it has programs."""
     dense = partition / manifest.dense.file
-    return load_transformers(partition, dense, manifest.dtype, manifest.moe_layers, 1, load_dense_kernel())
+    return load_transformers(
+        partition, dense, manifest.dtype, manifest.moe_layers, 1, load_dense_kernel(), "ragged"
+    )
 
 
 def modules_of(partition: Path, manifest: Manifest) -> PreTrainedModel:

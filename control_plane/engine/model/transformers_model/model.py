@@ -36,7 +36,6 @@ class TransformersModel:
         """`experts` are the names of the experts' modules and the numbers of their layers; `dtype` is the
         type of the rows that are sent to them."""
         self.model = model
-        self.dtype = dtype
         self._base: Any = model.base_model
         if self._base is model:
             raise NotImplementedError(f"{type(model).__name__} has no module without a head")

@@ -6,7 +6,7 @@ Once all passes have paused or ended, the rows of one layer go out in one call, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from greenlet import getcurrent, greenlet
@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from control_plane.engine.experts.dispatcher import RowsFailed
 from control_plane.engine.model.transformers_model.experts import ComputeExperts
-
-Result = TypeVar("Result")
 
 
 class _Request(NamedTuple):

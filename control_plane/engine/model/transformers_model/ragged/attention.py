@@ -21,7 +21,8 @@ from control_plane.engine.model.transformers_model.ragged import mask
 from control_plane.engine.model.transformers_model.ragged.mask import TokenMask
 from control_plane.engine.model.transformers_model.tensor_views import to_numpy, to_torch
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.state.kv_cache import CacheRows, KVCache, KVLayer
+from control_plane.engine.state.kv_cache import CacheRows, KVCache
+from control_plane.engine.state.kv_cache_shape import KVLayer
 
 Rotation = tuple[NDArray[Any], NDArray[Any]]
 

@@ -15,7 +15,8 @@ from control_plane.engine.model.transformers_model.ragged.attention import Ragge
 from control_plane.engine.model.transformers_model.tensor_views import to_numpy
 from control_plane.engine.model.transformers_model.weights import TORCH_DTYPE
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.state.kv_cache import KVCache, KVCacheShape
+from control_plane.engine.state.kv_cache import KVCache
+from control_plane.engine.state.kv_cache_shape import KVCacheShape
 
 
 class RaggedModel(TransformersModel):
