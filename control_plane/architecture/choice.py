@@ -10,11 +10,11 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from control_plane.architecture.describe import describe
 from control_plane.architecture.model import language_config
 from control_plane.architecture.tensors import Shapes
-from control_plane.architecture.trial import TOLERANCE, differences
+from control_plane.architecture.trial import TOLERANCE, Trial, differences
 from control_plane.errors import FaaSMoEError, PartitionError, UnsupportedModel
-from control_plane.partition.model.architecture import Architecture, Way
+from control_plane.partition.model.architecture import Architecture
 
-WAYS: tuple[Way, ...] = ("program", "ragged", "lockstep")
+TRIALS = (Trial("program"), Trial("ragged"), Trial("lockstep"), Trial("lockstep", chunks_prompts=False))
 """The fastest first."""
 _MAX_ERROR = 120
 
@@ -29,20 +29,21 @@ def architecture_of(document: Mapping[str, Any], shapes: Shapes) -> Architecture
     try:
         config = language_config(document)
         # What is wrong with the checkpoint itself shall be said first.
-        described = describe(config, shapes, WAYS[0])
-        return replace(described, way=_way(config))
+        described = describe(config, shapes)
+        found = _first_right(config)
+        return replace(described, way=found.way, chunks_prompts=found.chunks_prompts)
     except FaaSMoEError:
         raise
     except Exception as error:  # A config that its family's code does not expect raises anything.
         raise PartitionError(f"config.json makes no model: {_in_words(error)}") from error
 
 
-def _way(config: PretrainedConfig) -> Way:
+def _first_right(config: PretrainedConfig) -> Trial:
     problems = []
-    for way, found in differences(config, WAYS):
+    for trial, found in differences(config, TRIALS):
         if isinstance(found, float) and found <= TOLERANCE:
-            return way
-        problems.append(f"{way}: {_in_words(found)}")
+            return trial
+        problems.append(f"{trial}: {_in_words(found)}")
     raise UnsupportedModel(
         f"a small {config.model_type} model gave other logits than transformers: {'; '.join(problems)}"
     )

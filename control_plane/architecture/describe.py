@@ -23,7 +23,6 @@ from control_plane.partition.model.architecture import (
     ExpertEntry,
     ExpertLayer,
     MatrixEntry,
-    Way,
 )
 
 _IGNORED = (r"rotary_emb\.inv_freq", r"\.(k|v)_scale$")
@@ -33,8 +32,8 @@ _MIN_LINEAR = 8
 """A layer with fewer inputs or outputs, such as the gate of a shared expert, is not worth packing."""
 
 
-def describe(config: PretrainedConfig, shapes: Shapes, way: Way) -> Architecture:
-    """The model of this config, made of tensors of these shapes, which is to be served in this way.
+def describe(config: PretrainedConfig, shapes: Shapes) -> Architecture:
+    """The model of this config, made of tensors of these shapes. Whether it can be served is not tried.
 
     Raises UnsupportedModel for a model that cannot be split, PartitionError for tensors that are missing or
     have other shapes.
@@ -62,7 +61,8 @@ def describe(config: PretrainedConfig, shapes: Shapes, way: Way) -> Architecture
         linears=tuple(_linears(model, entries, modules)),
         gated_ffns=tuple(gated_ffns(model, entries)),
         unused=tuple(origins.unused),
-        way=way,
+        way="ragged",
+        chunks_prompts=True,
     )
 
 

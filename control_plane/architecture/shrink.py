@@ -60,6 +60,7 @@ _SIZES: Mapping[str, int] = {
     "ssm_state_size": 8,
     "n_groups": 2,
     "n_group": 2,
+    "num_expert_group": 2,
     "topk_group": 1,
     # Attention of several kinds
     "sliding_window": 8,

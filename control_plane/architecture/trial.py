@@ -8,7 +8,7 @@ generated. Each row's logits are compared with those of the unsplit model, which
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from control_plane.engine.assembly import build_runner
 from control_plane.engine.model.runner import ModelRunner
 from control_plane.engine.scheduling.policy import POLICIES
 from control_plane.engine.scheduling.scheduler import Scheduler
-from control_plane.engine.state.sequence import SamplingParams, Sequence
+from control_plane.engine.state.sequence import SamplingParams
+from control_plane.engine.state.sequence import Sequence as TokenSequence
 from control_plane.faas.invocation import ResidentLimits
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.checkpoint.tensors.tensor import Tensor
@@ -57,8 +58,21 @@ class _MemoryTensor(Tensor):
         return self.values[start : start + count]
 
 
-def differences(config: PretrainedConfig, ways: tuple[Way, ...]) -> Iterator[tuple[Way, float | Exception]]:
-    """For each way, the largest difference of a small model's logits, or why it does not compute them.
+@dataclass(frozen=True)
+class Trial:
+    """A way to serve a model that is tried."""
+
+    way: Way
+    chunks_prompts: bool = True
+
+    def __str__(self) -> str:
+        return self.way if self.chunks_prompts else f"{self.way}, whole prompts"
+
+
+def differences(
+    config: PretrainedConfig, trials: Sequence[Trial]
+) -> Iterator[tuple[Trial, float | Exception]]:
+    """For each trial, the largest difference of a small model's logits, or why it does not compute them.
 
     Raises what the family's own code raises for the small config.
     """
@@ -68,15 +82,14 @@ def differences(config: PretrainedConfig, ways: tuple[Way, ...]) -> Iterator[tup
         checkpoint = published(model, Path(folder) / "model")
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         target = Path(folder) / "partition"
-        architecture = describe(small, shapes, ways[0])
-        manifest = partition(checkpoint, target, dtype="f32", architecture=architecture)
-        for way in ways:
+        manifest = partition(checkpoint, target, dtype="f32", architecture=describe(small, shapes))
+        for trial in trials:
             try:
-                tried = replace(manifest, way=way)
+                tried = replace(manifest, way=trial.way, chunks_prompts=trial.chunks_prompts)
                 tried.save(target)
-                yield way, _difference(model, target, tried)
+                yield trial, _difference(model, target, tried)
             except Exception as error:  # A family that this way does not suit raises anything.
-                yield way, error
+                yield trial, error
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
@@ -123,13 +136,17 @@ def _difference(model: PreTrainedModel, folder: Path, manifest: Manifest) -> flo
 def _row_differences(model: PreTrainedModel, runner: ModelRunner, config: ServeConfig) -> Iterator[float]:
     """That of each chunk, while the sequences are generated greedily."""
     scheduler = Scheduler(
-        runner.kv_cache, config.max_batch_tokens, config.max_sequences, POLICIES[config.scheduling]()
+        runner.kv_cache,
+        config.max_batch_tokens,
+        config.max_sequences,
+        POLICIES[config.scheduling](),
+        runner.model.chunks_prompts,
     )
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(3)
     for length in PROMPTS:
         tokens = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
-        scheduler.add(Sequence("trial", "trial", tokens, SamplingParams(NEW_TOKENS)))
+        scheduler.add(TokenSequence("trial", "trial", tokens, SamplingParams(NEW_TOKENS)))
     while batch := scheduler.schedule():
         logits = torch.from_numpy(as_f32(runner.model.logits(runner.run(batch))))
         row = 0

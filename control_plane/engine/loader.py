@@ -26,7 +26,9 @@ def load_model(
         from control_plane.engine.transformers_loader import load_transformers
 
         dense, layers = partition / manifest.dense.file, manifest.moe_layers
-        return load_transformers(partition, dense, manifest.dtype, layers, threads, kernel, manifest.way)
+        return load_transformers(
+            partition, dense, manifest.dtype, layers, threads, kernel, manifest.way, manifest.chunks_prompts
+        )
     check_family(manifest.model_type)
     with loading(f"the model in {partition}"):
         return ProgramModel(partition, manifest, DenseConfig.load(partition), kernel, threads)

@@ -22,11 +22,13 @@ def load_transformers(
     threads: int,
     kernel: DenseKernel,
     way: Way,
+    chunks_prompts: bool = True,
 ) -> RaggedModel | LockstepModel:
     """The model in a partition, whose `dense` file has the names of the model's own `state_dict`.
 
-    `dtype` is that of the activations. Layers that could be programs are computed like those of a ragged
-    model. Raises `PartitionError`, `UnsupportedModel` for a family that cannot be computed in this way.
+    `dtype` is that of the activations; `chunks_prompts` counts for "lockstep". Layers that could be programs
+    are computed like those of a ragged model. Raises `PartitionError`, `UnsupportedModel` for a family that
+    cannot be computed in this way.
     """
     config = load_config(partition)
     is_ragged = way != "lockstep"
@@ -43,4 +45,4 @@ def load_transformers(
     with loading(f"the model in {partition}"):
         if is_ragged:
             return RaggedModel(model, experts, dtype, threads, kernel)
-        return LockstepModel(model, experts, dtype, threads)
+        return LockstepModel(model, experts, dtype, threads, chunks_prompts)

@@ -73,6 +73,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     experts: tuple[ModuleName, ...]
     """The names of the experts' modules in transformers' model, one for each of `moe_layers`."""
     way: Way
+    chunks_prompts: bool
+    """Whether a prompt can be computed in parts, by that way."""
     expert_nbytes: PagesNbytes
     dense: PartitionFile
     files: Mapping[str, str]

@@ -208,6 +208,7 @@ def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files
         moe_layers=plan.moe_layers,
         experts=tuple(layer.module for layer in architecture.layers),
         way=architecture.way,
+        chunks_prompts=architecture.chunks_prompts,
         expert_nbytes=plan.expert_nbytes,
         dense=dense,
         files=files,

@@ -37,7 +37,7 @@ def published(model: PreTrainedModel) -> Tensors:
 
 
 def described(model: PreTrainedModel, tensors: Tensors) -> Architecture:
-    return describe(model.config, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, "ragged")
+    return describe(model.config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ def test_a_published_checkpoint_makes_the_model(family: str) -> None:
 @pytest.mark.parametrize(("family", "reason"), WITHOUT_INTERFACE.items())
 def test_families_that_are_refused(family: str, reason: str) -> None:
     with pytest.raises(UnsupportedModel, match=reason):
-        describe(family_config(family), {}, "ragged")
+        describe(family_config(family), {})
 
 
 def test_no_family_is_left_out() -> None:

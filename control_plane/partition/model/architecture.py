@@ -117,3 +117,5 @@ class Architecture(Struct, frozen=True, forbid_unknown_fields=True):
     unused: tuple[str, ...]
     """Tensors of the checkpoint that the model has no place for."""
     way: Way
+    chunks_prompts: bool
+    """Whether a prompt can be computed in parts."""

@@ -92,12 +92,6 @@ def test_rows_of_all_sequences_go_out_in_one_call_a_layer(family: str, tmp_path:
     assert split.experts.calls == [(layer, 9) for layer in range(4)]
 
 
-def test_a_family_whose_prompts_cannot_be_continued_says_so(tmp_path: Path) -> None:
-    """Jamba's layers forget their state where several tokens follow."""
-    assert not SplitModel.make("jamba", tmp_path / "jamba").model.chunks_prompts
-    assert SplitModel.make("nemotron_h", tmp_path / "nemotron").model.chunks_prompts
-
-
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [("qwen2_moe", {}), ("qwen3_next", {"tie_word_embeddings": True}), ("gemma4", {})],

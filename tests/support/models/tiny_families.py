@@ -108,7 +108,9 @@ class SplitModel:
         dense = save_dense(reference, folder, dtype)
         layers = range(len(experts_modules(reference)))
         way = way or ("lockstep" if family in LOCKSTEP else "ragged")
-        model = load_transformers(folder, dense, dtype, layers, 1, load_dense_kernel(), way)
+        model = load_transformers(
+            folder, dense, dtype, layers, 1, load_dense_kernel(), way, family != "jamba"
+        )
         experts = LocalExperts(reference)
         model.attach(experts)  # type: ignore[arg-type]
         return cls(reference, model, experts)

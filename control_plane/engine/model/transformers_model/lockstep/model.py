@@ -22,9 +22,6 @@ from control_plane.engine.scheduling.chunk import Chunk
 
 _MEASURED = PAGE_SIZE, 8 * PAGE_SIZE - 1, 9 * PAGE_SIZE
 """Tokens of the states whose sizes are measured: see `state_size`."""
-_LARGEST_DIFFERENCE = 0.05
-"""Between the rows of a prompt in parts and of the whole prompt, as a share of the largest value. A family
-that cannot continue a prompt is off by more than that, rounding in bfloat16 by less."""
 
 
 class LockstepModel(TransformersModel):
@@ -33,10 +30,18 @@ class LockstepModel(TransformersModel):
     Its attention must be one of transformers' own.
     """
 
-    def __init__(self, model: PreTrainedModel, experts: Mapping[str, int], dtype: str, threads: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        experts: Mapping[str, int],
+        dtype: str,
+        threads: int,
+        chunks_prompts: bool,
+    ) -> None:
         """`experts` are the names of the experts' modules and the numbers of their layers, `dtype` that of
-        the rows that are sent to them."""
+        the rows that are sent to them. `chunks_prompts` says whether a prompt can be computed in parts."""
         super().__init__(model, experts, TORCH_DTYPE[dtype], threads)
+        self._chunks_prompts = chunks_prompts
         self._compute_experts: ComputeExperts = self._path.compute
         self._measure()
 
@@ -79,15 +84,11 @@ class LockstepModel(TransformersModel):
 
     @torch.inference_mode()
     def _measure(self) -> None:
-        """Find the sizes of states, and whether a prompt can be computed in parts."""
+        """Find the sizes of states."""
         tokens = [number % self.sizes.vocab_size for number in range(_MEASURED[-1])]
-        cache, states, rows = self._new_cache(), {}, []
+        cache, states = self._new_cache(), {}
         with self._routers.watching():
             for start, end in pairwise((0, *_MEASURED)):
-                rows.append(self._compute(tokens[start:end], cache))
+                self._compute(tokens[start:end], cache)
                 states[end] = working_copy(cache)
         self._size = state_size(states, self.sizes.context_length)
-        continued = torch.cat(rows)[: 2 * PAGE_SIZE]
-        whole = self._compute(tokens[: 2 * PAGE_SIZE], self._new_cache())
-        difference = (continued - whole).abs().max() / whole.abs().max()
-        self._chunks_prompts = bool(difference < _LARGEST_DIFFERENCE)
