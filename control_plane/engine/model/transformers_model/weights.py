@@ -62,9 +62,6 @@ def load_module(
     bound_product_caches()
     with loading(f"the model in {partition}"):
         tensors, matrices = _read_dense(dense, dtype)
-        if config.model_type == "mixtral":
-            # Its partitions have the names of its checkpoints.
-            tensors = {name.replace(".block_sparse_moe.", ".mlp."): each for name, each in tensors.items()}
         modules = [name.removesuffix(PACKED) for name in tensors if name.endswith(PACKED)]
         model: Any = _empty(config, TORCH_DTYPE[dtype], attention, modules, matrices)
         experts = experts_modules(model).values()
