@@ -84,6 +84,7 @@ _SIZES: Mapping[str, int] = {
     "block_size": 4,
 }
 _NUM_EXPERTS, _MOST_TOP_K = 8, 2
+_TWO_PARTS = {"qk_nope_head_dim": HEAD_DIM, "qk_rope_head_dim": HEAD_DIM, "head_dim": 2 * HEAD_DIM}
 _ROTATED_PARTS = 8
 """Of a head whose first part is rotated, DeepSeek-V4's, the length of which a factor in its config says."""
 _PERIODS = ("_period", "_interval", "_step")
@@ -100,8 +101,9 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
     if "num_hidden_layers" in own:
         document["num_hidden_layers"] = layers
     if "kv_lora_rank" in own:
-        # Heads have two parts, whose sizes add up.
-        document.pop("head_dim", None)
+        # Heads have two parts; it is the size of one of them, which the family sets itself, or of both.
+        if (document.pop("head_dim", None) or 0) > own["qk_rope_head_dim"]:
+            document |= _TWO_PARTS
     elif "qk_rope_head_dim" in own:
         document["head_dim"] = _ROTATED_PARTS * HEAD_DIM
     for name, value in own.items():
@@ -110,7 +112,7 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
     by_layer = own.get("per_layer_config") or {}
     if by_layer:
         document["per_layer_config"] = {
-            number: {**values, **_sizes(values)}
+            number: {**values, **_sizes(values), **(_TWO_PARTS if "qk_nope_head_dim" in values else {})}
             for number, values in by_layer.items()
             if int(number) < layers
         }

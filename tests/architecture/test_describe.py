@@ -23,9 +23,7 @@ WITHOUT_INTERFACE = {
     "inkling2_loop_text": "no kernel computes the activation",
 }
 """Families that are refused, and why."""
-NOT_SHRUNK = frozenset({"dots3_note_text"})
-"""Families whose own rules for sizes a small config does not meet."""
-DESCRIBED = [name for name in MOE_FAMILIES if name not in WITHOUT_INTERFACE and name not in NOT_SHRUNK]
+DESCRIBED = [name for name in MOE_FAMILIES if name not in WITHOUT_INTERFACE]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -102,4 +100,4 @@ def test_families_that_are_refused(family: str, reason: str) -> None:
 
 def test_no_family_is_left_out() -> None:
     """A new version of transformers that has other families shows here."""
-    assert set(MOE_FAMILIES) == {*DESCRIBED, *WITHOUT_INTERFACE, *NOT_SHRUNK}
+    assert set(MOE_FAMILIES) == {*DESCRIBED, *WITHOUT_INTERFACE}
