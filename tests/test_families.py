@@ -57,7 +57,7 @@ STATES = frozenset(
         "zaya",
     }
 )
-"""Families that keep more of a sequence than keys and values, or choose among them: lockstep alone is right."""
+"""Families that keep other things of a sequence, or choose among keys: lockstep alone is right."""
 WHOLE_PROMPTS = frozenset({"jamba"})
 SERVED = [family for family in MOE_FAMILIES if family not in REFUSED]
 MAX_TOKENS = 12
