@@ -4,6 +4,8 @@
     |-- ConfigError                 a setting, a file or an argument is wrong
     |-- PartitionError              a checkpoint or a partition cannot be read or written
     |   `-- UnsupportedModel        a model family that cannot be split
+    |-- HubError                    a hub of models refuses, or does not have a model
+    |   `-- HubUnreachable          it does not answer
     |-- GatewayError                a FaaS gateway or one of its functions
     |   |-- FunctionNotFound        the gateway has no such function
     |   |-- FunctionUnavailable     a function is unreachable after all retries
@@ -48,6 +50,14 @@ class PartitionError(FaaSMoEError):
 
 class UnsupportedModel(PartitionError):
     """The checkpoint's model family, or one of its options, cannot be split."""
+
+
+class HubError(FaaSMoEError):
+    """A hub of models refuses a model, or does not have it."""
+
+
+class HubUnreachable(HubError):
+    """A hub of models does not answer, or not now."""
 
 
 class GatewayError(FaaSMoEError):

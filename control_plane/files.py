@@ -31,14 +31,26 @@ def read_lines(file: Path) -> list[tuple[str, str]]:
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """The folder for what programs keep: $XDG_STATE_HOME/faasmoe, or ~/.local/state/faasmoe.
 
-    See https://specifications.freedesktop.org/basedir-spec. Raises `ConfigError` if it needs a home folder
-    and the user has none.
+    Raises `ConfigError` if it needs a home folder and the user has none.
     """
+    return _folder("XDG_STATE_HOME", "~/.local/state", environment)
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder for what can be made again: $XDG_CACHE_HOME/faasmoe, or ~/.cache/faasmoe.
+
+    Raises `ConfigError` if it needs a home folder and the user has none.
+    """
+    return _folder("XDG_CACHE_HOME", "~/.cache", environment)
+
+
+def _folder(variable: str, default: str, environment: Mapping[str, str]) -> Path:
+    """See https://specifications.freedesktop.org/basedir-spec."""
     try:
-        state = environment.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+        folder = environment.get(variable) or Path(default).expanduser()
     except RuntimeError as error:
         raise ConfigError(str(error)) from error
-    return Path(state, "faasmoe")
+    return Path(folder, "faasmoe")
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:

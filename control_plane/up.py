@@ -46,18 +46,21 @@ async def running(
             yield url
 
 
-def partition_of(model: Path, say: Callable[[str], object]) -> Path:
-    """The folder of a model's partition: `model` itself, or MODEL.faasmoe, which is made if it is missing.
+def partition_of(
+    model: Path, say: Callable[[str], object], name: str | None = None, folder: Path | None = None
+) -> Path:
+    """The folder of a model's partition: `model` itself, or `folder`, which is made if it is missing.
 
+    By default, `folder` is MODEL.faasmoe, and the name is that of the model's folder or file.
     Small files of the model that have changed are copied into it again. Raises `PartitionError`, also for a
     partition that is older than the model's weights.
     """
     if (model / MANIFEST_FILE).exists():
         return model
-    folder = model.absolute().with_name(model_name(model.absolute()) + ".faasmoe")
+    folder = folder or model.absolute().with_name(model_name(model.absolute()) + ".faasmoe")
     if not folder.exists():
         say(f"partitioning {model} into {folder}")
-        partition(model, folder)
+        partition(model, folder, name=name)
     elif changed := update_companions(model, folder):
         say(f"updated {', '.join(changed)} in {folder}")
     return folder

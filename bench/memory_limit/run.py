@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 
 from bench.memory_limit import scenarios
-from bench.memory_limit.bandwidth import disk_bandwidth, memory_bandwidth
 from bench.memory_limit.faasmoe import DecodeLoad, LimitedFaaSMoE
 from bench.memory_limit.results import Machine, Results
 from bench.memory_limit.scenarios import TITLES, Scenario
@@ -23,6 +22,7 @@ from bench.memory_limit.step_weights import StepWeights
 from bench.support.requests import FAILURES, reasons
 from control_plane.cli.options import Listed
 from control_plane.errors import FaaSMoEError
+from control_plane.inspection.bandwidth import disk_bandwidth, memory_bandwidth
 from control_plane.signals import sigterm_exits
 
 LIMITS = f"{scenarios.NO_LIMIT},16GB,8GB,5GB"

@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 
 from bench.memory_limit import scenarios
-from bench.memory_limit.bandwidth import disk_bandwidth, memory_bandwidth
 from bench.memory_limit.results import Machine
 from bench.memory_limit.step_weights import StepWeights
 from bench.peers.batched_bench import IK_LLAMA_CPP, LLAMA_CPP, BatchedBench
@@ -22,6 +21,7 @@ from bench.peers.table import Speeds, Table, rows
 from bench.support.requests import FAILURES, reasons
 from control_plane.cli.options import FILE, FOLDER, Listed
 from control_plane.errors import FaaSMoEError
+from control_plane.inspection.bandwidth import disk_bandwidth, memory_bandwidth
 from control_plane.signals import sigterm_exits
 
 LIMITS = f"{scenarios.NO_LIMIT},8GB,5GB"

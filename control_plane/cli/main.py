@@ -10,6 +10,7 @@ import click
 
 from control_plane.cli.bench import bench
 from control_plane.cli.deployment import deploy, image, stack
+from control_plane.cli.models import inspect, pull
 from control_plane.cli.partition import partition, verify
 from control_plane.cli.profile import profile
 from control_plane.cli.prompt import prompt
@@ -42,6 +43,11 @@ def main() -> None:
       faasmoe prompt "Write a function that sorts a list"
 
     \b
+    See what a model of the hub takes, and serve it:
+      faasmoe inspect org/name
+      faasmoe up org/name
+
+    \b
     Run it on a machine with faasd, or with any OpenFaaS gateway:
       faasmoe partition MODEL_DIR OUT_DIR
       faasmoe stack OUT_DIR -o stack.yml --image-prefix REGISTRY/
@@ -55,6 +61,8 @@ def main() -> None:
 
 
 for command in (
+    inspect,
+    pull,
     partition,
     profile,
     quality,

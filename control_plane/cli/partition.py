@@ -1,19 +1,18 @@
 """`faasmoe partition` and `verify`: make a partition from a checkpoint, and check one."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from control_plane.cli.models import local_model
 from control_plane.cli.options import COUNT, FILE, FOLDER, other_option
+from control_plane.cli.progress import progress_bar
 from control_plane.partition.recipes import DENSE_DTYPES, DTYPES
 from control_plane.signals import sigterm_exits
 
 
 @click.command()
-@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.argument("model", metavar="MODEL")
 @click.argument("out_dir", type=click.Path(path_type=Path))
 @click.option(
     "--experts-per-function",
@@ -47,9 +46,7 @@ from control_plane.signals import sigterm_exits
     help="Type of the dense part's weights; auto keeps the checkpoint's; int8 and int4 quantise attention, "
     "shared experts and head (int4 keeps down projections and the head at 8 bits).",
 )
-@click.option(
-    "--name", help="Name of the model, and prefix of its functions' names.  [default: the folder's]"
-)
+@click.option("--name", help="Name of the model, and prefix of its functions' names.  [default: the model's]")
 @click.option(
     "--profile",
     "profile_file",
@@ -63,12 +60,12 @@ from control_plane.signals import sigterm_exits
     "--update",
     is_flag=True,
     help="Only bring the config, the tokenizer's files and the chat templates in OUT_DIR up to date with "
-    "MODEL_DIR. The weights stay as they are. Excludes all other options.",
+    "MODEL. The weights stay as they are. Excludes all other options.",
 )
 @click.pass_context
 def partition(
     context: click.Context,
-    model_dir: Path,
+    model: str,
     out_dir: Path,
     experts_per_function: int | None,
     layers_per_function: str | None,
@@ -79,16 +76,17 @@ def partition(
     profile_file: Path | None,
     update: bool,
 ) -> None:
-    """Split the checkpoint in MODEL_DIR for serving.
+    """Split MODEL for serving.
 
-    The new folder OUT_DIR gets a dense part and blocks of experts. MODEL_DIR holds config.json, safetensors
-    files and the tokenizer, as transformers saves them, or is a model in GGUF. By default a function has all
+    The new folder OUT_DIR gets a dense part and blocks of experts. MODEL is a folder with config.json,
+    safetensors files and the tokenizer, as transformers saves them, or a model in GGUF, or the id of a model
+    on the hub, which is downloaded first, as `faasmoe pull` does. By default a function has all
     experts of one layer, or of as many layers as keep the number of functions within 15, which every edition
     of OpenFaaS can deploy. With --profile, the default is the finest split within 15.
 
     \b
       faasmoe partition MODEL_DIR OUT_DIR
-      faasmoe partition MODEL_DIR OUT_DIR --dtype int8 --max-functions 60
+      faasmoe partition org/name OUT_DIR --dtype int8 --max-functions 60
       faasmoe partition MODEL_DIR OUT_DIR --update
     """
     from control_plane.partition import commands, partitioner
@@ -100,16 +98,17 @@ def partition(
     if update:
         if other := other_option(context, "update"):
             raise click.UsageError(f"--update leaves the weights as they are: {other} cannot count")
-        for name in update_companions(model_dir, out_dir):
+        for name in update_companions(local_model(model).path, out_dir):
             click.echo(f"updated {out_dir / name}")
         return
-    checkpoint = Checkpoint.open(model_dir.absolute())
+    local = local_model(model)
+    checkpoint = Checkpoint.open(local.path.absolute())
     architecture = inspect(checkpoint)
     granularity = commands.choose_granularity(
         architecture, experts_per_function, layers_per_function, max_functions
     )
     profile = None if profile_file is None else Profile.load(profile_file)
-    with sigterm_exits(), _progress_bar() as progress:
+    with sigterm_exits(), progress_bar("partitioning") as progress:
         manifest = partitioner.partition(
             checkpoint,
             out_dir,
@@ -117,7 +116,7 @@ def partition(
             granularity=granularity,
             dtype=dtype,
             dense_dtype=dense_dtype,
-            name=name,
+            name=name or local.name,
             profile=profile,
             progress=progress,
         )
@@ -136,17 +135,3 @@ def verify(partition: Path) -> None:
     click.echo(
         f"{partition} is whole: {len(manifest.blocks)} blocks, fingerprint {manifest.fingerprint[:12]}"
     )
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on standard error. Yields a function that takes the amount done and the total."""
-    # Without a terminal, the bar would only be another line above an error's.
-    hidden = not sys.stderr.isatty()
-    with click.progressbar(length=1, label="partitioning", file=sys.stderr, hidden=hidden) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.length = total
-            bar.update(done - bar.pos)
-
-        yield progress

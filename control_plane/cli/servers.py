@@ -8,6 +8,7 @@ from typing import Any
 import click
 from yarl import URL
 
+from control_plane.cli.models import local_model
 from control_plane.cli.options import (
     FOLDER,
     PORT,
@@ -116,7 +117,7 @@ def serve(
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.argument("model", metavar="MODEL")
 @serve_options
 @click.option(
     "--gateway-port",
@@ -125,16 +126,19 @@ def serve(
     show_default=True,
     help="Port of the gateway; 0 takes a free one.",
 )
-def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: Any) -> None:
+def up(model: str, config_file: Path | None, gateway_port: int, **overrides: Any) -> None:
     """Run everything for MODEL until Ctrl-C.
 
     That is the embedded gateway, the functions and the control plane. MODEL is the folder of a partition or
-    of a checkpoint, or a GGUF file. A checkpoint is first partitioned into the folder MODEL.faasmoe. On
-    loopback, everyone on this machine is served, with or without a key.
+    of a checkpoint, or a GGUF file, or the id of a model on the hub, such as org/name, which is downloaded as
+    `faasmoe pull` does. A checkpoint is first partitioned into the folder MODEL.faasmoe; that of a model on
+    the hub goes into $XDG_CACHE_HOME/faasmoe or ~/.cache/faasmoe. On loopback, everyone on this machine is
+    served, with or without a key.
 
     \b
       faasmoe up models/demo
       faasmoe up models/demo --memory-budget 1GB --idle-timeout 60s
+      faasmoe up org/name:Q4_K_M --memory-budget 8GB
     """
     from control_plane.observability.logs import configure
     from control_plane.up import partition_of, running
@@ -142,7 +146,8 @@ def up(model: Path, config_file: Path | None, gateway_port: int, **overrides: An
     config = ServeConfig.load(config_file, overrides, open_on_loopback=True)
     configure(config.log_level)
     with sigterm_exits():
-        folder = partition_of(model, click.echo)
+        local = local_model(model)
+        folder = partition_of(local.path, click.echo, local.name, local.partition)
     serve_until_signal("serving", running(folder, config, gateway_port, click.echo))
 
 

@@ -35,7 +35,7 @@ MAX_TEMPLATES = 64
 
 GENERATION_FILE = "generation_config.json"
 _TEMPLATES = "additional_chat_templates/*.jinja"
-_PATTERNS = (
+COMPANIONS = (
     CONFIG_FILE,
     GENERATION_FILE,
     "tokenizer*",
@@ -48,8 +48,9 @@ _PATTERNS = (
     "chat_template.*",
     _TEMPLATES,
 )
+"""Patterns of the small files' names."""
 # Code and pickles are never copied, because loading them can run any code.
-_REFUSED_SUFFIXES = (".py", ".bin", ".pt", ".pkl")
+REFUSED_SUFFIXES = (".py", ".bin", ".pt", ".pkl")
 
 
 def copy_companions(checkpoint: Path, folder: Path) -> dict[str, str]:
@@ -136,11 +137,11 @@ def _companions(checkpoint: Path) -> Iterator[tuple[str, bytes]]:
         yield CONFIG_FILE, _json(model.config)
         yield GENERATION_FILE, _json(model.generation_config)
         return
-    found = {path for pattern in _PATTERNS for path in checkpoint.glob(pattern) if path.is_file()}
+    found = {path for pattern in COMPANIONS for path in checkpoint.glob(pattern) if path.is_file()}
     if sum(path.parent != checkpoint for path in found) > MAX_TEMPLATES:
         raise PartitionError(f"{checkpoint / _TEMPLATES}: more than {MAX_TEMPLATES} chat templates")
     for path in sorted(found):
-        if path.suffix not in _REFUSED_SUFFIXES:
+        if path.suffix not in REFUSED_SUFFIXES:
             data = _read(path)
             yield path.relative_to(checkpoint).as_posix(), _unquantised(path, data)
 

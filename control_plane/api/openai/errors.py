@@ -31,6 +31,8 @@ KINDS: dict[type[errors.FaaSMoEError], ErrorKind] = {
     errors.ConfigError: INTERNAL,
     errors.PartitionError: INTERNAL,
     errors.UnsupportedModel: INTERNAL,
+    errors.HubError: INTERNAL,
+    errors.HubUnreachable: INTERNAL,
     errors.GatewayError: ErrorKind(502, text="the gateway of the model's functions refused or failed"),
     errors.FunctionNotFound: ErrorKind(
         503, "function_not_found", text="a function of the model is not deployed"

@@ -26,7 +26,8 @@ MAX_CONFIG_NBYTES = 1 << 20
 MAX_INDEX_NBYTES = 32 << 20
 MAX_FILE_NAME = 255
 
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+"""The names of files into which weights are split."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _read_tensors(folder: Path) -> dict[str, StoredTensor]:
         return read_header(folder / WEIGHTS_FILE)
     if (folder / INDEX_FILE).exists():
         return _read_indexed(folder)
-    if shards := sorted(path for path in folder.iterdir() if _SHARD.fullmatch(path.name)):
+    if shards := sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name)):
         return _read_shards(shards)
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         raise PartitionError(
@@ -95,8 +96,8 @@ def _read_shards(shards: Sequence[Path]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_indexed(folder: Path) -> dict[str, StoredTensor]:
-    index = folder / INDEX_FILE
+def indexed_files(index: Path) -> Mapping[str, str]:
+    """The name of the file that has each tensor, from an index. Raises PartitionError."""
     weight_map = read_json_object(index, MAX_INDEX_NBYTES).get("weight_map")
     if not isinstance(weight_map, dict):
         raise PartitionError(f"{index} has no weight_map")
@@ -104,6 +105,12 @@ def _read_indexed(folder: Path) -> dict[str, StoredTensor]:
         if not isinstance(shard, str) or Path(shard).name != shard or len(shard) > MAX_FILE_NAME:
             where = reprlib.repr(shard)
             raise PartitionError(f"{index}: {name[:80]!r} is in {where}, which is no file of this folder")
+    return weight_map
+
+
+def _read_indexed(folder: Path) -> dict[str, StoredTensor]:
+    index = folder / INDEX_FILE
+    weight_map = indexed_files(index)
     shards = {shard: read_header(folder / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard]:

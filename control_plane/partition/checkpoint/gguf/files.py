@@ -8,7 +8,8 @@ from control_plane.errors import PartitionError
 
 SUFFIX = ".gguf"
 
-_SPLIT = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+SPLIT = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""The names of the files into which a model is split."""
 _PROJECTOR = "mmproj"
 """The start of the names of files that hold only a model's image or sound encoder."""
 
@@ -23,26 +24,29 @@ def gguf_files(path: Path) -> Sequence[Path]:
         return _parts(path)
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return []
-    models = {
-        _parts(file)[0] for file in path.glob(f"*{SUFFIX}") if not file.name.lower().startswith(_PROJECTOR)
-    }
+    models = {_parts(file)[0] for file in path.glob(f"*{SUFFIX}") if not is_projector(file.name)}
     if len(models) > 1:
         names = ", ".join(sorted(file.name for file in models))
         raise PartitionError(f"{path} has several models: name the file of one of them ({names[:200]})")
     return _parts(models.pop()) if models else []
 
 
+def is_projector(name: str) -> bool:
+    """Whether a file of that name holds only a model's image or sound encoder."""
+    return name.lower().startswith(_PROJECTOR)
+
+
 def model_name(path: Path) -> str:
     """A model's name, by that of its file or folder."""
     if path.suffix != SUFFIX:
         return path.name
-    split = _SPLIT.fullmatch(path.name)
+    split = SPLIT.fullmatch(path.name)
     return split["model"] if split else path.stem
 
 
 def _parts(path: Path) -> Sequence[Path]:
     """The files of the model that a file is of."""
-    split = _SPLIT.fullmatch(path.name)
+    split = SPLIT.fullmatch(path.name)
     if split is None:
         return [path]
     count = int(split["count"])

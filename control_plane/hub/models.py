@@ -1,0 +1,92 @@
+"""Models by what a user calls them: a path here, or a name on a hub."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from control_plane.errors import FaaSMoEError, HubUnreachable, PartitionError
+from control_plane.files import cache_folder
+from control_plane.hub.choice import gguf_of
+from control_plane.hub.download import Progress, cached_snapshot, pull
+from control_plane.hub.headers import fetch_headers
+from control_plane.hub.names import HubName
+from control_plane.hub.repository import Repository
+from control_plane.partition.checkpoint.gguf.files import SUFFIX, gguf_files, model_name
+from control_plane.partition.checkpoint.reader import Checkpoint
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model that is here."""
+
+    path: Path
+    """The folder, or a file of a model in GGUF."""
+    name: str | None = None
+    """None for that of the folder or file."""
+    partition: Path | None = None
+    """Where `faasmoe up` keeps its partition; None for a folder beside it."""
+
+
+def pulled(text: str, progress: Progress = lambda done, total: None) -> LocalModel:
+    """Download a model by its name on the hub. Without a network, what was downloaded before counts.
+
+    Each commit has a partition of its own. Raises ConfigError for a text that is no name, HubError,
+    StorageFull, or PartitionError for files that are malformed.
+    """
+    name = HubName.parse(text)
+    try:
+        repository = Repository.open(name)
+        path, commit = pull(repository, progress), repository.commit
+    except HubUnreachable:
+        snapshot = cached_snapshot(name)
+        if snapshot is None or (found := _complete(name, snapshot)) is None:
+            raise
+        path, commit = found, snapshot.name
+    stem = _model_name(name, path)
+    return LocalModel(path, stem, cache_folder() / f"{stem}-{commit[:12]}.faasmoe")
+
+
+@contextmanager
+def opened(text: str) -> Iterator[tuple[Checkpoint, str, Sequence[Path]]]:
+    """A checkpoint by its path or its id, its name, and the files with its weights, if they are here.
+
+    Only the headers are here of a model on the hub, so its weights must not be read. Raises ConfigError,
+    HubError or PartitionError.
+    """
+    if Path(text).exists():
+        checkpoint = Checkpoint.open(Path(text).absolute())
+        yield checkpoint, checkpoint.name, sorted({each.path for each in checkpoint.tensors.values()})
+        return
+    name = HubName.parse(text)
+    repository = Repository.open(name)
+    with tempfile.TemporaryDirectory(prefix="faasmoe-") as folder:
+        place = Path(folder) / name.repository.rpartition("/")[2]
+        try:
+            path = fetch_headers(repository, place)
+            yield Checkpoint.open(path), _model_name(name, path), []
+        except PartitionError as error:
+            raise _renamed(error, place, name) from error
+
+
+def _renamed(error: FaaSMoEError, place: Path, name: HubName) -> FaaSMoEError:
+    """The error with the model's name in place of a temporary folder's."""
+    return type(error)(str(error).replace(str(place), name.repository))
+
+
+def _model_name(name: HubName, path: Path) -> str:
+    return model_name(path) if path.suffix == SUFFIX else name.repository.rpartition("/")[2]
+
+
+def _complete(name: HubName, snapshot: Path) -> Path | None:
+    """The model in a folder of the cache; None if a file of it is missing."""
+    files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+    try:
+        if any(file.endswith(".safetensors") for file in files) and not name.file:
+            Checkpoint.open(snapshot)
+            return snapshot
+        parts = gguf_files(snapshot / gguf_of(name, files)[0])
+        return parts[0]
+    except FaaSMoEError:
+        return None

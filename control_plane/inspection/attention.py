@@ -1,0 +1,49 @@
+"""What one token adds to the memory for sequences, by the shapes of the attention's matrices."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from control_plane.partition.checkpoint.rope import context_length
+from control_plane.partition.model.architecture import Architecture
+
+_KEYS = re.compile(r"(?P<module>.+)\.k_proj\.weight")
+_FUSED = re.compile(r"(?P<module>.+)\.(qkv_proj|query_key_value|Wqkv)\.weight")
+_LATENT = re.compile(r"(?P<module>.+)\.kv_b_proj\.weight")
+
+
+def cached_values(architecture: Architecture, config: Mapping[str, Any]) -> int:
+    """Numbers that are kept of each token in all layers: keys and values.
+
+    0 for a model without attention that is known. Layers with states of a fixed size add nothing.
+    """
+    rows = {name: entry.shape for name, entry in architecture.dense.items() if len(entry.shape) == 2}
+    return sum(_of_tensor(name, rows, config) for name in rows)
+
+
+def context(config: Mapping[str, Any]) -> int | None:
+    """The tokens of the longest sequence; None if config.json does not say."""
+    stated = config.get("max_position_embeddings")
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    if type(stated) is not int:
+        return None
+    if not isinstance(rope, dict):
+        return stated
+    # Older files call the type of the scaling `type`.
+    return context_length(stated, {"rope_type": rope.get("type"), **rope})
+
+
+def _of_tensor(name: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> int:
+    if found := _KEYS.fullmatch(name):
+        keys = shapes[name][0]
+        # Some layers take the keys as values.
+        return keys + shapes.get(f"{found['module']}.v_proj.weight", shapes[name])[0]
+    if found := _FUSED.fullmatch(name):
+        outputs = [f"{found['module']}.{output}.weight" for output in ("o_proj", "out_proj", "dense")]
+        queries = next((shapes[output][1] for output in outputs if output in shapes), 0)
+        return max(0, shapes[name][0] - queries)
+    if _LATENT.fullmatch(name):
+        heads, rotated = config.get("num_attention_heads"), config.get("qk_rope_head_dim")
+        shared = heads * rotated if type(heads) is int and type(rotated) is int else 0
+        return shapes[name][0] + shared
+    return 0
