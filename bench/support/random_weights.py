@@ -48,6 +48,8 @@ _ROUTER = re.compile(r"model\.layers\.(\d+)\.\w+\.gate\.weight")
 class RandomTensor(Tensor):
     """bf16 values from a pool, except for the first column or the first row if they are given."""
 
+    published_name: str
+    """Its values depend on this name, also where it is used by another."""
     pool: NDArray[np.uint16]
     first_column: NDArray[np.uint16] | None = None
     first_row: np.uint16 | None = None
@@ -68,7 +70,7 @@ class RandomTensor(Tensor):
         while start < end:
             chunk, within = divmod(start, CHUNK_VALUES)
             count = min(CHUNK_VALUES - within, end - start)
-            place = zlib.crc32(f"{self.name} {chunk}".encode()) % (len(self.pool) - CHUNK_VALUES) + within
+            place = zlib.crc32(f"{self.published_name} {chunk}".encode()) % (len(self.pool) - CHUNK_VALUES) + within
             yield self.pool[place : place + count]
             start += count
 
@@ -85,7 +87,7 @@ class RandomWeights:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> RandomTensor:
         """The tensor with this name and shape. The same seed gives the same values."""
-        described = (name, self._path, "BF16", shape)
+        described = (name, self._path, "BF16", shape, name)
         if name.endswith("norm.weight"):
             return RandomTensor(*described, _constant(1.0))
         if name.endswith(".bias"):

@@ -105,11 +105,11 @@ def with_file(folder: Path, manifest: Manifest, name: str, data: bytes) -> Manif
         ({"rms_norm_eps": "a"}, "config.json: rms_norm_eps: must be a number"),
         ({"rope_parameters": [1]}, "config.json: rope_parameters is [1], not an object"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary embeddings of type 'dynamic'"),
-        ({"model_type": [1]}, "model type [1] is not supported"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, not a number from 1 to 10000"),
-        ({"num_hidden_layers": 9_999, "layer_types": None}, "differ in moe_layers"),
-        ({"num_experts_per_tok": 3}, "differ in num_experts_per_tok"),
-        ({"hidden_size": 48}, "differ in hidden_size"),
+        ({"model_type": [1]}, "config.json: model_type: must be a string"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: must be a whole number of at most 10000"),
+        ({"num_hidden_layers": 9_999, "layer_types": None}, "lacks model.layers.3.self_attn"),
+        ({"num_experts_per_tok": 3}, "the number of experts per token is 3, not 2"),
+        ({"hidden_size": 48}, "does not fit"),
     ],
 )
 def test_a_hostile_config_is_refused_in_one_line(

@@ -106,7 +106,12 @@ class ProgramModel:
         """Raise `PartitionError` unless all parts have the sizes of the manifest. Layers check their own."""
         hidden, vocabulary = manifest.hidden_size, self.config.vocab_size
         head = self._head.shape
-        sizes = [
+        sizes: list[tuple[str, object, object]] = [
+            (
+                "the number of experts per token",
+                self.config.num_experts_per_tok,
+                manifest.num_experts_per_tok,
+            ),
             ("the embeddings", self.embedding.shape, (vocabulary, hidden)),
             ("the last norm", self._norm.shape, (hidden,)),
             ("the head", (head.outputs, head.inputs), (vocabulary, hidden)),

@@ -76,7 +76,9 @@ def test_large_matrices_are_packed_and_the_rest_stays(
 ) -> None:
     model = tiny_model(family, **overrides)
     packed_partition(tmp_path, model)
-    source = load_file(tmp_path / "model" / "model.safetensors")
+    published = load_file(tmp_path / "model" / "model.safetensors")
+    # Published checkpoints of Mixtral have another name for the module.
+    source = {name.replace(".block_sparse_moe.", ".mlp."): tensor for name, tensor in published.items()}
     stored = load_file(tmp_path / "partition" / DENSE)
     kinds = ("_proj.weight", "lm_head.weight")
     dense = {name: tensor for name, tensor in source.items() if ".experts." not in name}
@@ -219,7 +221,7 @@ def test_a_tied_head_has_the_embeddings_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored["lm_head.packed"].numpy(), head)
     del tensors[EMBEDDING]
     with_tensors(tensors, folder)
-    with pytest.raises(PartitionError, match="the head shares the embeddings' weights, but there is no"):
+    with pytest.raises(PartitionError, match=f"lacks {EMBEDDING}"):
         partition(folder, tmp_path / "none")
 
 
@@ -237,16 +239,16 @@ def with_tensors(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     ("name", "tensor", "problem"),
     [
         ("lm_head.weight", torch.full((64, 24), torch.nan), "lm_head: weights are not finite"),
-        ("lm_head.weight", torch.zeros(24), r"lm_head.weight is \[24\], not a matrix"),
+        ("lm_head.weight", torch.zeros(24), r"lm_head.weight has the shape \[64, 24\] by config.json"),
         (
             "model.layers.0.mlp.shared_expert.up_proj.weight",
             None,
-            "but no model.layers.0.mlp.shared_expert.up",
+            "the checkpoint lacks model.layers.0.mlp.shared_expert.up_proj.weight",
         ),
         (
             "model.layers.0.mlp.shared_expert.up_proj.weight",
             torch.zeros(24, 28),
-            r"up_proj.weight is \[24, 28\], model.layers.0.mlp.shared_expert.down_proj.weight is \[24, 28\]",
+            r"up_proj.weight has the shape \[28, 24\] by config.json, the checkpoint has .*\[24, 28\]",
         ),
     ],
 )
@@ -260,19 +262,6 @@ def test_weights_that_cannot_be_packed_are_named(
     with pytest.raises(PartitionError, match=problem):
         partition(folder, tmp_path / "out", dense_dtype="int8")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_packed_weight_of_another_shape_than_the_models_is_refused(tmp_path: Path) -> None:
-    """Comparing sizes in bytes is not enough: both packed forms can have the same size."""
-    folder = save_checkpoint(tiny_model("qwen2_moe"), tmp_path / "model")
-    tensors = load_file(folder / "model.safetensors")
-    name = "model.layers.1.self_attn.o_proj.weight"
-    with_tensors({**tensors, name: torch.zeros(23, 24)}, folder)
-    manifest = partition(folder, tmp_path / "partition", dense_dtype="int8")
-    with pytest.raises(
-        PartitionError, match=rf"{name} was packed as int8 \[23, 24\], the model's is int8 \[24, 24\]"
-    ):
-        load(tmp_path, manifest)
 
 
 def test_missing_packed_weights_are_named(tmp_path: Path) -> None:
