@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", metavar="ID")
+@click.argument("model", metavar="MODEL")
 def pull(model: str) -> None:
-    """Download the model ID from the hub, and print where it is.
+    """Download MODEL from the hub, and print where it is.
 
-    ID is org/name, or org/name@REVISION for another branch, tag or commit than main. If the model has several
-    files in GGUF, org/name:Q4_K_M names one by its quantisation, or org/name:FILE.gguf.
+    MODEL is an id: org/name, or org/name@REVISION for another branch, tag or commit than main. If the model
+    has several files in GGUF, org/name:Q4_K_M names one by its quantisation, or org/name:FILE.gguf.
 
     Only what a partition is made of is downloaded: weights in safetensors or GGUF, config and tokenizer;
     never code or pickles. It goes into the cache that Hugging Face's programs share ($HF_HUB_CACHE, by

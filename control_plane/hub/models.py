@@ -8,8 +8,9 @@ from pathlib import Path
 
 from control_plane.errors import FaaSMoEError, HubUnreachable, PartitionError
 from control_plane.files import cache_folder
+from control_plane.hub.cache import cached_snapshot
 from control_plane.hub.choice import gguf_of
-from control_plane.hub.download import Progress, cached_snapshot, pull
+from control_plane.hub.download import Progress, pull
 from control_plane.hub.headers import fetch_headers
 from control_plane.hub.names import HubName
 from control_plane.hub.repository import Repository
