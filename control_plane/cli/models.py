@@ -52,7 +52,7 @@ def inspect(model: str, as_json: bool) -> None:
     Shows the family and its experts, the types of the weights, how the model would be served, the size of its
     partition with each --dtype of `faasmoe partition`, and, by memory budget, how many experts fit and what
     bounds the speed. That is an estimate, from bandwidths that are measured meanwhile, for about two seconds.
-    A model that cannot be served is refused, as `partition` would.
+    A model is refused as `partition` would, as far as config and tensors tell; the tokenizer is not read.
 
     \b
       faasmoe inspect org/name:Q4_K_M
@@ -71,9 +71,10 @@ def inspect(model: str, as_json: bool) -> None:
         click.echo(line)
 
 
-def local_model(text: str) -> "LocalModel":
+def local_model(text: str, takes_partition: bool = False) -> "LocalModel":
     """A model by its path or, if nothing has that path, by its id on the hub, which is downloaded.
 
+    Where a partition is as good, one that `faasmoe up` has kept of that model is taken.
     Raises ConfigError for a text that is neither, HubError, StorageFull or PartitionError.
     """
     from control_plane.hub.models import LocalModel, pulled
@@ -81,4 +82,4 @@ def local_model(text: str) -> "LocalModel":
     if Path(text).exists():
         return LocalModel(Path(text))
     with progress_bar("downloading") as progress:
-        return pulled(text, progress)
+        return pulled(text, progress, takes_partition=takes_partition)

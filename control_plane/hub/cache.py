@@ -23,15 +23,19 @@ def cached(name: HubName, commit: str, file: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def cached_snapshot(name: HubName) -> Path | None:
-    """The folder with the files of a model, as far as they are there; None without any.
+def known_commit(name: HubName) -> str | None:
+    """The commit that the name's branch or tag was when it was downloaded; None if it never was.
 
     For a time without a network, when nobody can say which commit is the newest.
     """
     reference = _reference(name)
     commit = reference.read_text() if reference.is_file() else name.revision or ""
-    snapshot = _folder(name) / "snapshots" / commit
-    return snapshot if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+    return commit if COMMIT.fullmatch(commit) else None
+
+
+def snapshot(name: HubName, commit: str) -> Path:
+    """The folder with the files of a model, as far as they are there."""
+    return _folder(name) / "snapshots" / commit
 
 
 def remember(name: HubName, commit: str) -> None:

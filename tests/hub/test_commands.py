@@ -1,6 +1,7 @@
 """`faasmoe inspect` and `up` with a model's id."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,14 +43,18 @@ def test_inspect(hub: Hub, chat_checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("model")
-def test_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up(hub: Hub, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ports = ("--port", 0, "--gateway-port", 0, "--kv-cache-mb", 8)
-    partition = tmp_path / "cache" / "faasmoe" / f"tiny-{COMMIT[:12]}.faasmoe"
+    partition = tmp_path / "cache" / "faasmoe" / f"org--tiny--{COMMIT[:12]}.faasmoe"
     with running_command("up", ID, *ports, temporary=tmp_path) as system:
         server = system.wait_for(r"serving on (\S+);")
         assert faasmoe("prompt", "the cat", "--max-tokens", 2, "--server", server).exit_code == 0
     assert Manifest.load(partition).name == "tiny"
-    # What was downloaded and partitioned is enough without a network.
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with running_command("up", ID, *ports, temporary=tmp_path) as system:
-        system.wait_for(r"serving on (\S+);")
+    # The partition is enough, without the download or a network.
+    shutil.rmtree(cache / "blobs")
+    hub.requests.clear()
+    for offline in ("0", "1"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        with running_command("up", ID, *ports, temporary=tmp_path) as system:
+            system.wait_for(r"serving on (\S+);")
+    assert hub.downloads() == []
