@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", metavar="ID")
+@click.argument("model", metavar="MODEL")
 def pull(model: str) -> None:
-    """Download the model ID from the hub, and print where it is.
+    """Download MODEL from the hub, and print where it is.
 
-    ID is org/name, or org/name@REVISION for another branch, tag or commit than main. If the model has several
-    files in GGUF, org/name:Q4_K_M names one by its quantisation, or org/name:FILE.gguf.
+    MODEL is an id: org/name, or org/name@REVISION for another branch, tag or commit than main. If the model
+    has several files in GGUF, org/name:Q4_K_M names one by its quantisation, or org/name:FILE.gguf.
 
     Only what a partition is made of is downloaded: weights in safetensors or GGUF, config and tokenizer;
     never code or pickles. It goes into the cache that Hugging Face's programs share ($HF_HUB_CACHE, by
@@ -52,7 +52,7 @@ def inspect(model: str, as_json: bool) -> None:
     Shows the family and its experts, the types of the weights, how the model would be served, the size of its
     partition with each --dtype of `faasmoe partition`, and, by memory budget, how many experts fit and what
     bounds the speed. That is an estimate, from bandwidths that are measured meanwhile, for about two seconds.
-    A model that cannot be served is refused, as `partition` would.
+    A model is refused as `partition` would, as far as config and tensors tell; the tokenizer is not read.
 
     \b
       faasmoe inspect org/name:Q4_K_M
@@ -71,9 +71,10 @@ def inspect(model: str, as_json: bool) -> None:
         click.echo(line)
 
 
-def local_model(text: str) -> "LocalModel":
+def local_model(text: str, takes_partition: bool = False) -> "LocalModel":
     """A model by its path or, if nothing has that path, by its id on the hub, which is downloaded.
 
+    Where a partition is as good, one that `faasmoe up` has kept of that model is taken.
     Raises ConfigError for a text that is neither, HubError, StorageFull or PartitionError.
     """
     from control_plane.hub.models import LocalModel, pulled
@@ -81,4 +82,4 @@ def local_model(text: str) -> "LocalModel":
     if Path(text).exists():
         return LocalModel(Path(text))
     with progress_bar("downloading") as progress:
-        return pulled(text, progress)
+        return pulled(text, progress, takes_partition=takes_partition)

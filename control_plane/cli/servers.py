@@ -146,7 +146,7 @@ def up(model: str, config_file: Path | None, gateway_port: int, **overrides: Any
     config = ServeConfig.load(config_file, overrides, open_on_loopback=True)
     configure(config.log_level)
     with sigterm_exits():
-        local = local_model(model)
+        local = local_model(model, takes_partition=True)
         folder = partition_of(local.path, click.echo, local.name, local.partition)
     serve_until_signal("serving", running(folder, config, gateway_port, click.echo))
 

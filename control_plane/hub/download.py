@@ -5,18 +5,17 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
 from control_plane.errors import HubError, StorageFull
-from control_plane.files import write_atomically
 from control_plane.formatting import format_bytes
+from control_plane.hub.cache import blob_file, cached, partial_of, remember
 from control_plane.hub.choice import companions_of, gguf_of, safetensors_of
-from control_plane.hub.names import HubName
 from control_plane.hub.partial_file import partial_file
 from control_plane.hub.problems import hub_errors
-from control_plane.hub.repository import COMMIT, Repository
+from control_plane.hub.repository import Repository
 from control_plane.partition.checkpoint.reader import INDEX_FILE, indexed_files
 
 Progress = Callable[[int, int], None]
@@ -34,7 +33,7 @@ def pull(repository: Repository, progress: Progress = lambda done, total: None) 
     HubUnreachable, or StorageFull before anything is downloaded that would not fit.
     """
     files = wanted_files(repository)
-    missing = [file for file in files if cached(repository, file) is None]
+    missing = [file for file in files if cached(repository.name, repository.commit, file) is None]
     _check_space(repository, missing)
     received = _Total(progress, sum(repository.nbytes(file) for file in files)).add
     for file in files:
@@ -42,8 +41,9 @@ def pull(repository: Repository, progress: Progress = lambda done, total: None) 
             _download(repository, file, received)
         else:
             received(repository.nbytes(file))
-    _remember(repository)
-    first = cached(repository, files[0])
+    with hub_errors(repository.name):
+        remember(repository.name, repository.commit)
+    first = cached(repository.name, repository.commit, files[0])
     if first is None:
         raise HubError(f"{repository.name}: {files[0]} has vanished from the cache")
     return first if first.suffix == ".gguf" else first.parent
@@ -64,46 +64,6 @@ def wanted_files(repository: Repository) -> Sequence[str]:
     for file in weights:
         repository.nbytes(file)
     return [*weights, *companions_of(repository.files)]
-
-
-def cached(repository: Repository, file: str) -> Path | None:
-    """Where a file is in the cache; None if it is not there."""
-    found = try_to_load_from_cache(repository.name.repository, file, revision=repository.commit)
-    return Path(found) if isinstance(found, str) else None
-
-
-def cached_snapshot(name: HubName) -> Path | None:
-    """The folder of the cache with the files of a model, as far as they are there; None without any.
-
-    For a machine without a network, which cannot ask which commit is the newest.
-    """
-    reference = _reference(name)
-    commit = reference.read_text() if reference.is_file() else name.revision or ""
-    snapshot = _folder(name) / "snapshots" / commit
-    return snapshot if COMMIT.fullmatch(commit) and snapshot.is_dir() else None
-
-
-def _folder(name: HubName) -> Path:
-    """The model's folder in the cache, whose layout is documented:
-    https://huggingface.co/docs/huggingface_hub/guides/manage-cache
-    """
-    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name.repository, repo_type="model"))
-
-
-def _reference(name: HubName) -> Path:
-    """The file of the cache that says which commit a branch or tag is."""
-    return _folder(name) / "refs" / (name.revision or "main")
-
-
-def _remember(repository: Repository) -> None:
-    """Write down which commit a branch or tag is, for a time without a network."""
-    name = repository.name
-    if name.revision == repository.commit:
-        return
-    with hub_errors(name):
-        reference = _reference(name)
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(reference, repository.commit.encode(), 0o644)
 
 
 class _Total:
@@ -134,10 +94,13 @@ def _download(repository: Repository, file: str, received: Callable[[int], None]
 
 
 def _download_blob(repository: Repository, file: str, sha256: str, received: Callable[[int], None]) -> None:
-    """Download a file to its place in the cache, which is named by its hash."""
-    blob = _folder(repository.name) / "blobs" / sha256
+    """Download a file to its place in the cache, unless it is there by another name."""
+    blob, nbytes = blob_file(repository.name, sha256), repository.nbytes(file)
+    if blob.exists():
+        received(nbytes)
+        return
     blob.parent.mkdir(parents=True, exist_ok=True)
-    partial, nbytes = blob.with_name(f"{sha256}.incomplete"), repository.nbytes(file)
+    partial = partial_of(blob)
     with partial_file(partial, received) as target:
         there = target.resume()
         if there > nbytes:
@@ -155,16 +118,22 @@ def _download_blob(repository: Repository, file: str, sha256: str, received: Cal
 def _check_space(repository: Repository, missing: Sequence[str]) -> None:
     cache = Path(constants.HF_HUB_CACHE)
     existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
-    folder = _folder(repository.name) / "blobs"
-    needed = sum(repository.nbytes(file) for file in missing)
-    needed -= sum(
-        partial.stat().st_size
-        for file in missing
-        if (partial := folder / f"{repository.files[file].sha256}.incomplete").is_file()
-    )
+    needed = sum(_missing_nbytes(repository, file) for file in missing)
     free = shutil.disk_usage(existing).free
     if free < needed + _SPARE_NBYTES:
         raise StorageFull(
             f"{repository.name} needs {format_bytes(needed)} more in {cache}, "
             f"which has {format_bytes(free)} free"
         )
+
+
+def _missing_nbytes(repository: Repository, file: str) -> int:
+    """The bytes of a file that are still to be downloaded."""
+    remote = repository.files[file]
+    if remote.sha256 is None:
+        return remote.nbytes
+    blob = blob_file(repository.name, remote.sha256)
+    if blob.exists():
+        return 0
+    partial = partial_of(blob)
+    return max(0, remote.nbytes - (partial.stat().st_size if partial.is_file() else 0))

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from control_plane.errors import FaaSMoEError, HubUnreachable, PartitionError
 from control_plane.files import cache_folder
+from control_plane.hub.cache import known_commit, snapshot
 from control_plane.hub.choice import gguf_of
-from control_plane.hub.download import Progress, cached_snapshot, pull
+from control_plane.hub.download import Progress, pull
 from control_plane.hub.headers import fetch_headers
 from control_plane.hub.names import HubName
 from control_plane.hub.repository import Repository
 from control_plane.partition.checkpoint.gguf.files import SUFFIX, gguf_files, model_name
 from control_plane.partition.checkpoint.reader import Checkpoint
+from functions.contract.manifest import MANIFEST_FILE
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,41 @@ class LocalModel:
     """Where `faasmoe up` keeps its partition; None for a folder beside it."""
 
 
-def pulled(text: str, progress: Progress = lambda done, total: None) -> LocalModel:
+def pulled(
+    text: str, progress: Progress = lambda done, total: None, *, takes_partition: bool = False
+) -> LocalModel:
     """Download a model by its name on the hub. Without a network, what was downloaded before counts.
 
-    Each commit has a partition of its own. Raises ConfigError for a text that is no name, HubError,
-    StorageFull, or PartitionError for files that are malformed.
+    Each commit has a partition of its own. Where a partition is as good, one that is kept is taken, and
+    nothing is downloaded. Raises ConfigError for a text that is no name, HubError, StorageFull, or
+    PartitionError for files that are malformed.
     """
     name = HubName.parse(text)
     try:
         repository = Repository.open(name)
-        path, commit = pull(repository, progress), repository.commit
     except HubUnreachable:
-        snapshot = cached_snapshot(name)
-        if snapshot is None or (found := _complete(name, snapshot)) is None:
+        commit = known_commit(name)
+        if takes_partition and commit and _is_partition(kept := _partition(name, commit)):
+            return LocalModel(kept)
+        path = _complete(name, snapshot(name, commit)) if commit else None
+        if commit is None or path is None:
             raise
-        path, commit = found, snapshot.name
-    stem = _model_name(name, path)
-    return LocalModel(path, stem, cache_folder() / f"{stem}-{commit[:12]}.faasmoe")
+    else:
+        commit = repository.commit
+        if takes_partition and _is_partition(kept := _partition(name, commit)):
+            return LocalModel(kept)
+        path = pull(repository, progress)
+    return LocalModel(path, _model_name(name, path), _partition(name, commit))
+
+
+def _partition(name: HubName, commit: str) -> Path:
+    """Where `faasmoe up` keeps the partition. Raises ConfigError if the user has no home folder."""
+    parts = [*name.repository.split("/"), *filter(None, name.file.split("/")), commit[:12]]
+    return cache_folder() / f"{'--'.join(parts)}.faasmoe"
+
+
+def _is_partition(folder: Path) -> bool:
+    return (folder / MANIFEST_FILE).exists()
 
 
 @contextmanager
@@ -79,14 +99,14 @@ def _model_name(name: HubName, path: Path) -> str:
     return model_name(path) if path.suffix == SUFFIX else name.repository.rpartition("/")[2]
 
 
-def _complete(name: HubName, snapshot: Path) -> Path | None:
+def _complete(name: HubName, folder: Path) -> Path | None:
     """The model in a folder of the cache; None if a file of it is missing."""
-    files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     try:
         if any(file.endswith(".safetensors") for file in files) and not name.file:
-            Checkpoint.open(snapshot)
-            return snapshot
-        parts = gguf_files(snapshot / gguf_of(name, files)[0])
+            Checkpoint.open(folder)
+            return folder
+        parts = gguf_files(folder / gguf_of(name, files)[0])
         return parts[0]
     except FaaSMoEError:
         return None

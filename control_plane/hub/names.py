@@ -29,7 +29,7 @@ class HubName:
         found = _NAME.fullmatch(text)
         if found is None or ".." in text:
             raise ConfigError(
-                f"{text[:200]!r} is neither a file or folder nor a model's id, such as org/name, "
+                f"{text[:200]!r} is no file or folder here, and no model's id, such as org/name, "
                 "org/name@revision or org/name:Q4_K_M"
             )
         return cls(found["repository"], found["revision"], found["file"] or "")

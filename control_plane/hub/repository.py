@@ -11,6 +11,7 @@ from huggingface_hub.utils import build_hf_headers, disable_progress_bars, get_s
 from huggingface_hub.utils import logging as hub_logging
 
 from control_plane.errors import HubError
+from control_plane.hub.cache import COMMIT
 from control_plane.hub.names import HubName
 from control_plane.hub.problems import hub_errors
 
@@ -19,7 +20,6 @@ ANSWER_SECONDS = 10.0
 MAX_FILES = 100_000
 MAX_FILE_NBYTES = 1 << 44
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME_LENGTH = 500
 

@@ -18,12 +18,12 @@ _LEAST_EXPERTS = 2
 
 @dataclass(frozen=True)
 class Fit:
-    """A memory budget's share for experts, and the most tokens per second of one sequence."""
+    """A memory budget's share for experts, and the tokens per second that bandwidths allow."""
 
     resident: int
     """Experts of each layer that are in memory, on average; 0 if the budget is too small to run."""
     tokens_per_second: float | None
-    """A bound; None if the budget is too small, or if it depends on a disk that was not measured."""
+    """Of one sequence. None if the budget is too small, or if it depends on a disk that was not measured."""
 
 
 def fixed_bytes(plan: Plan, dense_read: int, functions: int) -> int:

@@ -38,7 +38,7 @@ def lines(report: Report) -> Iterator[str]:
         [[_resident(report, size, each) for each in range(len(report.budgets))] for size in report.sizes],
     )
     yield ""
-    yield "tokens/s of one sequence, at most (estimate):"
+    yield "tokens/s of one sequence that these bandwidths allow (estimate):"
     yield from _by_budget(
         report, [[_speed(size, each) for each in range(len(report.budgets))] for size in report.sizes]
     )
@@ -70,7 +70,7 @@ def _resident(report: Report, size: Size, budget: int) -> str:
 
 def _speed(size: Size, budget: int) -> str:
     speed = size.fits[budget].tokens_per_second
-    return "-" if speed is None else f"{speed:.3g}"
+    return "-" if speed is None else f"{speed:.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
 def _bounds(report: Report) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """The headers of a model on the hub make the same checkpoint as its files, without the weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
 
 from control_plane.errors import HubError, PartitionError
 from control_plane.hub import headers
@@ -13,24 +12,17 @@ from control_plane.hub.headers import fetch_headers
 from control_plane.hub.names import HubName
 from control_plane.hub.repository import Repository
 from control_plane.partition.checkpoint.reader import Checkpoint
-from tests.support.hub_server import ID, Hub, running_hub
+from tests.support.hub_server import ID, Hub
 from tests.support.models.checkpoints import save_checkpoint, tiny_model
 from tests.support.models.gguf_conversion import converted
 from tests.support.models.gguf_files import plain, split, write_gguf
 from tests.support.models.quantised_checkpoints import named, pack_quantised, save
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub without files yet, for this process."""
-    with running_hub({}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        # Tiny headers are to be fetched in several parts, too.
-        monkeypatch.setattr(headers, "_FIRST_NBYTES", 512)
-        yield hub
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The headers of tiny models are to be fetched in several parts, too."""
+    monkeypatch.setattr(headers, "_FIRST_NBYTES", 512)
 
 
 def safetensors(folder: Path) -> Path:

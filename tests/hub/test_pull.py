@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from tests.support.command_line import WAIT_SECONDS
-from tests.support.hub_server import COMMIT, ID, Hub, running_hub
+from tests.support.command_line import WAIT_SECONDS, error_line, faasmoe
+from tests.support.hub_server import COMMIT, ID, Hub
 
 pytestmark = pytest.mark.slow
 
@@ -38,21 +39,10 @@ UNWANTED = {
 WEIGHTS = random.Random(0).randbytes(2 * CHUNK + 12345)
 
 
-@pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache and no token; returns the folder of the cache."""
-    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "hf" / "hub" / "models--org--tiny"
-
-
-@pytest.fixture
-def hub(environment: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with running_hub({**SMALL, **UNWANTED, "model.safetensors": WEIGHTS}) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.address)
-        yield hub
+@pytest.fixture(autouse=True)
+def model(hub: Hub) -> None:
+    """The hub has a model, and much that nobody needs."""
+    hub.files = {**SMALL, **UNWANTED, "model.safetensors": WEIGHTS}
 
 
 def started(*arguments: str) -> subprocess.Popen[str]:
@@ -73,12 +63,9 @@ def pulled(name: str = ID) -> Path:
     return Path(out.strip())
 
 
-def refusal(*arguments: str) -> str:
-    """The one line of a command that fails."""
-    status, out, err = run(*(arguments or ("pull", ID)))
-    assert (status, out) == (1, "")
-    (line,) = err.splitlines()
-    return line.removeprefix("Error: ")
+def refusal(name: str = ID) -> str:
+    """The one line of a download that fails."""
+    return error_line(faasmoe("pull", name))
 
 
 def check(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -117,8 +104,8 @@ def test_one_quantisation_of_gguf(hub: Hub) -> None:
     assert first.name == "tiny-Q4_K_M-00001-of-00002.gguf"
     assert hub.downloads() == list(parts)
     assert pulled(f"{ID}:tiny-Q8_0.gguf").read_bytes() == b"GGUF8"
-    assert refusal("pull", ID) == f"{ID} has 2 models in GGUF: name one of them ({ID}:Q4_K_M, {ID}:Q8_0)"
-    assert refusal("pull", f"{ID}:Q4").startswith(f"{ID} has no model 'Q4': name one of them")
+    assert refusal() == f"{ID} has 2 models in GGUF: name one of them ({ID}:Q4_K_M, {ID}:Q8_0)"
+    assert refusal(f"{ID}:Q4").startswith(f"{ID} has no model 'Q4': name one of them")
 
 
 def test_a_lost_connection_is_continued(hub: Hub) -> None:
@@ -127,16 +114,16 @@ def test_a_lost_connection_is_continued(hub: Hub) -> None:
     assert hub.ranges("model.safetensors") == ["", f"bytes={CHUNK}-"]
 
 
-def test_an_interrupted_download_is_continued(hub: Hub, environment: Path) -> None:
+def test_an_interrupted_download_is_continued(hub: Hub, cache: Path) -> None:
     hub.cut_at, hub.hang = CHUNK + 5, True
     with started("pull", ID) as process:
-        wait_for_bytes(environment, CHUNK)
+        wait_for_bytes(cache, CHUNK)
         process.send_signal(signal.SIGTERM)
         assert process.wait(WAIT_SECONDS) != 0
-    assert not (environment / "snapshots" / COMMIT / "model.safetensors").exists()
+    assert not (cache / "snapshots" / COMMIT / "model.safetensors").exists()
     assert (pulled() / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.ranges("model.safetensors") == ["", f"bytes={CHUNK}-"]
-    assert list((environment / "blobs").glob("*.incomplete")) == []
+    assert list((cache / "blobs").glob("*.incomplete")) == []
 
 
 def wait_for_bytes(cache: Path, nbytes: int) -> None:
@@ -146,16 +133,16 @@ def wait_for_bytes(cache: Path, nbytes: int) -> None:
         time.sleep(0.02)
 
 
-def test_two_downloads_of_one_file(hub: Hub, environment: Path) -> None:
+def test_two_downloads_of_one_file(hub: Hub, cache: Path) -> None:
     hub.cut_at, hub.hang = CHUNK + 5, True
     with started("pull", ID) as process:
-        wait_for_bytes(environment, CHUNK)
+        wait_for_bytes(cache, CHUNK)
         assert "another run is downloading" in refusal()
         process.kill()
 
 
-def test_damage_on_the_way(hub: Hub, environment: Path) -> None:
-    blobs = environment / "blobs"
+def test_damage_on_the_way(hub: Hub, cache: Path) -> None:
+    blobs = cache / "blobs"
     blobs.mkdir(parents=True)
     sibling = next(each for each in hub.info()["siblings"] if each["rfilename"] == "model.safetensors")
     (blobs / f"{sibling['lfs']['sha256']}.incomplete").write_bytes(b"damaged")
@@ -180,9 +167,9 @@ def test_refusals(hub: Hub, problem: tuple[int, str], message: str) -> None:
 
 
 def test_wrong_names(hub: Hub) -> None:
-    assert refusal("pull", f"{ID}@v2") == f"{ID} has no revision 'v2'"
-    assert "is neither a file or folder nor a model's id" in refusal("pull", "tiny")
-    assert "is neither a file or folder nor a model's id" in refusal("pull", "../tiny")
+    assert refusal(f"{ID}@v2") == f"{ID} has no revision 'v2'"
+    assert "is no file or folder here" in refusal("tiny")
+    assert "is no file or folder here" in refusal("../tiny")
     hub.files = {"pytorch_model.bin": b"pickle"}
     assert "has only pickled weights" in refusal()
     hub.files = {"README.md": b""}
@@ -197,15 +184,17 @@ def test_a_full_disk_is_seen_before_the_download(hub: Hub) -> None:
 
 def test_without_a_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.files = {"tiny.gguf": b"GGUF"}
-    for name, value in (("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://127.0.0.1:9")):
+    copy = f"where there is a network, run `hf download {ID} --local-dir FOLDER`, copy FOLDER here"
+    for name, value in (("HF_HUB_OFFLINE", True), ("ENDPOINT", "http://127.0.0.1:9")):
         with monkeypatch.context() as patch:
-            patch.setenv(name, value)
-            message = refusal()
-            assert f"run `hf download {ID} --local-dir FOLDER`, copy FOLDER here" in message
-            assert refusal("partition", ID, "out") == refusal("up", ID) == message
+            patch.setattr(constants, name, value)
+            assert copy in refusal()
+            assert copy in error_line(faasmoe("partition", ID, "out"))
+            assert copy in error_line(faasmoe("up", ID))
     file = pulled()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert pulled() == file
+    assert run("pull", f"{ID}@v2")[0] == 1
 
 
 def test_progress_on_a_terminal(hub: Hub) -> None:
