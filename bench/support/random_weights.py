@@ -70,7 +70,10 @@ class RandomTensor(Tensor):
         while start < end:
             chunk, within = divmod(start, CHUNK_VALUES)
             count = min(CHUNK_VALUES - within, end - start)
-            place = zlib.crc32(f"{self.published_name} {chunk}".encode()) % (len(self.pool) - CHUNK_VALUES) + within
+            place = (
+                zlib.crc32(f"{self.published_name} {chunk}".encode()) % (len(self.pool) - CHUNK_VALUES)
+                + within
+            )
             yield self.pool[place : place + count]
             start += count
 
