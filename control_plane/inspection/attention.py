@@ -10,15 +10,25 @@ from control_plane.partition.model.architecture import Architecture
 _KEYS = re.compile(r"(?P<module>.+)\.k_proj\.weight")
 _FUSED = re.compile(r"(?P<module>.+)\.(qkv_proj|query_key_value|Wqkv)\.weight")
 _LATENT = re.compile(r"(?P<module>.+)\.kv_b_proj\.weight")
+_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def cached_values(architecture: Architecture, config: Mapping[str, Any]) -> int:
-    """Numbers that are kept of each token in all layers: keys and values.
+    """Numbers that are kept of each token in all layers: keys and values, or the latents of both.
 
-    0 for a model without attention that is known. Layers with states of a fixed size add nothing.
+    `config` is the language model's. 0 for a model without attention that is known. Layers with states of a
+    fixed size add nothing.
     """
-    rows = {name: entry.shape for name, entry in architecture.dense.items() if len(entry.shape) == 2}
-    return sum(_of_tensor(name, rows, config) for name in rows)
+    shapes = {name: entry.shape for name, entry in architecture.dense.items() if len(entry.shape) == 2}
+    return sum(_of_tensor(name, shapes, config) for name in shapes if not _is_linear(name, config))
+
+
+def _is_linear(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor is of a layer with linear attention, which has a state in place of a cache."""
+    kinds, layer = config.get("layer_types"), _LAYER.search(name)
+    if layer is None or not isinstance(kinds, list) or int(layer[1]) >= len(kinds):
+        return False
+    return "linear" in str(kinds[int(layer[1])])
 
 
 def context(config: Mapping[str, Any]) -> int | None:
@@ -43,7 +53,6 @@ def _of_tensor(name: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping
         queries = next((shapes[output][1] for output in outputs if output in shapes), 0)
         return max(0, shapes[name][0] - queries)
     if _LATENT.fullmatch(name):
-        heads, rotated = config.get("num_attention_heads"), config.get("qk_rope_head_dim")
-        shared = heads * rotated if type(heads) is int and type(rotated) is int else 0
-        return shapes[name][0] + shared
+        rotated = config.get("qk_rope_head_dim")
+        return shapes[name][1] + (rotated if type(rotated) is int else 0)
     return 0
