@@ -20,8 +20,8 @@ _LEAST_EXPERTS = 2
 class Fit:
     """A memory budget's share for experts, and the tokens per second that bandwidths allow."""
 
-    resident: int
-    """Experts of each layer that are in memory, on average; 0 if the budget is too small to run."""
+    resident: int | None
+    """Experts of each layer that are in memory, on average; None if the budget is too small to run."""
     tokens_per_second: float | None
     """Of one sequence. None if the budget is too small, or if it depends on a disk that was not measured."""
 
@@ -72,7 +72,7 @@ def fit(
     held = min((budget - fixed) // plan.expert_nbytes, layers * experts)
     least = functions * min(max(_LEAST_EXPERTS, architecture.num_experts_per_tok), experts)
     if held < least:
-        return Fit(0, None)
+        return Fit(None, None)
     seconds = per_token / memory_bandwidth
     missing = layers * architecture.num_experts_per_tok * (1 - held / (layers * experts)) * plan.expert_nbytes
     if missing and disk_bandwidth is None:

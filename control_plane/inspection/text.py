@@ -66,7 +66,9 @@ def _by_budget(report: Report, cells: list[list[str]]) -> Iterator[str]:
 
 def _resident(report: Report, size: Size, budget: int) -> str:
     resident = size.fits[budget].resident
-    return "too little" if not resident else "all" if resident == report.experts else str(resident)
+    if resident is None:
+        return "too little"
+    return "all" if resident == report.experts else str(resident) if resident else "<1"
 
 
 def _speed(size: Size, budget: int) -> str:

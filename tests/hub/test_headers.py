@@ -74,6 +74,13 @@ def test_the_weights_are_not_fetched(hub: Hub, tmp_path: Path) -> None:
     assert hub.ranges("model.safetensors") == ["bytes=0-511", f"bytes=512-{header - 1}"]
 
 
+def test_a_hub_that_sends_no_parts(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"config.json": b"{}", "model.safetensors": (900).to_bytes(8, "little") + bytes(2000)}
+    hub.has_ranges = False
+    with pytest.raises(HubError, match="the hub does not send parts of"):
+        fetch_headers(Repository.open(HubName.parse(ID)), tmp_path / "headers")
+
+
 def test_malformed_files(hub: Hub, tmp_path: Path) -> None:
     hub.files = {"config.json": b"{}", "model.safetensors": b"\xff" * 600}
     with pytest.raises(PartitionError, match="is no safetensors file: a header of"):

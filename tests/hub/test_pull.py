@@ -114,6 +114,11 @@ def test_a_lost_connection_is_continued(hub: Hub) -> None:
     assert hub.ranges("model.safetensors") == ["", f"bytes={CHUNK}-"]
 
 
+def test_a_hub_that_sends_no_parts(hub: Hub) -> None:
+    hub.cut_at, hub.has_ranges = CHUNK + 5, False
+    assert (pulled() / "model.safetensors").read_bytes() == WEIGHTS
+
+
 def test_an_interrupted_download_is_continued(hub: Hub, cache: Path) -> None:
     hub.cut_at, hub.hang = CHUNK + 5, True
     with started("pull", ID) as process:

@@ -74,11 +74,13 @@ def test_budgets(checkpoint: Checkpoint, architecture: Architecture) -> None:
     def reported(memory: int, disk: float | None = 1e6) -> Size:
         return report(checkpoint, "tiny", architecture, Machine(memory, 26e9, disk)).sizes[0]
 
-    assert reported(10**8).fits[-1] == Fit(0, None)
+    assert reported(10**8).fits[-1] == Fit(None, None)
     everything = reported(2 * 10**9)
     assert everything.fits[-1] == Fit(5, 26e9 / everything.per_token)
     budgets = range(10**8, 2 * 10**9)
-    least = budgets[bisect_left(budgets, True, key=lambda nbytes: reported(nbytes).fits[-1].resident > 0)]
+    least = budgets[
+        bisect_left(budgets, True, key=lambda nbytes: reported(nbytes).fits[-1].resident is not None)
+    ]
     size = reported(least)
     # Each of three functions holds two of its five experts. A token uses six in all, and the rest is read.
     speed = size.fits[-1].tokens_per_second

@@ -27,6 +27,8 @@ class Hub:
     """Status and error code of every answer, if there is one."""
     stated_sizes: dict[str, int] = field(default_factory=dict)
     """Sizes that are not the files' own."""
+    has_ranges: bool = True
+    """Whether it sends parts of files."""
     cut_at: int | None = None
     """The bytes after which the next answer with a large file breaks off."""
     hang: bool = False
@@ -138,7 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.model.files[name]
         headers = {"ETag": f'"{etag(name, data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         status, total = 200, len(data)
-        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+        asked = self.headers.get("Range", "") if self.model.has_ranges else ""
+        if found := re.fullmatch(r"bytes=(\d+)-(\d*)", asked):
             first, last = int(found[1]), min(int(found[2] or total), total - 1)
             status, data = 206, data[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{last}/{total}"
