@@ -26,14 +26,14 @@ def language_config(document: Mapping[str, Any]) -> PretrainedConfig:
     for part in (document, inner if isinstance(inner, dict) else {}):
         check_rope(part)
     # Weights are dequantised as they are read.
-    own = {name: value for name, value in document.items() if name != "quantization_config"}
+    own = {name: _decoded(value) for name, value in document.items() if name != "quantization_config"}
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(own)
     text = config.get_text_config(decoder=True)
     if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModel(f"transformers has no language model of type {model_type!r}")
     if text is not config and document.get("tie_word_embeddings") is not None:
         text.tie_word_embeddings = document["tie_word_embeddings"]
-    if getattr(text, "head_dim", 0) is None:
+    if text.to_dict().get("head_dim", 0) is None:
         # It may be null for Mixtral, and transformers needs a number for scaled rotary embeddings.
         text.head_dim = text.hidden_size // text.num_attention_heads
     return text
@@ -58,3 +58,15 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
         torch.set_default_dtype(before)
     empty: PreTrainedModel = model.eval()
     return empty
+
+
+def _decoded(value: Any) -> Any:
+    """A value with infinite numbers in place of the objects that transformers writes for them."""
+    match value:
+        case {"__float__": "Infinity" | "-Infinity" | "NaN" as text, **others} if not others:
+            return float(text)
+        case dict():
+            return {name: _decoded(each) for name, each in value.items()}
+        case list():
+            return [_decoded(each) for each in value]
+    return value

@@ -108,7 +108,7 @@ def with_file(folder: Path, manifest: Manifest, name: str, data: bytes) -> Manif
         ({"model_type": [1]}, "config.json: model_type: must be a string"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: must be a whole number of at most 10000"),
         ({"num_hidden_layers": 9_999, "layer_types": None}, "lacks model.layers.3.self_attn"),
-        ({"num_experts_per_tok": 3}, "the number of experts per token is 3, not 2"),
+        ({"num_experts_per_tok": 3}, "the number of experts per token is 3, not 4"),
         ({"hidden_size": 48}, "does not fit"),
     ],
 )

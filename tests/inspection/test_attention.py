@@ -38,7 +38,7 @@ def test_values_of_a_token(family: str) -> None:
         parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
         return sum(part.numel() for part in parts if isinstance(part, torch.Tensor))
 
-    found = cached_values(describe(config, shapes, "ragged"), config.to_dict())
+    found = cached_values(describe(config, shapes), config.to_dict())
     assert found == cached(6) - cached(5) > 0
 
 
