@@ -16,6 +16,8 @@ from control_plane.tenancy.storage.migrations import APPLICATION_ID, MIGRATIONS
 
 _TEMPORARY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL}
 """Faults after which the connection is as good as before."""
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+"""Faults of a file that is no database any more."""
 _FAILED_WRITES = {
     sqlite3.SQLITE_IOERR_WRITE,
     sqlite3.SQLITE_IOERR_FSYNC,
@@ -112,16 +114,17 @@ class SqliteDatabase:
 
     @contextmanager
     def _write_lock(self) -> Iterator[None]:
-        """Keep other processes from writing, if the file is open. Raises `DatabaseFault` while one does.
+        """Keep other processes from writing, if the file is open.
 
-        SQLite locks no file that it takes for damaged: there, it does nothing.
+        Raises `DatabaseFault` while one does, or if the file cannot be read.
+        SQLite locks no file that is damaged: there, it does nothing.
         """
         with ExitStack() as stack:
             if self._connection:
                 try:
                     stack.enter_context(_transaction(self._connection))
-                except sqlite3.Error as error:
-                    if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                except sqlite3.DatabaseError as error:
+                    if error.sqlite_errorcode & 0xFF not in _DAMAGED:
                         raise DatabaseFault(f"the database {self.path}: {error}") from error
             yield
 
