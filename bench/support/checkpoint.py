@@ -20,9 +20,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.core_model_loading import revert_weight_conversion
 
-from bench.support.random_weights import RandomWeights
+from bench.support.random_weights import RandomWeights, kind
 from bench.support.shapes import SHAPES
-from control_plane.architecture.model import empty_model
+from control_plane.architecture.model import empty_model, model_class
+from control_plane.architecture.shrink import shrunk
 from control_plane.errors import FaaSMoEError
 from control_plane.partition import commands
 from control_plane.partition.checkpoint.reader import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
@@ -115,7 +116,8 @@ def random_checkpoint(
     model.config.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     stored = json.loads((folder / CONFIG_FILE).read_text())
-    return Checkpoint(folder, stored, random_tensors(model, RandomWeights(folder, seed, router_skew)))
+    weights = RandomWeights(folder, seed, router_skew, initial_vectors(config))
+    return Checkpoint(folder, stored, random_tensors(model, weights))
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -131,6 +133,14 @@ def random_tensors(model: PreTrainedModel, weights: RandomWeights) -> dict[str, 
     """The tensors of a published checkpoint of a model. The model may be on meta."""
     published = revert_weight_conversion(model, model.state_dict())
     return {name: weights.tensor(name, tuple(tensor.shape)) for name, tensor in published.items()}
+
+
+def initial_vectors(config: PretrainedConfig) -> dict[str, float]:
+    """The means of vectors in a new small model, by the kinds of their names."""
+    model = model_class(config)(shrunk(config))
+    published = revert_weight_conversion(model, model.state_dict())
+    vectors = {kind(name): tensor for name, tensor in published.items() if tensor.ndim == 1}
+    return {name: tensor.float().mean().item() for name, tensor in vectors.items()}
 
 
 def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -8,7 +8,9 @@
 - The router can be skewed. Dimension 0 of every hidden state is a constant: embeddings set it, and no output
   projection writes to it. Only column 0 of the routers reads it, so this column acts as a bias, which these
   routers do not have otherwise. It holds the logarithms of a Zipf law over the experts, in an order that
-  differs from layer to layer.
+  differs from layer to layer. Not so with gpt-oss, whose experts are stored transposed, so that they read
+  and write this dimension.
+- Vectors, such as norms and rates of decay, have the mean that they have in a new model of the family.
 
 Values are slices of one pool, at offsets that depend on the tensor's name, because drawing all values would
 take longer than writing them.
@@ -17,7 +19,7 @@ take longer than writing them.
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +42,20 @@ experts."""
 
 _POOL_VALUES = 4 * CHUNK_VALUES
 # Factors on 1/sqrt(inputs), the standard deviation of other matrices.
-_OUTPUTS = {".o_proj.weight": 0.2, ".down_proj.weight": 1.5, ".w2.weight": 1.5}
-_ROUTER = re.compile(r"model\.layers\.(\d+)\.\w+\.gate\.weight")
+_OUTPUTS = {
+    ".o_proj.weight": 0.2,
+    ".out_proj.weight": 0.2,
+    ".down_proj.weight": 1.5,
+    ".down_proj": 1.5,
+    ".w2.weight": 1.5,
+}
+_ROUTER = re.compile(r"model\.layers\.(\d+)\.\w+\.(?:gate|router)\.weight")
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True)
 class RandomTensor(Tensor):
-    """bf16 values from a pool, except for the first column or the first row if they are given."""
+    """bf16 values from a pool, except for each matrix's first column or first row if they are given."""
 
     published_name: str
     """Its values depend on this name, also where it is used by another."""
@@ -59,7 +68,10 @@ class RandomTensor(Tensor):
         values = np.concatenate(list(self._slices(start, start + count)))
         columns = self.shape[-1]
         if self.first_row is not None:
-            values[: max(0, columns - start)] = self.first_row
+            size = self.shape[-2] * columns
+            for matrix in range(start // size, -(-(start + count) // size)):
+                begin = matrix * size - start
+                values[max(0, begin) : max(0, begin + columns)] = self.first_row
         if self.first_column is not None:
             row = -(-start // columns)
             places = values[row * columns - start :: columns]
@@ -81,9 +93,19 @@ class RandomTensor(Tensor):
 class RandomWeights:
     """Makes the tensors of one model, by their names in published checkpoints."""
 
-    def __init__(self, path: Path, seed: int = 0, router_skew: float = 0.0) -> None:
-        """`path` is named in errors; `router_skew` is the exponent of the Zipf law, 0 for uniform."""
+    def __init__(
+        self,
+        path: Path,
+        seed: int = 0,
+        router_skew: float = 0.0,
+        vectors: Mapping[str, float] | None = None,
+    ) -> None:
+        """`path` is named in errors; `router_skew` is the exponent of the Zipf law, 0 for uniform.
+
+        `vectors` has the values of vectors by their `kind`; others are 1 in norms, and else 0.
+        """
         self._path = path
+        self._vectors = vectors or {}
         self._seed = seed
         self._router_skew = router_skew
         self._pools: dict[float, NDArray[np.uint16]] = {}
@@ -91,9 +113,10 @@ class RandomWeights:
     def tensor(self, name: str, shape: tuple[int, ...]) -> RandomTensor:
         """The tensor with this name and shape. The same seed gives the same values."""
         described = (name, self._path, "BF16", shape, name)
-        if name.endswith("norm.weight"):
-            return RandomTensor(*described, _constant(1.0))
-        if name.endswith(".bias"):
+        if len(shape) == 1:
+            default = 1.0 if name.endswith("norm.weight") else 0.0
+            return RandomTensor(*described, _constant(self._vectors.get(kind(name), default)))
+        if name.endswith("bias"):
             return RandomTensor(*described, _constant(0.0))
         if name.endswith("embed_tokens.weight"):
             return RandomTensor(*described, self._pool(1.0), _bf16(np.full(shape[0], CONSTANT)))
@@ -104,6 +127,9 @@ class RandomWeights:
         for output, scale in _OUTPUTS.items():
             if name.endswith(output):
                 return RandomTensor(*described, self._pool(deviation * scale), first_row=np.uint16(0))
+        if shape[-2] == 1:
+            # A convolution of each channel.
+            return RandomTensor(*described, self._pool(deviation))
         unread = np.zeros(math.prod(shape[:-1]), np.uint16)
         return RandomTensor(*described, self._pool(deviation), first_column=unread)
 
@@ -121,6 +147,11 @@ class RandomWeights:
             normal = np.random.default_rng(self._seed).standard_normal(_POOL_VALUES, np.float32)
             self._pools[deviation] = _bf16(normal * np.float32(deviation))
         return self._pools[deviation]
+
+
+def kind(name: str) -> str:
+    """A tensor's name without the numbers of its layer and expert."""
+    return _NUMBER.sub(".*.", name)
 
 
 def _constant(value: float) -> NDArray[np.uint16]:
