@@ -8,7 +8,7 @@ C_SOURCES := $(wildcard functions/*/csrc/*.[ch] functions/*/csrc/*/*.h control_p
 
 .DEFAULT_GOAL := help
 .PHONY: help setup constraints demo test test-fast check format docs stack clean \
-	bench bench-batch bench-budget bench-fairness bench-grammars bench-granularity bench-invoke bench-kernels bench-layer bench-memory \
+	bench bench-batch bench-budget bench-families bench-fairness bench-grammars bench-granularity bench-invoke bench-kernels bench-layer bench-memory \
 	bench-packing bench-peers bench-quality bench-residency \
 	chaos clients fuzz soak
 
@@ -79,6 +79,9 @@ bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
 
 bench-budget: setup  ## whether a memory budget is held in ten minutes of mixed traffic
 	$(BIN)/python -m bench.micro.memory.budget $(ARGS)
+
+bench-families: setup  ## shapes of six families in 4 bits within 8 GB; ARGS="FOLDER --shapes NAME,NAME"
+	$(BIN)/python -m bench.memory_limit.families $(ARGS)
 
 bench-fairness: setup  ## tenants who flood beside a modest one: service, times to first token, refusals
 	$(BIN)/python -m bench.micro.fairness.shares

@@ -1,6 +1,7 @@
 """Measures FaaSMoE under one memory limit: runs `faasmoe up` in a control group."""
 
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -44,12 +45,16 @@ class LimitedFaaSMoE:
 
     partition: Path
     scenario: Scenario
+    kv_cache_mb: int | None = None
+    """Memory for sequences; None for the default of this benchmark."""
 
     async def measure(
         self, load: DecodeLoad, weights: StepWeights, machine: Machine
     ) -> AsyncGenerator[Result, None]:
         """A result for each number of sequences at once. One server, which starts cold, serves all."""
+        began = time.monotonic()
         async with self._server() as (server, group):
+            start_seconds = time.monotonic() - began
             for count in self.scenario.sequences:
                 with sampled(server.tree, SAMPLE_SECONDS, SAMPLING_SHARE) as samples:
                     long = await self._prefill_long(server, load) if count == 1 else None
@@ -57,7 +62,7 @@ class LimitedFaaSMoE:
                         await decode(server, count, SHORT_PROMPT, load.output_tokens, 1000 * number)
                         for number in range(load.rounds)
                     ]
-                result = self.scenario.result(count, prefill_long=long)
+                result = self.scenario.result(count, prefill_long=long, start_seconds=start_seconds)
                 result = with_memory(result, samples, group)
                 yield with_speeds(result, rounds, weights, machine)
 
@@ -74,7 +79,7 @@ class LimitedFaaSMoE:
         limit = self.scenario.limit_bytes
         settings: Mapping[str, object] = {
             "prefetch": self.scenario.system != NO_PREFETCH,
-            "kv_cache_mb": KV_CACHE_MB if limit is None else KV_CACHE_MB_WITH_LIMIT,
+            "kv_cache_mb": self.kv_cache_mb or (KV_CACHE_MB if limit is None else KV_CACHE_MB_WITH_LIMIT),
         }
         options = [] if limit is None else ["--memory-budget", f"{limit * BUDGET_SHARE:.0f}"]
         with cgroup(limit) as group:

@@ -38,6 +38,8 @@ class Result:
     limit: str
     system: str
     sequences: int
+    start_seconds: float | None = None
+    """Seconds until the server, whose weights are on disk, takes requests."""
     prefill_short: float | None = None
     """Prefill speed of prompts of 64 tokens."""
     prefill_long: float | None = None

@@ -1,0 +1,165 @@
+"""Measures models of several families within 8 GB: `make bench-families`.
+
+Each shape is partitioned with random weights in 4 bits, served by real processes in a control group, and
+asked over HTTP.
+"""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from bench.memory_limit import scenarios
+from bench.memory_limit.faasmoe import DecodeLoad, LimitedFaaSMoE
+from bench.memory_limit.results import Machine, Result
+from bench.memory_limit.scenarios import FAASMOE, SEQUENCES, Scenario
+from bench.memory_limit.step_weights import StepWeights
+from bench.support.requests import FAILURES, reasons
+from bench.support.shapes import SHAPES
+from control_plane.cli.options import Listed
+from control_plane.errors import FaaSMoEError
+from control_plane.inspection.bandwidth import disk_bandwidth, memory_bandwidth
+from control_plane.partition.manifest import Manifest
+from control_plane.signals import sigterm_exits
+
+FAMILIES = "qwen3.6-35b-a3b,gpt-oss-20b,glm-4.7-flash,qwen3-30b-a3b,lfm2-8b-a1b,deepseek-v2-lite"
+KV_CACHE_MB = 512
+"""Memory for sequences: enough for six, whatever a family keeps of them."""
+
+
+@dataclass
+class Family:
+    """What is measured of a shape."""
+
+    name: str
+    partition: Path
+    partition_seconds: float | None = None
+    """Time to make the partition; None if it was there."""
+    results: list[Result] = field(default_factory=list)
+    problem: str = ""
+    """Why there are no results; empty if there are."""
+
+    def make(self) -> None:
+        """Write the partition, if it does not exist. Raises `FaaSMoEError`."""
+        if self.partition.exists():
+            return
+        command = [sys.executable, "-m", "bench.support.checkpoint", "--shape", self.name]
+        command += ["--dtype", "int4", "--dense-dtype", "int4", "--partition", str(self.partition)]
+        began = time.monotonic()
+        if subprocess.run(command, check=False).returncode:
+            raise FaaSMoEError(f"could not make the partition {self.partition}, see above")
+        self.partition_seconds = time.monotonic() - began
+
+    async def measure(self, limit: str, load: DecodeLoad) -> None:
+        """Serve the partition under the limit. Raises `FaaSMoEError`, or a group of the requests' errors."""
+        machine = Machine(memory_bandwidth(), disk_bandwidth(sorted((self.partition / "blocks").iterdir())))
+        served = LimitedFaaSMoE(self.partition, Scenario(FAASMOE, limit, SEQUENCES), KV_CACHE_MB)
+        weights = StepWeights.of(self.partition, None)
+        async with aclosing(served.measure(load, weights, machine)) as results:
+            async for result in results:
+                self.results.append(result)
+
+    def cells(self) -> list[str]:
+        """The shape's row of the table."""
+        manifest = Manifest.load(self.partition)
+        size = sum(file.stat().st_size for file in self.partition.rglob("*") if file.is_file())
+        made = "-" if self.partition_seconds is None else f"{self.partition_seconds:.0f} s"
+        described = [self.name, manifest.way, f"{size / 1e9:.1f} GB", made]
+        if not self.results:
+            return [*described, self.problem]
+        alone, *_ = self.results
+        peak = max(result.charged or 0 for result in self.results)
+        return [
+            *described,
+            f"{alone.start_seconds or 0:.0f} s",
+            f"{alone.prefill_long or 0:.1f}",
+            *(f"{result.decode or 0:.1f}" for result in self.results),
+            *(f"{(result.expert_bytes_read or 0) / 1e6:.0f} MB" for result in self.results),
+            f"{max(result.memory_peak or 0 for result in self.results) / 1e9:.2f} GB",
+            f"{peak / 1e9:.2f} GB",
+        ]
+
+
+HEADER = [
+    "shape",
+    "way",
+    "partition",
+    "to make it",
+    "to start",
+    "prefill of 512, tokens/s",
+    *(f"decode, {count} at once" for count in SEQUENCES),
+    *(f"read per token, {count} at once" for count in SEQUENCES),
+    "memory, peak",
+    "charged",
+]
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--shapes", type=Listed(str), default=FAMILIES, show_default=True, help="See bench.support.shapes."
+)
+@click.option(
+    "--limit", type=scenarios.read_limit, default="8GB", show_default=True, help="Memory limit; needs root."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds; medians are shown."
+)
+@click.option(
+    "--output-tokens", type=click.IntRange(4), default=32, show_default=True, help="Tokens of an answer."
+)
+@click.option("--keep", is_flag=True, help="Keep the partitions, which are up to 20 GB each.")
+def main(
+    folder: Path, shapes: tuple[str, ...], limit: str, rounds: int, output_tokens: int, keep: bool
+) -> None:
+    """Measure the time to make partitions of several shapes in FOLDER, and their speed within a limit."""
+    unknown = sorted(set(shapes) - SHAPES.keys())
+    if unknown:
+        raise click.ClickException(f"shapes are {', '.join(SHAPES)}, not {', '.join(unknown)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with sigterm_exits():
+        for family in (Family(name, folder / name) for name in shapes):
+            with removed(family, keep):
+                rows.append(measured(family, limit, DecodeLoad(rounds, output_tokens)))
+    click.echo("\n" + "\n".join(_table(rows)))
+
+
+def measured(family: Family, limit: str, load: DecodeLoad) -> Sequence[str]:
+    """A shape's row. If it fails, the row says why."""
+    click.echo(family.name)
+    try:
+        family.make()
+        asyncio.run(family.measure(limit, load))
+    except* FAILURES as failed:
+        family.problem = reasons(failed)
+    cells = family.cells() if family.partition.exists() else [family.name, family.problem]
+    click.echo("  " + ", ".join(cells[1:]))
+    return cells
+
+
+@contextmanager
+def removed(family: Family, keep: bool) -> Iterator[None]:
+    """Remove a partition at the end that was not there before, unless it is to be kept."""
+    stays = keep or family.partition.exists()
+    try:
+        yield
+    finally:
+        if not stays:
+            shutil.rmtree(family.partition, ignore_errors=True)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    for cells in (HEADER, ["---"] * len(HEADER), *rows):
+        yield f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
