@@ -15,11 +15,15 @@ import msgspec
 from control_plane.errors import FaaSMoEError, UnsupportedModel
 from control_plane.partition.model.inspection import UNSUPPORTED
 
+_MAX_MEMORY = 8 << 30
+"""Bytes that the process may allocate. The largest models take some hundreds of megabytes."""
+
 
 def main() -> None:
     """Answer one question."""
     max_bytes = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
+    resource.setrlimit(resource.RLIMIT_DATA, (_MAX_MEMORY, _MAX_MEMORY))
     os.environ["HF_HUB_OFFLINE"] = "1"
     question = json.load(sys.stdin.buffer)
     try:

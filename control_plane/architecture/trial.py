@@ -22,7 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from control_plane.architecture.describe import describe
 from control_plane.architecture.local_functions import LocalFunctions
-from control_plane.architecture.model import model_class
+from control_plane.architecture.model import empty_model, model_class
 from control_plane.architecture.shrink import shrunk
 from control_plane.config import ServeConfig
 from control_plane.engine.assembly import build_runner
@@ -94,10 +94,11 @@ def differences(
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     """A model in float32 whose experts, norms and biases all count."""
+    # What shrinking does not know of may be of any size.
+    if sum(parameter.numel() for parameter in empty_model(config).parameters()) > _MAX_PARAMETERS:
+        raise ValueError(f"a small model of {config.model_type} is too large to be tried")
     torch.manual_seed(seed)
     model: PreTrainedModel = model_class(config)(config).float().eval()
-    if sum(parameter.numel() for parameter in model.parameters()) > _MAX_PARAMETERS:
-        raise ValueError(f"a small model of {config.model_type} is too large to be tried")
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         noise = _SPREAD * torch.randn(tensor.shape, generator=generator)

@@ -101,3 +101,11 @@ def test_families_that_are_refused(family: str, reason: str) -> None:
 def test_no_family_is_left_out() -> None:
     """A new version of transformers that has other families shows here."""
     assert set(MOE_FAMILIES) == {*DESCRIBED, *WITHOUT_INTERFACE}
+
+
+def test_a_small_model_that_is_large_is_refused_before_it_takes_memory() -> None:
+    """A size that shrinking leaves as it is: here 400 GB of a convolution's weights."""
+    config = shrunk(family_config("qwen3_next"))
+    config.linear_conv_kernel_dim = 10**9
+    with pytest.raises(ValueError, match="too large"):
+        random_model(config)

@@ -44,6 +44,7 @@ TARGETS: Mapping[str, Entry] = {
     "manifests": Entry(files.manifests),
     "blocks": Entry(files.blocks),
     "checkpoints": Entry(files.checkpoints),
+    "models": Entry(files.models, 300),
     "gguf": Entry(files.gguf),
     "config": Entry(files.config),
     "workloads": Entry(files.workloads),

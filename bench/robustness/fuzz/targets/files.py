@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 import yaml
+from transformers import AutoConfig
 
 from bench.comparison.workload import workload
 from bench.comparison.workload.traces import TRACES, Conversion
@@ -16,8 +17,11 @@ from bench.robustness.fuzz.support import model
 from bench.robustness.fuzz.support.json_mutation import mutated_json, mutated_message
 from bench.robustness.fuzz.support.mutation import mutated
 from bench.robustness.fuzz.support.target import Target
+from bench.support.checkpoint import random_checkpoint
 from bench.support.gguf import Qwen2Moe
 from bench.support.gguf import write as write_gguf
+from control_plane.architecture.choice import architecture_of
+from control_plane.architecture.shrink import shrunk
 from control_plane.config import ServeConfig
 from control_plane.errors import FaaSMoEError
 from control_plane.partition.checkpoint.gguf.container import read_header
@@ -28,6 +32,8 @@ from control_plane.partition.plan import Plan
 from functions.contract.manifest import MANIFEST_FILE
 from functions.expert.expert_block import BlockError, ExpertBlock
 from functions.kernels import load_kernel
+
+_FAMILIES = ("qwen2_moe", "deepseek_v3", "gpt_oss", "qwen3_next", "granitemoehybrid", "gemma4_text")
 
 
 @contextmanager
@@ -115,6 +121,35 @@ def checkpoints(folder: Path) -> Iterator[Target]:
             )
 
         yield Target(make, run)
+
+
+@contextmanager
+def models(folder: Path) -> Iterator[Target]:
+    """The config of a model of one of several families, as its inspection reads it."""
+    documents, shapes = {}, {}
+    with _scratch() as scratch:
+        for family in _FAMILIES:
+            source = scratch / family
+            source.mkdir()
+            config = shrunk(AutoConfig.for_model(family))
+            checkpoint = random_checkpoint(config, source)
+            documents[family] = checkpoint.config
+            shapes[family] = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+
+    def make(random: Random) -> bytes:
+        family = random.choice(_FAMILIES)
+        return f"{family}\n".encode() + mutated_json(documents[family], random)
+
+    def run(data: bytes) -> bool:
+        family, _, content = data.partition(b"\n")
+        try:
+            document = json.loads(content)
+        except ValueError:
+            return False
+        known = shapes.get(family.decode(errors="replace"), {})
+        return isinstance(document, dict) and _is_read(lambda: architecture_of(document, known), FaaSMoEError)
+
+    yield Target(make, run)
 
 
 @contextmanager
