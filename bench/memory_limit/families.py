@@ -1,7 +1,7 @@
 """Measures models of several families within 8 GB: `make bench-families`.
 
-Each shape is partitioned with random weights in 4 bits, served by real processes in a control group, and
-asked over HTTP.
+Each shape is partitioned with random weights and a skewed router in 4 bits, served by real processes in a
+control group, and asked over HTTP.
 """
 
 import asyncio
@@ -51,7 +51,8 @@ class Family:
         if self.partition.exists():
             return
         command = [sys.executable, "-m", "bench.support.checkpoint", "--shape", self.name]
-        command += ["--dtype", "int4", "--dense-dtype", "int4", "--partition", str(self.partition)]
+        command += ["--router-skew", "1", "--dtype", "int4", "--dense-dtype", "int4"]
+        command += ["--partition", str(self.partition)]
         began = time.monotonic()
         if subprocess.run(command, check=False).returncode:
             raise FaaSMoEError(f"could not make the partition {self.partition}, see above")
