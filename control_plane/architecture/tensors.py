@@ -31,6 +31,8 @@ from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.model.architecture import RowRange
 
 _MAX_ERROR = 200
+_LANGUAGE_MODEL = re.compile(r"\blanguage_model\.")
+"""What names have more in a model of several modalities, for some of which transformers has no mapping."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the checkpoint's tensors, by name."""
@@ -171,6 +173,8 @@ def _groups(
         target, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if target not in state and name in state:
             target, pattern = rename_source_key(name, [], [], prefix, state)
+        if target not in state and (own := _LANGUAGE_MODEL.sub("", name, count=1)) != name:
+            target, pattern = rename_source_key(own, renamings, converters, prefix, state)
         if target not in state:
             unused[name] = target
             continue

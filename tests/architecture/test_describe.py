@@ -4,10 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    PreTrainedModel,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
 from control_plane.architecture.describe import describe
+from control_plane.architecture.model import language_config
 from control_plane.architecture.shrink import shrunk
 from control_plane.architecture.trial import random_model
 from control_plane.errors import UnsupportedModel
@@ -35,7 +41,11 @@ def published(model: PreTrainedModel) -> Tensors:
 
 
 def described(model: PreTrainedModel, tensors: Tensors) -> Architecture:
-    return describe(model.config, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return describe(model.config, shapes_of(tensors))
+
+
+def shapes_of(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -90,6 +100,22 @@ def test_a_published_checkpoint_makes_the_model(family: str) -> None:
         for number in (0, found.num_experts - 1):
             wanted = module(x, torch.full((3, 1), number), torch.ones(3, 1))
             torch.testing.assert_close(computed(found, layer.experts[number], x, tensors), wanted)
+
+
+@pytest.mark.parametrize("family", ["aria", "gemma4", "nemotron_h_omni", "qwen3_5_moe", "qwen4_exp"])
+def test_the_language_model_of_several_modalities(family: str) -> None:
+    """It is the same model as one whose checkpoint has nothing else."""
+    config_class = CONFIG_MAPPING[family]
+    whole = config_class()
+    text = shrunk(family_config(whole.get_text_config(decoder=True).model_type))
+    config = config_class.from_dict({**whole.to_dict(), "text_config": text.to_dict()})
+    with torch.device("meta"):
+        model: Any = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)](config)
+        alone: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)](text)
+    found = describe(language_config(config.to_dict()), shapes_of(published(model)))
+    wanted = described(alone, published(alone))
+    assert found.dense.keys() == wanted.dense.keys()
+    assert [layer.module for layer in found.layers] == [layer.module for layer in wanted.layers]
 
 
 @pytest.mark.parametrize(("family", "reason"), WITHOUT_INTERFACE.items())
