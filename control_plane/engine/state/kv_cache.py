@@ -75,7 +75,7 @@ class KVCache(SequenceMemory):
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
-        self.pages = KVPages(self.num_pages, self.shape.page_size, self.num_lanes)
+        self.pages = KVPages(self.num_pages, self.shape.page_size, self.num_lanes, self.pages_per_sequence)
         self.max_length = min(self.max_length, self.pages.num_tokens)
         self._places, layers = places_of(self.shape)
         length = self.shape.lane_length(self.max_length)
@@ -87,6 +87,11 @@ class KVCache(SequenceMemory):
     @property
     def nbytes(self) -> int:
         return self.num_pages * self.shape.page_nbytes
+
+    @property
+    def pages_per_sequence(self) -> int:
+        """Pages that a sequence needs besides those of its tokens."""
+        return 0
 
     @property
     def keeps_prefixes(self) -> bool:

@@ -43,7 +43,7 @@ def test_the_pages_of_a_sequence_are_enough(family: str, length: int, tmp_path: 
 
 
 def test_a_freed_lane_has_no_state(tmp_path: Path) -> None:
-    split = SplitModel.make("qwen3_next", tmp_path)
+    split = SplitModel.make("qwen3_next", tmp_path, "lockstep")
     memory = states_of(split)
     first, second = prompts(5, 5)
     split.logits([rest(first)], memory)
@@ -59,7 +59,7 @@ def test_a_freed_lane_has_no_state(tmp_path: Path) -> None:
 
 
 def test_a_state_is_copied_as_a_whole(tmp_path: Path) -> None:
-    split = SplitModel.make("qwen3_next", tmp_path)
+    split = SplitModel.make("qwen3_next", tmp_path, "lockstep")
     memory = states_of(split)
     source, target = prompts(9, 9)
     target.token_ids[:] = source.token_ids
@@ -75,7 +75,7 @@ def test_a_state_is_copied_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_sequence_that_could_never_fit_is_refused(tmp_path: Path) -> None:
-    split = SplitModel.make("qwen3_next", tmp_path)
+    split = SplitModel.make("qwen3_next", tmp_path, "lockstep")
     fixed = states_of(split).pages.pages_per_sequence
     memory = split.memory(num_pages=fixed + 2)
     assert memory.max_length == 32

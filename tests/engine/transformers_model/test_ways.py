@@ -12,12 +12,12 @@ from control_plane.engine.model.transformers_model.experts import experts_module
 from control_plane.engine.transformers_loader import load_transformers
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.model.architecture import Way
-from tests.support.models.family_configs import LOCKSTEP, VOCABULARY
+from tests.support.models.family_configs import HYBRID, LOCKSTEP, VOCABULARY
 from tests.support.models.tiny_families import SplitModel, family_model, prompts, rest, save_dense, steps
 
 pytestmark = pytest.mark.slow
 
-RAGGED = ("qwen2_moe", "gpt_oss", "gemma4", "deepseek_v3", "glm4_moe", "mixtral", "cohere2_moe")
+RAGGED = ("qwen2_moe", "gpt_oss", "gemma4", "deepseek_v3", "glm4_moe", "mixtral", "cohere2_moe", *HYBRID)
 WAYS: dict[str, Way] = {**dict.fromkeys(RAGGED, "ragged"), **dict.fromkeys(LOCKSTEP, "lockstep")}
 
 BOUND = 1e-4

@@ -6,16 +6,10 @@ from typing import Any
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 VOCABULARY = 96
-LOCKSTEP = (
-    "granitemoehybrid",
-    "qwen3_next",
-    "qwen3_5_moe",
-    "lfm2_moe",
-    "nemotron_h",
-    "deepseek_v4",
-    "jamba",
-)
-"""Families with states that are not keys and values; not all of them."""
+HYBRID = ("granitemoehybrid", "qwen3_next", "qwen3_5_moe", "lfm2_moe", "nemotron_h")
+"""Families with states of fixed size besides keys and values; not all of them."""
+LOCKSTEP = ("deepseek_v4", "jamba")
+"""Families that lockstep alone serves; not all of them."""
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,

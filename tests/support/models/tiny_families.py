@@ -103,7 +103,7 @@ class SplitModel:
     def make(
         cls, family: str, folder: Path, way: Way | None = None, dtype: str = "f32", **overrides: Any
     ) -> "SplitModel":
-        """The split model computes in `way`; without it, lockstep for families with states, else ragged."""
+        """The split model computes in `way`; without it, in that of its family."""
         reference = family_model(family, **overrides)
         dense = save_dense(reference, folder, dtype)
         layers = range(len(experts_modules(reference)))

@@ -84,6 +84,11 @@ class TransformersModel:
             logits = self.model(input_ids=torch.zeros(1, rows.shape[1], dtype=torch.int64)).logits
         return to_numpy(logits[0])
 
+    @property
+    def _cache_argument(self) -> str:
+        # transformers 5.24 has renamed it.
+        return "cache" if "cache" in self._arguments else "past_key_values"
+
     def _through(self, compute: ComputeExperts) -> ComputeExperts:
         """How the experts' modules reach the experts."""
         return compute

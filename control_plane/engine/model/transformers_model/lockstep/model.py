@@ -75,9 +75,7 @@ class LockstepModel(TransformersModel):
 
     def _compute(self, tokens: list[int], cache: DynamicCache) -> torch.Tensor:
         """The final hidden states [n, H] of the next tokens of a sequence, whose state changes."""
-        # transformers 5.24 has renamed the argument.
-        name = "cache" if "cache" in self._arguments else "past_key_values"
-        return self._forward(tokens, **{name: cache}, use_cache=True)
+        return self._forward(tokens, **{self._cache_argument: cache}, use_cache=True)
 
     def _new_cache(self) -> DynamicCache:
         return new_cache(self.model.config)

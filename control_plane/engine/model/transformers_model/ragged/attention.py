@@ -40,12 +40,15 @@ class AttentionCall:
     """Scores become softcap * tanh(score / softcap)."""
     sinks: torch.Tensor | None
     """[heads]: a score in each head's softmax that belongs to no token."""
+    bias: torch.Tensor | None = None
+    """[heads, N, tokens]: is added to the scores of each row's own sequence."""
 
     @property
     def is_plain(self) -> bool:
         """Whether the kernel computes this."""
         size = self.query.shape[2]
-        return not self.softcap and self.sinks is None and size == self.value.shape[2] and size % 2 == 0
+        only_scaled = not self.softcap and self.sinks is None and self.bias is None
+        return only_scaled and size == self.value.shape[2] and size % 2 == 0
 
 
 @dataclass
@@ -83,7 +86,8 @@ class RaggedBatch:
             past = cache.read(layer, span.lane, span.end)
             keys, values = (to_torch(states).to(output.dtype) for states in past)
             seen = call.mask.seen(span.start, span.end)
-            output[span.rows] = _attention(call, call.query[span.rows], keys, values, seen)
+            bias = None if call.bias is None else call.bias[:, span.rows, : span.end]
+            output[span.rows] = _attention(call, call.query[span.rows], keys, values, seen, bias)
         return output
 
     def _rotation(self, size: int, dtype: np.dtype[Any]) -> Rotation:
@@ -159,6 +163,7 @@ def _attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """transformers' form: [1, heads, N, size] to [1, N, heads, size], and no attention weights."""
@@ -175,6 +180,7 @@ def _attend(
         query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         softcap,
         s_aux,
+        None if position_bias is None else position_bias[0],
     )
     return module.ragged_attention(module, call)[None], None
 
@@ -190,11 +196,15 @@ def _attention(
     keys: torch.Tensor,
     values: torch.Tensor,
     seen: torch.Tensor,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention of rows [n, heads, d] to keys and values [kv_heads, m, size] where `seen` [n, m] is true."""
+    """Attention of rows [n, heads, d] to keys and values [kv_heads, m, size] where `seen` [n, m] is true.
+
+    `bias` [heads, n, m] is the rows' part of the call's.
+    """
     rows, heads, size = query.shape
     shared = heads // len(keys)
-    if not call.softcap and call.sinks is None:
+    if not call.softcap and call.sinks is None and bias is None:
         output = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
             keys[None],
@@ -209,6 +219,8 @@ def _attention(
     scores = (grouped @ keys.transpose(1, 2)).float().view(heads, rows, -1) * call.scaling
     if call.softcap:
         scores = call.softcap * torch.tanh(scores / call.softcap)
+    if bias is not None:
+        scores = scores + bias
     scores = scores.masked_fill(~seen, -torch.inf)
     if call.sinks is not None:
         sinks = call.sinks.float().reshape(-1, 1, 1).expand(-1, rows, 1)
