@@ -55,7 +55,16 @@ _BY_TYPE: Mapping[str, Mapping[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "head_dim": 12},
     "olmoe": {"num_experts": 4},
     "qwen3_next": _DELTA,
-    "qwen3_5_moe_text": _DELTA,
+    "qwen3_5_moe_text": {
+        **_DELTA,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e7,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [11, 11, 10],
+            "mrope_interleaved": True,
+        },
+    },
     "deepseek_v2": {
         **_LATENT,
         "q_lora_rank": None,
@@ -82,6 +91,7 @@ _BY_TYPE: Mapping[str, Mapping[str, Any]] = {
         "position_embedding_type": "nope",
     },
     "nemotron_h": {
+        "layer_norm_epsilon": 1e-6,
         **_ROUTED,
         "moe_shared_expert_intermediate_size": 28,
         "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
