@@ -50,7 +50,7 @@ def parts() -> tuple[Metadata, Tensors]:
         "token_embd.weight": plain(values(VOCABULARY, HIDDEN)),
         "output_norm.weight": plain(values(HIDDEN)),
         "output.weight": plain(values(VOCABULARY, HIDDEN)),
-        "rope_freqs.weight": plain(values(4)),
+        "rope_freqs.weight": plain(np.ones(4, np.float32)),
     }
     for layer in range(2):
         block = {
@@ -121,7 +121,7 @@ def add(name: str, *shape: int) -> Edit:
         (pop("expert_count"), "the metadata has no llama.expert_count"),
         (put("block_count", "two"), "the metadata's llama.block_count is 'two', not a whole number"),
         (put("block_count", 2.5), "the metadata's llama.block_count is 2.5, not a whole number"),
-        (put("expert_count", [3, 1 << 20]), "experts"),
+        (put("expert_count", [3, 1 << 20]), "llama.expert_count is [3, 1048576], not the same in all layers"),
         (put("rope.freq_base", float("nan")), "llama.rope.freq_base is nan, not a number"),
         (put("rope.scaling.type", "longrope"), "llama.rope.scaling.type is 'longrope'"),
         (put("tokenizer.ggml.eos_token_id", "two"), "not a token's id"),

@@ -1,6 +1,5 @@
 """The tokenizer in a GGUF file is that of the model, and stored like that of any checkpoint."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.stored_tokenizer import STORED_TOKENIZER, ModelTokenizer
 from control_plane.partition.checkpoint.tokenizer import read_tokenizer
 from tests.support.models.gguf_files import write_gguf
+from tests.support.models.gguf_tokenizers import BYTE, CONTROL, NORMAL, UNKNOWN, bpe_metadata
 from tests.support.paths import DEMO_MODEL
 
 pytestmark = pytest.mark.slow
@@ -21,26 +21,6 @@ TEXTS = [
     "Häuser; 東京 \N{OHM SIGN} it's we'll",
     "<|im_start|>user\nHello<|im_end|>\n",
 ]
-NORMAL, CONTROL = 1, 3
-
-
-def metadata_of(folder: Path, split: str) -> dict[str, Any]:
-    """What llama.cpp's conversion writes for a tokenizer.json of the kind of GPT-2's."""
-    document = json.loads((folder / "tokenizer.json").read_text())
-    added = {token["content"]: token["id"] for token in document["added_tokens"]}
-    vocabulary = document["model"]["vocab"] | added
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    merges = [each if isinstance(each, str) else " ".join(each) for each in document["model"]["merges"]]
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": split,
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [CONTROL if token in added else NORMAL for token in tokens],
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.eos_token_id": tokenizer.eos_token_id,
-        "tokenizer.chat_template": tokenizer.chat_template,
-    }
 
 
 def read(folder: Path, metadata: dict[str, Any]) -> ModelTokenizer:
@@ -52,7 +32,7 @@ def read(folder: Path, metadata: dict[str, Any]) -> ModelTokenizer:
 
 def test_the_bundled_tokenizer(tmp_path: Path) -> None:
     theirs: Any = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    ours = read(tmp_path, metadata_of(DEMO_MODEL, "gpt-2"))
+    ours = read(tmp_path, bpe_metadata(DEMO_MODEL, "gpt-2"))
     for text in TEXTS:
         token_ids = theirs.encode(text)
         assert ours.backend.encode(text).ids == token_ids
@@ -69,7 +49,7 @@ def test_sentencepiece(tmp_path: Path) -> None:
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": [*pieces, *words],
         "tokenizer.ggml.scores": [0.0] * len(pieces) + [-9.0, -8.0, -7.0, -3.0, -2.0, -1.0],
-        "tokenizer.ggml.token_type": [2, CONTROL, CONTROL, *[6] * 256, *[NORMAL] * len(words)],
+        "tokenizer.ggml.token_type": [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(words)],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,
@@ -85,7 +65,7 @@ def test_sentencepiece(tmp_path: Path) -> None:
     "split", ["glm4", "refact", "deepseek-llm", "deepseek-v3", "qwen2", "gpt-4o", "lfm2"]
 )
 def test_ways_to_split_text(split: str, tmp_path: Path) -> None:
-    ours = read(tmp_path, metadata_of(DEMO_MODEL, split))
+    ours = read(tmp_path, bpe_metadata(DEMO_MODEL, split))
     for text in TEXTS:
         assert ours.decode(ours.backend.encode(text).ids) == text
 
@@ -106,14 +86,14 @@ def test_digits(tmp_path: Path) -> None:
 def read_words(folder: Path, split: str, text: str) -> list[tuple[str, tuple[int, int]]]:
     folder.mkdir()
     words: list[tuple[str, tuple[int, int]]] = read(
-        folder, metadata_of(DEMO_MODEL, split)
+        folder, bpe_metadata(DEMO_MODEL, split)
     ).backend.pre_tokenizer.pre_tokenize_str(text)
     return words
 
 
 def test_an_unknown_way_to_split_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PartitionError, match="way to split text, 'martian', is not known"):
-        read(tmp_path, metadata_of(DEMO_MODEL, "martian"))
+        read(tmp_path, bpe_metadata(DEMO_MODEL, "martian"))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +107,7 @@ def test_an_unknown_way_to_split_text_is_refused(tmp_path: Path) -> None:
 )
 def test_malformed_tokenizers(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(PartitionError, match="cannot load the tokenizer in ") as caught:
-        read(tmp_path, metadata_of(DEMO_MODEL, "gpt-2") | change)
+        read(tmp_path, bpe_metadata(DEMO_MODEL, "gpt-2") | change)
     assert "\n" not in str(caught.value)
 
 

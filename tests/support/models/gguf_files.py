@@ -91,8 +91,12 @@ def split(file: Path, folder: Path, count: int) -> list[Path]:
     for number in range(count):
         path = folder / f"{file.stem}-{number + 1:05}-of-{count:05}.gguf"
         writer = gguf.GGUFWriter(path, architecture)
+        if number:
+            # The later ones have no metadata besides.
+            writer.kv_data = [{}]
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
         if number == 0:
             own = {
                 name: field.contents()

@@ -14,7 +14,7 @@ def common_metadata(config: Any) -> Metadata:
         "block_count": config.num_hidden_layers,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": float(getattr(config, "rms_norm_eps", 0) or 1e-5),
+        **_norm(config),
         "rope.freq_base": float(rope.get("rope_theta", 10000.0)),
         "expert_count": config.num_local_experts
         if hasattr(config, "num_local_experts")
@@ -23,6 +23,16 @@ def common_metadata(config: Any) -> Metadata:
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
     }
+
+
+def _norm(config: Any) -> Metadata:
+    if hasattr(config, "layer_norm_epsilon"):
+        return {"attention.layer_norm_epsilon": config.layer_norm_epsilon}
+    return {"attention.layer_norm_rms_epsilon": getattr(config, "norm_eps", None) or config.rms_norm_eps}
+
+
+def _heads(config: Any) -> Metadata:
+    return {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
 
 
 def _sizes(config: Any, **others: Any) -> Metadata:
@@ -37,7 +47,7 @@ def _delta(config: Any) -> Metadata:
     return {
         "expert_feed_forward_length": config.moe_intermediate_size,
         "expert_shared_feed_forward_length": config.shared_expert_intermediate_size,
-        "attention.key_length": config.head_dim,
+        **_heads(config),
         "rope.dimension_count": int(config.head_dim * config.rope_parameters["partial_rotary_factor"]),
         "ssm.conv_kernel": config.linear_conv_kernel_dim,
         "ssm.state_size": config.linear_key_head_dim,
@@ -45,7 +55,12 @@ def _delta(config: Any) -> Metadata:
         "ssm.time_step_rank": config.linear_num_value_heads,
         "ssm.inner_size": config.linear_num_value_heads * config.linear_value_head_dim,
         "full_attention_interval": 4,
-        **(_sizes(config) if config.model_type == "qwen3_next" else {}),
+        "attention.recurrent_layers": [kind == "linear_attention" for kind in config.layer_types],
+        **(
+            _sizes(config)
+            if config.model_type == "qwen3_next"
+            else {"rope.dimension_sections": [11, 11, 10, 0]}
+        ),
     }
 
 
@@ -96,6 +111,7 @@ def _granite(config: Any) -> Metadata:
     shared = getattr(config, "shared_intermediate_size", 0)
     return {
         **_sizes(config),
+        "rope.dimension_count": config.hidden_size // config.num_attention_heads,
         "attention.scale": float(config.attention_multiplier),
         "embedding_scale": float(config.embedding_multiplier),
         "residual_scale": float(config.residual_multiplier),
@@ -128,8 +144,7 @@ def _nemotron(config: Any) -> Metadata:
     return {
         "attention.head_count_kv": _by_kind(config, kinds, "full_attention", config.num_key_value_heads),
         "feed_forward_length": _by_kind(config, kinds, "moe", config.moe_intermediate_size),
-        "attention.layer_norm_rms_epsilon": config.layer_norm_epsilon,
-        "attention.key_length": config.head_dim,
+        **_heads(config),
         "expert_feed_forward_length": config.moe_intermediate_size,
         "expert_shared_feed_forward_length": config.moe_shared_expert_intermediate_size,
         **_routing(config),
@@ -146,7 +161,6 @@ def _lfm2(config: Any) -> Metadata:
         "attention.head_count_kv": _by_kind(
             config, config.layer_types, "full_attention", config.num_key_value_heads
         ),
-        "attention.layer_norm_rms_epsilon": config.norm_eps,
         "leading_dense_block_count": config.num_dense_layers,
         "expert_gating_func": 2,
         "shortconv.l_cache": config.conv_L_cache,
@@ -157,11 +171,14 @@ def _gpt_oss(config: Any) -> Metadata:
     rope = config.rope_parameters
     return {
         "expert_feed_forward_length": config.intermediate_size,
-        "attention.key_length": config.head_dim,
+        "feed_forward_length": config.intermediate_size,
+        **_heads(config),
         "attention.sliding_window": config.sliding_window,
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": float(rope["factor"]),
         "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+        "rope.scaling.yarn_beta_fast": float(rope["beta_fast"]),
+        "rope.scaling.yarn_beta_slow": float(rope["beta_slow"]),
     }
 
 
@@ -169,7 +186,7 @@ def _glm4(config: Any) -> Metadata:
     return {
         **_moe_sizes(config),
         **_routing(config),
-        "attention.key_length": config.head_dim,
+        **_heads(config),
         "rope.dimension_count": int(config.head_dim * config.rope_parameters["partial_rotary_factor"]),
         "leading_dense_block_count": config.first_k_dense_replace,
         "expert_gating_func": 2,
@@ -192,8 +209,8 @@ ARCHITECTURES: Mapping[str, tuple[str, Callable[[Any], Metadata]]] = {
         "qwen2moe",
         lambda c: _moe_sizes(c, expert_shared_feed_forward_length=c.shared_expert_intermediate_size),
     ),
-    "qwen3_moe": ("qwen3moe", lambda c: _moe_sizes(c) | {"attention.key_length": c.head_dim}),
-    "mixtral": ("llama", lambda c: _sizes(c) | {"rope.dimension_count": c.head_dim}),
+    "qwen3_moe": ("qwen3moe", lambda c: _moe_sizes(c) | _heads(c)),
+    "mixtral": ("llama", lambda c: _sizes(c) | _heads(c) | {"rope.dimension_count": c.head_dim}),
     "olmoe": ("olmoe", _sizes),
     "qwen3_next": ("qwen3next", _delta),
     "qwen3_5_moe_text": ("qwen35moe", _delta),

@@ -27,7 +27,7 @@ _CHAT_TEMPLATE = """\
 
 def save_chat_checkpoint(folder: Path) -> Path:
     """Write the checkpoint. Most characters take several tokens. Returns `folder`."""
-    tokenizer = _tokenizer()
+    tokenizer = chat_tokenizer()
     # Large weights, so that every expert influences the tokens.
     model = tiny_model(
         "qwen2_moe",
@@ -40,7 +40,7 @@ def save_chat_checkpoint(folder: Path) -> Path:
     return save_checkpoint(model, folder)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def chat_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with the 256 bytes, a few merges for English, and an end token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

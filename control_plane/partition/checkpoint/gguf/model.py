@@ -15,8 +15,14 @@ from control_plane.partition.checkpoint.gguf.architectures import (
     latent,
     plain,
 )
-from control_plane.partition.checkpoint.gguf.architectures.base import Architecture, Layer, base_config
+from control_plane.partition.checkpoint.gguf.architectures.base import (
+    Architecture,
+    Layer,
+    base_config,
+    check_all_heeded,
+)
 from control_plane.partition.checkpoint.gguf.architectures.metadata import Metadata
+from control_plane.partition.checkpoint.gguf.architectures.rope import ROPE_FACTORS
 from control_plane.partition.checkpoint.gguf.container import GgufHeader, read_header
 from control_plane.partition.checkpoint.gguf.tensors import plain_dtype, tensors_of
 from control_plane.partition.checkpoint.tensors.tensor import Tensor
@@ -31,8 +37,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _BLOCK = re.compile(r"blk\.(?P<layer>\d{1,5})\.(?P<name>.+)")
-_IGNORED = re.compile(r"(blk\.\d+\.)?rope_(freqs|factors_long|factors_short)\.weight")
-"""Numbers that follow from the config."""
 _END_TOKENS = ("eos", "eot", "eom")
 _SAMPLING = {
     "temp": "temperature",
@@ -68,6 +72,7 @@ def read_model(files: Sequence[Path]) -> GgufModel:
     stored = tensors_of(headers)
     config = base_config(metadata, stored)
     own = architecture.config(metadata, stored)
+    check_all_heeded(metadata, architecture)
     rope = config["rope_parameters"] | own.pop("rope_parameters", {})
     config |= own | {"rope_parameters": rope, "dtype": _DTYPES[plain_dtype(stored)]}
     return GgufModel(config, _generation_config(metadata), _by_module(architecture, config, stored))
@@ -102,7 +107,7 @@ def _by_module(
     made: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         block = _BLOCK.fullmatch(name)
-        if _IGNORED.fullmatch(name):
+        if name == ROPE_FACTORS:
             continue
         if block is None:
             if name not in architecture.top:

@@ -8,6 +8,7 @@ import numpy as np
 
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.gguf.architectures.metadata import Metadata
+from control_plane.partition.checkpoint.gguf.architectures.rope import rope_parameters
 from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.checkpoint.tensors.views import changed, concatenated, renamed, reordered
 
@@ -92,6 +93,8 @@ class Architecture:
     """The names of the other tensors."""
     change_top: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     """Changes of these, by GGUF's names."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """The only values that these keys of the metadata may have; what they say is part of the family."""
 
 
 def base_config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
@@ -106,8 +109,8 @@ def base_config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
         "num_attention_heads": (heads := metadata.number("attention.head_count")),
         "num_key_value_heads": metadata.number("attention.head_count_kv", heads),
         "max_position_embeddings": metadata.number("context_length"),
-        "rms_norm_eps": metadata.fraction("attention.layer_norm_rms_epsilon", 1e-5),
-        "rope_parameters": rope_parameters(metadata),
+        "rms_norm_eps": norm_epsilon(metadata),
+        "rope_parameters": rope_parameters(metadata, tensors),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in tensors,
         "bos_token_id": metadata.token("bos"),
@@ -116,22 +119,27 @@ def base_config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     }
 
 
-def rope_parameters(metadata: Metadata) -> Config:
-    """The rotary embeddings, as transformers 5 has them in config.json."""
-    rope: Config = {"rope_type": "default", "rope_theta": metadata.fraction("rope.freq_base", 1e4)}
-    key = f"{metadata.architecture}.rope.scaling.type"
-    kind = metadata.text(key) or "none"
-    if kind == "none":
-        return rope
-    if kind not in ("linear", "yarn"):
-        raise PartitionError(f"{metadata.path}: the metadata's {key} is {kind[:40]!r}, not linear or yarn")
-    rope |= {"rope_type": kind, "factor": metadata.fraction("rope.scaling.factor")}
-    if kind == "yarn":
-        rope["original_max_position_embeddings"] = metadata.number("rope.scaling.original_context_length")
-        for name in ("beta_fast", "beta_slow"):
-            if metadata.has(f"rope.scaling.yarn_{name}"):
-                rope[name] = metadata.fraction(f"rope.scaling.yarn_{name}")
-    return rope
+def norm_epsilon(metadata: Metadata) -> float:
+    """Some files have it by the name of another kind of norm."""
+    other = metadata.fraction("attention.layer_norm_epsilon", 1e-5)
+    return metadata.fraction("attention.layer_norm_rms_epsilon", other)
+
+
+def head_dim_config(metadata: Metadata) -> Config:
+    """The width of heads where a file states it. Raises PartitionError if not all are of one width."""
+    if not metadata.has("attention.key_length"):
+        return {}
+    head_dim = metadata.number("attention.key_length")
+    metadata.check("attention.value_length", head_dim)
+    return {"head_dim": head_dim}
+
+
+def rotating_head_dim_config(metadata: Metadata) -> Config:
+    """That of heads which rotate as a whole. Raises PartitionError also if only a part does."""
+    config = head_dim_config(metadata)
+    if config:
+        metadata.check("rope.dimension_count", config["head_dim"])
+    return config
 
 
 def expert_config(metadata: Metadata, tensors: Mapping[str, Tensor], count: str, width: str) -> Config:
@@ -159,6 +167,44 @@ def fused_experts(layer: Layer, module: str = "mlp.experts") -> Iterator[Tensor]
         yield concatenated(layer.name(f"{module}.gate_up_proj"), halves)
     for down in layer.take("ffn_down_exps.weight"):
         yield renamed(down, layer.name(f"{module}.down_proj"))
+
+
+SOFTMAX, SIGMOID = 1, 2
+"""llama.cpp's numbers for what makes scores of a router's logits."""
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.output_scale": (1.0,),
+    "attention.scale": (0.0,),
+    "attention.temperature_scale": (0.0,),
+    "attention.value_scale": (1.0,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (1.0, 0.0),
+    "expert_group_count": (1, 0),
+    "expert_weights_scale": (1.0, 0.0),
+    "final_logit_softcapping": (0.0,),
+    "interleave_moe_layer_step": (1, 0),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (1.0, 0.0),
+    "moe_every_n_layers": (1, 0),
+    "residual_scale": (1.0, 0.0),
+    "rope.scaling.alpha": (0.0, 1.0),
+    "router_logit_softcapping": (0.0,),
+    "swiglu_clamp_exp": (),
+    "swiglu_clamp_shexp": (),
+    "use_parallel_residual": (False,),
+}
+"""Keys that change what a model computes, with the values with which they change nothing."""
+
+
+def check_all_heeded(metadata: Metadata, architecture: Architecture) -> None:
+    """Raises PartitionError if the metadata says what the config that was made of it does not have."""
+    for key, value in architecture.fixed.items():
+        metadata.check(key, value)
+    for key, values in _NEUTRAL.items():
+        if key not in metadata.read:
+            metadata.check(key, *values)
 
 
 def rotating_halves(tensor: Tensor, heads: int) -> Tensor:

@@ -7,12 +7,14 @@ import numpy as np
 from control_plane.partition.checkpoint.gguf.architectures.base import (
     ATTENTION,
     MLP,
+    SOFTMAX,
     TOP,
     Architecture,
     Config,
     Layer,
     expert_config,
     fused_experts,
+    head_dim_config,
 )
 from control_plane.partition.checkpoint.gguf.architectures.metadata import Metadata
 from control_plane.partition.checkpoint.gguf.architectures.plain import SHARED_EXPERT, as_row
@@ -51,11 +53,11 @@ _DELTA = {
 def _config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     head_dim, values = metadata.number("attention.key_length"), metadata.number("ssm.time_step_rank")
     return {
-        "head_dim": head_dim,
+        **head_dim_config(metadata),
         "rope_parameters": {
             "partial_rotary_factor": metadata.number("rope.dimension_count") / max(1, head_dim)
         },
-        "full_attention_interval": metadata.number("full_attention_interval", 4),
+        **_kinds_of_layers(metadata),
         "linear_conv_kernel_dim": metadata.number("ssm.conv_kernel"),
         "linear_key_head_dim": metadata.number("ssm.state_size"),
         "linear_num_key_heads": metadata.number("ssm.group_count"),
@@ -64,6 +66,19 @@ def _config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
         **expert_config(metadata, tensors, "num_experts", "moe_intermediate_size"),
         "shared_expert_intermediate_size": metadata.number("expert_shared_feed_forward_length"),
         "norm_topk_prob": True,
+    }
+
+
+def _kinds_of_layers(metadata: Metadata) -> Config:
+    """Which layers have which kind of attention, by layer or by an interval."""
+    if not metadata.has("attention.recurrent_layers"):
+        return {"full_attention_interval": metadata.number("full_attention_interval", 4)}
+    layers = metadata.number("block_count") - metadata.number("nextn_predict_layers", 0)
+    return {
+        "layer_types": [
+            "linear_attention" if is_recurrent else "full_attention"
+            for is_recurrent in metadata.flags("attention.recurrent_layers", layers)
+        ]
     }
 
 
@@ -149,8 +164,9 @@ def _value_heads(config: Config) -> Indices:
     return np.arange(values).reshape(-1, keys).T.reshape(-1)
 
 
+_ROUTING = {"expert_gating_func": SOFTMAX, "expert_weights_norm": True}
 _CHANGE_TOP = {"output_norm.weight": _without_one}
 ARCHITECTURES = {
-    "qwen3next": Architecture(_qwen3next, _qwen3next_layer, TOP, _CHANGE_TOP),
-    "qwen35moe": Architecture(_qwen35moe, _qwen35moe_layer, TOP, _CHANGE_TOP),
+    "qwen3next": Architecture(_qwen3next, _qwen3next_layer, TOP, _CHANGE_TOP, _ROUTING),
+    "qwen35moe": Architecture(_qwen35moe, _qwen35moe_layer, TOP, _CHANGE_TOP, _ROUTING),
 }

@@ -11,22 +11,24 @@ from control_plane.partition.checkpoint.gguf.architectures.base import (
     Config,
     Layer,
     expert_config,
-    rope_parameters,
+    rotating_head_dim_config,
 )
 from control_plane.partition.checkpoint.gguf.architectures.metadata import Metadata
+from control_plane.partition.checkpoint.gguf.architectures.rope import rope_parameters
 from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.checkpoint.tensors.views import ChangedRows, interleaved, renamed, transposed
 from functions.kernels.bfloat16 import Float32
 
 
 def _config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
-    rope = rope_parameters(metadata)
+    rope = rope_parameters(metadata, tensors)
     if rope["rope_type"] == "yarn":
         rope = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, **rope}
     return {
         "model_type": "gpt_oss",
         "architectures": ["GptOssForCausalLM"],
-        "head_dim": metadata.number("attention.key_length", 64),
+        "head_dim": 64,
+        **rotating_head_dim_config(metadata),
         "rope_parameters": rope,
         "sliding_window": metadata.number("attention.sliding_window", 128),
         "attention_bias": True,

@@ -7,12 +7,16 @@ import numpy as np
 
 from control_plane.partition.checkpoint.gguf.architectures.base import (
     ATTENTION,
+    SIGMOID,
+    SOFTMAX,
     TOP,
     Architecture,
     Config,
     Layer,
     expert_config,
     fused_experts,
+    head_dim_config,
+    norm_epsilon,
 )
 from control_plane.partition.checkpoint.gguf.architectures.metadata import Metadata
 from control_plane.partition.checkpoint.gguf.architectures.plain import undo_permutation
@@ -84,7 +88,7 @@ def _granitehybrid(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
             "full_attention" if heads else "linear_attention"
             for heads in metadata.by_layer("attention.head_count_kv", layers)
         ],
-        "position_embedding_type": "rope" if metadata.flag("rope.scaling.finetuned", False) else "nope",
+        "position_embedding_type": "rope" if metadata.flag("rope.scaling.finetuned", True) else "nope",
         "shared_intermediate_size": metadata.number("expert_shared_feed_forward_length"),
         "mamba_n_heads": heads,
         "mamba_d_head": inner // max(1, heads),
@@ -121,8 +125,8 @@ def _nemotron(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
         "layers_block_type": [
             "full_attention" if heads else "moe" if width else "linear_attention" for heads, width in kinds
         ],
-        "head_dim": metadata.number("attention.key_length"),
-        "layer_norm_epsilon": metadata.fraction("attention.layer_norm_rms_epsilon", 1e-5),
+        **head_dim_config(metadata),
+        "layer_norm_epsilon": norm_epsilon(metadata),
         "mamba_num_heads": heads,
         "mamba_head_dim": inner // max(1, heads),
         "ssm_state_size": metadata.number("ssm.state_size"),
@@ -180,7 +184,7 @@ def _lfm2moe(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
             for heads in metadata.by_layer("attention.head_count_kv", layers)
         ],
         "intermediate_size": metadata.number("feed_forward_length"),
-        "norm_eps": metadata.fraction("attention.layer_norm_rms_epsilon", 1e-5),
+        "norm_eps": norm_epsilon(metadata),
         "conv_L_cache": metadata.number("shortconv.l_cache"),
         "conv_bias": any(name.endswith(".shortconv.in_proj.bias") for name in tensors),
         "num_dense_layers": metadata.number("leading_dense_block_count", 0),
@@ -221,9 +225,13 @@ def _lfm2_layer(layer: Layer, config: Config) -> Iterator[Tensor]:
     yield from layer.renamed(_LFM2)
 
 
+_SOFTMAX = {"expert_gating_func": SOFTMAX, "expert_weights_norm": True}
+_SIGMOID = {"expert_gating_func": SIGMOID, "expert_weights_norm": True}
 ARCHITECTURES = {
-    "granitemoe": Architecture(_granitemoe, _granite_layer, TOP),
-    "granitehybrid": Architecture(_granitehybrid, _granite_layer, TOP),
-    "nemotron_h_moe": Architecture(_nemotron, _nemotron_layer, _NEMOTRON_TOP),
-    "lfm2moe": Architecture(_lfm2moe, _lfm2_layer, _LFM2_TOP),
+    "granitemoe": Architecture(_granitemoe, _granite_layer, TOP, fixed=_SOFTMAX),
+    "granitehybrid": Architecture(_granitehybrid, _granite_layer, TOP, fixed=_SOFTMAX),
+    "nemotron_h_moe": Architecture(
+        _nemotron, _nemotron_layer, _NEMOTRON_TOP, fixed={"expert_gating_func": SIGMOID}
+    ),
+    "lfm2moe": Architecture(_lfm2moe, _lfm2_layer, _LFM2_TOP, fixed=_SIGMOID),
 }

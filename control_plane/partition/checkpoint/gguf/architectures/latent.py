@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 
+from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.gguf.architectures.base import (
     ATTENTION,
     MLP,
+    SIGMOID,
+    SOFTMAX,
     TOP,
     Architecture,
     Config,
     Layer,
     expert_config,
     fused_experts,
-    rope_parameters,
 )
 from control_plane.partition.checkpoint.gguf.architectures.metadata import Metadata
 from control_plane.partition.checkpoint.gguf.architectures.plain import (
@@ -19,11 +21,10 @@ from control_plane.partition.checkpoint.gguf.architectures.plain import (
     SHARED_EXPERTS,
     routing_config,
 )
+from control_plane.partition.checkpoint.gguf.architectures.rope import rope_parameters
 from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.checkpoint.tensors.views import concatenated, renamed, transposed
 
-_SIGMOID = 2
-"""llama.cpp's number for routers whose scores are sigmoids."""
 _LATENT = {
     "attn_q_a": "self_attn.q_a_proj",
     "attn_q_a_norm": "self_attn.q_a_layernorm",
@@ -39,7 +40,7 @@ def _config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     value = key.replace("key", "value")
     rotated = metadata.number("rope.dimension_count")
     return {
-        **_family(metadata),
+        **_family(metadata, tensors),
         # llama.cpp counts one head of keys and values where these are compressed.
         "num_key_value_heads": metadata.number("attention.head_count"),
         "intermediate_size": metadata.number("feed_forward_length"),
@@ -48,14 +49,20 @@ def _config(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
         "qk_rope_head_dim": rotated,
         "qk_nope_head_dim": max(1, metadata.number(key) - rotated),
         "v_head_dim": metadata.number(value),
-        "rope_parameters": _rope(metadata),
+        "rope_parameters": _rope(metadata, tensors),
         **expert_config(metadata, tensors, "n_routed_experts", "moe_intermediate_size"),
     }
 
 
-def _family(metadata: Metadata) -> Config:
+def _family(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     routing = routing_config(metadata)
-    if metadata.number("expert_gating_func", 1) != _SIGMOID:
+    # Files of models whose config does not name the function have no such key.
+    has_bias = any(name.endswith(".exp_probs_b.bias") for name in tensors)
+    gating = metadata.number("expert_gating_func", SIGMOID if has_bias else SOFTMAX)
+    if gating not in (SOFTMAX, SIGMOID):
+        raise PartitionError(f"{metadata.path}: routers with the function of number {gating} are not known")
+    if gating == SOFTMAX:
+        metadata.check("expert_weights_norm", False)
         grouped = (
             {"topk_method": "group_limited_greedy"} if routing["n_group"] > 1 else {"topk_method": "greedy"}
         )
@@ -69,10 +76,10 @@ def _family(metadata: Metadata) -> Config:
     return {"model_type": "glm4_moe_lite", "architectures": ["Glm4MoeLiteForCausalLM"], **routing}
 
 
-def _rope(metadata: Metadata) -> Config:
+def _rope(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     """DeepSeek's models scale attention by the same logarithm twice, which llama.cpp has as one number."""
-    rope = rope_parameters(metadata)
-    if metadata.has("rope.scaling.yarn_log_multiplier"):
+    rope = rope_parameters(metadata, tensors)
+    if rope["rope_type"] == "yarn" and metadata.has("rope.scaling.yarn_log_multiplier"):
         scale = round(10 * metadata.fraction("rope.scaling.yarn_log_multiplier"), 6)
         rope |= {"mscale": scale, "mscale_all_dim": scale}
     return rope

@@ -3,7 +3,7 @@
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class Metadata:
 
     path: Path
     entries: Mapping[str, Any]
+    read: set[str] = field(default_factory=set)
+    """The keys of the model that were asked for."""
 
     @property
     def architecture(self) -> str:
@@ -34,10 +36,11 @@ class Metadata:
 
     def has(self, key: str) -> bool:
         """Whether there is a key of the model."""
+        self.read.add(key)
         return self._key(key) in self.entries
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A key of the model that is a whole number, or the largest of the layers' numbers.
+        """A key of the model that is a whole number, or that of all layers in which it is not 0.
 
         Raises PartitionError for another value, and if there is neither a value nor a default.
         """
@@ -45,6 +48,8 @@ class Metadata:
         values: list[int] = found.tolist() if isinstance(found, np.ndarray) else [found]
         if not values or not all(type(value) is int and 0 <= value < _LARGEST for value in values):
             raise self._wrong(self._key(key), found, "a whole number")
+        if len({value for value in values if value}) > 1:
+            raise self._wrong(self._key(key), values, "the same in all layers")
         return max(values)
 
     def fraction(self, key: str, default: float | None = None) -> float:
@@ -68,6 +73,20 @@ class Metadata:
             return [int(value) for value in found[:layers]]
         return [self.number(key)] * layers
 
+    def flags(self, key: str, layers: int) -> Sequence[bool]:
+        """A key of the model that is true or false for each layer. Raises PartitionError."""
+        found = self._found(key, None)
+        if isinstance(found, np.ndarray) and len(found) >= layers and found.dtype.kind == "b":
+            return [bool(value) for value in found[:layers]]
+        raise self._wrong(self._key(key), found, "true or false for each layer")
+
+    def check(self, key: str, *values: object) -> None:
+        """Raises PartitionError for a key of the model that has none of these values."""
+        found = self.entries.get(self._key(key))
+        if found is not None and (isinstance(found, np.ndarray) or found not in values):
+            wanted = f"{values[0]}, as the architecture has it" if values else "known for the architecture"
+            raise self._wrong(self._key(key), found, wanted)
+
     def token(self, name: str) -> int | None:
         """The id of a special token, such as "bos"; None without it. Raises PartitionError."""
         key = f"tokenizer.ggml.{name}_token_id"
@@ -80,6 +99,7 @@ class Metadata:
         return f"{self.architecture}.{key}"
 
     def _found(self, key: str, default: Any) -> Any:
+        self.read.add(key)
         value = self.entries.get(self._key(key), default)
         if value is None:
             raise PartitionError(f"{self.path}: the metadata has no {self._key(key)}")

@@ -9,6 +9,8 @@ from functools import partial
 from control_plane.partition.checkpoint.gguf.architectures.base import (
     ATTENTION,
     MLP,
+    SIGMOID,
+    SOFTMAX,
     TOP,
     Architecture,
     Config,
@@ -16,7 +18,9 @@ from control_plane.partition.checkpoint.gguf.architectures.base import (
     expert_config,
     expert_width,
     fused_experts,
+    head_dim_config,
     rotating_halves,
+    rotating_head_dim_config,
 )
 from control_plane.partition.checkpoint.gguf.architectures.metadata import Metadata
 from control_plane.partition.checkpoint.tensors.tensor import Tensor
@@ -51,6 +55,7 @@ def _qwen2moe(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     return {
         "model_type": "qwen2_moe",
         "architectures": ["Qwen2MoeForCausalLM"],
+        **rotating_head_dim_config(metadata),
         "intermediate_size": metadata.number("feed_forward_length", 1),
         **expert_config(metadata, tensors, "num_experts", "moe_intermediate_size"),
         "shared_expert_intermediate_size": metadata.number("expert_shared_feed_forward_length", 0)
@@ -63,7 +68,7 @@ def _qwen3moe(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     return {
         "model_type": "qwen3_moe",
         "architectures": ["Qwen3MoeForCausalLM"],
-        "head_dim": metadata.number("attention.key_length"),
+        **rotating_head_dim_config(metadata),
         "intermediate_size": metadata.number("feed_forward_length", 1),
         **expert_config(metadata, tensors, "num_experts", "moe_intermediate_size"),
         "norm_topk_prob": True,
@@ -77,6 +82,7 @@ def _olmoe(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     return {
         "model_type": "olmoe",
         "architectures": ["OlmoeForCausalLM"],
+        **rotating_head_dim_config(metadata),
         **expert_config(metadata, tensors, "num_experts", "intermediate_size"),
         "norm_topk_prob": False,
         **clip,
@@ -84,9 +90,9 @@ def _olmoe(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
 
 
 def _mixtral(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
-    head_dim = (
-        {"head_dim": metadata.number("rope.dimension_count")} if metadata.has("rope.dimension_count") else {}
-    )
+    head_dim = rotating_head_dim_config(metadata)
+    if not head_dim and metadata.has("rope.dimension_count"):
+        head_dim = {"head_dim": metadata.number("rope.dimension_count")}
     return {
         "model_type": "mixtral",
         "architectures": ["MixtralForCausalLM"],
@@ -112,9 +118,10 @@ def _glm4moe(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     return {
         "model_type": "glm4_moe",
         "architectures": ["Glm4MoeForCausalLM"],
-        "head_dim": (head_dim := metadata.number("attention.key_length")),
+        **head_dim_config(metadata),
         "rope_parameters": {
-            "partial_rotary_factor": metadata.number("rope.dimension_count") / max(1, head_dim)
+            "partial_rotary_factor": metadata.number("rope.dimension_count")
+            / max(1, metadata.number("attention.key_length"))
         },
         "intermediate_size": metadata.number("feed_forward_length"),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
@@ -145,6 +152,7 @@ def _ernie(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Config:
     return {
         "model_type": "ernie4_5_moe",
         "architectures": ["Ernie4_5_MoeForCausalLM"],
+        **rotating_head_dim_config(metadata),
         "intermediate_size": metadata.number("feed_forward_length"),
         "moe_num_experts": metadata.number("expert_count"),
         "moe_k": metadata.number("expert_used_count"),
@@ -163,11 +171,13 @@ def _ernie_layer(layer: Layer, config: Config) -> Iterator[Tensor]:
     yield from layer.renamed(ATTENTION | MLP | SHARED_EXPERTS | correction)
 
 
+_SOFTMAX = {"expert_gating_func": SOFTMAX, "expert_weights_norm": False}
+_NORMED_SOFTMAX = {"expert_gating_func": SOFTMAX, "expert_weights_norm": True}
 ARCHITECTURES = {
-    "qwen2moe": Architecture(_qwen2moe, _layer, TOP),
-    "qwen3moe": Architecture(_qwen3moe, _layer, TOP),
-    "olmoe": Architecture(_olmoe, _layer, TOP),
-    "llama": Architecture(_mixtral, _mixtral_layer, TOP),
-    "glm4moe": Architecture(_glm4moe, _glm4moe_layer, TOP),
-    "ernie4_5-moe": Architecture(_ernie, _ernie_layer, TOP),
+    "qwen2moe": Architecture(_qwen2moe, _layer, TOP, fixed=_SOFTMAX),
+    "qwen3moe": Architecture(_qwen3moe, _layer, TOP, fixed=_NORMED_SOFTMAX),
+    "olmoe": Architecture(_olmoe, _layer, TOP, fixed=_SOFTMAX),
+    "llama": Architecture(_mixtral, _mixtral_layer, TOP, fixed=_NORMED_SOFTMAX),
+    "glm4moe": Architecture(_glm4moe, _glm4moe_layer, TOP, fixed={"expert_gating_func": SIGMOID}),
+    "ernie4_5-moe": Architecture(_ernie, _ernie_layer, TOP, fixed=_NORMED_SOFTMAX),
 }
