@@ -109,9 +109,11 @@ def test_the_language_model_of_several_modalities(family: str) -> None:
     whole = config_class()
     text = shrunk(family_config(whole.get_text_config(decoder=True).model_type))
     config = config_class.from_dict({**whole.to_dict(), "text_config": text.to_dict()})
+    classes: Any = MODEL_FOR_MULTIMODAL_LM_MAPPING
+    text_classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING
     with torch.device("meta"):
-        model: Any = MODEL_FOR_MULTIMODAL_LM_MAPPING[type(config)](config)
-        alone: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)](text)
+        model = classes[type(config)](config)
+        alone = text_classes[type(text)](text)
     found = describe(language_config(config.to_dict()), shapes_of(published(model)))
     wanted = described(alone, published(alone))
     assert found.dense.keys() == wanted.dense.keys()
