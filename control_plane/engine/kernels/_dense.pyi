@@ -53,6 +53,26 @@ def rms_norm(
     out: NDArray[Any],
     /,
 ) -> None: ...
+def delta_rule(
+    isa: str,
+    rows: int,
+    heads: int,
+    key_heads: int,
+    key_size: int,
+    value_size: int,
+    decay_size: int,
+    threads: int,
+    states: NDArray[Any],
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any],
+    decay: NDArray[Any],
+    beta: NDArray[Any],
+    sources: NDArray[Any],
+    targets: NDArray[Any],
+    out: NDArray[Any],
+    /,
+) -> None: ...
 def layer_program(
     isa: str,
     dtype: str,

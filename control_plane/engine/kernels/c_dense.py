@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from functions.kernels.arguments import activation_dtype
+from functions.kernels.bfloat16 import Float32
 
-from .dense import AttentionInputs, DenseKernel, LinearLayer
+from .dense import AttentionInputs, DeltaInputs, DenseKernel, LinearLayer
 
 try:
     from . import _dense
@@ -48,4 +49,12 @@ class CDenseKernel(DenseKernel):
         out = np.empty_like(x)
         rows, size = x.shape
         _dense.rms_norm(self.name, activation_dtype(x), rows, size, epsilon, x, weight, out)
+        return out
+
+    def _delta_rule(self, states: Float32, inputs: DeltaInputs, threads: int) -> Float32:
+        rows, key_heads, key_size = inputs.query.shape
+        heads, value_size = states.shape[1], states.shape[3]
+        out = np.empty((rows, heads, value_size), np.float32)
+        sizes = (rows, heads, key_heads, key_size, value_size, inputs.decay.shape[2])
+        _dense.delta_rule(self.name, *sizes, threads, states, *inputs, out)
         return out

@@ -51,9 +51,21 @@ class AttentionInputs(NamedTuple):
     attending: NDArray[np.int64]
 
 
+class DeltaInputs(NamedTuple):
+    """The arrays of a call, checked and contiguous, in the order in which the C extension takes them."""
+
+    query: Float32
+    key: Float32
+    value: Float32
+    decay: Float32
+    beta: Float32
+    sources: NDArray[np.int64]
+    targets: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class DenseKernel(ABC):
-    """Computes linear layers, attention and norms."""
+    """Computes linear layers, attention, norms and steps of recurrent states."""
 
     name: str
     """The kernel's instruction set: one of `available_dense_isas()`."""
@@ -153,7 +165,60 @@ class DenseKernel(ABC):
         check_shape("weight", weight, x.shape[1:])
         return self._rms_norm(c_array("x", x, x.dtype), c_array("weight", weight, x.dtype), epsilon)
 
-    # The computing, for checked and contiguous arrays. `_attention` checks indices.
+    def delta_rule(
+        self,
+        states: Float32,
+        query: Float32,
+        key: Float32,
+        value: Float32,
+        decay: Float32,
+        beta: Float32,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        *,
+        threads: int = 1,
+    ) -> Float32:
+        """A step of the gated delta rule (arXiv 2412.06464) for each row, which is of a sequence of its own.
+
+        A head's state maps keys to values. With keys and queries of length 1, queries divided by the root of
+        their size besides, a step computes S' = e^g S + k (beta (v - k . e^g S)), and the output q . S'.
+
+        states:           float32 [places, heads, key_size, value_size]; places need not be side by side
+        query, key:       float32 [T, key_heads, key_size]; heads / key_heads heads share each
+        value:            float32 [T, heads, value_size]
+        decay:            float32 [T, heads, 1 or key_size]: g, the logarithm of what remains of the state,
+                          or of each of its rows (Kimi delta attention, arXiv 2510.26692)
+        beta:             float32 [T, heads]
+        sources, targets: int64 [T], the places of each row's states before and after the step: no other row's
+        threads:          the most threads, 1 to 64; the result does not depend on it
+
+        Returns [T, heads, value_size]. A row's result does not depend on the others. Nothing else may use the
+        arrays during the call, since C releases the interpreter lock.
+        Raises ValueError for a wrong dtype, shape or place, and MemoryError, with the states unchanged.
+        """
+        if states.dtype != np.float32 or states.ndim != 4 or not states[:1].flags.c_contiguous:
+            raise ValueError(f"not states: {states.dtype} {states.shape}")
+        rows, key_heads = query.shape[:2]
+        heads, key_size, value_size = states.shape[1:]
+        check_shape("query", query, (rows, key_heads, key_size))
+        check_shape("key", key, (rows, key_heads, key_size))
+        check_shape("value", value, (rows, heads, value_size))
+        check_shape("decay", decay, (rows, heads, decay.shape[-1]))
+        check_shape("beta", beta, (rows, heads))
+        check_shape("sources", sources, (rows,))
+        check_shape("targets", targets, (rows,))
+        inputs = DeltaInputs(
+            c_array("query", query, np.float32),
+            c_array("key", key, np.float32),
+            c_array("value", value, np.float32),
+            c_array("decay", decay, np.float32),
+            c_array("beta", beta, np.float32),
+            c_array("sources", sources, np.int64),
+            c_array("targets", targets, np.int64),
+        )
+        return self._delta_rule(states, inputs, threads)
+
+    # The computing, for checked and contiguous arrays. `_attention` and `_delta_rule` check indices.
 
     @abstractmethod
     def _linear(self, layers: Sequence[LinearLayer], x: NDArray[Any], threads: int) -> list[NDArray[Any]]: ...
@@ -165,3 +230,6 @@ class DenseKernel(ABC):
 
     @abstractmethod
     def _rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]: ...
+
+    @abstractmethod
+    def _delta_rule(self, states: Float32, inputs: DeltaInputs, threads: int) -> Float32: ...

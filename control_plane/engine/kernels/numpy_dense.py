@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from functions.kernels.bfloat16 import Float32, as_f32, bf16_to_f32, f32_to_bf16
 from functions.kernels.products import product
 
-from .dense import AttentionInputs, DenseKernel, LinearLayer
+from .dense import AttentionInputs, DeltaInputs, DenseKernel, LinearLayer
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,42 @@ class NumpyDenseKernel(DenseKernel):
         # As in transformers, the normalised values are rounded before they are multiplied with the weight.
         return f32_to_bf16(bf16_to_f32(f32_to_bf16(normalised)) * bf16_to_f32(weight))
 
+    def _delta_rule(self, states: Float32, inputs: DeltaInputs, threads: int) -> Float32:
+        query, key, value, decay, beta, sources, targets = inputs
+        heads, key_size = states.shape[1:3]
+        if heads % key.shape[1] or decay.shape[2] not in (1, key_size):
+            raise ValueError("heads cannot share these keys, or have no such decay")
+        for places in (sources, targets):
+            _check_below(places, len(states))
+        query, key = (np.repeat(_unit(x), heads // key.shape[1], axis=1) for x in (query, key))
+        query /= np.sqrt(np.float32(key_size))
+        state = states[sources] * np.exp(decay)[..., None]
+        known = np.einsum("thkv,thk->thv", state, key)
+        delta = beta[..., None] * (value - known)
+        state += key[..., None] * delta[:, :, None]
+        states[targets] = state
+        out: Float32 = np.einsum("thkv,thk->thv", state, query)
+        return out
+
+
+def _unit(vectors: Float32) -> Float32:
+    """Vectors [..., size] of length 1."""
+    unit: Float32 = vectors / np.sqrt(np.square(vectors).sum(axis=-1, keepdims=True) + np.float32(1e-6))
+    return unit
+
+
+def _check_below(indices: NDArray[np.int64], end: int) -> None:
+    outside = indices[(indices < 0) | (indices >= end)]
+    if outside.size:
+        raise ValueError(f"{outside[0]} is not a number below {end}")
+
 
 def _check_indices(layer: int, inputs: AttentionInputs) -> None:
     """Raise ValueError for a layer, lane, position or row that does not exist, and for a wrong size."""
     cache, query = inputs.cache, inputs.query
     ends = (len(cache), cache.shape[4], len(query))
     for indices, end in zip((inputs.lanes, inputs.positions, inputs.attending), ends, strict=True):
-        outside = indices[(indices < 0) | (indices >= end)]
-        if outside.size:
-            raise ValueError(f"{outside[0]} is not a number below {end}")
+        _check_below(indices, end)
     if not 0 <= layer < cache.shape[1] or query.shape[1] % cache.shape[3]:
         raise ValueError("the cache has no such layer, or no heads that these could share")
     if query.shape[2] % 2:

@@ -94,7 +94,7 @@ class LaneStates:
         self._lengths[lane] = 0
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy a lane's states to another. Raises `ValueError` unless they are those after `length` tokens."""
+        """Copy a lane's states. Raises `ValueError` unless they are those after `length` tokens."""
         if self._lengths[source] != length:
             raise ValueError(f"the state is that after {self._lengths[source]} tokens, not after {length}")
         for array in self.arrays:

@@ -31,6 +31,10 @@ def rms_norm(isa: str, *buffers: Any) -> None:
     _dense.rms_norm(isa, "f32", 3, 2, 1e-6, *buffers)
 
 
+def delta_rule(isa: str, *buffers: Any) -> None:
+    _dense.delta_rule(isa, 3, 1, 1, 2, 2, 1, 1, *buffers)
+
+
 HEADS = zeros(3, 1, 2)
 ROWS = np.zeros(3, np.int64)
 CALLS: Sequence[tuple[Callable[..., None], Sequence[NDArray[Any]]]] = (
@@ -51,6 +55,10 @@ CALLS: Sequence[tuple[Callable[..., None], Sequence[NDArray[Any]]]] = (
         ),
     ),
     (rms_norm, (zeros(3, 2), zeros(2), zeros(3, 2))),
+    (
+        delta_rule,
+        (zeros(6, 1, 2, 2), *(HEADS,) * 3, zeros(3, 1, 1), zeros(3, 1), ROWS, ROWS, zeros(3, 1, 2)),
+    ),
 )
 
 

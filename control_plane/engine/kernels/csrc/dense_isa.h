@@ -1,10 +1,11 @@
-/* Attention, normalisation and routing for each instruction set in isa.h: plain C that is compiled once for
- * each. */
+/* Attention, normalisation, recurrent states and routing for each instruction set in isa.h: plain C that is
+ * compiled once for each. */
 
 #ifndef FAASMOE_DENSE_ISA_H
 #define FAASMOE_DENSE_ISA_H
 
 #include "attend.h"
+#include "delta_rule.h"
 #include "elementwise.h"
 #include "isa/isa.h"
 #include "rms_norm.h"
@@ -33,6 +34,7 @@ struct dense_isa {
                       void *out);
     void (*add_experts)(enum dtype dtype, enum dtype routed_dtype, int64_t count, void *hidden,
                         const void *routed, const void *shared);
+    void (*delta_rule)(const struct delta_step *s);
 };
 
 #define DEFINE_DENSE(isa)                                                                                    \
@@ -63,10 +65,12 @@ struct dense_isa {
     TARGET_##isa static void isa##_add_experts(enum dtype dtype, enum dtype routed_dtype, int64_t count,     \
                                                void *hidden, const void *routed, const void *shared) {       \
         add_experts(dtype, routed_dtype, count, hidden, routed, shared);                                     \
-    }
+    }                                                                                                        \
+    TARGET_##isa static void isa##_delta_rule(const struct delta_step *s) { delta_rule(s); }
 
-#define DENSE_ENTRY(isa) \
-    {isa##_rotate, isa##_attend, isa##_rms_norm, isa##_choose_experts, isa##_gate_rows, isa##_add_experts},
+#define DENSE_ENTRY(isa)                                                        \
+    {isa##_rotate,    isa##_attend,      isa##_rms_norm,  isa##_choose_experts, \
+     isa##_gate_rows, isa##_add_experts, isa##_delta_rule},
 
 FOR_EACH_ISA(DEFINE_DENSE)
 

@@ -6,62 +6,24 @@ its own. All other modules see the rows of all sequences as one sequence [1, N].
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from control_plane.engine.kernels import DenseKernel
 from control_plane.engine.model.ragged_batch import Span
+from control_plane.engine.model.transformers_model.ragged.delta_rule import (
+    DeltaRule,
+    StatePlaces,
+    can_be_replaced,
+    with_rule,
+)
+from control_plane.engine.model.transformers_model.ragged.row_groups import RowGroup, groups_of, joined
 from control_plane.engine.model.transformers_model.ragged.state_cache import StateCache, StateKey
 from control_plane.engine.model.transformers_model.ragged.state_search import StateSearch
 from control_plane.engine.model.transformers_model.tensor_views import to_torch
 from control_plane.engine.state.lane_states import LaneStates, StateShape
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """Rows that a mixer computes in one call: `length` rows of each of some sequences."""
-
-    rows: torch.Tensor
-    """int64 [sequences * length]: the numbers of the rows in the step."""
-    length: int
-    sources: torch.Tensor | None
-    """int64 [sequences]: the places of the states before the rows. None before a sequence's first token."""
-    targets: torch.Tensor
-    """int64 [sequences]: the places for the states after the rows."""
-
-    @classmethod
-    def of_spans(cls, spans: Sequence[Span], states: LaneStates) -> "RowGroup":
-        """Spans of one length, all or none of which begin a sequence."""
-        rows = [torch.arange(span.rows.start, span.rows.stop) for span in spans]
-        sources = [states.source(span.lane, span.start) for span in spans]
-        targets = [states.target(span.lane) for span in spans]
-        begins = None in sources
-        return cls(
-            torch.cat(rows),
-            spans[0].length,
-            None if begins else torch.tensor(sources),
-            torch.tensor(targets),
-        )
-
-    def of(self, value: Any, num_rows: int) -> Any:
-        """A mixer's arguments with these rows [sequences, length, ...] in place of the step's [1, N, ...]."""
-        match value:
-            case torch.Tensor() if value.shape[:2] == (1, num_rows):
-                return value[0, self.rows].view(len(self.targets), self.length, *value.shape[2:])
-            case tuple() | list():
-                return type(value)(self.of(each, num_rows) for each in value)
-            case dict():
-                return {name: self.of(each, num_rows) for name, each in value.items()}
-        return value
-
-
-def groups_of(spans: Sequence[Span], states: LaneStates) -> list[RowGroup]:
-    """Rows that decode together, and each other span alone. Raises `EngineError` for a state that is lost."""
-    decoding = [span for span in spans if span.length == 1 and span.start]
-    others = [[span] for span in spans if span.length > 1 or not span.start]
-    return [RowGroup.of_spans(each, states) for each in (decoding, *others) if each]
 
 
 class MixerStates(StateCache):
@@ -69,9 +31,11 @@ class MixerStates(StateCache):
 
     def __init__(self, keys: Sequence[StateKey]) -> None:
         super().__init__()
+        self.in_kernel: set[StateKey] = set()
+        """The states that a kernel reads and writes where rows decode."""
         self._numbers = {key: number for number, key in enumerate(keys)}
-        self._states: LaneStates | None = None
-        self._group: RowGroup | None = None
+        self._states: LaneStates
+        self._group: RowGroup
         self._held: dict[StateKey, torch.Tensor] = {}
 
     @contextmanager
@@ -81,31 +45,43 @@ class MixerStates(StateCache):
         try:
             yield
             for key, state in self._held.items():
-                place = self._places(key)
-                place.index_copy_(0, group.targets, state.to(place.dtype))
+                if not state.is_meta:
+                    places = to_torch(self._array(key))
+                    places.index_copy_(0, group.targets, state.to(places.dtype))
         finally:
             self._held.clear()
-            self._states = self._group = None
 
     def read(self, key: StateKey) -> torch.Tensor | None:
+        sources = self._group.sources
         # A mixer may change what it gets.
-        if key not in self._held and self._group is not None and self._group.sources is not None:
-            self._held[key] = self._places(key).index_select(0, self._group.sources)
+        if key not in self._held and sources is not None:
+            places = to_torch(self._array(key))
+            if self._group.length == 1 and key in self.in_kernel:
+                # Nothing but the kernel can use it.
+                self._held[key] = places.new_empty((len(sources), *places.shape[1:]), device="meta")
+            else:
+                self._held[key] = places.index_select(0, sources)
         return self._held.get(key)
 
     def write(self, key: StateKey, state: torch.Tensor) -> None:
         self._held[key] = state
 
-    def _places(self, key: StateKey) -> torch.Tensor:
+    def places(self, key: StateKey) -> StatePlaces:
+        """A state in `in_kernel`. There must be one before the rows."""
+        sources, targets = self._group.sources, self._group.targets
+        assert sources is not None
+        return StatePlaces(self._array(key), sources.numpy(), targets.numpy())
+
+    def _array(self, key: StateKey) -> Any:
         """[places, *sizes]"""
-        assert self._states is not None
-        return to_torch(self._states.arrays[self._numbers[key]])
+        return self._states.arrays[self._numbers[key]]
 
 
 class Mixers:
     """The modules of a model that keep states, which then need a step."""
 
-    def __init__(self, found: StateSearch) -> None:
+    def __init__(self, found: StateSearch, kernel: DenseKernel, threads: int) -> None:
+        """`threads` are the most of a kernel."""
         self.shapes: list[StateShape] = list(found.shapes.values())
         """A sequence's states."""
         self.cache = MixerStates(list(found.shapes))
@@ -114,8 +90,14 @@ class Mixers:
         self._groups: list[RowGroup] = []
         self._num_rows = 0
         mixers: Any = found.mixers
-        for module in mixers:
-            module.forward = partial(self._compute, module.forward)
+        for module, keys in mixers.items():
+            decode = module.forward
+            replaceable = [key for key in keys if can_be_replaced(module, found.shapes[key])]
+            if len(replaceable) == 1:
+                self.cache.in_kernel.update(replaceable)
+                places = partial(self.cache.places, *replaceable)
+                decode = with_rule(module, DeltaRule(kernel, threads, places))
+            module.forward = partial(self._compute, module.forward, decode)
 
     @contextmanager
     def step(self, spans: Sequence[Span], states: LaneStates) -> Iterator[None]:
@@ -129,24 +111,13 @@ class Mixers:
         for span in spans:
             states.commit(span.lane, span.end)
 
-    def _compute(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _compute(
+        self, forward: Callable[..., Any], decode: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         outputs = []
         for group in self._groups:
+            compute = forward if group.sources is None or group.length > 1 else decode
             with self.cache.of_rows(self._states, group):
                 own = group.of((args, kwargs), self._num_rows)
-                outputs.append(forward(*own[0], **own[1]))
-        return _joined(outputs, self._groups, self._num_rows)
-
-
-def _joined(outputs: Sequence[Any], groups: Sequence[RowGroup], num_rows: int) -> Any:
-    """Of outputs [sequences, length, ...] of all groups, the step's [1, N, ...]."""
-    first = outputs[0]
-    match first:
-        case torch.Tensor():
-            joined = first.new_empty(1, num_rows, *first.shape[2:])
-            for group, output in zip(groups, outputs, strict=True):
-                joined[0, group.rows] = output.flatten(0, 1)
-            return joined
-        case tuple():
-            return tuple(_joined(each, groups, num_rows) for each in zip(*outputs, strict=True))
-    return first
+                outputs.append(compute(*own[0], **own[1]))
+        return joined(outputs, self._groups, self._num_rows)

@@ -75,7 +75,7 @@ class RaggedModel(TransformersModel):
         search = StateSearch() if keeps_states(self.model.config) else None
         with self._routers.watching(), nullcontext() if search is None else search.watching(self.model):
             self._compute([0], torch.zeros(1, dtype=torch.int64), search)
-        return None if search is None else Mixers(search)
+        return None if search is None else Mixers(search, self._kernel, self._threads)
 
     def _mixing(self, batch: RaggedBatch) -> AbstractContextManager[None]:
         """Until the context ends, mixers compute the batch's rows."""

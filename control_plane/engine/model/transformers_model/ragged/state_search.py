@@ -22,8 +22,8 @@ class StateSearch(StateCache):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mixers: dict[nn.Module, None] = {}
-        """The modules that ask for states, in their order."""
+        self.mixers: dict[nn.Module, list[StateKey]] = {}
+        """The modules that keep states, and which."""
         self.shapes: dict[StateKey, StateShape] = {}
         """The states of one sequence."""
         self._running: list[nn.Module] = []
@@ -44,13 +44,13 @@ class StateSearch(StateCache):
             self._running.clear()
 
     def read(self, key: StateKey) -> None:
-        self.mixers[self._running[-1]] = None
+        """There is none before the first row."""
 
     def write(self, key: StateKey, state: torch.Tensor) -> None:
         """Raises `NotImplementedError` for a state that is not a sequence's alone, or of another type."""
         if len(state) != 1 or state.dtype not in _DTYPES:
             raise NotImplementedError(f"a state is {list(state.shape)} of {state.dtype}")
-        self.mixers[self._running[-1]] = None
+        self.mixers.setdefault(self._running[-1], []).append(key)
         self.shapes[key] = StateShape(tuple(state.shape[1:]), _DTYPES[state.dtype])
 
     def _end(self) -> Any:
