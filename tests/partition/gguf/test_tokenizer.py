@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.stored_tokenizer import STORED_TOKENIZER, ModelTokenizer
 from control_plane.partition.checkpoint.tokenizer import read_tokenizer
 from tests.support.models.gguf_files import write_gguf
 from tests.support.models.gguf_tokenizers import BYTE, CONTROL, NORMAL, UNKNOWN, bpe_metadata
+from tests.support.models.tiny_chat_model import END, chat_tokenizer
 from tests.support.paths import DEMO_MODEL
 
 pytestmark = pytest.mark.slow
@@ -42,6 +44,26 @@ def test_the_bundled_tokenizer(tmp_path: Path) -> None:
     assert ours.special_tokens["eos_token"] == theirs.eos_token
 
 
+def test_tokens_that_are_found_whole(tmp_path: Path) -> None:
+    """Their names need not be in the alphabet of bytes, and keep their numbers."""
+    backend = chat_tokenizer().backend_tokenizer
+    backend.add_special_tokens(["<\uff5cBOS\u2581here\uff5c>", "<\uff5cUser\uff5c>"])
+    backend.add_tokens([AddedToken(name, normalized=False) for name in ("<think>", "  cat")])
+    make: Any = PreTrainedTokenizerFast
+    theirs = make(
+        tokenizer_object=backend, bos_token="<\uff5cBOS\u2581here\uff5c>", eos_token=END, add_bos_token=True
+    )
+    theirs.chat_template = "{{ bos_token }}"
+    theirs.save_pretrained(tmp_path / "theirs")
+    bos = {"tokenizer.ggml.bos_token_id": theirs.bos_token_id, "tokenizer.ggml.add_bos_token": True}
+    ours = read(tmp_path, bpe_metadata(tmp_path / "theirs", "gpt-2") | bos)
+    assert len(ours.vocabulary()) == len(theirs)
+    for text in (*TEXTS, "<\uff5cUser\uff5c>the cat<think>  cat, <\uff5cBOS\u2581here\uff5c><|end|>"):
+        assert ours.backend.encode(text).ids == theirs.encode(text)
+    assert ours.special_tokens["bos_token"] == theirs.bos_token
+    assert ours.eos_token_id == theirs.eos_token_id
+
+
 def test_sentencepiece(tmp_path: Path) -> None:
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words = ["▁", "a", "b", "▁a", "ab", "▁ab"]
@@ -59,10 +81,14 @@ def test_sentencepiece(tmp_path: Path) -> None:
     assert ours.backend.encode("ab a").ids == [1, known["▁ab"], known["▁a"]]
     assert ours.eos_token_id == 2
     assert ours.chat_templates == {}
+    without = read(tmp_path, metadata | {"tokenizer.ggml.add_space_prefix": False})
+    assert without.backend.encode("ab a").ids == [1, known["ab"], known["\u2581a"]]
+    assert without.decode([known["ab"], known["\u2581a"]]) == "ab a"
 
 
 @pytest.mark.parametrize(
-    "split", ["glm4", "refact", "deepseek-llm", "deepseek-v3", "qwen2", "gpt-4o", "lfm2"]
+    "split",
+    ["glm4", "refact", "deepseek-llm", "deepseek-coder", "deepseek-v3", "kimi-k2", "qwen2", "gpt-4o", "lfm2"],
 )
 def test_ways_to_split_text(split: str, tmp_path: Path) -> None:
     ours = read(tmp_path, bpe_metadata(DEMO_MODEL, split))
@@ -73,13 +99,15 @@ def test_ways_to_split_text(split: str, tmp_path: Path) -> None:
 def test_digits(tmp_path: Path) -> None:
     words = {
         split: [word for word, _ in read_words(tmp_path / split, split, "in 12345 ways")]
-        for split in ("glm4", "refact", "deepseek-v3", "deepseek-llm")
+        for split in ("glm4", "refact", "deepseek-v3", "deepseek-llm", "deepseek-coder", "kimi-k2")
     }
     assert words == {
         "glm4": ["in", "Ġ", "123", "45", "Ġways"],
         "refact": ["in", "Ġ", "1", "2", "3", "4", "5", "Ġways"],
         "deepseek-v3": ["in", "Ġ", "123", "45", "Ġways"],
         "deepseek-llm": ["in", "Ġ", "12345", "Ġways"],
+        "deepseek-coder": ["in", "Ġ", "1", "2", "3", "4", "5", "Ġways"],
+        "kimi-k2": ["in", "Ġ", "123", "45", "Ġways"],
     }
 
 
@@ -94,6 +122,25 @@ def read_words(folder: Path, split: str, text: str) -> list[tuple[str, tuple[int
 def test_an_unknown_way_to_split_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PartitionError, match="way to split text, 'martian', is not known"):
         read(tmp_path, bpe_metadata(DEMO_MODEL, "martian"))
+
+
+def test_a_file_that_does_not_say_how_text_is_split_is_refused(tmp_path: Path) -> None:
+    metadata = bpe_metadata(DEMO_MODEL, "gpt-2")
+    del metadata["tokenizer.ggml.pre"]
+    with pytest.raises(PartitionError, match="does not say how its tokenizer splits text"):
+        read(tmp_path, metadata)
+
+
+@pytest.mark.parametrize(("said", "begins"), [(None, True), (True, True), (False, False)])
+def test_llama3_begins_texts_unless_the_file_denies_it(
+    said: bool | None, begins: bool, tmp_path: Path
+) -> None:
+    metadata = bpe_metadata(DEMO_MODEL, "llama-bpe")
+    metadata["tokenizer.ggml.bos_token_id"] = metadata["tokenizer.ggml.eos_token_id"]
+    if said is not None:
+        metadata["tokenizer.ggml.add_bos_token"] = said
+    ours = read(tmp_path, metadata)
+    assert (ours.backend.encode("text").ids[0] == ours.eos_token_id) == begins
 
 
 @pytest.mark.parametrize(
