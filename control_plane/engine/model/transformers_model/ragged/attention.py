@@ -1,8 +1,8 @@
 """The hook in transformers' attention interface: attention of a ragged batch, over the KV cache.
 
 The model sees the rows of all sequences as one sequence [1, N]. Each row attends to the keys and values of
-its own sequence, at their true positions. Rows that decode attend in our kernel where it computes what the
-family does, the others in torch.
+its own sequence, at their true positions. They attend in our kernel if each sees a window of the latest
+tokens, as those of most families do, else in torch.
 """
 
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import nn
 from transformers import AttentionInterface
 
+from control_plane.engine.kernels import Scores
 from control_plane.engine.model.ragged_batch import Span, cache_rows, spans_of
 from control_plane.engine.model.transformers_model.experts import INTERFACE
 from control_plane.engine.model.transformers_model.ragged import mask
@@ -23,8 +23,6 @@ from control_plane.engine.model.transformers_model.tensor_views import to_numpy,
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import CacheRows, KVCache
 from control_plane.engine.state.kv_cache_shape import KVLayer
-
-Rotation = tuple[NDArray[Any], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,10 @@ class AttentionCall:
     sinks: torch.Tensor | None
     """[heads]: a score in each head's softmax that belongs to no token."""
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the kernel computes this."""
-        size = self.query.shape[2]
-        return not self.softcap and self.sinks is None and size == self.value.shape[2] and size % 2 == 0
+    def scores(self, window: int) -> Scores:
+        """What the kernel computes, for rows that see such a window."""
+        sinks = None if self.sinks is None else to_numpy(self.sinks.float())
+        return Scores(self.scaling, window, self.softcap, sinks)
 
 
 @dataclass
@@ -55,8 +52,7 @@ class RaggedBatch:
     kv_cache: KVCache
     spans: list[Span]
     rows: CacheRows
-    """Cache rows of the batch. Those attend in the kernel that are alone in their chunk."""
-    _unturned: dict[int, Rotation] = field(default_factory=dict)
+    """Cache rows of the batch."""
 
     @classmethod
     def of_chunks(cls, chunks: list[Chunk], kv_cache: KVCache) -> "RaggedBatch":
@@ -68,31 +64,18 @@ class RaggedBatch:
         """Attention of all rows [N, heads, value_size], whose keys and values are stored."""
         cache, dtype = self.kv_cache, self.kv_cache.shape.dtype
         query, key, value = (to_numpy(_like(rows, dtype)) for rows in (call.query, call.key, call.value))
-        attending = self.rows.attending
-        window = call.mask.window(self.rows.positions[attending]) if call.is_plain else None
+        window = call.mask.window([(span.start, span.end) for span in self.spans])
+        if window is not None:
+            attended = cache.attend(layer, query, key, value, self.rows, call.scores(window))
+            return to_torch(attended).to(call.query.dtype)
+        cache.write(layer, self.rows, key, value)
         output = call.query.new_empty(*call.query.shape[:2], call.value.shape[2])
-        if window is None:
-            cache.write(layer, self.rows, key, value)
-            spans = self.spans
-        else:
-            rotation = self._rotation(query.shape[2], dtype)
-            attended = cache.attend(layer, query, key, value, rotation, self.rows, call.scaling, window)
-            output[attending] = to_torch(attended).to(output.dtype)
-            spans = [span for span in self.spans if span.length > 1]
-        for span in spans:
+        for span in self.spans:
             past = cache.read(layer, span.lane, span.end)
             keys, values = (to_torch(states).to(output.dtype) for states in past)
             seen = call.mask.seen(span.start, span.end)
             output[span.rows] = _attention(call, call.query[span.rows], keys, values, seen)
         return output
-
-    def _rotation(self, size: int, dtype: np.dtype[Any]) -> Rotation:
-        """The rotation by an angle of zero: the family's module has turned queries and keys."""
-        if size not in self._unturned:
-            one = np.float32(1) if dtype == np.float32 else np.uint16(0x3F80)
-            shape = len(self.rows.positions), size
-            self._unturned[size] = np.full(shape, one, dtype), np.zeros(shape, dtype)
-        return self._unturned[size]
 
 
 @dataclass
