@@ -34,6 +34,10 @@ class CacheRows:
     positions: np.ndarray
     """int64 [T]: each row's position in its sequence."""
 
+    def part(self, rows: slice | NDArray[np.int64]) -> "CacheRows":
+        """Those of some rows."""
+        return CacheRows(self.lanes[rows], self.positions[rows])
+
 
 class _LaneArray:
     """The lanes' ranges for layers of one size."""

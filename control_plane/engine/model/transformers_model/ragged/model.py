@@ -11,7 +11,9 @@ from control_plane.engine.kernels import DenseKernel
 from control_plane.engine.model.dense_model import ACTIVATIONS, MemorySize
 from control_plane.engine.model.ragged_batch import token_ids
 from control_plane.engine.model.transformers_model.model import TransformersModel
-from control_plane.engine.model.transformers_model.ragged.attention import RaggedBatch, attach_attention
+from control_plane.engine.model.transformers_model.ragged.attention import attach_attention
+from control_plane.engine.model.transformers_model.ragged.batch import RaggedBatch
+from control_plane.engine.model.transformers_model.ragged.latents import attach_latents
 from control_plane.engine.model.transformers_model.tensor_views import to_numpy
 from control_plane.engine.model.transformers_model.weights import TORCH_DTYPE
 from control_plane.engine.scheduling.chunk import Chunk
@@ -39,6 +41,7 @@ class RaggedModel(TransformersModel):
         self._kernel = kernel
         self._attention = attach_attention(model)
         with torch.inference_mode(), self._routers.watching():
+            attach_latents(model, TORCH_DTYPE[dtype])
             self._compute([0], torch.zeros(1, dtype=torch.int64))
         self._shape = KVCacheShape(self._attention.found(), ACTIVATIONS[dtype])
 
