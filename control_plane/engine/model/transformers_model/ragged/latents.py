@@ -74,6 +74,6 @@ def _latents(module: Any, dtype: torch.dtype) -> Latents:
 
 
 def _joined(latents: torch.Tensor, rotated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """In the place of `expand_kv`: keys [1, 1, N, rank + rotated size], and values that are a part of them."""
+    """In the place of `expand_kv`: keys [1, 1, N, rank + rotated size], and values as a part of them."""
     stored = torch.cat([latents, rotated], dim=3)
     return stored, stored[..., : latents.shape[3]]
