@@ -1,5 +1,6 @@
 """What one token adds to the memory for sequences, by the shapes of the attention's matrices."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,15 @@ def cached_values(architecture: Architecture, config: Mapping[str, Any]) -> int:
     """
     shapes = {name: entry.shape for name, entry in architecture.dense.items() if len(entry.shape) == 2}
     return sum(_of_tensor(name, shapes, config) for name in shapes if not _is_linear(name, config))
+
+
+def copied_weights(architecture: Architecture) -> int:
+    """Weights that the ragged way copies when it is loaded, in the activations' type: those of latents."""
+    if architecture.way != "ragged":
+        return 0
+    return sum(
+        math.prod(entry.shape) for name, entry in architecture.dense.items() if _LATENT.fullmatch(name)
+    )
 
 
 def _is_linear(name: str, config: Mapping[str, Any]) -> bool:

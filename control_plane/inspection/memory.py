@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from control_plane.autoscaling.footprint import FUNCTION_OVERHEAD_BYTES, HEAP_BYTES, StepShape
 from control_plane.config import ServeConfig
 from control_plane.engine.model.runner import LOGITS_ROWS
+from control_plane.inspection.attention import copied_weights
 from control_plane.partition.dense import HEAD, PackedGatedPlan
 from control_plane.partition.plan import Plan
 
@@ -49,7 +50,8 @@ def fixed_bytes(plan: Plan, dense_read: int, functions: int) -> int:
         masked=0,
     )
     torch = 0 if architecture.way == "program" else TORCH_BYTES
-    own = PROCESS_BYTES + torch + HEAP_BYTES + dense_read + step.nbytes + (config.kv_cache_mb << 20)
+    copies = copied_weights(architecture) * (2 if plan.types.dtype == "bf16" else 4)
+    own = PROCESS_BYTES + torch + copies + HEAP_BYTES + dense_read + step.nbytes + (config.kv_cache_mb << 20)
     return own + functions * FUNCTION_OVERHEAD_BYTES
 
 

@@ -1,5 +1,7 @@
 """What a token takes of the cache is what transformers' own cache grows by."""
 
+import math
+
 import pytest
 import torch
 from transformers.core_model_loading import revert_weight_conversion
@@ -7,7 +9,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from control_plane.architecture.describe import describe
 from control_plane.architecture.shrink import shrunk
 from control_plane.architecture.trial import random_model
-from control_plane.inspection.attention import cached_values, context
+from control_plane.inspection.attention import cached_values, context, copied_weights
 from tests.support.models.families import family_config
 
 FAMILIES = (
@@ -40,6 +42,13 @@ def test_values_of_a_token(family: str) -> None:
 
     found = cached_values(describe(config, shapes), config.to_dict())
     assert found == cached(6) - cached(5) > 0
+
+
+def test_latents_are_expanded_by_copies_of_weights() -> None:
+    config = shrunk(family_config("deepseek_v3"))
+    shapes = {name: tuple(tensor.shape) for name, tensor in random_model(config).state_dict().items()}
+    found = copied_weights(describe(config, shapes))
+    assert found == sum(math.prod(shape) for name, shape in shapes.items() if "kv_b_proj" in name) > 0
 
 
 def test_context() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import Float32
 
-from .dense import AttentionInputs, DeltaInputs, DenseKernel, LinearLayer
+from .dense import AttentionInputs, DeltaInputs, DenseKernel, LinearLayer, Scores
 
 try:
     from . import _dense
@@ -35,14 +35,12 @@ class CDenseKernel(DenseKernel):
         _dense.linear(self.name, first.dtype, activation_dtype(x), len(x), first.inputs, threads, x, parts)
         return outs
 
-    def _attention(
-        self, layer: int, inputs: AttentionInputs, scaling: float, window: int, threads: int
-    ) -> NDArray[Any]:
-        cache, (rows, heads, head_dim) = inputs.cache, inputs.query.shape
-        lanes, layers, _, kv_heads, tokens, _ = cache.shape
-        out = np.empty((len(inputs.attending), heads, head_dim), cache.dtype)
-        sizes = (lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window)
-        _dense.attention(self.name, activation_dtype(cache), *sizes, scaling, threads, *inputs, out)
+    def _attention(self, inputs: AttentionInputs, scores: Scores, threads: int) -> NDArray[Any]:
+        rows, heads, _ = inputs.query.shape
+        out = np.empty((rows, heads, inputs.values.shape[3]), inputs.keys.dtype)
+        numbers = rows, heads, scores.window, scores.scaling, scores.softcap or 0.0, threads
+        arrays: tuple[Any, ...] = (*inputs, out)
+        _dense.attention(self.name, activation_dtype(inputs.keys), *numbers, *arrays)
         return out
 
     def _rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:

@@ -37,18 +37,29 @@ class LinearLayer:
             raise ValueError(f"layers must have the same inputs and dtype: {self.shape} and {other}")
 
 
-class AttentionInputs(NamedTuple):
-    """The arrays of a call, checked and contiguous, in the order in which the C extension takes them."""
+class Scores(NamedTuple):
+    """How queries and keys give the weights of values: softmax(scaling q k), with changes."""
 
-    cache: NDArray[Any]
+    scaling: float
+    window: int | None = None
+    """The most tokens that a row sees, its own among them; None for all."""
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap)."""
+    sinks: Float32 | None = None
+    """[heads]: a score in each head's softmax that belongs to no token."""
+
+
+class AttentionInputs(NamedTuple):
+    """The arrays of a call, checked, and all but the cache's contiguous."""
+
+    keys: NDArray[Any]
+    values: NDArray[Any]
     query: NDArray[Any]
     key: NDArray[Any]
-    value: NDArray[Any]
-    cosine: NDArray[Any]
-    sine: NDArray[Any]
+    value: NDArray[Any] | None
+    sinks: Float32 | None
     lanes: NDArray[np.int64]
     positions: NDArray[np.int64]
-    attending: NDArray[np.int64]
 
 
 class DeltaInputs(NamedTuple):
@@ -92,67 +103,62 @@ class DenseKernel(ABC):
 
     def attention(
         self,
-        cache: NDArray[Any],
-        layer: int,
+        cache: tuple[NDArray[Any], NDArray[Any]],
         query: NDArray[Any],
         key: NDArray[Any],
-        value: NDArray[Any],
-        rotation: tuple[NDArray[Any], NDArray[Any]],
+        value: NDArray[Any] | None,
         lanes: NDArray[np.int64],
         positions: NDArray[np.int64],
-        attending: NDArray[np.int64],
+        scores: Scores,
         *,
-        scaling: float,
-        window: int | None = None,
         threads: int = 1,
     ) -> NDArray[Any]:
-        """Store the keys and values of all rows in the cache, then compute softmax(scaling q K^T) V for some.
+        """Store the keys and values of rows in the cache, then compute softmax(scores) V for each row.
 
-        Queries and keys get their rotary embedding (arXiv 2104.09864), which rotates the pair of values i and
-        i + head_dim / 2 of a head.
-
-        cache:      [lanes, layers, 2, kv_heads, tokens, head_dim], float32 or the uint16 bits of bfloat16
-        query:      [T, heads, head_dim], in the dtype of the cache, as key, value and rotation
-        key, value: [T, kv_heads, head_dim]; query head i uses head i // (heads / kv_heads) of them
-        rotation:   cosines and sines [T, head_dim] of the angles of each row's position
+        cache:      a layer's keys [lanes, kv_heads, tokens, key_size] and values [lanes, kv_heads, tokens,
+                    value_size], float32 or the uint16 bits of bfloat16: views of one array or of two. The
+                    values may be a part of the keys
+        query:      [T, heads, key_size], in the dtype of the cache, as key and value
+        key:        [T, kv_heads, key_size]; query head i uses head i // (heads / kv_heads) of them
+        value:      [T, kv_heads, value_size]; None if the cache's values are a part of its keys
         lanes:      int64 [T], the lane of each row's sequence
         positions:  int64 [T], each row's position in its sequence; it sees the tokens up to its own
-        attending:  int64 [N], the rows whose output is returned
-        window:     the most tokens that a row sees, its own among them; None for all
         threads:    the most threads, 1 to 64; the result does not depend on it
 
-        Returns [N, heads, head_dim] in the dtype of the cache. A row's result does not depend on the others.
-        Nothing else may use the arrays during the call, since C releases the interpreter lock.
+        Returns [T, heads, value_size] in the dtype of the cache. A row's result does not depend on the
+        others. Nothing else may use the arrays during the call, since C releases the interpreter lock.
         Raises ValueError for a wrong dtype, shape or index, with the cache unchanged; MemoryError when out of
         memory.
         """
-        flags = cache.flags
-        # A copy, as of other arrays, would not keep what is stored.
-        if not (flags.c_contiguous and flags.aligned and flags.writeable):
-            raise ValueError("the cache is not contiguous, aligned and writeable")
-        if cache.dtype not in (np.float32, np.uint16) or cache.ndim != 6:
-            raise ValueError(f"not a cache: {cache.dtype} {cache.shape}")
-        kv_heads, tokens, head_dim = cache.shape[3:]
+        keys, values = cache
+        _check_cache(keys, values)
+        kv_heads, tokens, key_size = keys.shape[1:]
         rows, heads = query.shape[:2]
-        check_shape("query", query, (rows, heads, head_dim))
-        check_shape("key", key, (rows, kv_heads, head_dim))
-        check_shape("value", value, (rows, kv_heads, head_dim))
-        check_shape("cosines", rotation[0], (rows, head_dim))
-        check_shape("sines", rotation[1], (rows, head_dim))
+        check_shape("query", query, (rows, heads, key_size))
+        check_shape("key", key, (rows, kv_heads, key_size))
+        if value is not None:
+            check_shape("value", value, (rows, kv_heads, values.shape[3]))
+            value = c_array("value", value, keys.dtype)
+        sinks = scores.sinks
+        if sinks is not None:
+            check_shape("sinks", sinks, (heads,))
+            sinks = c_array("sinks", sinks, np.float32)
         check_shape("lanes", lanes, (rows,))
         check_shape("positions", positions, (rows,))
+        if heads % kv_heads:
+            raise ValueError(f"{heads} heads cannot share those of {kv_heads} keys")
         inputs = AttentionInputs(
-            cache,
-            c_array("query", query, cache.dtype),
-            c_array("key", key, cache.dtype),
-            c_array("value", value, cache.dtype),
-            c_array("cosines", rotation[0], cache.dtype),
-            c_array("sines", rotation[1], cache.dtype),
+            keys,
+            values,
+            c_array("query", query, keys.dtype),
+            c_array("key", key, keys.dtype),
+            value,
+            sinks,
             c_array("lanes", lanes, np.int64),
             c_array("positions", positions, np.int64),
-            c_array("attending", attending, np.int64),
         )
-        return self._attention(layer, inputs, scaling, min(window or tokens, tokens), threads)
+        scores = scores._replace(window=min(scores.window or tokens, tokens))
+        return self._attention(inputs, scores, threads)
 
     def rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:
         """weight * (x / sqrt(mean(x^2) + epsilon)), with the mean of each row of x [T, H].
@@ -224,12 +230,23 @@ class DenseKernel(ABC):
     def _linear(self, layers: Sequence[LinearLayer], x: NDArray[Any], threads: int) -> list[NDArray[Any]]: ...
 
     @abstractmethod
-    def _attention(
-        self, layer: int, inputs: AttentionInputs, scaling: float, window: int, threads: int
-    ) -> NDArray[Any]: ...
+    def _attention(self, inputs: AttentionInputs, scores: Scores, threads: int) -> NDArray[Any]: ...
 
     @abstractmethod
     def _rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]: ...
 
     @abstractmethod
     def _delta_rule(self, states: Float32, inputs: DeltaInputs, threads: int) -> Float32: ...
+
+
+def _check_cache(keys: NDArray[Any], values: NDArray[Any]) -> None:
+    """Raise ValueError for arrays that are no cache, or of which a copy alone could be used."""
+    if keys.dtype not in (np.float32, np.uint16) or values.dtype != keys.dtype or keys.ndim != 4:
+        raise ValueError(f"not a cache: {keys.dtype} {keys.shape}, {values.dtype} {values.shape}")
+    check_shape("values", values, (*keys.shape[:3], *values.shape[3:]))
+    for states in (keys, values):
+        flags = states.flags
+        if not (flags.aligned and flags.writeable and states.strides[3] == states.itemsize):
+            raise ValueError("the cache is not aligned and writeable, with contiguous rows")
+    if keys.strides[2] != keys.shape[3] * keys.itemsize:
+        raise ValueError("the keys of a head's tokens do not follow each other")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from functions.kernels.bfloat16 import Float32, as_f32, bf16_to_f32, f32_to_bf16
 from functions.kernels.products import product
 
-from .dense import AttentionInputs, DeltaInputs, DenseKernel, LinearLayer
+from .dense import AttentionInputs, DeltaInputs, DenseKernel, LinearLayer, Scores
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,27 @@ class NumpyDenseKernel(DenseKernel):
             outs.append(_like(x, out))
         return outs
 
-    def _attention(
-        self, layer: int, inputs: AttentionInputs, scaling: float, window: int, threads: int
-    ) -> NDArray[Any]:
-        cache, query, key, value, cosine, sine, lanes, positions, attending = inputs
-        _check_indices(layer, inputs)
-        stored, kv_heads, head_dim = cache[:, layer], cache.shape[3], cache.shape[5]
-        stored[lanes, 0, :, positions] = _like(cache, _rotated(key, cosine, sine))
-        stored[lanes, 1, :, positions] = value
-        queries = _rotated(query, cosine, sine)
-        out = np.empty((len(attending), *query.shape[1:]), np.float32)
-        for number, row in enumerate(attending):
-            seen = slice(max(0, positions[row] + 1 - window), positions[row] + 1)
-            keys, values = as_f32(stored[lanes[row], :, :, seen])
-            heads = queries[row].reshape(kv_heads, -1, head_dim)
-            scores = heads @ keys.transpose(0, 2, 1) * np.float32(scaling)
-            weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-            weights /= weights.sum(axis=2, keepdims=True)
-            out[number] = (weights @ values).reshape(out.shape[1:])
-        return _like(cache, out)
+    def _attention(self, inputs: AttentionInputs, scores: Scores, threads: int) -> NDArray[Any]:
+        _check_indices(inputs)
+        all_keys, all_values, query, key, value, sinks, lanes, positions = inputs
+        all_keys[lanes, :, positions] = key
+        if value is not None:
+            all_values[lanes, :, positions] = value
+        kv_heads, key_size, value_size = all_keys.shape[1], all_keys.shape[3], all_values.shape[3]
+        sink = np.float32(-np.inf) if sinks is None else sinks.reshape(kv_heads, -1, 1)
+        out = np.empty((*query.shape[:2], value_size), np.float32)
+        for row, (lane, position) in enumerate(zip(lanes, positions, strict=True)):
+            seen = slice(max(0, position + 1 - (scores.window or position + 1)), position + 1)
+            keys, values = as_f32(all_keys[lane, :, seen]), as_f32(all_values[lane, :, seen])
+            heads = as_f32(query[row]).reshape(kv_heads, -1, key_size)
+            given = heads @ keys.transpose(0, 2, 1) * np.float32(scores.scaling)
+            if scores.softcap:
+                given = np.float32(scores.softcap) * np.tanh(given / np.float32(scores.softcap))
+            largest = np.maximum(given.max(axis=2, keepdims=True), sink)
+            weights = np.exp(given - largest)
+            weights /= weights.sum(axis=2, keepdims=True) + np.exp(sink - largest)
+            out[row] = (weights @ values).reshape(out.shape[1:])
+        return _like(query, out)
 
     def _rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]:
         values = as_f32(x)
@@ -92,29 +94,11 @@ def _check_below(indices: NDArray[np.int64], end: int) -> None:
         raise ValueError(f"{outside[0]} is not a number below {end}")
 
 
-def _check_indices(layer: int, inputs: AttentionInputs) -> None:
-    """Raise ValueError for a layer, lane, position or row that does not exist, and for a wrong size."""
-    cache, query = inputs.cache, inputs.query
-    ends = (len(cache), cache.shape[4], len(query))
-    for indices, end in zip((inputs.lanes, inputs.positions, inputs.attending), ends, strict=True):
-        _check_below(indices, end)
-    if not 0 <= layer < cache.shape[1] or query.shape[1] % cache.shape[3]:
-        raise ValueError("the cache has no such layer, or no heads that these could share")
-    if query.shape[2] % 2:
-        raise ValueError("a head has two halves, and an even size")
-
-
-def _rotated(heads: NDArray[Any], cosine: NDArray[Any], sine: NDArray[Any]) -> Float32:
-    """Heads [T, heads, head_dim] with their rotary embedding.
-
-    With bfloat16, both products and their sum are rounded, as transformers does.
-    """
-    values = as_f32(heads)
-    first, second = np.split(values, 2, axis=2)
-    turned = np.concatenate([-second, first], axis=2)
-    products = values * as_f32(cosine)[:, None], turned * as_f32(sine)[:, None]
-    kept, turned = (as_f32(_like(heads, product)) for product in products)
-    return as_f32(_like(heads, kept + turned))
+def _check_indices(inputs: AttentionInputs) -> None:
+    """Raise ValueError for a lane or position that does not exist."""
+    lanes, _, tokens, _ = inputs.keys.shape
+    _check_below(inputs.lanes, lanes)
+    _check_below(inputs.positions, tokens)
 
 
 def _like(activations: NDArray[Any], values: Float32) -> NDArray[Any]:

@@ -41,11 +41,10 @@ def spans_of(chunks: Sequence[Chunk], pages: KVPages) -> list[Span]:
 
 
 def cache_rows(spans: Sequence[Span]) -> CacheRows:
-    """The cache rows of all spans. Those attend in the kernel that are alone in their span."""
+    """The cache rows of all spans."""
     return CacheRows(
         lanes=np.repeat([span.lane for span in spans], [span.length for span in spans]),
         positions=np.concatenate([np.arange(span.start, span.end) for span in spans]),
-        attending=np.array([span.first_row for span in spans if span.length == 1], np.int64),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.engine.kernels import DenseKernel
+from control_plane.engine.kernels import DenseKernel, Scores
 from control_plane.engine.state.kv_cache_shape import Block, KVCacheShape, Place, places_of
 from control_plane.engine.state.kv_pages import KVPages
 from control_plane.engine.state.sequence import Sequence
@@ -27,14 +27,16 @@ _MAP_NORESERVE = 0x4000
 
 @dataclass(frozen=True)
 class CacheRows:
-    """The places of a batch's rows in the cache, and the rows that attend in the kernel."""
+    """The places of a batch's rows in the cache."""
 
     lanes: np.ndarray
     """int64 [T]: the lane of each row's sequence."""
     positions: np.ndarray
     """int64 [T]: each row's position in its sequence."""
-    attending: np.ndarray
-    """int64 [N]: the numbers of the attending rows, in ascending order."""
+
+    def part(self, rows: slice | NDArray[np.int64]) -> "CacheRows":
+        """Those of some rows."""
+        return CacheRows(self.lanes[rows], self.positions[rows])
 
 
 class _LaneArray:
@@ -72,6 +74,8 @@ class KVCache(SequenceMemory):
     """Layers of one size share an array: that of most models is the only one."""
     _places: list[tuple[Place, Place]] = field(init=False)
     """Where the keys and the values of each layer are."""
+    _states: list[tuple[NDArray[Any], NDArray[Any]]] = field(init=False)
+    """Views of them [lanes, kv_heads, tokens, size]."""
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
@@ -83,6 +87,10 @@ class KVCache(SequenceMemory):
             block: _LaneArray(self.num_lanes, number, block, length, self.shape.dtype)
             for block, number in layers.items()
         }
+        self._states = [
+            (self._array(keys), self._array(values)[..., : layer.value_size])
+            for layer, (keys, values) in zip(self.shape.layers, self._places, strict=True)
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -109,13 +117,13 @@ class KVCache(SequenceMemory):
             tokens[self.pages.lane(target)] = tokens[self.pages.lane(source)]
 
     def kernel_layer(self, layer: int) -> tuple[NDArray[Any], int]:
-        """An array as `DenseKernel.attention` takes it, and the layer's number in it.
+        """An array [lanes, layers, 2, kv_heads, tokens, head_dim], and the layer's number in it.
 
-        Raises `ValueError` for a layer whose keys and values have different sizes.
+        Raises `ValueError` for a layer whose keys and values are not in one array.
         """
         (block, number, _), _ = self._places[layer]
         if block.parts != 2:
-            raise ValueError(f"keys and values of layer {layer} have different sizes")
+            raise ValueError(f"keys and values of layer {layer} are not in one array")
         return self._arrays[block].array, number
 
     def attend(
@@ -123,43 +131,38 @@ class KVCache(SequenceMemory):
         layer: int,
         query: NDArray[Any],
         key: NDArray[Any],
-        value: NDArray[Any],
-        rotation: tuple[NDArray[Any], NDArray[Any]],
+        value: NDArray[Any] | None,
         rows: CacheRows,
-        scaling: float,
-        window: int | None = None,
+        scores: Scores,
     ) -> NDArray[Any]:
-        """Store keys and values [T, kv_heads, head_dim] of all rows, and compute attention of some rows.
+        """Store keys and values of all rows as `write` does, and compute the attention of their queries.
 
-        Of the queries [T, heads, head_dim], the N rows in `rows.attending` attend to their past and
-        themselves: [N, heads, head_dim]. `rotation` holds the cosines and sines [T, head_dim] of the rotary
-        embedding, which is applied to queries and keys. `window` is the most tokens that a row sees, its own
-        included. Raises what `kernel_layer` raises.
+        The queries [T, heads, key_size] attend to their past and themselves: [T, heads, value_size].
         """
-        array, index = self.kernel_layer(layer)
         return self.kernel.attention(
-            array,
-            index,
+            self._states[layer],
             query,
             key,
             value,
-            rotation,
             rows.lanes,
             rows.positions,
-            rows.attending,
-            scaling=scaling,
-            window=window,
+            scores,
             threads=self.threads,
         )
 
-    def write(self, layer: int, rows: CacheRows, key: NDArray[Any], value: NDArray[Any]) -> None:
-        """Store keys [T, kv_heads, key_size] and values [T, kv_heads, value_size] of all rows."""
-        for place, states in zip(self._places[layer], (key, value), strict=True):
-            self._array(place)[rows.lanes, :, rows.positions] = states
+    def write(self, layer: int, rows: CacheRows, key: NDArray[Any], value: NDArray[Any] | None) -> None:
+        """Store keys [T, kv_heads, key_size] and values [T, kv_heads, value_size] of all rows.
+
+        There is no `value` for a layer whose values are in its keys.
+        """
+        keys, values = self._states[layer]
+        keys[rows.lanes, :, rows.positions] = key
+        if value is not None:
+            values[rows.lanes, :, rows.positions] = value
 
     def read(self, layer: int, lane: int, length: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Views of the keys and values [kv_heads, length, size] of the lane's first tokens."""
-        keys, values = (self._array(place)[lane, :, :length] for place in self._places[layer])
+        keys, values = (states[lane, :, :length] for states in self._states[layer])
         return keys, values
 
     def _array(self, place: Place) -> NDArray[Any]:

@@ -19,6 +19,13 @@ class KVLayer(NamedTuple):
     key_size: int
     """Values in a head's key."""
     value_size: int
+    values_in_keys: bool = False
+    """A head's value is the first part of its key, as that of a latent, and takes no memory of its own."""
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The sizes of what a head keeps."""
+        return (self.key_size,) if self.values_in_keys else (self.key_size, self.value_size)
 
 
 class Block(NamedTuple):
@@ -62,7 +69,7 @@ class KVCacheShape:
     @property
     def page_nbytes(self) -> int:
         """Bytes of one page over all layers, keys and values."""
-        values = sum(layer.num_kv_heads * (layer.key_size + layer.value_size) for layer in self.layers)
+        values = sum(layer.num_kv_heads * sum(layer.stored) for layer in self.layers)
         return values * self.dtype.itemsize * self.page_size
 
     def lane_length(self, num_tokens: int) -> int:
@@ -77,8 +84,7 @@ class KVCacheShape:
     @property
     def _row_nbytes(self) -> set[int]:
         """Bytes of a head's key or value, for all layers."""
-        sizes = {size for layer in self.layers for size in (layer.key_size, layer.value_size)}
-        return {size * self.dtype.itemsize for size in sizes}
+        return {size * self.dtype.itemsize for layer in self.layers for size in layer.stored}
 
 
 def places_of(shape: KVCacheShape) -> tuple[list[tuple[Place, Place]], Counter[Block]]:
@@ -91,8 +97,12 @@ def places_of(shape: KVCacheShape) -> tuple[list[tuple[Place, Place]], Counter[B
             layers[block] += 1
 
     places = []
-    for heads, key_size, value_size in shape.layers:
-        if key_size == value_size:
+    for heads, key_size, value_size, values_in_keys in shape.layers:
+        if values_in_keys:
+            block = Block(1, heads, key_size)
+            (number,) = added([block])
+            places.append((Place(block, number, 0), Place(block, number, 0)))
+        elif key_size == value_size:
             block = Block(2, heads, key_size)
             (number,) = added([block])
             places.append((Place(block, number, 0), Place(block, number, 1)))

@@ -24,7 +24,7 @@ def linear(isa: str, x: Any, bias: Any, out: Any) -> None:
 
 
 def attention(isa: str, *buffers: Any) -> None:
-    _dense.attention(isa, "f32", 1, 1, 1, 4, 2, 0, 3, 1, 4, 0.5, 1, *buffers)
+    _dense.attention(isa, "f32", 3, 1, 4, 0.5, 0.0, 1, *buffers)
 
 
 def rms_norm(isa: str, *buffers: Any) -> None:
@@ -35,25 +35,12 @@ def delta_rule(isa: str, *buffers: Any) -> None:
     _dense.delta_rule(isa, 3, 1, 1, 2, 2, 1, 1, *buffers)
 
 
+STATES = zeros(1, 1, 4, 2)
 HEADS = zeros(3, 1, 2)
 ROWS = np.zeros(3, np.int64)
 CALLS: Sequence[tuple[Callable[..., None], Sequence[NDArray[Any]]]] = (
     (linear, (zeros(3, 2), zeros(2), zeros(3, 2))),
-    (
-        attention,
-        (
-            zeros(1, 1, 2, 1, 4, 2),
-            HEADS,
-            HEADS,
-            HEADS,
-            zeros(3, 2),
-            zeros(3, 2),
-            ROWS,
-            ROWS,
-            ROWS,
-            zeros(3, 1, 2),
-        ),
-    ),
+    (attention, (STATES, STATES.copy(), HEADS, HEADS, HEADS, zeros(1), ROWS, ROWS, zeros(3, 1, 2))),
     (rms_norm, (zeros(3, 2), zeros(2), zeros(3, 2))),
     (
         delta_rule,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from control_plane.engine.kernels import load_dense_kernel
+from control_plane.engine.kernels import Scores, load_dense_kernel
 from control_plane.engine.state.kv_cache import CacheRows, KVCache
 from control_plane.engine.state.kv_cache_shape import KVCacheShape, KVLayer
 from control_plane.engine.state.sequence import Sequence
@@ -20,8 +20,17 @@ from tests.support.scheduling import make_sequence
 F32 = np.dtype(np.float32)
 SHAPE = KVCacheShape.uniform(2, 2, 96, F32)
 """A row of 384 bytes, of which a page of memory is no multiple."""
-MIXED = KVCacheShape((KVLayer(2, 96, 96), KVLayer(1, 24, 16), KVLayer(2, 96, 96), KVLayer(3, 16, 24)), F32)
-"""Layers of several sizes, some of which have keys and values of different sizes."""
+MIXED = KVCacheShape(
+    (
+        KVLayer(2, 96, 96),
+        KVLayer(1, 24, 16),
+        KVLayer(2, 96, 96),
+        KVLayer(3, 16, 24),
+        KVLayer(1, 24, 20, values_in_keys=True),
+    ),
+    F32,
+)
+"""Layers of several sizes, some of which have keys and values of different sizes, or values in the keys."""
 LANES = 3
 LONGEST = 40
 
@@ -39,13 +48,12 @@ _random = np.random.default_rng(0)
 
 def random_tokens(length: int, shape: KVCacheShape = SHAPE) -> Tokens:
     """Keys and values, of which no two are equal."""
-    return [
-        (
-            _random.standard_normal((length, heads, key_size), np.float32),
-            _random.standard_normal((length, heads, value_size), np.float32),
-        )
-        for heads, key_size, value_size in shape.layers
-    ]
+    tokens = []
+    for heads, key_size, value_size, values_in_keys in shape.layers:
+        keys = _random.standard_normal((length, heads, key_size), np.float32)
+        values = _random.standard_normal((length, heads, value_size), np.float32)
+        tokens.append((keys, keys[..., :value_size] if values_in_keys else values))
+    return tokens
 
 
 def length_of(tokens: Tokens) -> int:
@@ -68,22 +76,17 @@ def are_equal(some: Tokens, other: Tokens) -> bool:
     return all(np.array_equal(a, b) for one, two in pairs for a, b in zip(one, two, strict=True))
 
 
-def unturned(length: int, head_dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The rotation by an angle of zero, which does not change keys."""
-    return np.ones((length, head_dim), np.float32), np.zeros((length, head_dim), np.float32)
-
-
 def write(cache: KVCache, rows: list[tuple[int, int, Tokens]]) -> None:
     """Write several sequences' tokens at once, each given by lane, first position and tokens."""
     lanes = [lane for lane, _, tokens in rows for _ in range(length_of(tokens))]
     positions = [start + offset for _, start, tokens in rows for offset in range(length_of(tokens))]
-    places = CacheRows(np.array(lanes, int), np.array(positions, int), attending=np.array([], int))
+    places = CacheRows(np.array(lanes, int), np.array(positions, int))
     for layer, (keys, values) in enumerate(joined(*(tokens for _, _, tokens in rows))):
-        if keys.shape == values.shape:
-            rotation = unturned(len(keys), keys.shape[2])
-            cache.attend(layer, keys, keys, values, rotation, places, scaling=1.0)
+        own_values = None if cache.shape.layers[layer].values_in_keys else values
+        if layer % 2:
+            cache.write(layer, places, keys, own_values)
         else:
-            cache.write(layer, places, keys, values)
+            cache.attend(layer, keys, keys, own_values, places, Scores(1.0))
 
 
 def read(cache: KVCache, lane: int, length: int) -> Tokens:
@@ -185,8 +188,7 @@ def test_memory_is_taken_by_writing_and_returned_by_freeing() -> None:
     assert resident_nbytes() - before < 8 << 20
     for layer in range(8):
         lanes = np.full(length, cache.pages.lane(sequence))
-        rows = CacheRows(lanes, np.arange(length), attending=np.array([], int))
-        cache.attend(layer, keys, keys, keys, unturned(length, 128), rows, scaling=1.0)
+        cache.write(layer, CacheRows(lanes, np.arange(length)), keys, keys)
     assert 56 << 20 < resident_nbytes() - before < 72 << 20
     cache.free(sequence)
     assert resident_nbytes() - before < 8 << 20
@@ -210,7 +212,7 @@ def test_freeing_a_lane_does_not_change_its_neighbours() -> None:
 SHAPES = st.builds(
     KVCacheShape,
     st.lists(
-        st.builds(KVLayer, st.integers(1, 3), st.integers(1, 1100), st.integers(1, 1100)),
+        st.builds(KVLayer, st.integers(1, 3), st.integers(1, 1100), st.integers(1, 1100), st.booleans()),
         min_size=1,
         max_size=3,
     ).map(tuple),
@@ -222,7 +224,10 @@ SHAPES = st.builds(
 def test_sizes(shape: KVCacheShape, num_tokens: int) -> None:
     """Pages touch no more memory than is counted, except for rounding to pages of memory."""
     rows = [
-        size * shape.dtype.itemsize for heads, *sizes in shape.layers for size in sizes for _ in range(heads)
+        size * shape.dtype.itemsize
+        for heads, key_size, value_size, values_in_keys in shape.layers
+        for size in (key_size, value_size)[: 1 if values_in_keys else 2]
+        for _ in range(heads)
     ]
     assert shape.page_size >= 16
     assert shape.page_nbytes == sum(rows) * shape.page_size
@@ -282,9 +287,9 @@ def test_a_cache_larger_than_the_address_space(num_lanes: int, max_length: int) 
         )
 
 
-def test_only_layers_with_keys_and_values_of_one_size_are_the_kernel_s() -> None:
+def test_only_layers_with_keys_and_values_of_one_size_are_the_layer_program_s() -> None:
     cache = make_cache(shape=MIXED)
     assert [cache.kernel_layer(layer)[1] for layer in (0, 2)] == [0, 1]
-    for layer in (1, 3):
-        with pytest.raises(ValueError, match=f"keys and values of layer {layer} have different sizes"):
+    for layer in (1, 3, 4):
+        with pytest.raises(ValueError, match=f"keys and values of layer {layer} are not in one array"):
             cache.kernel_layer(layer)

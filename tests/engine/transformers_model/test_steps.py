@@ -22,9 +22,10 @@ pytestmark = pytest.mark.slow
 ANSWER = 12
 
 
-@pytest.fixture(scope="module", params=["gemma4", "qwen3_next", "deepseek_v4", "jamba"])
+@pytest.fixture(scope="module", params=["gemma4", "deepseek_v3", "qwen3_next", "deepseek_v4", "jamba"])
 def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
-    """A ragged model, two in lockstep, and one whose prompts are computed as a whole."""
+    """Two ragged models, one of them with latents, two in lockstep, and one whose prompts are computed as a
+    whole."""
     return SplitModel.make(request.param, tmp_path_factory.mktemp(request.param))
 
 

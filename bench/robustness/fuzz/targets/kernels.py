@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.robustness.fuzz.support.target import Misbehaviour, Target
 from bench.robustness.fuzz.targets.arguments import PAIRS, ROWS, SIZES, Arguments, target_of
-from control_plane.engine.kernels import LinearLayer, available_dense_isas, load_dense_kernel
+from control_plane.engine.kernels import LinearLayer, Scores, available_dense_isas, load_dense_kernel
 from functions.kernels import LinearShape, available_isas, load_kernel
 
 
@@ -72,26 +72,32 @@ def _linear(arguments: Arguments) -> None:
 def _attention(arguments: Arguments) -> None:
     choice = arguments.choice
     dtype = choice((np.float32, np.uint16))
-    lanes, layers, kv_heads, tokens = choice((1, 3)), choice((1, 2)), choice((1, 2)), choice((1, 5, 33))
-    head_dim, rows, heads = choice((1, 2, 6, 16, 34, 64)), choice(ROWS), kv_heads * choice((1, 1, 3, 9))
-    count = choice(ROWS)
-    query = arguments.array((rows, heads + choice((0, 0, 0, 0, 1)), head_dim), dtype)
-    attending = arguments.indices((count,), np.int64, rows)
+    lanes, kv_heads, tokens = choice((1, 3)), choice((1, 2)), choice((1, 5, 33))
+    key_size, value_size = choice((1, 2, 6, 16, 34, 64)), choice((1, 2, 6, 16, 34, 64))
+    rows, heads = choice(ROWS), kv_heads * choice((1, 1, 3, 9, 40)) + choice((0, 0, 0, 0, 1))
+    keys = arguments.array((lanes, kv_heads, tokens, key_size), dtype)
+    values_in_keys = value_size <= key_size and choice((False, True))
+    values = (
+        keys[..., :value_size] if values_in_keys else arguments.array((*keys.shape[:3], value_size), dtype)
+    )
+    query = arguments.array((rows, heads, key_size), dtype)
+    scores = Scores(
+        choice((0.1, 0.0, float("nan"), 1e38)),
+        choice((None, None, 1, 3, 1000, 0, -1)),
+        choice((None, None, 30.0, 1e-3, -1.0, float("nan"))),
+        choice((None, arguments.array((heads,), np.float32))),
+    )
     output = load_dense_kernel(choice(available_dense_isas())).attention(
-        arguments.array((lanes, layers, 2, kv_heads, tokens, head_dim), dtype),
-        choice((0, layers - 1, layers - 1, layers, -1)),
+        (keys, values),
         query,
-        arguments.array((rows, kv_heads, head_dim), dtype),
-        arguments.array((rows, kv_heads, head_dim), dtype),
-        (arguments.array((rows, head_dim), dtype), arguments.array((rows, head_dim), dtype)),
+        arguments.array((rows, kv_heads, key_size), dtype),
+        None if values_in_keys else arguments.array((rows, kv_heads, value_size), dtype),
         arguments.indices((rows,), np.int64, lanes),
         arguments.indices((rows,), np.int64, tokens),
-        attending,
-        scaling=choice((0.1, 0.0, float("nan"), 1e38)),
-        window=choice((None, None, 1, 3, 1000, 0, -1)),
+        scores,
         threads=arguments.threads(),
     )
-    _check(output, (count, *query.shape[1:]))
+    _check(output, (*query.shape[:2], values.shape[3]))
 
 
 def _rms_norm(arguments: Arguments) -> None:

@@ -66,7 +66,7 @@ ALWAYS_INLINE void ATTEND(scores)(const enum dtype dtype, const struct attend *a
                                   const int tokens) {
     VECTOR sums[SUMS_AT_ONCE] = {0};
     float scores[SUMS_AT_ONCE];
-    const void *keys = (const char *)part->rows + (t - part->first) * a->head_dim * nbytes_of(dtype);
+    const void *keys = (const char *)part->rows + (t - part->first) * part->stride * nbytes_of(dtype);
     int64_t i = 0;
     for (; i + LANES <= a->head_dim; i += LANES)
         ATTEND(multiply)(dtype, a, q, queries, keys, tokens, i, LANES, sums);
@@ -84,17 +84,17 @@ ALWAYS_INLINE void ATTEND(values)(const enum dtype dtype, const struct attend *a
     VECTOR sums[SUMS_AT_ONCE];
     const int64_t width = count < LANES ? count : LANES;
     const float *weights = a->scores + q * a->tokens;
-    float *out = a->out + q * a->head_dim + i;
+    float *out = a->out + q * part->size + i;
     UNROLLED (n, queries)
         UNROLLED (v, vectors)
-            ATTEND(load)(F32, out, n * a->head_dim + v * LANES, width, &sums[n * vectors + v]);
+            ATTEND(load)(F32, out, n * part->size + v * LANES, width, &sums[n * vectors + v]);
     for (; t < end; t++)
         UNROLLED (v, vectors) {
             VECTOR value;
-            ATTEND(load)(dtype, part->rows, (t - part->first) * a->head_dim + i + v * LANES, width, &value);
+            ATTEND(load)(dtype, part->rows, (t - part->first) * part->stride + i + v * LANES, width, &value);
             UNROLLED (n, queries) sums[n * vectors + v] += weights[n * a->tokens + t] * value;
         }
-    UNROLLED (n, queries) memcpy(out + n * a->head_dim, &sums[n * vectors], (size_t)count * sizeof *out);
+    UNROLLED (n, queries) memcpy(out + n * part->size, &sums[n * vectors], (size_t)count * sizeof *out);
 }
 
 /* A pass of `queries` queries over the tokens of a part. */
@@ -111,11 +111,11 @@ ALWAYS_INLINE void ATTEND(group)(const enum attend_pass pass, const enum dtype d
         return;
     }
     const int64_t most = VECTORS_AT_ONCE * LANES;
-    for (; i + most <= a->head_dim; i += most)
+    for (; i + most <= part->size; i += most)
         ATTEND(values)(dtype, a, q, queries, part, t, end, i, VECTORS_AT_ONCE, most);
-    for (; i + LANES <= a->head_dim; i += LANES)
+    for (; i + LANES <= part->size; i += LANES)
         ATTEND(values)(dtype, a, q, queries, part, t, end, i, 1, LANES);
-    if (i < a->head_dim) ATTEND(values)(dtype, a, q, queries, part, t, end, i, 1, a->head_dim - i);
+    if (i < part->size) ATTEND(values)(dtype, a, q, queries, part, t, end, i, 1, part->size - i);
 }
 
 ALWAYS_INLINE void ATTEND(groups)(const enum attend_pass pass, const enum dtype dtype, const struct attend *a,
@@ -127,30 +127,37 @@ ALWAYS_INLINE void ATTEND(groups)(const enum attend_pass pass, const enum dtype 
     for (; q < a->queries; q++) ATTEND(group)(pass, dtype, a, q, 1, part);
 }
 
-/* A pass of all queries over `rows`, the keys or values of all tokens, part by part. */
+/* A pass of all queries over the keys or values of all tokens, part by part. */
 ALWAYS_INLINE void ATTEND(parts)(const enum attend_pass pass, const enum dtype dtype, const struct attend *a,
-                                 const void *rows) {
+                                 const struct attend_part *all) {
+    const int64_t size = all->size;
     for (int64_t t = 0; t < a->tokens; t += PART_TOKENS) {
-        const int64_t tokens = a->tokens - t < PART_TOKENS ? a->tokens - t : PART_TOKENS;
-        struct attend_part part = {(const char *)rows + t * a->head_dim * nbytes_of(dtype), t, t + tokens};
+        struct attend_part part = *all;
+        part.rows = (const char *)all->rows + t * all->stride * nbytes_of(dtype);
+        part.first = t;
+        part.end = a->tokens - t < PART_TOKENS ? a->tokens : t + PART_TOKENS;
         if (dtype == F32 || a->queries < CONVERTING_PAYS) {
             ATTEND(groups)(pass, dtype, a, &part);
             continue;
         }
-        for (int64_t i = 0; i < tokens * a->head_dim; i++) a->part[i] = stored_value(dtype, part.rows, i);
+        for (int64_t row = 0; row < part.end - t; row++)
+            for (int64_t i = 0; i < size; i++)
+                a->part[row * size + i] = stored_value(dtype, part.rows, row * all->stride + i);
         part.rows = a->part;
+        part.stride = size;
         ATTEND(groups)(pass, F32, a, &part);
     }
 }
 
 ALWAYS_INLINE void ATTEND(all)(const enum dtype dtype, const struct attend *a) {
+    const struct attend_part keys = attend_keys(a), values = attend_values(a);
     float sums[ATTEND_QUERIES];
-    ATTEND(parts)(SCORES, dtype, a, a->keys);
+    ATTEND(parts)(SCORES, dtype, a, &keys);
     for (int64_t q = 0; q < a->queries; q++) sums[q] = attend_weights(a, q);
-    memset(a->out, 0, (size_t)(a->queries * a->head_dim) * sizeof *a->out);
-    ATTEND(parts)(WEIGHTED_VALUES, dtype, a, a->values);
+    memset(a->out, 0, (size_t)(a->queries * values.size) * sizeof *a->out);
+    ATTEND(parts)(WEIGHTED_VALUES, dtype, a, &values);
     for (int64_t q = 0; q < a->queries; q++)
-        for (int64_t i = 0; i < a->head_dim; i++) a->out[q * a->head_dim + i] /= sums[q];
+        for (int64_t i = 0; i < values.size; i++) a->out[q * values.size + i] /= sums[q];
 }
 
 #undef ATTEND

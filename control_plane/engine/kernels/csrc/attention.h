@@ -1,8 +1,9 @@
 /* Attention of rows over their sequences' tokens in the KV cache. First the rows' own keys and values are
- * stored in the cache; queries and keys get their rotary embedding.
+ * stored in the cache.
  *
- * An item of the team's loop is the heads of one row that share keys. One thread computes it, so the result
- * does not depend on the number of threads or on the other rows. */
+ * An item of the team's loop is some heads that share keys, of a block of rows. One thread computes it, and a
+ * row's result does not depend on those beside it (attend.h), so it depends neither on the number of threads
+ * nor on the other rows. */
 
 #ifndef FAASMOE_ATTENTION_H
 #define FAASMOE_ATTENTION_H
@@ -14,112 +15,114 @@
 #include "activations.h"
 #include "dense_isa.h"
 #include "layout.h"
+#include "row_blocks.h"
 #include "team.h"
 
-/* [lanes][layers][keys, values][heads][tokens][head_dim] */
-struct kv_cache {
-    enum dtype dtype;
-    int64_t lanes, layers, heads, tokens, head_dim;
+/* Keys or values of a layer [lanes][heads][tokens][size], with strides in bytes. */
+struct kv_states {
     char *memory;
+    int64_t lanes, heads, tokens, size;
+    int64_t lane_stride, head_stride, token_stride;
 };
 
 struct attention_arguments {
     const struct dense_isa *isa;
-    struct kv_cache cache;
-    int64_t layer, rows, heads;
-    const void *query;         /* [rows][heads][head_dim] */
-    const void *key;           /* [rows][cache.heads][head_dim] */
-    const char *value;         /* as key */
-    const void *cosine, *sine; /* [rows][head_dim], of the angles of the rows' positions */
-    const int64_t *lanes;      /* [rows] */
-    const int64_t *positions;  /* [rows], in the row's sequence */
-    int64_t count;
-    const int64_t *attending; /* [count], the rows that attend */
-    int64_t window;           /* the most tokens that a row sees, itself among them */
-    float scaling;
-    void *out; /* [count][heads][head_dim] */
+    enum dtype dtype;
+    struct kv_states keys, values; /* the keys of a head's tokens follow each other */
+    int64_t rows, heads;
+    const char *query;                /* [rows][heads][keys.size] */
+    const char *key;                  /* [rows][keys.heads][keys.size] */
+    const char *value;                /* [rows][keys.heads][values.size]; NULL: the values are in the keys */
+    const float *sinks;               /* [heads], or NULL; see attend.h */
+    const int64_t *lanes, *positions; /* [rows], in the row's sequence */
+    int64_t window;                   /* the most tokens that a row sees, itself among them */
+    float scaling, softcap;           /* see attend.h */
+    char *out;                        /* [rows][heads][values.size] */
     int threads;
 };
 
 struct attention_member {
     struct attention *attention;
-    float *query, *out; /* [heads that share keys][head_dim] */
-    float *scores;      /* [ATTEND_QUERIES][longest] */
-    float *part;        /* [PART_TOKENS][head_dim] */
+    float *query;  /* [ATTEND_QUERIES][keys.size] */
+    float *out;    /* [ATTEND_QUERIES][values.size] */
+    float *scores; /* [ATTEND_QUERIES][tokens that a block sees] */
+    float *part;   /* [PART_TOKENS][the larger size] */
 };
 
 struct attention {
     struct attention_arguments args;
+    struct row_block *block; /* [blocks] */
+    int64_t blocks;
     struct team team;
     struct loop done;
     struct attention_member members[TEAM_MAX];
 };
 
-enum { KEYS, VALUES };
-
-/* The address of a token's keys or values of one head. */
-static char *kv_place(const struct kv_cache *c, int64_t lane, int64_t layer, int part, int64_t head,
-                      int64_t token) {
-    const int64_t index = ((((lane * c->layers + layer) * 2 + part) * c->heads + head) * c->tokens + token);
-    return c->memory + index * c->head_dim * nbytes_of(c->dtype);
+static char *kv_row(const struct kv_states *s, int64_t lane, int64_t head, int64_t token) {
+    return s->memory + lane * s->lane_stride + head * s->head_stride + token * s->token_stride;
 }
 
-/* Stores a token's keys [heads][head_dim] and its values, which have the cache's dtype. */
-static void kv_put(const struct kv_cache *c, int64_t lane, int64_t layer, int64_t token, const float *keys,
-                   const char *values) {
-    const int64_t nbytes = c->head_dim * nbytes_of(c->dtype);
-    for (int64_t h = 0; h < c->heads; h++) {
-        write_values(kv_place(c, lane, layer, KEYS, h, token), c->dtype, 0, keys + h * c->head_dim,
-                     c->head_dim);
-        memcpy(kv_place(c, lane, layer, VALUES, h, token), values + h * nbytes, (size_t)nbytes);
-    }
+/* Stores the states [rows][heads][size] of all rows. */
+static void kv_store(const struct attention_arguments *a, const struct kv_states *s, const char *states) {
+    const int64_t nbytes = s->size * nbytes_of(a->dtype);
+    for (int64_t row = 0; row < a->rows; row++)
+        for (int64_t h = 0; h < s->heads; h++)
+            memcpy(kv_row(s, a->lanes[row], h, a->positions[row]), states + (row * s->heads + h) * nbytes,
+                   (size_t)nbytes);
 }
 
-/* The number of tokens that a row sees. */
-static int64_t kv_seen(int64_t position, int64_t window) {
-    return position + 1 < window ? position + 1 : window;
-}
-
-/* Stores the rows' rotated keys and their values in the cache. `rotated` is scratch for one row's keys. */
-static void kv_store(const struct attention_arguments *a, float *rotated) {
-    const struct kv_cache *c = &a->cache;
-    const int64_t row_values = c->heads * c->head_dim;
-    for (int64_t row = 0; row < a->rows; row++) {
-        a->isa->rotate(c->dtype, c->heads, c->head_dim, a->key, row * row_values, a->cosine, a->sine,
-                       row * c->head_dim, rotated);
-        kv_put(c, a->lanes[row], a->layer, a->positions[row], rotated,
-               a->value + row * row_values * nbytes_of(c->dtype));
-    }
-}
-
-static void attention_item(void *member, int64_t item) {
-    struct attention_member *m = member;
+/* Heads [head, head + heads) of the rows of a block, which share the keys of head `from`. */
+static void attention_heads(struct attention_member *m, const struct row_block *block, int64_t from,
+                            int64_t head, int64_t heads) {
     const struct attention_arguments *a = &m->attention->args;
-    const struct kv_cache *c = &a->cache;
-    const int64_t number = item / c->heads, head = item % c->heads, row = a->attending[number];
-    const int64_t shared = a->heads / c->heads, values = shared * c->head_dim;
-    const int64_t tokens = kv_seen(a->positions[row], a->window), first = a->positions[row] + 1 - tokens;
-    const int64_t start = (row * a->heads + head * shared) * c->head_dim;
-    a->isa->rotate(c->dtype, shared, c->head_dim, a->query, start, a->cosine, a->sine, row * c->head_dim,
-                   m->query);
-    for (int64_t i = 0; i < values; i++) m->query[i] *= a->scaling;
+    const int64_t lane = a->lanes[block->first], position = a->positions[block->first];
+    const int64_t first = position + 1 - kv_seen(position, a->window);
+    const int64_t size = a->keys.size, value_size = a->values.size;
+    float sinks[ATTEND_QUERIES];
     struct attend work = {
-        .head_dim = c->head_dim,
-        .keys = kv_place(c, a->lanes[row], a->layer, KEYS, head, first),
-        .values = kv_place(c, a->lanes[row], a->layer, VALUES, head, first),
-        .tokens = tokens,
+        .head_dim = size,
+        .keys = kv_row(&a->keys, lane, from, first),
+        .values = kv_row(&a->values, lane, from, first),
+        .value_size = value_size,
+        .value_stride = a->values.token_stride / nbytes_of(a->dtype),
+        .tokens = position + block->rows - first,
+        .softcap = a->softcap,
+        .sinks = a->sinks ? sinks : NULL,
         .scores = m->scores,
         .part = m->part,
         .out = m->out,
     };
-    for (int64_t h = 0; h < shared; h++) {
-        attend_to(&work, m->query + h * c->head_dim, 0, tokens);
-        if (work.queries < ATTEND_QUERIES && h + 1 < shared) continue;
-        a->isa->attend(c->dtype, &work);
-        work.out += work.queries * c->head_dim;
-        work.queries = 0;
+    for (int64_t r = 0; r < block->rows; r++) {
+        const int64_t seen = kv_seen(position + r, a->window), begin = position + r + 1 - seen - first;
+        const int64_t row = (block->first + r) * a->heads + head;
+        for (int64_t h = 0; h < heads; h++) {
+            float *query = m->query + work.queries * size;
+            for (int64_t i = 0; i < size; i++)
+                query[i] = stored_value(a->dtype, a->query, (row + h) * size + i) * a->scaling;
+            if (a->sinks) sinks[work.queries] = a->sinks[head + h];
+            attend_to(&work, query, begin, begin + seen);
+        }
     }
-    write_values(a->out, c->dtype, (number * a->heads + head * shared) * c->head_dim, m->out, values);
+    a->isa->attend(a->dtype, &work);
+    for (int64_t r = 0; r < block->rows; r++)
+        write_values(a->out, a->dtype, ((block->first + r) * a->heads + head) * value_size,
+                     m->out + r * heads * value_size, heads * value_size);
+}
+
+/* Groups of heads that share keys and attend together. */
+static int64_t attention_groups(const struct attention_arguments *a) {
+    const int64_t shared = a->heads / a->keys.heads;
+    return (shared + ATTEND_QUERIES - 1) / ATTEND_QUERIES;
+}
+
+/* Items number the groups of heads of all blocks. */
+static void attention_item(void *member, int64_t item) {
+    struct attention_member *m = member;
+    const struct attention_arguments *a = &m->attention->args;
+    const int64_t shared = a->heads / a->keys.heads, groups = attention_groups(a);
+    const int64_t from = item / groups % a->keys.heads, start = item % groups * ATTEND_QUERIES;
+    attention_heads(m, &m->attention->block[item / groups / a->keys.heads], from, from * shared + start,
+                    shared - start < ATTEND_QUERIES ? shared - start : ATTEND_QUERIES);
 }
 
 static void attention_free(struct attention *t) {
@@ -129,51 +132,50 @@ static void attention_free(struct attention *t) {
         free(t->members[i].scores);
         free(t->members[i].part);
     }
+    free(t->block);
     free(t);
 }
 
 static void attention_work(void *member) {
     struct attention *t = ((struct attention_member *)member)->attention;
-    team_for(&t->team, &t->done, t->args.count * t->args.cache.heads, attention_item, member);
+    const int64_t items = t->blocks * t->args.keys.heads * attention_groups(&t->args);
+    team_for(&t->team, &t->done, items, attention_item, member);
     if (team_leave(&t->team)) attention_free(t);
 }
 
 static int attention_member_alloc(struct attention_member *m, struct attention *t, int64_t longest) {
-    const int64_t shared = t->args.heads / t->args.cache.heads, head_dim = t->args.cache.head_dim;
+    const int64_t size = t->args.keys.size, value_size = t->args.values.size;
     m->attention = t;
-    m->query = malloc((size_t)(shared * head_dim) * sizeof *m->query);
-    m->out = malloc((size_t)(shared * head_dim) * sizeof *m->out);
-    m->scores = malloc((size_t)(ATTEND_QUERIES * longest) * sizeof *m->scores);
-    m->part = malloc((size_t)(PART_TOKENS * head_dim) * sizeof *m->part);
+    m->query = malloc((size_t)(ATTEND_QUERIES * size) * sizeof *m->query);
+    m->out = malloc((size_t)(ATTEND_QUERIES * value_size) * sizeof *m->out);
+    m->scores = malloc((size_t)(ATTEND_QUERIES * (longest + ATTEND_QUERIES)) * sizeof *m->scores);
+    m->part = malloc((size_t)(PART_TOKENS * (size > value_size ? size : value_size)) * sizeof *m->part);
     return m->query && m->out && m->scores && m->part ? 0 : -1;
 }
 
 /* The arguments must be valid. Returns 0, or -1 when out of memory, with the cache unchanged. */
-static int attention(const struct attention_arguments *args) {
-    const struct kv_cache *c = &args->cache;
+static int attention(const struct attention_arguments *a) {
     struct attention *t = calloc(1, sizeof *t);
-    float *rotated = malloc((size_t)(c->heads * c->head_dim) * sizeof *rotated);
-    if (!t || !rotated) {
-        free(t);
-        free(rotated);
-        return -1;
-    }
-    t->args = *args;
+    if (!t) return -1;
+    t->args = *a;
+    t->block = malloc((size_t)(a->rows + 1) * sizeof *t->block);
+    int failed = t->block ? 0 : -1;
     int64_t longest = 1, seen = 0;
-    for (int64_t i = 0; i < args->count; i++) {
-        const int64_t tokens = kv_seen(args->positions[args->attending[i]], args->window);
+    for (int64_t row = 0; row < a->rows; row++) {
+        const int64_t tokens = kv_seen(a->positions[row], a->window);
         longest = tokens > longest ? tokens : longest;
         seen += tokens;
     }
-    const int threads = team_size(2 * seen * c->heads * c->head_dim * nbytes_of(c->dtype), args->threads);
-    int failed = 0;
+    const int64_t read = seen * a->keys.heads * (a->keys.size + a->values.size) * nbytes_of(a->dtype);
+    const int threads = team_size(read, a->threads);
     for (int i = 0; i < threads && !failed; i++) failed = attention_member_alloc(&t->members[i], t, longest);
-    if (!failed) kv_store(args, rotated);
-    free(rotated);
     if (failed) {
         attention_free(t);
         return -1;
     }
+    kv_store(a, &a->keys, a->key);
+    if (a->value) kv_store(a, &a->values, a->value);
+    t->blocks = cut_rows(a->rows, a->lanes, a->positions, a->heads / a->keys.heads, t->block);
     team_start(&t->team, threads - 1, attention_work, t->members + 1, sizeof *t->members);
     attention_work(t->members);
     return 0;

@@ -5,62 +5,62 @@
 
 #include "arguments.h"
 #include "attention.h"
+#include "kv_cache_call.h"
 
 /* The buffer arguments of a call, in their order. */
-enum {
-    A_CACHE,
-    A_QUERY,
-    A_KEY,
-    A_VALUE,
-    A_COSINE,
-    A_SINE,
-    A_LANES,
-    A_POSITIONS,
-    A_ATTENDING,
-    A_OUT,
-    A_COUNT
-};
+enum { A_KEYS, A_VALUES, A_QUERY, A_KEY, A_VALUE, A_SINKS, A_LANES, A_POSITIONS, A_OUT, A_COUNT };
 
-/* a * b, or more than the size of any buffer if that overflows. */
-static int64_t times(int64_t a, int64_t b) {
-    int64_t product;
-    return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
-}
-
-static int64_t kv_nbytes(const struct kv_cache *c) {
-    const int64_t token = 2 * c->layers * c->head_dim * nbytes_of(c->dtype);
-    return times(c->lanes, times(times(c->heads, c->tokens), token));
-}
-
-static int attention_check_buffers(const struct attention_arguments *a, const Py_buffer *b) {
-    const struct kv_cache *c = &a->cache;
-    const int64_t size = nbytes_of(c->dtype), row = c->head_dim * size;
-    const int64_t own = times(a->rows, times(c->heads, row));
-    return check_buffer("cache", &b[A_CACHE], kv_nbytes(c), size) ||
-           check_buffer("query", &b[A_QUERY], times(a->rows, times(a->heads, row)), size) ||
-           check_buffer("key", &b[A_KEY], own, size) || check_buffer("value", &b[A_VALUE], own, size) ||
-           check_buffer("cosine", &b[A_COSINE], a->rows * row, size) ||
-           check_buffer("sine", &b[A_SINE], a->rows * row, size) ||
-           check_buffer("lanes", &b[A_LANES], a->rows * 8, 8) ||
-           check_buffer("positions", &b[A_POSITIONS], a->rows * 8, 8) ||
-           check_buffer("attending", &b[A_ATTENDING], a->count * 8, 8) ||
-           check_buffer("out", &b[A_OUT], times(a->count, times(a->heads, row)), size);
-}
-
-static int check_indices(const char *name, const int64_t *index, int64_t count, int64_t end) {
-    for (int64_t i = 0; i < count; i++)
-        if (index[i] < 0 || index[i] >= end) {
-            PyErr_Format(PyExc_ValueError, "%s: %lld is not a number below %lld", name, (long long)index[i],
-                         (long long)end);
+/* Keys or values in a buffer [lanes][heads][tokens][size], of which the values of each row follow each other.
+ */
+static int parse_states(const char *name, const Py_buffer *b, enum dtype dtype, struct kv_states *s) {
+    const int64_t nbytes = nbytes_of(dtype);
+    if (b->ndim != 4 || b->itemsize != nbytes || b->strides[3] != nbytes) {
+        PyErr_Format(PyExc_ValueError, "%s must have four dimensions, and rows of their dtype", name);
+        return -1;
+    }
+    for (int i = 0; i < 4; i++)
+        if (check_size(b->shape[i], 1)) return -1;
+    for (int i = 0; i < 3; i++)
+        if ((uintptr_t)b->buf % (uintptr_t)nbytes || b->strides[i] % nbytes) {
+            PyErr_Format(PyExc_ValueError, "%s are not aligned to %lld bytes", name, (long long)nbytes);
             return -1;
         }
+    *s = (struct kv_states){b->buf,      b->shape[0],   b->shape[1],   b->shape[2],
+                            b->shape[3], b->strides[0], b->strides[1], b->strides[2]};
     return 0;
 }
 
+static int attention_check_states(const struct attention_arguments *a) {
+    const struct kv_states *keys = &a->keys, *values = &a->values;
+    if (keys->lanes != values->lanes || keys->heads != values->heads || keys->tokens != values->tokens ||
+        keys->token_stride != keys->size * nbytes_of(a->dtype) ||
+        values->token_stride < values->size * nbytes_of(a->dtype) || a->heads % keys->heads) {
+        PyErr_SetString(PyExc_ValueError, "keys, values and heads do not fit together");
+        return -1;
+    }
+    return 0;
+}
+
+/* A buffer that may be missing: None. */
+static int check_optional(const char *name, const Py_buffer *buffer, int64_t nbytes, int64_t size) {
+    return buffer->buf ? check_buffer(name, buffer, nbytes, size) : 0;
+}
+
+static int attention_check_buffers(const struct attention_arguments *a, const Py_buffer *b) {
+    const int64_t size = nbytes_of(a->dtype), rows = times(a->rows, size), own = times(rows, a->keys.heads);
+    return check_buffer("query", &b[A_QUERY], times(times(rows, a->heads), a->keys.size), size) ||
+           check_buffer("key", &b[A_KEY], times(own, a->keys.size), size) ||
+           check_optional("value", &b[A_VALUE], times(own, a->values.size), size) ||
+           check_optional("sinks", &b[A_SINKS], a->heads * 4, 4) ||
+           check_buffer("lanes", &b[A_LANES], a->rows * 8, 8) ||
+           check_buffer("positions", &b[A_POSITIONS], a->rows * 8, 8) ||
+           check_buffer("out", &b[A_OUT], times(times(rows, a->heads), a->values.size), size);
+}
+
 static int attention_run(struct attention_arguments *a, const Py_buffer *buffers) {
-    if (attention_check_buffers(a, buffers) || check_indices("lanes", a->lanes, a->rows, a->cache.lanes) ||
-        check_indices("positions", a->positions, a->rows, a->cache.tokens) ||
-        check_indices("attending", a->attending, a->count, a->rows))
+    if (attention_check_states(a) || attention_check_buffers(a, buffers) ||
+        check_indices("lanes", a->lanes, a->rows, a->keys.lanes) ||
+        check_indices("positions", a->positions, a->rows, a->keys.tokens))
         return -1;
     int result;
     Py_BEGIN_ALLOW_THREADS
@@ -70,74 +70,39 @@ static int attention_run(struct attention_arguments *a, const Py_buffer *buffers
     return result;
 }
 
-static int kv_check_sizes(const struct kv_cache *c) {
-    return check_size(c->lanes, 1) || check_size(c->layers, 1) || check_size(c->heads, 1) ||
-           check_size(c->tokens, 1) || check_size(c->head_dim, 1);
-}
-
-static int attention_check_sizes(const struct attention_arguments *a) {
-    const struct kv_cache *c = &a->cache;
-    if (check_size(a->rows, 0) || check_size(a->heads, 1) || kv_check_sizes(c) || check_size(a->window, 1))
-        return -1;
-    if (c->head_dim % 2) {
-        PyErr_SetString(PyExc_ValueError, "a head has two halves, and an even size");
-        return -1;
-    }
-    if (a->heads % c->heads == 0 && a->layer >= 0 && a->layer < c->layers) return 0;
-    PyErr_SetString(PyExc_ValueError, "the cache has no such layer, or no heads that these could share");
-    return -1;
-}
-
 PyDoc_STRVAR(
     attention_doc,
-    "attention(isa, dtype, lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window,\n"
-    "    scaling, threads, cache, query, key, value, cosine, sine, lanes, positions, attending, out)\n\n"
-    "Stores the rows' keys and values in the cache, and writes the attention of the rows in\n"
-    "`attending` to out. Buffers must be contiguous and aligned, and nothing else may use them\n"
-    "during the call, which releases the interpreter lock.\n"
+    "attention(isa, dtype, rows, heads, window, scaling, softcap, threads, keys, values, query, key, value,\n"
+    "    sinks, lanes, positions, out)\n\n"
+    "Stores the rows' keys and values in keys and values [lanes][kv_heads][tokens][size], and writes the\n"
+    "rows' attention to out. Without `value`, values are a part of the keys; a softcap of 0 is none, and\n"
+    "sinks may be None. Other buffers must be contiguous, and all aligned; nothing else may use them during\n"
+    "the call, which releases the interpreter lock.\n"
     "Raises ValueError for arguments that do not fit together, MemoryError when out of memory.");
 
 static PyObject *attention_call(PyObject *module, PyObject *args) {
     (void)module;
     const char *isa, *dtype;
-    long long lanes, layers, kv_heads, tokens, head_dim, layer, rows, heads, window;
-    float scaling;
-    int threads;
+    long long rows, heads, window;
+    PyObject *keys, *values;
+    struct attention_arguments a = {0};
     Py_buffer b[A_COUNT] = {0};
-    if (!PyArg_ParseTuple(args, "ssLLLLLLLLLfiw*y*y*y*y*y*y*y*y*w*:attention", &isa, &dtype, &lanes, &layers,
-                          &kv_heads, &tokens, &head_dim, &layer, &rows, &heads, &window, &scaling, &threads,
-                          &b[0], &b[1], &b[2], &b[3], &b[4], &b[5], &b[6], &b[7], &b[8], &b[9]))
+    if (!PyArg_ParseTuple(args, "ssLLLffiOOy*y*z*z*y*y*w*:attention", &isa, &dtype, &rows, &heads, &window,
+                          &a.scaling, &a.softcap, &a.threads, &keys, &values, &b[A_QUERY], &b[A_KEY],
+                          &b[A_VALUE], &b[A_SINKS], &b[A_LANES], &b[A_POSITIONS], &b[A_OUT]))
         return NULL;
-    struct attention_arguments a = {
-        .cache = {.lanes = lanes,
-                  .layers = layers,
-                  .heads = kv_heads,
-                  .tokens = tokens,
-                  .head_dim = head_dim,
-                  .memory = b[A_CACHE].buf},
-        .layer = layer,
-        .rows = rows,
-        .heads = heads,
-        .query = b[A_QUERY].buf,
-        .key = b[A_KEY].buf,
-        .value = b[A_VALUE].buf,
-        .cosine = b[A_COSINE].buf,
-        .sine = b[A_SINE].buf,
-        .lanes = b[A_LANES].buf,
-        .positions = b[A_POSITIONS].buf,
-        .count = b[A_ATTENDING].len / 8,
-        .attending = b[A_ATTENDING].buf,
-        .window = window,
-        .scaling = scaling,
-        .out = b[A_OUT].buf,
-        .threads = threads,
-    };
     const struct isa *parsed;
-    int failed = parse_isa(isa, &parsed) || parse_dtype(dtype, &a.cache.dtype) ||
-                 check_dtypes(a.cache.dtype, a.cache.dtype, a.cache.dtype) || attention_check_sizes(&a) ||
-                 check_threads(threads);
+    int failed = PyObject_GetBuffer(keys, &b[A_KEYS], PyBUF_STRIDED) ||
+                 PyObject_GetBuffer(values, &b[A_VALUES], PyBUF_STRIDED) || parse_isa(isa, &parsed) ||
+                 parse_dtype(dtype, &a.dtype) || check_dtypes(a.dtype, a.dtype, a.dtype) ||
+                 check_size(rows, 0) || check_size(heads, 1) || check_size(window, 1) ||
+                 check_threads(a.threads) || parse_states("keys", &b[A_KEYS], a.dtype, &a.keys) ||
+                 parse_states("values", &b[A_VALUES], a.dtype, &a.values);
     if (!failed) {
         a.isa = dense_isa(parsed);
+        a.rows = rows, a.heads = heads, a.window = window;
+        a.query = b[A_QUERY].buf, a.key = b[A_KEY].buf, a.value = b[A_VALUE].buf, a.out = b[A_OUT].buf;
+        a.sinks = b[A_SINKS].buf, a.lanes = b[A_LANES].buf, a.positions = b[A_POSITIONS].buf;
         failed = attention_run(&a, b);
     }
     release_buffers(b, A_COUNT);

@@ -17,9 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "attention.h"
 #include "dense_isa.h"
+#include "kv_cache.h"
 #include "linear.h"
+#include "row_blocks.h"
 
 /* The matrices of a layer. Queries, keys and values have the same inputs and dtype. */
 enum { QUERY, KEY, VALUE, OUTPUT, ROUTER, LAYER_MATRICES };
@@ -59,11 +60,6 @@ struct layer_arguments {
     int64_t *index;                   /* out [rows][top_k] */
     float *weights;                   /* out [rows][top_k] */
     int threads;
-};
-
-/* Rows of one sequence that follow each other, and attend together. */
-struct row_block {
-    int64_t first, rows;
 };
 
 struct layer_member {
@@ -371,21 +367,6 @@ static int layer_alloc(struct layer_call *c) {
     return failed || !c->block || !c->query || !c->attended || !c->scores ? -1 : 0;
 }
 
-/* Cuts the rows into blocks, each of which has up to ATTEND_QUERIES queries that share a head of keys. */
-static void layer_cut(struct layer_call *c) {
-    const struct layer_arguments *a = &c->args;
-    const int64_t shared = a->program.heads / a->program.kv_heads;
-    const int64_t most = shared < ATTEND_QUERIES ? ATTEND_QUERIES / shared : 1;
-    for (int64_t row = 0; row < a->rows; row++) {
-        struct row_block *last = c->blocks ? &c->block[c->blocks - 1] : NULL;
-        if (last && last->rows < most && a->lanes[row] == a->lanes[row - 1] &&
-            a->positions[row] == a->positions[row - 1] + 1)
-            last->rows++;
-        else
-            c->block[c->blocks++] = (struct row_block){row, 1};
-    }
-}
-
 /* The bytes that rows read, each as often as it is read. */
 static int64_t layer_bytes(const struct layer_arguments *a, int64_t seen) {
     const struct layer_program *p = &a->program;
@@ -412,7 +393,8 @@ static int layer_begin(const struct layer_arguments *args) {
         layer_free(c);
         return -1;
     }
-    layer_cut(c);
+    c->blocks = cut_rows(args->rows, args->lanes, args->positions,
+                         args->program.heads / args->program.kv_heads, c->block);
     team_start(&c->team, c->threads - 1, layer_work, c->members + 1, sizeof *c->members);
     layer_work(c->members);
     return 0;

@@ -6,6 +6,7 @@
 
 #include "arguments.h"
 #include "gated_ffn.h"
+#include "kv_cache_call.h"
 #include "layer.h"
 
 #define PROGRAM_NAME "faasmoe.layer_program"

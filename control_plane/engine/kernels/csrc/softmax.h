@@ -3,6 +3,7 @@
 #ifndef FAASMOE_SOFTMAX_H
 #define FAASMOE_SOFTMAX_H
 
+#include <math.h>
 #include <stdint.h>
 
 #include "activations.h"
@@ -22,23 +23,27 @@ ALWAYS_INLINE float largest_of(const float *values, int64_t count) {
     return largest[0];
 }
 
-/* Replaces values by weights whose ratios are those of their exponentials. Returns the sum of the weights. */
-ALWAYS_INLINE float exponentials(float *values, int64_t count) {
-    const float largest = largest_of(values, count);
+/* e^x for x up to 0, or 0. */
+ALWAYS_INLINE float softmax_weight(float x) {
+    const float weight = exp_clamped(x);
+    return x < LEAST_EXPONENT ? 0 : weight;
+}
+
+/* Replaces values by weights whose ratios are those of their exponentials. Returns the sum of the weights and
+ * of that of another value; with -INFINITY, of them alone. */
+ALWAYS_INLINE float exponentials_beside(float other, float *values, int64_t count) {
+    const float most = largest_of(values, count), largest = other > most ? other : most;
     float sums[SUMS] = {0};
-    for (int64_t i = 0; i < count; i++) {
-        const float x = values[i] - largest, weight = exp_clamped(x);
-        values[i] = x < LEAST_EXPONENT ? 0 : weight;
-    }
+    for (int64_t i = 0; i < count; i++) values[i] = softmax_weight(values[i] - largest);
     int64_t i = 0;
     for (; i + SUMS <= count; i += SUMS)
         for (int j = 0; j < SUMS; j++) sums[j] += values[i + j];
     for (; i < count; i++) sums[0] += values[i];
-    return added_up(sums);
+    return added_up(sums) + softmax_weight(other - largest);
 }
 
 ALWAYS_INLINE void softmax(float *values, int64_t count) {
-    const float sum = exponentials(values, count);
+    const float sum = exponentials_beside(-INFINITY, values, count);
     for (int64_t i = 0; i < count; i++) values[i] /= sum;
 }
 

@@ -1,102 +1,22 @@
 """The hook in transformers' attention interface: attention of a ragged batch, over the KV cache.
 
 The model sees the rows of all sequences as one sequence [1, N]. Each row attends to the keys and values of
-its own sequence, at their true positions. Rows that decode attend in our kernel where it computes what the
-family does, the others in torch.
+its own sequence, at their true positions (batch.py).
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import nn
 from transformers import AttentionInterface
 
-from control_plane.engine.model.ragged_batch import Span, cache_rows, spans_of
 from control_plane.engine.model.transformers_model.experts import INTERFACE
 from control_plane.engine.model.transformers_model.ragged import mask
+from control_plane.engine.model.transformers_model.ragged.batch import AttentionCall, RaggedBatch
+from control_plane.engine.model.transformers_model.ragged.latents import latents_of
 from control_plane.engine.model.transformers_model.ragged.mask import TokenMask
-from control_plane.engine.model.transformers_model.tensor_views import to_numpy, to_torch
-from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.state.kv_cache import CacheRows, KVCache
 from control_plane.engine.state.kv_cache_shape import KVLayer
-
-Rotation = tuple[NDArray[Any], NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """What a family's module asks for. Rows are [N, heads, size]."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: TokenMask
-    scaling: float
-    softcap: float | None
-    """Scores become softcap * tanh(score / softcap)."""
-    sinks: torch.Tensor | None
-    """[heads]: a score in each head's softmax that belongs to no token."""
-    bias: torch.Tensor | None = None
-    """[heads, N, tokens]: is added to the scores of each row's own sequence."""
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the kernel computes this."""
-        size = self.query.shape[2]
-        only_scaled = not self.softcap and self.sinks is None and self.bias is None
-        return only_scaled and size == self.value.shape[2] and size % 2 == 0
-
-
-@dataclass
-class RaggedBatch:
-    """The chunks of a step, whose rows lie one after the other, and the cache that holds their past."""
-
-    kv_cache: KVCache
-    spans: list[Span]
-    rows: CacheRows
-    """Cache rows of the batch. Those attend in the kernel that are alone in their chunk."""
-    _unturned: dict[int, Rotation] = field(default_factory=dict)
-
-    @classmethod
-    def of_chunks(cls, chunks: list[Chunk], kv_cache: KVCache) -> "RaggedBatch":
-        """The batch of these chunks. Each sequence must hold memory for its chunk."""
-        spans = spans_of(chunks, kv_cache.pages)
-        return cls(kv_cache, spans, cache_rows(spans))
-
-    def attend(self, layer: int, call: AttentionCall) -> torch.Tensor:
-        """Attention of all rows [N, heads, value_size], whose keys and values are stored."""
-        cache, dtype = self.kv_cache, self.kv_cache.shape.dtype
-        query, key, value = (to_numpy(_like(rows, dtype)) for rows in (call.query, call.key, call.value))
-        attending = self.rows.attending
-        window = call.mask.window(self.rows.positions[attending]) if call.is_plain else None
-        output = call.query.new_empty(*call.query.shape[:2], call.value.shape[2])
-        if window is None:
-            cache.write(layer, self.rows, key, value)
-            spans = self.spans
-        else:
-            rotation = self._rotation(query.shape[2], dtype)
-            attended = cache.attend(layer, query, key, value, rotation, self.rows, call.scaling, window)
-            output[attending] = to_torch(attended).to(output.dtype)
-            spans = [span for span in self.spans if span.length > 1]
-        for span in spans:
-            past = cache.read(layer, span.lane, span.end)
-            keys, values = (to_torch(states).to(output.dtype) for states in past)
-            seen = call.mask.seen(span.start, span.end)
-            bias = None if call.bias is None else call.bias[:, span.rows, : span.end]
-            output[span.rows] = _attention(call, call.query[span.rows], keys, values, seen, bias)
-        return output
-
-    def _rotation(self, size: int, dtype: np.dtype[Any]) -> Rotation:
-        """The rotation by an angle of zero: the family's module has turned queries and keys."""
-        if size not in self._unturned:
-            one = np.float32(1) if dtype == np.float32 else np.uint16(0x3F80)
-            shape = len(self.rows.positions), size
-            self._unturned[size] = np.full(shape, one, dtype), np.zeros(shape, dtype)
-        return self._unturned[size]
 
 
 @dataclass
@@ -116,7 +36,7 @@ class RaggedAttention:
         """Attention of all rows [N, heads, value_size]."""
         if self.batch is None:
             self._add(module, call)
-            return call.query.new_zeros(*call.query.shape[:2], call.value.shape[2])
+            return call.query.new_zeros(*call.query.shape[:2], call.value_size)
         return self.batch.attend(self._layers[module], call)
 
     def found(self) -> tuple[KVLayer, ...]:
@@ -133,7 +53,7 @@ class RaggedAttention:
                 return
         self._layers[module] = len(self.layers)
         _, heads, key_size = call.key.shape
-        self.layers.append(KVLayer(heads, key_size, call.value.shape[2]))
+        self.layers.append(KVLayer(heads, key_size, call.value.shape[2], call.latents is not None))
         self._keys.append(call.key)
 
 
@@ -180,51 +100,7 @@ def _attend(
         query.shape[-1] ** -0.5 if scaling is None else float(scaling),
         softcap,
         s_aux,
+        latents_of(module),
         None if position_bias is None else position_bias[0],
     )
     return module.ragged_attention(module, call)[None], None
-
-
-def _like(rows: torch.Tensor, dtype: np.dtype[Any]) -> torch.Tensor:
-    """Rows in the dtype of the cache."""
-    return rows.to(torch.bfloat16 if dtype == np.uint16 else torch.float32)
-
-
-def _attention(
-    call: AttentionCall,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    seen: torch.Tensor,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
-    """Attention of rows [n, heads, d] to keys and values [kv_heads, m, size] where `seen` [n, m] is true.
-
-    `bias` [heads, n, m] is the rows' part of the call's.
-    """
-    rows, heads, size = query.shape
-    shared = heads // len(keys)
-    if not call.softcap and call.sinks is None and bias is None:
-        output = F.scaled_dot_product_attention(
-            query.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            seen,
-            scale=call.scaling,
-            enable_gqa=shared > 1,
-        )
-        return output[0].transpose(0, 1)
-    # Heads that share keys are rows of one product, so that the keys are not repeated for each.
-    grouped = query.transpose(0, 1).reshape(len(keys), shared * rows, size)
-    scores = (grouped @ keys.transpose(1, 2)).float().view(heads, rows, -1) * call.scaling
-    if call.softcap:
-        scores = call.softcap * torch.tanh(scores / call.softcap)
-    if bias is not None:
-        scores = scores + bias
-    scores = scores.masked_fill(~seen, -torch.inf)
-    if call.sinks is not None:
-        sinks = call.sinks.float().reshape(-1, 1, 1).expand(-1, rows, 1)
-        scores = torch.cat([scores, sinks], dim=2)
-    weights = scores.softmax(dim=2)[..., : keys.shape[1]].to(values.dtype)
-    output = weights.reshape(len(keys), shared * rows, -1) @ values
-    return output.view(heads, rows, -1).transpose(0, 1)

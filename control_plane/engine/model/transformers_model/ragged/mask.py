@@ -1,12 +1,10 @@
 """The hook in transformers' interface of attention masks: which tokens a row of a sequence sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import AttentionMaskInterface
 
 from control_plane.engine.model.transformers_model.experts import INTERFACE
@@ -24,7 +22,7 @@ class TokenMask:
 
     function: MaskFunction
     _seen: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-    _windows: dict[bytes, int | None] = field(default_factory=dict)
+    _windows: dict[tuple[tuple[int, int], ...], int | None] = field(default_factory=dict)
 
     def seen(self, start: int, end: int) -> torch.Tensor:
         """[end - start, end]: whether the rows at these positions of a sequence see each of its tokens."""
@@ -33,24 +31,25 @@ class TokenMask:
             self._seen[start, end] = self.function(0, 0, rows, tokens).expand(end - start, end)
         return self._seen[start, end]
 
-    def window(self, positions: NDArray[np.int64]) -> int | None:
-        """The most tokens that each of these rows sees, its own among them, and none that is further back.
+    def window(self, spans: Sequence[tuple[int, int]]) -> int | None:
+        """The most tokens that a row sees, its own among them, and none that is further back.
 
-        None if the rows see other tokens than such a window has. The last token is each row's own.
+        `spans` are the first positions and the ends of rows of sequences. None if rows see other tokens than
+        such a window has.
         """
-        key = positions.tobytes()
+        key = tuple(spans)
         if key not in self._windows:
-            self._windows[key] = self._find_window(positions.tolist())
+            self._windows[key] = self._find_window(key)
         return self._windows[key]
 
-    def _find_window(self, positions: list[int]) -> int | None:
-        seen = [self.seen(position, position + 1)[0] for position in positions]
-        counts = [int(row.sum()) for row in seen]
-        window = max(counts, default=1)
-        for position, row, count in zip(positions, seen, counts, strict=True):
-            if count == 0 or count != min(position + 1, window) or not row[-count:].all():
-                return None
-        return window
+    def _find_window(self, spans: Sequence[tuple[int, int]]) -> int | None:
+        seen = [self.seen(*span) for span in spans]
+        window = max(int(rows.sum(dim=1).max()) for rows in seen)
+        windows = causal(window)
+        is_window = all(
+            torch.equal(rows, windows.seen(*span)) for rows, span in zip(seen, spans, strict=True)
+        )
+        return window if is_window else None
 
 
 def causal(window: int | None) -> TokenMask:

@@ -12,7 +12,9 @@ from control_plane.engine.kernels import DenseKernel
 from control_plane.engine.model.dense_model import ACTIVATIONS, MemorySize
 from control_plane.engine.model.ragged_batch import token_ids
 from control_plane.engine.model.transformers_model.model import TransformersModel
-from control_plane.engine.model.transformers_model.ragged.attention import RaggedBatch, attach_attention
+from control_plane.engine.model.transformers_model.ragged.attention import attach_attention
+from control_plane.engine.model.transformers_model.ragged.batch import RaggedBatch
+from control_plane.engine.model.transformers_model.ragged.latents import attach_latents
 from control_plane.engine.model.transformers_model.ragged.mixers import Mixers
 from control_plane.engine.model.transformers_model.ragged.state_cache import StateCache, keeps_states
 from control_plane.engine.model.transformers_model.ragged.state_search import StateSearch
@@ -43,6 +45,8 @@ class RaggedModel(TransformersModel):
         super().__init__(model, experts, TORCH_DTYPE[dtype], threads)
         self._kernel = kernel
         self._attention = attach_attention(model)
+        with torch.inference_mode():
+            attach_latents(model, TORCH_DTYPE[dtype])
         self._mixers = self._find()
         self._shape = KVCacheShape(self._attention.found(), ACTIVATIONS[dtype])
 
