@@ -24,7 +24,7 @@ ANSWER = 12
 
 @pytest.fixture(scope="module", params=["gemma4", "qwen3_next", "deepseek_v4", "jamba"])
 def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
-    """A ragged model, two in lockstep, and one whose prompts are computed as a whole."""
+    """Two ragged models, one of which keeps states, one in lockstep, and one that takes whole prompts."""
     return SplitModel.make(request.param, tmp_path_factory.mktemp(request.param))
 
 
