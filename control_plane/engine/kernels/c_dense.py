@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import Float32
 
-from .dense import AttentionInputs, DeltaInputs, DenseKernel, LinearLayer, Scores
+from .dense import AttentionInputs, DeltaRows, DenseKernel, LinearLayer, Scores
 
 try:
     from . import _dense
@@ -49,10 +49,17 @@ class CDenseKernel(DenseKernel):
         _dense.rms_norm(self.name, activation_dtype(x), rows, size, epsilon, x, weight, out)
         return out
 
-    def _delta_rule(self, states: Float32, inputs: DeltaInputs, threads: int) -> Float32:
-        rows, key_heads, key_size = inputs.query.shape
+    def _delta_rule(
+        self,
+        states: Float32,
+        rows: DeltaRows,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        threads: int,
+    ) -> Float32:
+        count, key_heads, key_size = rows.query.shape
         heads, value_size = states.shape[1], states.shape[3]
-        out = np.empty((rows, heads, value_size), np.float32)
-        sizes = (rows, heads, key_heads, key_size, value_size, inputs.decay.shape[2])
-        _dense.delta_rule(self.name, *sizes, threads, states, *inputs, out)
+        out = np.empty((count, heads, value_size), np.float32)
+        sizes = (count, heads, key_heads, key_size, value_size, rows.decay.shape[2])
+        _dense.delta_rule(self.name, *sizes, threads, states, *rows, sources, targets, out)
         return out

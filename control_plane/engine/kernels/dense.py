@@ -62,16 +62,19 @@ class AttentionInputs(NamedTuple):
     positions: NDArray[np.int64]
 
 
-class DeltaInputs(NamedTuple):
-    """The arrays of a call, checked and contiguous, in the order in which the C extension takes them."""
+class DeltaRows(NamedTuple):
+    """What rows bring to a step of the gated delta rule, in the order in which the C extension takes it."""
 
     query: Float32
+    """[T, key_heads, key_size]; heads / key_heads heads share each."""
     key: Float32
     value: Float32
+    """[T, heads, value_size]"""
     decay: Float32
+    """[T, heads, 1 or key_size]: g, the logarithm of what remains of the state, or of each of its rows (Kimi
+    delta attention, arXiv 2510.26692)."""
     beta: Float32
-    sources: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    """[T, heads]"""
 
 
 @dataclass(frozen=True)
@@ -174,11 +177,7 @@ class DenseKernel(ABC):
     def delta_rule(
         self,
         states: Float32,
-        query: Float32,
-        key: Float32,
-        value: Float32,
-        decay: Float32,
-        beta: Float32,
+        rows: DeltaRows,
         sources: NDArray[np.int64],
         targets: NDArray[np.int64],
         *,
@@ -189,12 +188,7 @@ class DenseKernel(ABC):
         A head's state maps keys to values. With keys and queries of length 1, queries divided by the root of
         their size besides, a step computes S' = e^g S + k (beta (v - k . e^g S)), and the output q . S'.
 
-        states:           float32 [places, heads, key_size, value_size]; places need not be side by side
-        query, key:       float32 [T, key_heads, key_size]; heads / key_heads heads share each
-        value:            float32 [T, heads, value_size]
-        decay:            float32 [T, heads, 1 or key_size]: g, the logarithm of what remains of the state,
-                          or of each of its rows (Kimi delta attention, arXiv 2510.26692)
-        beta:             float32 [T, heads]
+        states:           [places, heads, key_size, value_size]; places need not be side by side
         sources, targets: int64 [T], the places of each row's states before and after the step: no other row's
         threads:          the most threads, 1 to 64; the result does not depend on it
 
@@ -204,25 +198,18 @@ class DenseKernel(ABC):
         """
         if states.dtype != np.float32 or states.ndim != 4 or not states[:1].flags.c_contiguous:
             raise ValueError(f"not states: {states.dtype} {states.shape}")
-        rows, key_heads = query.shape[:2]
+        count, key_heads = rows.query.shape[:2]
         heads, key_size, value_size = states.shape[1:]
-        check_shape("query", query, (rows, key_heads, key_size))
-        check_shape("key", key, (rows, key_heads, key_size))
-        check_shape("value", value, (rows, heads, value_size))
-        check_shape("decay", decay, (rows, heads, decay.shape[-1]))
-        check_shape("beta", beta, (rows, heads))
-        check_shape("sources", sources, (rows,))
-        check_shape("targets", targets, (rows,))
-        inputs = DeltaInputs(
-            c_array("query", query, np.float32),
-            c_array("key", key, np.float32),
-            c_array("value", value, np.float32),
-            c_array("decay", decay, np.float32),
-            c_array("beta", beta, np.float32),
-            c_array("sources", sources, np.int64),
-            c_array("targets", targets, np.int64),
-        )
-        return self._delta_rule(states, inputs, threads)
+        check_shape("query", rows.query, (count, key_heads, key_size))
+        check_shape("key", rows.key, (count, key_heads, key_size))
+        check_shape("value", rows.value, (count, heads, value_size))
+        check_shape("decay", rows.decay, (count, heads, rows.decay.shape[-1]))
+        check_shape("beta", rows.beta, (count, heads))
+        checked = [c_array(name, array, np.float32) for name, array in rows._asdict().items()]
+        check_shape("sources", sources, (count,))
+        check_shape("targets", targets, (count,))
+        before, after = c_array("sources", sources, np.int64), c_array("targets", targets, np.int64)
+        return self._delta_rule(states, DeltaRows(*checked), before, after, threads)
 
     # The computing, for checked and contiguous arrays. `_attention` and `_delta_rule` check indices.
 
@@ -236,7 +223,14 @@ class DenseKernel(ABC):
     def _rms_norm(self, x: NDArray[Any], weight: NDArray[Any], epsilon: float) -> NDArray[Any]: ...
 
     @abstractmethod
-    def _delta_rule(self, states: Float32, inputs: DeltaInputs, threads: int) -> Float32: ...
+    def _delta_rule(
+        self,
+        states: Float32,
+        rows: DeltaRows,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        threads: int,
+    ) -> Float32: ...
 
 
 def _check_cache(keys: NDArray[Any], values: NDArray[Any]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from functions.kernels.bfloat16 import Float32, as_f32, bf16_to_f32, f32_to_bf16
 from functions.kernels.products import product
 
-from .dense import AttentionInputs, DeltaInputs, DenseKernel, LinearLayer, Scores
+from .dense import AttentionInputs, DeltaRows, DenseKernel, LinearLayer, Scores
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,15 @@ class NumpyDenseKernel(DenseKernel):
         # As in transformers, the normalised values are rounded before they are multiplied with the weight.
         return f32_to_bf16(bf16_to_f32(f32_to_bf16(normalised)) * bf16_to_f32(weight))
 
-    def _delta_rule(self, states: Float32, inputs: DeltaInputs, threads: int) -> Float32:
-        query, key, value, decay, beta, sources, targets = inputs
+    def _delta_rule(
+        self,
+        states: Float32,
+        rows: DeltaRows,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        threads: int,
+    ) -> Float32:
+        query, key, value, decay, beta = rows
         heads, key_size = states.shape[1:3]
         if heads % key.shape[1] or decay.shape[2] not in (1, key_size):
             raise ValueError("heads cannot share these keys, or have no such decay")

@@ -82,7 +82,7 @@ class KVCache(SequenceMemory):
         self.pages = KVPages(self.num_pages, self.shape.page_size, self.num_lanes, self.pages_per_sequence)
         self.max_length = min(self.max_length, self.pages.num_tokens)
         self._places, layers = places_of(self.shape)
-        length = self.shape.lane_length(self.max_length)
+        length = self.shape.lane_length(max(self.max_length, 1))
         self._arrays = {
             block: _LaneArray(self.num_lanes, number, block, length, self.shape.dtype)
             for block, number in layers.items()

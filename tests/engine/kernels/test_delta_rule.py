@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers.models.kimi_linear.modeling_kimi_linear import recurrent_kimi_delta_attention
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
-from control_plane.engine.kernels import available_dense_isas, load_dense_kernel
+from control_plane.engine.kernels import DeltaRows, available_dense_isas, load_dense_kernel
 
 ISAS = available_dense_isas()
 PLACES = 7
@@ -31,18 +31,18 @@ class Step:
         rows, state = len(SOURCES), heads * key_size * value_size
         memory = normal(PLACES, state + 16)
         self.states = memory[:, :state].reshape(PLACES, heads, key_size, value_size, copy=False)
-        self.rows: tuple[Any, ...] = (
+        self.rows = DeltaRows(
             normal(rows, key_heads, key_size) * np.float32(30),
             normal(rows, key_heads, key_size),
             normal(rows, heads, value_size),
             -np.abs(normal(rows, heads, key_size if by_key else 1)) * np.float32(3),
-            1 / (1 + np.exp(-normal(rows, heads))),
+            np.abs(normal(rows, heads)),
         )
 
     def run(self, isa: str, threads: int = 1) -> NDArray[np.float32]:
         """The outputs [3, heads, value_size]. The states change."""
         kernel = load_dense_kernel(isa)
-        return kernel.delta_rule(self.states, *self.rows, SOURCES, TARGETS, threads=threads)
+        return kernel.delta_rule(self.states, self.rows, SOURCES, TARGETS, threads=threads)
 
     def expected(self, rule: Callable[..., Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """transformers' outputs and states of the three rows."""
@@ -95,8 +95,8 @@ def test_threads_do_not_change_the_result(isa: str) -> None:
 def test_a_row_does_not_depend_on_the_others(isa: str) -> None:
     step, alone = Step(4, 2, 64, 64), Step(4, 2, 64, 64)
     out = step.run(isa)
-    rows: Any = tuple(each[1:2] for each in alone.rows)
-    own = load_dense_kernel(isa).delta_rule(alone.states, *rows, SOURCES[1:2], TARGETS[1:2])
+    rows = DeltaRows(*(each[1:2] for each in alone.rows))
+    own = load_dense_kernel(isa).delta_rule(alone.states, rows, SOURCES[1:2], TARGETS[1:2])
     # NumPy sums in another order where there are other rows.
     assert (own == out[1:2]).all() if isa != "numpy" else np.allclose(own, out[1:2], atol=1e-6)
 
@@ -112,5 +112,5 @@ def test_arguments_that_do_not_fit_are_refused(argument: int, value: int | None,
     else:
         arguments[argument][1] = value
     with pytest.raises(ValueError, match=r"must be|not a number below|no such decay"):
-        load_dense_kernel(isa).delta_rule(step.states, *arguments)
+        load_dense_kernel(isa).delta_rule(step.states, DeltaRows(*arguments[:5]), *arguments[5:])
     assert (step.states == before).all()

@@ -24,8 +24,8 @@ ANSWER = 12
 
 @pytest.fixture(scope="module", params=["gemma4", "deepseek_v3", "qwen3_next", "deepseek_v4", "jamba"])
 def split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SplitModel:
-    """Two ragged models, one of them with latents, two in lockstep, and one whose prompts are computed as a
-    whole."""
+    """Three ragged models, one with latents and one with states, one in lockstep, and one that takes whole
+    prompts."""
     return SplitModel.make(request.param, tmp_path_factory.mktemp(request.param))
 
 

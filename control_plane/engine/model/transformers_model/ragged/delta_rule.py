@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from control_plane.engine.kernels import DenseKernel
+from control_plane.engine.kernels import DeltaRows, DenseKernel
 from control_plane.engine.model.transformers_model.tensor_views import to_numpy, to_torch
 from control_plane.engine.state.lane_states import StateShape
 
@@ -60,7 +60,7 @@ class DeltaRule:
         decay = g if g.ndim == key.ndim else g[..., None]
         rows = (to_numpy(each[:, 0].float()) for each in (query, key, value, decay, beta))
         out = self.kernel.delta_rule(
-            states.places, *rows, states.sources, states.targets, threads=self.threads
+            states.places, DeltaRows(*rows), states.sources, states.targets, threads=self.threads
         )
         return to_torch(out)[:, None].to(query.dtype), initial_state
 
