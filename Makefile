@@ -80,8 +80,8 @@ bench-batch: setup  ## tokens/s of 1 to 32 sequences at once, over the API
 bench-budget: setup  ## whether a memory budget is held in ten minutes of mixed traffic
 	$(BIN)/python -m bench.micro.memory.budget $(ARGS)
 
-bench-families: setup  ## shapes of six families in 4 bits within 8 GB; ARGS="FOLDER --shapes NAME,NAME"
-	$(BIN)/python -m bench.memory_limit.families $(ARGS)
+bench-families: setup  ## shapes of six families in 4 bits within 8 GB; ARGS="FOLDER --shapes NAME,NAME --llama-cpp PROGRAM"
+	$(BIN)/python -m bench.peers.families $(ARGS)
 
 bench-fairness: setup  ## tenants who flood beside a modest one: service, times to first token, refusals
 	$(BIN)/python -m bench.micro.fairness.shares

@@ -56,13 +56,21 @@ class BatchedBench:
         if limit != NO_LIMIT:
             mapped = await self._run(limit, (SHORT_PROMPT,), (1,), self.dialect.mapped)
             return {decode_row(1, limit): mapped[SHORT_PROMPT, 1].decode}
-        alone = await self._run(limit, (SHORT_PROMPT, LONG_PROMPT), (1,), self.dialect.in_memory)
+        return await self.all_speeds(limit, SEQUENCES_WITHOUT_LIMIT)
+
+    async def all_speeds(self, limit: str, sequences: Sequence[int]) -> Speeds:
+        """Prefill of both prompts, and decoding for these numbers of sequences, 1 among them.
+
+        Weights are read into memory if there is no limit, else mapped. Raises `FaaSMoEError` like `speeds`.
+        """
+        options = self.dialect.in_memory if limit == NO_LIMIT else self.dialect.mapped
+        alone = await self._run(limit, (SHORT_PROMPT, LONG_PROMPT), (1,), options)
         # Sequences share their prompt, whose prefill is not used, to save time.
-        several = [sequences for sequences in SEQUENCES_WITHOUT_LIMIT if sequences > 1]
-        together = await self._run(limit, (SHORT_PROMPT,), several, (*self.dialect.in_memory, "-pps"))
+        several = [count for count in sequences if count > 1]
+        together = await self._run(limit, (SHORT_PROMPT,), several, (*options, "-pps"))
         return {
-            decode_row(1): alone[SHORT_PROMPT, 1].decode,
-            **{decode_row(sequences): together[SHORT_PROMPT, sequences].decode for sequences in several},
+            decode_row(1, limit): alone[SHORT_PROMPT, 1].decode,
+            **{decode_row(count, limit): together[SHORT_PROMPT, count].decode for count in several},
             **{prefill_row(prompt): alone[prompt, 1].prefill for prompt in (SHORT_PROMPT, LONG_PROMPT)},
         }
 

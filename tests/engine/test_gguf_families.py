@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from bench.support.gguf.conversion import MODEL_TYPES, converted
 from control_plane.architecture.trial import TOLERANCE, random_model
 from control_plane.partition.checkpoint.stored_tokenizer import ModelTokenizer
 from control_plane.partition.partitioner import partition
-from tests.support.models.gguf_conversion import MODEL_TYPES, converted
 from tests.support.models.gguf_files import Stored, plain, quantised, split, write_gguf
 from tests.support.models.gguf_models import gguf_config
 from tests.support.models.gguf_tokenizers import bpe_metadata

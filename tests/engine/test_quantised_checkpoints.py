@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from bench.support.gguf.conversion import converted, converted_tensor
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.partitioner import partition
 from functions.kernels.packed_expert import unpack_expert
 from tests.support.models.checkpoints import edit_config, save_checkpoint, tiny_model
 from tests.support.models.dense_part import dense_weights
-from tests.support.models.gguf_conversion import converted, converted_tensor
 from tests.support.models.gguf_files import Stored, plain, quantised, random_blocks, split, write_gguf
 from tests.support.models.quantised_checkpoints import fp8, gptq, named
 from tests.support.models.tiny_engine import greedy_answers, tokens_of

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.support.gguf.conversion import converted
 from control_plane.errors import HubError, PartitionError
 from control_plane.hub import headers
 from control_plane.hub.headers import fetch_headers
@@ -14,7 +15,6 @@ from control_plane.hub.repository import Repository
 from control_plane.partition.checkpoint.reader import Checkpoint
 from tests.support.hub_server import ID, Hub
 from tests.support.models.checkpoints import save_checkpoint, tiny_model
-from tests.support.models.gguf_conversion import converted
 from tests.support.models.gguf_files import plain, split, write_gguf
 from tests.support.models.quantised_checkpoints import named, pack_quantised, save
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.support.gguf.conversion import converted
 from control_plane.architecture.choice import architecture_of
 from control_plane.inspection.memory import Fit
 from control_plane.inspection.report import Machine, Report, Size, report
@@ -17,7 +18,6 @@ from control_plane.partition.model.architecture import Architecture
 from control_plane.partition.partitioner import partition
 from tests.support.command_line import error_line, faasmoe
 from tests.support.models.checkpoints import edit_config, save_checkpoint, tiny_model
-from tests.support.models.gguf_conversion import converted
 from tests.support.models.gguf_files import plain, quantised, write_gguf
 from tests.support.models.quantised_checkpoints import fp8, named, save
 from tests.support.models.sparse_checkpoint import save_qwen15_moe

@@ -9,8 +9,10 @@ from pathlib import Path
 import aiohttp
 
 from bench.support import processes
-from bench.support.gguf import Qwen2Moe, write
+from bench.support.gguf.model import GgufModel
+from bench.support.gguf.writer import write
 from control_plane.errors import FaaSMoEError
+from control_plane.partition.checkpoint.reader import Checkpoint
 
 SEQUENCES = 32
 """Sequences computed at once, the same as the control plane's default maximum."""
@@ -28,7 +30,7 @@ async def llama_cpp_server(
     Raises `FaaSMoEError` if the server ends before it serves, or takes too long, and `ConfigError` without
     the package gguf.
     """
-    await asyncio.to_thread(write, Qwen2Moe.of_checkpoint(checkpoint), gguf)
+    await asyncio.to_thread(write, GgufModel.of_checkpoint(Checkpoint.open(checkpoint)), gguf)
     # llama.cpp would report a port of its choice only in its log.
     port = processes.free_port()
     options = {

@@ -14,7 +14,7 @@ import pytest
 from bench.comparison.strategies.llama_cpp_server import llama_cpp_server
 from bench.support import requests
 from control_plane.errors import FaaSMoEError, UnsupportedModel
-from tests.support.models.checkpoints import save_checkpoint, tiny_model
+from tests.support.models.checkpoints import edit_config, save_checkpoint, tiny_model
 
 LOADS = """
 import http.server, json, sys
@@ -102,10 +102,11 @@ def test_a_crash_of_the_server_is_reported(checkpoint: Path) -> None:
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     folder = save_checkpoint(tiny_model("olmoe"), tmp_path / "model")
+    edit_config(folder, model_type="jamba")
 
     async def use() -> None:
         async with served(LOADS, folder):
             pass
 
-    with pytest.raises(UnsupportedModel, match="only 'qwen2_moe' is written, not 'olmoe'"):
+    with pytest.raises(UnsupportedModel, match="'jamba' is not written for"):
         asyncio.run(use())

@@ -1,5 +1,6 @@
-"""The GGUF file has the same weights as a checkpoint with the same seed and skew."""
+"""The GGUF file has the weights of its checkpoint, as llama.cpp's conversion would have them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,25 +8,26 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
 
-from bench.support.checkpoint import random_checkpoint
-from bench.support.gguf import Qwen2Moe, write
-from bench.support.gguf_tensors import BF16, F32, Q8_0, quantize
-from bench.support.random_weights import RandomWeights
-from control_plane.partition.checkpoint.reader import Checkpoint
-from functions.kernels.bfloat16 import f32_to_bf16
-from tests.support.models.checkpoints import save_checkpoint, tiny_config, tiny_model
+from bench.support.checkpoint import random_checkpoint, write_weights
+from bench.support.gguf.__main__ import main
+from bench.support.gguf.conversion import converted
+from bench.support.gguf.model import MODEL_TYPES, GgufModel
+from bench.support.gguf.tensors import BF16, F32, MXFP4, Q4_0, Q8_0, quantize
+from bench.support.gguf.writer import write
+from control_plane.errors import UnsupportedModel
+from control_plane.partition.checkpoint.reader import WEIGHTS_FILE, Checkpoint
+from functions.kernels.bfloat16 import Float32
+from tests.support.models.gguf_models import gguf_config
 
-SIZES = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 96,
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"intermediate_size": 64},
+    "qwen3_moe": {"moe_intermediate_size": 64, "head_dim": 16},
+    "glm4_moe": {"moe_intermediate_size": 64},
 }
-
-
-def dequantized(blocks: np.ndarray) -> np.ndarray:
-    return (blocks["values"].astype(np.float32) * blocks["scale"].astype(np.float32)[:, None]).ravel()
+"""Of models whose matrices become blocks."""
 
 
 def field(reader: gguf.GGUFReader, name: str) -> Any:
@@ -34,58 +36,91 @@ def field(reader: gguf.GGUFReader, name: str) -> Any:
     return found.contents()
 
 
-def test_quantized_values_are_within_half_a_step() -> None:
-    values = np.random.default_rng(0).standard_normal(64 * 32).astype(np.float32)
-    values[:32] = 0
-    blocks = quantize(values)
-    assert blocks.dtype.itemsize * len(blocks) == len(values) // 32 * 34
-    # float16 scales are off by up to 1 in 2048, of up to 127 steps.
-    step = np.repeat(blocks["scale"].astype(np.float32), 32)
-    assert (np.abs(dequantized(blocks) - values) <= (0.5 + 127 / 2048) * step + 1e-9).all()
-
-
-def test_every_tensor_of_the_checkpoint_is_there_once(tmp_path: Path) -> None:
-    config = tiny_config("qwen2_moe", dtype="bfloat16", **SIZES)
-    checkpoint = random_checkpoint(config, tmp_path, seed=5, router_skew=1.0)
-    model = Qwen2Moe(checkpoint.config, RandomWeights(tmp_path, 5, 1.0))
-    sources = [source for tensor in model.tensors() for source in tensor.sources]
-    assert {source.name: source.shape for source in sources} == {
-        name: tensor.shape for name, tensor in checkpoint.tensors.items()
+def values_of(file: Path) -> dict[str, tuple[str, Float32]]:
+    """The type and the values of a file's tensors."""
+    return {
+        tensor.name: (
+            tensor.tensor_type.name,
+            np.asarray(gguf.dequantize(np.array(tensor.data), tensor.tensor_type), np.float32),
+        )
+        for tensor in gguf.GGUFReader(file).tensors
     }
-    assert len(sources) == len(checkpoint.tensors)
-    for source in sources:
-        assert (source.read(0, source.size) == checkpoint.tensors[source.name].read(0, source.size)).all()
 
 
-@pytest.mark.parametrize("matrices", [BF16, Q8_0])
-def test_chunks_have_the_size_that_the_header_declares(tmp_path: Path, matrices: str) -> None:
-    config = tiny_config("qwen2_moe", dtype="bfloat16", **SIZES)
-    model = Qwen2Moe(random_checkpoint(config, tmp_path).config, RandomWeights(tmp_path), matrices)
-    for tensor in model.tensors():
+def reference(checkpoint: Checkpoint) -> tuple[str, dict[str, Any], dict[str, Float32]]:
+    """What is written for the model that transformers reads from a checkpoint."""
+    write_weights(checkpoint.tensors, checkpoint.folder / WEIGHTS_FILE)
+    factory: Any = AutoModelForCausalLM
+    return converted(factory.from_pretrained(checkpoint.folder, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("kind", [Q8_0, Q4_0, MXFP4])
+def test_blocks_are_those_of_llama_cpp(kind: str) -> None:
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    values[0] = 0
+    blocks = quantize(values.ravel(), kind)
+    kind_there = gguf.GGMLQuantizationType[kind]
+    assert blocks.nbytes == values.size // 32 * gguf.GGML_QUANT_SIZES[kind_there][1]
+    ours = gguf.dequantize(blocks.view(np.uint8).reshape(64, -1), kind_there)
+    theirs = gguf.dequantize(gguf.quantize(values, kind_there), kind_there)
+    assert np.abs(ours - values).mean() <= np.abs(theirs - values).mean() * 1.001
+    assert (ours == theirs).mean() > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_checkpoint_of_each_family(model_type: str, tmp_path: Path) -> None:
+    config = gguf_config(model_type, dtype="bfloat16")
+    checkpoint = random_checkpoint(config, tmp_path, seed=5, router_skew=1.0)
+    model = GgufModel.of_checkpoint(checkpoint)
+    write(model, tmp_path / "model.gguf")
+    architecture, metadata, wanted = reference(checkpoint)
+    assert (model.architecture, model.metadata) == (architecture, metadata)
+    found = values_of(tmp_path / "model.gguf")
+    assert found.keys() == wanted.keys()
+    for name, (kind, values) in found.items():
+        assert kind in (F32, BF16)
+        np.testing.assert_array_equal(values.ravel(), wanted[name].ravel(), err_msg=name)
+
+
+@pytest.mark.parametrize("matrices", [Q8_0, Q4_0])
+@pytest.mark.parametrize("model_type", SIZES)
+def test_matrices_become_blocks(model_type: str, matrices: str, tmp_path: Path) -> None:
+    config = gguf_config(model_type, dtype="bfloat16", **SIZES[model_type])
+    checkpoint = random_checkpoint(config, tmp_path)
+    model = GgufModel.of_checkpoint(checkpoint, matrices)
+    for tensor in model.tensors:
         assert sum(chunk.nbytes for chunk in tensor.chunks()) == tensor.nbytes, tensor.name
-        is_matrix = len(tensor.shape) > 1 and "ffn_gate_inp" not in tensor.name
-        assert tensor.kind == (matrices if is_matrix else F32), tensor.name
+    write(model, tmp_path / "model.gguf")
+    wanted = reference(checkpoint)[2]
+    experts = MXFP4 if model_type == "gpt_oss" else matrices
+    for name, (kind, values) in values_of(tmp_path / "model.gguf").items():
+        is_expert = name.endswith("_exps.weight")
+        if is_expert or "ffn_up_shexp.weight" in name:
+            assert kind == (experts if is_expert else matrices), name
+        step = {F32: 0.0, Q8_0: 1 / 100, Q4_0: 1 / 7, MXFP4: 1 / 3}[kind]
+        largest = np.abs(wanted[name]).max()
+        assert np.abs(values.ravel() - wanted[name].ravel()).max() <= step * largest, name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_checkpoint_is_written_in_bf16(tmp_path: Path, dtype: torch.dtype) -> None:
-    folder = save_checkpoint(tiny_model("qwen2_moe", dtype=dtype, **SIZES), tmp_path / "model")
-    checkpoint = Checkpoint.open(folder)
-    experts = checkpoint.config["num_experts"]
-
-    def bits(name: str) -> np.ndarray:
-        tensor = checkpoint.tensors[name]
-        values = tensor.read(0, tensor.size)
-        return values if values.dtype == np.uint16 else f32_to_bf16(values)
-
-    write(Qwen2Moe.of_checkpoint(folder), tmp_path / "model.gguf")
+def test_the_command_writes_the_weights_of_a_random_partition(tmp_path: Path) -> None:
+    config = gguf_config("qwen3_moe", dtype="bfloat16", **SIZES["qwen3_moe"])
+    checkpoint = random_checkpoint(config, tmp_path, seed=3, router_skew=1.0)
+    arguments = ["--config", tmp_path / "config.json", "--seed", 3, "--router-skew", 1]
+    arguments += ["--out", tmp_path / "model.gguf"]
+    result = CliRunner().invoke(main, [str(each) for each in arguments])
+    assert result.exit_code == 0, result.output
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    assert field(reader, "qwen2moe.expert_count") == experts
-    assert len(field(reader, "tokenizer.ggml.tokens")) == checkpoint.config["vocab_size"]
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    head = tensors["output.weight"]
-    assert head.tensor_type == gguf.GGMLQuantizationType.BF16
-    assert (head.data.view(np.uint16).ravel() == bits("lm_head.weight")).all()
-    up = tensors["blk.0.ffn_up_exps.weight"].data.view(np.uint16).reshape(experts, -1)
-    assert (up[-1] == bits(f"model.layers.0.mlp.experts.{experts - 1}.up_proj.weight")).all()
-    assert tensors["output_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+    assert field(reader, "qwen3moe.expert_count") == 4
+    assert (
+        len(field(reader, "tokenizer.ggml.tokens"))
+        == json.loads((tmp_path / "config.json").read_text())["vocab_size"]
+    )
+    _, router = values_of(tmp_path / "model.gguf")["blk.2.ffn_gate_inp.weight"]
+    assert (router == reference(checkpoint)[2]["blk.2.ffn_gate_inp.weight"]).all()
+
+
+def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, {"model_type": "jamba"}, {})
+    with pytest.raises(UnsupportedModel, match="'jamba' is not written for"):
+        GgufModel.of_checkpoint(checkpoint)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from bench.support.gguf.conversion import MODEL_TYPES, converted
 from control_plane.partition.checkpoint.gguf.model import ARCHITECTURES
 from control_plane.partition.checkpoint.reader import Checkpoint
-from tests.support.models.gguf_conversion import MODEL_TYPES, converted
 from tests.support.models.gguf_files import plain, write_gguf
 from tests.support.models.gguf_models import tiny_model
 

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from bench.support.gguf.conversion import converted
 from control_plane.errors import PartitionError
 from control_plane.partition.checkpoint.reader import Checkpoint
-from tests.support.models.gguf_conversion import converted
 from tests.support.models.gguf_files import plain, write_gguf
 from tests.support.models.gguf_models import tiny_model
 

@@ -8,6 +8,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.support.gguf.writer import add_metadata
+
 Kind: Any = gguf.GGMLQuantizationType
 Float32 = NDArray[np.float32]
 
@@ -59,27 +61,13 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, architecture)
     add_metadata(writer, architecture, metadata)
     for name, stored in tensors.items():
-        writer.add_tensor(name, stored.data, raw_dtype=None if stored.kind == Kind.F32 else stored.kind)
+        data = np.ascontiguousarray(stored.data)
+        writer.add_tensor(name, data, raw_dtype=None if stored.kind == Kind.F32 else stored.kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def add_metadata(writer: Any, architecture: str, metadata: Mapping[str, Any]) -> None:
-    for key, value in metadata.items():
-        key = key if key.startswith(("tokenizer.", "general.", "split.")) else f"{architecture}.{key}"
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
 
 
 def split(file: Path, folder: Path, count: int) -> list[Path]:

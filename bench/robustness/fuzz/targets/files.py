@@ -18,8 +18,8 @@ from bench.robustness.fuzz.support.json_mutation import mutated_json, mutated_me
 from bench.robustness.fuzz.support.mutation import mutated
 from bench.robustness.fuzz.support.target import Target
 from bench.support.checkpoint import random_checkpoint
-from bench.support.gguf import Qwen2Moe
-from bench.support.gguf import write as write_gguf
+from bench.support.gguf.model import GgufModel
+from bench.support.gguf.writer import write as write_gguf
 from control_plane.architecture.choice import architecture_of
 from control_plane.architecture.shrink import shrunk
 from control_plane.config import ServeConfig
@@ -157,7 +157,7 @@ def gguf(folder: Path) -> Iterator[Target]:
     """The header of a model in GGUF."""
     with _scratch() as scratch:
         file = scratch / "model.gguf"
-        write_gguf(Qwen2Moe.of_checkpoint(folder / model.CHECKPOINT), file)
+        write_gguf(GgufModel.of_checkpoint(Checkpoint.open(folder / model.CHECKPOINT)), file)
         architecture = inspect(Checkpoint.open(file))
         start = min(tensor.offset for tensor in read_header(file).tensors)
         header, weights = file.read_bytes()[:start], file.read_bytes()[start:]

@@ -1,10 +1,11 @@
 """Measures models of several families within 8 GB: `make bench-families`.
 
 Each shape is partitioned with random weights and a skewed router in 4 bits, served by real processes in a
-control group, and asked over HTTP.
+control group, and asked over HTTP. llama.cpp may follow, with the same weights under the same limit.
 """
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from bench.memory_limit.faasmoe import DecodeLoad, LimitedFaaSMoE
 from bench.memory_limit.results import Machine, Result
 from bench.memory_limit.scenarios import FAASMOE, SEQUENCES, Scenario
 from bench.memory_limit.step_weights import StepWeights
+from bench.peers.random_gguf import RandomGguf
 from bench.support.requests import FAILURES, reasons
 from bench.support.shapes import SHAPES
 from control_plane.cli.options import Listed
@@ -117,19 +119,33 @@ HEADER = [
     "--output-tokens", type=click.IntRange(4), default=32, show_default=True, help="Tokens of an answer."
 )
 @click.option("--keep", is_flag=True, help="Keep the partitions, which are up to 20 GB each.")
+@click.option(
+    "--llama-cpp",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="llama.cpp's program llama-batched-bench. Takes as much room again for its model.",
+)
 def main(
-    folder: Path, shapes: tuple[str, ...], limit: str, rounds: int, output_tokens: int, keep: bool
+    folder: Path,
+    shapes: tuple[str, ...],
+    limit: str,
+    rounds: int,
+    output_tokens: int,
+    keep: bool,
+    llama_cpp: Path | None,
 ) -> None:
     """Measure the time to make partitions of several shapes in FOLDER, and their speed within a limit."""
     unknown = sorted(set(shapes) - SHAPES.keys())
     if unknown:
         raise click.ClickException(f"shapes are {', '.join(SHAPES)}, not {', '.join(unknown)}")
     folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows, load = [], DecodeLoad(rounds, output_tokens)
     with sigterm_exits():
         for family in (Family(name, folder / name) for name in shapes):
             with removed(family, keep):
-                rows.append(measured(family, limit, DecodeLoad(rounds, output_tokens)))
+                rows.append(measured(family, limit, load))
+                if llama_cpp and family.partition.exists():
+                    peer = RandomGguf(family.name, family.partition, llama_cpp, os.cpu_count() or 1)
+                    rows.append(measured_in_llama_cpp(peer, limit, load))
     click.echo("\n" + "\n".join(_table(rows)))
 
 
@@ -143,6 +159,21 @@ def measured(family: Family, limit: str, load: DecodeLoad) -> Sequence[str]:
         family.problem = reasons(failed)
     cells = family.cells() if family.partition.exists() else [family.name, family.problem]
     click.echo("  " + ", ".join(cells[1:]))
+    return cells
+
+
+def measured_in_llama_cpp(peer: RandomGguf, limit: str, load: DecodeLoad) -> Sequence[str]:
+    """llama.cpp's row of a shape. If it fails, the row says why. Its model is removed."""
+    try:
+        peer.make()
+        asyncio.run(peer.measure(limit, load))
+        cells = peer.cells(limit, len(HEADER))
+    except* FAILURES as failed:
+        peer.problem = reasons(failed)
+        cells = peer.cells(limit, len(HEADER))
+    finally:
+        peer.file.unlink(missing_ok=True)
+    click.echo("  " + ", ".join(cells))
     return cells
 
 

@@ -6,7 +6,7 @@ from typing import Any
 Metadata = dict[str, Any]
 
 
-def common_metadata(config: Any) -> Metadata:
+def _common(config: Any) -> Metadata:
     rope = getattr(config, "rope_parameters", None) or {}
     return {
         "context_length": config.max_position_embeddings,
@@ -201,6 +201,7 @@ def _ernie(config: Any) -> Metadata:
         "interleave_moe_layer_step": config.moe_layer_interval,
         "leading_dense_block_count": config.moe_layer_start_index,
         "expert_shared_count": config.moe_num_shared_experts,
+        "expert_shared_feed_forward_length": config.moe_num_shared_experts * config.moe_intermediate_size,
     }
 
 
@@ -226,3 +227,9 @@ ARCHITECTURES: Mapping[str, tuple[str, Callable[[Any], Metadata]]] = {
     "lfm2_moe": ("lfm2moe", _lfm2),
     "ernie4_5_moe": ("ernie4_5-moe", _ernie),
 }
+
+
+def described(config: Any) -> tuple[str, Metadata]:
+    """The architecture and the metadata for a config of transformers."""
+    architecture, describe = ARCHITECTURES[config.model_type]
+    return architecture, {**_common(config), **describe(config)}

@@ -1,4 +1,4 @@
-"""Tiny models of transformers as llama.cpp's conversion script writes them: metadata, names and values.
+"""Models of transformers as llama.cpp's conversion script writes them: metadata, names and values.
 
 This is the inverse of what `control_plane.partition.checkpoint.gguf.architectures` does, written from what
 llama.cpp reads.
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from tests.support.models.gguf_files import Float32
-from tests.support.models.gguf_metadata import ARCHITECTURES, Metadata, common_metadata
+from bench.support.gguf.metadata import ARCHITECTURES, Metadata, described
+from functions.kernels.bfloat16 import Float32
 
 Tensors = dict[str, Float32]
 MODEL_TYPES = tuple(ARCHITECTURES)
@@ -95,25 +95,28 @@ for _module in ("linear_attn", "mamba", "mixer"):
 def converted(model: PreTrainedModel) -> tuple[str, Metadata, Tensors]:
     """The architecture, metadata and values that llama.cpp would have for a model."""
     config: Any = model.config
-    architecture, describe = ARCHITECTURES[config.model_type]
     state = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
     tensors: Tensors = {}
     for name, values in state.items():
-        tensors |= converted_tensor(name, values, config)
-    return architecture, {**common_metadata(config), **describe(config)}, tensors
+        if is_stored(name, config):
+            tensors |= converted_tensor(name, values, config)
+    return *described(config), tensors
+
+
+def is_stored(name: str, config: Any) -> bool:
+    """Whether llama.cpp has a tensor of its own for one of the model's."""
+    return not (config.tie_word_embeddings and name == "lm_head.weight")
 
 
 def converted_tensor(name: str, values: NDArray[Any], config: Any) -> dict[str, NDArray[Any]]:
     """One of a model's tensors by the names, and with the values, that llama.cpp would have.
 
-    Where only rows change their places, the values may also be the bytes of blocks.
+    Where only rows change their places, the values may also be the bytes of blocks. Where nothing changes,
+    they are the same object. Values may be those of some of the experts of a tensor with all of them.
     """
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
     prefix, rest = (f"blk.{layer[1]}.", layer[2]) if layer else ("", name)
-    made = _converted(rest, values, config)
-    return {prefix + each: np.ascontiguousarray(part) for each, part in made.items()}
+    return {prefix + each: part for each, part in _converted(rest, values, config).items()}
 
 
 def _converted(name: str, values: Float32, config: Any) -> Tensors:

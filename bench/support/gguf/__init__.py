@@ -1,0 +1,1 @@
+"""Models in llama.cpp's format, as its conversion would write them."""
