@@ -1,6 +1,7 @@
 """Attention over latents: what the cache keeps of a token, and the ways to compute with it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ FAMILIES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "sarvam_mla")
 BOUND = 1e-4
 """Of the difference of logits in float32, as in test_ways.py."""
 RANK, ROTATED = 512, 64
-LITE = {
+LITE: dict[str, Any] = {
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
     "kv_lora_rank": RANK,
@@ -69,18 +70,18 @@ def test_packed_weights(dense_dtype: str, tmp_path: Path) -> None:
     checkpoint = published(random_model(shrunk(family_config("deepseek_v3"))), tmp_path / "model")
     folder = tmp_path / "partition"
     manifest = partition(checkpoint, folder, dtype="f32", dense_dtype=dense_dtype)
-    attending = [module for module in modules_of(folder, manifest).modules() if latents_of(module)]
-    assert attending
-    for module in attending:
-        latents, projection = latents_of(module), module.kv_b_proj
+    modules: list[Any] = [module for module in modules_of(folder, manifest).modules() if latents_of(module)]
+    assert modules
+    for module in modules:
+        latents, projection, size = latents_of(module), module.kv_b_proj, module.qk_nope_head_dim
         assert latents is not None
         assert isinstance(projection, PackedLinear)
         stored = torch.randn(7, latents.rank + module.qk_rope_head_dim)
         keys, values = latents.expanded(stored, slice(None))
         expanded = projection(stored[:, : latents.rank]).view(7, len(keys), -1).transpose(0, 1)
-        found = torch.cat([keys[..., : module.qk_nope_head_dim], values], dim=2)
+        found = torch.cat([keys[..., :size], values], dim=2)
         # Quantised weights have quantised inputs where they are not copied.
         bound = 1e-5 if dense_dtype == "auto" else 2e-2
         assert (found - expanded).abs().max() <= bound * expanded.abs().max()
         rotated = stored[:, latents.rank :].expand(len(keys), -1, -1)
-        assert torch.equal(keys[..., module.qk_nope_head_dim :], rotated)
+        assert torch.equal(keys[..., size:], rotated)
