@@ -29,6 +29,8 @@ class LayerShape:
     head_dim: int
     epsilon: float
     """Of all norms."""
+    scaling: float | None = None
+    """The factor of products of queries and keys; None for head_dim ** -0.5."""
     window: int | None = None
     """The most tokens that a row sees, its own among them; None for all."""
     clip: float | None = None
@@ -117,7 +119,11 @@ class LayerProgram:
             isa,
             activation_dtype(w.input_norm),
             (shape.hidden_size, shape.heads, shape.kv_heads, shape.head_dim, shape.window or 1 << 24),
-            (shape.epsilon, shape.head_dim**-0.5, np.inf if shape.clip is None else shape.clip),
+            (
+                shape.epsilon,
+                shape.scaling or shape.head_dim**-0.5,
+                np.inf if shape.clip is None else shape.clip,
+            ),
             (
                 shape.norms_heads,
                 max(self._top_k, 1),
