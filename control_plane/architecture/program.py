@@ -7,7 +7,8 @@ has a place for has no programs.
 
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, get_args
+from itertools import product, starmap
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from msgspec import to_builtins
@@ -22,24 +23,30 @@ from control_plane.partition.model.program import LayerEntry, Program, RotationE
 from control_plane.validation import Invalid, convert
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-_NORMS: Mapping[frozenset[str], tuple[str, str]] = {
-    frozenset({"input_layernorm", "post_attention_layernorm"}): (
-        "input_layernorm",
-        "post_attention_layernorm",
-    ),
-}
-"""Those before attention and before the FFN, by the names of all norms of a layer."""
-_QUERY_NORMS, _KEY_NORMS = ("q_norm",), ("k_norm",)
-_NORMALISED = ("norm_topk_prob",)
+_NORM_PLACES = ("input_norm", "attention_norm", "ffn_norm", "ffn_output_norm")
+_NORMS: tuple[tuple[str | None, ...], ...] = (
+    ("input_layernorm", None, "post_attention_layernorm", None),
+    (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+    ("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"),
+)
+"""What families call the norms in these places of a layer."""
+_HEAD_NORMS = (("q_norm", "k_norm", False), ("query_layernorm", "key_layernorm", True))
+"""The norms of queries and keys, and whether they come after the rotation."""
+_GATES: Mapping[str, Literal["sigmoid", "softplus"]] = {"gate_proj": "sigmoid", "g_proj": "softplus"}
+"""The linear layers in attention whose values' function multiplies what it gives."""
+_ROUTER_SCALES = ("routed_scaling_factor", "router_scaling_factor", "route_scale")
 
 
 class Kind(NamedTuple):
     """What a model's modules do not say."""
 
     scores: Scores
+    rotates_all: bool
+    """Whether layers that see all tokens rotate queries and keys though others have a window."""
 
 
-KINDS = tuple(Kind(scores) for scores in get_args(Scores))
+KINDS = tuple(starmap(Kind, product(get_args(Scores), (True, False))))
 """The likeliest first."""
 
 
@@ -83,6 +90,9 @@ class _Description:
             scaling=_same(attention.scaling for attention in attentions),
             epsilon=_same(map(_epsilon, _norms(self._model))),
             clip=_known(self._config, "clip_qkv"),
+            residual_scale=_known(self._config, "residual_multiplier") or 1.0,
+            embedding_scale=self._embedding_scale(),
+            logits_scale=1 / (_known(self._config, "logits_scaling") or 1.0),
             context_length=context_length(positions, self._config.rope_parameters),
             norm=norm,
             rotations=tuple(self._rotations.entries),
@@ -99,10 +109,9 @@ class _Description:
         attention = f"{name}.self_attn"
         for part in _PROJECTIONS:
             self._take_linear(f"{attention}.{part}")
-        norms = frozenset(each for each, module in self._module(name).named_children() if _is_norm(module))
-        if norms not in _NORMS:
-            raise UnsupportedModel(f"a layer program has no norms {sorted(norms)}")
-        input_norm, ffn_norm = (self._take_norm(f"{name}.{norm}") for norm in _NORMS[norms])
+        gates = [each for each in _GATES if f"{attention}.{each}.weight" in self._left]
+        for gate in gates:
+            self._take_linear(f"{attention}.{gate}")
         block = self._experts[number].rpartition(".")[0] if number in self._experts else f"{name}.mlp"
         router = self._router(block) if number in self._experts else None
         ffn = self._ffn(name)
@@ -110,27 +119,73 @@ class _Description:
             attention=attention,
             heads=self._module(f"{attention}.q_proj").out_features // self._module(attention).head_dim,
             window=self._window(number),
-            rotation=self._rotations.number(self._module(attention)),
-            input_norm=input_norm,
-            ffn_norm=ffn_norm,
-            query_norm=self._optional_norm(attention, _QUERY_NORMS),
-            key_norm=self._optional_norm(attention, _KEY_NORMS),
+            rotation=self._rotation(number),
+            **self._norms(name),
+            **self._head_norms(attention),
+            gate=f"{attention}.{gates[0]}" if gates else None,
+            gate_function=_GATES[gates[0]] if gates else "sigmoid",
             router=router,
             ffn=ffn,
             ffn_gate=self._take_only(f"{block}.", (1, self._hidden_size)) if ffn and router else None,
         )
 
     def _router(self, block: str) -> RouterEntry:
-        weight = self._take_only(f"{block}.", (self._num_experts, self._hidden_size))
+        experts = self._num_experts
+        weight = self._take_only(f"{block}.", (experts, self._hidden_size), may_be_f32=True)
         if weight is None:
             raise UnsupportedModel(f"{block} has no router that is one matrix")
         module = weight.rpartition(".")[0]
-        owners = [self._module(name) for name in (block, module)]
+        if f"{module}.bias" in self._left:
+            self._take(f"{module}.bias", may_be_f32=True)
+        correction = self._take_only(f"{block}.", (experts,), may_be_f32=True)
+        correction = correction or self._take_only(f"{block}.", (1, experts), may_be_f32=True)
+        # Numbers are those of the block, of the linear layer in it, or of a module between them.
+        names = [block, *(name for name in (module.rpartition(".")[0], module) if len(name) > len(block))]
+        owners = [self._module(name) for name in names]
         return RouterEntry(
             module=module,
             scores=self._kind.scores,
-            normalised=_number(owners, _NORMALISED, True),
+            normalised=_number(owners, ("norm_topk_prob",), True),
+            scale=_number(owners, _ROUTER_SCALES, 1.0),
+            correction=correction,
+            groups=_number(owners, ("num_group", "n_group"), 1),
+            chosen_groups=_number(owners, ("topk_group",), 1),
         )
+
+    def _norms(self, layer: str) -> dict[str, Any]:
+        """The norms of a layer by their places."""
+        found = {each for each, module in self._module(layer).named_children() if _is_norm(module)}
+        for names in _NORMS:
+            if found == {*names} - {None}:
+                return {
+                    place: self._take_norm(f"{layer}.{name}")
+                    for place, name in zip(_NORM_PLACES, names, strict=True)
+                    if name is not None
+                }
+        raise UnsupportedModel(f"a layer program has no norms {sorted(found)}")
+
+    def _head_norms(self, attention: str) -> dict[str, Any]:
+        for query, key, rotated in _HEAD_NORMS:
+            if f"{attention}.{query}.weight" in self._left:
+                return {
+                    "query_norm": self._take_norm(f"{attention}.{query}"),
+                    "key_norm": self._take_norm(f"{attention}.{key}"),
+                    "norms_rotated": rotated,
+                }
+        return {}
+
+    def _rotation(self, number: int) -> int | None:
+        attention = self._module(f"{self._base}.layers.{number}.self_attn")
+        types = _known(self._config, "layer_types")
+        sees_all = self._window(number) is None and _known(self._config, "sliding_window")
+        if sees_all and not self._kind.rotates_all and not getattr(attention, "force_rope", False):
+            return None
+        return self._rotations.number(attention, types and types[number])
+
+    def _embedding_scale(self) -> float:
+        if _known(self._config, "mup_enabled"):
+            return float(self._hidden_size**0.5)
+        return float(_known(self._config, "embedding_multiplier") or 1.0)
 
     def _window(self, number: int) -> int | None:
         types = _known(self._config, "layer_types")
@@ -154,10 +209,6 @@ class _Description:
         self._take(weight)
         return weight
 
-    def _optional_norm(self, module: str, names: Iterable[str]) -> str | None:
-        found = [f"{module}.{name}" for name in names if f"{module}.{name}.weight" in self._left]
-        return self._take_norm(found[0]) if found else None
-
     def _ffn(self, layer: str) -> str | None:
         """The gated FFN of a layer that all rows go through."""
         found = [name for name in self._ffns if name.startswith(f"{layer}.")]
@@ -168,19 +219,19 @@ class _Description:
                 self._take(f"{name}.{part}.weight")
         return found[0] if found else None
 
-    def _take_only(self, prefix: str, shape: tuple[int, ...]) -> str | None:
+    def _take_only(self, prefix: str, shape: tuple[int, ...], may_be_f32: bool = False) -> str | None:
         """The only tensor of this shape whose name begins so, if there is one."""
         found = [
             name for name in self._left if name.startswith(prefix) and self._entries[name].shape == shape
         ]
         if len(found) != 1:
             return None
-        self._take(found[0])
+        self._take(found[0], may_be_f32)
         return found[0]
 
-    def _take(self, name: str) -> None:
+    def _take(self, name: str, may_be_f32: bool = False) -> None:
         """Raises UnsupportedModel if the model has no such tensor, or computes with it in float32."""
-        if name not in self._left or self._entries[name].keeps_f32:
+        if name not in self._left or (self._entries[name].keeps_f32 and not may_be_f32):
             raise UnsupportedModel(f"a layer program needs {name}, in the activations' dtype")
         self._left.remove(name)
 
@@ -196,43 +247,44 @@ class _Rotations:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.entries: list[RotationEntry] = []
-        self._module: Any = getattr(model.base_model, "rotary_emb", None)
-        self._config = model.config
-
-    def number(self, attention: Any) -> int:
-        """That of the embedding of a layer, among `entries`."""
-        if self._module is None:
+        module: Any = getattr(model.base_model, "rotary_emb", None)
+        if module is None:
             raise UnsupportedModel("a layer program needs a rotary embedding")
-        if not self.entries:
-            self.entries.append(self._entry(attention))
-        return 0
-
-    def _entry(self, attention: Any) -> RotationEntry:
         with torch.device("cpu"):
-            module = type(self._module)(config=self._config)
-        entry = RotationEntry(tuple(module.inv_freq.tolist()), float(module.attention_scaling))
-        size = 2 * len(entry.frequencies)
-        if size != attention.head_dim or not _rotates_halves(attention, size):
-            raise UnsupportedModel("a layer program has no such rotary embedding")
-        return entry
+            self._module: Any = type(module)(config=model.config)
+
+    def number(self, attention: Any, layer_type: str | None) -> int:
+        """That of the embedding of a layer, among `entries`. Some families have one for each type of layer."""
+        name = f"{layer_type}_" if hasattr(self._module, f"{layer_type}_inv_freq") else ""
+        frequencies = tuple(getattr(self._module, f"{name}inv_freq").tolist())
+        scale = float(getattr(self._module, f"{name}attention_scaling"))
+        entry = RotationEntry(frequencies, scale, _is_interleaved(attention, len(frequencies)))
+        if entry not in self.entries:
+            self.entries.append(entry)
+        return self.entries.index(entry)
 
 
-def _rotates_halves(attention: nn.Module, size: int) -> bool:
-    """Whether the function that rotates the heads of an attention's queries and keys, takes value i of a head
-    and value i + size / 2 as a vector."""
+def _is_interleaved(attention: Any, pairs: int) -> bool:
+    """Whether the function that rotates an attention's heads takes values 2i and 2i + 1 together, instead of
+    i and i + pairs. Raises UnsupportedModel if it does neither."""
     rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
     if rotate is None:
-        return False
+        raise UnsupportedModel("a layer program needs a rotary embedding of queries and keys")
     random = torch.Generator().manual_seed(0)
-    heads = torch.randn(1, 1, 1, size, generator=random)
-    angles = torch.randn(1, 1, size // 2, generator=random).tile(2)
-    first, second = heads.chunk(2, dim=-1)
-    expected = heads * angles.cos() + torch.cat([-second, first], dim=-1) * angles.sin()
-    try:
-        found, _ = rotate(heads, heads, angles.cos(), angles.sin())
-    except Exception:  # A function of another signature.
-        return False
-    return torch.allclose(found, expected)
+    heads = torch.randn(1, 1, 1, attention.head_dim, generator=random)
+    angles = torch.randn(1, 1, pairs, generator=random)
+    found, _ = rotate(heads, heads, angles.tile(2).cos(), angles.tile(2).sin())
+    part = heads[..., : 2 * pairs]
+    for interleaved in (False, True):
+        first, second = (part[..., ::2], part[..., 1::2]) if interleaved else part.chunk(2, dim=-1)
+        turned = (
+            first * angles.cos() - second * angles.sin(),
+            second * angles.cos() + first * angles.sin(),
+        )
+        whole = torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+        if torch.allclose(found, torch.cat([whole, heads[..., 2 * pairs :]], dim=-1), atol=1e-5):
+            return interleaved
+    raise UnsupportedModel("a layer program has no such rotary embedding")
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -38,6 +38,7 @@ from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.model.architecture import Architecture, Way
+from control_plane.partition.model.program import Program
 from control_plane.partition.partitioner import partition
 from functions.kernels.bfloat16 import as_f32
 
@@ -108,11 +109,15 @@ def _of_programs(
 ) -> tuple[Trial, Found]:
     """The first kind that is right, or the last of all."""
     found: Found = math.inf
+    tried: set[Program] = set()
     for kind in KINDS:
         try:
             program = program_of(empty_model(config), architecture, kind)
         except Exception as error:  # Modules that are no plain layers raise anything.
             return trial, error
+        if program in tried:
+            continue
+        tried.add(program)
         trial = changed(trial, kind=kind)
         found = _found(trial, model, folder, replace(manifest, program=program))
         if isinstance(found, float) and found <= TOLERANCE:

@@ -202,7 +202,7 @@ def _check_program(manifest: Manifest) -> None:
     if routed != manifest.moe_layers:
         raise Invalid("program.layers", "are not those of moe_layers that have routers")
     for number, layer in enumerate(program.layers):
-        if layer.rotation >= len(program.rotations):
+        if layer.rotation is not None and layer.rotation >= len(program.rotations):
             raise Invalid(f"program.layers[{number}].rotation", f"is {layer.rotation}, and there is none")
 
 

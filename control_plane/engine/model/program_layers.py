@@ -15,6 +15,7 @@ from control_plane.engine.kernels.layer_program import (
     SharedExpert,
 )
 from control_plane.engine.model.dense_file import DenseFile
+from control_plane.partition.manifest import Manifest
 from control_plane.partition.model.program import LayerEntry, Program, RouterEntry
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import as_f32
@@ -28,27 +29,33 @@ def has_programs(kernel: DenseKernel) -> bool:
     return isinstance(kernel, CDenseKernel)
 
 
-def layer_program(isa: str, file: DenseFile, program: Program, number: int, top_k: int) -> LayerProgram:
-    """The program of one layer. `top_k` is the number of experts of a row.
+def layer_program(
+    isa: str, file: DenseFile, manifest: Manifest, program: Program, number: int
+) -> LayerProgram:
+    """The program of one layer.
 
     Raises `PartitionError` for a tensor that is missing, ValueError for those that do not fit together.
     """
     layer = program.layers[number]
     query, key, value, output = (linear(file, f"{layer.attention}.{part}_proj") for part in "qkvo")
     weights = LayerWeights(
-        input_norm=vector(file, layer.input_norm),
-        post_attention_norm=vector(file, layer.ffn_norm),
         query=query,
         key=key,
         value=value,
         output=output,
+        input_norm=_optional(file, layer.input_norm),
+        attention_norm=_optional(file, layer.attention_norm),
+        ffn_norm=_optional(file, layer.ffn_norm),
+        ffn_output_norm=_optional(file, layer.ffn_output_norm),
         query_norm=_optional(file, layer.query_norm),
         key_norm=_optional(file, layer.key_norm),
-        router=None if layer.router is None else _router(file, layer.router, top_k),
+        gate=None if layer.gate is None else linear(file, layer.gate),
+        router=None if layer.router is None else _router(file, layer.router, manifest.num_experts_per_tok),
         shared=_shared(file, layer),
     )
+    rotation = None if layer.rotation is None else program.rotations[layer.rotation]
     shape = LayerShape(
-        hidden_size=weights.input_norm.size,
+        hidden_size=manifest.hidden_size,
         heads=layer.heads,
         kv_heads=program.kv_heads,
         head_dim=program.head_dim,
@@ -56,9 +63,14 @@ def layer_program(isa: str, file: DenseFile, program: Program, number: int, top_
         scaling=program.scaling,
         window=layer.window,
         clip=program.clip,
+        residual=program.residual_scale,
         norms_heads=weights.query_norm is not None and weights.query_norm.size == program.head_dim,
+        norms_rotated=layer.norms_rotated,
+        rotated=0 if rotation is None else 2 * len(rotation.frequencies),
+        interleaved=rotation is not None and rotation.interleaved,
+        gate_function=layer.gate_function,
     )
-    return LayerProgram(isa, shape, weights)
+    return LayerProgram(isa, shape, weights, manifest.dtype)
 
 
 def linear(file: DenseFile, module: str) -> LinearLayer:
@@ -89,7 +101,17 @@ def _optional(file: DenseFile, name: str | None) -> NDArray[Any] | None:
 
 
 def _router(file: DenseFile, router: RouterEntry, top_k: int) -> Router:
-    return Router(linear(file, router.module), top_k, router.normalised, sigmoid=router.scores == "sigmoid")
+    correction = _optional(file, router.correction)
+    return Router(
+        linear=linear(file, router.module),
+        top_k=top_k,
+        normalised=router.normalised,
+        scores=router.scores,
+        scale=router.scale,
+        correction=None if correction is None else as_f32(correction),
+        groups=router.groups,
+        chosen_groups=router.chosen_groups,
+    )
 
 
 def _shared(file: DenseFile, layer: LayerEntry) -> SharedExpert | None:

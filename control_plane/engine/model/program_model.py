@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.engine.experts.dispatcher import Dispatcher
@@ -22,6 +23,7 @@ from control_plane.errors import PartitionError
 from control_plane.partition.dense import HEAD
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.model.program import Program
+from functions.kernels.bfloat16 import as_f32, f32_to_bf16
 
 
 class ProgramModel:
@@ -41,12 +43,14 @@ class ProgramModel:
         self._path = partition
         self._threads = threads
         self._layers = [
-            layer_program(kernel.name, file, program, layer, manifest.num_experts_per_tok)
-            for layer in range(len(program.layers))
+            layer_program(kernel.name, file, manifest, program, layer) for layer in range(len(program.layers))
         ]
         self._norm = vector(file, program.norm)
         self._head = linear(file, HEAD)
-        self._rotations = [Rotation.of(entry, manifest.dtype) for entry in program.rotations]
+        self._rotations: dict[int | None, Rotation] = {
+            None: Rotation.none(manifest.dtype),
+            **{number: Rotation.of(entry, manifest.dtype) for number, entry in enumerate(program.rotations)},
+        }
         self._check_sizes(manifest)
         # What was read to be packed is not read again.
         file.release()
@@ -81,7 +85,7 @@ class ProgramModel:
 
     def router(self, layer: int) -> RouterWeights | None:
         entry = self._program.layers[layer]
-        if entry.router is None:
+        if entry.router is None or entry.ffn_norm is None:
             return None
         return RouterWeights(
             self._file.array(f"{entry.router.module}.weight"), self._file.array(entry.ffn_norm)
@@ -89,18 +93,18 @@ class ProgramModel:
 
     def hidden_states(self, batch: list[Chunk], memory: KVCache) -> NDArray[Any]:
         cached = cache_rows(spans_of(batch, memory.pages))
-        rotated = [
-            BatchRows(cached.lanes, cached.positions, *rotation.at(cached.positions))
-            for rotation in self._rotations
-        ]
-        hidden = self.embedding.rows(token_ids(batch))
+        rotated = {
+            number: BatchRows(cached.lanes, cached.positions, *rotation.at(cached.positions))
+            for number, rotation in self._rotations.items()
+        }
+        hidden = _scaled(self.embedding.rows(token_ids(batch)), self._program.embedding_scale)
         for number, entry in enumerate(self._program.layers):
             self._compute(number, hidden, rotated[entry.rotation], memory)
         return self._kernel.rms_norm(hidden, self._norm, self._program.epsilon)
 
     def logits(self, hidden_states: NDArray[Any]) -> NDArray[Any]:
         (logits,) = self._kernel.linear([self._head], hidden_states, threads=self._threads)
-        return logits
+        return _scaled(logits, self._program.logits_scale)
 
     def _check_sizes(self, manifest: Manifest) -> None:
         """Raise `PartitionError` unless all parts have the sizes of the manifest. Layers check their own."""
@@ -113,11 +117,11 @@ class ProgramModel:
             *(
                 (
                     f"the router of layer {layer}",
-                    router.weight.shape,
+                    self._file.array(f"{entry.router.module}.weight").shape,
                     (manifest.num_experts, hidden),
                 )
-                for layer in manifest.moe_layers
-                if (router := self.router(layer))
+                for layer, entry in enumerate(self._program.layers)
+                if entry.router is not None
             ),
         ]
         for name, found, wanted in sizes:
@@ -136,3 +140,11 @@ class ProgramModel:
         pending = self._dispatcher.begin(number, routed.hidden_states, routed.index, routed.weights)
         shared = program.shared(routed.hidden_states, self._threads)
         program.end(hidden, pending.wait(), shared)
+
+
+def _scaled(rows: NDArray[Any], factor: float) -> NDArray[Any]:
+    """Rows times a factor, in their own dtype."""
+    if factor == 1:
+        return rows
+    values = as_f32(rows) * np.float32(factor)
+    return f32_to_bf16(values) if rows.dtype == np.uint16 else values

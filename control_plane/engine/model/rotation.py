@@ -26,6 +26,11 @@ class Rotation:
         """A rotation of a program, in `dtype`."""
         return cls(np.array(entry.frequencies, np.float32), entry.scale, dtype)
 
+    @classmethod
+    def none(cls, dtype: str) -> "Rotation":
+        """That of a layer that knows no positions: it has no angles."""
+        return cls(np.empty(0, np.float32), 1.0, dtype)
+
     def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Cosines and sines [T, 2n] of positions [T]. Both halves of a row have the same angles."""
         angles = positions.astype(np.float32)[:, None] * self.frequencies

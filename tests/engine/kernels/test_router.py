@@ -36,14 +36,14 @@ def route(isa: str, weight: NDArray[Any], hidden: NDArray[Any], **choice: Any) -
     narrow = linear(np.zeros((HEAD_DIM, HIDDEN), np.uint16))
     weights = LayerWeights(
         input_norm=ones,
-        post_attention_norm=ones,
+        ffn_norm=ones,
         query=narrow,
         key=narrow,
         value=narrow,
         output=linear(np.zeros((HIDDEN, HEAD_DIM), np.uint16)),
         router=Router(linear(weight), **choice),
     )
-    program = LayerProgram(isa, LayerShape(HIDDEN, 1, 1, HEAD_DIM, epsilon=1e-6), weights)
+    program = LayerProgram(isa, LayerShape(HIDDEN, 1, 1, HEAD_DIM, epsilon=1e-6), weights, "bf16")
     cache = np.zeros((len(hidden), 1, 2, 1, 1, HEAD_DIM), np.uint16)
     angles = np.zeros((len(hidden), HEAD_DIM), np.uint16)
     rows = BatchRows(np.arange(len(hidden)), np.zeros(len(hidden), np.int64), angles, angles)

@@ -84,8 +84,9 @@ static int64_t kv_seen(int64_t position, int64_t window) {
 static void kv_store(const struct attention_arguments *a, float *rotated) {
     const struct kv_cache *c = &a->cache;
     const int64_t row_values = c->heads * c->head_dim;
+    const struct rotation whole = {c->head_dim, c->head_dim, 0};
     for (int64_t row = 0; row < a->rows; row++) {
-        a->isa->rotate(c->dtype, c->heads, c->head_dim, a->key, row * row_values, a->cosine, a->sine,
+        a->isa->rotate(c->dtype, &whole, c->heads, a->key, row * row_values, a->cosine, a->sine,
                        row * c->head_dim, rotated);
         kv_put(c, a->lanes[row], a->layer, a->positions[row], rotated,
                a->value + row * row_values * nbytes_of(c->dtype));
@@ -100,7 +101,8 @@ static void attention_item(void *member, int64_t item) {
     const int64_t shared = a->heads / c->heads, values = shared * c->head_dim;
     const int64_t tokens = kv_seen(a->positions[row], a->window), first = a->positions[row] + 1 - tokens;
     const int64_t start = (row * a->heads + head * shared) * c->head_dim;
-    a->isa->rotate(c->dtype, shared, c->head_dim, a->query, start, a->cosine, a->sine, row * c->head_dim,
+    const struct rotation whole = {c->head_dim, c->head_dim, 0};
+    a->isa->rotate(c->dtype, &whole, shared, a->query, start, a->cosine, a->sine, row * c->head_dim,
                    m->query);
     for (int64_t i = 0; i < values; i++) m->query[i] *= a->scaling;
     struct attend work = {
