@@ -9,7 +9,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from control_plane.architecture.describe import describe
 from control_plane.architecture.model import empty_model, language_config
-from control_plane.architecture.program import program_of
+from control_plane.architecture.programs.describe import program_of
 from control_plane.architecture.tensors import Shapes
 from control_plane.architecture.trial import TOLERANCE, Trial, differences
 from control_plane.errors import FaaSMoEError, PartitionError, UnsupportedModel

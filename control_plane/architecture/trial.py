@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from control_plane.architecture.describe import describe
 from control_plane.architecture.local_functions import LocalFunctions
 from control_plane.architecture.model import empty_model, model_class
-from control_plane.architecture.program import KINDS, Kind, program_of
+from control_plane.architecture.programs.describe import KINDS, Kind, program_of
 from control_plane.architecture.shrink import shrunk
 from control_plane.config import ServeConfig
 from control_plane.engine.assembly import build_runner
@@ -144,7 +144,8 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         noise = _SPREAD * torch.randn(tensor.shape, generator=generator)
-        if "experts" in name and tensor.ndim > 1:
+        # Zeros, as of some families' routers, would hide what is made of them.
+        if tensor.ndim > 1 and ("experts" in name or not tensor.any()):
             tensor.data = noise
         elif tensor.ndim == 1 and tensor.is_floating_point() and not _is_sensitive(name):
             tensor.data += noise
