@@ -36,8 +36,8 @@ def program(isa: str) -> LayerProgram:
     """A layer without experts, of random weights."""
     size, norm = HEADS * HEAD_DIM, normal(HIDDEN)
     query, key, value = (linear(size, HIDDEN) for _ in range(3))
-    weights = LayerWeights(norm, norm, query, key, value, linear(HIDDEN, size))
-    return LayerProgram(isa, LayerShape(HIDDEN, HEADS, HEADS, HEAD_DIM, epsilon=1e-6), weights)
+    weights = LayerWeights(query, key, value, linear(HIDDEN, size), norm, ffn_norm=norm)
+    return LayerProgram(isa, LayerShape(HIDDEN, HEADS, HEADS, HEAD_DIM, epsilon=1e-6), weights, "bf16")
 
 
 def ours(isa: str, positions: NDArray[np.int64]) -> Callable[[], object]:

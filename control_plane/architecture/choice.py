@@ -8,7 +8,8 @@ from transformers import PretrainedConfig
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from control_plane.architecture.describe import describe
-from control_plane.architecture.model import language_config
+from control_plane.architecture.model import empty_model, language_config
+from control_plane.architecture.programs.describe import program_of
 from control_plane.architecture.tensors import Shapes
 from control_plane.architecture.trial import TOLERANCE, Trial, differences
 from control_plane.errors import FaaSMoEError, PartitionError, UnsupportedModel
@@ -30,19 +31,22 @@ def architecture_of(document: Mapping[str, Any], shapes: Shapes) -> Architecture
         config = language_config(document)
         # What is wrong with the checkpoint itself shall be said first.
         described = describe(config, shapes)
-        found = _first_right(config)
-        return replace(described, way=found.way, chunks_prompts=found.chunks_prompts)
+        return _first_right(config, described)
     except FaaSMoEError:
         raise
     except Exception as error:  # A config that its family's code does not expect raises anything.
         raise PartitionError(f"config.json makes no model: {_in_words(error)}") from error
 
 
-def _first_right(config: PretrainedConfig) -> Trial:
+def _first_right(config: PretrainedConfig, described: Architecture) -> Architecture:
     problems = []
     for trial, found in differences(config, TRIALS):
-        if isinstance(found, float) and found <= TOLERANCE:
-            return trial
+        try:
+            if isinstance(found, float) and found <= TOLERANCE:
+                program = trial.kind and program_of(empty_model(config), described, trial.kind)
+                return replace(described, way=trial.way, chunks_prompts=trial.chunks_prompts, program=program)
+        except UnsupportedModel as error:  # Only of the small model, programs are right.
+            found = error
         problems.append(f"{trial}: {_in_words(found)}")
     raise UnsupportedModel(
         f"a small {config.model_type} model gave other logits than transformers: {'; '.join(problems)}"

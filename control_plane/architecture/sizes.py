@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from control_plane.errors import PartitionError
-from control_plane.partition.model.architecture import MAX_LAYERS, MAX_WIDTH
+from control_plane.partition.model.limits import MAX_LAYERS, MAX_WIDTH
 from functions.contract.manifest import MAX_EXPERTS
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

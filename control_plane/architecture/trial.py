@@ -9,7 +9,8 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from control_plane.architecture.describe import describe
 from control_plane.architecture.local_functions import LocalFunctions
 from control_plane.architecture.model import empty_model, model_class
+from control_plane.architecture.programs.describe import KINDS, Kind, program_of
 from control_plane.architecture.shrink import shrunk
 from control_plane.config import ServeConfig
 from control_plane.engine.assembly import build_runner
@@ -35,7 +37,8 @@ from control_plane.faas.invocation import ResidentLimits
 from control_plane.partition.checkpoint.reader import Checkpoint
 from control_plane.partition.checkpoint.tensors.tensor import Tensor
 from control_plane.partition.manifest import Manifest
-from control_plane.partition.model.architecture import Way
+from control_plane.partition.model.architecture import Architecture, Way
+from control_plane.partition.model.program import Program
 from control_plane.partition.partitioner import partition
 from functions.kernels.bfloat16 import as_f32
 
@@ -46,6 +49,9 @@ PROMPTS = (21, 1, 9)
 CHUNK, NEW_TOKENS = 13, 5
 _MAX_PARAMETERS = 50_000_000
 _SPREAD = 0.2
+
+Found = float | Exception
+"""The largest difference of logits, or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,17 @@ class Trial:
 
     way: Way
     chunks_prompts: bool = True
+    kind: Kind | None = field(default=None, compare=False)
+    """Of the program that was right."""
 
     def __str__(self) -> str:
         return self.way if self.chunks_prompts else f"{self.way}, whole prompts"
 
 
-def differences(
-    config: PretrainedConfig, trials: Sequence[Trial]
-) -> Iterator[tuple[Trial, float | Exception]]:
+def differences(config: PretrainedConfig, trials: Sequence[Trial]) -> Iterator[tuple[Trial, Found]]:
     """For each trial, the largest difference of a small model's logits, or why it does not compute them.
+
+    Of programs, all kinds are tried until one is right.
 
     Raises what the family's own code raises for the small config.
     """
@@ -82,14 +90,48 @@ def differences(
         checkpoint = published(model, Path(folder) / "model")
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
         target = Path(folder) / "partition"
-        manifest = partition(checkpoint, target, dtype="f32", architecture=describe(small, shapes))
+        architecture = describe(small, shapes)
+        manifest = partition(checkpoint, target, dtype="f32", architecture=architecture)
         for trial in trials:
-            try:
-                tried = replace(manifest, way=trial.way, chunks_prompts=trial.chunks_prompts)
-                tried.save(target)
-                yield trial, _difference(model, target, tried)
-            except Exception as error:  # A family that this way does not suit raises anything.
-                yield trial, error
+            if trial.way == "program":
+                yield _of_programs(trial, small, architecture, model, target, manifest)
+            else:
+                yield trial, _found(trial, model, target, manifest)
+
+
+def _of_programs(
+    trial: Trial,
+    config: PretrainedConfig,
+    architecture: Architecture,
+    model: PreTrainedModel,
+    folder: Path,
+    manifest: Manifest,
+) -> tuple[Trial, Found]:
+    """The first kind that is right, or the last of all."""
+    found: Found = math.inf
+    tried: set[Program] = set()
+    for kind in KINDS:
+        try:
+            program = program_of(empty_model(config), architecture, kind)
+        except Exception as error:  # Modules that are no plain layers raise anything.
+            return trial, error
+        if program in tried:
+            continue
+        tried.add(program)
+        trial = changed(trial, kind=kind)
+        found = _found(trial, model, folder, replace(manifest, program=program))
+        if isinstance(found, float) and found <= TOLERANCE:
+            break
+    return trial, found
+
+
+def _found(trial: Trial, model: PreTrainedModel, folder: Path, manifest: Manifest) -> Found:
+    try:
+        tried = replace(manifest, way=trial.way, chunks_prompts=trial.chunks_prompts)
+        tried.save(folder)
+        return _difference(model, folder, tried)
+    except Exception as error:  # A family that this way does not suit raises anything.
+        return error
 
 
 def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
@@ -102,7 +144,8 @@ def random_model(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         noise = _SPREAD * torch.randn(tensor.shape, generator=generator)
-        if "experts" in name and tensor.ndim > 1:
+        # Zeros, as of some families' routers, would hide what is made of them.
+        if tensor.ndim > 1 and ("experts" in name or not tensor.any()):
             tensor.data = noise
         elif tensor.ndim == 1 and tensor.is_floating_point() and not _is_sensitive(name):
             tensor.data += noise

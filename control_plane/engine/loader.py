@@ -4,11 +4,10 @@ from pathlib import Path
 
 from control_plane.engine.kernels import DenseKernel, load_dense_kernel
 from control_plane.engine.model.dense_model import DenseModel
-from control_plane.engine.model.program_layers import check_family, has_programs
+from control_plane.engine.model.program_layers import has_programs
 from control_plane.engine.model.program_model import ProgramModel
 from control_plane.partition.checkpoint.untrusted import loading
 from control_plane.partition.manifest import Manifest
-from control_plane.partition.model.dense_config import DenseConfig
 
 
 def load_model(
@@ -21,7 +20,8 @@ def load_model(
     """
     kernel = kernel or load_dense_kernel()
     manifest.verify_dense(partition)
-    if manifest.way != "program" or not has_programs(kernel):
+    program = manifest.program if manifest.way == "program" else None
+    if program is None or not has_programs(kernel):
         # They bring torch and transformers: two seconds, and 250 MB.
         from control_plane.engine.transformers_loader import load_transformers
 
@@ -29,6 +29,5 @@ def load_model(
         return load_transformers(
             partition, dense, manifest.dtype, layers, threads, kernel, manifest.way, manifest.chunks_prompts
         )
-    check_family(manifest.model_type)
     with loading(f"the model in {partition}"):
-        return ProgramModel(partition, manifest, DenseConfig.load(partition), kernel, threads)
+        return ProgramModel(partition, manifest, program, kernel, threads)

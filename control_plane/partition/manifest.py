@@ -18,6 +18,7 @@ from msgspec.structs import asdict
 from control_plane.errors import PartitionError
 from control_plane.files import read_json_object
 from control_plane.partition.model.architecture import ActivationEntry, Way
+from control_plane.partition.model.program import Program
 from control_plane.partition.partition_files import (
     Block,
     ExpertCount,
@@ -75,6 +76,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     way: Way
     chunks_prompts: bool
     """Whether a prompt can be computed in parts, by that way."""
+    program: Program | None
+    """What the dense part computes, for the way "program"."""
     expert_nbytes: PagesNbytes
     dense: PartitionFile
     files: Mapping[str, str]
@@ -176,6 +179,7 @@ def _check(manifest: Manifest) -> None:
         raise Invalid("moe_layers", "are not ascending layer numbers")
     if len(manifest.experts) != len(manifest.moe_layers):
         raise Invalid("experts", f"are {len(manifest.experts)} modules for {len(manifest.moe_layers)} layers")
+    _check_program(manifest)
     manifest.dense.check("dense")
     for name, sha256 in manifest.files.items():
         PartitionFile(name, 0, sha256).check(f"files.{name}")
@@ -186,6 +190,20 @@ def _check(manifest: Manifest) -> None:
         if block.nbytes != nbytes:
             raise Invalid(f"{where}.nbytes", f"is {block.nbytes}, its experts need {nbytes}")
     _check_coverage(manifest)
+
+
+def _check_program(manifest: Manifest) -> None:
+    program = manifest.program
+    if program is None:
+        if manifest.way == "program":
+            raise Invalid("program", "is missing, though it is the way")
+        return
+    routed = tuple(number for number, layer in enumerate(program.layers) if layer.router is not None)
+    if routed != manifest.moe_layers:
+        raise Invalid("program.layers", "are not those of moe_layers that have routers")
+    for number, layer in enumerate(program.layers):
+        if layer.rotation is not None and layer.rotation >= len(program.rotations):
+            raise Invalid(f"program.layers[{number}].rotation", f"is {layer.rotation}, and there is none")
 
 
 def _check_expert_nbytes(manifest: Manifest) -> None:

@@ -209,6 +209,7 @@ def _manifest(plan: Plan, dense: PartitionFile, blocks: tuple[Block, ...], files
         experts=tuple(layer.module for layer in architecture.layers),
         way=architecture.way,
         chunks_prompts=architecture.chunks_prompts,
+        program=architecture.program,
         expert_nbytes=plan.expert_nbytes,
         dense=dense,
         files=files,

@@ -12,7 +12,7 @@ from functions.kernels.activation import Activation
 from functions.kernels.packed_types import fits_activations
 
 MANIFEST_FILE = "manifest.json"
-FORMAT = 5
+FORMAT = 6
 """The version of the partition format."""
 PAGE_NBYTES = 4096
 """Experts in a block file start at multiples of this, so that direct reads can fetch each of them alone."""

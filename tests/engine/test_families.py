@@ -82,7 +82,8 @@ def test_scaled_rotary_embeddings_without_a_head_size(tmp_path: Path) -> None:
     manifest = partition(folder, tmp_path / "partition")
     model = load_model(tmp_path / "partition", manifest, threads=1)
     assert isinstance(model, ProgramModel)
-    assert model.config.head_dim == 12
+    assert manifest.program is not None
+    assert manifest.program.head_dim == 12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

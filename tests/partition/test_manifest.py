@@ -151,7 +151,7 @@ def put(*path: Any, value: Any) -> Callable[[Any], None]:
 
 
 DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
-    (put("format", value=3), "format '3' is not 5: split the checkpoint again with `faasmoe partition`"),
+    (put("format", value=3), "format '3' is not 6: split the checkpoint again with `faasmoe partition`"),
     (put("format", value="4"), "format '4' is not 5"),
     (lambda document: document.pop("format"), "format 'None' is not 5"),
     (lambda document: document.pop("blocks"), "blocks: is missing"),

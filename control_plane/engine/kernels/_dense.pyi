@@ -70,9 +70,10 @@ def delta_rule(
 def layer_program(
     isa: str,
     dtype: str,
-    sizes: tuple[int, int, int, int, int],
-    factors: tuple[float, float, float],
-    choice: tuple[bool, int, bool, bool],
+    sizes: tuple[int, int, int, int, int, int],
+    factors: tuple[float, float, float, float],
+    heads: tuple[bool, bool, bool, str],
+    router: tuple[object, ...],
     norms: tuple[NDArray[Any] | None, ...],
     matrices: tuple[tuple[object, ...] | None, ...],
     ffn: tuple[object, ...] | None,

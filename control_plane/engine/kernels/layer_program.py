@@ -1,7 +1,7 @@
 """The dense half of a layer as one call of the C extension, over a ragged batch."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,11 @@ except ImportError:
     _dense = None  # type: ignore[assignment]
 
 
+Scores = Literal["softmax", "sigmoid", "sigmoid_of_chosen"]
+"""How an expert's score, which is its weight, is made of its value in the router's linear layer: by softmax
+over all experts, or by sigmoid. The choice is by scores; of "sigmoid_of_chosen", it is by values."""
+
+
 @dataclass(frozen=True)
 class LayerShape:
     """The numbers of a layer with grouped-query attention."""
@@ -29,12 +34,24 @@ class LayerShape:
     head_dim: int
     epsilon: float
     """Of all norms."""
+    scaling: float | None = None
+    """The factor of products of queries and keys; None for head_dim ** -0.5."""
     window: int | None = None
     """The most tokens that a row sees, its own among them; None for all."""
     clip: float | None = None
     """The largest absolute value of queries, keys and values; None for any."""
+    residual: float = 1.0
+    """The factor of what attention and the experts add to their inputs."""
     norms_heads: bool = True
     """Whether the norms of queries and keys are those of each head, instead of all heads together."""
+    norms_rotated: bool = False
+    """Whether these norms come after the rotary embedding, instead of before."""
+    rotated: int | None = None
+    """The first values of a head that are rotated; None for all."""
+    interleaved: bool = False
+    """Whether values 2i and 2i + 1 are rotated together, instead of i and i + rotated / 2."""
+    gate_function: Literal["sigmoid", "softplus"] = "sigmoid"
+    """What is made of `LayerWeights.gate`'s values."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +59,19 @@ class Router:
     """The linear layer that scores a layer's experts for a row, and how some of them are chosen."""
 
     linear: LinearLayer
+    """In float32 or in the activations' dtype, to which values and weights are then rounded."""
     top_k: int
     normalised: bool
-    """Whether the weights of the chosen experts add up to 1."""
-    sigmoid: bool = False
-    """Whether an expert's score is a sigmoid of its own, instead of a softmax over all experts."""
+    """Whether the weights of the chosen experts add up to `scale`."""
+    scores: Scores = "softmax"
+    scale: float = 1.0
+    """The factor of all weights."""
+    correction: Float32 | None = None
+    """[experts], added to the scores for the choice alone."""
+    groups: int = 1
+    """Groups of experts that follow each other. A group's score is the sum of its two best."""
+    chosen_groups: int = 1
+    """The best groups, which alone have experts that can be chosen."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +88,23 @@ class SharedExpert:
 class LayerWeights:
     """The weights of a layer. Those that are not packed have the dtype of the activations."""
 
-    input_norm: NDArray[Any]
-    post_attention_norm: NDArray[Any]
     query: LinearLayer
     key: LinearLayer
     value: LinearLayer
     output: LinearLayer
+    input_norm: NDArray[Any] | None = None
+    """Before attention."""
+    attention_norm: NDArray[Any] | None = None
+    """Of what attention adds to its input."""
+    ffn_norm: NDArray[Any] | None = None
+    """Before the router, the experts and the shared expert."""
+    ffn_output_norm: NDArray[Any] | None = None
+    """Of what the experts add."""
     query_norm: NDArray[Any] | None = None
     key_norm: NDArray[Any] | None = None
+    gate: LinearLayer | None = None
+    """Of the same input as queries. A function of its values, one for each head or for each of its values,
+    multiplies what attention gives."""
     router: Router | None = None
     shared: SharedExpert | None = None
 
@@ -83,7 +117,7 @@ class BatchRows(NamedTuple):
     positions: NDArray[np.int64]
     """[T], in the row's sequence. The rows before it have to be in the cache, or in this batch."""
     cosine: NDArray[Any]
-    """[T, head_dim], of the angles of its position."""
+    """[T, `LayerShape.rotated`], of the angles of its position."""
     sine: NDArray[Any]
 
 
@@ -106,26 +140,41 @@ class LayerProgram:
     other rows nor on the number of threads.
     """
 
-    def __init__(self, isa: str, shape: LayerShape, weights: LayerWeights) -> None:
-        """Raises ValueError for an instruction set that is not here, or weights that do not fit together."""
+    def __init__(self, isa: str, shape: LayerShape, weights: LayerWeights, dtype: str) -> None:
+        """`dtype` is that of the activations: "f32" or "bf16".
+
+        Raises ValueError for an instruction set that is not here, or weights that do not fit together."""
         w, router = weights, weights.router
         self._shape = shape
-        self._dtype = w.input_norm.dtype
+        self._dtype = np.dtype(np.uint16 if dtype == "bf16" else np.float32)
         self._top_k = 0 if router is None else router.top_k
         self._has_shared = w.shared is not None
         self._program = _dense.layer_program(
             isa,
-            activation_dtype(w.input_norm),
-            (shape.hidden_size, shape.heads, shape.kv_heads, shape.head_dim, shape.window or 1 << 24),
-            (shape.epsilon, shape.head_dim**-0.5, np.inf if shape.clip is None else shape.clip),
+            dtype,
             (
-                shape.norms_heads,
-                max(self._top_k, 1),
-                bool(router and router.sigmoid),
-                bool(router and router.normalised),
+                shape.hidden_size,
+                shape.heads,
+                shape.kv_heads,
+                shape.head_dim,
+                shape.window or 1 << 24,
+                shape.head_dim if shape.rotated is None else shape.rotated,
             ),
-            (w.input_norm, w.post_attention_norm, w.query_norm, w.key_norm),
-            tuple(map(_matrix, (w.query, w.key, w.value, w.output, router.linear if router else None))),
+            (
+                shape.epsilon,
+                shape.scaling or shape.head_dim**-0.5,
+                np.inf if shape.clip is None else shape.clip,
+                shape.residual,
+            ),
+            (shape.norms_heads, shape.norms_rotated, shape.interleaved, shape.gate_function),
+            _router(router),
+            (w.input_norm, w.attention_norm, w.ffn_norm, w.ffn_output_norm, w.query_norm, w.key_norm),
+            tuple(
+                map(
+                    _matrix,
+                    (w.query, w.key, w.value, w.gate, w.output, router.linear if router else None),
+                )
+            ),
             None if w.shared is None else _shared(w.shared),
         )
 
@@ -185,6 +234,20 @@ class LayerProgram:
         check_shape("rows", rows, (len(rows), self._shape.hidden_size))
         if rows.dtype != self._dtype:
             raise ValueError(f"rows must be {self._dtype}, not {rows.dtype}")
+
+
+def _router(router: Router | None) -> tuple[object, ...]:
+    if router is None:
+        return 1, 1, 1, "softmax", False, 1.0, None
+    return (
+        router.top_k,
+        router.groups,
+        router.chosen_groups,
+        router.scores,
+        router.normalised,
+        router.scale,
+        router.correction,
+    )
 
 
 def _matrix(layer: LinearLayer | None) -> tuple[object, ...] | None:

@@ -1,8 +1,4 @@
-"""Makes layer programs of a partition's dense file: which tensors a layer has, and what they mean.
-
-To give a family programs, add it to the tables here. Its layers have to be grouped-query attention and a
-softmax or sigmoid router; `csrc/layer.h` says where others fit in.
-"""
+"""Makes layer programs of a partition's dense file, as its manifest describes them."""
 
 from typing import Any
 
@@ -19,18 +15,13 @@ from control_plane.engine.kernels.layer_program import (
     SharedExpert,
 )
 from control_plane.engine.model.dense_file import DenseFile
-from control_plane.errors import UnsupportedModel
-from control_plane.partition.model.dense_config import DenseConfig
+from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.program import LayerEntry, Program, RouterEntry
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import as_f32
 from functions.kernels.packed_expert import ExpertShape
 from functions.kernels.packed_matrix import LinearShape, pack_matrix
 from functions.kernels.packed_tiles import Bytes
-
-_FAMILIES = frozenset({"qwen2_moe", "qwen3_moe", "mixtral", "olmoe"})
-"""The model types whose layers can be programs."""
-_NORMS_QUERIES = frozenset({"qwen3_moe", "olmoe"})
-"""Those that have norms of queries and keys."""
 
 
 def has_programs(kernel: DenseKernel) -> bool:
@@ -38,48 +29,53 @@ def has_programs(kernel: DenseKernel) -> bool:
     return isinstance(kernel, CDenseKernel)
 
 
-def check_family(model_type: str) -> None:
-    """Raise `UnsupportedModel` for a family whose layers cannot be layer programs."""
-    if model_type not in _FAMILIES:
-        raise UnsupportedModel(f"there are no layer programs for {model_type}")
-
-
 def layer_program(
-    isa: str, file: DenseFile, config: DenseConfig, layer: int, has_experts: bool
+    isa: str, file: DenseFile, manifest: Manifest, program: Program, number: int
 ) -> LayerProgram:
     """The program of one layer.
 
     Raises `PartitionError` for a tensor that is missing, ValueError for those that do not fit together.
     """
-    name = f"model.layers.{layer}"
-    attention = f"{name}.self_attn"
-    query, key, value, output = (
-        linear(file, f"{attention}.{part}_proj", has_bias=part in config.biased) for part in "qkvo"
-    )
-    query_norm, key_norm = (
-        vector(file, f"{attention}.{part}_norm.weight") if config.model_type in _NORMS_QUERIES else None
-        for part in "qk"
-    )
+    layer = program.layers[number]
+    query, key, value, output = (linear(file, f"{layer.attention}.{part}_proj") for part in "qkvo")
     weights = LayerWeights(
-        input_norm=vector(file, f"{name}.input_layernorm.weight"),
-        post_attention_norm=vector(file, f"{name}.post_attention_layernorm.weight"),
         query=query,
         key=key,
         value=value,
         output=output,
-        query_norm=query_norm,
-        key_norm=key_norm,
-        router=_router(file, config, layer) if has_experts else None,
-        shared=_shared(file, config, f"{name}.mlp")
-        if has_experts
-        else SharedExpert(*_gated(file, f"{name}.mlp")),
+        input_norm=_optional(file, layer.input_norm),
+        attention_norm=_optional(file, layer.attention_norm),
+        ffn_norm=_optional(file, layer.ffn_norm),
+        ffn_output_norm=_optional(file, layer.ffn_output_norm),
+        query_norm=_optional(file, layer.query_norm),
+        key_norm=_optional(file, layer.key_norm),
+        gate=None if layer.gate is None else linear(file, layer.gate),
+        router=None if layer.router is None else _router(file, layer.router, manifest.num_experts_per_tok),
+        shared=_shared(file, layer),
     )
-    return LayerProgram(isa, _shape(config, layer, query_norm), weights)
+    rotation = None if layer.rotation is None else program.rotations[layer.rotation]
+    shape = LayerShape(
+        hidden_size=manifest.hidden_size,
+        heads=layer.heads,
+        kv_heads=program.kv_heads,
+        head_dim=program.head_dim,
+        epsilon=program.epsilon,
+        scaling=program.scaling,
+        window=layer.window,
+        clip=program.clip,
+        residual=program.residual_scale,
+        norms_heads=weights.query_norm is not None and weights.query_norm.size == program.head_dim,
+        norms_rotated=layer.norms_rotated,
+        rotated=0 if rotation is None else 2 * len(rotation.frequencies),
+        interleaved=rotation is not None and rotation.interleaved,
+        gate_function=layer.gate_function,
+    )
+    return LayerProgram(isa, shape, weights, manifest.dtype)
 
 
-def linear(file: DenseFile, module: str, has_bias: bool = False) -> LinearLayer:
+def linear(file: DenseFile, module: str) -> LinearLayer:
     """A linear layer. Routers are not stored packed: they are packed here, as they are."""
-    bias = as_f32(vector(file, f"{module}.bias")) if has_bias else None
+    bias = as_f32(vector(file, f"{module}.bias")) if f"{module}.bias" in file else None
     if file.is_packed(module):
         packed = file.packed_matrix(f"{module}.weight")
         outputs, inputs = packed.shape
@@ -95,36 +91,33 @@ def vector(file: DenseFile, name: str) -> NDArray[Any]:
     return np.array(file.array(name)).reshape(-1)
 
 
-def router_module(layer: int) -> str:
-    """The name of a layer's router."""
-    return f"model.layers.{layer}.mlp.gate"
+def ffn_width(file: DenseFile, layer: LayerEntry) -> int:
+    """The intermediate size of a layer's gated FFN; 0 for a layer without."""
+    return 0 if layer.ffn is None else file.packed_matrix(f"{layer.ffn}.down_proj.weight").shape[1]
 
 
-def _shape(config: DenseConfig, layer: int, query_norm: NDArray[Any] | None) -> LayerShape:
-    return LayerShape(
-        hidden_size=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        epsilon=config.rms_norm_eps,
-        window=config.windows[layer],
-        clip=config.clip_qkv,
-        norms_heads=query_norm is not None and query_norm.size == config.head_dim,
+def _optional(file: DenseFile, name: str | None) -> NDArray[Any] | None:
+    return None if name is None else vector(file, name)
+
+
+def _router(file: DenseFile, router: RouterEntry, top_k: int) -> Router:
+    correction = _optional(file, router.correction)
+    return Router(
+        linear=linear(file, router.module),
+        top_k=top_k,
+        normalised=router.normalised,
+        scores=router.scores,
+        scale=router.scale,
+        correction=None if correction is None else as_f32(correction),
+        groups=router.groups,
+        chosen_groups=router.chosen_groups,
     )
 
 
-def _router(file: DenseFile, config: DenseConfig, layer: int) -> Router:
-    module = router_module(layer)
-    return Router(linear(file, module), config.num_experts_per_tok, config.norm_topk_prob)
-
-
-def _shared(file: DenseFile, config: DenseConfig, mlp: str) -> SharedExpert | None:
-    """The shared expert of a layer with experts."""
-    if config.shared_expert_intermediate_size is None:
+def _shared(file: DenseFile, layer: LayerEntry) -> SharedExpert | None:
+    if layer.ffn is None:
         return None
-    return SharedExpert(
-        *_gated(file, f"{mlp}.shared_expert"), vector(file, f"{mlp}.shared_expert_gate.weight")
-    )
+    return SharedExpert(*_gated(file, layer.ffn), _optional(file, layer.ffn_gate))
 
 
 def _gated(file: DenseFile, module: str) -> tuple[ExpertShape, Bytes]:

@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from control_plane.engine.experts.dispatcher import Dispatcher
 from control_plane.engine.experts.predictor import RouterWeights
 from control_plane.engine.kernels import DenseKernel
-from control_plane.engine.kernels.layer_program import BatchRows, LayerProgram
+from control_plane.engine.kernels.layer_program import BatchRows
 from control_plane.engine.model.dense_file import DenseFile
 from control_plane.engine.model.dense_model import ACTIVATIONS, MemorySize, ModelSizes
-from control_plane.engine.model.program_layers import layer_program, linear, router_module, vector
+from control_plane.engine.model.program_layers import ffn_width, layer_program, linear, vector
 from control_plane.engine.model.ragged_batch import cache_rows, spans_of, token_ids
 from control_plane.engine.model.rotation import Rotation
 from control_plane.engine.model.stored_embedding import StoredEmbedding
@@ -19,48 +20,46 @@ from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.kv_cache_shape import KVCacheShape
 from control_plane.errors import PartitionError
-from control_plane.partition.checkpoint.rope import context_length
 from control_plane.partition.dense import HEAD
 from control_plane.partition.manifest import Manifest
-from control_plane.partition.model.dense_config import DenseConfig
+from control_plane.partition.model.program import Program
+from functions.kernels.bfloat16 import as_f32, f32_to_bf16
 
 
 class ProgramModel:
     """Layer programs, the embedding before them, and the norm and the head behind."""
 
     def __init__(
-        self, partition: Path, manifest: Manifest, config: DenseConfig, kernel: DenseKernel, threads: int
+        self, partition: Path, manifest: Manifest, program: Program, kernel: DenseKernel, threads: int
     ) -> None:
-        """Raises `PartitionError` or ValueError for a dense file that does not fit to the config."""
+        """Raises `PartitionError` or ValueError for a dense file that does not fit to the program."""
         file = self._file = DenseFile(partition / manifest.dense.file, manifest.dtype)
-        self.config = config
+        self._program = program
         self._shape = KVCacheShape.uniform(
-            config.num_hidden_layers,
-            config.num_key_value_heads,
-            config.head_dim,
-            ACTIVATIONS[manifest.dtype],
+            len(program.layers), program.kv_heads, program.head_dim, ACTIVATIONS[manifest.dtype]
         )
         self.embedding = StoredEmbedding(file)
         self._kernel = kernel
         self._path = partition
         self._threads = threads
-        self._moe_layers = frozenset(manifest.moe_layers)
         self._layers = [
-            layer_program(kernel.name, file, config, layer, layer in self._moe_layers)
-            for layer in range(config.num_hidden_layers)
+            layer_program(kernel.name, file, manifest, program, layer) for layer in range(len(program.layers))
         ]
-        self._norm = vector(file, "model.norm.weight")
+        self._norm = vector(file, program.norm)
         self._head = linear(file, HEAD)
-        self._rotation = Rotation.of(config, manifest.dtype)
+        self._rotations: dict[int | None, Rotation] = {
+            None: Rotation.none(manifest.dtype),
+            **{number: Rotation.of(entry, manifest.dtype) for number, entry in enumerate(program.rotations)},
+        }
         self._check_sizes(manifest)
         # What was read to be packed is not read again.
         file.release()
 
     @property
     def sizes(self) -> ModelSizes:
-        config = self.config
-        context = context_length(config.max_position_embeddings, config.rope_parameters)
-        return ModelSizes(config.vocab_size, context, config.dense_width)
+        vocabulary, hidden_size = self.embedding.shape
+        width = max(hidden_size, *(ffn_width(self._file, layer) for layer in self._program.layers))
+        return ModelSizes(vocabulary, self._program.context_length, width)
 
     @property
     def stored_embedding_bytes(self) -> int:
@@ -84,44 +83,45 @@ class ProgramModel:
     def attach(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
 
-    def router(self, layer: int) -> RouterWeights:
+    def router(self, layer: int) -> RouterWeights | None:
+        entry = self._program.layers[layer]
+        if entry.router is None or entry.ffn_norm is None:
+            return None
         return RouterWeights(
-            self._file.array(f"{router_module(layer)}.weight"),
-            self._file.array(f"model.layers.{layer}.post_attention_layernorm.weight"),
+            self._file.array(f"{entry.router.module}.weight"), self._file.array(entry.ffn_norm)
         )
 
     def hidden_states(self, batch: list[Chunk], memory: KVCache) -> NDArray[Any]:
         cached = cache_rows(spans_of(batch, memory.pages))
-        rows = BatchRows(cached.lanes, cached.positions, *self._rotation.at(cached.positions))
-        hidden = self.embedding.rows(token_ids(batch))
-        for number, program in enumerate(self._layers):
-            self._compute(number, program, hidden, rows, memory)
-        return self._kernel.rms_norm(hidden, self._norm, self.config.rms_norm_eps)
+        rotated = {
+            number: BatchRows(cached.lanes, cached.positions, *rotation.at(cached.positions))
+            for number, rotation in self._rotations.items()
+        }
+        hidden = _scaled(self.embedding.rows(token_ids(batch)), self._program.embedding_scale)
+        for number, entry in enumerate(self._program.layers):
+            self._compute(number, hidden, rotated[entry.rotation], memory)
+        return self._kernel.rms_norm(hidden, self._norm, self._program.epsilon)
 
     def logits(self, hidden_states: NDArray[Any]) -> NDArray[Any]:
         (logits,) = self._kernel.linear([self._head], hidden_states, threads=self._threads)
-        return logits
+        return _scaled(logits, self._program.logits_scale)
 
     def _check_sizes(self, manifest: Manifest) -> None:
         """Raise `PartitionError` unless all parts have the sizes of the manifest. Layers check their own."""
-        hidden, vocabulary = manifest.hidden_size, self.config.vocab_size
+        hidden, vocabulary = manifest.hidden_size, self.embedding.shape[0]
         head = self._head.shape
         sizes: list[tuple[str, object, object]] = [
-            (
-                "the number of experts per token",
-                self.config.num_experts_per_tok,
-                manifest.num_experts_per_tok,
-            ),
             ("the embeddings", self.embedding.shape, (vocabulary, hidden)),
             ("the last norm", self._norm.shape, (hidden,)),
             ("the head", (head.outputs, head.inputs), (vocabulary, hidden)),
             *(
                 (
                     f"the router of layer {layer}",
-                    self.router(layer).weight.shape,
+                    self._file.array(f"{entry.router.module}.weight").shape,
                     (manifest.num_experts, hidden),
                 )
-                for layer in manifest.moe_layers
+                for layer, entry in enumerate(self._program.layers)
+                if entry.router is not None
             ),
         ]
         for name, found, wanted in sizes:
@@ -130,14 +130,21 @@ class ProgramModel:
                     f"cannot load the model in {self._path}: {name} is {found}, not {wanted}"
                 )
 
-    def _compute(
-        self, number: int, program: LayerProgram, hidden: NDArray[Any], rows: BatchRows, memory: KVCache
-    ) -> None:
+    def _compute(self, number: int, hidden: NDArray[Any], rows: BatchRows, memory: KVCache) -> None:
         """One layer, which changes the rows `hidden` [T, H]."""
+        program = self._layers[number]
         routed = program.begin(*memory.kernel_layer(number), hidden, rows, self._threads)
-        if number not in self._moe_layers:
+        if self._program.layers[number].router is None:
             program.end(hidden, None, program.shared(routed.hidden_states, self._threads))
             return
         pending = self._dispatcher.begin(number, routed.hidden_states, routed.index, routed.weights)
         shared = program.shared(routed.hidden_states, self._threads)
         program.end(hidden, pending.wait(), shared)
+
+
+def _scaled(rows: NDArray[Any], factor: float) -> NDArray[Any]:
+    """Rows times a factor, in their own dtype."""
+    if factor == 1:
+        return rows
+    values = as_f32(rows) * np.float32(factor)
+    return f32_to_bf16(values) if rows.dtype == np.uint16 else values

@@ -10,15 +10,12 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
+from control_plane.partition.model.limits import MAX_LAYERS, Size
+from control_plane.partition.model.program import Program
 from control_plane.validation import convert
 from functions.contract.manifest import MAX_EXPERTS
 from functions.kernels.activation import Activation
 
-MAX_LAYERS = 10_000
-MAX_WIDTH = 1 << 20
-"""The largest hidden size, and the largest width of an expert."""
-
-Size = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
 Index = Annotated[int, Meta(ge=0, le=1 << 48)]
 Way = Literal["program", "ragged", "lockstep"]
 """How the engine computes the dense part: by layer programs in C; by transformers' modules, all sequences'
@@ -119,3 +116,5 @@ class Architecture(Struct, frozen=True, forbid_unknown_fields=True):
     way: Way
     chunks_prompts: bool
     """Whether a prompt can be computed in parts."""
+    program: Program | None = None
+    """What the dense part computes, for the way "program"."""

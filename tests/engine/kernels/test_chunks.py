@@ -37,13 +37,13 @@ def test_chunks_do_not_change_a_row(
 
     weights = LayerWeights(
         input_norm=normal(HIDDEN),
-        post_attention_norm=normal(HIDDEN),
+        ffn_norm=normal(HIDDEN),
         query=linear(heads * head_dim, HIDDEN),
         key=linear(kv_heads * head_dim, HIDDEN),
         value=linear(kv_heads * head_dim, HIDDEN),
         output=linear(HIDDEN, heads * head_dim),
     )
-    program = LayerProgram(isa, LayerShape(HIDDEN, *sizes, epsilon=1e-6, window=window), weights)
+    program = LayerProgram(isa, LayerShape(HIDDEN, *sizes, epsilon=1e-6, window=window), weights, dtype)
     hidden, cosine, sine = normal(TOKENS, HIDDEN), normal(TOKENS, head_dim), normal(TOKENS, head_dim)
 
     def attended(chunks: list[int], threads: int) -> NDArray[Any]:

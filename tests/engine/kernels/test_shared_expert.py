@@ -29,8 +29,8 @@ def program_with(isa: str, shared: SharedExpert) -> LayerProgram:
     """A layer that adds nothing else."""
     norm = np.ones(HIDDEN, np.float32)
     inward, outward = linear(HEAD, HIDDEN), linear(HIDDEN, HEAD)
-    weights = LayerWeights(norm, norm, inward, inward, inward, outward, shared=shared)
-    return LayerProgram(isa, LayerShape(HIDDEN, 1, 1, HEAD, 1e-6), weights)
+    weights = LayerWeights(inward, inward, inward, outward, norm, ffn_norm=norm, shared=shared)
+    return LayerProgram(isa, LayerShape(HIDDEN, 1, 1, HEAD, 1e-6), weights, "f32")
 
 
 @pytest.mark.parametrize("has_bias", [False, True], ids=["", "biases"])

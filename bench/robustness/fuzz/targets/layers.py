@@ -15,7 +15,7 @@ from functions.kernels import LinearShape
 
 ODD = (0, 0, 1, 2)
 """How many arguments are odd ones."""
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, EXPERTS, TOP_K, TOKENS = 24, 4, 2, 6, 5, 2, 7
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, EXPERTS, TOP_K, TOKENS = 24, 4, 2, 6, 6, 2, 7
 
 
 @contextmanager
@@ -43,16 +43,23 @@ def _program(arguments: Arguments, dtype: str, rows_dtype: type) -> Iterator[Any
         return of, outputs, inputs, arguments.array((nbytes,), np.uint8), bias
 
     yield from (arguments.choice(available_dense_isas()[:-1]), plain)
-    yield from ((HIDDEN, HEADS, KV_HEADS, HEAD_DIM, arguments.choice((1, 3, TOKENS))), (1e-6, 0.5, 3.0))
-    yield True, TOP_K, arguments.choice((True, False)), True
-    norms = [arguments.array((size,), rows_dtype) for size in (HIDDEN, HIDDEN, HEAD_DIM, HEAD_DIM)]
-    yield tuple(norms)
+    window, rotated = arguments.choice((1, 3, TOKENS)), arguments.choice((HEAD_DIM, HEAD_DIM, 2, 0))
+    yield HIDDEN, HEADS, KV_HEADS, HEAD_DIM, window, rotated
+    yield 1e-6, 0.5, 3.0, arguments.choice((1.0, 0.3))
+    gate = arguments.choice(("sigmoid", "softplus"))
+    yield True, arguments.choice((True, False)), arguments.choice((True, False)), gate
+    scores = arguments.choice(("softmax", "sigmoid", "sigmoid_of_chosen"))
+    correction = arguments.choice((None, arguments.array((EXPERTS,), np.float32)))
+    yield TOP_K, *arguments.choice(((1, 1), (3, 2), (3, 3))), scores, True, 0.7, correction
+    sizes = [*[HIDDEN] * 4, HEAD_DIM, HEAD_DIM]
+    yield tuple(arguments.choice((None, arguments.array((size,), rows_dtype))) for size in sizes)
     yield (
         matrix(queries, HIDDEN, dtype),
         matrix(keys, HIDDEN, dtype),
         matrix(keys, HIDDEN, dtype),
+        arguments.choice((None, matrix(HEADS, HIDDEN, dtype), matrix(queries, HIDDEN, dtype))),
         matrix(HIDDEN, queries, dtype),
-        arguments.choice((None, matrix(EXPERTS, HIDDEN, plain))),
+        arguments.choice((None, matrix(EXPERTS, HIDDEN, arguments.choice((plain, "f32"))))),
     )
     shape = arguments.expert_shape(HIDDEN, 20, dtype, dtype)
     packed, gate = arguments.array((shape.nbytes,), np.uint8), arguments.array((HIDDEN,), rows_dtype)

@@ -23,7 +23,7 @@
 #define LANES_c 4
 
 struct dense_isa {
-    void (*rotate)(enum dtype dtype, int64_t heads, int64_t size, const void *x, int64_t start,
+    void (*rotate)(enum dtype dtype, const struct rotation *r, int64_t heads, const void *x, int64_t start,
                    const void *cosine, const void *sine, int64_t angles, float *out);
     void (*attend)(enum dtype dtype, const struct attend *a);
     void (*rms_norm)(enum dtype dtype, int64_t rows, int64_t size, const char *x, const void *weight,
@@ -32,16 +32,18 @@ struct dense_isa {
                            int64_t *index, float *weights);
     void (*gate_rows)(enum dtype dtype, int64_t rows, int64_t size, const void *gate, const void *x,
                       void *out);
-    void (*add_experts)(enum dtype dtype, enum dtype routed_dtype, int64_t count, void *hidden,
+    void (*gate_heads)(enum dtype dtype, enum attention_gate function, int64_t heads, int64_t size,
+                       int64_t gates, const void *gate, int64_t first_gate, void *values, int64_t first);
+    void (*add_experts)(enum dtype dtype, enum dtype routed_dtype, int64_t count, float factor, void *hidden,
                         const void *routed, const void *shared);
     void (*delta_rule)(const struct delta_step *s);
 };
 
 #define DEFINE_DENSE(isa)                                                                                    \
-    TARGET_##isa static void isa##_rotate(enum dtype dtype, int64_t heads, int64_t size, const void *x,      \
-                                          int64_t start, const void *cosine, const void *sine,               \
-                                          int64_t angles, float *out) {                                      \
-        rotate(dtype, heads, size, x, start, cosine, sine, angles, out);                                     \
+    TARGET_##isa static void isa##_rotate(enum dtype dtype, const struct rotation *r, int64_t heads,         \
+                                          const void *x, int64_t start, const void *cosine,                  \
+                                          const void *sine, int64_t angles, float *out) {                    \
+        rotate(dtype, r, heads, x, start, cosine, sine, angles, out);                                        \
     }                                                                                                        \
     TARGET_##isa static void isa##_attend(enum dtype dtype, const struct attend *a) {                        \
         if (dtype == BF16)                                                                                   \
@@ -62,15 +64,21 @@ struct dense_isa {
                                              const void *x, void *out) {                                     \
         gate_rows(dtype, rows, size, gate, x, out);                                                          \
     }                                                                                                        \
+    TARGET_##isa static void isa##_gate_heads(enum dtype dtype, enum attention_gate function, int64_t heads, \
+                                              int64_t size, int64_t gates, const void *gate,                 \
+                                              int64_t first_gate, void *values, int64_t first) {             \
+        gate_heads(dtype, function, heads, size, gates, gate, first_gate, values, first);                    \
+    }                                                                                                        \
     TARGET_##isa static void isa##_add_experts(enum dtype dtype, enum dtype routed_dtype, int64_t count,     \
-                                               void *hidden, const void *routed, const void *shared) {       \
-        add_experts(dtype, routed_dtype, count, hidden, routed, shared);                                     \
+                                               float factor, void *hidden, const void *routed,               \
+                                               const void *shared) {                                         \
+        add_experts(dtype, routed_dtype, count, factor, hidden, routed, shared);                             \
     }                                                                                                        \
     TARGET_##isa static void isa##_delta_rule(const struct delta_step *s) { delta_rule(s); }
 
-#define DENSE_ENTRY(isa)                                                        \
-    {isa##_rotate,    isa##_attend,      isa##_rms_norm,  isa##_choose_experts, \
-     isa##_gate_rows, isa##_add_experts, isa##_delta_rule},
+#define DENSE_ENTRY(isa)                                                         \
+    {isa##_rotate,    isa##_attend,     isa##_rms_norm,    isa##_choose_experts, \
+     isa##_gate_rows, isa##_gate_heads, isa##_add_experts, isa##_delta_rule},
 
 FOR_EACH_ISA(DEFINE_DENSE)
 

@@ -4,6 +4,7 @@
 #ifndef FAASMOE_ELEMENTWISE_H
 #define FAASMOE_ELEMENTWISE_H
 
+#include <math.h>
 #include <stdint.h>
 
 #include "activations.h"
@@ -21,26 +22,26 @@ ALWAYS_INLINE void store_value(const enum dtype dtype, void *values, int64_t i, 
         ((float *)values)[i] = value;
 }
 
-/* hidden += routed + shared, each of which may be NULL. `routed` has the dtype `routed_dtype`, the others
- * have `dtype`. */
+/* hidden += factor * (routed + shared), each of which may be NULL. `routed` has the dtype `routed_dtype`, the
+ * others have `dtype`. */
 ALWAYS_INLINE void add_experts_typed(const enum dtype dtype, const enum dtype routed_dtype, int64_t count,
-                                     void *hidden, const void *routed, const void *shared) {
+                                     float factor, void *hidden, const void *routed, const void *shared) {
     for (int64_t i = 0; i < count; i++) {
         float sum = routed ? rounded(dtype, stored_value(routed_dtype, routed, i)) : 0;
         if (shared) sum = rounded(dtype, sum + stored_value(dtype, shared, i));
-        store_value(dtype, hidden, i, stored_value(dtype, hidden, i) + sum);
+        store_value(dtype, hidden, i, stored_value(dtype, hidden, i) + rounded(dtype, factor * sum));
     }
 }
 
 /* Each branch passes constants, so the loop does not test them. */
-ALWAYS_INLINE void add_experts(enum dtype dtype, enum dtype routed_dtype, int64_t count, void *hidden,
-                               const void *routed, const void *shared) {
+ALWAYS_INLINE void add_experts(enum dtype dtype, enum dtype routed_dtype, int64_t count, float factor,
+                               void *hidden, const void *routed, const void *shared) {
     if (dtype == F32)
-        add_experts_typed(F32, F32, count, hidden, routed, shared);
+        add_experts_typed(F32, F32, count, factor, hidden, routed, shared);
     else if (routed_dtype == F32)
-        add_experts_typed(BF16, F32, count, hidden, routed, shared);
+        add_experts_typed(BF16, F32, count, factor, hidden, routed, shared);
     else
-        add_experts_typed(BF16, BF16, count, hidden, routed, shared);
+        add_experts_typed(BF16, BF16, count, factor, hidden, routed, shared);
 }
 
 ALWAYS_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp_clamped(-x)); }
@@ -65,6 +66,25 @@ ALWAYS_INLINE void gate_rows(enum dtype dtype, int64_t rows, int64_t size, const
             gate_row(BF16, size, gate, x, row * size, out);
         else
             gate_row(F32, size, gate, x, row * size, out);
+}
+
+/* log(1 + e^x), which is x where e^x is large. */
+ALWAYS_INLINE float softplus(float x) { return x > 20 ? x : log1pf(exp_clamped(x)); }
+
+/* The functions of a gate of attention. */
+enum attention_gate { GATE_SIGMOID, GATE_SOFTPLUS };
+
+/* values [heads][size] *= the function of gate, which has one value for each of theirs, or for each head. */
+ALWAYS_INLINE void gate_heads(enum dtype dtype, enum attention_gate function, int64_t heads, int64_t size,
+                              int64_t gates, const void *gate, int64_t first_gate, void *values,
+                              int64_t first) {
+    const int64_t shared = heads * size / gates;
+    for (int64_t g = 0; g < gates; g++) {
+        const float x = stored_value(dtype, gate, first_gate + g);
+        const float factor = rounded(dtype, function == GATE_SIGMOID ? sigmoid(x) : softplus(x));
+        for (int64_t i = first + g * shared; i < first + (g + 1) * shared; i++)
+            store_value(dtype, values, i, factor * stored_value(dtype, values, i));
+    }
 }
 
 #endif

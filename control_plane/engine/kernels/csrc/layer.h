@@ -22,8 +22,8 @@
 #include "linear.h"
 #include "row_blocks.h"
 
-/* The matrices of a layer. Queries, keys and values have the same inputs and dtype. */
-enum { QUERY, KEY, VALUE, OUTPUT, ROUTER, LAYER_MATRICES };
+/* The matrices of a layer. Those before OUTPUT have the same inputs and dtype. */
+enum { QUERY, KEY, VALUE, GATE, OUTPUT, ROUTER, LAYER_MATRICES };
 /* The inputs of matrices, each of which has an encoding of its own. */
 enum { ATTENTION_INPUT, OUTPUT_INPUT, ROUTER_INPUT, LAYER_OPERANDS };
 static const int FIRST_MATRIX[LAYER_OPERANDS] = {QUERY, OUTPUT, ROUTER};
@@ -41,10 +41,15 @@ struct layer_program {
     enum dtype dtype; /* of activations and norms */
     int64_t hidden_size, heads, kv_heads, head_dim;
     int64_t window; /* the most tokens that a row sees, itself among them */
+    struct rotation rotation;
     float epsilon, scaling, clip;
-    const void *input_norm, *post_attention_norm; /* [hidden_size] */
-    const void *query_norm, *key_norm;            /* NULL for a layer without */
-    int norms_heads;                              /* each head has a norm; else one is over all heads */
+    float residual;                          /* the factor of what is added to the layer's input */
+    const void *input_norm, *attention_norm; /* [hidden_size], before and behind attention; NULL for none */
+    const void *ffn_norm, *ffn_output_norm;  /* before and behind the experts, likewise */
+    const void *query_norm, *key_norm;       /* NULL for a layer without */
+    int norms_heads;                         /* each head has a norm; else one is over all heads */
+    int norms_rotated;                       /* the norms of heads come after their rotation */
+    enum attention_gate gate_function;
     struct layer_matrix matrix[LAYER_MATRICES];
     struct router router;
 };
@@ -54,7 +59,7 @@ struct layer_arguments {
     struct kv_cache cache;
     int64_t layer, rows;
     void *hidden;                     /* [rows][hidden_size], changed to the sum with attention */
-    const void *cosine, *sine;        /* [rows][head_dim], of the angles of the rows' positions */
+    const void *cosine, *sine;        /* [rows][rotation.rotated], of the angles of the rows' positions */
     const int64_t *lanes, *positions; /* [rows] */
     void *normalised;                 /* out [rows][hidden_size]: the input of the experts */
     int64_t *index;                   /* out [rows][top_k] */
@@ -79,10 +84,11 @@ struct layer_call {
     struct row_block *block; /* [blocks] */
     int64_t blocks;
     struct operand operands[LAYER_OPERANDS];
-    char *projected[VALUE + 1]; /* queries, keys and values [rows][outputs], in the program's dtype */
-    float *query;               /* [rows][heads][head_dim]: rotated and scaled */
-    char *attended;             /* [rows][heads][head_dim], in the program's dtype */
-    float *scores;              /* [rows][experts] */
+    char *projected[OUTPUT]; /* queries, keys, values and gates [rows][outputs], in the program's dtype */
+    float *query;            /* [rows][heads][head_dim]: rotated and scaled */
+    char *attended;          /* [rows][heads][head_dim], in the program's dtype */
+    char *output;            /* what attention adds [rows][hidden_size], if there is a norm behind it */
+    float *scores;           /* [rows][experts] */
     struct team team;
     struct loop loops[LAYER_LOOPS];
     int threads;
@@ -127,18 +133,22 @@ static int64_t layer_multiply(const struct layer_call *c, int matrix, int operan
     for (int64_t r = 0; m->bias && r < product->rows; r++)
         for (int64_t i = 0; i < product->width; i++)
             values[r * TILE_ROWS + i] += m->bias[tile * TILE_ROWS + i];
-    if (p->dtype == BF16)
+    /* A router in float32 keeps its values so. */
+    if (p->dtype == BF16 && m->matrix.dtype != F32)
         for (int64_t i = 0; i < product->rows * TILE_ROWS; i++) values[i] = rounded(BF16, values[i]);
     return panels;
 }
 
-/* Norms the rows of a panel into args.normalised. */
+/* Norms the rows of a panel into args.normalised; without a norm, copies them. */
 static void layer_norm(struct layer_call *c, int64_t panel, const void *weight) {
     const struct layer_program *p = &c->args.program;
     const struct panel_routes *routes = &c->routing.panel[panel];
-    p->dense->rms_norm(p->dtype, routes->rows, p->hidden_size,
-                       row_of(p, c->args.hidden, routes->first, p->hidden_size), weight, p->epsilon,
-                       row_of(p, c->args.normalised, routes->first, p->hidden_size));
+    const char *hidden = row_of(p, c->args.hidden, routes->first, p->hidden_size);
+    char *normalised = row_of(p, c->args.normalised, routes->first, p->hidden_size);
+    if (weight)
+        p->dense->rms_norm(p->dtype, routes->rows, p->hidden_size, hidden, weight, p->epsilon, normalised);
+    else
+        memcpy(normalised, hidden, (size_t)(routes->rows * p->hidden_size * nbytes_of(p->dtype)));
 }
 
 static void layer_encode_input(void *member, int64_t panel) {
@@ -147,7 +157,7 @@ static void layer_encode_input(void *member, int64_t panel) {
     layer_encode(m, ATTENTION_INPUT, panel, m->call->args.normalised);
 }
 
-/* Items number the tiles of queries, keys and values, one matrix after the other. */
+/* Items number the tiles of queries, keys, values and gates, one matrix after the other. */
 static void layer_project(void *member, int64_t tile) {
     const struct layer_call *c = ((struct layer_member *)member)->call;
     const struct layer_program *p = &c->args.program;
@@ -171,13 +181,28 @@ static void layer_clip(const struct layer_program *p, char *row, int64_t size) {
     }
 }
 
-/* The norm and the clipping of a row's queries, keys or values, in place. */
-static void layer_adjust(const struct layer_call *c, int matrix, const void *weight, int64_t row) {
-    const struct layer_program *p = &c->args.program;
+/* Norms a row's queries or keys in place. */
+static void layer_norm_heads(const struct layer_program *p, int matrix, const void *weight, char *values) {
     const int64_t outputs = p->matrix[matrix].outputs, size = p->norms_heads ? p->head_dim : outputs;
-    char *values = row_of(p, c->projected[matrix], row, outputs);
     if (weight) p->dense->rms_norm(p->dtype, outputs / size, size, values, weight, p->epsilon, values);
+}
+
+/* Norms, clips and rotates a row's queries or keys, which change, into `out` [heads][head_dim]. */
+static void layer_rotate(const struct layer_call *c, int matrix, const void *weight, int64_t row,
+                         float *out) {
+    const struct layer_arguments *a = &c->args;
+    const struct layer_program *p = &a->program;
+    const int64_t outputs = p->matrix[matrix].outputs;
+    char *values = row_of(p, c->projected[matrix], row, outputs);
+    if (!p->norms_rotated) layer_norm_heads(p, matrix, weight, values);
     if (p->clip < INFINITY) layer_clip(p, values, outputs);
+    p->dense->rotate(p->dtype, &p->rotation, outputs / p->head_dim, values, 0, a->cosine, a->sine,
+                     row * p->rotation.rotated, out);
+    if (p->norms_rotated && weight) {
+        write_values(values, p->dtype, 0, out, outputs);
+        layer_norm_heads(p, matrix, weight, values);
+        for (int64_t i = 0; i < outputs; i++) out[i] = stored_value(p->dtype, values, i);
+    }
 }
 
 static void layer_store(void *member, int64_t row) {
@@ -185,17 +210,13 @@ static void layer_store(void *member, int64_t row) {
     const struct layer_call *c = m->call;
     const struct layer_arguments *a = &c->args;
     const struct layer_program *p = &a->program;
-    const int64_t size = p->head_dim, queries = p->heads * size, keys = p->kv_heads * size;
-    layer_adjust(c, QUERY, p->query_norm, row);
-    layer_adjust(c, KEY, p->key_norm, row);
-    layer_adjust(c, VALUE, NULL, row);
+    const int64_t queries = p->heads * p->head_dim, keys = p->kv_heads * p->head_dim;
     float *query = c->query + row * queries;
-    p->dense->rotate(p->dtype, p->heads, size, c->projected[QUERY], row * queries, a->cosine, a->sine,
-                     row * size, query);
+    layer_rotate(c, QUERY, p->query_norm, row, query);
     for (int64_t i = 0; i < queries; i++) query[i] *= p->scaling;
-    p->dense->rotate(p->dtype, p->kv_heads, size, c->projected[KEY], row * keys, a->cosine, a->sine,
-                     row * size, m->row);
-    const char *values = row_of(p, c->projected[VALUE], row, keys);
+    layer_rotate(c, KEY, p->key_norm, row, m->row);
+    char *values = row_of(p, c->projected[VALUE], row, keys);
+    if (p->clip < INFINITY) layer_clip(p, values, keys);
     kv_put(&a->cache, a->lanes[row], a->layer, a->positions[row], m->row, values);
 }
 
@@ -240,10 +261,17 @@ static void layer_attend(void *member, int64_t item) {
 
 static void layer_encode_attended(void *member, int64_t panel) {
     struct layer_member *m = member;
-    layer_encode(m, OUTPUT_INPUT, panel, m->call->attended);
+    const struct layer_call *c = m->call;
+    const struct layer_program *p = &c->args.program;
+    const struct panel_routes *routes = &c->routing.panel[panel];
+    const int64_t gates = p->matrix[GATE].outputs;
+    for (int64_t row = routes->first; gates && row < routes->first + routes->rows; row++)
+        p->dense->gate_heads(p->dtype, p->gate_function, p->heads, p->head_dim, gates, c->projected[GATE],
+                             row * gates, c->attended, row * p->heads * p->head_dim);
+    layer_encode(m, OUTPUT_INPUT, panel, c->attended);
 }
 
-/* A tile of the output projection, added to the layer's input. */
+/* A tile of the output projection, added to the layer's input, or kept for the norm before that. */
 static void layer_add(void *member, int64_t tile) {
     const struct layer_call *c = ((struct layer_member *)member)->call;
     const struct layer_program *p = &c->args.program;
@@ -251,19 +279,37 @@ static void layer_add(void *member, int64_t tile) {
     for (int64_t panel = 0; panel < c->routing.panels;) {
         panel += layer_multiply(c, OUTPUT, OUTPUT_INPUT, tile, panel, &product);
         for (int64_t r = 0; r < product.rows; r++) {
+            if (p->attention_norm) {
+                write_values(c->output, p->dtype, (product.first + r) * p->hidden_size + tile * TILE_ROWS,
+                             product.values + r * TILE_ROWS, product.width);
+                continue;
+            }
             char *hidden = row_of(p, c->args.hidden, product.first + r, p->hidden_size);
             hidden += tile * TILE_ROWS * nbytes_of(p->dtype);
             for (int64_t i = 0; i < product.width; i++)
                 store_value(p->dtype, hidden, i,
-                            stored_value(p->dtype, hidden, i) + product.values[r * TILE_ROWS + i]);
+                            stored_value(p->dtype, hidden, i) +
+                                rounded(p->dtype, p->residual * product.values[r * TILE_ROWS + i]));
         }
     }
+}
+
+/* Adds what attention gives for the rows of a panel, behind its norm. */
+static void layer_add_normed(struct layer_call *c, int64_t panel) {
+    const struct layer_program *p = &c->args.program;
+    const struct panel_routes *routes = &c->routing.panel[panel];
+    const int64_t size = p->hidden_size;
+    char *output = row_of(p, c->output, routes->first, size);
+    p->dense->rms_norm(p->dtype, routes->rows, size, output, p->attention_norm, p->epsilon, output);
+    p->dense->add_experts(p->dtype, p->dtype, routes->rows * size, p->residual,
+                          row_of(p, c->args.hidden, routes->first, size), output, NULL);
 }
 
 static void layer_encode_routed(void *member, int64_t panel) {
     struct layer_member *m = member;
     const struct layer_program *p = &m->call->args.program;
-    layer_norm(m->call, panel, p->post_attention_norm);
+    if (p->attention_norm) layer_add_normed(m->call, panel);
+    layer_norm(m->call, panel, p->ffn_norm);
     if (p->router.experts) layer_encode(m, ROUTER_INPUT, panel, m->call->args.normalised);
 }
 
@@ -297,7 +343,8 @@ static void layer_free(struct layer_call *c) {
         free(m->candidates);
     }
     for (int i = 0; i < LAYER_OPERANDS; i++) operand_free(&c->operands[i]);
-    for (int i = QUERY; i <= VALUE; i++) free(c->projected[i]);
+    for (int i = QUERY; i < OUTPUT; i++) free(c->projected[i]);
+    free(c->output);
     routing_free(&c->routing);
     free(c->block);
     free(c->query);
@@ -310,8 +357,8 @@ static void layer_work(void *member) {
     struct layer_call *c = ((struct layer_member *)member)->call;
     const struct layer_program *p = &c->args.program;
     const int64_t panels = c->routing.panels, rows = c->args.rows;
-    const int64_t tiles =
-        p->matrix[QUERY].matrix.tiles + p->matrix[KEY].matrix.tiles + p->matrix[VALUE].matrix.tiles;
+    int64_t tiles = 0;
+    for (int i = QUERY; i < OUTPUT; i++) tiles += p->matrix[i].matrix.tiles;
     const struct {
         int64_t items;
         void (*body)(void *member, int64_t item);
@@ -341,7 +388,7 @@ static int layer_member_alloc(struct layer_member *m, struct layer_call *c, int6
     m->row = floats((p->kv_heads > ATTEND_QUERIES ? p->kv_heads : ATTEND_QUERIES) * p->head_dim);
     m->scores = floats(ATTEND_QUERIES * (longest + ATTEND_QUERIES));
     m->part = floats(PART_TOKENS * p->head_dim);
-    m->candidates = malloc((size_t)(p->router.experts + 1) * sizeof *m->candidates);
+    m->candidates = malloc((size_t)(p->router.experts + p->router.groups + 1) * sizeof *m->candidates);
     const int64_t values = p->heads * p->head_dim,
                   longest_row = values > p->hidden_size ? values : p->hidden_size;
     const int failed = encoder_alloc(&m->encoder, p->isa, longest_row);
@@ -356,15 +403,16 @@ static int layer_alloc(struct layer_call *c) {
         const struct layer_matrix *first = &p->matrix[FIRST_MATRIX[i]];
         if (first->outputs) failed = operand_alloc(&c->operands[i], p->isa, &c->routing, &first->matrix);
     }
-    for (int i = QUERY; i <= VALUE && !failed; i++) {
+    for (int i = QUERY; i < OUTPUT && !failed; i++) {
         c->projected[i] = floats(rows * p->matrix[i].outputs);
         failed = !c->projected[i];
     }
     c->block = malloc((size_t)(rows + 1) * sizeof *c->block);
     c->query = floats(rows * p->heads * p->head_dim);
     c->attended = floats(rows * p->heads * p->head_dim);
+    c->output = floats(p->attention_norm ? rows * p->hidden_size : 0);
     c->scores = floats(rows * p->router.experts);
-    return failed || !c->block || !c->query || !c->attended || !c->scores ? -1 : 0;
+    return failed || !c->block || !c->query || !c->attended || !c->output || !c->scores ? -1 : 0;
 }
 
 /* The bytes that rows read, each as often as it is read. */

@@ -14,9 +14,12 @@
 /* The buffers of a program, in their order. Those of a matrix are its weights and its bias. */
 enum {
     P_INPUT_NORM,
-    P_POST_ATTENTION_NORM,
+    P_ATTENTION_NORM,
+    P_FFN_NORM,
+    P_FFN_OUTPUT_NORM,
     P_QUERY_NORM,
     P_KEY_NORM,
+    P_CORRECTION,
     P_MATRICES,
     P_FFN = P_MATRICES + 2 * LAYER_MATRICES,
     P_FFN_GATE,
@@ -42,9 +45,11 @@ static struct held_program *program_of(PyObject *capsule) {
     return PyCapsule_GetPointer(capsule, PROGRAM_NAME);
 }
 
+/* Checks a norm, or another vector of the activations' dtype, which a layer may be without. */
 static int program_check_norm(struct held_program *h, const char *name, int buffer, int64_t size) {
     const int64_t value = nbytes_of(h->program.dtype);
-    return check_buffer(name, &h->buffers[buffer], size * value, value);
+    const Py_buffer *b = &h->buffers[buffer];
+    return check_buffer(name, b, b->buf ? size * value : 0, value);
 }
 
 /* Takes (dtype, outputs, inputs, weights, bias or None), or None for a matrix that the layer does not have.
@@ -61,8 +66,10 @@ static int program_take_matrix(struct held_program *h, int number, PyObject *arg
         return -1;
     }
     if (!PyArg_ParseTuple(argument, "sLLy*z*", &name, &outputs, &inputs, weights, bias) ||
-        parse_dtype(name, &dtype) || check_dtypes(dtype, h->program.dtype, h->program.dtype) ||
-        check_size(outputs, 1) || check_size(inputs, 1))
+        parse_dtype(name, &dtype) || check_size(outputs, 1) || check_size(inputs, 1))
+        return -1;
+    /* A router may be float32 whatever the activations are. */
+    if (!(number == ROUTER && dtype == F32) && check_dtypes(dtype, h->program.dtype, h->program.dtype))
         return -1;
     m->matrix = matrix_at(0, dtype, inputs, ceil_div(outputs, TILE_ROWS));
     m->outputs = outputs;
@@ -74,33 +81,43 @@ static int program_take_matrix(struct held_program *h, int number, PyObject *arg
 
 static int program_check_matrix(const struct layer_program *p, int number, int64_t outputs, int64_t inputs) {
     const struct layer_matrix *m = &p->matrix[number];
-    const int alike = number > VALUE || m->matrix.dtype == p->matrix[QUERY].matrix.dtype;
+    const int alike = number >= OUTPUT || m->matrix.dtype == p->matrix[QUERY].matrix.dtype;
     if (m->outputs == outputs && (!outputs || (m->matrix.inputs == inputs && alike))) return 0;
     PyErr_Format(PyExc_ValueError, "matrix %d does not fit to the layer", number);
     return -1;
 }
 
+/* The least experts that a group has: its score is the sum of the two best. */
+#define LEAST_OF_GROUP 2
+
+/* Returns -1 for a router whose groups and experts do not fit together. */
+static int program_check_router(const struct router *r) {
+    if (!r->experts) return 0;
+    const int64_t size = r->experts / r->groups;
+    if (r->experts % r->groups || r->chosen_groups > r->groups || (r->groups > 1 && size < LEAST_OF_GROUP))
+        return -1;
+    return r->top_k <= size * r->chosen_groups ? 0 : -1;
+}
+
 static int program_check(struct held_program *h) {
     const struct layer_program *p = &h->program;
     const int64_t hidden = p->hidden_size, queries = p->heads * p->head_dim, keys = p->kv_heads * p->head_dim;
-    const int64_t experts = p->matrix[ROUTER].outputs;
-    if (p->heads % p->kv_heads || p->head_dim % 2 || (experts && p->router.top_k > experts)) {
+    const int64_t experts = p->matrix[ROUTER].outputs, gates = p->matrix[GATE].outputs;
+    if (p->heads % p->kv_heads || p->rotation.rotated % 2 || p->rotation.rotated > p->head_dim ||
+        (gates && gates != p->heads && gates != queries) || program_check_router(&p->router)) {
         PyErr_SetString(PyExc_ValueError, "the heads or the experts do not fit together");
         return -1;
     }
     return program_check_matrix(p, QUERY, queries, hidden) || program_check_matrix(p, KEY, keys, hidden) ||
            program_check_matrix(p, VALUE, keys, hidden) || program_check_matrix(p, OUTPUT, hidden, queries) ||
-           program_check_matrix(p, ROUTER, experts, hidden) ||
+           program_check_matrix(p, GATE, gates, hidden) || program_check_matrix(p, ROUTER, experts, hidden) ||
            program_check_norm(h, "input_norm", P_INPUT_NORM, hidden) ||
-           program_check_norm(h, "post_attention_norm", P_POST_ATTENTION_NORM, hidden) ||
-           program_check_norm(h, "query_norm", P_QUERY_NORM,
-                              !p->query_norm   ? 0
-                              : p->norms_heads ? p->head_dim
-                                               : queries) ||
-           program_check_norm(h, "key_norm", P_KEY_NORM,
-                              !p->key_norm     ? 0
-                              : p->norms_heads ? p->head_dim
-                                               : keys);
+           program_check_norm(h, "attention_norm", P_ATTENTION_NORM, hidden) ||
+           program_check_norm(h, "ffn_norm", P_FFN_NORM, hidden) ||
+           program_check_norm(h, "ffn_output_norm", P_FFN_OUTPUT_NORM, hidden) ||
+           program_check_norm(h, "query_norm", P_QUERY_NORM, p->norms_heads ? p->head_dim : queries) ||
+           program_check_norm(h, "key_norm", P_KEY_NORM, p->norms_heads ? p->head_dim : keys) ||
+           check_buffer("correction", &h->buffers[P_CORRECTION], p->router.correction ? experts * 4 : 0, 4);
 }
 
 /* Takes (shape, weights, gate or None), or None for a layer without a gated FFN. */
@@ -122,44 +139,85 @@ static int program_take_ffn(struct held_program *h, PyObject *argument) {
     h->ffn_weights = weights->buf;
     h->ffn_gate = gate->buf;
     return check_buffer("weights", weights, h->ffn.nbytes, 1) ||
-           program_check_norm(h, "gate", P_FFN_GATE, h->ffn_gate ? h->program.hidden_size : 0);
+           program_check_norm(h, "gate", P_FFN_GATE, h->program.hidden_size);
+}
+
+/* The number of a name among names[count]; -1 with an exception for another one. */
+static int program_number(const char *name, const char *const *names, int count) {
+    for (int i = 0; i < count; i++)
+        if (!strcmp(name, names[i])) return i;
+    PyErr_Format(PyExc_ValueError, "there is no function %.20s", name);
+    return -1;
+}
+
+/* Takes (top_k, groups, chosen_groups, scores, normalised, scale, correction). */
+static int program_take_router(struct held_program *h, PyObject *argument) {
+    static const char *const names[] = {"softmax", "sigmoid", "sigmoid_of_chosen"};
+    struct router *r = &h->program.router;
+    const char *scores;
+    long long top_k, groups, chosen_groups;
+    if (!PyTuple_Check(argument)) {
+        PyErr_SetString(PyExc_TypeError, "a router is a tuple");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(argument, "LLLspfz*", &top_k, &groups, &chosen_groups, &scores, &r->normalised,
+                          &r->scale, &h->buffers[P_CORRECTION]) ||
+        check_size(top_k, 1) || check_size(groups, 1) || check_size(chosen_groups, 1))
+        return -1;
+    const int number = program_number(scores, names, 3);
+    if (number < 0) return -1;
+    r->scores = (enum scores)number;
+    r->top_k = top_k, r->groups = groups, r->chosen_groups = chosen_groups;
+    r->correction = h->buffers[P_CORRECTION].buf;
+    return 0;
 }
 
 static int program_take(struct held_program *h, PyObject *args) {
+    static const char *const gates[] = {"sigmoid", "softplus"};
     struct layer_program *p = &h->program;
-    const char *isa, *dtype;
-    long long hidden_size, heads, kv_heads, head_dim, window, top_k;
-    PyObject *matrices[LAYER_MATRICES], *ffn;
+    const char *isa, *dtype, *gate;
+    long long hidden_size, heads, kv_heads, head_dim, window, rotated;
+    PyObject *matrices[LAYER_MATRICES], *router, *ffn;
     Py_buffer *b = h->buffers;
-    if (!PyArg_ParseTuple(args, "ss(LLLLL)(fff)(pLpp)(y*y*z*z*)(OOOOO)O:layer_program", &isa, &dtype,
-                          &hidden_size, &heads, &kv_heads, &head_dim, &window, &p->epsilon, &p->scaling,
-                          &p->clip, &p->norms_heads, &top_k, &p->router.sigmoid, &p->router.normalised,
-                          &b[P_INPUT_NORM], &b[P_POST_ATTENTION_NORM], &b[P_QUERY_NORM], &b[P_KEY_NORM],
-                          &matrices[QUERY], &matrices[KEY], &matrices[VALUE], &matrices[OUTPUT],
-                          &matrices[ROUTER], &ffn))
+    if (!PyArg_ParseTuple(args, "ss(LLLLLL)(ffff)(ppps)O(z*z*z*z*z*z*)(OOOOOO)O:layer_program", &isa, &dtype,
+                          &hidden_size, &heads, &kv_heads, &head_dim, &window, &rotated, &p->epsilon,
+                          &p->scaling, &p->clip, &p->residual, &p->norms_heads, &p->norms_rotated,
+                          &p->rotation.interleaved, &gate, &router, &b[P_INPUT_NORM], &b[P_ATTENTION_NORM],
+                          &b[P_FFN_NORM], &b[P_FFN_OUTPUT_NORM], &b[P_QUERY_NORM], &b[P_KEY_NORM],
+                          &matrices[QUERY], &matrices[KEY], &matrices[VALUE], &matrices[GATE],
+                          &matrices[OUTPUT], &matrices[ROUTER], &ffn))
         return -1;
     if (parse_isa(isa, &p->isa) || parse_dtype(dtype, &p->dtype) ||
         check_dtypes(p->dtype, p->dtype, p->dtype) || check_size(hidden_size, 1) || check_size(heads, 1) ||
-        check_size(kv_heads, 1) || check_size(head_dim, 1) || check_size(window, 1) || check_size(top_k, 1))
+        check_size(kv_heads, 1) || check_size(head_dim, 1) || check_size(window, 1) ||
+        check_size(rotated, 0) || program_take_router(h, router))
         return -1;
+    const int function = program_number(gate, gates, 2);
+    if (function < 0) return -1;
+    p->gate_function = (enum attention_gate)function;
     p->dense = dense_isa(p->isa);
     p->hidden_size = hidden_size, p->heads = heads, p->kv_heads = kv_heads, p->head_dim = head_dim;
     p->window = window;
-    p->input_norm = b[P_INPUT_NORM].buf, p->post_attention_norm = b[P_POST_ATTENTION_NORM].buf;
+    p->rotation.head_dim = head_dim, p->rotation.rotated = rotated;
+    p->input_norm = b[P_INPUT_NORM].buf, p->attention_norm = b[P_ATTENTION_NORM].buf;
+    p->ffn_norm = b[P_FFN_NORM].buf, p->ffn_output_norm = b[P_FFN_OUTPUT_NORM].buf;
     p->query_norm = b[P_QUERY_NORM].buf, p->key_norm = b[P_KEY_NORM].buf;
     for (int i = 0; i < LAYER_MATRICES; i++)
         if (program_take_matrix(h, i, matrices[i])) return -1;
-    p->router.dtype = p->dtype, p->router.top_k = top_k, p->router.experts = p->matrix[ROUTER].outputs;
+    p->router.experts = p->matrix[ROUTER].outputs;
+    p->router.dtype = p->matrix[ROUTER].matrix.dtype == F32 ? F32 : p->dtype;
     return program_check(h) || program_take_ffn(h, ffn) ? -1 : 0;
 }
 
 PyDoc_STRVAR(
     layer_program_doc,
-    "layer_program(isa, dtype, (hidden_size, heads, kv_heads, head_dim, window), (epsilon, scaling,\n"
-    "    clip), (norms_heads, top_k, sigmoid, normalised), norms, matrices, ffn) -> capsule\n\n"
-    "norms are those of the input, after attention, of queries and of keys; matrices those of\n"
-    "queries, keys, values, output and router, each (dtype, outputs, inputs, weights, bias); ffn is\n"
-    "(shape, weights, gate). What a layer does not have is None. The capsule keeps the buffers.\n"
+    "layer_program(isa, dtype, (hidden_size, heads, kv_heads, head_dim, window, rotated), (epsilon,\n"
+    "    scaling, clip, residual), (norms_heads, norms_rotated, interleaved, gate_function), (top_k,\n"
+    "    groups, chosen_groups, scores, normalised, scale, correction), norms, matrices, ffn) -> capsule\n\n"
+    "norms are those before and behind attention, before and behind the experts, of queries and of\n"
+    "keys; matrices those of queries, keys, values, gate, output and router, each (dtype, outputs,\n"
+    "inputs, weights, bias); ffn is (shape, weights, gate). What a layer does not have is None. The\n"
+    "capsule keeps the buffers.\n"
     "Raises ValueError for arguments that do not fit together.");
 
 static PyObject *layer_program_call(PyObject *module, PyObject *args) {
@@ -181,7 +239,7 @@ static int layer_check_buffers(const struct layer_arguments *a, const Py_buffer 
     const struct layer_program *p = &a->program;
     const struct kv_cache *c = &a->cache;
     const int64_t size = nbytes_of(p->dtype), hidden = a->rows * p->hidden_size * size;
-    const int64_t angles = a->rows * p->head_dim * size;
+    const int64_t angles = a->rows * p->rotation.rotated * size;
     const int64_t routes = p->router.experts ? a->rows * p->router.top_k : 0;
     return check_buffer("cache", &b[B_CACHE], kv_nbytes(c), size) ||
            check_buffer("hidden", &b[B_HIDDEN], hidden, size) ||
@@ -322,12 +380,29 @@ static PyObject *layer_shared_call(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+/* hidden += residual * norm(routed + shared). Returns 0, or -1 when out of memory. */
+static int layer_add_experts(const struct layer_program *p, enum dtype routed_dtype, int64_t values,
+                             void *hidden, const void *routed, const void *shared) {
+    if (!p->ffn_output_norm) {
+        p->dense->add_experts(p->dtype, routed_dtype, values, p->residual, hidden, routed, shared);
+        return 0;
+    }
+    char *sum = calloc((size_t)values + 1, (size_t)nbytes_of(p->dtype));
+    if (!sum) return -1;
+    p->dense->add_experts(p->dtype, routed_dtype, values, 1, sum, routed, shared);
+    p->dense->rms_norm(p->dtype, values / p->hidden_size, p->hidden_size, sum, p->ffn_output_norm, p->epsilon,
+                       sum);
+    p->dense->add_experts(p->dtype, p->dtype, values, p->residual, hidden, sum, NULL);
+    free(sum);
+    return 0;
+}
+
 PyDoc_STRVAR(
     layer_end_doc,
     "layer_end(program, hidden, routed_dtype, routed, shared)\n\n"
     "Adds the outputs of the routed experts, f32 or in the program's dtype, and of the gated FFN to\n"
     "the rows in `hidden`. Each may be None. Buffers must be contiguous and aligned.\n"
-    "Raises ValueError for arguments that do not fit together.");
+    "Raises ValueError for arguments that do not fit together, MemoryError when out of memory.");
 
 static PyObject *layer_end_call(PyObject *module, PyObject *args) {
     (void)module;
@@ -345,7 +420,11 @@ static PyObject *layer_end_call(PyObject *module, PyObject *args) {
             check_dtypes(p->dtype, p->dtype, routed) || check_buffer("hidden", &b[0], values * size, size) ||
             check_buffer("routed", &b[1], b[1].buf ? values * nbytes_of(routed) : 0, nbytes_of(routed)) ||
             check_buffer("shared", &b[2], b[2].buf ? values * size : 0, size);
-        if (!failed) p->dense->add_experts(p->dtype, routed, values, b[0].buf, b[1].buf, b[2].buf);
+        failed = failed || check_size(values % p->hidden_size ? 0 : 1, 1);
+        if (!failed && layer_add_experts(p, routed, values, b[0].buf, b[1].buf, b[2].buf)) {
+            PyErr_NoMemory();
+            failed = 1;
+        }
     }
     release_buffers(b, 3);
     if (failed) return NULL;
