@@ -126,7 +126,8 @@ class Layer:
 
 
 def linear(matrix: Float32) -> LinearLayer:
-    shape = LinearShape(*matrix.shape, "f32")
+    outputs, inputs = matrix.shape
+    shape = LinearShape(outputs, inputs, "f32")
     return LinearLayer(shape, pack_matrix(shape, matrix))
 
 
