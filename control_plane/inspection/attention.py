@@ -41,6 +41,16 @@ def _is_linear(name: str, config: Mapping[str, Any]) -> bool:
     return "linear" in str(kinds[int(layer[1])])
 
 
+def has_states(architecture: Architecture) -> bool:
+    """Whether a sequence has states besides keys and values.
+
+    Modules that have them hold tensors of three dimensions, a convolution's or rates of decay.
+    """
+    return architecture.way == "lockstep" or any(
+        len(entry.shape) == 3 for entry in architecture.dense.values()
+    )
+
+
 def context(config: Mapping[str, Any]) -> int | None:
     """The tokens of the longest sequence; None if config.json does not say."""
     stated = config.get("max_position_embeddings")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from control_plane.inspection.attention import cached_values, context
+from control_plane.inspection.attention import cached_values, context, has_states
 from control_plane.inspection.memory import Fit, fit, fixed_bytes
 from control_plane.inspection.weights import StoredWeights, stored_weights
 from control_plane.partition.checkpoint.reader import Checkpoint
@@ -68,6 +68,8 @@ class Report:
     context: int | None
     """Tokens; None if the config does not say."""
     kv_bytes_per_token: int
+    has_states: bool
+    """Whether a sequence has states besides keys and values."""
     weights: StoredWeights
     machine: Machine
     budgets: tuple[int, ...]
@@ -101,6 +103,7 @@ def report(checkpoint: Checkpoint, name: str, architecture: Architecture, machin
         functions=len(functions),
         context=context(config),
         kv_bytes_per_token=values * _value_nbytes(plan),
+        has_states=has_states(architecture),
         weights=stored_weights(checkpoint),
         machine=machine,
         budgets=budgets,

@@ -24,7 +24,7 @@ def lines(report: Report) -> Iterator[str]:
     yield f"weights: {report.weights.format} ({types})"
     yield f"served by {_WAYS[report.way]} ({report.way}), with {report.functions} functions by default"
     context = f"{report.context} tokens" if report.context else "not stated in config.json"
-    state = ", and each sequence has a state besides" if report.way == "lockstep" else ""
+    state = ", and each sequence has a state besides" if report.has_states else ""
     yield f"context: {context}; each takes {format_bytes(report.kv_bytes_per_token)} of the KV cache{state}"
     yield ""
     yield "partition, by type of weights:"

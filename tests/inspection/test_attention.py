@@ -1,4 +1,4 @@
-"""What a token takes of the cache is what transformers' own cache grows by."""
+"""What is said of the memory of sequences is what transformers' own cache keeps."""
 
 import math
 
@@ -9,7 +9,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from control_plane.architecture.describe import describe
 from control_plane.architecture.shrink import shrunk
 from control_plane.architecture.trial import random_model
-from control_plane.inspection.attention import cached_values, context, copied_weights
+from control_plane.inspection.attention import cached_values, context, copied_weights, has_states
 from tests.support.models.families import family_config
 
 FAMILIES = (
@@ -24,6 +24,7 @@ FAMILIES = (
     "minimax",
     "lfm2_moe",
 )
+WITH_STATES = ("qwen3_next", "kimi_linear", "minimax", "lfm2_moe")
 
 
 @pytest.mark.slow
@@ -40,8 +41,10 @@ def test_values_of_a_token(family: str) -> None:
         parts = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
         return sum(part.numel() for part in parts if isinstance(part, torch.Tensor))
 
-    found = cached_values(describe(config, shapes), config.to_dict())
+    described = describe(config, shapes)
+    found = cached_values(described, config.to_dict())
     assert found == cached(6) - cached(5) > 0
+    assert has_states(described) == (family in WITH_STATES)
 
 
 def test_latents_are_expanded_by_copies_of_weights() -> None:
