@@ -15,7 +15,7 @@ from control_plane.architecture.trial import TOLERANCE, Trial, differences, publ
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from tests.support.models.families import MOE_FAMILIES, family_config
+from tests.support.models.families import MOE_FAMILIES, PROGRAMS, family_config
 from tests.support.models.tiny_engine import greedy_answers, tokens_of
 from tests.support.running import sequence, served
 
@@ -34,31 +34,6 @@ REFUSED = {
     # It has a cache of its own, and the one of transformers forgets its state where a prompt is cut.
     "minimax": "gave other logits than transformers",
 }
-PROGRAMS = frozenset(
-    {
-        "afmoe",
-        "aria_text",
-        "dots1",
-        "ernie4_5_moe",
-        "exaone_moe",
-        "flex_olmo",
-        "glm4_moe",
-        "granitemoe",
-        "granitemoeshared",
-        "hunyuan_v1_moe",
-        "hy_v3",
-        "kolibri1",
-        "laguna",
-        "mellum",
-        "minimax_m2",
-        "mixtral",
-        "olmoe",
-        "qwen2_moe",
-        "qwen3_moe",
-        "sarvam_moe",
-        "solar_open",
-    }
-)
 STATES = frozenset(
     {
         "axk2",

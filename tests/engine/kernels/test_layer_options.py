@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import LinearLayer
 from control_plane.engine.kernels.c_dense import compiled_isas
-from control_plane.engine.kernels.layer_program import BatchRows, LayerProgram, LayerShape, LayerWeights
+from control_plane.engine.kernels.layer_parts import LayerShape, LayerWeights
+from control_plane.engine.kernels.layer_program import BatchRows, LayerProgram
 from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_matrix import LinearShape, pack_matrix
 
@@ -126,7 +127,8 @@ class Layer:
 
 
 def linear(matrix: Float32) -> LinearLayer:
-    shape = LinearShape(*matrix.shape, "f32")
+    outputs, inputs = matrix.shape
+    shape = LinearShape(outputs, inputs, "f32")
     return LinearLayer(shape, pack_matrix(shape, matrix))
 
 
