@@ -15,7 +15,7 @@ from control_plane.architecture.trial import TOLERANCE, Trial, differences, publ
 from control_plane.errors import PartitionError, UnsupportedModel
 from control_plane.partition.granularity import Granularity
 from control_plane.partition.partitioner import partition
-from tests.support.models.families import MOE_FAMILIES, family_config
+from tests.support.models.families import MOE_FAMILIES, PROGRAMS, family_config
 from tests.support.models.tiny_engine import greedy_answers, tokens_of
 from tests.support.running import sequence, served
 
@@ -34,6 +34,7 @@ REFUSED = {
     # It has a cache of its own, and the one of transformers forgets its state where a prompt is cut.
     "minimax": "gave other logits than transformers",
 }
+<<<<<<< HEAD
 PROGRAMS = frozenset(
     {
         "afmoe",
@@ -60,6 +61,9 @@ PROGRAMS = frozenset(
     }
 )
 LOCKSTEP = frozenset(
+=======
+STATES = frozenset(
+>>>>>>> programs
     {
         "axk2",
         "deepseek_v32",

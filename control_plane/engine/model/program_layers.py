@@ -7,13 +7,8 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import DenseKernel, LinearLayer
 from control_plane.engine.kernels.c_dense import CDenseKernel
-from control_plane.engine.kernels.layer_program import (
-    LayerProgram,
-    LayerShape,
-    LayerWeights,
-    Router,
-    SharedExpert,
-)
+from control_plane.engine.kernels.layer_parts import LayerShape, LayerWeights, Router, SharedExpert
+from control_plane.engine.kernels.layer_program import LayerProgram
 from control_plane.engine.model.dense_file import DenseFile
 from control_plane.partition.manifest import Manifest
 from control_plane.partition.model.program import LayerEntry, Program, RouterEntry

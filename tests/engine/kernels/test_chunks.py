@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import LinearLayer
 from control_plane.engine.kernels.c_dense import compiled_isas
-from control_plane.engine.kernels.layer_program import BatchRows, LayerProgram, LayerShape, LayerWeights
+from control_plane.engine.kernels.layer_parts import LayerShape, LayerWeights
+from control_plane.engine.kernels.layer_program import BatchRows, LayerProgram
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import f32_to_bf16
 from functions.kernels.packed_matrix import LinearShape, pack_matrix

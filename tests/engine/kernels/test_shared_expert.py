@@ -5,7 +5,8 @@ import pytest
 
 from control_plane.engine.kernels import LinearLayer
 from control_plane.engine.kernels.c_dense import compiled_isas
-from control_plane.engine.kernels.layer_program import LayerProgram, LayerShape, LayerWeights, SharedExpert
+from control_plane.engine.kernels.layer_parts import LayerShape, LayerWeights, SharedExpert
+from control_plane.engine.kernels.layer_program import LayerProgram
 from functions.kernels import Activation, ExpertShape, LinearShape
 from functions.kernels.packed_matrix import pack_matrix
 from tests.functions.kernels.test_gated_ffn import random_call

@@ -23,6 +23,13 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
         "moe_intermediate_size": 704,
         "hidden_size_per_layer_input": 0,
     },
+    # Those of Granite 3, but for attention, whose factor would hide differences of scores.
+    "granitemoe": {
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 6.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.5,
+    },
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 16},
     "hunyuan_v1_moe": {"num_experts": 16, "moe_topk": 2, "head_dim": 128},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
@@ -37,6 +44,33 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
 }
 NOT_MODELS = frozenset({"gemma4_assistant"})
 """Configs that need another model to belong to."""
+
+PROGRAMS = frozenset(
+    {
+        "afmoe",
+        "aria_text",
+        "dots1",
+        "ernie4_5_moe",
+        "exaone_moe",
+        "flex_olmo",
+        "glm4_moe",
+        "granitemoe",
+        "granitemoeshared",
+        "hunyuan_v1_moe",
+        "hy_v3",
+        "kolibri1",
+        "laguna",
+        "mellum",
+        "minimax_m2",
+        "mixtral",
+        "olmoe",
+        "qwen2_moe",
+        "qwen3_moe",
+        "sarvam_moe",
+        "solar_open",
+    }
+)
+"""Families whose layers can be programs."""
 
 
 def _has_experts(config_class: Any) -> bool:

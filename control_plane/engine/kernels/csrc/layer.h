@@ -7,8 +7,9 @@
  * computes a whole item of a loop, and an item of a loop over rows needs no other row. Therefore a row's
  * result depends neither on the number of threads nor on the other rows.
  *
- * Other kinds of layers fit in here: another attention replaces the loops from PROJECTED to ATTENDED, another
- * router the choice in router.h. */
+ * What a layer does not have, is left out: norms before or behind attention and the experts, a gate of
+ * attention, factors. Other kinds of layers fit in here: another attention replaces the loops from PROJECTED
+ * to ATTENDED, another router the choice in router.h. */
 
 #ifndef FAASMOE_LAYER_H
 #define FAASMOE_LAYER_H
