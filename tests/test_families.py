@@ -34,36 +34,7 @@ REFUSED = {
     # It has a cache of its own, and the one of transformers forgets its state where a prompt is cut.
     "minimax": "gave other logits than transformers",
 }
-<<<<<<< HEAD
-PROGRAMS = frozenset(
-    {
-        "afmoe",
-        "aria_text",
-        "dots1",
-        "ernie4_5_moe",
-        "exaone_moe",
-        "flex_olmo",
-        "glm4_moe",
-        "granitemoe",
-        "granitemoeshared",
-        "hunyuan_v1_moe",
-        "hy_v3",
-        "kolibri1",
-        "laguna",
-        "mellum",
-        "minimax_m2",
-        "mixtral",
-        "olmoe",
-        "qwen2_moe",
-        "qwen3_moe",
-        "sarvam_moe",
-        "solar_open",
-    }
-)
 LOCKSTEP = frozenset(
-=======
-STATES = frozenset(
->>>>>>> programs
     {
         "axk2",
         "deepseek_v32",
