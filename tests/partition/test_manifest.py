@@ -152,11 +152,11 @@ def put(*path: Any, value: Any) -> Callable[[Any], None]:
 
 DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
     (put("format", value=3), "format '3' is not 6: split the checkpoint again with `faasmoe partition`"),
-    (put("format", value="4"), "format '4' is not 5"),
-    (lambda document: document.pop("format"), "format 'None' is not 5"),
+    (put("format", value="4"), "format '4' is not 6"),
+    (lambda document: document.pop("format"), "format 'None' is not 6"),
     (lambda document: document.pop("blocks"), "blocks: is missing"),
     (put("surprise", value=1), "surprise: is not a known field"),
-    (put("format", value=True), "format 'True' is not 5"),
+    (put("format", value=True), "format 'True' is not 6"),
     (lambda document: document.pop("fingerprint"), "its fingerprint does not match its content"),
     (put("num_experts", value=10**30), "num_experts: must be a whole number from 1 to 32768"),
     (put("num_experts", value=32768), "expert 5 of layer 0 is in no block"),
