@@ -1,7 +1,6 @@
 """Loading reads the whole dense part and no experts."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from control_plane.engine.loader import load_model
 from control_plane.errors import PartitionError
 from control_plane.partition.dense import EMBEDDING, PACKED, packed_matrices
 from control_plane.partition.manifest import Manifest
+from control_plane.partition.model.program import RotationEntry, RouterEntry
 from control_plane.partition.partition_files import PartitionFile
 from control_plane.partition.partitioner import partition
 from tests.support.models.checkpoints import FAMILIES, save_checkpoint, tiny_model
@@ -93,32 +93,30 @@ def test_a_damaged_partition_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def with_file(folder: Path, manifest: Manifest, name: str, data: bytes) -> Manifest:
-    """Replace a small file; returns a manifest that matches it."""
-    (folder / name).write_bytes(data)
-    return msgspec.structs.replace(manifest, files={name: hashlib.sha256(data).hexdigest()})
-
-
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"rms_norm_eps": "a"}, "config.json: rms_norm_eps: must be a number"),
-        ({"rope_parameters": [1]}, "config.json: rope_parameters is [1], not an object"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rotary embeddings of type 'dynamic'"),
-        ({"model_type": [1]}, "config.json: model_type: must be a string"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers: must be a whole number of at most 10000"),
-        ({"num_hidden_layers": 9_999, "layer_types": None}, "lacks model.layers.3.self_attn"),
-        ({"num_experts_per_tok": 3}, "the number of experts per token is 3, not 4"),
-        ({"hidden_size": 48}, "does not fit"),
+        ({"kv_heads": 3}, "fit"),
+        ({"head_dim": 1 << 20}, "fit"),
+        ({"norm": "model.layers.9.norm.weight"}, "lacks model.layers.9.norm.weight"),
+        ({"rotations": (RotationEntry((1.0,) * 100, 1.0, False),)}, "fit"),
+        ({"layers": {"attention": "model.layers.9.self_attn"}}, "lacks model.layers.9.self_attn.q_proj"),
+        ({"layers": {"ffn_norm": "model.embed_tokens.weight"}}, "ffn_norm"),
+        ({"layers": {"router": RouterEntry("lm_head", "softmax", True)}}, "lacks lm_head.weight"),
     ],
+    ids=str,
 )
-def test_a_hostile_config_is_refused_in_one_line(
+def test_a_hostile_program_is_refused_in_one_line(
     tiny: TinyPartition, folder: Path, changes: dict[str, Any], problem: str
 ) -> None:
-    config = json.loads((folder / "config.json").read_text()) | changes
-    manifest = with_file(folder, tiny.manifest, "config.json", json.dumps(config).encode())
+    program = tiny.manifest.program
+    assert program is not None
+    if layer := changes.get("layers"):
+        first, *others = program.layers
+        changes = {"layers": (msgspec.structs.replace(first, **layer), *others)}
+    hostile = msgspec.structs.replace(program, **changes)
     with pytest.raises(PartitionError) as caught:
-        load_model(folder, manifest, threads=1)
+        load_model(folder, msgspec.structs.replace(tiny.manifest, program=hostile), threads=1)
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -18,6 +18,8 @@ class DenseTensors:
         self._ffns = architecture.gated_ffns
         self.left = set(architecture.dense)
         """What has not been taken."""
+        self.biases: list[str] = []
+        """Those of linear layers that were taken."""
 
     def module(self, name: str) -> Any:
         try:
@@ -37,9 +39,13 @@ class DenseTensors:
         if type(self.module(module)) is not nn.Linear:
             raise UnsupportedModel(f"{module} is no linear layer")
         self.take(f"{module}.weight")
-        if f"{module}.bias" in self.left:
-            self.take(f"{module}.bias")
+        self.take_bias(module)
         return module
+
+    def take_bias(self, module: str, may_be_f32: bool = False) -> None:
+        """That of a linear layer, if it has one."""
+        if f"{module}.bias" in self.left:
+            self.biases.append(self.take(f"{module}.bias", may_be_f32))
 
     def take_only(self, prefix: str, shape: tuple[int, ...], may_be_f32: bool = False) -> str | None:
         """The only tensor of this shape whose name begins so; None if there is none, or several."""

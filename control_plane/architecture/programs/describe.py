@@ -92,6 +92,7 @@ class _Description:
             logits_scale=1 / (known(self._config, "logits_scaling") or 1.0),
             context_length=context_length(positions, self._config.rope_parameters),
             norm=norm,
+            biases=tuple(self._tensors.biases),
             rotations=tuple(self._rotations.entries),
             layers=layers,
         )

@@ -17,8 +17,7 @@ def router_of(
     if weight is None:
         raise UnsupportedModel(f"{block} has no router that is one matrix")
     module = weight.rpartition(".")[0]
-    if f"{module}.bias" in tensors.left:
-        tensors.take(f"{module}.bias", may_be_f32=True)
+    tensors.take_bias(module, may_be_f32=True)
     corrections = (
         tensors.take_only(f"{block}.", shape, may_be_f32=True) for shape in ((num_experts,), (1, num_experts))
     )

@@ -32,7 +32,7 @@ def layer_program(
     Raises `PartitionError` for a tensor that is missing, ValueError for those that do not fit together.
     """
     layer = program.layers[number]
-    query, key, value, output = (linear(file, f"{layer.attention}.{part}_proj") for part in "qkvo")
+    query, key, value, output = (linear(file, program, f"{layer.attention}.{part}_proj") for part in "qkvo")
     weights = LayerWeights(
         query=query,
         key=key,
@@ -44,8 +44,10 @@ def layer_program(
         ffn_output_norm=_optional(file, layer.ffn_output_norm),
         query_norm=_optional(file, layer.query_norm),
         key_norm=_optional(file, layer.key_norm),
-        gate=None if layer.gate is None else linear(file, layer.gate),
-        router=None if layer.router is None else _router(file, layer.router, manifest.num_experts_per_tok),
+        gate=None if layer.gate is None else linear(file, program, layer.gate),
+        router=None
+        if layer.router is None
+        else _router(file, program, layer.router, manifest.num_experts_per_tok),
         shared=_shared(file, layer),
     )
     rotation = None if layer.rotation is None else program.rotations[layer.rotation]
@@ -68,9 +70,10 @@ def layer_program(
     return LayerProgram(isa, shape, weights, manifest.dtype)
 
 
-def linear(file: DenseFile, module: str) -> LinearLayer:
+def linear(file: DenseFile, program: Program, module: str) -> LinearLayer:
     """A linear layer. Routers are not stored packed: they are packed here, as they are."""
-    bias = as_f32(vector(file, f"{module}.bias")) if f"{module}.bias" in file else None
+    name = f"{module}.bias"
+    bias = as_f32(vector(file, name)) if name in program.biases else None
     if file.is_packed(module):
         packed = file.packed_matrix(f"{module}.weight")
         outputs, inputs = packed.shape
@@ -95,10 +98,10 @@ def _optional(file: DenseFile, name: str | None) -> NDArray[Any] | None:
     return None if name is None else vector(file, name)
 
 
-def _router(file: DenseFile, router: RouterEntry, top_k: int) -> Router:
+def _router(file: DenseFile, program: Program, router: RouterEntry, top_k: int) -> Router:
     correction = _optional(file, router.correction)
     return Router(
-        linear=linear(file, router.module),
+        linear=linear(file, program, router.module),
         top_k=top_k,
         normalised=router.normalised,
         scores=router.scores,

@@ -46,7 +46,7 @@ class ProgramModel:
             layer_program(kernel.name, file, manifest, program, layer) for layer in range(len(program.layers))
         ]
         self._norm = vector(file, program.norm)
-        self._head = linear(file, HEAD)
+        self._head = linear(file, program, HEAD)
         self._rotations: dict[int | None, Rotation] = {
             None: Rotation.none(manifest.dtype),
             **{number: Rotation.of(entry, manifest.dtype) for number, entry in enumerate(program.rotations)},

@@ -1,7 +1,6 @@
 """What the dense part of a model computes, if its layers can be programs: names of tensors, and numbers.
 
-The names are those of transformers' model, and of the dense file. A linear layer has a bias if the file has
-one of its name.
+The names are those of transformers' model, and of the dense file.
 """
 
 from typing import Annotated, Literal
@@ -101,5 +100,7 @@ class Program(Struct, frozen=True, forbid_unknown_fields=True):
     """Tokens of the longest sequence."""
     norm: Name
     """The last norm."""
+    biases: tuple[Name, ...]
+    """Those of linear layers that have some."""
     rotations: Annotated[tuple[RotationEntry, ...], Meta(max_length=MAX_LAYERS)]
     layers: Annotated[tuple[LayerEntry, ...], Meta(min_length=1, max_length=MAX_LAYERS)]
