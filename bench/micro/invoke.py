@@ -66,7 +66,7 @@ async def bench(folder: Path, rounds: int) -> None:
     async with AsyncExitStack() as stack:
         _, gateway = await stack.enter_async_context(processes.gateway(folder / "partition"))
         echoes = [
-            (await stack.enter_async_context(processes.running(module="bench.micro.echo_server")))[1]
+            (await stack.enter_async_context(processes.running(module="bench.support.echo_server")))[1]
             for _ in range(max(AT_ONCE))
         ]
         client = await stack.enter_async_context(

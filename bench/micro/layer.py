@@ -84,11 +84,11 @@ async def bench(folder: Path, manifest: Manifest, tokens: int, rounds: int) -> d
     """For each number of sequences, a layer's microseconds by part in each round."""
     found: dict[int, list[Microseconds]] = {number: [] for number in SEQUENCES}
     async with offline_engine(folder, manifest) as (_, _, engine):
-        await _decode(engine, 1, tokens)
+        await decode(engine, 1, tokens)
         for _ in range(rounds):
             for number in SEQUENCES:
                 before, steps = engine.status().step_seconds, engine.status().steps
-                await _decode(engine, number, tokens)
+                await decode(engine, number, tokens)
                 after, layers = engine.status(), len(manifest.moe_layers)
                 scale = 1e6 / (after.steps - steps) / layers
                 found[number].append(
@@ -97,7 +97,7 @@ async def bench(folder: Path, manifest: Manifest, tokens: int, rounds: int) -> d
     return found
 
 
-async def _decode(engine: Engine, number: int, tokens: int) -> None:
+async def decode(engine: Engine, number: int, tokens: int) -> None:
     """Decode so many sequences at once, each of a random prompt of its own."""
     random = np.random.default_rng(number)
     params = SamplingParams(tokens, ignore_eos=True)

@@ -1,4 +1,4 @@
-"""A bare aiohttp server, the baseline of invoke.py: `python -m bench.micro.echo_server`.
+"""A bare aiohttp server, the baseline of invoke.py: `python -m bench.support.echo_server`.
 
 It is its own module because invoke.py starts many of them, and they must not import torch.
 """
