@@ -46,7 +46,7 @@ def test_a_malformed_manifest_is_an_error(tmp_path: Path, text: str) -> None:
 def test_an_earlier_format_is_refused_with_its_remedy(tiny: TinyPartition, tmp_path: Path) -> None:
     document = json.loads((tiny.folder / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**document, "format": 3}))
-    with pytest.raises(ManifestError, match=r"format '3' is not 5: split .* again with `faasmoe partition`"):
+    with pytest.raises(ManifestError, match=r"format '3' is not 6: split .* again with `faasmoe partition`"):
         FunctionManifest.read(tmp_path, tiny.functions[0])
 
 
