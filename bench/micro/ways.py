@@ -59,9 +59,9 @@ PLAIN = {
     show_default=True,
     help="Of experts and dense part.",
 )
-@click.option("--tokens", type=click.IntRange(2), default=32, show_default=True, help="Of each answer.")
+@click.option("--tokens", type=click.IntRange(2), default=256, show_default=True, help="Of each answer.")
 @click.option(
-    "--rounds", type=_COUNT, default=5, show_default=True, help="Rounds, in turns; medians are shown."
+    "--rounds", type=_COUNT, default=3, show_default=True, help="Rounds, in turns; medians are shown."
 )
 def main(layers: int, experts: int, sequences: int, dtype: str, tokens: int, rounds: int) -> None:
     """Print the milliseconds of a step, and how many times those of the plain model it takes."""

@@ -65,9 +65,9 @@ class BatchedBench:
         """
         options = self.dialect.in_memory if limit == NO_LIMIT else self.dialect.mapped
         alone = await self._run(limit, (SHORT_PROMPT, LONG_PROMPT), (1,), options)
-        # Sequences share their prompt, whose prefill is not used, to save time.
+        # Each sequence has a prompt of its own: a shared one cannot be computed for models that keep states.
         several = [count for count in sequences if count > 1]
-        together = await self._run(limit, (SHORT_PROMPT,), several, (*options, "-pps"))
+        together = await self._run(limit, (SHORT_PROMPT,), several, options)
         return {
             decode_row(1, limit): alone[SHORT_PROMPT, 1].decode,
             **{decode_row(count, limit): together[SHORT_PROMPT, count].decode for count in several},

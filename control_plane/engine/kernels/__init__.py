@@ -8,10 +8,18 @@ there says how to add an instruction set.
 from functions.kernels.selection import selected
 
 from .c_dense import CDenseKernel, compiled_isas
-from .dense import DeltaRows, DenseKernel, LinearLayer, Scores
+from .dense import DeltaRows, DenseKernel, LinearLayer, Scores, ShortConvolution
 from .numpy_dense import NumpyDenseKernel
 
-__all__ = ["DeltaRows", "DenseKernel", "LinearLayer", "Scores", "available_dense_isas", "load_dense_kernel"]
+__all__ = [
+    "DeltaRows",
+    "DenseKernel",
+    "LinearLayer",
+    "Scores",
+    "ShortConvolution",
+    "available_dense_isas",
+    "load_dense_kernel",
+]
 
 
 def available_dense_isas() -> tuple[str, ...]:

@@ -67,6 +67,22 @@ def delta_rule(
     out: NDArray[Any],
     /,
 ) -> None: ...
+def short_convolution(
+    isa: str,
+    dtype: str,
+    rows: int,
+    channels: int,
+    taps: int,
+    silu: bool,
+    states: NDArray[Any],
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    bias: NDArray[Any] | None,
+    sources: NDArray[Any],
+    targets: NDArray[Any],
+    out: NDArray[Any],
+    /,
+) -> None: ...
 def layer_program(
     isa: str,
     dtype: str,

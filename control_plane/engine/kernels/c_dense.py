@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from functions.kernels.arguments import activation_dtype
 from functions.kernels.bfloat16 import Float32
 
-from .dense import AttentionInputs, DeltaRows, DenseKernel, LinearLayer, Scores
+from .dense import AttentionInputs, DeltaRows, DenseKernel, LinearLayer, Scores, ShortConvolution
 
 try:
     from . import _dense
@@ -62,4 +62,19 @@ class CDenseKernel(DenseKernel):
         out = np.empty((count, heads, value_size), np.float32)
         sizes = (count, heads, key_heads, key_size, value_size, rows.decay.shape[2])
         _dense.delta_rule(self.name, *sizes, threads, states, *rows, sources, targets, out)
+        return out
+
+    def _short_convolution(
+        self,
+        states: NDArray[Any],
+        x: NDArray[Any],
+        convolution: ShortConvolution,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+    ) -> NDArray[Any]:
+        weight, bias, silu = convolution
+        out = np.empty_like(x)
+        numbers = *x.shape, weight.shape[1], silu
+        arrays: tuple[Any, ...] = states, x, weight, bias, sources, targets, out
+        _dense.short_convolution(self.name, activation_dtype(x), *numbers, *arrays)
         return out

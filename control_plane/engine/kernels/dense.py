@@ -13,6 +13,9 @@ from functions.kernels.bfloat16 import Float32
 from functions.kernels.packed_matrix import LinearShape
 from functions.kernels.packed_tiles import Bytes
 
+MOST_TAPS = 256
+"""Of a convolution; as in csrc/short_convolution.h."""
+
 
 @dataclass(frozen=True)
 class LinearLayer:
@@ -75,6 +78,18 @@ class DeltaRows(NamedTuple):
     delta attention, arXiv 2510.26692)."""
     beta: Float32
     """[T, heads]"""
+
+
+class ShortConvolution(NamedTuple):
+    """A causal convolution along a sequence, of each channel by itself."""
+
+    weight: NDArray[Any]
+    """[channels, taps]: of an input and those before it, its own last. float32 or the uint16 bits of
+    bfloat16."""
+    bias: NDArray[Any] | None
+    """[channels]"""
+    silu: bool
+    """Whether sums x become x * sigmoid(x)."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +226,43 @@ class DenseKernel(ABC):
         before, after = c_array("sources", sources, np.int64), c_array("targets", targets, np.int64)
         return self._delta_rule(states, DeltaRows(*checked), before, after, threads)
 
-    # The computing, for checked and contiguous arrays. `_attention` and `_delta_rule` check indices.
+    def short_convolution(
+        self,
+        states: NDArray[Any],
+        x: NDArray[Any],
+        convolution: ShortConvolution,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+    ) -> NDArray[Any]:
+        """A step of a causal convolution for each row, which is of a sequence of its own.
+
+        states:           [places, channels, taps], each channel's last inputs, the newest last; places need
+                          not be side by side
+        x:                [T, channels], the new inputs; as the states, in the dtype of the weight
+        sources, targets: int64 [T], the places of each row's states before and after the step: no other row's
+
+        Returns [T, channels]. A row's result does not depend on the others. Nothing else may use the arrays
+        during the call, since C releases the interpreter lock.
+        Raises ValueError for a wrong dtype, shape or place, with the states unchanged.
+        """
+        weight, bias, _ = convolution
+        if weight.dtype not in (np.float32, np.uint16) or weight.ndim != 2 or weight.shape[1] > MOST_TAPS:
+            raise ValueError(f"not a convolution: {weight.dtype} {weight.shape}")
+        channels, taps = weight.shape
+        if states.dtype != weight.dtype or states.ndim != 3 or not states[:1].flags.c_contiguous:
+            raise ValueError(f"not states: {states.dtype} {states.shape}")
+        check_shape("states", states, (len(states), channels, taps))
+        check_shape("x", x, (len(x), channels))
+        if bias is not None:
+            check_shape("bias", bias, (channels,))
+            bias = c_array("bias", bias, weight.dtype)
+        checked = convolution._replace(weight=c_array("weight", weight, weight.dtype), bias=bias)
+        check_shape("sources", sources, (len(x),))
+        check_shape("targets", targets, (len(x),))
+        before, after = c_array("sources", sources, np.int64), c_array("targets", targets, np.int64)
+        return self._short_convolution(states, c_array("x", x, weight.dtype), checked, before, after)
+
+    # The computing, for checked and contiguous arrays. It checks indices.
 
     @abstractmethod
     def _linear(self, layers: Sequence[LinearLayer], x: NDArray[Any], threads: int) -> list[NDArray[Any]]: ...
@@ -231,6 +282,16 @@ class DenseKernel(ABC):
         targets: NDArray[np.int64],
         threads: int,
     ) -> Float32: ...
+
+    @abstractmethod
+    def _short_convolution(
+        self,
+        states: NDArray[Any],
+        x: NDArray[Any],
+        convolution: ShortConvolution,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+    ) -> NDArray[Any]: ...
 
 
 def _check_cache(keys: NDArray[Any], values: NDArray[Any]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from functions.kernels.bfloat16 import Float32, as_f32, bf16_to_f32, f32_to_bf16
 from functions.kernels.products import product
 
-from .dense import AttentionInputs, DeltaRows, DenseKernel, LinearLayer, Scores
+from .dense import AttentionInputs, DeltaRows, DenseKernel, LinearLayer, Scores, ShortConvolution
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,27 @@ class NumpyDenseKernel(DenseKernel):
         states[targets] = state
         out: Float32 = np.einsum("thkv,thk->thv", state, query)
         return out
+
+    def _short_convolution(
+        self,
+        states: NDArray[Any],
+        x: NDArray[Any],
+        convolution: ShortConvolution,
+        sources: NDArray[np.int64],
+        targets: NDArray[np.int64],
+    ) -> NDArray[Any]:
+        for places in (sources, targets):
+            _check_below(places, len(states))
+        weight, bias, silu = convolution
+        inputs = np.concatenate([states[sources][..., 1:], x[..., None]], axis=-1)
+        states[targets] = inputs
+        out: Float32 = (as_f32(inputs) * as_f32(weight)).sum(axis=-1)
+        if bias is not None:
+            out += as_f32(bias)
+        if silu:
+            out = as_f32(_like(x, out))
+            out = out / (1 + np.exp(-out))
+        return _like(x, out)
 
 
 def _unit(vectors: Float32) -> Float32:

@@ -35,6 +35,10 @@ def delta_rule(isa: str, *buffers: Any) -> None:
     _dense.delta_rule(isa, 3, 1, 1, 2, 2, 1, 1, *buffers)
 
 
+def short_convolution(isa: str, *buffers: Any) -> None:
+    _dense.short_convolution(isa, "f32", 3, 2, 4, False, *buffers)
+
+
 STATES = zeros(1, 1, 4, 2)
 HEADS = zeros(3, 1, 2)
 ROWS = np.zeros(3, np.int64)
@@ -45,6 +49,10 @@ CALLS: Sequence[tuple[Callable[..., None], Sequence[NDArray[Any]]]] = (
     (
         delta_rule,
         (zeros(6, 1, 2, 2), *(HEADS,) * 3, zeros(3, 1, 1), zeros(3, 1), ROWS, ROWS, zeros(3, 1, 2)),
+    ),
+    (
+        short_convolution,
+        (zeros(6, 2, 4), zeros(3, 2), zeros(2, 4), zeros(2), ROWS, ROWS, zeros(3, 2)),
     ),
 )
 

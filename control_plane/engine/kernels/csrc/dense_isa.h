@@ -11,6 +11,7 @@
 #include "rms_norm.h"
 #include "rotate.h"
 #include "router.h"
+#include "short_convolution.h"
 
 /* The floats in a vector register. */
 #define LANES_amx 16
@@ -37,6 +38,7 @@ struct dense_isa {
     void (*add_experts)(enum dtype dtype, enum dtype routed_dtype, int64_t count, float factor, void *hidden,
                         const void *routed, const void *shared);
     void (*delta_rule)(const struct delta_step *s);
+    void (*short_convolution)(enum dtype dtype, const struct convolution_step *s);
 };
 
 #define DEFINE_DENSE(isa)                                                                                    \
@@ -74,11 +76,14 @@ struct dense_isa {
                                                const void *shared) {                                         \
         add_experts(dtype, routed_dtype, count, factor, hidden, routed, shared);                             \
     }                                                                                                        \
-    TARGET_##isa static void isa##_delta_rule(const struct delta_step *s) { delta_rule(s); }
+    TARGET_##isa static void isa##_delta_rule(const struct delta_step *s) { delta_rule(s); }                 \
+    TARGET_##isa static void isa##_short_convolution(enum dtype dtype, const struct convolution_step *s) {   \
+        short_convolution(dtype, s);                                                                         \
+    }
 
-#define DENSE_ENTRY(isa)                                                         \
-    {isa##_rotate,    isa##_attend,     isa##_rms_norm,    isa##_choose_experts, \
-     isa##_gate_rows, isa##_gate_heads, isa##_add_experts, isa##_delta_rule},
+#define DENSE_ENTRY(isa)                                                                             \
+    {isa##_rotate,     isa##_attend,      isa##_rms_norm,   isa##_choose_experts,   isa##_gate_rows, \
+     isa##_gate_heads, isa##_add_experts, isa##_delta_rule, isa##_short_convolution},
 
 FOR_EACH_ISA(DEFINE_DENSE)
 

@@ -13,15 +13,10 @@ import torch
 
 from control_plane.engine.kernels import DenseKernel
 from control_plane.engine.model.ragged_batch import Span
-from control_plane.engine.model.transformers_model.ragged.delta_rule import (
-    DeltaRule,
-    StatePlaces,
-    can_be_replaced,
-    with_rule,
-)
 from control_plane.engine.model.transformers_model.ragged.row_groups import RowGroup, groups_of, joined
 from control_plane.engine.model.transformers_model.ragged.state_cache import StateCache, StateKey
 from control_plane.engine.model.transformers_model.ragged.state_search import StateSearch
+from control_plane.engine.model.transformers_model.ragged.step_functions import StatePlaces, StepFunctions
 from control_plane.engine.model.transformers_model.tensor_views import to_torch
 from control_plane.engine.state.lane_states import LaneStates, StateShape
 
@@ -90,13 +85,10 @@ class Mixers:
         self._groups: list[RowGroup] = []
         self._num_rows = 0
         mixers: Any = found.mixers
+        functions = StepFunctions(kernel, threads, self.cache.places)
         for module, keys in mixers.items():
-            decode = module.forward
-            replaceable = [key for key in keys if can_be_replaced(module, found.shapes[key])]
-            if len(replaceable) == 1:
-                self.cache.in_kernel.update(replaceable)
-                places = partial(self.cache.places, *replaceable)
-                decode = with_rule(module, DeltaRule(kernel, threads, places))
+            decode, in_kernel = functions.replaced_in(module, {key: found.shapes[key] for key in keys})
+            self.cache.in_kernel |= in_kernel
             module.forward = partial(self._compute, module.forward, decode)
 
     @contextmanager
