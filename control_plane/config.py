@@ -91,6 +91,8 @@ class ServeConfig:
     """Whether to predict experts and prefetch them in functions whose memory limit is below their size."""
     kv_cache_mb: _Count = 512
     """Most memory for the attention's keys and values, in MB (2^20 bytes). It is allocated on first use."""
+    prefix_cache: bool = True
+    """Whether what a prompt has computed stays there for the tenant's next prompts that begin alike."""
     memory_budget: _Bytes | None = None
     """Most memory of the control plane and all functions together, in bytes. None is no limit."""
     idle_timeout: _Seconds = 900.0

@@ -119,6 +119,11 @@ class ActiveRequest:
         return sum(sequence.num_prompt_tokens for sequence in self.sequences[:: self.request.n])
 
     @property
+    def cached_tokens(self) -> int:
+        """Those of them that were there from earlier requests."""
+        return sum(sequence.num_cached for sequence in self.sequences)
+
+    @property
     def generated_tokens(self) -> int:
         """The tokens of all answers so far."""
         return sum(choice.num_tokens for choice in self.choices)
@@ -131,7 +136,7 @@ class ActiveRequest:
     @property
     def usage(self) -> Usage:
         """The cost of the request so far."""
-        return Usage(self.prompt_tokens, self.generated_tokens, self.expert_usage)
+        return Usage(self.prompt_tokens, self.cached_tokens, self.generated_tokens, self.expert_usage)
 
     def record(self) -> RequestRecord:
         """Summarise the request for metrics, logs and the ledger."""
@@ -145,6 +150,7 @@ class ActiveRequest:
             status=self.status,
             finish_reasons=tuple(self.finish_reasons.values()),
             prompt_tokens=self.prompt_tokens if started else 0,
+            cached_tokens=self.cached_tokens,
             generated_tokens=self.generated_tokens,
             queue_seconds=min(started) - self.submitted if started else None,
             time_to_first_token=timing.time_to_first_token,

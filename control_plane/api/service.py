@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Sequence as Items
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -207,7 +208,14 @@ class CompletionService:
         max_tokens = room if request.max_tokens is None else min(request.max_tokens, room)
         params = request.sampling_params(max_tokens, choice, self.defaults)
         sequence = Sequence(
-            caller.request_id, caller.tenant.name, list(token_ids), params, limits.weight, caller.background
+            caller.request_id,
+            caller.tenant.name,
+            list(token_ids),
+            params,
+            limits.weight,
+            cache_salt=request.cache_salt,
+            stops=message_ends(token_ids, self.prompts.end_of_turn_ids),
+            background=caller.background,
         )
         self.engine.check(sequence)
         return sequence
@@ -262,14 +270,18 @@ class CompletionService:
             self.metrics.failed(record.status)
         log_request(record, self._prompt_text(active) if self.log_prompts else None)
         # Shielded, since tokens that were served are booked even if the client has disconnected.
-        await asyncio.shield(self._book(active.ticket, booking))
+        computed = record.prompt_tokens - record.cached_tokens + record.generated_tokens
+        await asyncio.shield(self._book(active.ticket, booking, computed))
 
-    async def _book(self, ticket: Ticket, booking: Booking) -> None:
-        """Book and release. The tenant has its answer, so a failure to release is only logged."""
+    async def _book(self, ticket: Ticket, booking: Booking, computed: int) -> None:
+        """Book, and release all but the tokens that were computed.
+
+        The tenant has its answer, so a failure to release is only logged.
+        """
         # In this order: a budget counts the request as in progress until it is released.
         await self.ledger.book(booking)
         try:
-            await self.limiter.release(ticket, booking.prompt_tokens + booking.generated_tokens)
+            await self.limiter.release(ticket, computed)
         except TenancyError as error:
             logger.error("not released before it expires: %s", error)
 
@@ -279,6 +291,16 @@ class CompletionService:
             return "\n".join(map(self.codec.decode, prompts))
         except TokenizerError as error:
             return f"({error})"
+
+
+def message_ends(token_ids: Items[int], end_ids: frozenset[int]) -> tuple[int, ...]:
+    """The numbers of tokens at the ends of the first message and of the last one.
+
+    Other conversations are likely to share the first, and the next turn all, but not what follows: how an
+    answer begins. A prompt without messages ends before its last token, which any answer needs.
+    """
+    ends = [number for number, token in enumerate(token_ids, 1) if token in end_ids]
+    return tuple(sorted({ends[0], ends[-1]})) if ends else (len(token_ids) - 1,)
 
 
 def _too_long(prompt: Prompt, tokens: str, most: int) -> ContextLengthExceeded:

@@ -47,7 +47,7 @@ def status_lines(report: dict[str, Any]) -> Iterator[str]:
     yield (
         f"control plane: {format_bytes(report['memory_bytes'])}, {report['kernel']} kernel, "
         f"{engine['running']} running, {engine['waiting']} waiting, "
-        f"KV cache {engine['kv_cache_used']:.0%} used"
+        f"KV cache {engine['kv_cache_used']:.0%} used, {engine['prefix_cache_used']:.0%} kept"
     )
     yield from _slow_kernels(report)
     for gateway in report["gateways"]:

@@ -29,6 +29,8 @@ SMALL_DENSE_BYTES = 256 << 20
 LANES_PER_SEQUENCE = 2
 """Sequences that may hold memory, for each sequence that one step computes. The others pause, so that a new
 tenant's sequence can start before one of them ends. A lane takes no memory until it is used."""
+LANES_FOR_PREFIXES = 256
+"""Ended sequences that may hold memory."""
 
 
 def build_runner(
@@ -62,7 +64,12 @@ def build_engine(
     policy = POLICIES[config.scheduling]()
     model = runner.model
     scheduler = Scheduler(
-        runner.kv_cache, config.max_batch_tokens, config.max_sequences, policy, model.chunks_prompts
+        runner.kv_cache,
+        config.max_batch_tokens,
+        config.max_sequences,
+        policy,
+        model.chunks_prompts,
+        config.prefix_cache,
     )
     return Engine(scheduler, runner, invoker, model.sizes.context_length, end_tokens)
 
@@ -79,9 +86,8 @@ def _kv_cache(model: DenseModel, config: ServeConfig, threads: int) -> SequenceM
     num_pages = (config.kv_cache_mb << 20) // model.page_nbytes
     if num_pages == 0:
         raise ConfigError(f"kv_cache_mb: {config.kv_cache_mb} MB hold no page of {model.page_nbytes} bytes")
-    size = MemorySize(
-        num_pages, LANES_PER_SEQUENCE * config.max_sequences, model.sizes.context_length, threads
-    )
+    num_lanes = LANES_PER_SEQUENCE * config.max_sequences + (LANES_FOR_PREFIXES if config.prefix_cache else 0)
+    size = MemorySize(num_pages, num_lanes, model.sizes.context_length, threads)
     try:
         return model.new_memory(size)
     except (MemoryError, OSError, OverflowError, ValueError) as error:

@@ -35,6 +35,10 @@ class EngineStatus:
     """Sequences that wait for memory."""
     kv_cache_used: float
     """Share of the KV cache's pages that sequences hold, 0 to 1."""
+    prefix_cache_used: float
+    """Share of the KV cache's pages that hold what ended sequences have computed, 0 to 1."""
+    prefix_evictions: int
+    """Number of ended sequences whose pages were needed by others."""
     preemptions: int
     """Number of times that a sequence had to give up its memory."""
     steps: int
@@ -211,10 +215,13 @@ class EngineCore:
 
     def _measure(self) -> EngineStatus:
         scheduler, pages = self._scheduler, self._scheduler.kv_cache.pages
+        kept = scheduler.prefixes.num_pages
         return EngineStatus(
             scheduler.num_running,
             scheduler.num_waiting,
-            1 - pages.num_free_pages / pages.num_pages,
+            1 - (pages.num_free_pages + kept) / pages.num_pages,
+            kept / pages.num_pages,
+            scheduler.prefixes.num_evicted,
             scheduler.num_preemptions,
             self._stopwatch.steps,
             self._stopwatch.seconds,

@@ -21,6 +21,8 @@ _ENGINE: _Values = {
     "num_requests_running": attrgetter("running"),
     "num_requests_waiting": attrgetter("waiting"),
     "kv_cache_usage_perc": attrgetter("kv_cache_used"),
+    "prefix_cache_usage_perc": attrgetter("prefix_cache_used"),
+    "prefix_cache_evictions": attrgetter("prefix_evictions"),
     "steps": attrgetter("steps"),
     "num_preemptions": attrgetter("preemptions"),
 }

@@ -98,6 +98,7 @@ _DEFINITIONS = (
         buckets=_REQUEST_BUCKETS_S,
     ),
     Definition("counter", "prompt_tokens", "Prompt tokens of requests that have ended."),
+    Definition("counter", "prefix_cache_hits", "Prompt tokens that were there from earlier requests."),
     Definition("counter", "generation_tokens", "Tokens generated for requests that have ended."),
     Definition("counter", "request_success", "Choices answered in full.", ("finished_reason",)),
     Definition("counter", "request_failure", "Errors, by HTTP status.", ("status",)),
@@ -106,6 +107,8 @@ _DEFINITIONS = (
     Definition("gauge", "num_requests_running", "Sequences that hold memory, paused ones included."),
     Definition("gauge", "num_requests_waiting", "Sequences in the queue."),
     Definition("gauge", "kv_cache_usage_perc", "Share of the KV cache's pages in use, from 0 to 1."),
+    Definition("gauge", "prefix_cache_usage_perc", "Share of its pages that hold ended sequences."),
+    Definition("counter", "prefix_cache_evictions", "Ended sequences whose pages were needed."),
     Definition("counter", "steps", "Batches computed."),
     Definition("counter", "num_preemptions", "Sequences sent back to the queue."),
     Definition("counter", "step_seconds", "The engine's time in seconds, by what it did.", ("part",)),
@@ -146,6 +149,9 @@ _DEFINITIONS = (
     # Tenants; only for an operator.
     Definition("counter", "tenant_requests", "Requests that have ended, including failed ones.", _TENANT),
     Definition("counter", "tenant_prompt_tokens", "Prompt tokens of requests that have ended.", _TENANT),
+    Definition(
+        "counter", "tenant_prefix_cache_hits", "Prompt tokens that were there from earlier requests.", _TENANT
+    ),
     Definition(
         "counter", "tenant_generation_tokens", "Tokens generated for requests that have ended.", _TENANT
     ),

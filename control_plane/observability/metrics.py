@@ -84,6 +84,7 @@ class _RequestMetrics:
         self._latency = METRICS["e2e_request_latency_seconds"].histogram(registry).labels(model_name)
         self._queue_time = METRICS["request_queue_time_seconds"].histogram(registry).labels(model_name)
         self._prompt_tokens = METRICS["prompt_tokens"].counter(registry).labels(model_name)
+        self._cached_tokens = METRICS["prefix_cache_hits"].counter(registry).labels(model_name)
         self._generation_tokens = METRICS["generation_tokens"].counter(registry).labels(model_name)
         self._successes = METRICS["request_success"].counter(registry)
         self._failures = METRICS["request_failure"].counter(registry)
@@ -91,6 +92,7 @@ class _RequestMetrics:
 
     def finished(self, record: RequestRecord) -> None:
         self._prompt_tokens.inc(record.prompt_tokens)
+        self._cached_tokens.inc(record.cached_tokens)
         self._generation_tokens.inc(record.generated_tokens)
         if record.queue_seconds is not None:
             self._queue_time.observe(record.queue_seconds)
@@ -120,6 +122,7 @@ class _TenantMetrics:
         self._model = model_name
         self._requests = METRICS["tenant_requests"].counter(registry)
         self._prompt_tokens = METRICS["tenant_prompt_tokens"].counter(registry)
+        self._cached_tokens = METRICS["tenant_prefix_cache_hits"].counter(registry)
         self._generation_tokens = METRICS["tenant_generation_tokens"].counter(registry)
         self._expert_invocations = METRICS["tenant_expert_invocations"].counter(registry)
         self._expert_seconds = METRICS["tenant_expert_seconds"].counter(registry)
@@ -130,6 +133,7 @@ class _TenantMetrics:
         labels = (self._model, self._label(record.tenant))
         self._requests.labels(*labels).inc()
         self._prompt_tokens.labels(*labels).inc(record.prompt_tokens)
+        self._cached_tokens.labels(*labels).inc(record.cached_tokens)
         self._generation_tokens.labels(*labels).inc(record.generated_tokens)
         self._expert_invocations.labels(*labels).inc(record.expert_invocations)
         self._expert_seconds.labels(*labels).inc(record.expert_seconds)

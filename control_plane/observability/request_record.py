@@ -16,6 +16,8 @@ class RequestRecord:
     finish_reasons: tuple[str, ...]
     """One for each choice that was answered in full."""
     prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens that were there from earlier requests."""
     generated_tokens: int
     queue_seconds: float | None
     """Seconds from submission to the first step; None if the request never ran."""

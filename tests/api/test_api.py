@@ -170,6 +170,8 @@ def test_status_reports_engine_and_functions(api: ApiClient) -> None:
     engine = report["engine"]
     assert engine.pop("steps") >= 2
     assert sum(engine.pop("step_seconds").values()) > 0
+    assert 0 < engine.pop("prefix_cache_used") < 1
+    assert engine.pop("prefix_evictions") >= 0
     assert engine == {**IDLE, "preemptions": 0}
     assert set(report["open"]) == {"tasks", "connections", "file_descriptors"}
     assert all(count > 0 for count in report["open"].values())

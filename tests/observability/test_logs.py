@@ -19,6 +19,7 @@ RECORD = RequestRecord(
     status=200,
     finish_reasons=("stop",),
     prompt_tokens=7,
+    cached_tokens=3,
     generated_tokens=5,
     queue_seconds=0.0125,
     time_to_first_token=0.05,

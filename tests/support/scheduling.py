@@ -9,23 +9,22 @@ from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.fairness import OUTPUT_COST, PROMPT_COST
 from control_plane.engine.scheduling.policy import FairAcrossTenants, FirstComeFirstServed
 from control_plane.engine.scheduling.scheduler import Scheduler
+from control_plane.engine.state.hybrid_cache import HybridCache
 from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.kv_cache_shape import KVCacheShape
+from control_plane.engine.state.lane_states import StateShape
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 
 PAGE = 16
 """Tokens per page of the KV cache."""
 SHAPE = KVCacheShape.uniform(1, 1, 64, np.dtype(np.float32))
+STATES = (StateShape((1,), np.dtype(np.float32)),)
 
 
-class StateOnly(KVCache):
-    """Memory that stands for states: what it has can be copied as a whole alone."""
+class WithStates(HybridCache):
+    """Memory with a state of one number, which takes no page unless it is kept."""
 
-    keeps_prefixes = False
-
-    def copy(self, source: Sequence, target: Sequence, length: int) -> None:
-        assert length == source.num_computed
-        super().copy(source, target, length)
+    pages_per_sequence = 0
 
 
 def make_scheduler(
@@ -37,14 +36,13 @@ def make_scheduler(
     fair: bool = True,
     keeps_prefixes: bool = True,
     chunks_prompts: bool = True,
+    prefix_cache: bool = False,
 ) -> Scheduler:
     """A scheduler without sequences; fair across tenants, or first come, first served."""
-    kind = KVCache if keeps_prefixes else StateOnly
-    cache = kind(
-        SHAPE, num_pages, num_lanes, max_length=num_pages * PAGE, kernel=load_dense_kernel(), threads=1
-    )
+    size = SHAPE, num_pages, num_lanes, num_pages * PAGE, load_dense_kernel(), 1
+    cache = KVCache(*size) if keeps_prefixes else WithStates(*size, STATES)
     policy = FairAcrossTenants() if fair else FirstComeFirstServed()
-    return Scheduler(cache, max_batch_tokens, max_sequences, policy, chunks_prompts)
+    return Scheduler(cache, max_batch_tokens, max_sequences, policy, chunks_prompts, prefix_cache)
 
 
 def make_sequence(
@@ -63,6 +61,12 @@ def advance(scheduler: Scheduler) -> list[Chunk]:
 
 def complete(scheduler: Scheduler, batch: list[Chunk]) -> None:
     """Commit a step, append a token where the next one is known, and remove sequences that have ended."""
+    cache = scheduler.kv_cache
+    if isinstance(cache, HybridCache):
+        for chunk in batch:
+            lane = cache.pages.lane(chunk.sequence)
+            cache.states.source(lane, chunk.start)
+            cache.states.commit(lane, chunk.end)
     scheduler.commit(batch)
     for sequence in [chunk.sequence for chunk in batch if chunk.is_last]:
         sequence.append(0, frozenset())

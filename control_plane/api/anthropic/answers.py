@@ -86,10 +86,10 @@ def event(type: str, **fields: Any) -> bytes:
 
 def _usage_body(usage: Usage) -> dict[str, int]:
     return {
-        "input_tokens": usage.prompt_tokens,
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
     }
 
 

@@ -130,6 +130,7 @@ def _request(
         continuous_usage=options.continuous_usage_stats,
         return_token_ids=body.return_token_ids,
         user=body.user,
+        cache_salt=body.cache_salt or "",
         logit_bias=body.logit_bias,
         min_tokens=body.min_tokens,
         stop_token_ids=frozenset(body.stop_token_ids),

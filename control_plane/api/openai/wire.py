@@ -59,7 +59,6 @@ class GenerationBody(StructuredBody):
     }
     ignored: ClassVar[Neutral] = {
         "cache_prompt": (),
-        "cache_salt": (),
         "early_stopping": (False,),
         "guided_decoding_backend": (),
         "guided_whitespace_pattern": (),
@@ -101,6 +100,7 @@ class GenerationBody(StructuredBody):
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
     user: Text | None = None
+    cache_salt: Text | None = None
 
 
 class ChatBody(GenerationBody, kw_only=True):

@@ -16,6 +16,8 @@ class Usage:
     """The cost of a request, so far or at its end."""
 
     prompt_tokens: int
+    cached_tokens: int
+    """Those of them that were there from earlier requests."""
     completion_tokens: int
     experts: ExpertUsage
     """The request's share of the expert calls."""

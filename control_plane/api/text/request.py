@@ -122,6 +122,8 @@ class GenerationRequest:
     return_token_ids: bool = False
     """Whether each choice, or each chunk of one, reports the ids of its tokens."""
     user: str | None = None
+    cache_salt: str = ""
+    """Answers continue only from what requests of the tenant with the same one have computed."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()

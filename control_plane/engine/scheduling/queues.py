@@ -1,13 +1,17 @@
 """The sequences of all owners, running and waiting."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from control_plane.engine.scheduling.policy import SchedulingPolicy
 from control_plane.engine.scheduling.preemption import Holder
 from control_plane.engine.scheduling.sharing import Sharing
 from control_plane.engine.state.sequence import Sequence
+
+NEXT_IN_TURN = 4
+"""Waiting sequences of each queue that are likely to begin soon."""
 
 
 @dataclass
@@ -105,6 +109,11 @@ class Queues:
     def source(self, sequence: Sequence) -> Sequence | None:
         """The running sequence that this one can copy most of the same prompt from, if there is one."""
         return self.sharing.find_source(sequence, self.of(sequence).running)
+
+    def next_in_turn(self) -> Iterator[Sequence]:
+        """The first few sequences that wait in each queue."""
+        for queue in self.all().values():
+            yield from islice(queue.waiting, NEXT_IN_TURN)
 
     def giving_way(self) -> list[Sequence]:
         """The running sequences that give way to others, the newest of each owner first."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
+from control_plane.engine.prefixes.cache import PrefixCache
 from control_plane.engine.scheduling import sharing
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.scheduling.express import Express
@@ -35,9 +36,14 @@ class Scheduler:
     chunks_prompts: bool = True
     """Whether steps may compute parts of a prompt. A whole prompt may make a step larger than
     `max_batch_tokens`."""
+    keeps_prefixes: bool = False
+    """Whether sequences continue from what ended ones of their tenants have computed."""
+    prefixes: PrefixCache = field(init=False)
     _queues: Queues = field(init=False)
     _memory: Memory = field(init=False)
     _express: Express = field(init=False)
+    _stops: bool = field(init=False)
+    """Whether what belongs to a part of a prompt is kept where sequences stop for it."""
     _counters: VirtualTokenCounters = field(default_factory=VirtualTokenCounters)
     _behind: set[str] = field(default_factory=set)
     """Owners with sequences that the last step did not serve."""
@@ -45,7 +51,11 @@ class Scheduler:
     def __post_init__(self) -> None:
         shared = sharing.Sharing(self.kv_cache.keeps_prefixes, self.chunks_prompts)
         self._queues = Queues(self.policy, shared)
-        self._memory = Memory(self.kv_cache, self._queues)
+        # Several tokens cannot follow what was kept if prompts cannot be computed in parts.
+        keeps = self.keeps_prefixes and self.chunks_prompts
+        self.prefixes = PrefixCache(self.kv_cache, self.policy.owner, keeps)
+        self._stops = keeps and not self.kv_cache.keeps_prefixes
+        self._memory = Memory(self.kv_cache, self._queues, self.prefixes)
         self._express = Express(self._queues)
 
     @property
@@ -77,7 +87,10 @@ class Scheduler:
             self._behind.add(owner)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or not, and free its memory. Does nothing for an unknown sequence."""
+        """Forget a sequence, finished or not. Its memory is kept for others, or freed.
+
+        Does nothing for an unknown sequence.
+        """
         if queue := self._queues.find(sequence):
             owner = self._queues.owner(sequence)
             if sequence in queue.running:
@@ -94,7 +107,7 @@ class Scheduler:
                 self._queues.drop(sequence)
                 self._settle(behind=self._behind - {owner})
                 self._counters.retain(self._queues.all().keys())
-        self.kv_cache.free(sequence)
+        self.prefixes.keep(sequence)
 
     def schedule(self) -> list[Chunk]:
         """Plan the next step: one token of each generating sequence, and as much of prompts as fits.
@@ -123,6 +136,8 @@ class Scheduler:
             self._counters.charge(self._queues.owner(sequence), service, sequence.weight)
             sequence.num_computed = chunk.end
             sequence.num_charged += new
+            if self._stops and chunk.end in sequence.stops:
+                self._memory.keep(sequence)
 
     def _paused(self) -> set[Sequence]:
         """Running sequences that have no place in the next step: the newest ones of the largest owners.
@@ -171,7 +186,15 @@ class Scheduler:
     def _chunk_length(self, sequence: Sequence, most: int) -> int:
         """Tokens of a prompt's next chunk, in a step that has room for so many."""
         length = self._queues.sharing.length(sequence)
-        return min(length, most) if self.chunks_prompts else length
+        if not self.chunks_prompts:
+            return length
+        if self._stops:
+            length = min((stop - sequence.num_computed for stop in self._left(sequence)), default=length)
+        return min(length, most)
+
+    def _left(self, sequence: Sequence) -> Iterator[int]:
+        """The next of the sequence's stops, if there is one."""
+        yield from islice((stop for stop in sequence.stops if stop > sequence.num_computed), 1)
 
     def _prompts(self) -> Iterator[Sequence]:
         """Sequences with prompt tokens to compute, in the order of their owners' counters."""
@@ -194,6 +217,8 @@ class Scheduler:
             if not sharing.is_ready(source):
                 return 0.0
             start = sharing.shared(sequence, source)
+        elif not self.kv_cache.pages.holds(sequence) and (match := self.prefixes.find(sequence)):
+            start = match.length
         length = len(sequence.token_ids) - start
         if self.chunks_prompts:
             length = min(length, self.max_batch_tokens)

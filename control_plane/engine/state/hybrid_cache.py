@@ -4,8 +4,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from control_plane.engine.state.kv_cache import KVCache
-from control_plane.engine.state.lane_states import LaneStates, StateShape, place_nbytes
-from control_plane.engine.state.sequence import Sequence
+from control_plane.engine.state.kv_pages import Holder
+from control_plane.engine.state.lane_states import MOST_KEPT, LaneStates, StateShape, place_nbytes
 
 
 @dataclass
@@ -25,16 +25,39 @@ class HybridCache(KVCache):
         return -(-2 * place_nbytes(self.state_shapes) // self.shape.page_nbytes)
 
     @property
+    def _pages_per_state(self) -> int:
+        """Pages of states that are kept."""
+        return -(-place_nbytes(self.state_shapes) // self.shape.page_nbytes)
+
+    @property
     def keeps_prefixes(self) -> bool:
         return False
 
-    def free(self, sequence: Sequence) -> None:
-        lane = self.pages.lane(sequence) if self.pages.holds(sequence) else None
-        super().free(sequence)
+    def usable(self, holder: Holder, length: int) -> int:
+        return self.states.usable(self.pages.lane(holder), length)
+
+    def pages_to_keep(self, holder: Holder) -> int:
+        kept = min(self.states.num_kept(self.pages.lane(holder)) + 1, MOST_KEPT)
+        return kept * self._pages_per_state - self.pages.extra(holder)
+
+    def keep(self, holder: Holder) -> None:
+        lane = self.pages.lane(holder)
+        self.states.keep(lane)
+        self.pages.set_extra(holder, self.states.num_kept(lane) * self._pages_per_state)
+
+    def trim(self, holder: Holder, length: int) -> None:
+        lane = self.pages.lane(holder)
+        self.states.cut(lane, length)
+        self.pages.set_extra(holder, self.states.num_kept(lane) * self._pages_per_state)
+        super().trim(holder, length)
+
+    def free(self, holder: Holder) -> None:
+        lane = self.pages.lane(holder) if self.pages.holds(holder) else None
+        super().free(holder)
         if lane is not None:
             self.states.free(lane)
 
-    def copy(self, source: Sequence, target: Sequence, length: int) -> None:
+    def copy(self, source: Holder, target: Holder, length: int) -> None:
         if length:
             self.states.copy(self.pages.lane(source), self.pages.lane(target), length)
             super().copy(source, target, length)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from control_plane.engine.kernels import DenseKernel, Scores
 from control_plane.engine.state.kv_cache_shape import Block, KVCacheShape, Place, places_of
-from control_plane.engine.state.kv_pages import KVPages
-from control_plane.engine.state.sequence import Sequence
+from control_plane.engine.state.kv_pages import Holder, KVPages
 from control_plane.engine.state.sequence_memory import SequenceMemory
 
 _MAP_NORESERVE = 0x4000
@@ -55,6 +54,14 @@ class _LaneArray:
         """Return a lane's memory to the operating system."""
         nbytes = self.array[lane].nbytes
         self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
+
+    def free_behind(self, lane: int, token: int) -> None:
+        """Return the memory of a lane's tokens from this one on, which begins a page of memory."""
+        layers, parts, heads, length, _ = self.array.shape[1:]
+        row = self.array[0, 0, 0, 0, 0].nbytes
+        for head in range(layers * parts * heads if token < length else 0):
+            start = ((lane * layers * parts * heads + head) * length + token) * row
+            self._memory.madvise(mmap.MADV_DONTNEED, start, (length - token) * row)
 
 
 @dataclass
@@ -105,13 +112,28 @@ class KVCache(SequenceMemory):
     def keeps_prefixes(self) -> bool:
         return True
 
-    def free(self, sequence: Sequence) -> None:
-        lane = self.pages.free(sequence)
+    def usable(self, holder: Holder, length: int) -> int:
+        return length
+
+    def pages_to_keep(self, holder: Holder) -> int:
+        return 0
+
+    def keep(self, holder: Holder) -> None:
+        """It has what belongs to each part."""
+
+    def free(self, holder: Holder) -> None:
+        lane = self.pages.free(holder)
         if lane is not None:
             for array in self._arrays.values():
                 array.free(lane)
 
-    def copy(self, source: Sequence, target: Sequence, length: int) -> None:
+    def trim(self, holder: Holder, length: int) -> None:
+        super().trim(holder, length)
+        first_free = self.shape.lane_length(length)
+        for array in self._arrays.values():
+            array.free_behind(self.pages.lane(holder), first_free)
+
+    def copy(self, source: Holder, target: Holder, length: int) -> None:
         for lanes in self._arrays.values():
             tokens = lanes.array[:, :, :, :, :length]
             tokens[self.pages.lane(target)] = tokens[self.pages.lane(source)]

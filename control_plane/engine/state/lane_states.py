@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from control_plane.errors import EngineError
 
+MOST_KEPT = 2
+"""States of a lane that are kept besides those that it is at."""
 _ALIGNMENT = 64
 _MAP_NORESERVE = 0x4000
 """Linux's value; Python's mmap module names it from 3.13 on."""
@@ -52,6 +54,8 @@ class LaneStates:
     """The place of each lane that the next step reads."""
     _lengths: list[int] = field(init=False)
     """The number of tokens that each lane has the states after."""
+    _kept: dict[int, dict[int, list[NDArray[Any]]]] = field(default_factory=dict)
+    """Copies of a lane's earlier states, by the number of tokens that they are after."""
 
     def __post_init__(self) -> None:
         """Raises `OSError` or `OverflowError` if the machine cannot reserve that many addresses."""
@@ -92,11 +96,40 @@ class LaneStates:
         nbytes = 2 * place_nbytes(self.shapes)
         self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
         self._lengths[lane] = 0
+        self._kept.pop(lane, None)
+
+    def keep(self, lane: int) -> None:
+        """Keep a copy of the lane's states. Of more than `MOST_KEPT`, the first and the last ones stay."""
+        kept = self._kept.setdefault(lane, {})
+        kept[self._lengths[lane]] = [array[self._current[lane]].copy() for array in self.arrays]
+        for length in sorted(kept)[1 : 1 + len(kept) - MOST_KEPT]:
+            del kept[length]
+
+    def num_kept(self, lane: int) -> int:
+        """The number of copies."""
+        return len(self._kept.get(lane, ()))
+
+    def usable(self, lane: int, length: int) -> int:
+        """The most tokens, up to `length`, that there are states after; 0 if there are none."""
+        lengths = (self._lengths[lane], *self._kept.get(lane, ()))
+        return max((each for each in lengths if each <= length), default=0)
+
+    def cut(self, lane: int, length: int) -> None:
+        """Go back to the states after `length` tokens, which must be there. Later ones are dropped."""
+        if self._lengths[lane] != length:
+            self.copy(lane, lane, length)
+        kept = self._kept.get(lane, {})
+        for each in [each for each in kept if each > length]:
+            del kept[each]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy a lane's states. Raises `ValueError` unless they are those after `length` tokens."""
-        if self._lengths[source] != length:
-            raise ValueError(f"the state is that after {self._lengths[source]} tokens, not after {length}")
-        for array in self.arrays:
-            array[self.target(target)] = array[self._current[source]]
+        """Copy a lane's states after `length` tokens to another. Raises `ValueError` if there are none."""
+        if self._lengths[source] == length:
+            states = [array[self._current[source]] for array in self.arrays]
+        elif length in self._kept.get(source, {}):
+            states = self._kept[source][length]
+        else:
+            raise ValueError(f"a lane has no states after {length} tokens")
+        for array, state in zip(self.arrays, states, strict=True):
+            array[self.target(target)] = state
         self.commit(target, length)

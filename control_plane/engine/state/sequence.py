@@ -97,6 +97,11 @@ class Sequence:
     """The tenant's weight: twice the weight gets twice the service."""
     prompt_key: object | None = None
     """Sequences of a tenant that have the same object here have the same prompt, and compute it once."""
+    cache_salt: str = ""
+    """It continues only from what sequences of its tenant with the same salt have computed."""
+    stops: tuple[int, ...] = ()
+    """Numbers of its first tokens that later prompts are likely to begin with, ascending: where memory cannot
+    be cut, what belongs to these is kept beside what belongs to all."""
     background: bool = False
     """Whether it runs only while no other sequences do, apart from those in the background."""
     num_prompt_tokens: int = 0
@@ -106,6 +111,10 @@ class Sequence:
     num_charged: int = 0
     """Tokens that the tenant's counter was charged for, here or where they were copied from. Computing them
     again is free."""
+    num_cached: int = 0
+    """Tokens that it had without computing them when it began."""
+    prefix_uses: int = 0
+    """The number of sequences that have had a part of what it continues from."""
     stalls: bool = False
     """Whether it has held up other sequences: it was next, and there was not enough memory for it."""
     started: float | None = None

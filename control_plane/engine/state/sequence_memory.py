@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 
-from control_plane.engine.state.kv_pages import KVPages
+from control_plane.engine.state.kv_pages import Holder, KVPages
 from control_plane.engine.state.sequence import Sequence
 from control_plane.errors import OutOfCache
 
 
 class SequenceMemory(ABC):
-    """Each running sequence has a lane, and pages of memory that `pages` counts."""
+    """Each running sequence has a lane, and pages of memory that `pages` counts. They may go on to other
+    holders, of which nothing is computed."""
 
     max_length: int
     """Tokens of the longest sequence."""
@@ -23,17 +24,36 @@ class SequenceMemory(ABC):
     @abstractmethod
     def keeps_prefixes(self) -> bool:
         """Whether it has what belongs to each part of a sequence's tokens. Otherwise only what belongs to all
-        computed tokens is there, and can be copied."""
+        computed tokens is there, and what `keep` has kept."""
 
     @abstractmethod
-    def free(self, sequence: Sequence) -> None:
-        """Free the sequence's lane and memory. Does nothing for a sequence that holds none."""
+    def usable(self, holder: Holder, length: int) -> int:
+        """How many of a holder's first tokens can be copied, or kept by `trim`: at most `length`."""
 
     @abstractmethod
-    def copy(self, source: Sequence, target: Sequence, length: int) -> None:
-        """Copy what belongs to the first tokens to another sequence, which must have room for them.
+    def pages_to_keep(self, holder: Holder) -> int:
+        """Pages that `keep` needs besides those that are held."""
 
-        Without `keeps_prefixes`, `length` must be all computed tokens of the source.
+    @abstractmethod
+    def keep(self, holder: Holder) -> None:
+        """Keep what belongs to all computed tokens, as `usable` then has it, whatever is computed later.
+
+        There must be pages for it. What was kept before may go.
+        """
+
+    @abstractmethod
+    def free(self, holder: Holder) -> None:
+        """Free a lane and its memory. Does nothing for a holder that has none."""
+
+    def trim(self, holder: Holder, length: int) -> None:
+        """Free the memory behind the first tokens, of which so many must be `usable`."""
+        self.pages.trim(holder, length)
+
+    @abstractmethod
+    def copy(self, source: Holder, target: Holder, length: int) -> None:
+        """Copy what belongs to the first tokens to another holder, which must have room for them.
+
+        So many of the source's must be `usable`.
         """
 
     def check_fits(self, sequence: Sequence) -> None:

@@ -60,10 +60,10 @@ def test_a_whole_answer() -> None:
         "stop_reason": "tool_use",
         "stop_sequence": None,
         "usage": {
-            "input_tokens": 5,
+            "input_tokens": 3,
             "output_tokens": 3,
             "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "cache_read_input_tokens": 2,
         },
     }
 

@@ -24,7 +24,7 @@ from control_plane.engine.state.sequence import FinishReason
 from control_plane.faas.invocation import ExpertUsage
 
 STOP = FinishReason.STOP
-USAGE = Usage(5, 3, ExpertUsage(invocations=7))
+USAGE = Usage(5, 2, 3, ExpertUsage(invocations=7))
 THE = Alternative(1, " the", b" the", -0.25)
 ENTRY = TokenEntry(2, " caf", b" caf", -1.5, 7, (THE, Alternative(2, " caf", b" caf", -1.5)))
 FRAGMENT = TokenEntry(3, "", b"\xc3", -2.0, 11, ())
@@ -77,7 +77,12 @@ def test_a_whole_chat() -> None:
         }
         for index, (text, reason) in enumerate([("it came", "stop"), ("to", "length")])
     ]
-    assert usage_body(USAGE) == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert usage_body(USAGE) == {
+        "prompt_tokens": 5,
+        "completion_tokens": 3,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
     assert body["usage"] == usage_with_experts(USAGE)
 
 
@@ -217,11 +222,10 @@ def test_continuous_usage(kind: str) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     stream = answer(kind, **streamed(stream_options=options))
     for number in range(1, 4):
-        usage = usage_body(Usage(5, number, ExpertUsage()))
+        usage = usage_body(Usage(5, 2, number, ExpertUsage()))
         piece = Piece("a", (), STOP if number == 3 else None)
-        assert all(
-            body["usage"] == usage for body in events(stream.piece(0, piece, Usage(5, number, ExpertUsage())))
-        )
+        cost = Usage(5, 2, number, ExpertUsage())
+        assert all(body["usage"] == usage for body in events(stream.piece(0, piece, cost)))
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])

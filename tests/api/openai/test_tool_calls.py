@@ -16,7 +16,7 @@ from control_plane.api.text.request import ToolUse
 from control_plane.engine.state.sequence import FinishReason
 from control_plane.faas.invocation import ExpertUsage
 
-USAGE = Usage(5, 3, ExpertUsage())
+USAGE = Usage(5, 2, 3, ExpertUsage())
 TOOLS = (
     {"type": "function", "function": {"name": "time"}},
     {"type": "function", "function": {"name": "weather"}},

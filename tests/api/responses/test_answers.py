@@ -60,7 +60,7 @@ def test_a_whole_answer() -> None:
     assert body["output"][1]["content"][0]["text"] == 'it "came"\u2028'
     assert body["usage"] == {
         "input_tokens": 5,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 0},
         "output_tokens": 3,
         "output_tokens_details": {"reasoning_tokens": 3},
         "total_tokens": 8,

@@ -14,7 +14,7 @@ from control_plane.errors import EngineError
 from control_plane.faas.invocation import ExpertUsage
 
 HEAD = AnswerHead("abc", "tiny", 1_700_000_000, "fp_1")
-USAGE = Usage(5, 3, ExpertUsage(invocations=7))
+USAGE = Usage(5, 2, 3, ExpertUsage(invocations=7))
 
 THINKING = [Piece("", reasoning="a cat", token_ids=(1, 2)), Piece("", reasoning=" sat?", token_ids=(3,))]
 TEXT = [Piece("it "), Piece(""), Piece('"came"\u2028')]

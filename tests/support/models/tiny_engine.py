@@ -115,6 +115,7 @@ async def engine_behind(
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     max_sequences: int = MAX_SEQUENCES,
     num_pages: int = NUM_PAGES,
+    prefix_cache: bool = False,
     interruption: Interruption | None = None,
 ) -> AsyncIterator[Engine]:
     """A separate engine for the partition. An invocation fails after `deadline` seconds."""
@@ -127,7 +128,9 @@ async def engine_behind(
     model = load_model(reference.folder, reference.manifest, threads=1)
     model.attach(dispatcher)
     cache = model.new_memory(MemorySize(num_pages, 2 * max_sequences, CONTEXT_LENGTH, threads=1))
-    scheduler = Scheduler(cache, max_batch_tokens, max_sequences, FairAcrossTenants())
+    scheduler = Scheduler(
+        cache, max_batch_tokens, max_sequences, FairAcrossTenants(), keeps_prefixes=prefix_cache
+    )
     runner = ModelRunner(model, cache, dispatcher, interruption, stopwatch, prefetcher=None)
     engine = Engine(scheduler, runner, invoker, CONTEXT_LENGTH, eos_ids)
     async with engine.running():

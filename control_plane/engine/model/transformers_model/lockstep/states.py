@@ -11,8 +11,8 @@ from transformers import DynamicCache
 from control_plane.engine.model.transformers_model.lockstep.cache import PAGE_SIZE, working_copy
 from control_plane.engine.model.transformers_model.lockstep.state_size import StateSize
 from control_plane.engine.scheduling.chunk import Chunk
-from control_plane.engine.state.kv_pages import KVPages
-from control_plane.engine.state.sequence import Sequence
+from control_plane.engine.state.kv_pages import Holder, KVPages
+from control_plane.engine.state.lane_states import MOST_KEPT
 from control_plane.engine.state.sequence_memory import SequenceMemory
 from control_plane.errors import EngineError
 
@@ -36,6 +36,8 @@ class SequenceStates(SequenceMemory):
     """Tokens of the longest sequence."""
     pages: KVPages = field(init=False)
     _states: dict[int, _State] = field(default_factory=dict)
+    _kept: dict[int, dict[int, _State]] = field(default_factory=dict)
+    """Copies of a lane's earlier states, by their lengths."""
 
     def __post_init__(self) -> None:
         self.pages = KVPages(self.num_pages, PAGE_SIZE, self.num_lanes, self.size.pages_per_sequence)
@@ -62,16 +64,63 @@ class SequenceStates(SequenceMemory):
         """Make this the state of the chunk's sequence."""
         self._states[self.pages.lane(chunk.sequence)] = _State(cache, chunk.end)
 
-    def free(self, sequence: Sequence) -> None:
-        lane = self.pages.free(sequence)
-        if lane is not None:
-            self._states.pop(lane, None)
+    def usable(self, holder: Holder, length: int) -> int:
+        lane = self.pages.lane(holder)
+        lengths = {state.length for state in self._of(lane)}
+        return max((each for each in lengths if each <= length), default=0)
+
+    def pages_to_keep(self, holder: Holder) -> int:
+        lane = self.pages.lane(holder)
+        kept = self._kept_with(lane, self._states[lane].length)
+        return sum(map(self.pages.pages_for, kept)) - self.pages.extra(holder)
 
     @torch.inference_mode()
-    def copy(self, source: Sequence, target: Sequence, length: int) -> None:
+    def keep(self, holder: Holder) -> None:
+        lane = self.pages.lane(holder)
+        state = self._states[lane]
+        kept = self._kept.setdefault(lane, {})
+        kept[state.length] = _State(copy.deepcopy(state.cache), state.length)
+        self._kept[lane] = {length: kept[length] for length in self._kept_with(lane, state.length)}
+        self._count_kept(holder)
+
+    @torch.inference_mode()
+    def trim(self, holder: Holder, length: int) -> None:
+        lane = self.pages.lane(holder)
+        if self._states[lane].length != length:
+            self._states[lane] = self._copied(lane, length)
+        kept = self._kept.get(lane, {})
+        self._kept[lane] = {each: state for each, state in kept.items() if each <= length}
+        self._count_kept(holder)
+        super().trim(holder, length)
+
+    def free(self, holder: Holder) -> None:
+        lane = self.pages.free(holder)
+        if lane is not None:
+            self._states.pop(lane, None)
+            self._kept.pop(lane, None)
+
+    @torch.inference_mode()
+    def copy(self, source: Holder, target: Holder, length: int) -> None:
         if length == 0:
             return
-        state = self._states[self.pages.lane(source)]
-        if state.length != length:
-            raise ValueError(f"the state is that after {state.length} tokens, not after {length}")
-        self._states[self.pages.lane(target)] = _State(copy.deepcopy(state.cache), length)
+        self._states[self.pages.lane(target)] = self._copied(self.pages.lane(source), length)
+
+    def _of(self, lane: int) -> list[_State]:
+        """All states of a lane."""
+        current = self._states.get(lane)
+        return [*([current] if current else []), *self._kept.get(lane, {}).values()]
+
+    def _copied(self, lane: int, length: int) -> _State:
+        for state in self._of(lane):
+            if state.length == length:
+                return _State(copy.deepcopy(state.cache), length)
+        raise ValueError(f"a lane has no state after {length} tokens")
+
+    def _kept_with(self, lane: int, length: int) -> list[int]:
+        """The lengths of the states that are kept with one more: the first and the last ones."""
+        lengths = sorted({*self._kept.get(lane, {}), length})
+        return [*lengths[:1], *lengths[1:][-(MOST_KEPT - 1) :]]
+
+    def _count_kept(self, holder: Holder) -> None:
+        lengths = self._kept.get(self.pages.lane(holder), {})
+        self.pages.set_extra(holder, sum(map(self.pages.pages_for, lengths)))
