@@ -22,6 +22,9 @@ FAASMOE = "control_plane"
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 
+SETTINGS: Mapping[str, Any] = {"log_level": "warning", "prefix_cache": False}
+"""Of servers, unless a benchmark has others. Prompts that are sent in each round must be computed in each."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -65,9 +68,7 @@ async def control_plane(
     with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
         database = Path(temporary) / "faasmoe.db"
         config = Path(temporary) / "serve.yml"
-        config.write_text(
-            yaml.safe_dump({"database": str(database), "log_level": "warning", **(settings or {})})
-        )
+        config.write_text(yaml.safe_dump({"database": str(database), **SETTINGS, **(settings or {})}))
         keys = {name: await output("tenants", "add", name, "--database", str(database)) for name in tenants}
         arguments = (folder, "--gateway", gateway_url, "--port", "0", "--config", config)
         async with running("serve", *arguments) as (pid, url):
@@ -101,7 +102,7 @@ async def up(
     with tempfile.TemporaryDirectory(prefix="faasmoe-") as temporary:
         database = Path(temporary) / "faasmoe.db"
         config = Path(temporary) / "up.yml"
-        config.write_text(yaml.safe_dump({"database": str(database), "log_level": "warning", **settings}))
+        config.write_text(yaml.safe_dump({"database": str(database), **SETTINGS, **settings}))
         arguments = (folder, "--open", "--port", "0", "--gateway-port", "0", "--config", config, *options)
         async with running("up", *arguments, group=group, start_seconds=start_seconds) as served:
             yield served

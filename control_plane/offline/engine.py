@@ -32,7 +32,7 @@ async def offline_engine(
 
     All end with the context. Raises `PartitionError` and `GatewayError`.
     """
-    config = ServeConfig(prefetch=False)
+    config = ServeConfig(prefetch=False, prefix_cache=False)
     async with embedded_gateway(partition, "127.0.0.1", 0, None, IDLE_AFTER) as url:
         async with Gateway.connect(url, None) as gateway:
             address = gateway.address

@@ -55,7 +55,8 @@ class Served:
 async def served(partition: Path, **settings: Any) -> AsyncIterator[Served]:
     """Deploy the partition's functions on an embedded gateway, and start an engine."""
     manifest = Manifest.load(partition)
-    config = ServeConfig(threads=1, kv_cache_mb=32, **settings)
+    # Tests count the steps of prompts that others have sent before.
+    config = ServeConfig(threads=1, kv_cache_mb=32, **{"prefix_cache": False, **settings})
     async with embedded_gateway(partition, "127.0.0.1", 0, None, idle_after=900.0) as url:
         async with Gateway.connect(url, None) as gateway:
             address = gateway.address
