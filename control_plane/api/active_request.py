@@ -121,7 +121,7 @@ class ActiveRequest:
     @property
     def cached_tokens(self) -> int:
         """Those of them that were there from earlier requests."""
-        return sum(sequence.num_cached for sequence in self.sequences)
+        return sum(sequence.num_cached for sequence in self.sequences[:: self.request.n])
 
     @property
     def generated_tokens(self) -> int:

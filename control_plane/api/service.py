@@ -151,8 +151,9 @@ class CompletionService:
         """The sequences of the answers to one prompt. Raises what `_sequence` raises."""
         sequences = [self._sequence(token_ids, request, caller, choice) for choice in range(request.n)]
         key = object() if request.n > 1 else None
+        stops = message_ends(token_ids, self.prompts.end_of_turn_ids)
         for sequence in sequences:
-            sequence.prompt_key = key
+            sequence.prompt_key, sequence.stops = key, stops
         return sequences
 
     async def _hold_to_grammars(self, request: GenerationRequest, sequences: list[Sequence]) -> None:
@@ -214,7 +215,6 @@ class CompletionService:
             params,
             limits.weight,
             cache_salt=request.cache_salt,
-            stops=message_ends(token_ids, self.prompts.end_of_turn_ids),
             background=caller.background,
         )
         self.engine.check(sequence)

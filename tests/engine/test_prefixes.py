@@ -7,6 +7,7 @@ import pytest
 
 from control_plane.engine.engine import Engine
 from control_plane.engine.state.sequence import SamplingParams, Sequence
+from control_plane.engine.stream import TokenStream
 from tests.engine.test_sharing import count_rows
 from tests.support.models.tiny_engine import Reference, engine_behind, idle, random_prompt, tokens_of
 from tests.support.running import Served
@@ -22,6 +23,14 @@ async def answer(
     """The answer to a prompt, and how many of its tokens were there."""
     sequence = Sequence("test", tenant, prompt.copy(), SamplingParams(max_tokens), cache_salt=salt)
     return await tokens_of(engine.submit([sequence])), sequence.num_cached
+
+
+async def begun(engine: Engine, prompt: list[int]) -> tuple[Sequence, TokenStream]:
+    """A long answer that has its first token."""
+    sequence = Sequence("test", "tenant", prompt.copy(), SamplingParams(200))
+    stream = engine.submit([sequence])
+    await anext(aiter(stream))
+    return sequence, stream
 
 
 def test_turns_of_a_conversation(serving: Served, reference: Reference) -> None:
@@ -61,9 +70,7 @@ def test_a_running_sequence_shares_what_it_has_computed(serving: Served, referen
     async def scenario() -> None:
         async with engine_behind(serving.gateway_url, reference, prefix_cache=True) as engine:
             text = random_prompt(PROMPT)
-            first = Sequence("test", "tenant", text.copy(), SamplingParams(200))
-            stream = engine.submit([first])
-            await anext(aiter(stream))
+            first, _ = await begun(engine, text)
             tokens, cached = await answer(engine, [*text, 1, 2, 3])
             assert first.finish_reason is None
             assert cached >= PROMPT
@@ -94,9 +101,7 @@ def test_what_was_computed_before_a_cancellation_counts(serving: Served, referen
     async def scenario() -> None:
         async with engine_behind(serving.gateway_url, reference, prefix_cache=True) as engine:
             text = random_prompt(PROMPT)
-            first = Sequence("test", "tenant", text.copy(), SamplingParams(200))
-            stream = engine.submit([first])
-            await anext(aiter(stream))
+            first, stream = await begun(engine, text)
             engine.cancel([first])
             async for _ in stream:
                 pass

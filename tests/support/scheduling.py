@@ -74,6 +74,14 @@ def complete(scheduler: Scheduler, batch: list[Chunk]) -> None:
             scheduler.remove(sequence)
 
 
+def evict_all(scheduler: Scheduler) -> None:
+    """Evict all prefixes."""
+    prefixes = scheduler.prefixes
+    pages = scheduler.kv_cache.pages
+    for prefix in prefixes.to_evict(pages.held, pages.num_pages, {}, (), None):
+        prefixes.evict(prefix)
+
+
 def assert_empty(scheduler: Scheduler) -> None:
     """Fail if the scheduler or its cache still holds anything of a sequence."""
     pages = scheduler.kv_cache.pages

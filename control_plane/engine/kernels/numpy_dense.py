@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from functions.kernels.activation import Activation
 from functions.kernels.bfloat16 import Float32, as_f32, bf16_to_f32, f32_to_bf16
 from functions.kernels.products import product
 
@@ -105,8 +106,7 @@ class NumpyDenseKernel(DenseKernel):
         if bias is not None:
             out += as_f32(bias)
         if silu:
-            out = as_f32(_like(x, out))
-            out = out / (1 + np.exp(-out))
+            out = Activation().of_gate(as_f32(_like(x, out)))
         return _like(x, out)
 
 

@@ -1,4 +1,4 @@
-"""The prefixes that are in memory, and what is kept, found, taken over and evicted."""
+"""Keeps prefixes in memory, finds the one that a sequence can continue from, and evicts them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -129,12 +129,6 @@ class PrefixCache:
         self.memory.free(prefix)
         self._floors.retain({each.owner for each in self._all()})
         self.num_evicted += 1
-
-    def drop_tenant(self, tenant: str) -> None:
-        """Free the memory of all of a tenant's prefixes."""
-        for prefix in [each for each in self._all() if each.tenant == tenant]:
-            self._forget(prefix)
-            self.memory.free(prefix)
 
     def _all(self) -> list[Prefix]:
         return [prefix for prefixes in self._prefixes.values() for prefix in prefixes]

@@ -48,6 +48,9 @@ class Memory:
         for prefix in self._to_evict(pages.held, missing):
             missing -= pages.held(prefix)
             self.prefixes.evict(prefix)
+        if missing > 0:
+            # Otherwise a sequence alone could preempt itself, again and again, for what it has kept.
+            missing -= sum(map(self.kv_cache.drop_kept, self._running()))
         victims, missing = self._taken_from_background(pages.held, missing)
         if missing > 0:
             victims += victims_of_growth(self.queues.holders(pages.held), missing)
@@ -65,6 +68,9 @@ class Memory:
         source = self.queues.source(sequence)
         match = None if source else self.prefixes.find_among(sequence, self.queues.of(sequence).running)
         admission = self._admission(sequence, match)
+        if admission is None and match:
+            # What it could continue from may take memory that it needs.
+            match, admission = None, self._admission(sequence, None)
         if admission is None:
             sequence.stalls = True
             return None
@@ -86,8 +92,7 @@ class Memory:
     def keep(self, sequence: Sequence) -> None:
         """Keep what a running sequence has computed so far, if there is memory that no other one needs."""
         pages = self.kv_cache.pages
-        wanted = self.kv_cache.pages_to_keep(sequence)
-        missing = wanted + self.queues.num_running - pages.num_free_pages
+        missing = self.kv_cache.pages_to_keep(sequence) + self.queues.num_running - pages.num_free_pages
         evicted = self._to_evict(pages.held, missing)
         if missing <= sum(map(pages.held, evicted)):
             for prefix in evicted:
@@ -116,7 +121,8 @@ class Memory:
         missing = wanted + self.queues.num_running - pages.num_free_pages
         takes_over = match is not None and (match.is_whole or self._would_evict(match, missing))
         if takes_over and match:
-            missing -= min(pages.held(match.source), wanted)
+            # What was kept besides stays.
+            missing -= min(pages.held(match.source) - pages.extra(match.source), wanted)
         spared = match.source if match else None
         evicted = self._to_evict(pages.held, missing, spared)
         missing -= sum(map(pages.held, evicted))
@@ -126,6 +132,9 @@ class Memory:
             evicted = self._to_evict(lambda _: 1, 1, spared)
             preempted = self._make_room(sequence, lambda _: 1, wanted=1, missing=1 - len(evicted))
         return None if preempted is None else _Admission(evicted, preempted, match, takes_over)
+
+    def _running(self) -> list[Sequence]:
+        return [sequence for queue in self.queues.all().values() for sequence in queue.running]
 
     def _would_evict(self, match: Match, missing: int) -> bool:
         """Whether the match would be evicted for the sequence that could continue from it."""

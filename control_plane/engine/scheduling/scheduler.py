@@ -189,12 +189,9 @@ class Scheduler:
         if not self.chunks_prompts:
             return length
         if self._stops:
-            length = min((stop - sequence.num_computed for stop in self._left(sequence)), default=length)
+            stops = (stop - sequence.num_computed for stop in sequence.stops)
+            length = next((left for left in stops if 0 < left < length), length)
         return min(length, most)
-
-    def _left(self, sequence: Sequence) -> Iterator[int]:
-        """The next of the sequence's stops, if there is one."""
-        yield from islice((stop for stop in sequence.stops if stop > sequence.num_computed), 1)
 
     def _prompts(self) -> Iterator[Sequence]:
         """Sequences with prompt tokens to compute, in the order of their owners' counters."""

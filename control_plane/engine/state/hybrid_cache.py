@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.kv_pages import Holder
-from control_plane.engine.state.lane_states import MOST_KEPT, LaneStates, StateShape, place_nbytes
+from control_plane.engine.state.lane_states import LaneStates, StateShape, place_nbytes
 
 
 @dataclass
@@ -37,18 +37,22 @@ class HybridCache(KVCache):
         return self.states.usable(self.pages.lane(holder), length)
 
     def pages_to_keep(self, holder: Holder) -> int:
-        kept = min(self.states.num_kept(self.pages.lane(holder)) + 1, MOST_KEPT)
+        kept = self.states.num_kept_after(self.pages.lane(holder))
         return kept * self._pages_per_state - self.pages.extra(holder)
 
     def keep(self, holder: Holder) -> None:
-        lane = self.pages.lane(holder)
-        self.states.keep(lane)
-        self.pages.set_extra(holder, self.states.num_kept(lane) * self._pages_per_state)
+        self.states.keep(self.pages.lane(holder))
+        self._count_kept(holder)
+
+    def drop_kept(self, holder: Holder) -> int:
+        freed = self.pages.extra(holder)
+        self.states.drop_kept(self.pages.lane(holder))
+        self._count_kept(holder)
+        return freed
 
     def trim(self, holder: Holder, length: int) -> None:
-        lane = self.pages.lane(holder)
-        self.states.cut(lane, length)
-        self.pages.set_extra(holder, self.states.num_kept(lane) * self._pages_per_state)
+        self.states.cut(self.pages.lane(holder), length)
+        self._count_kept(holder)
         super().trim(holder, length)
 
     def free(self, holder: Holder) -> None:
@@ -61,3 +65,7 @@ class HybridCache(KVCache):
         if length:
             self.states.copy(self.pages.lane(source), self.pages.lane(target), length)
             super().copy(source, target, length)
+
+    def _count_kept(self, holder: Holder) -> None:
+        kept = self.states.num_kept(self.pages.lane(holder))
+        self.pages.set_extra(holder, kept * self._pages_per_state)

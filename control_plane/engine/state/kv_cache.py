@@ -121,6 +121,9 @@ class KVCache(SequenceMemory):
     def keep(self, holder: Holder) -> None:
         """It has what belongs to each part."""
 
+    def drop_kept(self, holder: Holder) -> int:
+        return 0
+
     def free(self, holder: Holder) -> None:
         lane = self.pages.free(holder)
         if lane is not None:

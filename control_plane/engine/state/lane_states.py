@@ -7,7 +7,7 @@ written, and a freed lane's is returned to the operating system, which zeroes it
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -40,6 +40,12 @@ class StateShape(NamedTuple):
 def place_nbytes(shapes: Sequence[StateShape]) -> int:
     """Bytes of a place for all of a sequence's states: whole pages of the machine's memory."""
     return -(-sum(shape.nbytes for shape in shapes) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def kept_lengths(lengths: Iterable[int]) -> list[int]:
+    """Of states after these numbers of tokens, those that are kept: the first and the last ones."""
+    first, *others = sorted(lengths)
+    return [first, *others[-(MOST_KEPT - 1) :]]
 
 
 @dataclass
@@ -96,18 +102,25 @@ class LaneStates:
         nbytes = 2 * place_nbytes(self.shapes)
         self._memory.madvise(mmap.MADV_DONTNEED, lane * nbytes, nbytes)
         self._lengths[lane] = 0
-        self._kept.pop(lane, None)
+        self.drop_kept(lane)
 
     def keep(self, lane: int) -> None:
-        """Keep a copy of the lane's states. Of more than `MOST_KEPT`, the first and the last ones stay."""
+        """Keep a copy of the lane's states, and drop those that are not of `kept_lengths`."""
         kept = self._kept.setdefault(lane, {})
         kept[self._lengths[lane]] = [array[self._current[lane]].copy() for array in self.arrays]
-        for length in sorted(kept)[1 : 1 + len(kept) - MOST_KEPT]:
-            del kept[length]
+        self._kept[lane] = {length: kept[length] for length in kept_lengths(kept)}
 
     def num_kept(self, lane: int) -> int:
         """The number of copies."""
         return len(self._kept.get(lane, ()))
+
+    def num_kept_after(self, lane: int) -> int:
+        """The number of copies after `keep`."""
+        return len(kept_lengths({*self._kept.get(lane, ()), self._lengths[lane]}))
+
+    def drop_kept(self, lane: int) -> None:
+        """Drop all copies."""
+        self._kept.pop(lane, None)
 
     def usable(self, lane: int, length: int) -> int:
         """The most tokens, up to `length`, that there are states after; 0 if there are none."""

@@ -8,8 +8,10 @@ from control_plane.errors import OutOfCache
 
 
 class SequenceMemory(ABC):
-    """Each running sequence has a lane, and pages of memory that `pages` counts. They may go on to other
-    holders, of which nothing is computed."""
+    """Each running sequence has a lane, and pages of memory that `pages` counts.
+
+    When the sequence ends, another holder may have them.
+    """
 
     max_length: int
     """Tokens of the longest sequence."""
@@ -40,6 +42,10 @@ class SequenceMemory(ABC):
 
         There must be pages for it. What was kept before may go.
         """
+
+    @abstractmethod
+    def drop_kept(self, holder: Holder) -> int:
+        """Drop what `keep` has kept; returns the number of pages that it took."""
 
     @abstractmethod
     def free(self, holder: Holder) -> None:

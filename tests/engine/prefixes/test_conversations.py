@@ -17,7 +17,7 @@ from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.state.hybrid_cache import HybridCache
 from control_plane.engine.state.kv_cache import KVCache
 from control_plane.engine.state.sequence import SamplingParams, Sequence
-from tests.support.scheduling import make_scheduler
+from tests.support.scheduling import evict_all, make_scheduler
 
 TENANTS = ("a", "b", "c")
 CONVERSATIONS = 10_000
@@ -135,6 +135,7 @@ class Conversations:
     def check_memory(self) -> None:
         """All pages and lanes are free, held by a sequence, or kept."""
         pages, prefixes = self.scheduler.kv_cache.pages, self.scheduler.prefixes
+        assert pages.num_free_pages >= 0
         held = sum(pages.held(sequence) for sequence in self.running)
         assert pages.num_free_pages + held + prefixes.num_pages == pages.num_pages
         lanes = sum(pages.holds(sequence) for sequence in self.running)
@@ -149,8 +150,9 @@ class Conversations:
         (60, 5, True, 0.1),
         (25, 20, True, 0.03),
         (60, 20, False, 0.005),
+        (21, 20, False, 0.0),
     ],
-    ids=["some memory", "much memory", "few lanes", "little memory", "states"],
+    ids=["some memory", "much memory", "few lanes", "little memory", "states", "few states"],
 )
 def test_a_sequence_continues_from_what_it_would_have_computed(
     num_pages: int, num_lanes: int, keeps_prefixes: bool, least: float
@@ -166,7 +168,6 @@ def test_a_sequence_continues_from_what_it_would_have_computed(
             run.end(run.random.choice(run.running))
         run.step()
     assert run.computed["cached"] > least * run.computed["computed"]
-    for tenant in TENANTS:
-        scheduler.prefixes.drop_tenant(tenant)
+    evict_all(scheduler)
     pages = scheduler.kv_cache.pages
     assert (pages.num_free_pages, pages.num_free_lanes) == (pages.num_pages, pages.num_lanes)

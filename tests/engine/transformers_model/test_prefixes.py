@@ -9,6 +9,7 @@ from control_plane.engine.scheduling.scheduler import Scheduler
 from control_plane.engine.state.sequence import SamplingParams, Sequence
 from tests.engine.transformers_model.test_steps import assert_right, run
 from tests.support.models.tiny_families import SplitModel, prompts
+from tests.support.scheduling import evict_all
 
 pytestmark = pytest.mark.slow
 
@@ -69,5 +70,5 @@ def test_little_memory(split: SplitModel) -> None:
         for number, text in enumerate(texts):
             sequence = turn(split, scheduler, text, (20, len(text) - 2))
             texts[number] = [*sequence.token_ids, *text[:3]]
-    scheduler.prefixes.drop_tenant("tenant")
+    evict_all(scheduler)
     assert scheduler.kv_cache.pages.num_free_pages == scheduler.kv_cache.pages.num_pages

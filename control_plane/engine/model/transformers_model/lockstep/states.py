@@ -12,7 +12,7 @@ from control_plane.engine.model.transformers_model.lockstep.cache import PAGE_SI
 from control_plane.engine.model.transformers_model.lockstep.state_size import StateSize
 from control_plane.engine.scheduling.chunk import Chunk
 from control_plane.engine.state.kv_pages import Holder, KVPages
-from control_plane.engine.state.lane_states import MOST_KEPT
+from control_plane.engine.state.lane_states import kept_lengths
 from control_plane.engine.state.sequence_memory import SequenceMemory
 from control_plane.errors import EngineError
 
@@ -71,7 +71,7 @@ class SequenceStates(SequenceMemory):
 
     def pages_to_keep(self, holder: Holder) -> int:
         lane = self.pages.lane(holder)
-        kept = self._kept_with(lane, self._states[lane].length)
+        kept = kept_lengths({*self._kept.get(lane, ()), self._states[lane].length})
         return sum(map(self.pages.pages_for, kept)) - self.pages.extra(holder)
 
     @torch.inference_mode()
@@ -80,8 +80,14 @@ class SequenceStates(SequenceMemory):
         state = self._states[lane]
         kept = self._kept.setdefault(lane, {})
         kept[state.length] = _State(copy.deepcopy(state.cache), state.length)
-        self._kept[lane] = {length: kept[length] for length in self._kept_with(lane, state.length)}
+        self._kept[lane] = {length: kept[length] for length in kept_lengths(kept)}
         self._count_kept(holder)
+
+    def drop_kept(self, holder: Holder) -> int:
+        freed = self.pages.extra(holder)
+        self._kept.pop(self.pages.lane(holder), None)
+        self._count_kept(holder)
+        return freed
 
     @torch.inference_mode()
     def trim(self, holder: Holder, length: int) -> None:
@@ -115,11 +121,6 @@ class SequenceStates(SequenceMemory):
             if state.length == length:
                 return _State(copy.deepcopy(state.cache), length)
         raise ValueError(f"a lane has no state after {length} tokens")
-
-    def _kept_with(self, lane: int, length: int) -> list[int]:
-        """The lengths of the states that are kept with one more: the first and the last ones."""
-        lengths = sorted({*self._kept.get(lane, {}), length})
-        return [*lengths[:1], *lengths[1:][-(MOST_KEPT - 1) :]]
 
     def _count_kept(self, holder: Holder) -> None:
         lengths = self._kept.get(self.pages.lane(holder), {})

@@ -57,10 +57,10 @@ class DeltaRule:
         use_qk_l2norm_in_kernel: bool = False,
         **_: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As transformers' functions, but for the states: `initial_state` only has their shape, and so has
-        what is returned. Raises `NotImplementedError` for keys that are not to have length 1."""
+        """As transformers' functions, but for the states: `initial_state` has their shape alone, and is
+        returned. Raises `NotImplementedError` unless keys and queries are to be normalised."""
         if not use_qk_l2norm_in_kernel:
-            raise NotImplementedError("the rule has keys of other lengths than 1")
+            raise NotImplementedError("the rule does not normalise its keys")
         states = self.places()
         decay = g if g.ndim == key.ndim else g[..., None]
         rows = (to_numpy(each[:, 0].float()) for each in (query, key, value, decay, beta))
